@@ -1,0 +1,90 @@
+"""Tile sizes and split counts: choices that change the speed and never the answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+import torch
+import triton
+
+MIN_TILES_A_SPLIT: Final = 4
+"""A split shorter than this spends more on starting and merging than on reading keys."""
+
+MAX_SPLITS: Final = 128
+
+GOOD_EFFICIENCY: Final = 0.85
+"""Among split counts within this share of the best wave efficiency the smallest is taken, as
+FlashAttention-3's heuristic does (hopper/heuristics.h): fewer partial results to merge."""
+
+INTERPRETED_PROCESSORS: Final = 8
+"""Multiprocessors that are assumed where there is no GPU, so that splits occur there too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """Launch parameters of the attention kernels.
+
+    Attributes
+    ----------
+    block_n
+        Keys in a tile, a power of two from 16.
+    block_m
+        Rows (token, query head) in a tile of queries, a power of two from 16.
+    num_warps, num_stages
+        As Triton's launch options.
+    """
+
+    block_n: int
+    block_m: int
+    num_warps: int = 4
+    num_stages: int = 3
+
+
+def decode_tiles(*, group_size: int, head_dim: int, kv_bytes: int) -> Tiles:
+    """Tiles of the decode kernel."""
+    block_m = max(16, triton.next_power_of_2(group_size))
+    # float8 needs twice the keys for the same bytes in flight; large heads need the registers.
+    block_n = 128 if kv_bytes == 1 and head_dim <= 128 else 64
+    if head_dim > 128 or block_m > 64:
+        block_n = 32
+    return Tiles(block_n=block_n, block_m=block_m, num_warps=4, num_stages=3)
+
+
+def prefill_tiles(*, group_size: int, head_dim: int, max_query_len: int, is_float32: bool) -> Tiles:
+    """Tiles of the prefill kernel."""
+    wanted = triton.next_power_of_2(group_size * max_query_len)
+    largest = 64 if head_dim > 128 or is_float32 else 128
+    block_m = max(16, triton.next_power_of_2(group_size), min(wanted, largest))
+    block_n = 32 if head_dim > 128 or is_float32 else 64
+    return Tiles(block_n=block_n, block_m=block_m, num_warps=8 if block_m >= 128 else 4)
+
+
+def choose_splits(*, programs: int, tiles: int, processors: int) -> int:
+    """How many programs share the KV range of one (sequence, KV head).
+
+    Parameters
+    ----------
+    programs
+        Programs of a launch with one split.
+    tiles
+        Key tiles of the longest sequence.
+    processors
+        Multiprocessors of the device.
+    """
+    if programs >= 0.8 * processors or tiles < 2 * MIN_TILES_A_SPLIT:
+        return 1
+    most = min(MAX_SPLITS, tiles // MIN_TILES_A_SPLIT)
+    waves = [programs * splits / processors for splits in range(1, most + 1)]
+    efficiency = [wave / -(-wave // 1) for wave in waves]
+    good = GOOD_EFFICIENCY * max(efficiency)
+    return 1 + next(index for index, value in enumerate(efficiency) if value >= good)
+
+
+@cache
+def processors_of(device: torch.device) -> int:
+    """Multiprocessors of a device."""
+    if device.type != "cuda":
+        return INTERPRETED_PROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -1,0 +1,136 @@
+"""Prefill, chunked prefill and mixed batches: ragged queries over `query_start_loc`."""
+
+import triton
+import triton.language as tl
+
+from kernels.sweep import add_sink, finish, sweep
+
+
+@triton.jit
+def prefill_kernel(
+    query,
+    key_cache,
+    value_cache,
+    block_table,
+    seq_lens,
+    query_start_loc,
+    out,
+    lse,
+    slopes,
+    sinks,
+    num_seqs,
+    logit_factor,
+    cap_factor,
+    value_scale,
+    stride_token_q,
+    stride_head_q,
+    stride_block_k,
+    stride_slot_k,
+    stride_head_k,
+    stride_block_v,
+    stride_slot_v,
+    stride_head_v,
+    stride_seq_t,
+    stride_token_o,
+    stride_head_o,
+    stride_token_l,
+    stride_head_l,
+    GROUP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_SEQS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    ALIBI: tl.constexpr,
+    SINKS: tl.constexpr,
+    WITH_LSE: tl.constexpr,
+):
+    """Program (query tile, KV head); rows are (token, query head) pairs, heads fastest.
+
+    Query tiles are numbered without knowing the lengths on the host: sequence s owns the numbers
+    from `query_start_loc[s] // BLOCK_Q + s` on, which is never fewer than it needs.
+    """
+    BLOCK_Q: tl.constexpr = BLOCK_M // GROUP
+    tile = tl.program_id(0)
+    kv_head = tl.program_id(1)
+    candidate = tl.arange(0, BLOCK_SEQS)
+    starts = tl.load(query_start_loc + candidate, mask=candidate < num_seqs, other=0)
+    mine = (candidate < num_seqs) & (starts // BLOCK_Q + candidate <= tile)
+    sequence = tl.sum(mine.to(tl.int32), 0) - 1
+    first_token = tl.load(query_start_loc + sequence)
+    query_len = tl.load(query_start_loc + sequence + 1) - first_token
+    first_query = (tile - (first_token // BLOCK_Q + sequence)) * BLOCK_Q
+    if first_query >= query_len:
+        return
+
+    seq_len = tl.load(seq_lens + sequence)
+    row = tl.arange(0, BLOCK_M)
+    dim = tl.arange(0, BLOCK_D)
+    in_sequence = first_query + row // GROUP
+    valid = (in_sequence < query_len) & (row < BLOCK_Q * GROUP)
+    query_at = seq_len - query_len + in_sequence
+    first_position = seq_len - query_len + first_query
+    last_position = seq_len - query_len + tl.minimum(first_query + BLOCK_Q, query_len) - 1
+
+    first_key = 0
+    all_see_from = 0
+    end_key = seq_len
+    all_see_until = seq_len
+    if CAUSAL:
+        end_key = last_position + 1
+        all_see_until = first_position + 1
+    if WINDOW > 0:
+        first_key = tl.maximum(first_position - WINDOW + 1, 0)
+        all_see_from = tl.maximum(last_position - WINDOW + 1, 0)
+
+    head = kv_head * GROUP + row % GROUP
+    token = (first_token + in_sequence).to(tl.int64)
+    real = valid[:, None] & (dim < HEAD_DIM)[None, :]
+    rows_at = query + (token * stride_token_q + head * stride_head_q)[:, None] + dim[None, :]
+    rows = tl.load(rows_at, mask=real, other=0.0)
+    slope = tl.zeros([BLOCK_M], dtype=tl.float32)
+    if ALIBI:
+        slope = tl.load(slopes + head, mask=valid, other=0.0) * 1.4426950408889634
+    acc, denominator, maximum = sweep(
+        rows,
+        query_at,
+        slope,
+        first_key // BLOCK_N,
+        tl.cdiv(end_key, BLOCK_N),
+        all_see_from,
+        all_see_until,
+        first_key,
+        end_key,
+        key_cache + kv_head * stride_head_k,
+        value_cache + kv_head * stride_head_v,
+        block_table + sequence.to(tl.int64) * stride_seq_t,
+        stride_block_k,
+        stride_slot_k,
+        stride_block_v,
+        stride_slot_v,
+        logit_factor,
+        cap_factor,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_SIZE,
+        HEAD_DIM,
+        BLOCK_D,
+        CAUSAL,
+        WINDOW,
+        WINDOW > 0,
+        SOFTCAP,
+        ALIBI,
+    )
+    if SINKS:
+        sink = tl.load(sinks + head, mask=valid, other=0.0) * 1.4426950408889634
+        acc, denominator, maximum = add_sink(acc, denominator, maximum, sink)
+    result, row_lse = finish(acc, denominator, maximum, value_scale)
+    result_at = out + (token * stride_token_o + head * stride_head_o)[:, None] + dim[None, :]
+    tl.store(result_at, result.to(out.dtype.element_ty), mask=real)
+    if WITH_LSE:
+        lse_at = lse + token * stride_token_l + head * stride_head_l
+        tl.store(lse_at, row_lse * 0.6931471805599453, mask=valid)

@@ -1,0 +1,311 @@
+"""The inner loop of decode and prefill: online softmax over tiles of a paged KV range.
+
+Rows of a tile of queries are (token, query head) pairs of one KV head, so that a group of query
+heads reads each key once. A tile of keys has its own size, whatever the block size; where a block
+holds whole tiles, one table entry and one pointer serve a tile (the fast path).
+
+Logits are kept in units of log 2: `exp2` is the hardware's, and the factor log2(e) is folded into
+the softmax scale on the host.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_keys_and_values(
+    key_cache,
+    value_cache,
+    table_row,
+    start,
+    first_key,
+    end_key,
+    stride_block_k,
+    stride_slot_k,
+    stride_block_v,
+    stride_slot_v,
+    BLOCK_N: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """Keys as [BLOCK_D, BLOCK_N] and values as [BLOCK_N, BLOCK_D] of the tokens from `start`.
+
+    `key_cache` and `value_cache` point at the KV head. MASKED tiles read first_key <= n < end_key
+    only and are zero elsewhere: what lies there may be NaN, which a weight of zero keeps.
+    """
+    lane = tl.arange(0, BLOCK_N)
+    dim = tl.arange(0, BLOCK_D)
+    token = start + lane
+    inside = (token >= first_key) & (token < end_key)
+    if BLOCK_SIZE % BLOCK_N == 0:
+        block = tl.load(table_row + start // BLOCK_SIZE).to(tl.int64)
+        key_cache += block * stride_block_k
+        value_cache += block * stride_block_v
+        offset = start % BLOCK_SIZE + lane
+        key_at = offset * stride_slot_k
+        value_at = offset * stride_slot_v
+    else:
+        if MASKED:
+            block = tl.load(table_row + token // BLOCK_SIZE, mask=inside, other=0)
+        else:
+            block = tl.load(table_row + token // BLOCK_SIZE)
+        # A cache of more than 2^31 elements: the product must be 64 bits wide.
+        block = block.to(tl.int64)
+        offset = token % BLOCK_SIZE
+        key_at = block * stride_block_k + offset * stride_slot_k
+        value_at = block * stride_block_v + offset * stride_slot_v
+    keys_at = key_cache + key_at[None, :] + dim[:, None]
+    values_at = value_cache + value_at[:, None] + dim[None, :]
+    if MASKED:
+        if HEAD_DIM == BLOCK_D:
+            keys = tl.load(keys_at, mask=inside[None, :], other=0.0)
+            values = tl.load(values_at, mask=inside[:, None], other=0.0)
+        else:
+            real = dim < HEAD_DIM
+            keys = tl.load(keys_at, mask=inside[None, :] & real[:, None], other=0.0)
+            values = tl.load(values_at, mask=inside[:, None] & real[None, :], other=0.0)
+    elif HEAD_DIM == BLOCK_D:
+        keys = tl.load(keys_at)
+        values = tl.load(values_at)
+    else:
+        real = dim < HEAD_DIM
+        keys = tl.load(keys_at, mask=real[:, None], other=0.0)
+        values = tl.load(values_at, mask=real[None, :], other=0.0)
+    return keys, values
+
+
+@triton.jit
+def attend_tile(
+    acc,
+    denominator,
+    maximum,
+    query,
+    query_at,
+    slope,
+    start,
+    first_key,
+    end_key,
+    key_cache,
+    value_cache,
+    table_row,
+    stride_block_k,
+    stride_slot_k,
+    stride_block_v,
+    stride_slot_v,
+    logit_factor,
+    cap_factor,
+    BLOCK_N: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    MASKED: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    ALIBI: tl.constexpr,
+):
+    """Fold one tile of keys into the running softmax of every row."""
+    keys, values = load_keys_and_values(
+        key_cache,
+        value_cache,
+        table_row,
+        start,
+        first_key,
+        end_key,
+        stride_block_k,
+        stride_slot_k,
+        stride_block_v,
+        stride_slot_v,
+        BLOCK_N,
+        BLOCK_SIZE,
+        HEAD_DIM,
+        BLOCK_D,
+        MASKED,
+    )
+    # float32 in the tensor cores would be tf32, with 10 bits of mantissa.
+    logits = tl.dot(query, keys.to(query.dtype), input_precision="ieee") * logit_factor
+    if SOFTCAP:
+        # logits are 2 log2(e) x here: cap tanh(x) = cap - 2 cap / (1 + exp2(2 log2(e) x)).
+        logits = cap_factor - 2.0 * cap_factor / (1.0 + tl.exp2(logits))
+    token = start + tl.arange(0, BLOCK_N)
+    if ALIBI:
+        distance = tl.abs(query_at[:, None] - token[None, :])
+        logits -= slope[:, None] * distance.to(tl.float32)
+    if MASKED:
+        seen = (token >= first_key)[None, :] & (token < end_key)[None, :]
+        if CAUSAL:
+            seen = seen & (token[None, :] <= query_at[:, None])
+        if WINDOW > 0:
+            seen = seen & (token[None, :] > query_at[:, None] - WINDOW)
+        logits = tl.where(seen, logits, float("-inf"))
+    new_maximum = tl.maximum(maximum, tl.max(logits, 1))
+    if MASKED:
+        # A row that has seen nothing yet: exp2(-inf - 0) is the zero that it needs, not NaN.
+        reference = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
+    else:
+        reference = new_maximum
+    weights = tl.exp2(logits - reference[:, None])
+    rescale = tl.exp2(maximum - reference)
+    denominator = denominator * rescale + tl.sum(weights, 1)
+    acc = acc * rescale[:, None]
+    acc += tl.dot(weights.to(query.dtype), values.to(query.dtype), input_precision="ieee")
+    return acc, denominator, new_maximum
+
+
+@triton.jit
+def sweep(
+    query,
+    query_at,
+    slope,
+    begin,
+    end,
+    all_see_from,
+    all_see_until,
+    first_key,
+    end_key,
+    key_cache,
+    value_cache,
+    table_row,
+    stride_block_k,
+    stride_slot_k,
+    stride_block_v,
+    stride_slot_v,
+    logit_factor,
+    cap_factor,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
+    BOUNDED_LEFT: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    ALIBI: tl.constexpr,
+):
+    """Attend to the key tiles `begin` <= t < `end`.
+
+    Every row sees every key in all_see_from <= n < all_see_until: the tiles within need no mask
+    and form the main loop. Those before (only with a window) and after it are peeled.
+
+    Returns acc [BLOCK_M, BLOCK_D], the weighted sum of values; denominator and maximum [BLOCK_M],
+    the latter in units of log 2.
+    """
+    acc = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
+    denominator = tl.zeros([BLOCK_M], dtype=tl.float32)
+    maximum = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
+    main_begin = begin
+    if BOUNDED_LEFT:
+        main_begin = tl.minimum(tl.maximum(tl.cdiv(all_see_from, BLOCK_N), begin), end)
+        for tile in range(begin, main_begin):
+            acc, denominator, maximum = attend_tile(
+                acc,
+                denominator,
+                maximum,
+                query,
+                query_at,
+                slope,
+                tile * BLOCK_N,
+                first_key,
+                end_key,
+                key_cache,
+                value_cache,
+                table_row,
+                stride_block_k,
+                stride_slot_k,
+                stride_block_v,
+                stride_slot_v,
+                logit_factor,
+                cap_factor,
+                BLOCK_N,
+                BLOCK_SIZE,
+                HEAD_DIM,
+                BLOCK_D,
+                True,
+                CAUSAL,
+                WINDOW,
+                SOFTCAP,
+                ALIBI,
+            )
+    main_end = tl.minimum(tl.maximum(all_see_until // BLOCK_N, main_begin), end)
+    for tile in range(main_begin, main_end):
+        acc, denominator, maximum = attend_tile(
+            acc,
+            denominator,
+            maximum,
+            query,
+            query_at,
+            slope,
+            tile * BLOCK_N,
+            first_key,
+            end_key,
+            key_cache,
+            value_cache,
+            table_row,
+            stride_block_k,
+            stride_slot_k,
+            stride_block_v,
+            stride_slot_v,
+            logit_factor,
+            cap_factor,
+            BLOCK_N,
+            BLOCK_SIZE,
+            HEAD_DIM,
+            BLOCK_D,
+            False,
+            CAUSAL,
+            WINDOW,
+            SOFTCAP,
+            ALIBI,
+        )
+    for tile in range(main_end, end):
+        acc, denominator, maximum = attend_tile(
+            acc,
+            denominator,
+            maximum,
+            query,
+            query_at,
+            slope,
+            tile * BLOCK_N,
+            first_key,
+            end_key,
+            key_cache,
+            value_cache,
+            table_row,
+            stride_block_k,
+            stride_slot_k,
+            stride_block_v,
+            stride_slot_v,
+            logit_factor,
+            cap_factor,
+            BLOCK_N,
+            BLOCK_SIZE,
+            HEAD_DIM,
+            BLOCK_D,
+            True,
+            CAUSAL,
+            WINDOW,
+            SOFTCAP,
+            ALIBI,
+        )
+    return acc, denominator, maximum
+
+
+@triton.jit
+def add_sink(acc, denominator, maximum, sink):
+    """Count one more logit, in units of log 2, whose value is zero."""
+    new_maximum = tl.maximum(maximum, sink)
+    rescale = tl.exp2(maximum - new_maximum)
+    denominator = denominator * rescale + tl.exp2(sink - new_maximum)
+    return acc * rescale[:, None], denominator, new_maximum
+
+
+@triton.jit
+def finish(acc, denominator, maximum, value_scale):
+    """Rows of the output, and their log-sum-exp in units of log 2. Rows without a key are zero."""
+    empty = denominator == 0.0
+    out = acc * (value_scale / tl.where(empty, 1.0, denominator))[:, None]
+    lse = tl.where(empty, float("-inf"), maximum + tl.log2(tl.where(empty, 1.0, denominator)))
+    return out, lse

@@ -1,0 +1,173 @@
+"""The attention contract: what a kernel is given, what it fills in, and what it may decline.
+
+The shapes are those of flash-attention's varlen call with a block table, of vLLM's unified
+attention and of FlashInfer's NHD layout, so an adapter is a few lines.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from torch import Tensor
+
+from reference.problem import FP8_DTYPES, MAX_HEAD_DIM, QUERY_DTYPES, AttentionProblem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PagedBatch:
+    """One call: a ragged batch over a paged cache, and the tensors to fill.
+
+    Decode, prefill, chunked prefill and mixed batches all look like this. The kernel writes every
+    element of `out` and `lse` and nothing else. A row that sees no key is 0, its lse -inf.
+
+    Attributes
+    ----------
+    query
+        [num_tokens, num_q_heads, head_dim] float32, float16 or bfloat16.
+    key_cache, value_cache
+        [num_blocks, block_size, num_kv_heads, head_dim], the query's dtype or float8. The last
+        dimension is contiguous; the others may have any stride. Slots that no sequence owns hold
+        NaN.
+    block_table
+        [num_seqs, max_blocks_per_seq] int32. Columns past a sequence's blocks hold an index
+        outside the pool.
+    seq_lens
+        [num_seqs] int32, tokens in the cache, this step's included.
+    query_start_loc
+        [num_seqs + 1] int32, running total of the query lengths.
+    out
+        As query, filled with NaN.
+    lse
+        [num_tokens, num_q_heads] float32, filled with NaN; natural log. None if not asked for.
+    max_query_len, max_seq_len
+        On the host, so that a launch needs no synchronisation.
+    scale, causal, window, softcap, alibi_slopes, sinks, k_scale, v_scale
+        The variant, as in `reference.problem.AttentionProblem`; slopes and sinks are
+        [num_q_heads] float32.
+    """
+
+    query: Tensor
+    key_cache: Tensor
+    value_cache: Tensor
+    block_table: Tensor
+    seq_lens: Tensor
+    query_start_loc: Tensor
+    out: Tensor
+    lse: Tensor | None
+    max_query_len: int
+    max_seq_len: int
+    scale: float
+    causal: bool = True
+    window: int | None = None
+    softcap: float | None = None
+    alibi_slopes: Tensor | None = None
+    sinks: Tensor | None = None
+    k_scale: float = 1.0
+    v_scale: float = 1.0
+
+    @property
+    def block_size(self) -> int:
+        """Tokens in one block."""
+        return self.key_cache.shape[1]
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Key/value heads."""
+        return self.key_cache.shape[2]
+
+    @property
+    def group_size(self) -> int:
+        """Query heads that share a KV head."""
+        return self.query.shape[1] // self.key_cache.shape[2]
+
+    def replace(self, **changes: Any) -> PagedBatch:
+        """The same call with some tensors or options changed."""
+        return dataclasses.replace(self, **changes)
+
+
+AttentionKernel = Callable[[PagedBatch], object]
+"""Anything that takes a `PagedBatch` and fills its `out` and `lse`."""
+
+VARIANTS: Final = ("prefill", "noncausal", "window", "softcap", "alibi", "sinks", "lse")
+"""What a kernel may be unable to do besides causal decode. `prefill` is any query longer than 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a kernel can do. Asking for more is an error, never a silent fallback.
+
+    Declare them as the attribute `capabilities` of the kernel function; without it a kernel is
+    held to everything.
+
+    Attributes
+    ----------
+    dtypes, kv_dtypes
+        Names of `QUERY_DTYPES`, and of `FP8_DTYPES` for caches other than the query's dtype.
+    head_dims, block_sizes
+        The sizes that work; None for all of the contract.
+    variants
+        Members of `VARIANTS`.
+    needs_finite_cache
+        The kernel reads slots that no sequence owns and multiplies them by zero: they then hold
+        large finite numbers instead of NaN.
+    """
+
+    dtypes: frozenset[str] = frozenset(QUERY_DTYPES)
+    kv_dtypes: frozenset[str] = frozenset(FP8_DTYPES)
+    head_dims: frozenset[int] | None = None
+    block_sizes: frozenset[int] | None = None
+    max_head_dim: int = MAX_HEAD_DIM
+    variants: frozenset[str] = frozenset(VARIANTS)
+    needs_finite_cache: bool = False
+
+    def __post_init__(self) -> None:
+        for field, known in (
+            ("dtypes", QUERY_DTYPES),
+            ("kv_dtypes", FP8_DTYPES),
+            ("variants", VARIANTS),
+        ):
+            for name in getattr(self, field) - set(known):
+                raise ValueError(f"capability {field}: {name!r} is unknown; use {', '.join(known)}")
+
+    def refusal(self, problem: AttentionProblem) -> str | None:
+        """Why the kernel cannot solve a problem, or None if it can."""
+        if problem.dtype not in self.dtypes:
+            return f"dtype {problem.dtype}"
+        if problem.quantised and problem.kv_dtype not in self.kv_dtypes:
+            return f"cache dtype {problem.kv_dtype}"
+        if self.head_dims is not None and problem.head_dim not in self.head_dims:
+            return f"head size {problem.head_dim}"
+        if problem.head_dim > self.max_head_dim:
+            return f"head size {problem.head_dim}"
+        if self.block_sizes is not None and problem.block_size not in self.block_sizes:
+            return f"block size {problem.block_size}"
+        missing = variants_of(problem) - self.variants
+        return f"variant {', '.join(sorted(missing))}" if missing else None
+
+
+def variants_of(problem: AttentionProblem) -> frozenset[str]:
+    """The members of `VARIANTS` that a problem needs."""
+    needs = {
+        "prefill": problem.max_query_len > 1,
+        "noncausal": not problem.causal,
+        "window": problem.window is not None,
+        "softcap": problem.softcap is not None,
+        "alibi": problem.alibi,
+        "sinks": problem.sinks,
+    }
+    return frozenset(name for name, needed in needs.items() if needed)
+
+
+def capabilities_of(kernel: AttentionKernel) -> Capabilities:
+    """What a kernel declares, or everything."""
+    declared = getattr(kernel, "capabilities", None)
+    if declared is None:
+        return Capabilities()
+    if not isinstance(declared, Capabilities):
+        raise TypeError(
+            f"{kernel!r}.capabilities is {declared!r}; it must be a reference.contract.Capabilities"
+        )
+    return declared

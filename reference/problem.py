@@ -1,0 +1,331 @@
+"""An attention problem as data: a ragged batch, a variant of attention, and the seed of its inputs.
+
+A problem says everything that decides the tensors, so its one-line spec is a complete bug report::
+
+    >>> str(AttentionProblem.parse("2x(q1 k129) g4 d80 b16 bf16 window=32"))
+    '2x(q1 k129) g4 d80 b16 bf16 window=32'
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Final, Literal, Self
+
+import torch
+
+QUERY_DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""Dtypes of the query and of the output, by their name in a spec."""
+
+FP8_DTYPES: Final = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
+"""Quantised dtypes of the cache, by their name in a spec. They come with scales."""
+
+INPUT_KINDS: Final = ("flat", "needle", "loud")
+"""`flat`: every key counts, which shows numerical errors. `needle`: one key takes nearly all the
+weight, which shows addressing errors. `loud`: logits far from zero, which shows overflow."""
+
+InputKind = Literal["flat", "needle", "loud"]
+
+MAX_HEAD_DIM: Final = 256
+MAX_BLOCK_SIZE: Final = 256
+
+
+class InvalidProblem(ValueError):
+    """A problem, or its spec, that no attention kernel could be asked to solve."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One sequence of the batch.
+
+    Attributes
+    ----------
+    query_len
+        Tokens whose attention is asked for in this step; they are the last of the sequence.
+    seq_len
+        Tokens in the cache, those of this step included. A `Request(1, 0)` is the padding row of
+        a decode batch: it sees nothing, and its answer is zero.
+    """
+
+    query_len: int
+    seq_len: int
+
+    def __post_init__(self) -> None:
+        if self.query_len < 0 or self.seq_len < 0:
+            raise InvalidProblem(
+                f"request (q{self.query_len} k{self.seq_len}): lengths count tokens, so none is negative"
+            )
+        if self.query_len > max(self.seq_len, 1):
+            raise InvalidProblem(
+                f"request (q{self.query_len} k{self.seq_len}): the query tokens are already in the "
+                f"cache, so k must be at least q (only the padding row q1 k0 is exempt)"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionProblem:
+    """A ragged batch and the attention that is asked of it.
+
+    Attributes
+    ----------
+    requests
+        The sequences, in batch order.
+    num_kv_heads, group_size
+        Key/value heads, and query heads for each of them (1: MHA; more: GQA; one KV head: MQA).
+        Query head `h` reads KV head `h // group_size`.
+    head_dim
+        Elements of one head, 16 to 256.
+    block_size
+        Tokens in one block of the paged cache, a power of two from 1 to 256.
+    dtype, kv_dtype
+        Names in `QUERY_DTYPES`; the cache may also be one of `FP8_DTYPES`.
+    causal
+        A query sees no later token.
+    window
+        Sliding window: a query at position p sees the keys p - window + 1 .. p. Needs `causal`.
+    softcap
+        Logits become `softcap * tanh(logit / softcap)`, before ALiBi and the mask.
+    alibi
+        Adds `-slope[h] * |query position - key position|` to the logit of head h.
+    sinks
+        One more logit for each head in the softmax's denominator, with no value behind it. The
+        log-sum-exp counts it.
+    scale
+        Factor of the logits; `1 / sqrt(head_dim)` if None.
+    k_scale, v_scale
+        What a quantised cache's elements are multiplied by. 1.0 unless the cache is float8.
+    shared_prefix
+        Tokens at the start of every sequence that are the same in all of them.
+    inputs
+        One of `INPUT_KINDS`.
+    seed
+        Seed of the tensors and of the placement in pages.
+    """
+
+    requests: tuple[Request, ...]
+    num_kv_heads: int = 1
+    group_size: int = 1
+    head_dim: int = 64
+    block_size: int = 16
+    dtype: str = "bf16"
+    kv_dtype: str = ""
+    causal: bool = True
+    window: int | None = None
+    softcap: float | None = None
+    alibi: bool = False
+    sinks: bool = False
+    scale: float | None = None
+    k_scale: float = 1.0
+    v_scale: float = 1.0
+    shared_prefix: int = 0
+    inputs: InputKind = "flat"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.kv_dtype:
+            object.__setattr__(self, "kv_dtype", self.dtype)
+        for complaint in self._complaints():
+            raise InvalidProblem(complaint)
+
+    def _complaints(self):  # type: ignore[no-untyped-def]
+        if not self.requests:
+            yield "a batch needs at least one request, such as (q1 k16)"
+        if self.num_kv_heads < 1 or self.group_size < 1:
+            yield f"h{self.num_kv_heads} g{self.group_size}: heads and group size start at 1"
+        if not 16 <= self.head_dim <= MAX_HEAD_DIM or self.head_dim % 8:
+            yield f"d{self.head_dim}: head sizes are multiples of 8 from 16 to {MAX_HEAD_DIM}"
+        if not 1 <= self.block_size <= MAX_BLOCK_SIZE or self.block_size & (self.block_size - 1):
+            yield f"b{self.block_size}: block sizes are powers of two from 1 to {MAX_BLOCK_SIZE}"
+        if self.dtype not in QUERY_DTYPES:
+            yield f"dtype {self.dtype!r}: choose one of {', '.join(QUERY_DTYPES)}"
+        if self.kv_dtype != self.dtype and self.kv_dtype not in FP8_DTYPES:
+            yield f"kv={self.kv_dtype}: the cache has the query's dtype or one of {', '.join(FP8_DTYPES)}"
+        if self.window is not None and (self.window < 1 or not self.causal):
+            yield f"window={self.window}: a window holds at least one key and needs causal attention"
+        for name in ("softcap", "scale", "k_scale", "v_scale"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                yield f"{name}={value}: must be positive and finite"
+        if not self.quantised and (self.k_scale, self.v_scale) != (1.0, 1.0):
+            yield f"kscale={self.k_scale:g} vscale={self.v_scale:g}: only a float8 cache has scales"
+        if self.shared_prefix < 0:
+            yield f"shared={self.shared_prefix}: a prefix has no negative length"
+        if self.inputs not in INPUT_KINDS:
+            yield f"inputs={self.inputs}: choose one of {', '.join(INPUT_KINDS)}"
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the cache is float8."""
+        return self.kv_dtype in FP8_DTYPES
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """Dtype of query and output."""
+        return QUERY_DTYPES[self.dtype]
+
+    @property
+    def torch_kv_dtype(self) -> torch.dtype:
+        """Dtype of the cache."""
+        return FP8_DTYPES.get(self.kv_dtype) or QUERY_DTYPES[self.kv_dtype]
+
+    @property
+    def softmax_scale(self) -> float:
+        """Factor of the logits."""
+        return self.head_dim**-0.5 if self.scale is None else self.scale
+
+    @property
+    def num_q_heads(self) -> int:
+        """Query heads."""
+        return self.num_kv_heads * self.group_size
+
+    @property
+    def num_tokens(self) -> int:
+        """Query tokens of the whole batch."""
+        return sum(request.query_len for request in self.requests)
+
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens in the cache, over all sequences."""
+        return sum(request.seq_len for request in self.requests)
+
+    @property
+    def max_query_len(self) -> int:
+        """Longest query of the batch, tokens."""
+        return max(request.query_len for request in self.requests)
+
+    @property
+    def max_seq_len(self) -> int:
+        """Longest sequence of the batch, tokens."""
+        return max(request.seq_len for request in self.requests)
+
+    @property
+    def query_starts(self) -> list[int]:
+        """Index of each sequence's first query token, and the total at the end."""
+        return _running_total(request.query_len for request in self.requests)
+
+    @property
+    def cache_starts(self) -> list[int]:
+        """Index of each sequence's first token in the contiguous cache, and the total at the end."""
+        return _running_total(request.seq_len for request in self.requests)
+
+    def replace(self, **changes: object) -> Self:
+        """The same problem with some fields changed."""
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        words = []
+        for request, run in groupby(self.requests):
+            count = len(list(run))
+            prefix = f"{count}x" if count > 1 else ""
+            words.append(f"{prefix}(q{request.query_len} k{request.seq_len})")
+        if self.num_kv_heads != 1:
+            words.append(f"h{self.num_kv_heads}")
+        if self.group_size != 1:
+            words.append(f"g{self.group_size}")
+        words += [f"d{self.head_dim}", f"b{self.block_size}", self.dtype]
+        if self.kv_dtype != self.dtype:
+            words.append(f"kv={self.kv_dtype}")
+        words += [f"{key}={value!r}" for key, value in self._numbers() if value is not None]
+        words += [flag for flag, on in self._flags() if on]
+        if self.inputs != "flat":
+            words.append(f"inputs={self.inputs}")
+        if self.seed:
+            words.append(f"seed={self.seed}")
+        return " ".join(words)
+
+    def _numbers(self) -> list[tuple[str, float | int | None]]:
+        return [
+            ("kscale", None if self.k_scale == 1.0 else self.k_scale),
+            ("vscale", None if self.v_scale == 1.0 else self.v_scale),
+            ("window", self.window),
+            ("softcap", self.softcap),
+            ("scale", self.scale),
+            ("shared", self.shared_prefix or None),
+        ]
+
+    def _flags(self) -> list[tuple[str, bool]]:
+        return [("noncausal", not self.causal), ("alibi", self.alibi), ("sinks", self.sinks)]
+
+    @classmethod
+    def parse(cls, spec: str) -> Self:
+        """Read a problem back from its spec.
+
+        Raises
+        ------
+        InvalidProblem
+            For a word that is not part of the grammar, with the grammar in the message.
+        """
+        fields: dict[str, object] = {}
+        requests: list[Request] = []
+        for word in _WORD.findall(spec):
+            match = _REQUEST.fullmatch(word)
+            if match:
+                count, query_len, seq_len = (int(number or 1) for number in match.groups())
+                requests += [Request(query_len, seq_len)] * count
+                continue
+            name, value = _read_word(word)
+            if name in fields:
+                raise InvalidProblem(f"{word!r} in {spec!r}: {name} is given twice")
+            fields[name] = value
+        return cls(requests=tuple(requests), **fields)  # type: ignore[arg-type]
+
+
+GRAMMAR: Final = (
+    "[Nx](qQ kK) ... [hH] [gG] dD bB fp32|fp16|bf16 [kv=e4m3|e5m2] [kscale=X] [vscale=X] [window=N] "
+    "[softcap=X] [scale=X] [shared=N] [noncausal] [alibi] [sinks] [inputs=flat|needle|loud] [seed=N]"
+)
+"""Words of a spec: requests (Q query tokens, K tokens in the cache), KV heads, group size, head
+size, block size, dtype, then the variant."""
+
+_WORD = re.compile(r"\d*x?\([^)]*\)|\S+")
+_REQUEST = re.compile(r"(?:(\d+)x)?\(\s*q(\d+)\s+k(\d+)\s*\)")
+_SIZE = re.compile(r"([hgdb])(\d+)")
+_SIZE_FIELDS: Final = {
+    "h": "num_kv_heads",
+    "g": "group_size",
+    "d": "head_dim",
+    "b": "block_size",
+}
+_KEYS: Final = {
+    "kv": ("kv_dtype", str),
+    "kscale": ("k_scale", float),
+    "vscale": ("v_scale", float),
+    "window": ("window", int),
+    "softcap": ("softcap", float),
+    "scale": ("scale", float),
+    "shared": ("shared_prefix", int),
+    "inputs": ("inputs", str),
+    "seed": ("seed", int),
+}
+_FLAG_FIELDS: Final[dict[str, tuple[str, bool]]] = {
+    "noncausal": ("causal", False),
+    "alibi": ("alibi", True),
+    "sinks": ("sinks", True),
+}
+
+
+def _read_word(word: str) -> tuple[str, object]:
+    if word in QUERY_DTYPES:
+        return "dtype", word
+    if word in _FLAG_FIELDS:
+        return _FLAG_FIELDS[word]
+    if size := _SIZE.fullmatch(word):
+        return _SIZE_FIELDS[size[1]], int(size[2])
+    key, _, text = word.partition("=")
+    if key in _KEYS:
+        field, convert = _KEYS[key]
+        try:
+            return field, convert(text)
+        except ValueError:
+            raise InvalidProblem(f"{word!r}: {text!r} is not {convert.__name__}") from None
+    raise InvalidProblem(f"{word!r} is not a word of a problem; the grammar is: {GRAMMAR}")
+
+
+def _running_total(lengths) -> list[int]:  # type: ignore[no-untyped-def]
+    starts = [0]
+    for length in lengths:
+        starts.append(starts[-1] + length)
+    return starts

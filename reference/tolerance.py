@@ -1,0 +1,115 @@
+"""How far a right answer may be from the truth, row by row.
+
+A row is one (token, head). Its allowance is
+
+    (OUTPUT[dtype] * u(dtype) + SCORE * u(fp32) * score_bound) * max |truth of the row|
+
+The first term is what rounding the output and the weights to the working type costs: both errors
+are proportional to the largest magnitude of the row and do not grow with the context, because the
+weights sum to one. The second is what a logit loses in float32; it moves a weight by the same
+*relative* amount, and it matters where the working type is float32 or the logits are far from
+zero. `u` is the unit round-off, half the distance from 1 to the next number.
+
+The log-sum-exp never leaves float32: `LSE * u(fp32) * (1 + score_bound + |lse|)`.
+
+The constants are not chosen: `python -m reference.derive_tolerance` measures what correct kernels
+of several designs need and prints the constants and the planted bugs that they still catch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from reference.attention import Truth
+from reference.problem import QUERY_DTYPES, AttentionProblem
+
+UNIT_ROUNDOFF: Final = {name: torch.finfo(dtype).eps / 2 for name, dtype in QUERY_DTYPES.items()}
+"""u, half an ulp of 1.0: 2^-24, 2^-11, 2^-8."""
+
+OUTPUT: Final = {"fp32": 8.0, "fp16": 2.0, "bf16": 2.0}
+"""Units of round-off of the working type."""
+
+SCORE: Final = 2.0
+"""Units of float32 round-off for each unit of the score bound."""
+
+LSE: Final = 2.0
+"""Units of float32 round-off for each unit of magnitude in the log-sum-exp."""
+
+
+@dataclass(frozen=True, slots=True)
+class Excess:
+    """The row that is furthest beyond its allowance."""
+
+    what: str
+    token: int
+    head: int
+    error: float
+    allowed: float
+    got: float
+    expected: float
+
+    def __str__(self) -> str:
+        where = f"{self.what}[token {self.token}, head {self.head}]"
+        return (
+            f"{where} is {self.got:.6g}, the truth is {self.expected:.6g}: "
+            f"off by {self.error:.3g}, allowed {self.allowed:.3g}"
+        )
+
+
+def out_allowance(problem: AttentionProblem, truth: Truth) -> Tensor:
+    """Largest permitted |out - truth|, [num_tokens, num_q_heads] float64."""
+    relative = OUTPUT[problem.dtype] * UNIT_ROUNDOFF[problem.dtype]
+    relative_score = SCORE * UNIT_ROUNDOFF["fp32"] * truth.score_bound
+    largest = truth.out.abs().amax(-1) if truth.out.numel() else truth.lse.abs()
+    return (relative + relative_score) * largest + smallest_step(problem)
+
+
+def smallest_step(problem: AttentionProblem) -> float:
+    """What the output type cannot resolve near zero: its smallest subnormal."""
+    return torch.finfo(problem.torch_dtype).smallest_normal * torch.finfo(problem.torch_dtype).eps
+
+
+def lse_allowance(truth: Truth) -> Tensor:
+    """Largest permitted |lse - truth|, [num_tokens, num_q_heads] float64."""
+    magnitude = 1 + truth.score_bound + torch.where(truth.lse.isinf(), 0.0, truth.lse).abs()
+    return LSE * UNIT_ROUNDOFF["fp32"] * magnitude
+
+
+def worst_excess(
+    problem: AttentionProblem, truth: Truth, out: Tensor, lse: Tensor | None
+) -> Excess | None:
+    """The worst row of an answer, or None if every row is within its allowance.
+
+    NaN, and an infinity where the truth is finite, count as infinitely far off.
+    """
+    if not truth.lse.numel():
+        return None
+    candidates = [_worst("out", truth.out, out.double(), out_allowance(problem, truth))]
+    if lse is not None:
+        candidates.append(
+            _worst("lse", truth.lse.unsqueeze(-1), lse.double().unsqueeze(-1), lse_allowance(truth))
+        )
+    beyond = [excess for excess in candidates if not excess.error <= excess.allowed]
+    return max(beyond, key=lambda excess: excess.error / excess.allowed, default=None)
+
+
+def _worst(what: str, truth: Tensor, got: Tensor, allowed: Tensor) -> Excess:
+    error = torch.where(got == truth, 0.0, (got - truth).abs())  # equal infinities are equal
+    error = torch.nan_to_num(error, nan=torch.inf, posinf=torch.inf)
+    row_error, element = error.max(-1)
+    row = int((row_error / allowed).argmax())
+    token, head = divmod(row, truth.shape[1])
+    at = int(element[token, head])
+    return Excess(
+        what=what,
+        token=token,
+        head=head,
+        error=float(row_error[token, head]),
+        allowed=float(allowed[token, head]),
+        got=float(got[token, head, at]),
+        expected=float(truth[token, head, at]),
+    )
