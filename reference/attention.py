@@ -30,19 +30,22 @@ class Truth:
         [num_tokens, num_q_heads] float64, a bound of the magnitudes that meet in one logit:
         scale * |q| * max |k|, plus the bias, plus the soft-cap. Rounding errors of a logit are
         proportional to it.
+    keys
+        [num_tokens] float64, how many keys a query sees.
     """
 
     out: Tensor
     lse: Tensor
     score_bound: Tensor
+    keys: Tensor
 
 
 def attend(inputs: Inputs) -> Truth:
     """Answer a problem, one sequence after the other."""
     problem = inputs.problem
     parts = [_attend_one(inputs, index) for index in range(len(problem.requests))]
-    out, lse, bound = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    return Truth(out, lse, bound)
+    out, lse, bound, keys = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return Truth(out, lse, bound, keys)
 
 
 def positions(request: Request, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -63,7 +66,7 @@ def visible(problem: AttentionProblem, request: Request, device: torch.device) -
     return seen
 
 
-def _attend_one(inputs: Inputs, index: int) -> tuple[Tensor, Tensor, Tensor]:
+def _attend_one(inputs: Inputs, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     problem = inputs.problem
     request = problem.requests[index]
     q_starts, k_starts = problem.query_starts, problem.cache_starts
@@ -99,7 +102,8 @@ def _attend_one(inputs: Inputs, index: int) -> tuple[Tensor, Tensor, Tensor]:
     weights = torch.exp(logits - torch.where(lse.isinf(), 0.0, lse).unsqueeze(-1))
     out = torch.einsum("qhgk,khd->qhgd", weights, values)
     rows = (request.query_len, problem.num_q_heads)
-    return out.reshape(*rows, problem.head_dim), lse.reshape(rows), bound.reshape(rows)
+    keys_seen = (~hidden).sum(-1).double()
+    return out.reshape(*rows, problem.head_dim), lse.reshape(rows), bound.reshape(rows), keys_seen
 
 
 def _nothing(shape: tuple[int, ...], like: Tensor) -> Tensor:

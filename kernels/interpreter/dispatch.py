@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import numpy as np
 import triton.language as tl
 from triton.runtime import interpreter as ti
 
@@ -179,3 +180,41 @@ def remember_shapes(language: Any) -> None:
     block_type.__init__ = init_type
     block_type.name = property(name, lambda self, value: None)
     tensor.__init__ = init_tensor
+
+
+def broadcast_as_views(semantic: type[Any]) -> None:
+    """Broadcast operands with numpy's views instead of filled copies and compared shape tuples."""
+    stock = semantic.broadcast_impl_value
+    view = np.broadcast_to
+
+    def as_block(tensor: Any, like: Any) -> Any:
+        handle = tensor.handle
+        data = view(handle.data.reshape(()), like.handle.data.shape)
+        block_type = like.type.with_element_ty(tensor.type.scalar)
+        return tl.tensor(ti.TensorHandle(data, handle.dtype), block_type)
+
+    def stretched(tensor: Any, shape: tuple[int, ...]) -> Any:
+        handle = tensor.handle
+        if handle.data.shape == shape:
+            return tensor
+        block_type = tl.block_type(tensor.type.scalar, list(shape))
+        return tl.tensor(ti.TensorHandle(view(handle.data, shape), handle.dtype), block_type)
+
+    def broadcast_impl_value(self: Any, lhs: Any, rhs: Any) -> Any:
+        blocks = lhs.type.is_block(), rhs.type.is_block()
+        if blocks == (True, True):
+            one, other = lhs.handle.data.shape, rhs.handle.data.shape
+            if one == other:
+                return lhs, rhs
+            if len(one) == len(other) and all(
+                a == b or 1 in {a, b} for a, b in zip(one, other, strict=True)
+            ):
+                shape = tuple(map(max, one, other))
+                return stretched(lhs, shape), stretched(rhs, shape)
+        elif blocks == (True, False) and rhs.handle.data.size == 1:
+            return lhs, as_block(rhs, lhs)
+        elif blocks == (False, True) and lhs.handle.data.size == 1:
+            return as_block(lhs, rhs), rhs
+        return stock(self, lhs, rhs)  # and its errors
+
+    semantic.broadcast_impl_value = broadcast_impl_value

@@ -41,6 +41,7 @@ def install() -> None:
     dispatch.remember_numpy_types(ti)
     dispatch.remember_signatures(ti)
     dispatch.remember_shapes(tl)
+    dispatch.broadcast_as_views(ti.TritonSemantic)
     _installed = True
 
 

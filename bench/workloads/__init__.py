@@ -1,0 +1,1 @@
+"""Request streams: readers of public traces, and streams drawn from published quantiles."""

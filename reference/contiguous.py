@@ -1,0 +1,56 @@
+"""The contiguous cache: every sequence has one reserved piece, as long as the longest may become.
+
+What paging replaced, and what its time is compared with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from reference.chunked import attend_in_chunks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContiguousBatch:
+    """One attention call over a contiguous cache; the other fields are those of `PagedBatch`.
+
+    Attributes
+    ----------
+    key_cache, value_cache
+        [num_seqs, max_len, num_kv_heads, head_dim]; sequence s is row s.
+    """
+
+    query: Tensor
+    key_cache: Tensor
+    value_cache: Tensor
+    seq_lens: Tensor
+    query_start_loc: Tensor
+    out: Tensor
+    lse: Tensor | None
+    scale: float
+    causal: bool = True
+    window: int | None = None
+    softcap: float | None = None
+    alibi_slopes: Tensor | None = None
+    sinks: Tensor | None = None
+    k_scale: float = 1.0
+    v_scale: float = 1.0
+
+
+def contiguous_attention(batch: ContiguousBatch) -> None:
+    """Fill `batch.out` and `batch.lse`; keys are read where they lie if the batch is sorted."""
+    keys, values = batch.key_cache, batch.value_cache
+
+    def fetch(sequences: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        if sorted_by_length:
+            # Longest first, the sequences of a chunk are a slice of the cache: no copy.
+            rows: Tensor | slice = slice(int(sequences[0]), int(sequences[-1]) + 1)
+        else:
+            rows = sequences
+        return keys[rows, start:stop], values[rows, start:stop]
+
+    sorted_by_length = bool((batch.seq_lens[:-1] >= batch.seq_lens[1:]).all())
+
+    attend_in_chunks(batch, fetch, num_kv_heads=keys.shape[2])

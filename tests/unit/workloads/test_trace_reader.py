@@ -1,0 +1,358 @@
+"""Every trace format is read as written, and a broken file is refused where it breaks."""
+
+import gzip
+import json
+import pickle
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.workloads.traces import TraceError, first_turns, read_trace
+from helpers.profiles import examples
+
+AZURE = (
+    "TIMESTAMP,ContextTokens,GeneratedTokens\r\n"
+    "2023-11-16 18:15:46.6805900,374,44\r\n"
+    "2023-11-16 18:15:50.9951690,396,109\r\n"
+    "2023-11-16 18:15:51.2224670,879,55"
+)
+SHAREGPT = (
+    "num_prefill_tokens,num_decode_tokens,num_total_tokens,pd_ratio\n"
+    "74,918,992,0.08\n"
+    "1402,711,2113,1.97\n"
+    "30,5,35,6.0\n"
+    "35,5,40,7.0\n"
+)
+MOONCAKE = (
+    '{"timestamp": 10, "input_length": 513, "output_length": 5, "hash_ids": [0, 1]}\n'
+    '{"timestamp": 2510, "input_length": 512, "output_length": 6, "hash_ids": [0]}\n'
+)
+lengths = st.integers(0, 2**30 - 1)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content, *, name="trace", packed=False):
+        path = tmp_path / name
+        data = content.encode() if isinstance(content, str) else content
+        path.write_bytes(gzip.compress(data) if packed else data)
+        return path
+
+    return write
+
+
+def test_azure_lengths_and_seconds_since_the_first_request(write):
+    stream = read_trace(write(AZURE))
+    assert stream.prompt_tokens.tolist() == [374, 396, 879]
+    assert stream.output_tokens.tolist() == [44, 109, 55]
+    assert stream.arrival_s.tolist() == [0.0, 4.314579, 4.541877]
+    assert stream.prefix is None
+
+
+def test_azure_times_may_carry_an_offset(write):
+    stream = read_trace(
+        write(
+            "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+            "2024-05-10 00:00:00.5+00:00,1,2\n2024-05-10 01:00:01+01:00,3,4\n"
+        )
+    )
+    assert stream.arrival_s.tolist() == [0.0, 0.5]
+
+
+def test_sharegpt_turns_have_no_times(write):
+    stream = read_trace(write(SHAREGPT))
+    assert stream.prompt_tokens.tolist() == [74, 1402, 30, 35]
+    assert stream.output_tokens.tolist() == [918, 711, 5, 5]
+    assert stream.arrival_s is None
+
+
+def test_first_turns_start_where_the_prompt_does_not_hold_the_turn_before(write):
+    path = write(SHAREGPT)
+    assert first_turns(path).prompt_tokens.tolist() == [74, 30]
+    assert first_turns(path, limit=1).prompt_tokens.tolist() == [74]
+
+
+def test_first_turns_refuse_a_trace_that_is_not_of_turns(write):
+    with pytest.raises(TraceError, match="a header without num_prefill_tokens"):
+        first_turns(write(AZURE))
+
+
+def test_mooncake_times_and_prefix_blocks(write):
+    stream = read_trace(write(MOONCAKE))
+    assert stream.prompt_tokens.tolist() == [513, 512]
+    assert stream.output_tokens.tolist() == [5, 6]
+    assert stream.arrival_s.tolist() == [0.0, 2.5]
+    assert stream.prefix.tokens_per_block == 512
+    assert [stream.prefix.of(0).tolist(), stream.prefix.of(1).tolist()] == [[0, 1], [0]]
+
+
+@pytest.mark.parametrize("content", [AZURE, SHAREGPT, MOONCAKE])
+def test_gzip_is_told_by_its_bytes_whatever_the_name(write, content):
+    plain = read_trace(write(content, name="plain.csv.gz"))
+    packed = read_trace(write(content, name="packed.txt", packed=True))
+    assert plain.prompt_tokens.tolist() == packed.prompt_tokens.tolist()
+    assert plain.output_tokens.tolist() == packed.output_tokens.tolist()
+
+
+def test_the_stream_is_named_after_the_file(write):
+    path = write(AZURE, name="conv.csv.gz", packed=True)
+    stream = read_trace(path)
+    assert (stream.name, stream.source) == ("conv", str(path))
+
+
+def test_columns_are_found_by_name_in_any_order_after_a_byte_order_mark(write):
+    content = "\ufeffGeneratedTokens, extra ,TIMESTAMP,ContextTokens\n4, x ,2023-11-16 18:15:46,3\n"
+    stream = read_trace(write(content))
+    assert (stream.prompt_tokens.tolist(), stream.output_tokens.tolist()) == ([3], [4])
+
+
+def test_blank_lines_hold_no_request_but_count_as_lines(write):
+    path = write(SHAREGPT.replace("1402", "\n1402").replace("35,5,", "\n35,x,"))
+    with pytest.raises(TraceError, match="line 7: read num_decode_tokens = 'x'"):
+        read_trace(path)
+
+
+@examples(60)
+@given(
+    rows=st.lists(st.tuples(lengths, lengths, st.integers(0, 10**9)), min_size=1, max_size=8),
+    packed=st.booleans(),
+)
+def test_azure_rows_survive_writing_and_reading(tmp_path_factory, rows, packed):
+    start = datetime(2023, 11, 16, tzinfo=UTC)
+    gaps_us = [gap for *_, gap in rows]
+    elapsed_us = [sum(gaps_us[1 : index + 1]) for index in range(len(rows))]
+    text = "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(
+        f"{start + timedelta(microseconds=us)},{prompt},{output}\n"
+        for us, (prompt, output, _) in zip(elapsed_us, rows, strict=True)
+    )
+    path = tmp_path_factory.mktemp("azure") / "trace"
+    path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    stream = read_trace(path)
+    assert stream.prompt_tokens.tolist() == [prompt for prompt, *_ in rows]
+    assert stream.output_tokens.tolist() == [output for _, output, _ in rows]
+    assert stream.arrival_s.tolist() == [us / 10**6 for us in elapsed_us]
+
+
+@examples(60)
+@given(
+    rows=st.lists(
+        st.tuples(st.lists(st.integers(0, 2**63 - 1), max_size=4), lengths),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_mooncake_rows_survive_writing_and_reading(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("mooncake") / "trace"
+    path.write_text(
+        "".join(
+            json.dumps(
+                {
+                    "timestamp": 1000 * index,
+                    "input_length": 512 * len(ids),
+                    "output_length": output,
+                    "hash_ids": ids,
+                }
+            )
+            + "\n"
+            for index, (ids, output) in enumerate(rows)
+        )
+    )
+    stream = read_trace(path)
+    assert stream.output_tokens.tolist() == [output for _, output in rows]
+    assert stream.arrival_s.tolist() == list(range(len(rows)))
+    assert [stream.prefix.of(r).tolist() for r in range(len(rows))] == [ids for ids, _ in rows]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("content", "broken"),
+    [
+        (AZURE, "\nnonsense"),
+        (SHAREGPT, "nonsense"),
+        (MOONCAKE, "nonsense"),
+    ],
+)
+def test_nothing_behind_the_limit_is_looked_at(write, content, broken, packed):
+    path = write(content + broken, packed=packed)
+    assert len(read_trace(path, limit=2)) == 2
+    with pytest.raises(TraceError, match="nonsense"):
+        read_trace(path)
+
+
+AZURE_HEADER = AZURE.partition("\r\n")[0]
+SHAREGPT_HEADER, MOONCAKE_ROW = (text.partition("\n")[0] for text in (SHAREGPT, MOONCAKE))
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "found", "expected"),
+    [
+        pytest.param("", 1, "an empty file", "(azure)", id="empty"),
+        pytest.param("\n \n", 1, "an empty file", "(mooncake)", id="blank"),
+        pytest.param(AZURE_HEADER, 1, "nothing after it", "one request", id="header only"),
+        pytest.param("time,in,out\n1,2,3\n", 1, "time,in,out", "(azure)", id="unknown header"),
+        pytest.param(
+            "TIMESTAMP,ContextTokens\n",
+            1,
+            "without GeneratedTokens",
+            "TIMESTAMP, ContextTokens, GeneratedTokens",
+            id="missing column",
+        ),
+        pytest.param(
+            f"{AZURE_HEADER}\n2023-11-16 18:15:46,1\n", 2, "2 columns", "3", id="short row"
+        ),
+        pytest.param(
+            f"{AZURE_HEADER}\n2023-11-16 18:15:46,1,2,3\n", 2, "4 columns", "3", id="long row"
+        ),
+        pytest.param(
+            f"{AZURE_HEADER}\n2023-11-16 18:15:46,1,2\n2023-11-16 18:15:45.5,3,4\n",
+            3,
+            "0.5 s before the line above",
+            "sorted by time",
+            id="time runs back",
+        ),
+        *(
+            pytest.param(
+                f"{AZURE_HEADER}\n{stamp},1,2\n", 2, repr(stamp), "ISO 8601", id=f"time {stamp!r}"
+            )
+            for stamp in ("", "nan", "NaT", "yesterday", "20231116", "2023-13-01 00:00:00", "18:15")
+        ),
+        *(
+            pytest.param(
+                f"{SHAREGPT_HEADER}\n1,2,3,0.5\n1,{value},3,0.5\n",
+                3,
+                f"num_decode_tokens = {value!r}",
+                "a whole number of tokens from 0 to 1073741823",
+                id=f"tokens {value!r}",
+            )
+            for value in ("", "nan", "-2", "2.0", "1e3", "2_0", "٢", "1073741824", "9" * 40)
+        ),
+        pytest.param(
+            f"{SHAREGPT_HEADER}\n1,2,4,0.5\n",
+            2,
+            "num_total_tokens = 4",
+            "3, the prefill's 1 and the decode's 2",
+            id="total does not add up",
+        ),
+        pytest.param(f"{MOONCAKE_ROW}\n{{oops\n", 2, "{oops", "JSON object", id="bad JSON"),
+        pytest.param(f"{MOONCAKE_ROW}\n[1]\n", 2, "[1]", "JSON object", id="not an object"),
+        pytest.param(
+            '{"timestamp": 1, "input_length": 2}',
+            1,
+            "input_length",
+            "a JSON object with timestamp, input_length, output_length, hash_ids",
+            id="missing key",
+        ),
+        pytest.param(
+            b"TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46,1,2\n\xff\xfe,1,2\n",
+            3,
+            "not UTF-8",
+            "a text file",
+            id="not text",
+        ),
+    ],
+)
+def test_a_broken_trace_is_refused_with_line_reading_and_expectation(
+    write, content, line, found, expected
+):
+    path = write(content)
+    with pytest.raises(TraceError) as caught:
+        read_trace(path)
+    error = caught.value
+    assert (error.path, error.line) == (str(path), line)
+    assert found in error.found
+    assert expected in error.expected
+    assert str(error) == f"{path}, line {line}: read {error.found}; expected {error.expected}"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "found", "expected"),
+    [
+        ("timestamp", "-1", "timestamp = -1", "milliseconds from 0"),
+        ("timestamp", "1.5", "timestamp = 1.5", "a whole number of milliseconds"),
+        ("timestamp", "NaN", "timestamp = nan", "a whole number of milliseconds"),
+        ("timestamp", "1" + 30 * "0", "timestamp = 1000", "within int64"),
+        ("input_length", "-3", "input_length = -3", "a whole number of tokens from 0"),
+        ("input_length", "513.0", "input_length = 513.0", "a whole number of tokens from 0"),
+        ("output_length", "true", "output_length = True", "a whole number of tokens from 0"),
+        ("output_length", '"5"', "output_length = '5'", "a whole number of tokens from 0"),
+        ("output_length", "1073741824", "= 1073741824", "tokens from 0 to 1073741823"),
+        ("output_length", 5000 * "9", "integer string conversion", "one JSON object"),
+        ("hash_ids", "7", "hash_ids = 7", "a list of integers"),
+        ("hash_ids", "[0, 1.5]", "hash_ids = [0, 1.5]", "a list of integers"),
+        ("hash_ids", "[-4, 1]", "hash_ids from -4 to 1", "ids from 0 that fit int64"),
+        ("hash_ids", f"[1, {2**63}]", f"hash_ids from 1 to {2**63}", "ids from 0 that fit int64"),
+        ("hash_ids", "[0]", "1 hash_ids", "2, one for each 512 tokens of the 513"),
+    ],
+)
+def test_a_broken_mooncake_field_is_named(write, field, value, found, expected):
+    good = {"timestamp": "3000", "input_length": "513", "output_length": "5", "hash_ids": "[0, 1]"}
+    row = ", ".join(f'"{key}": {text}' for key, text in (good | {field: value}).items())
+    with pytest.raises(TraceError) as caught:
+        read_trace(write(f"{MOONCAKE}{{{row}}}"))
+    assert caught.value.line == 3
+    assert found in caught.value.found
+    assert expected in caught.value.expected
+
+
+def test_an_unknown_header_is_answered_with_the_three_known(write):
+    with pytest.raises(TraceError) as caught:
+        read_trace(write("a,b\n"))
+    for format_name in ("azure", "sharegpt", "mooncake"):
+        assert f"({format_name})" in caught.value.expected
+
+
+@pytest.mark.parametrize("keep", [1, 9, 12, 30, 60, -9, -1])
+def test_truncated_gzip_is_refused_at_any_cut(write, keep):
+    whole = gzip.compress(SHAREGPT.encode())
+    assert len(whole) > 80
+    with pytest.raises(TraceError):
+        read_trace(write(whole[:keep]))
+
+
+def test_truncated_gzip_is_named_as_such_after_the_last_whole_line(write):
+    rows = "".join(f"{n},{n % 7},{n + n % 7},0\n" for n in range(50_000))
+    whole = gzip.compress(f"{SHAREGPT_HEADER}\n{rows}".encode())
+    path = write(whole[: len(whole) // 2])
+    with pytest.raises(TraceError, match="broken gzip data") as caught:
+        read_trace(path)
+    assert caught.value.expected == "a complete gzip file"
+    assert 10_000 < caught.value.line < 40_000
+    assert len(read_trace(path, limit=1000)) == 1000
+
+
+def test_damaged_gzip_is_refused(write):
+    whole = bytearray(gzip.compress(SHAREGPT.encode()))
+    whole[len(whole) // 2] ^= 0xFF
+    with pytest.raises(TraceError):
+        read_trace(write(bytes(whole)))
+
+
+def test_a_stated_format_is_held_to(write):
+    path = write(AZURE)
+    assert len(read_trace(path, format="azure")) == 3
+    with pytest.raises(TraceError, match="a header without num_prefill_tokens"):
+        read_trace(path, format="sharegpt")
+    with pytest.raises(TraceError, match="one JSON object on the line"):
+        read_trace(path, format="mooncake")
+    with pytest.raises(
+        ValueError, match="'burst' is unknown; use one of azure, sharegpt, mooncake"
+    ):
+        read_trace(path, format="burst")
+
+
+def test_a_limit_below_one_is_refused(write):
+    with pytest.raises(ValueError, match="limit is 0"):
+        read_trace(write(AZURE), limit=0)
+
+
+def test_a_missing_file_is_the_systems_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_trace(tmp_path / "none.csv")
+
+
+def test_trace_errors_travel_between_processes():
+    error = TraceError("file", 3, "this", "that")
+    copy = pickle.loads(pickle.dumps(error))
+    assert str(copy) == str(error) == "file, line 3: read this; expected that"
