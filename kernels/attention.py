@@ -60,7 +60,7 @@ def _decode(batch: PagedBatch, num_splits: int | None, tiles: Tiles | None) -> N
     tiles = tiles or decode_tiles(
         group_size=batch.group_size,
         head_dim=head_dim,
-        kv_bytes=batch.key_cache.element_size(),
+        is_float32=batch.query.dtype == torch.float32,
     )
     num_seqs = batch.seq_lens.shape[0]
     if num_splits is None:

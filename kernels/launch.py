@@ -42,23 +42,28 @@ class Tiles:
     num_stages: int = 3
 
 
-def decode_tiles(*, group_size: int, head_dim: int, kv_bytes: int) -> Tiles:
-    """Tiles of the decode kernel."""
+def decode_tiles(*, group_size: int, head_dim: int, is_float32: bool) -> Tiles:
+    """Tiles of the decode kernel.
+
+    Without spills on sm_80, sm_90, sm_100 and sm_120 (`tests/unit/test_compiled_kernels.py`):
+    float32 runs on the ordinary cores, where only narrow tiles over many warps fit the registers.
+    """
     block_m = max(16, triton.next_power_of_2(group_size))
-    # float8 needs twice the keys for the same bytes in flight; large heads need the registers.
-    block_n = 128 if kv_bytes == 1 and head_dim <= 128 else 64
-    if head_dim > 128 or block_m > 64:
-        block_n = 32
-    return Tiles(block_n=block_n, block_m=block_m, num_warps=4, num_stages=3)
+    if is_float32:
+        return Tiles(block_n=32, block_m=block_m, num_warps=8, num_stages=2)
+    block_n = 32 if head_dim > 128 or block_m > 64 else 64
+    return Tiles(block_n=block_n, block_m=block_m)
 
 
 def prefill_tiles(*, group_size: int, head_dim: int, max_query_len: int, is_float32: bool) -> Tiles:
     """Tiles of the prefill kernel."""
+    widest = 32 if is_float32 else 64 if head_dim > 128 else 128
     wanted = triton.next_power_of_2(group_size * max_query_len)
-    largest = 64 if head_dim > 128 or is_float32 else 128
-    block_m = max(16, triton.next_power_of_2(group_size), min(wanted, largest))
-    block_n = 32 if head_dim > 128 or is_float32 else 64
-    return Tiles(block_n=block_n, block_m=block_m, num_warps=8 if block_m >= 128 else 4)
+    block_m = max(16, triton.next_power_of_2(group_size), min(wanted, widest))
+    if is_float32:
+        return Tiles(block_n=16, block_m=block_m, num_warps=8, num_stages=2)
+    num_warps = 8 if block_m >= 128 or head_dim > 128 else 4
+    return Tiles(block_n=32 if head_dim > 128 else 64, block_m=block_m, num_warps=num_warps)
 
 
 def choose_splits(*, programs: int, tiles: int, processors: int) -> int:

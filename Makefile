@@ -1,0 +1,84 @@
+PYTHON ?= python3
+VENV ?= .venv
+# What `make test` runs.
+TESTS ?= tests
+# Passed on: to `pagedbench check` by run, to pytest by test and bench, to mypy by types.
+ARGS ?=
+# Passed on to pip, for example an extra index that holds CPU builds of torch.
+PIP_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# Triton before 3.10 fuses multiply-add unless told not to, and warns when told nothing. Say it once, for every target.
+export TRITON_DEFAULT_FP_FUSION := 1
+
+# One stamp per step: the interpreter and torch are installed anew only when the pinned runtime changes.
+RUNTIME := $(VENV)/.stamp-runtime
+PROJECT := $(VENV)/.stamp-project
+DEV := $(VENV)/.stamp-dev
+
+.DEFAULT_GOAL := help
+.PHONY: help venv run test bench asv lint format types changelog clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@printf '\nVariables: PYTHON=%s  VENV=%s  TESTS=%s  ARGS="..."  PIP_ARGS="..."\n' \
+		'$(PYTHON)' '$(VENV)' '$(TESTS)'
+
+venv: $(PROJECT) $(DEV) ## build the virtual environment from the pinned requirements
+
+run: $(PROJECT) ## cross-check, time and account: pagedbench check
+	$(BIN)/pagedbench check $(ARGS)
+
+# The interpreter's work is single-threaded numpy on small tiles: more threads only get into each other's way.
+test: $(PROJECT) $(DEV) ## every test but the micro-benchmarks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal \
+		--ignore tests/benchmarks $(TESTS) $(ARGS)
+
+bench: $(PROJECT) $(DEV) ## micro-benchmarks (pytest-benchmark)
+	$(BIN)/python -m pytest --benchmark-enable --benchmark-only tests/benchmarks $(ARGS)
+
+asv: $(PROJECT) $(DEV) ## run bench/suite on the current commit and publish the history
+	$(BIN)/python scripts/run_asv.py
+
+lint: $(DEV) ## ruff: rules and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(DEV) ## ruff: fix what can be fixed, then format
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+types: $(PROJECT) $(DEV) ## mypy --strict
+	$(BIN)/mypy $(ARGS)
+
+changelog: $(DEV) ## show the next release's section, from changelog.d
+	$(BIN)/towncrier build --draft
+
+clean: ## remove the environments and caches; keeps benchmark results and failing examples
+	rm -rf .asv/env .asv/html .mypy_cache .pytest_cache .ruff_cache build *.egg-info
+	@if [ -f '$(VENV)/pyvenv.cfg' ]; then rm -rf '$(VENV)'; fi
+
+# A missing stamp means that the environment is absent or half-built: start over rather than repair.
+$(RUNTIME): requirements/runtime.txt requirements/triton.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
+		echo "pagedbench needs Python 3.11, 3.12 or 3.13, but '$(PYTHON)' is" \
+			"$$($(PYTHON) -V 2>&1 || true). Name another one: make PYTHON=python3.12 ..." >&2; exit 2; }
+	@if [ -e '$(VENV)' ] && [ ! -f '$(VENV)/pyvenv.cfg' ]; then \
+		echo "VENV='$(VENV)' exists and is not a virtual environment: remove it or choose another VENV" >&2; \
+		exit 2; fi
+	@echo "Building $(VENV) from pinned requirements. Once, about 2 GB of disk with a CPU build of torch."
+	$(PYTHON) -m venv --clear $(VENV) || { \
+		echo "python -m venv failed; on Debian and Ubuntu it is in the package python3-venv" >&2; exit 2; }
+	$(PIP) install $(PIP_ARGS) -r requirements/runtime.txt
+	$(PIP) install $(PIP_ARGS) --no-deps -r requirements/triton.txt
+	@touch $@
+
+$(PROJECT): pyproject.toml $(RUNTIME)
+	$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(DEV): requirements/dev.txt $(RUNTIME)
+	$(PIP) install $(PIP_ARGS) -r requirements/dev.txt
+	@touch $@

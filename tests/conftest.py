@@ -1,0 +1,90 @@
+"""One process, one mode: Triton's interpreter on the CPU, or tests/gpu compiled on a GPU.
+
+Triton reads its mode when it is imported, and everything that tests import comes after this file.
+Set PAGEDBENCH_TEST_GPU=1 for the GPU tests; nothing else is run then.
+"""
+
+import os
+import sys
+from importlib import metadata
+from pathlib import Path
+
+TRITON_CAME_FIRST = "triton" in sys.modules
+GPU_RUN = os.environ.get("PAGEDBENCH_TEST_GPU", "0") == "1"
+if GPU_RUN:
+    os.environ.pop("TRITON_INTERPRET", None)
+else:
+    os.environ["TRITON_INTERPRET"] = "1"
+os.environ["TRITON_DEFAULT_FP_FUSION"] = "1"
+
+import pytest  # noqa: E402 - the environment above has to be set before anything can import triton
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+from helpers import profiles  # noqa: E402
+
+torch.set_num_threads(1)
+profiles.register_profiles()
+
+GPU_TESTS = Path(__file__).parent / "gpu"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse to run in a mode that the environment cannot give."""
+    asked = os.environ.get("PAGEDBENCH_TEST_GPU", "0")
+    if asked not in {"0", "1"}:
+        raise pytest.UsageError(
+            f"PAGEDBENCH_TEST_GPU={asked!r}: set it to 1, or to 0 or not at all"
+        )
+    if GPU_RUN and not torch.cuda.is_available():
+        raise pytest.UsageError(
+            f"PAGEDBENCH_TEST_GPU=1, but torch {torch.__version__} finds no CUDA device: "
+            "unset it to run the CPU tests"
+        )
+    if TRITON_CAME_FIRST and not GPU_RUN:
+        raise pytest.UsageError(
+            "triton was imported before tests/conftest.py could set TRITON_INTERPRET=1: "
+            "set it in the environment, or leave out the plugin that imports triton"
+        )
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say under which conditions the results below were obtained."""
+    active = settings()
+    deadline = "no deadline" if active.deadline is None else f"deadline {active.deadline}"
+    device = torch.cuda.get_device_name() if GPU_RUN else "cpu"
+    return [
+        f"hypothesis profile: {settings.get_current_profile_name()}, {deadline}, "
+        f"examples x{profiles.scale():g}",
+        f"torch {torch.__version__}, triton {_version('triton')}, "
+        f"TRITON_INTERPRET={os.environ.get('TRITON_INTERPRET', 'unset')}, device {device}, "
+        f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}, "
+        f"torch threads {torch.get_num_threads()}",
+    ]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the two modes apart: skip GPU tests on the CPU, and leave the others out on a GPU."""
+    on_cpu, on_gpu = [], []
+    for item in items:
+        if item.path.is_relative_to(GPU_TESTS):
+            item.add_marker(pytest.mark.gpu)
+        (on_gpu if item.get_closest_marker("gpu") else on_cpu).append(item)
+    if GPU_RUN:
+        config.hook.pytest_deselected(items=on_cpu)
+        items[:] = on_gpu
+        return
+    reason = (
+        "runs compiled: set PAGEDBENCH_TEST_GPU=1"
+        if torch.cuda.is_available()
+        else "needs a CUDA device, and torch finds none"
+    )
+    for item in on_gpu:
+        item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "not installed"

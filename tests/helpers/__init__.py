@@ -1,0 +1,1 @@
+"""What tests share; importable as ``helpers`` because pytest's ``pythonpath`` holds tests/."""

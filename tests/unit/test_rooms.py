@@ -1,0 +1,178 @@
+"""The house plan: imports go downwards only, and three rooms stay free of Triton and CUDA."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# A room, and the rooms that it may import besides itself.
+MAY_IMPORT = {
+    "reference": set(),
+    "subjects": {"reference"},
+    "paged": {"reference"},
+    "kernels": {"reference"},
+    "bench": {"reference", "subjects", "paged", "kernels"},
+}
+OURS = {*MAY_IMPORT, "tests", "helpers"}
+LIGHT_ROOMS = ("reference", "subjects", "paged")
+
+# Imports every module named in argv and reports what came along. Run in a fresh interpreter: what
+# another test imported would hide the answer.
+LIGHT_IMPORT_PROBE = """
+import importlib, json, sys
+findings = []
+for name in sys.argv[1:]:
+    had_triton = "triton" in sys.modules
+    module = importlib.import_module(name)
+    if "triton" in sys.modules and not had_triton:
+        findings.append(f"{name} imports triton")
+torch = sys.modules.get("torch")
+if torch is not None and torch.cuda.is_initialized():
+    findings.append("CUDA is initialised")
+print(json.dumps(findings))
+"""
+
+
+def imported_names(tree: ast.AST, package: list[str]) -> Iterator[tuple[int, str]]:
+    """Yield (line, absolute dotted name) of each import in ``tree``, a module inside ``package``.
+
+    Counts imports inside functions and under ``TYPE_CHECKING``, and ``import_module("literal")``.
+    """
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                yield from ((node.lineno, alias.name) for alias in names)
+            case ast.ImportFrom(module=module, names=names, level=0):
+                yield from ((node.lineno, f"{module}.{alias.name}") for alias in names)
+            case ast.ImportFrom(module=module, names=names, level=level):
+                # One dot is the package itself, each further dot climbs; above a room lie others.
+                base = package[: max(0, len(package) - level + 1)] + ([module] if module else [])
+                yield from ((node.lineno, ".".join([*base, alias.name])) for alias in names)
+            case ast.Call(
+                func=ast.Name(id="__import__" | "import_module")
+                | ast.Attribute(attr="__import__" | "import_module"),
+                args=[ast.Constant(value=str(name)), *_],
+            ):
+                yield node.lineno, name
+
+
+def room_files(root: Path, room: str) -> list[Path]:
+    return sorted((root / room).rglob("*.py"))
+
+
+def violations(root: Path, room: str) -> list[str]:
+    """Imports in ``root/room`` that the plan forbids: file, line, name and the allowed rooms."""
+    allowed = MAY_IMPORT[room]
+    found = []
+    for path in room_files(root, room):
+        where = path.relative_to(root)
+        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(where))
+        for line, name in sorted(imported_names(tree, list(where.parts[:-1]))):
+            target = name.partition(".")[0]
+            if target in OURS - allowed - {room}:
+                may = ", ".join(sorted(allowed)) or "nothing of ours"
+                found.append(f"{where}:{line}: imports {name}; {room} may import: {may}")
+    return found
+
+
+def heavy_imports(root: Path, room: str) -> list[str]:
+    """What importing every module of ``root/room`` afresh brings along and must not."""
+    modules = [
+        ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+        for path in room_files(root, room)
+        if path.name != "__main__.py"
+    ]
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    probe = subprocess.run(
+        [sys.executable, "-c", LIGHT_IMPORT_PROBE, *modules],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert probe.returncode == 0, f"importing {room} failed:\n{probe.stderr}"
+    return json.loads(probe.stdout.splitlines()[-1])
+
+
+def plant(root: Path, file: str, source: str) -> None:
+    path = root / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (path.parent / "__init__.py").touch()
+    path.write_text(source, encoding="utf-8")
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_room_imports_downwards_only(room: str) -> None:
+    assert room_files(ROOT, room), f"{room}/ has no modules: nothing was checked"
+    assert not violations(ROOT, room), "\n".join(violations(ROOT, room))
+
+
+def test_plan_keeps_paged_and_kernels_apart() -> None:
+    assert "kernels" not in MAY_IMPORT["paged"]
+    assert "paged" not in MAY_IMPORT["kernels"]
+
+
+@pytest.mark.parametrize("room", LIGHT_ROOMS)
+def test_room_imports_neither_triton_nor_cuda(room: str) -> None:
+    assert room_files(ROOT, room), f"{room}/ has no modules: nothing was checked"
+    assert heavy_imports(ROOT, room) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "line", "name"),
+    [
+        ("reference/a.py", "import paged.cache", 1, "paged.cache"),
+        ("reference/a.py", "import os, paged", 1, "paged"),
+        (
+            "paged/a.py",
+            "import torch\nfrom kernels.decode import decode",
+            2,
+            "kernels.decode.decode",
+        ),
+        ("kernels/deep/a.py", "def f():\n    from paged import pool", 2, "paged.pool"),
+        ("kernels/deep/a.py", "from ...paged import pool", 1, "paged.pool"),
+        ("kernels/a.py", "from .. import paged", 1, "paged"),
+        ("subjects/a.py", "import importlib\nimportlib.import_module('kernels.x')", 2, "kernels.x"),
+        ("subjects/a.py", "if TYPE_CHECKING:\n    import bench.gate as g", 2, "bench.gate"),
+        ("bench/a.py", "from tests.helpers import profiles", 1, "tests.helpers.profiles"),
+        ("bench/a.py", "import helpers", 1, "helpers"),
+    ],
+)
+def test_planted_upward_import_is_named(
+    tmp_path: Path, file: str, source: str, line: int, name: str
+) -> None:
+    plant(tmp_path, file, source)
+    room = file.partition("/")[0]
+    (finding,) = violations(tmp_path, room)
+    assert finding.startswith(f"{file}:{line}: imports {name}; {room} may import: ")
+
+
+def test_downward_and_inner_imports_are_not_violations(tmp_path: Path) -> None:
+    plant(
+        tmp_path,
+        "bench/gate/a.py",
+        "import numpy, paged_by_others\nfrom ..report import b\nfrom . import c\n"
+        "from kernels.decode import d\nimport reference.problem, subjects, paged\n",
+    )
+    assert violations(tmp_path, "bench") == []
+
+
+def test_planted_triton_import_is_found_two_modules_deep(tmp_path: Path) -> None:
+    plant(tmp_path, "paged/clean.py", "import math")
+    plant(tmp_path, "paged/heavy.py", "from paged import helper")
+    plant(tmp_path, "paged/helper.py", "import triton")
+    assert heavy_imports(tmp_path, "paged") == ["paged.heavy imports triton"]
+
+
+def test_planted_cuda_initialisation_is_found(tmp_path: Path) -> None:
+    # What a context leaves behind, set by hand: there may be no device to initialise.
+    plant(tmp_path, "reference/eager.py", "import torch.cuda\ntorch.cuda._initialized = True")
+    assert heavy_imports(tmp_path, "reference") == ["CUDA is initialised"]
