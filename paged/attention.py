@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from reference.chunked import attend_in_chunks
+from reference.chunked import CHUNK_TOKENS, attend_in_chunks
 from reference.contract import Capabilities, PagedBatch
 
 
@@ -34,7 +34,8 @@ def paged_attention(batch: PagedBatch) -> None:
         )
         return next(gathered), next(gathered)
 
-    attend_in_chunks(batch, fetch, num_kv_heads=batch.num_kv_heads)
+    chunk = max(CHUNK_TOKENS, block_size)  # whole blocks: none is gathered twice
+    attend_in_chunks(batch, fetch, num_kv_heads=batch.num_kv_heads, chunk=chunk)
 
 
 paged_attention.capabilities = Capabilities()  # type: ignore[attr-defined]

@@ -117,7 +117,7 @@ def write_slots(
         )
     if slot_mapping.shape != keys.shape[:1]:
         raise BadSize(
-            f"slot mapping {tuple(slot_mapping.shape)} for {keys.shape[0]} tokens: give one slot each"
+            f"slot mapping {tuple(slot_mapping.shape)} for {keys.shape[0]} tokens: one slot each"
         )
     if slot_mapping.numel() and int(slot_mapping.max()) >= num_slots:
         raise BadSize(

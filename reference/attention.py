@@ -72,7 +72,9 @@ def _attend_one(inputs: Inputs, index: int) -> tuple[Tensor, Tensor, Tensor, Ten
     q_starts, k_starts = problem.query_starts, problem.cache_starts
     heads, group = problem.num_kv_heads, problem.group_size
     shape = (request.query_len, heads, group)
-    query = inputs.query[q_starts[index] : q_starts[index + 1]].double().view(*shape, problem.head_dim)
+    query = (
+        inputs.query[q_starts[index] : q_starts[index + 1]].double().view(*shape, problem.head_dim)
+    )
     keys = inputs.keys[k_starts[index] : k_starts[index + 1]].double() * problem.k_scale
     values = inputs.values[k_starts[index] : k_starts[index + 1]].double() * problem.v_scale
 

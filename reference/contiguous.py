@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from reference.chunked import attend_in_chunks
+from reference.contract import AttentionCall
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ContiguousBatch:
-    """One attention call over a contiguous cache; the other fields are those of `PagedBatch`.
+class ContiguousBatch(AttentionCall):
+    """One call over a contiguous cache.
 
     Attributes
     ----------
@@ -22,21 +23,8 @@ class ContiguousBatch:
         [num_seqs, max_len, num_kv_heads, head_dim]; sequence s is row s.
     """
 
-    query: Tensor
     key_cache: Tensor
     value_cache: Tensor
-    seq_lens: Tensor
-    query_start_loc: Tensor
-    out: Tensor
-    lse: Tensor | None
-    scale: float
-    causal: bool = True
-    window: int | None = None
-    softcap: float | None = None
-    alibi_slopes: Tensor | None = None
-    sinks: Tensor | None = None
-    k_scale: float = 1.0
-    v_scale: float = 1.0
 
 
 def contiguous_attention(batch: ContiguousBatch) -> None:

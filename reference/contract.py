@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from torch import Tensor
 
@@ -17,23 +17,13 @@ from reference.problem import FP8_DTYPES, MAX_HEAD_DIM, QUERY_DTYPES, AttentionP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PagedBatch:
-    """One call: a ragged batch over a paged cache, and the tensors to fill.
-
-    Decode, prefill, chunked prefill and mixed batches all look like this. The kernel writes every
-    element of `out` and `lse` and nothing else. A row that sees no key is 0, its lse -inf.
+class AttentionCall:
+    """A ragged batch of queries, the attention asked for, and the tensors to fill.
 
     Attributes
     ----------
     query
         [num_tokens, num_q_heads, head_dim] float32, float16 or bfloat16.
-    key_cache, value_cache
-        [num_blocks, block_size, num_kv_heads, head_dim], the query's dtype or float8. The last
-        dimension is contiguous; the others may have any stride. Slots that no sequence owns hold
-        NaN.
-    block_table
-        [num_seqs, max_blocks_per_seq] int32. Columns past a sequence's blocks hold an index
-        outside the pool.
     seq_lens
         [num_seqs] int32, tokens in the cache, this step's included.
     query_start_loc
@@ -42,23 +32,16 @@ class PagedBatch:
         As query, filled with NaN.
     lse
         [num_tokens, num_q_heads] float32, filled with NaN; natural log. None if not asked for.
-    max_query_len, max_seq_len
-        On the host, so that a launch needs no synchronisation.
     scale, causal, window, softcap, alibi_slopes, sinks, k_scale, v_scale
         The variant, as in `reference.problem.AttentionProblem`; slopes and sinks are
         [num_q_heads] float32.
     """
 
     query: Tensor
-    key_cache: Tensor
-    value_cache: Tensor
-    block_table: Tensor
     seq_lens: Tensor
     query_start_loc: Tensor
     out: Tensor
     lse: Tensor | None
-    max_query_len: int
-    max_seq_len: int
     scale: float
     causal: bool = True
     window: int | None = None
@@ -67,6 +50,37 @@ class PagedBatch:
     sinks: Tensor | None = None
     k_scale: float = 1.0
     v_scale: float = 1.0
+
+    def replace(self, **changes: Any) -> Self:
+        """The same call with some tensors or options changed."""
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PagedBatch(AttentionCall):
+    """One call over a paged cache: what a kernel under test is given.
+
+    Decode, prefill, chunked prefill and mixed batches all look like this. The kernel writes every
+    element of `out` and `lse` and nothing else. A row that sees no key is 0, its lse -inf.
+
+    Attributes
+    ----------
+    key_cache, value_cache
+        [num_blocks, block_size, num_kv_heads, head_dim], the query's dtype or float8. The last
+        dimension is contiguous; the others may have any stride. Slots that no sequence owns hold
+        NaN.
+    block_table
+        [num_seqs, max_blocks_per_seq] int32. Columns past a sequence's blocks hold an index
+        outside the pool.
+    max_query_len, max_seq_len
+        On the host, so that a launch needs no synchronisation.
+    """
+
+    key_cache: Tensor
+    value_cache: Tensor
+    block_table: Tensor
+    max_query_len: int
+    max_seq_len: int
 
     @property
     def block_size(self) -> int:
@@ -82,10 +96,6 @@ class PagedBatch:
     def group_size(self) -> int:
         """Query heads that share a KV head."""
         return self.query.shape[1] // self.key_cache.shape[2]
-
-    def replace(self, **changes: Any) -> PagedBatch:
-        """The same call with some tensors or options changed."""
-        return dataclasses.replace(self, **changes)
 
 
 AttentionKernel = Callable[[PagedBatch], object]

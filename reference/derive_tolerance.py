@@ -1,7 +1,7 @@
 """Derives the constants of `reference.tolerance`, and measures what the tolerance can see.
 
     python -m reference.derive_tolerance            # two tables: constants, and power
-    python -m reference.derive_tolerance --check    # exit 1 if the committed constants are not these
+    python -m reference.derive_tolerance --check    # exit 1 if the committed constants differ
 
 Correct kernels differ in how they round, not in what they compute. Five designs are simulated in
 torch, from a plain BLAS to tensor cores that truncate, over context lengths, head sizes and kinds
@@ -144,7 +144,7 @@ def simulate(inputs: Inputs, design: Design, bug: Bug | None = None) -> tuple[Te
     return out.to(problem.torch_dtype).unsqueeze(0), lse.unsqueeze(0)
 
 
-def _sweep(  # noqa: PLR0913, PLR0917 - the state of one loop
+def _sweep(
     query: Tensor,
     keys: Tensor,
     values: Tensor,
@@ -177,7 +177,7 @@ def _sweep(  # noqa: PLR0913, PLR0917 - the state of one loop
 
 
 def _product(acc: Tensor, a: Tensor, b: Tensor, order: str) -> Tensor:
-    """acc + a @ b in float32, added up in the given order."""
+    """Return acc + a @ b in float32, added up in the given order."""
     if order == "blas":
         return acc + a @ b
     if order == "chain":
@@ -278,9 +278,7 @@ def derive(measured: list[Need]) -> Constants:
 
 def committed() -> Constants:
     """What `reference.tolerance` holds."""
-    return Constants(
-        dict(tolerance.OUTPUT), tolerance.SCORE, tolerance.ACCUMULATE, tolerance.LSE
-    )
+    return Constants(dict(tolerance.OUTPUT), tolerance.SCORE, tolerance.ACCUMULATE, tolerance.LSE)
 
 
 def _round_up(value: float) -> float:
@@ -323,7 +321,9 @@ def main() -> int:
     derived, held = derive(measured), committed()
     print(f"{len(measured)} rows of right kernels; margin {MARGIN}")
     for name in ("output", "score", "accumulate", "lse"):
-        print(f"  {name:<11} derived {getattr(derived, name)!s:<50} committed {getattr(held, name)}")
+        print(
+            f"  {name:<11} derived {getattr(derived, name)!s:<50} committed {getattr(held, name)}"
+        )
     print("planted bugs rejected (cases: 4 lengths x 4 seeds, head size 128)")
     for bug, row in power().items():
         print(f"  {bug:<16} " + "  ".join(f"{dtype} {share}" for dtype, share in row.items()))

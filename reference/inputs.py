@@ -95,7 +95,7 @@ def make_inputs(problem: AttentionProblem, *, device: str = "cpu") -> Inputs:
 
 
 def quantise(tensor: Tensor, dtype: torch.dtype, scale: float) -> Tensor:
-    """What a float8 cache stores: `tensor / scale` in float32, saturated, rounded to nearest even."""
+    """What a float8 cache stores: tensor / scale in float32, saturated, rounded to nearest even."""
     largest = torch.finfo(dtype).max
     return (tensor.float() / scale).clamp(-largest, largest).to(dtype)
 
@@ -134,10 +134,18 @@ def _point_at_keys(problem: AttentionProblem, keys: Tensor, rng: torch.Generator
             continue
         position = torch.arange(request.seq_len - count, request.seq_len).view(-1, 1, 1)
         last = position if problem.causal else torch.full_like(position, request.seq_len - 1)
-        first = (last - problem.window + 1).clamp(min=0) if problem.window else torch.zeros_like(last)
+        first = (
+            (last - problem.window + 1).clamp(min=0) if problem.window else torch.zeros_like(last)
+        )
         anywhere = (first + (share * (last - first + 1)).long()).clamp(max=last)
         boundary = anywhere // problem.block_size * problem.block_size
-        choices = [first, last, boundary.clamp(min=first), (boundary - 1).clamp(min=first), anywhere]
+        choices = [
+            first,
+            last,
+            boundary.clamp(min=first),
+            (boundary - 1).clamp(min=first),
+            anywhere,
+        ]
         target = torch.stack([c.expand(count, *shape) for c in choices])
         target = target.gather(0, kind.unsqueeze(0)).squeeze(0)
         head = torch.arange(problem.num_kv_heads).view(1, -1, 1)

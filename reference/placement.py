@@ -134,7 +134,11 @@ def place(
     )
     guarded_lse = torch.full(guarded_out.shape[:2], CANARY, dtype=torch.float32, device=device)
     flat_cache = _bytes_or_self(cache)
-    flat_cache = flat_cache if flat_cache.dtype == torch.uint8 else flat_cache.view(_SAME_SIZE[flat_cache.dtype])
+    flat_cache = (
+        flat_cache
+        if flat_cache.dtype == torch.uint8
+        else flat_cache.view(_SAME_SIZE[flat_cache.dtype])
+    )
     placement = Placement(
         batch=PagedBatch(
             query=inputs.query.clone(),

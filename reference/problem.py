@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Final, Literal, Self
@@ -56,7 +57,8 @@ class Request:
     def __post_init__(self) -> None:
         if self.query_len < 0 or self.seq_len < 0:
             raise InvalidProblem(
-                f"request (q{self.query_len} k{self.seq_len}): lengths count tokens, so none is negative"
+                f"request (q{self.query_len} k{self.seq_len}): "
+                f"lengths count tokens, so none is negative"
             )
         if self.query_len > max(self.seq_len, 1):
             raise InvalidProblem(
@@ -130,7 +132,7 @@ class AttentionProblem:
         for complaint in self._complaints():
             raise InvalidProblem(complaint)
 
-    def _complaints(self):  # type: ignore[no-untyped-def]
+    def _complaints(self) -> Iterator[str]:
         if not self.requests:
             yield "a batch needs at least one request, such as (q1 k16)"
         if self.num_kv_heads < 1 or self.group_size < 1:
@@ -142,9 +144,10 @@ class AttentionProblem:
         if self.dtype not in QUERY_DTYPES:
             yield f"dtype {self.dtype!r}: choose one of {', '.join(QUERY_DTYPES)}"
         if self.kv_dtype != self.dtype and self.kv_dtype not in FP8_DTYPES:
-            yield f"kv={self.kv_dtype}: the cache has the query's dtype or one of {', '.join(FP8_DTYPES)}"
+            choices = ", ".join(FP8_DTYPES)
+            yield f"kv={self.kv_dtype}: the cache has the query's dtype or one of {choices}"
         if self.window is not None and (self.window < 1 or not self.causal):
-            yield f"window={self.window}: a window holds at least one key and needs causal attention"
+            yield f"window={self.window}: a window is at least 1 and needs causal attention"
         for name in ("softcap", "scale", "k_scale", "v_scale"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
@@ -208,7 +211,7 @@ class AttentionProblem:
 
     @property
     def cache_starts(self) -> list[int]:
-        """Index of each sequence's first token in the contiguous cache, and the total at the end."""
+        """Index of each sequence's first token in the contiguous cache, and the total after it."""
         return _running_total(request.seq_len for request in self.requests)
 
     def replace(self, **changes: object) -> Self:
@@ -274,8 +277,9 @@ class AttentionProblem:
 
 
 GRAMMAR: Final = (
-    "[Nx](qQ kK) ... [hH] [gG] dD bB fp32|fp16|bf16 [kv=e4m3|e5m2] [kscale=X] [vscale=X] [window=N] "
-    "[softcap=X] [scale=X] [shared=N] [noncausal] [alibi] [sinks] [inputs=flat|needle|loud] [seed=N]"
+    "[Nx](qQ kK) ... [hH] [gG] dD bB fp32|fp16|bf16 [kv=e4m3|e5m2] [kscale=X] [vscale=X] "
+    "[window=N] [softcap=X] [scale=X] [shared=N] [noncausal] [alibi] [sinks] "
+    "[inputs=flat|needle|loud] [seed=N]"
 )
 """Words of a spec: requests (Q query tokens, K tokens in the cache), KV heads, group size, head
 size, block size, dtype, then the variant."""
@@ -324,7 +328,7 @@ def _read_word(word: str) -> tuple[str, object]:
     raise InvalidProblem(f"{word!r} is not a word of a problem; the grammar is: {GRAMMAR}")
 
 
-def _running_total(lengths) -> list[int]:  # type: ignore[no-untyped-def]
+def _running_total(lengths: Iterable[int]) -> list[int]:
     starts = [0]
     for length in lengths:
         starts.append(starts[-1] + length)

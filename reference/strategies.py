@@ -7,6 +7,7 @@ occurs. They shrink towards one short decode request without any variant.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from hypothesis import strategies as st
@@ -51,7 +52,23 @@ def requests(draw: st.DrawFn, *, block_size: int, max_len: int, prefill: bool) -
 
 
 @st.composite
-def problems(  # noqa: PLR0913 - each option narrows one dimension of the problem
+def stream_requests(
+    draw: st.DrawFn, *, lengths: Sequence[tuple[int, int]], max_len: int, prefill: bool
+) -> Request:
+    """One request of a stream at some point of its life.
+
+    `lengths` are (prompt tokens, output tokens). It is drawn at its prompt's last chunk, or at a
+    decode step; contexts longer than `max_len` lose their beginning.
+    """
+    prompt, output = draw(st.sampled_from(lengths))
+    if prefill and draw(st.booleans()):
+        seq_len = min(prompt, max_len)
+        return Request(min(seq_len, draw(st.integers(1, 24))), seq_len)
+    return Request(1, min(prompt + draw(st.integers(1, max(output, 1))), max_len))
+
+
+@st.composite
+def problems(
     draw: st.DrawFn,
     *,
     capabilities: Capabilities = _EVERYTHING,
@@ -59,6 +76,7 @@ def problems(  # noqa: PLR0913 - each option narrows one dimension of the proble
     max_len: int = 150,
     prefill: bool | None = None,
     max_kv_heads: int = 2,
+    lengths: Sequence[tuple[int, int]] | None = None,
 ) -> AttentionProblem:
     """Problems that a kernel of these capabilities must solve.
 
@@ -70,6 +88,9 @@ def problems(  # noqa: PLR0913 - each option narrows one dimension of the proble
         Bounds of the batch.
     prefill
         Whether queries may be longer than one token; by default about half of the batches.
+    lengths
+        (prompt tokens, output tokens) of real requests: contexts are theirs then, instead of
+        lengths near boundaries.
     """
     variants = capabilities.variants
     if prefill is None:
@@ -80,13 +101,11 @@ def problems(  # noqa: PLR0913 - each option narrows one dimension of the proble
     allowed = capabilities.head_dims or {d for d in HEAD_DIMS if d <= capabilities.max_head_dim}
     # Any declared head size may be drawn, also one that is not in the usual list.
     head_dim = draw(st.sampled_from(sorted(allowed)))
-    batch = draw(
-        st.lists(
-            requests(block_size=block_size, max_len=max_len, prefill=prefill),
-            min_size=1,
-            max_size=max_seqs,
-        )
-    )
+    if lengths is None:
+        one = requests(block_size=block_size, max_len=max_len, prefill=prefill)
+    else:
+        one = stream_requests(lengths=lengths, max_len=max_len, prefill=prefill)
+    batch = draw(st.lists(one, min_size=1, max_size=max_seqs))
     fields: dict[str, Any] = draw(_variant(variants))
     fields.update(draw(_quantisation(dtype, capabilities)))
     if len(batch) > 1:

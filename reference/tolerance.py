@@ -67,9 +67,9 @@ class Excess:
 
 def out_allowance(problem: AttentionProblem, truth: Truth) -> Tensor:
     """Largest permitted |out - truth|, [num_tokens, num_q_heads] float64."""
-    relative = OUTPUT[problem.dtype] * UNIT_ROUNDOFF[problem.dtype]
+    working = OUTPUT[problem.dtype] * UNIT_ROUNDOFF[problem.dtype]
     in_float32 = SCORE * truth.score_bound + ACCUMULATE * truth.keys.sqrt().unsqueeze(1)
-    relative = relative + UNIT_ROUNDOFF["fp32"] * in_float32
+    relative = working + UNIT_ROUNDOFF["fp32"] * in_float32
     return relative * truth.out.abs().amax(-1) + smallest_step(problem)
 
 

@@ -80,7 +80,7 @@ def run_check(
     poison: Poison = "large" if capabilities.needs_finite_cache else "nan"
     try:
         findings = check.run(Subject(kernel, device, poison), problem)
-    except Exception as error:  # noqa: BLE001 - whatever the kernel raises is its own finding
+    except Exception as error:
         return Verdict(check.name, Status.FAILED, (f"raised {type(error).__name__}: {error}",))
     return Verdict(check.name, Status.FAILED if findings else Status.PASSED, tuple(findings))
 
@@ -175,7 +175,9 @@ def _growth(subject: Subject, problem: AttentionProblem) -> Findings:
     for back in range(min(request.query_len, MAX_GROWTH)):
         single = inputs.select([(index, Request(1, request.seq_len - back))])
         grown = subject.answer(single).batch
-        row = slice(problem.query_starts[index + 1] - 1 - back, problem.query_starts[index + 1] - back)
+        row = slice(
+            problem.query_starts[index + 1] - 1 - back, problem.query_starts[index + 1] - back
+        )
         findings += _close(
             single, grown.out, grown.lse, at_once.out[row], _rows(at_once.lse, row),
             f"sequence {index} at {request.seq_len - back} tokens, grown and all at once",
@@ -240,8 +242,13 @@ def _bits(what: str, one: Tensor, other: Tensor, when: str) -> Findings:
     ]
 
 
-def _close(  # noqa: PLR0913, PLR0917 - two answers and what to call them
-    inputs: Inputs, out: Tensor, lse: Tensor | None, other: Tensor, other_lse: Tensor | None, what: str
+def _close(
+    inputs: Inputs,
+    out: Tensor,
+    lse: Tensor | None,
+    other: Tensor,
+    other_lse: Tensor | None,
+    what: str,
 ) -> Findings:
     """Two answers to one problem may differ by what both are allowed."""
     truth = attend(_to(inputs, "cpu"))

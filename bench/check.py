@@ -1,0 +1,160 @@
+"""The main job: whether a kernel is right, what paging costs in time and saves in memory."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, Protocol
+
+import numpy as np
+
+from bench.cross_check import Outcome, Search, search
+from bench.environment import describe_environment
+from bench.failures import FailureStore
+from bench.memory import contiguous_need, paged_need
+from bench.record import (
+    CheckRecord,
+    decode_record,
+    kernel_record,
+    memory_record,
+    stream_record,
+)
+from bench.timing import ROUNDS, WARM_UP, DecodeShape, time_decode
+from bench.workloads.stream import RequestStream
+
+RIGHT: Final = 0
+WRONG: Final = 1
+USAGE: Final = 2
+HARNESS_FAILED: Final = 4
+INTERRUPTED: Final = 130
+
+POOL_BYTES: Final = 24 * 2**30
+"""Pool for which the report says how many requests fit: what a server with 24 GiB for its cache
+serves at once."""
+
+MAX_DRAWN_REQUESTS: Final = 256
+"""Requests of the stream that problems take their lengths from, spread evenly over its lengths."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckPlan:
+    """What to check.
+
+    Attributes
+    ----------
+    kernels
+        Names of the subjects.
+    stream
+        Where lengths come from.
+    problems
+        Drawn problems for each kernel.
+    max_len
+        Longest context of a problem that takes its lengths from the stream, tokens.
+    seed
+        Of everything that is drawn.
+    device
+        `cpu` or `cuda`.
+    lanes
+        Processes that run one kernel at once.
+    store
+        Where failures are kept.
+    timed
+        What to time; None to time nothing.
+    """
+
+    kernels: Sequence[str]
+    stream: RequestStream
+    problems: int
+    max_len: int
+    seed: int
+    device: str
+    lanes: int
+    store: FailureStore
+    timed: DecodeShape | None
+
+
+class Progress(Protocol):
+    """Told how far the job is."""
+
+    def begin(self, what: str, total: int) -> None:
+        """A step of so many units begins."""
+
+    def advance(self, count: int) -> None:
+        """So many units of the step are done."""
+
+
+def run_check(plan: CheckPlan, *, progress: Progress, stop: threading.Event) -> CheckRecord:
+    """Cross-check, time and account; what is done when `stop` is set is in the record.
+
+    Raises
+    ------
+    SubjectError
+        If a kernel cannot be imported.
+    """
+    started = datetime.now(UTC)
+    clock = time.monotonic()
+    outcomes: list[Outcome] = []
+    for kernel in plan.kernels:
+        if stop.is_set():
+            break
+        outcomes.append(_cross_check(plan, kernel, progress, stop))
+        if outcomes[-1].failure is not None:
+            plan.store.save(kernel, outcomes[-1].failure.problem)
+    wrong = any(outcome.wrong for outcome in outcomes)
+    timed = None
+    if plan.timed is not None and not stop.is_set() and not wrong:
+        # A wrong kernel's time is nobody's concern, and the reader's is elsewhere.
+        progress.begin("timing decode", WARM_UP + ROUNDS)
+        timed = time_decode(
+            plan.stream,
+            shape=plan.timed,
+            device=plan.device,
+            seed=plan.seed,
+            advance=progress.advance,
+        )
+    needs = [contiguous_need(plan.stream), paged_need(plan.stream)]
+    complete = not stop.is_set() and all(outcome.complete for outcome in outcomes)
+    verdict = "wrong" if wrong else "right" if complete else "incomplete"
+    return CheckRecord(
+        started_at=started.isoformat(timespec="seconds"),
+        elapsed_s=time.monotonic() - clock,
+        seed=plan.seed,
+        environment=describe_environment(plan.device),
+        stream=stream_record(plan.stream),
+        kernels=[kernel_record(outcome) for outcome in outcomes],
+        decode=decode_record(timed) if timed else None,
+        memory=[memory_record(need, pool_bytes=POOL_BYTES) for need in needs],
+        pool_bytes=POOL_BYTES,
+        verdict=verdict,
+        exit_code={"right": RIGHT, "wrong": WRONG, "incomplete": INTERRUPTED}[verdict],
+    )
+
+
+def stream_lengths(stream: RequestStream) -> list[tuple[int, int]]:
+    """(prompt, output) tokens of requests spread evenly over a stream, shortest first."""
+    order = np.argsort(stream.final_tokens, kind="stable")
+    count = min(len(stream), MAX_DRAWN_REQUESTS)
+    picks = order[np.linspace(0, len(stream) - 1, count).astype(np.int64)]
+    prompts, outputs = stream.prompt_tokens[picks], stream.output_tokens[picks]
+    return list(zip(prompts.tolist(), outputs.tolist(), strict=True))
+
+
+def _cross_check(
+    plan: CheckPlan, kernel: str, progress: Progress, stop: threading.Event
+) -> Outcome:
+    saved = plan.store.load(kernel)
+    progress.begin(f"cross-checking {kernel}", plan.problems + len(saved))
+    plan_of_search = Search(
+        kernel=kernel,
+        device=plan.device,
+        problems=plan.problems,
+        lengths=stream_lengths(plan.stream),
+        max_len=plan.max_len,
+        lanes=plan.lanes,
+        seed=plan.seed,
+        saved=tuple(saved),
+    )
+    return search(plan_of_search, advance=progress.advance, stop=stop)
