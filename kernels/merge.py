@@ -57,5 +57,7 @@ def merge_kernel(
         mask=dim < HEAD_DIM,
     )
     if WITH_LSE:
-        joined = tl.where(empty, float("-inf"), reference + tl.log2(tl.where(empty, 1.0, denominator)))
+        joined = tl.where(
+            empty, float("-inf"), reference + tl.log2(tl.where(empty, 1.0, denominator))
+        )
         tl.store(lse + token * stride_token_l + head * stride_head_l, joined * 0.6931471805599453)

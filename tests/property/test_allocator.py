@@ -207,12 +207,15 @@ class AllocatorMachine(RuleBasedStateMachine):
         destinations = {destination for _, destination in copies}
         assert len(destinations) == len(copies), f"a destination twice in {copies}"
         assert not sources & destinations, f"source and destination at once in {copies}"
+        # A copied block has something in its first slot, and no owner writes that again.
+        first_slots = {source * self.allocator.block_size for source in sources}
         # Any order has to do, since a kernel copies all of them at once; so take the other one.
         for source, destination in reversed(copies):
             self.shadow.copy(source, destination)
         for sequence, life in self.lives.items():
             if life.written < len(life.tokens):
                 slots = self.allocator.slots(sequence, start=life.written)
+                assert not first_slots & set(slots.tolist()), f"source of {copies} handed out"
                 self.shadow.write(slots, life.seen_by_shadow(), start=life.written)
                 life.written = len(life.tokens)
         assert self.allocator.take_copies() == [], "copies were not cleared"

@@ -1,0 +1,205 @@
+"""The prefix index: which block holds the keys and values of which prefix.
+
+A block's keys and values depend on every token before them. So a full block is known by a digest
+of its own tokens and of the digest of the block before it: equal digests mean equal prefixes, from
+the first token on. The digest is blake2b (RFC 7693) with 256 bits and nothing but the digest is
+compared on a hit, which is as good as comparing the tokens, also when somebody chooses their
+prompt to collide with another's.
+
+The chain starts from a digest of a salt. Sequences with different salts never share a block: give
+each tenant its own, and each adapter or anything else that keys and values depend on. That first
+digest is personalised, so that no salt can be mistaken for tokens.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from hashlib import blake2b
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paged.errors import BadSize, PagedCacheError, checked_size
+
+Tokens = Sequence[int] | NDArray[np.integer[Any]]
+"""Token ids: a list, a tuple, a range or an integer array, one-dimensional."""
+
+_DIGEST_BYTES: Final = 32
+_TOKEN_BYTES: Final = 8
+
+
+def token_array(tokens: Tokens) -> NDArray[np.int64]:
+    """Return token ids as an int64 array [num_tokens].
+
+    Raises
+    ------
+    BadSize
+        They are not one-dimensional, not integers, or do not fit into 64 bits.
+    """
+    try:
+        ids = np.asarray(tokens)
+    except (ValueError, OverflowError) as reason:
+        raise BadSize(f"tokens {reprlib.repr(tokens)}: give one flat list of integers") from reason
+    if ids.ndim != 1:
+        raise BadSize(f"tokens of shape {list(ids.shape)}: give one dimension, [num_tokens]")
+    if ids.size == 0:
+        return np.empty(0, np.int64)
+    if ids.dtype.kind not in "iu" or (ids.dtype == np.uint64 and ids.max() > 2**63 - 1):
+        raise BadSize(f"tokens of dtype {ids.dtype}: give integers that fit into int64")
+    return ids.astype(np.int64, copy=False)
+
+
+class PrefixChain:
+    """How far the chained hashes of one sequence have come.
+
+    Parameters
+    ----------
+    block_size
+        Tokens per block.
+    salt
+        Keeps sequences apart that must not share blocks. Any length.
+
+    Attributes
+    ----------
+    digest
+        Digest of the last full block, or of the salt while there is none.
+    tail
+        Tokens behind the last full block, fewer than `block_size` of them.
+    """
+
+    __slots__ = ("_block_size", "digest", "tail")
+
+    def __init__(self, block_size: int, *, salt: bytes = b"") -> None:
+        self._block_size = block_size
+        self.digest = blake2b(salt, digest_size=_DIGEST_BYTES, person=b"salt").digest()
+        self.tail = array("q")
+
+    def push(self, token: int) -> bytes | None:
+        """Add one token; return the digest of the block it fills, if it fills one.
+
+        Raises
+        ------
+        BadSize
+            The token does not fit into 64 bits. The chain was not changed.
+        """
+        try:
+            self.tail.append(token)
+        except OverflowError:
+            raise BadSize(f"token {token}: give integers that fit into int64") from None
+        if len(self.tail) < self._block_size:
+            return None
+        content = self.tail.tobytes()
+        self.tail = array("q")
+        return self._link(content)
+
+    def extend(self, tokens: NDArray[np.int64]) -> Iterator[bytes]:
+        """Add tokens; yield the digest of each block they fill, computed when it is asked for.
+
+        The chain has taken the tokens up once the iterator is exhausted.
+        """
+        content = self.tail.tobytes() + tokens.tobytes()
+        step = self._block_size * _TOKEN_BYTES
+        full = len(content) - len(content) % step
+        for at in range(0, full, step):
+            yield self._link(content[at : at + step])
+        self.tail = array("q", content[full:])
+
+    def fork(self) -> PrefixChain:
+        """Return a chain that stands where this one stands and goes on by itself."""
+        child = PrefixChain.__new__(PrefixChain)
+        child._block_size = self._block_size
+        child.digest = self.digest
+        child.tail = self.tail[:]
+        return child
+
+    def _link(self, content: bytes) -> bytes:
+        self.digest = blake2b(self.digest + content, digest_size=_DIGEST_BYTES).digest()
+        return self.digest
+
+
+class PrefixIndex:
+    """Full blocks by the prefix they end.
+
+    Parameters
+    ----------
+    block_size
+        Tokens per block, at least 1.
+
+    Attributes
+    ----------
+    digests
+        Digest of each indexed block. To be read, not written.
+
+    Raises
+    ------
+    BadSize
+        `block_size` is below 1.
+    """
+
+    __slots__ = ("_block_of", "_digest_of", "block_size", "digests")
+
+    def __init__(self, block_size: int) -> None:
+        self.block_size = checked_size("block_size", block_size, at_least=1)
+        self._block_of: dict[bytes, int] = {}
+        self._digest_of: dict[int, bytes] = {}
+        self.digests: Mapping[int, bytes] = self._digest_of
+
+    def __len__(self) -> int:
+        """Indexed blocks."""
+        return len(self._digest_of)
+
+    def match(self, tokens: Tokens, *, salt: bytes = b"") -> list[int]:
+        """Return the blocks of the longest run of leading full blocks of `tokens` that is held.
+
+        Raises
+        ------
+        BadSize
+            `tokens` are not one-dimensional integers.
+        """
+        chain = PrefixChain(self.block_size, salt=salt)
+        return self.longest_run(chain.extend(token_array(tokens)))
+
+    def longest_run(self, digests: Iterable[bytes]) -> list[int]:
+        """Return the blocks of `digests` up to the first that is not held."""
+        run: list[int] = []
+        for digest in digests:
+            block = self._block_of.get(digest)
+            if block is None:
+                break
+            run.append(block)
+        return run
+
+    def insert(self, digest: bytes, block: int) -> bool:
+        """Say that `block` holds what `digest` stands for; return whether it is indexed now.
+
+        It is not if another block holds the same: the first stays, the duplicate stays private to
+        its sequence, since a table that kernels may be reading is not rewritten.
+
+        Raises
+        ------
+        PagedCacheError
+            The block is indexed already.
+        """
+        if block in self._digest_of:
+            raise PagedCacheError(
+                f"block {block} is indexed already: forget it before it is filled again"
+            )
+        if digest in self._block_of:
+            return False
+        self._block_of[digest] = block
+        self._digest_of[block] = digest
+        return True
+
+    def forget(self, block: int) -> None:
+        """Take `block` out of the index, if it is there."""
+        digest = self._digest_of.pop(block, None)
+        if digest is not None:
+            del self._block_of[digest]
+
+    def clear(self) -> None:
+        """Take every block out of the index."""
+        self._block_of.clear()
+        self._digest_of.clear()

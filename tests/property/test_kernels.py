@@ -1,0 +1,168 @@
+"""The Triton kernels, interpreted, against float64 contiguous attention on drawn problems.
+
+Together these are the everyday 2,000 drawn problems without one rejection.
+"""
+
+from functools import partial
+from itertools import cycle
+
+import pytest
+import torch
+from helpers.profiles import examples
+from hypothesis import HealthCheck, assume, given
+from hypothesis import strategies as st
+
+import kernels.interpreter as interpreter
+from kernels.attention import paged_attention
+from kernels.launch import Tiles
+from reference.attention import attend
+from reference.conformance import LAWS, TRUTH, applicable, judge, run_check
+from reference.inputs import make_inputs
+from reference.placement import place
+from reference.problem import AttentionProblem
+from reference.strategies import problems
+from reference.verdict import Status
+
+WIDEST_GROUP = 8
+
+
+@st.composite
+def tiles(draw: st.DrawFn) -> Tiles:
+    """Any tile that holds a group of query heads: the answer must not depend on it."""
+    return Tiles(
+        block_n=draw(st.sampled_from((64, 16, 32, 128))),
+        block_m=draw(st.sampled_from((16, 32, 64))),
+    )
+
+
+def accept(problem: AttentionProblem, **launch: object) -> None:
+    """Fail with the problem's spec unless the kernel's answer is right."""
+    kernel = partial(paged_attention, **launch)
+    verdict = run_check(TRUTH, kernel, problem)
+    assert verdict.status is Status.PASSED, (str(problem), launch, verdict.findings)
+
+
+@examples(700)
+@given(problems(prefill=False), tiles(), st.sampled_from((1, 2, 3, 5, 8)))
+def test_decode_with_any_tile_and_split(problem, tile, num_splits):
+    accept(problem, tiles=tile, num_splits=num_splits)
+
+
+@examples(600)
+@given(problems(prefill=True), tiles())
+def test_prefill_chunked_and_mixed_with_any_tile(problem, tile):
+    accept(problem, tiles=tile)
+
+
+@examples(300)
+@given(problems())
+def test_as_launched_by_default(problem):
+    accept(problem)
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.name)
+def test_laws(law):
+    # Few batches share a whole block: drawing them is cheap, running them is not.
+    @examples(60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+    @given(problems(max_len=100))
+    def holds(problem):
+        assume(law.applies(problem))
+        verdict = run_check(law, paged_attention, problem)
+        assert verdict.status is Status.PASSED, (str(problem), verdict.findings)
+
+    holds()
+
+
+@examples(60)
+@given(problems(prefill=False, max_len=300), st.sampled_from((1, 2, 4)))
+def test_splits_agree_with_one_split(problem, block_n):
+    inputs = make_inputs(problem)
+    truth = attend(inputs)
+    for num_splits in (1, 3, 7):
+        placement = place(inputs)
+        paged_attention(
+            placement.batch, num_splits=num_splits, tiles=Tiles(block_n=16 * block_n, block_m=16)
+        )
+        assert not judge(problem, truth, placement), (str(problem), num_splits)
+
+
+@examples(40)
+@given(problems(max_len=100))
+def test_no_int32_overflow_in_any_address(problem):
+    with interpreter.overflow_checks():
+        accept(problem)
+
+
+SPECS = (
+    "(q1 k0) d16 b1 fp32",
+    "(q0 k0) (q1 k1) d16 b1 fp32",
+    "3x(q1 k0) g8 d256 b256 bf16 sinks",
+    "2x(q1 k129) g4 d80 b16 bf16 window=32",
+    "(q64 k64) (q1 k300) (q17 k80) h2 g4 d128 b16 fp16 softcap=30.0 sinks alibi",
+    "(q1 k1000) g71 d64 b64 bf16 kv=e4m3 kscale=0.5 vscale=0.25",
+    "(q33 k33) g3 d96 b8 fp32 noncausal inputs=loud",
+    "(q5 k200) g5 d16 b4 bf16 window=1",
+)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_named_problems(spec):
+    problem = AttentionProblem.parse(spec)
+    accept(problem)
+    for law in applicable(problem):
+        verdict = run_check(law, paged_attention, problem)
+        assert verdict.status is Status.PASSED, verdict.findings
+
+
+@pytest.mark.parametrize(("block_size", "slots_before"), [(16, 2**31 // 128), (256, 2**31 // 64)])
+def test_a_cache_of_more_than_two_to_the_31_elements(block_size, slots_before):
+    # Memory that is never touched costs nothing: only the blocks in use are written or read.
+    problem = AttentionProblem.parse(f"(q1 k300) g4 d128 b{block_size} bf16 kv=e4m3")
+    placement = place(make_inputs(problem), seed=1)
+    batch, truth = placement.batch, attend(make_inputs(problem))
+    offset = slots_before // block_size
+    caches = []
+    for cache in (batch.key_cache, batch.value_cache):
+        large = torch.empty((offset + len(cache), *cache.shape[1:]), dtype=torch.uint8)
+        large[offset:] = cache.view(torch.uint8)
+        assert large.numel() > 2**31
+        caches.append(large.view(cache.dtype))
+    used = torch.arange(batch.block_table.shape[1]) < -(-300 // block_size)
+    table = torch.where(used, batch.block_table + offset, batch.block_table)
+    for launch in ({"num_splits": 1}, {"num_splits": 3}):
+        placement.reset()
+        big = batch.replace(key_cache=caches[0], value_cache=caches[1], block_table=table)
+        paged_attention(big, **launch)
+        assert not judge(problem, truth, placement)
+    # The prefill kernel takes the same call as a batch of longer queries.
+    placement.reset()
+    paged_attention(big.replace(max_query_len=2))
+    assert not judge(problem, truth, placement)
+
+
+def test_what_breaks_the_contract_is_refused():
+    batch = place(make_inputs(AttentionProblem.parse("(q1 k20) g2 d16 b16 fp32"))).batch
+    keys = batch.key_cache
+    wrong = {
+        "num_splits=0": ({}, {"num_splits": 0}),
+        "same shape and dtype": ({"value_cache": batch.value_cache[1:]}, {}),
+        "not a whole group": ({"query": batch.query[:, :1].expand(-1, 3, -1)[:, :3]}, {}),
+        "power of two": ({"key_cache": keys[:, :3], "value_cache": keys[:, :3]}, {}),
+        "must be 1": ({"key_cache": keys[..., ::2], "value_cache": keys[..., ::2]}, {}),
+        "must be int32": ({"seq_lens": batch.seq_lens.long()}, {}),
+    }
+    for message, (change, launch) in wrong.items():
+        if message == "not a whole group":
+            two_heads = torch.cat([keys, keys], dim=2)
+            change = {**change, "key_cache": two_heads, "value_cache": two_heads}
+        with pytest.raises(ValueError, match=message):
+            paged_attention(batch.replace(**change), **launch)
+
+
+def test_every_law_was_reached():
+    # A law that no drawn problem can show would pass above without having been tried.
+    reached = set()
+    for seed, spec in zip(range(len(SPECS) * 2), cycle(SPECS), strict=False):
+        problem = AttentionProblem.parse(spec).replace(seed=seed, shared_prefix=32)
+        reached |= {law.name for law in applicable(problem)}
+    assert reached == {law.name for law in LAWS}

@@ -1,0 +1,621 @@
+"""The allocator, case by case. tests/property/test_allocator.py has the cases nobody thought of."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from paged.allocator import PagedAllocator
+from paged.errors import BadSize, CopyPending, DuplicateSequence, OutOfBlocks, UnknownSequence
+
+
+def counts(allocator: PagedAllocator) -> tuple[int, int, int]:
+    return allocator.num_free, allocator.num_cached_idle, allocator.num_used
+
+
+def blocks_of(allocator: PagedAllocator, sequence: str) -> list[int]:
+    return allocator.block_table([sequence])[0].tolist()
+
+
+def plain(num_blocks: int, block_size: int = 4) -> PagedAllocator:
+    return PagedAllocator(num_blocks, block_size)
+
+
+def caching(num_blocks: int, block_size: int = 4) -> PagedAllocator:
+    return PagedAllocator(num_blocks, block_size, prefix_caching=True)
+
+
+# Admission
+
+
+@pytest.mark.parametrize(("num_tokens", "num_blocks"), [(0, 0), (1, 1), (4, 1), (5, 2), (8, 2)])
+def test_admission_takes_the_blocks_that_the_tokens_need(num_tokens: int, num_blocks: int) -> None:
+    allocator = plain(5)
+    assert allocator.admit("a", range(num_tokens)) == 0
+    assert allocator.num_tokens("a") == num_tokens
+    assert counts(allocator) == (5 - num_blocks, 0, num_blocks)
+    assert allocator.blocks_needed(num_tokens) == num_blocks
+
+
+def test_second_admission_of_a_name_is_refused_until_it_is_freed() -> None:
+    allocator = plain(5)
+    allocator.admit("a", [1])
+    with pytest.raises(DuplicateSequence, match="'a'"):
+        allocator.admit("a", [1, 2, 3, 4, 5])
+    assert allocator.num_tokens("a") == 1
+    allocator.free("a")
+    allocator.admit("a", [1, 2])
+    assert allocator.num_tokens("a") == 2
+
+
+@pytest.mark.parametrize("make", [plain, caching])
+def test_admission_longer_than_the_pool_is_refused_without_a_trace(
+    make: Callable[[int], PagedAllocator],
+) -> None:
+    allocator = make(2)
+    assert not allocator.can_admit(range(9))
+    with pytest.raises(OutOfBlocks) as refusal:
+        allocator.admit("a", range(9))
+    assert (refusal.value.needed, refusal.value.available) == (3, 2)
+    assert counts(allocator) == (2, 0, 0)
+    with pytest.raises(UnknownSequence):
+        allocator.num_tokens("a")
+    assert allocator.can_admit(range(8))
+    assert allocator.admit("a", range(8)) == 0
+
+
+@pytest.mark.parametrize("tokens", [[1.5], [[1, 2]], 3, "text", [True]])
+@pytest.mark.parametrize("make", [plain, caching])
+def test_tokens_that_are_no_tokens_are_refused_without_a_trace(
+    make: Callable[[int], PagedAllocator], tokens: list[int]
+) -> None:
+    allocator = make(2)
+    with pytest.raises(BadSize, match="tokens of"):
+        allocator.admit("a", tokens)
+    with pytest.raises(BadSize, match="tokens of"):
+        allocator.can_admit(tokens)
+    assert counts(allocator) == (2, 0, 0)
+
+
+# Append
+
+
+@pytest.mark.parametrize("tokens", [5, [5], (5,), np.array([5]), np.int32(5)])
+@pytest.mark.parametrize("make", [plain, caching])
+def test_one_token_may_come_in_any_form(
+    make: Callable[[int], PagedAllocator], tokens: list[int]
+) -> None:
+    allocator = make(3)
+    allocator.admit("a", [1, 2])
+    allocator.append("a", tokens)
+    allocator.append("a", tokens)
+    assert allocator.num_tokens("a") == 4
+    allocator.append("a", tokens)
+    assert allocator.num_tokens("a") == 5
+    assert counts(allocator) == (1, 0, 2)
+
+
+@pytest.mark.parametrize("tokens", [1.5, [1.5], [[1, 2]], [[1]], "t", True])
+def test_append_of_what_is_no_token_is_refused(tokens: list[int]) -> None:
+    allocator = caching(3)
+    allocator.admit("a", [1, 2])
+    with pytest.raises(BadSize, match="tokens of"):
+        allocator.append("a", tokens)
+    assert allocator.num_tokens("a") == 2
+
+
+def test_append_of_nothing_changes_nothing() -> None:
+    allocator = plain(3)
+    allocator.admit("a", [1, 2])
+    allocator.fork("a", "b")
+    allocator.append("a", [])
+    assert blocks_of(allocator, "a") == blocks_of(allocator, "b")
+    assert allocator.take_copies() == []
+
+
+def test_append_takes_a_block_only_when_the_last_one_is_full() -> None:
+    allocator = plain(3)
+    allocator.admit("a", [1, 2, 3])
+    allocator.append("a", 4)
+    assert counts(allocator) == (2, 0, 1)
+    allocator.append("a", 5)
+    assert counts(allocator) == (1, 0, 2)
+
+
+def test_refused_append_leaves_no_trace() -> None:
+    allocator = plain(3)
+    allocator.admit("a", [1, 2, 3])
+    before = allocator.slots("a").tolist()
+    with pytest.raises(OutOfBlocks) as refusal:
+        allocator.append("a", range(10))
+    assert (refusal.value.needed, refusal.value.available) == (3, 2)
+    assert allocator.slots("a").tolist() == before
+    assert counts(allocator) == (2, 0, 1)
+
+
+# Fork and copy-on-write
+
+
+def test_fork_shares_every_block() -> None:
+    allocator = plain(5)
+    allocator.admit("a", range(6))
+    allocator.fork("a", "b")
+    assert blocks_of(allocator, "b") == blocks_of(allocator, "a")
+    assert allocator.num_tokens("b") == 6
+    assert counts(allocator) == (3, 0, 2)
+
+
+def test_fork_of_an_empty_sequence_shares_nothing_and_needs_no_copy() -> None:
+    allocator = plain(2)
+    allocator.admit("a", [])
+    allocator.fork("a", "b")
+    allocator.append("a", 1)
+    allocator.append("b", 2)
+    assert allocator.take_copies() == []
+    assert blocks_of(allocator, "a") != blocks_of(allocator, "b")
+
+
+def test_append_to_a_shared_partial_block_copies_it() -> None:
+    allocator = plain(5)
+    allocator.admit("a", range(6))
+    allocator.fork("a", "b")
+    allocator.append("b", 9)
+    head, source = blocks_of(allocator, "a")
+    shared, copy = blocks_of(allocator, "b")
+    assert shared == head
+    assert copy != source
+    assert allocator.take_copies() == [(source, copy)]
+    assert allocator.take_copies() == []
+    assert allocator.slots("b", start=6).tolist() == [copy * 4 + 2]
+
+
+def test_append_at_a_block_boundary_needs_no_copy() -> None:
+    allocator = plain(5)
+    allocator.admit("a", range(4))
+    allocator.fork("a", "b")
+    allocator.append("b", 9)
+    assert allocator.take_copies() == []
+    assert blocks_of(allocator, "b")[0] == blocks_of(allocator, "a")[0]
+
+
+def test_last_of_several_sharers_writes_in_place() -> None:
+    allocator = plain(5)
+    allocator.admit("parent", range(2))
+    allocator.fork("parent", "one")
+    allocator.fork("parent", "two")
+    (source,) = blocks_of(allocator, "parent")
+    allocator.append("one", 7)
+    allocator.append("parent", 8)
+    allocator.append("two", 9)
+    # The copies still hold the source, but they are carried out before "two" writes to it.
+    assert blocks_of(allocator, "two") == [source]
+    copies = allocator.take_copies()
+    assert copies == [
+        (source, blocks_of(allocator, "one")[0]),
+        (source, blocks_of(allocator, "parent")[0]),
+    ]
+    assert counts(allocator) == (2, 0, 3)
+
+
+def test_copy_on_write_with_one_block_left() -> None:
+    allocator = plain(2)
+    allocator.admit("a", [1, 2])
+    allocator.fork("a", "b")
+    allocator.append("b", 3)
+    assert counts(allocator) == (0, 0, 2)
+    # Now "a" is alone in the old block and needs none.
+    allocator.append("a", 3)
+    assert len(allocator.take_copies()) == 1
+
+
+def test_copy_on_write_without_a_block_left_is_refused_without_a_trace() -> None:
+    allocator = plain(1)
+    allocator.admit("a", [1, 2])
+    allocator.fork("a", "b")
+    with pytest.raises(OutOfBlocks) as refusal:
+        allocator.append("b", 3)
+    assert (refusal.value.needed, refusal.value.available) == (1, 0)
+    assert allocator.num_tokens("b") == 2
+    assert blocks_of(allocator, "b") == blocks_of(allocator, "a")
+    assert allocator.take_copies() == []
+    allocator.free("b")
+    allocator.append("a", 3)
+    assert allocator.num_tokens("a") == 3
+
+
+def test_append_over_several_blocks_counts_the_copy_too() -> None:
+    allocator = plain(4)
+    allocator.admit("a", [1, 2])
+    allocator.fork("a", "b")
+    with pytest.raises(OutOfBlocks) as refusal:
+        allocator.append("b", range(11))
+    assert (refusal.value.needed, refusal.value.available) == (4, 3)
+    allocator.append("b", range(10))
+    assert counts(allocator) == (0, 0, 4)
+
+
+def test_source_of_a_pending_copy_is_not_handed_out() -> None:
+    allocator = plain(3)
+    allocator.admit("a", [1, 2])
+    allocator.fork("a", "b")
+    allocator.append("b", 3)
+    (source,) = blocks_of(allocator, "a")
+    allocator.free("a")
+    assert counts(allocator) == (1, 0, 2)
+    allocator.admit("c", [1])
+    assert blocks_of(allocator, "c") != [source]
+    with pytest.raises(OutOfBlocks):
+        allocator.admit("d", [1])
+    assert allocator.take_copies() == [(source, *blocks_of(allocator, "b"))]
+    allocator.admit("d", [1])
+    assert blocks_of(allocator, "d") == [source]
+
+
+def test_copy_is_dropped_when_its_destination_is_freed() -> None:
+    allocator = plain(3)
+    allocator.admit("a", [1, 2])
+    allocator.fork("a", "b")
+    allocator.append("b", 3)
+    allocator.free("b")
+    assert counts(allocator) == (2, 0, 1)
+    assert allocator.take_copies() == []
+    allocator.free("a")
+    assert counts(allocator) == (3, 0, 0)
+
+
+def test_copy_stays_due_while_its_destination_is_kept_for_reuse() -> None:
+    allocator = caching(3)
+    allocator.admit("a", [1, 2])
+    allocator.fork("a", "b")
+    allocator.append("b", [3, 4])
+    (destination,) = blocks_of(allocator, "b")
+    (source,) = blocks_of(allocator, "a")
+    allocator.free("b")
+    assert allocator.admit("c", [1, 2, 3, 4, 5]) == 4
+    assert allocator.take_copies() == [(source, destination)]
+
+
+def test_copy_is_dropped_when_its_destination_is_evicted() -> None:
+    allocator = caching(3)
+    allocator.admit("a", [1, 2])
+    allocator.fork("a", "b")
+    allocator.append("b", [3, 4])
+    allocator.free("b")
+    allocator.admit("c", range(5, 13))
+    assert allocator.num_cached_idle == 0
+    assert allocator.take_copies() == []
+    allocator.free("a")
+    allocator.free("c")
+    assert allocator.num_used == 0
+
+
+def test_block_that_waits_for_its_copy_cannot_be_copied() -> None:
+    allocator = plain(5)
+    allocator.admit("a", [1, 2])
+    allocator.fork("a", "b")
+    allocator.append("b", 3)
+    (waiting,) = blocks_of(allocator, "b")
+    allocator.fork("b", "c")
+    before = counts(allocator)
+    with pytest.raises(CopyPending, match=f"block {waiting} "):
+        allocator.append("c", 4)
+    assert counts(allocator) == before
+    assert allocator.num_tokens("c") == 3
+    allocator.take_copies()
+    allocator.append("c", 4)
+    assert allocator.take_copies() == [(waiting, *blocks_of(allocator, "c"))]
+
+
+def test_fork_needs_a_parent_and_a_free_name() -> None:
+    allocator = plain(3)
+    with pytest.raises(UnknownSequence, match="'a'"):
+        allocator.fork("a", "b")
+    allocator.admit("a", [1])
+    with pytest.raises(DuplicateSequence, match="'a'"):
+        allocator.fork("a", "a")
+    assert allocator.pool.reference_counts[blocks_of(allocator, "a")[0]] == 1
+
+
+# Free
+
+
+def test_freed_sequence_is_unknown() -> None:
+    allocator = plain(3)
+    allocator.admit("a", [1])
+    allocator.free("a")
+    calls: list[Callable[[], object]] = [
+        lambda: allocator.free("a"),
+        lambda: allocator.append("a", 1),
+        lambda: allocator.append("a", [1, 2]),
+        lambda: allocator.fork("a", "b"),
+        lambda: allocator.slots("a"),
+        lambda: allocator.num_tokens("a"),
+        lambda: allocator.block_table(["a"]),
+    ]
+    for call in calls:
+        with pytest.raises(UnknownSequence, match="'a'"):
+            call()
+    assert counts(allocator) == (3, 0, 0)
+
+
+def test_shared_blocks_are_free_when_the_last_sharer_is() -> None:
+    allocator = plain(3)
+    allocator.admit("a", range(8))
+    allocator.fork("a", "b")
+    allocator.free("a")
+    assert counts(allocator) == (1, 0, 2)
+    allocator.free("b")
+    assert counts(allocator) == (3, 0, 0)
+
+
+# Prefix caching
+
+
+def test_equal_prompt_hits_all_but_the_block_of_its_last_token() -> None:
+    allocator = caching(9)
+    allocator.admit("a", range(8))
+    assert allocator.admit("b", range(8)) == 4
+    assert allocator.admit("c", range(9)) == 8
+    first, second = blocks_of(allocator, "a")
+    assert blocks_of(allocator, "b")[0] == first
+    assert blocks_of(allocator, "b")[1] != second
+    assert blocks_of(allocator, "c")[:2] == [first, second]
+
+
+@pytest.mark.parametrize(("num_tokens", "hit"), [(0, 0), (1, 0), (4, 0), (5, 4), (8, 4), (9, 8)])
+def test_hit_is_whole_blocks_and_leaves_a_token_to_compute(num_tokens: int, hit: int) -> None:
+    allocator = caching(20)
+    allocator.admit("a", range(12))
+    assert allocator.admit("b", range(num_tokens)) == hit
+
+
+def test_prompt_one_token_apart_hits_up_to_the_block_before() -> None:
+    allocator = caching(20)
+    allocator.admit("a", range(12))
+    for at, hit in ((0, 0), (3, 0), (4, 4), (11, 8)):
+        tokens = list(range(12))
+        tokens[at] += 100
+        assert allocator.admit(("changed", at), tokens) == hit
+
+
+def test_decoded_tokens_can_be_hit() -> None:
+    allocator = caching(9)
+    allocator.admit("a", [0, 1, 2])
+    for token in range(3, 8):
+        allocator.append("a", token)
+    allocator.append("a", [8, 9, 10, 11, 12])
+    assert allocator.admit("b", range(13)) == 12
+
+
+def test_partly_filled_block_is_never_hit() -> None:
+    allocator = caching(9)
+    allocator.admit("a", [0, 1, 2])
+    assert allocator.admit("b", [0, 1, 2, 3, 4]) == 0
+
+
+def test_forks_publish_their_own_continuations() -> None:
+    allocator = caching(9)
+    allocator.admit("a", [0, 1, 2])
+    allocator.fork("a", "b")
+    allocator.append("a", 3)
+    allocator.append("b", 4)
+    assert allocator.admit("c", [0, 1, 2, 3, 9]) == 4
+    assert allocator.admit("d", [0, 1, 2, 4, 9]) == 4
+    assert blocks_of(allocator, "c")[0] == blocks_of(allocator, "a")[0]
+    assert blocks_of(allocator, "d")[0] == blocks_of(allocator, "b")[0]
+
+
+def test_tenants_with_different_salts_share_nothing() -> None:
+    allocator = caching(9)
+    allocator.admit("a", range(8), salt=b"one")
+    assert allocator.admit("b", range(8), salt=b"two") == 0
+    assert allocator.admit("c", range(8)) == 0
+    assert allocator.admit("d", range(8), salt=b"one") == 4
+
+
+def test_prefix_outlives_its_sequence() -> None:
+    allocator = caching(4)
+    allocator.admit("a", range(9))
+    head = blocks_of(allocator, "a")[:2]
+    allocator.free("a")
+    assert counts(allocator) == (2, 2, 0)
+    assert allocator.admit("b", range(9)) == 8
+    assert blocks_of(allocator, "b")[:2] == head
+    assert counts(allocator) == (1, 0, 3)
+
+
+def test_tail_is_evicted_before_the_head() -> None:
+    allocator = caching(4)
+    allocator.admit("a", range(16))
+    first, second, third, fourth = blocks_of(allocator, "a")
+    allocator.free("a")
+    assert allocator.pool.eviction_order() == [fourth, third, second, first]
+    allocator.admit("b", [100] * 5)
+    allocator.free("b")
+    assert allocator.admit("c", range(9)) == 8
+
+
+def test_sequence_freed_first_is_evicted_first() -> None:
+    allocator = caching(4)
+    allocator.admit("a", range(8))
+    allocator.admit("b", range(50, 58))
+    allocator.free("b")
+    allocator.free("a")
+    allocator.admit("c", [100, 100, 100, 100, 100])
+    allocator.free("c")
+    assert allocator.admit("again", [*range(8), 8]) == 8
+
+
+def test_hit_renews_a_prefix() -> None:
+    allocator = caching(5)
+    allocator.admit("a", range(4))
+    allocator.admit("b", range(50, 54))
+    allocator.free("a")
+    allocator.free("b")
+    assert allocator.admit("a again", range(5)) == 4
+    allocator.free("a again")
+    allocator.admit("big", range(100, 116))
+    allocator.free("big")
+    assert allocator.admit("a once more", range(5)) == 4
+    assert allocator.admit("b again", range(50, 55)) == 0
+
+
+def test_admission_does_not_evict_its_own_hit() -> None:
+    allocator = caching(3)
+    allocator.admit("a", range(4))
+    (head,) = blocks_of(allocator, "a")
+    allocator.free("a")
+    assert counts(allocator) == (2, 1, 0)
+    assert allocator.admit("b", range(12)) == 4
+    assert blocks_of(allocator, "b")[0] == head
+    assert len(set(blocks_of(allocator, "b"))) == 3
+
+
+def test_own_idle_hit_does_not_count_as_available() -> None:
+    allocator = caching(3)
+    allocator.admit("a", range(4))
+    allocator.free("a")
+    before = allocator.pool.eviction_order()
+    assert not allocator.can_admit(range(16))
+    with pytest.raises(OutOfBlocks) as refusal:
+        allocator.admit("b", range(16))
+    assert (refusal.value.needed, refusal.value.available) == (3, 2)
+    assert counts(allocator) == (2, 1, 0)
+    assert allocator.pool.eviction_order() == before
+
+
+def test_duplicate_of_a_full_block_stays_private() -> None:
+    allocator = caching(9)
+    allocator.admit("a", range(8))
+    allocator.admit("b", range(8))
+    private = blocks_of(allocator, "b")[1]
+    allocator.free("b")
+    # Head still in use by "a", duplicate of its second block of no use to anybody.
+    assert counts(allocator) == (7, 0, 2)
+    allocator.free("a")
+    assert private not in allocator.pool.eviction_order()
+    assert counts(allocator) == (7, 2, 0)
+
+
+def test_evicted_prefix_is_forgotten() -> None:
+    allocator = caching(2)
+    allocator.admit("a", range(8))
+    allocator.free("a")
+    allocator.admit("b", range(50, 58))
+    allocator.free("b")
+    assert allocator.admit("c", range(8)) == 0
+
+
+def test_without_caching_nothing_is_kept() -> None:
+    allocator = plain(4)
+    allocator.admit("a", range(8))
+    assert allocator.admit("b", range(8)) == 0
+    allocator.free("a")
+    allocator.free("b")
+    assert counts(allocator) == (4, 0, 0)
+
+
+def test_reset_forgets_idle_and_used_blocks() -> None:
+    allocator = caching(9)
+    allocator.admit("a", range(8))
+    allocator.admit("b", range(50, 58))
+    allocator.free("b")
+    allocator.reset_prefix_cache()
+    assert counts(allocator) == (7, 0, 2)
+    assert allocator.num_tokens("a") == 8
+    assert allocator.admit("c", range(9)) == 0
+    allocator.free("a")
+    assert allocator.num_cached_idle == 0
+
+
+def test_running_sequence_publishes_nothing_after_a_reset() -> None:
+    allocator = caching(9)
+    allocator.admit("a", [0, 1, 2])
+    allocator.reset_prefix_cache()
+    allocator.fork("a", "b")
+    allocator.append("a", 3)
+    allocator.append("b", [3, 4, 5, 6, 7])
+    allocator.take_copies()
+    allocator.free("a")
+    allocator.free("b")
+    assert counts(allocator) == (9, 0, 0)
+
+
+def test_sequence_admitted_after_a_reset_publishes_again() -> None:
+    allocator = caching(9)
+    allocator.admit("a", range(8))
+    allocator.reset_prefix_cache()
+    allocator.admit("b", range(8))
+    assert allocator.admit("c", range(9)) == 8
+    assert blocks_of(allocator, "c")[0] == blocks_of(allocator, "b")[0]
+
+
+# Tables and slots
+
+
+def test_slots_are_int64_and_start_where_asked() -> None:
+    allocator = plain(5)
+    allocator.admit("a", range(6))
+    first, second = blocks_of(allocator, "a")
+    slots = allocator.slots("a", start=3)
+    assert slots.dtype == np.int64
+    assert slots.tolist() == [first * 4 + 3, second * 4, second * 4 + 1]
+    assert allocator.slots("a", start=6).shape == (0,)
+    with pytest.raises(BadSize, match="start = 7"):
+        allocator.slots("a", start=7)
+
+
+def test_block_table_is_int32_and_filled_up() -> None:
+    allocator = plain(5)
+    allocator.admit("a", range(9))
+    allocator.admit("empty", [])
+    allocator.admit("b", [1])
+    table = allocator.block_table(["b", "empty", "a"], width=4, fill=77)
+    (only,) = blocks_of(allocator, "b")
+    assert table.dtype == np.int32
+    assert table.tolist() == [
+        [only, 77, 77, 77],
+        [77, 77, 77, 77],
+        [*blocks_of(allocator, "a"), 77],
+    ]
+
+
+def test_block_table_is_as_wide_as_its_longest_row() -> None:
+    allocator = plain(5)
+    allocator.admit("a", range(9))
+    allocator.admit("empty", [])
+    assert allocator.block_table(["a", "empty"]).shape == (2, 3)
+    assert allocator.block_table(["empty"]).shape == (1, 0)
+    assert allocator.block_table([]).shape == (0, 0)
+
+
+def test_block_table_is_a_copy() -> None:
+    allocator = plain(5)
+    allocator.admit("a", range(9))
+    table = allocator.block_table(["a"])
+    before = table.copy()
+    allocator.block_table(["a"])[:] = -5
+    allocator.append("a", range(9))
+    assert (table == before).all()
+    assert -5 not in blocks_of(allocator, "a")
+
+
+def test_block_table_too_narrow_is_refused() -> None:
+    allocator = plain(5)
+    allocator.admit("a", range(9))
+    with pytest.raises(BadSize, match="width = 2: the longest sequence has 3 blocks"):
+        allocator.block_table(["a"], width=2)
+
+
+# Numbers
+
+
+@pytest.mark.parametrize(("num_blocks", "block_size"), [(0, 4), (4, 0), (-1, 4), (4, 1.5)])
+def test_sizes_out_of_range_are_refused(num_blocks: int, block_size: int) -> None:
+    with pytest.raises(BadSize, match=r"(num_blocks|block_size) = "):
+        PagedAllocator(num_blocks, block_size)
+
+
+def test_blocks_needed_refuses_a_negative_length() -> None:
+    with pytest.raises(BadSize, match="num_tokens = -1"):
+        plain(1).blocks_needed(-1)

@@ -1,0 +1,98 @@
+"""Block tables: slot arithmetic, growth, and forks that grow apart."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers.profiles import examples
+from paged.errors import BadSize
+from paged.table import BlockTable
+
+
+def table_of(num_tokens: int, blocks: list[int], block_size: int) -> BlockTable:
+    table = BlockTable(block_size)
+    table.grow(num_tokens, blocks)
+    return table
+
+
+@given(
+    block_size=st.integers(1, 9),
+    blocks=st.lists(st.integers(0, 99), unique=True, max_size=6),
+    spare=st.integers(0, 8),
+    data=st.data(),
+)
+@examples(100)
+def test_slots_follow_the_formula(
+    block_size: int, blocks: list[int], spare: int, data: st.DataObject
+) -> None:
+    num_tokens = max(len(blocks) * block_size - spare % block_size, 0)
+    table = table_of(num_tokens, blocks, block_size)
+    start = data.draw(st.integers(0, num_tokens))
+    slots = table.slots(start=start)
+    assert slots.dtype == np.int64
+    assert slots.tolist() == [
+        blocks[position // block_size] * block_size + position % block_size
+        for position in range(start, num_tokens)
+    ]
+
+
+def test_slots_beyond_int32_do_not_wrap() -> None:
+    block = 2**30
+    assert table_of(2, [block], 256).slots().tolist() == [block * 256, block * 256 + 1]
+
+
+def test_empty_table_has_no_slots_and_an_empty_row() -> None:
+    table = BlockTable(4)
+    assert table.slots().shape == (0,)
+    assert table.row().shape == (0,)
+
+
+def test_row_is_int32_and_follows_the_table() -> None:
+    table = table_of(3, [7, 5], 2)
+    assert table.row().tolist() == [7, 5]
+    assert table.row().dtype == np.int32
+    table.grow(40, list(range(10, 30)))
+    assert table.row().tolist() == [7, 5, *range(10, 30)]
+
+
+def test_replaced_block_is_seen_in_row_and_slots() -> None:
+    table = table_of(3, [7, 5], 2)
+    assert table.row().tolist() == [7, 5]
+    table.replace_last(9)
+    assert table.row().tolist() == [7, 9]
+    assert table.slots(start=2).tolist() == [18]
+
+
+def test_fork_and_parent_grow_apart() -> None:
+    parent = table_of(3, [7, 5], 2)
+    parent.row()
+    child = parent.fork()
+    assert child.row().tolist() == [7, 5]
+    assert child.num_tokens == 3
+    child.replace_last(9)
+    child.grow(2, [4])
+    assert (parent.num_tokens, parent.row().tolist()) == (3, [7, 5])
+    assert (child.num_tokens, child.row().tolist()) == (5, [7, 9, 4])
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "blocks"), [(3, [1]), (2, [1, 2]), (0, [1]), (-1, []), (1, [])]
+)
+def test_blocks_have_to_match_the_tokens(num_tokens: int, blocks: list[int]) -> None:
+    table = BlockTable(2)
+    with pytest.raises(BadSize, match="more tokens with"):
+        table.grow(num_tokens, blocks)
+    assert (table.num_tokens, table.blocks) == (0, [])
+
+
+@pytest.mark.parametrize("start", [-1, 4])
+def test_start_outside_the_sequence_is_refused(start: int) -> None:
+    with pytest.raises(BadSize, match=f"start = {start}: .* 0 to 3"):
+        table_of(3, [7, 5], 2).slots(start=start)
+
+
+@pytest.mark.parametrize("block_size", [0, -4])
+def test_block_size_below_one_is_refused(block_size: int) -> None:
+    with pytest.raises(BadSize, match=f"block_size = {block_size}"):
+        BlockTable(block_size)
