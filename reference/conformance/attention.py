@@ -37,6 +37,10 @@ class Subject:
         """Lay inputs out in pages and call the kernel on them."""
         placement = place(inputs, poison=self.poison, **layout)  # type: ignore[arg-type]
         self.kernel(placement.batch)
+        if self.device == "cuda":
+            # A launch returns at once: without this an illegal access would surface later, in a
+            # problem that has nothing to do with it.
+            torch.cuda.synchronize()
         return placement
 
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from helpers.profiles import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
 import kernels.interpreter  # noqa: F401 - corrects the interpreter
+from helpers.profiles import examples
 from kernels import cache_ops
 from paged import cache as torch_ops
 

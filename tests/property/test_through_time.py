@@ -9,11 +9,11 @@ import hashlib
 from functools import cache
 
 import torch
-from helpers.profiles import examples
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, rule
 
 import kernels.interpreter  # noqa: F401 - corrects the interpreter
+from helpers.profiles import examples
 from kernels import attention as triton_attention
 from kernels import cache_ops
 from paged import attention as torch_attention
