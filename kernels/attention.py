@@ -15,12 +15,13 @@ from kernels.decode import decode_kernel
 from kernels.launch import Tiles, choose_splits, decode_tiles, prefill_tiles, processors_of
 from kernels.merge import merge_kernel
 from kernels.prefill import prefill_kernel
-from reference.contract import Capabilities, PagedBatch
+from reference.contract import Capabilities, PagedBatch, declares
 
 LOG2_E = math.log2(math.e)
 LN_2 = math.log(2.0)
 
 
+@declares(Capabilities())
 def paged_attention(
     batch: PagedBatch, *, num_splits: int | None = None, tiles: Tiles | None = None
 ) -> None:
@@ -50,9 +51,6 @@ def paged_attention(
         _decode(batch, num_splits, tiles)
     else:
         _prefill(batch, tiles)
-
-
-paged_attention.capabilities = Capabilities()  # type: ignore[attr-defined]
 
 
 def _decode(batch: PagedBatch, num_splits: int | None, tiles: Tiles | None) -> None:

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from reference.chunked import CHUNK_TOKENS, attend_in_chunks
-from reference.contract import Capabilities, PagedBatch
+from reference.contract import Capabilities, PagedBatch, declares
 
 
+@declares(Capabilities())
 def paged_attention(batch: PagedBatch) -> None:
     """Fill `batch.out` and `batch.lse`, vectorised over the batch, in float32.
 
@@ -36,9 +37,6 @@ def paged_attention(batch: PagedBatch) -> None:
 
     chunk = max(CHUNK_TOKENS, block_size)  # whole blocks: none is gathered twice
     attend_in_chunks(batch, fetch, num_kv_heads=batch.num_kv_heads, chunk=chunk)
-
-
-paged_attention.capabilities = Capabilities()  # type: ignore[attr-defined]
 
 
 def _gatherable(cache: Tensor) -> Tensor:

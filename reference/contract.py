@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from torch import Tensor
 
@@ -101,6 +101,8 @@ class PagedBatch(AttentionCall):
 AttentionKernel = Callable[[PagedBatch], object]
 """Anything that takes a `PagedBatch` and fills its `out` and `lse`."""
 
+Kernel = TypeVar("Kernel", bound=Callable[..., object])
+
 VARIANTS: Final = ("prefill", "noncausal", "window", "softcap", "alibi", "sinks", "lse")
 """What a kernel may be unable to do besides causal decode. `prefill` is any query longer than 1."""
 
@@ -109,8 +111,7 @@ VARIANTS: Final = ("prefill", "noncausal", "window", "softcap", "alibi", "sinks"
 class Capabilities:
     """What a kernel can do. Asking for more is an error, never a silent fallback.
 
-    Declare them as the attribute `capabilities` of the kernel function; without it a kernel is
-    held to everything.
+    Declare them with `declares`; without a declaration a kernel is held to everything.
 
     Attributes
     ----------
@@ -169,6 +170,20 @@ def variants_of(problem: AttentionProblem) -> frozenset[str]:
         "sinks": problem.sinks,
     }
     return frozenset(name for name, needed in needs.items() if needed)
+
+
+def declares(capabilities: Capabilities) -> Callable[[Kernel], Kernel]:
+    """Decorate a kernel with what it can do.
+
+    >>> @declares(Capabilities(dtypes=frozenset({"bf16"}), block_sizes=frozenset({16, 32})))
+    ... def attention(batch: PagedBatch) -> None: ...
+    """
+
+    def mark(kernel: Kernel) -> Kernel:
+        vars(kernel)["capabilities"] = capabilities
+        return kernel
+
+    return mark
 
 
 def capabilities_of(kernel: AttentionKernel) -> Capabilities:
