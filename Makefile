@@ -36,8 +36,10 @@ test: $(PROJECT) $(DEV) ## every test but the micro-benchmarks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal \
 		--ignore tests/benchmarks $(TESTS) $(ARGS)
 
+# One thread, and the median: means and maxima tell of the machine's other work. One table for each group of like with like.
 bench: $(PROJECT) $(DEV) ## micro-benchmarks (pytest-benchmark)
-	$(BIN)/python -m pytest --benchmark-enable --benchmark-only tests/benchmarks $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --benchmark-enable --benchmark-only \
+		--benchmark-columns=min,median,iqr,rounds tests/benchmarks $(ARGS)
 
 asv: $(PROJECT) $(DEV) ## run bench/suite on the current commit and publish the history
 	$(BIN)/python scripts/run_asv.py

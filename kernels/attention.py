@@ -44,7 +44,7 @@ def paged_attention(
     ValueError
         For tensors that break the contract: the shape or dtype at fault is in the message.
     """
-    _check(batch, num_splits)
+    _check(batch, num_splits, tiles)
     if batch.query.shape[0] == 0:
         return
     if batch.max_query_len <= 1:
@@ -186,8 +186,12 @@ def _tile_arguments(batch: PagedBatch, tiles: Tiles) -> dict[str, Any]:
     }
 
 
-def _check(batch: PagedBatch, num_splits: int | None) -> None:
+def _check(batch: PagedBatch, num_splits: int | None, tiles: Tiles | None) -> None:
     query, keys, values = batch.query, batch.key_cache, batch.value_cache
+    if tiles is not None and tiles.block_m < batch.group_size:
+        raise ValueError(
+            f"block_m={tiles.block_m}: a tile holds the {batch.group_size} query heads of a group"
+        )
     if num_splits is not None and num_splits < 1:
         raise ValueError(f"num_splits={num_splits}: at least one program reads the keys")
     if keys.shape != values.shape or keys.dtype != values.dtype:

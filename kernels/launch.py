@@ -18,7 +18,7 @@ GOOD_EFFICIENCY: Final = 0.85
 """Among split counts within this share of the best wave efficiency the smallest is taken, as
 FlashAttention-3's heuristic does (hopper/heuristics.h): fewer partial results to merge."""
 
-INTERPRETED_PROCESSORS: Final = 8
+INTERPRETED_PROCESSORS: Final = 64
 """Multiprocessors that are assumed where there is no GPU, so that splits occur there too."""
 
 

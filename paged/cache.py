@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Final, Self
 
 import torch
 from torch import Tensor
@@ -12,7 +13,8 @@ from torch import Tensor
 from paged.errors import BadSize
 from reference.inputs import quantise
 
-FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+FLOAT8: Final = (torch.float8_e4m3fn, torch.float8_e5m2)
+DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16, *FLOAT8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,13 @@ class KVCache:
         ):
             if size < 1:
                 raise BadSize(f"{name}={size}: a cache needs at least one")
+        if dtype not in DTYPES:
+            raise BadSize(f"dtype {dtype}: a cache is of {', '.join(map(str, DTYPES))}")
+        for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
+            if not (scale > 0 and math.isfinite(scale)):
+                raise BadSize(f"{name}={scale}: a scale is positive and finite")
+            if scale != 1.0 and dtype not in FLOAT8:
+                raise BadSize(f"{name}={scale}: only a float8 cache has scales, not {dtype}")
         shape = (2, num_blocks, block_size, num_kv_heads, head_dim)
         keys, values = torch.empty(shape, dtype=dtype, device=device).unbind(0)
         return cls(keys, values, k_scale, v_scale)
@@ -109,6 +118,7 @@ def write_slots(
     BadSize
         If shapes disagree or a slot lies outside the cache.
     """
+    _check_pair(key_cache, value_cache)
     num_slots = key_cache.shape[0] * key_cache.shape[1]
     if keys.shape != values.shape or keys.shape[1:] != key_cache.shape[2:]:
         raise BadSize(
@@ -149,6 +159,7 @@ def copy_blocks(key_cache: Tensor, value_cache: Tensor, pairs: Tensor) -> None:
     BadSize
         If a block lies outside the cache, or is a destination twice or source and destination.
     """
+    _check_pair(key_cache, value_cache)
     if not pairs.numel():
         return
     source, destination = pairs.unbind(1)
@@ -168,8 +179,21 @@ def copy_blocks(key_cache: Tensor, value_cache: Tensor, pairs: Tensor) -> None:
 
 
 def as_pairs(pairs: Sequence[tuple[int, int]] | Tensor, device: torch.device) -> Tensor:
-    """(source, destination) blocks as [num_pairs, 2] int64."""
-    return torch.as_tensor(pairs, dtype=torch.int64, device=device).reshape(-1, 2)
+    """(source, destination) blocks as [num_pairs, 2] int64; BadSize if they are no pairs."""
+    matrix = torch.as_tensor(pairs, dtype=torch.int64, device=device)
+    if matrix.ndim != 2 or matrix.shape[1] != 2:
+        if matrix.numel():
+            raise BadSize(f"{pairs} are no pairs: give (source, destination) for each copy")
+        matrix = matrix.reshape(0, 2)
+    return matrix
+
+
+def _check_pair(key_cache: Tensor, value_cache: Tensor) -> None:
+    if key_cache.shape != value_cache.shape or key_cache.dtype != value_cache.dtype:
+        raise BadSize(
+            f"key cache {tuple(key_cache.shape)} {key_cache.dtype} and value cache "
+            f"{tuple(value_cache.shape)} {value_cache.dtype}: shape and dtype must agree"
+        )
 
 
 def _indexable(tensor: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor
 from reference import tolerance
 from reference.attention import Truth, attend
 from reference.inputs import Inputs, make_inputs
-from reference.problem import AttentionProblem
+from reference.problem import FP8_DTYPES, INPUT_KINDS, AttentionProblem
 
 MARGIN: Final = 2.0
 """Headroom over the largest need that was simulated, for designs that were not."""
@@ -233,9 +233,13 @@ def _problems(lengths: tuple[int, ...], head_dims: tuple[int, ...]) -> Iterator[
     for dtype in tolerance.UNIT_ROUNDOFF:
         for seed, length in enumerate(lengths):
             for head_dim in head_dims:
-                for kind in ("flat", "needle", "loud"):
+                for kind in INPUT_KINDS:
                     spec = f"(q1 k{length}) g{HEADS} d{head_dim} b16 {dtype} inputs={kind}"
-                    yield AttentionProblem.parse(spec).replace(seed=seed)
+                    problem = AttentionProblem.parse(spec).replace(seed=seed)
+                    yield problem
+                    if dtype == "fp32":
+                        # Few bits make few different products, whose roundings go the same way.
+                        yield from (problem.replace(kv_dtype=narrow) for narrow in FP8_DTYPES)
 
 
 @dataclass(frozen=True, slots=True)

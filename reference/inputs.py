@@ -13,6 +13,13 @@ from reference.problem import AttentionProblem, Request
 NEEDLE_LOGIT: Final = 24.0
 """Logit of the key that a needle query points at; the others' are near zero."""
 
+SUNKEN_LOGIT: Final = -80_000.0
+"""Where all logits of `sunken` inputs lie: below -50,000 and -65,504, which kernels and float16
+offer as the lowest number (flashinfer issue 4267)."""
+
+SUNKEN_OFFSET: Final = 4.0
+"""What the elements of `sunken` keys have in common, in standard deviations."""
+
 LOUD_GAIN: Final = 40.0
 """Standard deviation of the logits of `loud` inputs: some exceed 100 in every row."""
 
@@ -48,13 +55,15 @@ class Inputs:
         `query_len` of those; their queries must be among the sequence's own.
         """
         query, keys, values = [], [], []
+        none = self.query[:0]
         q_starts, k_starts = self.problem.query_starts, self.problem.cache_starts
         for index, request in picks:
             old = self.problem.requests[index]
             last = q_starts[index + 1] - (old.seq_len - request.seq_len)
-            if request.seq_len > old.seq_len or last - request.query_len < q_starts[index]:
+            lacks_query = request.query_len and last - request.query_len < q_starts[index]
+            if request.seq_len > old.seq_len or lacks_query:
                 raise ValueError(f"{request} asks for tokens that sequence {index}, {old}, lacks")
-            query.append(self.query[last - request.query_len : last])
+            query.append(self.query[last - request.query_len : last] if request.query_len else none)
             span = slice(k_starts[index], k_starts[index] + request.seq_len)
             keys.append(self.keys[span])
             values.append(self.values[span])
@@ -72,11 +81,17 @@ def make_inputs(problem: AttentionProblem, *, device: str = "cpu") -> Inputs:
     rng = torch.Generator().manual_seed(problem.seed)
     heads, head_dim = problem.num_kv_heads, problem.head_dim
     keys, values = (_cache_contents(problem, rng) for _ in range(2))
+    if problem.inputs == "sunken":
+        keys += SUNKEN_OFFSET
     keys = _store(keys, problem, problem.k_scale)
     values = _store(values, problem, problem.v_scale)
     query = torch.randn(problem.num_tokens, heads, problem.group_size, head_dim, generator=rng)
     if problem.inputs == "needle":
         query = _point_at_keys(problem, keys.float() * problem.k_scale, rng)
+    elif problem.inputs == "sunken":
+        # Every key has a part along (1, 1, ...), and the query points the other way.
+        offset = SUNKEN_LOGIT / (problem.softmax_scale * SUNKEN_OFFSET * head_dim)
+        query = offset + query / (problem.softmax_scale * head_dim**0.5)
     elif problem.inputs == "loud":
         query = query * (LOUD_GAIN / (problem.softmax_scale * head_dim**0.5))
     else:

@@ -1,7 +1,10 @@
 """Lays a problem out in pages, as badly as the contract allows.
 
 Pages are shuffled; blocks, slots and table columns that belong to nobody hold what a correct
-kernel never reads; everything a kernel may not write lies between canaries.
+kernel never reads; everything a kernel may not write lies between canaries. The query is a part of
+a fused projection and the block table of a wider buffer, as in an engine, so no two tensors have
+the same strides; keys and values lie side by side in one storage, or apart with strides of their
+own, by turns of the seed.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ GUARD_BLOCKS: Final = 2
 another allocation: a wrong kernel is caught and the process lives."""
 
 GUARD_ROWS: Final = 2
-"""Rows before and after `out` and `lse`."""
+"""Rows before and after `out` and `lse`; their rows have guards at the end too."""
 
 CANARY: Final = -24576.0
 """What guards of `out` and `lse` hold; exact in every dtype."""
@@ -29,7 +32,18 @@ CANARY: Final = -24576.0
 LARGE: Final = 16384.0
 """Poison for kernels that need finite numbers everywhere: times any weight but zero, it shows."""
 
+WATCHED: Final = (
+    "query",
+    "block_table",
+    "seq_lens",
+    "query_start_loc",
+    "alibi_slopes",
+    "sinks",
+)
+"""Inputs of a call that a kernel may not change, besides the caches."""
+
 Poison = Literal["nan", "large"]
+Layout = Literal["together", "apart"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,24 +66,38 @@ class Placement:
     num_blocks: int
     guarded_out: Tensor
     guarded_lse: Tensor
-    cache: Tensor
-    cache_before: Tensor
+    storages: tuple[Tensor, ...]
+    storages_before: tuple[Tensor, ...]
+    inputs_before: dict[str, Tensor]
 
     def overwritten(self) -> list[str]:
         """What the kernel wrote although it is not its to write; empty if all is well."""
         damage = []
+        heads = self.batch.out.shape[1]
         for name, guarded in (("out", self.guarded_out), ("lse", self.guarded_lse)):
-            for side, rows in (("before", guarded[:GUARD_ROWS]), ("after", guarded[-GUARD_ROWS:])):
-                if bool((rows != CANARY).any()):
-                    damage.append(f"wrote to the rows {side} `{name}`")
-        if not torch.equal(self.cache, self.cache_before):
-            damage.append("wrote to the key or value cache")
+            guards = {
+                "to the rows before": guarded[:GUARD_ROWS],
+                "to the rows after": guarded[-GUARD_ROWS:],
+                "between the rows of": guarded[:, heads:],
+            }
+            damage += [
+                f"wrote {where} `{name}`"
+                for where, guard in guards.items()
+                if bool((guard != CANARY).any())
+            ]
+        for now, before in zip(self.storages, self.storages_before, strict=True):
+            if not torch.equal(now, before):
+                damage.append("wrote to the key or value cache")
+        for name, input_before in self.inputs_before.items():
+            if not torch.equal(_bits(getattr(self.batch, name)), _bits(input_before)):
+                damage.append(f"wrote to `{name}`")
         return damage
 
     def reset(self) -> None:
         """Fill the outputs with NaN again, for another call on the same placement."""
-        for guarded in (self.guarded_out, self.guarded_lse):
-            guarded[GUARD_ROWS:-GUARD_ROWS] = torch.nan
+        for answer in (self.batch.out, self.batch.lse):
+            if answer is not None:
+                answer.fill_(torch.nan)
 
 
 def place(
@@ -77,6 +105,7 @@ def place(
     *,
     seed: int | None = None,
     poison: Poison = "nan",
+    with_lse: bool = True,
     share_prefix: bool = True,
     spare_blocks: int = 3,
     spare_columns: int = 2,
@@ -88,9 +117,11 @@ def place(
     inputs
         The contiguous tensors; the placement lies on their device.
     seed
-        Order of the pages; the problem's own seed if None.
+        Order of the pages and layout of the cache; the problem's own seed if None.
     poison
         What unowned slots hold.
+    with_lse
+        Whether the call asks for the log-sum-exp.
     share_prefix
         Whether the whole blocks of the problem's shared prefix are stored once.
     spare_blocks, spare_columns
@@ -99,8 +130,10 @@ def place(
     """
     problem = inputs.problem
     device = inputs.query.device
-    rng = torch.Generator().manual_seed(problem.seed if seed is None else seed)
-    shared_blocks = problem.shared_prefix // problem.block_size if share_prefix else 0
+    seed = problem.seed if seed is None else seed
+    rng = torch.Generator().manual_seed(seed)
+    reached = min(problem.shared_prefix, problem.max_seq_len)
+    shared_blocks = reached // problem.block_size if share_prefix else 0
     logical = _logical_blocks(problem, shared_blocks)
     used = 1 + max((int(blocks.max()) for blocks in logical if len(blocks)), default=-1)
     num_blocks = used + spare_blocks
@@ -108,7 +141,8 @@ def place(
 
     width = max(len(blocks) for blocks in logical) + spare_columns
     outside = torch.tensor([-1, num_blocks, num_blocks + 1, -2], dtype=torch.int32)
-    table = outside[torch.randint(0, 4, (len(logical), width), generator=rng)]
+    wide_table = outside[torch.randint(0, 4, (len(logical), width + 3), generator=rng)]
+    table = wide_table[:, :width]
     slots = []
     for row, (blocks, request) in enumerate(zip(logical, problem.requests, strict=True)):
         table[row, : len(blocks)] = physical[blocks].int()
@@ -117,66 +151,63 @@ def place(
         slots.append(block * problem.block_size + token % problem.block_size)
     owned_slots = torch.cat(slots).to(device)
 
-    cache = _poisoned_cache(problem, num_blocks, poison, device)
-    key_cache, value_cache = (
-        half[GUARD_BLOCKS : GUARD_BLOCKS + num_blocks] for half in cache.unbind(1)
+    storages, caches = _poisoned_caches(
+        problem, num_blocks + 2 * GUARD_BLOCKS, poison, device, layout=LAYOUTS[seed % 2]
     )
-    for half, contents in ((key_cache, inputs.keys), (value_cache, inputs.values)):
-        block, offset = owned_slots // problem.block_size, owned_slots % problem.block_size
-        _bytes_or_self(half)[block, offset] = _bytes_or_self(contents)
+    key_cache, value_cache = (cache[GUARD_BLOCKS : GUARD_BLOCKS + num_blocks] for cache in caches)
+    block, offset = owned_slots // problem.block_size, owned_slots % problem.block_size
+    for cache, contents in ((key_cache, inputs.keys), (value_cache, inputs.values)):
+        _bytes_or_self(cache)[block, offset] = _bytes_or_self(contents)
 
     rows = problem.num_tokens
+    # Wider than a row of the fused query: whatever stride a kernel assumes, it hits a canary.
+    width_out = problem.num_q_heads + 2 * problem.num_kv_heads + 1
     guarded_out = torch.full(
-        (rows + 2 * GUARD_ROWS, problem.num_q_heads, problem.head_dim),
+        (rows + 2 * GUARD_ROWS, width_out, problem.head_dim),
         CANARY,
         dtype=problem.torch_dtype,
         device=device,
     )
     guarded_lse = torch.full(guarded_out.shape[:2], CANARY, dtype=torch.float32, device=device)
-    flat_cache = _bytes_or_self(cache)
-    flat_cache = (
-        flat_cache
-        if flat_cache.dtype == torch.uint8
-        else flat_cache.view(_SAME_SIZE[flat_cache.dtype])
+    bits = tuple(_bits(storage) for storage in storages)
+    batch = PagedBatch(
+        query=_part_of_a_projection(inputs.query, problem),
+        key_cache=key_cache,
+        value_cache=value_cache,
+        block_table=wide_table.to(device)[:, :width],
+        seq_lens=_int32([request.seq_len for request in problem.requests], device),
+        query_start_loc=_int32(problem.query_starts, device),
+        out=_within(guarded_out, problem),
+        lse=_within(guarded_lse, problem) if with_lse else None,
+        max_query_len=problem.max_query_len,
+        max_seq_len=problem.max_seq_len,
+        scale=problem.softmax_scale,
+        causal=problem.causal,
+        window=problem.window,
+        softcap=problem.softcap,
+        alibi_slopes=_copy(inputs.alibi_slopes),
+        sinks=_copy(inputs.sinks),
+        k_scale=problem.k_scale,
+        v_scale=problem.v_scale,
     )
+    inputs_before = {name: getattr(batch, name) for name in WATCHED}
     placement = Placement(
-        batch=PagedBatch(
-            query=inputs.query.clone(),
-            key_cache=key_cache,
-            value_cache=value_cache,
-            block_table=table.to(device),
-            seq_lens=_int32([request.seq_len for request in problem.requests], device),
-            query_start_loc=_int32(problem.query_starts, device),
-            out=guarded_out[GUARD_ROWS:-GUARD_ROWS],
-            lse=guarded_lse[GUARD_ROWS:-GUARD_ROWS],
-            max_query_len=problem.max_query_len,
-            max_seq_len=problem.max_seq_len,
-            scale=problem.softmax_scale,
-            causal=problem.causal,
-            window=problem.window,
-            softcap=problem.softcap,
-            alibi_slopes=inputs.alibi_slopes,
-            sinks=inputs.sinks,
-            k_scale=problem.k_scale,
-            v_scale=problem.v_scale,
-        ),
+        batch=batch,
         owned_slots=owned_slots,
         num_blocks=num_blocks,
         guarded_out=guarded_out,
         guarded_lse=guarded_lse,
-        cache=flat_cache,
-        cache_before=flat_cache.clone(),
+        storages=bits,
+        storages_before=tuple(storage.clone() for storage in bits),
+        inputs_before={
+            name: tensor.clone() for name, tensor in inputs_before.items() if tensor is not None
+        },
     )
     placement.reset()
     return placement
 
 
-# Poison is NaN, and NaN differs from itself: an untouched cache is recognised by its bits.
-_SAME_SIZE: Final = {
-    torch.float32: torch.int32,
-    torch.float16: torch.int16,
-    torch.bfloat16: torch.int16,
-}
+LAYOUTS: Final[tuple[Layout, ...]] = ("together", "apart")
 
 
 def _logical_blocks(problem: AttentionProblem, shared_blocks: int) -> list[Tensor]:
@@ -192,32 +223,62 @@ def _logical_blocks(problem: AttentionProblem, shared_blocks: int) -> list[Tenso
     return blocks
 
 
-def _poisoned_cache(
-    problem: AttentionProblem, num_blocks: int, poison: Poison, device: torch.device
-) -> Tensor:
-    """[guards + num_blocks + guards, 2, block_size, heads, head_dim], full of poison.
+def _copy(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.clone()
 
-    Keys and values lie side by side in one storage, as vLLM keeps them: a kernel that takes the
-    cache for contiguous reads values as keys.
+
+def _within(guarded: Tensor, problem: AttentionProblem) -> Tensor:
+    """What a kernel fills: the middle rows, the first heads."""
+    return guarded[GUARD_ROWS:-GUARD_ROWS, : problem.num_q_heads]
+
+
+def _part_of_a_projection(query: Tensor, problem: AttentionProblem) -> Tensor:
+    """The query as the first heads of [num_tokens, q heads + k heads + v heads, head_dim]."""
+    heads = problem.num_q_heads + 2 * problem.num_kv_heads
+    fused = query.new_full((problem.num_tokens, heads, problem.head_dim), torch.nan)
+    fused[:, : problem.num_q_heads] = query
+    return fused[:, : problem.num_q_heads]
+
+
+def _poisoned_caches(
+    problem: AttentionProblem,
+    num_blocks: int,
+    poison: Poison,
+    device: torch.device,
+    *,
+    layout: Layout,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Storages full of poison, and key and value cache as parts of them.
+
+    `together` is [num_blocks, 2, block_size, heads, head_dim], as vLLM keeps them: a kernel that
+    takes the cache for contiguous reads values as keys. `apart` gives the values a head more than
+    they need: a kernel that takes the strides of the keys for them misses.
     """
-    shape = (
-        num_blocks + 2 * GUARD_BLOCKS,
-        2,
-        problem.block_size,
-        problem.num_kv_heads,
-        problem.head_dim,
-    )
+    slot = (problem.num_kv_heads, problem.head_dim)
+    shapes: list[tuple[int, ...]]
+    if layout == "together":
+        shapes = [(num_blocks, 2, problem.block_size, *slot)]
+    else:
+        shapes = [(num_blocks, problem.block_size, slot[0] + extra, slot[1]) for extra in (0, 1)]
     dtype = problem.torch_kv_dtype
     filler = torch.nan if poison == "nan" else min(LARGE, torch.finfo(dtype).max)
-    element = torch.tensor(filler).to(dtype).to(device)
-    cache = torch.empty(shape, dtype=dtype, device=device)
-    _bytes_or_self(cache)[...] = _bytes_or_self(element.reshape(1))
-    return cache
+    element = torch.tensor([filler]).to(dtype).to(device)
+    storages = [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
+    for storage in storages:
+        _bytes_or_self(storage)[...] = _bytes_or_self(element)
+    if layout == "together":
+        return storages, list(storages[0].unbind(1))
+    return storages, [storage[:, :, : slot[0]] for storage in storages]
 
 
 def _bytes_or_self(tensor: Tensor) -> Tensor:
     # Indexing and filling have no float8 kernels in torch; on bytes they do the same.
     return tensor.view(torch.uint8) if tensor.element_size() == 1 else tensor
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    # Poison is NaN, and NaN differs from itself: an untouched cache is recognised by its bits.
+    return tensor.view({1: torch.uint8, 2: torch.int16, 4: torch.int32}[tensor.element_size()])
 
 
 def _int32(numbers: list[int], device: torch.device) -> Tensor:

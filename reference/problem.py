@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 import torch
 
@@ -24,14 +25,18 @@ QUERY_DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16, "bf16": tor
 FP8_DTYPES: Final = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 """Quantised dtypes of the cache, by their name in a spec. They come with scales."""
 
-INPUT_KINDS: Final = ("flat", "needle", "loud")
+INPUT_KINDS: Final = ("flat", "needle", "loud", "sunken")
 """`flat`: every key counts, which shows numerical errors. `needle`: one key takes nearly all the
-weight, which shows addressing errors. `loud`: logits far from zero, which shows overflow."""
+weight, which shows addressing errors. `loud`: logits far from zero, which shows overflow. `sunken`:
+every logit below what kernels put in place of minus infinity, which then wins."""
 
-InputKind = Literal["flat", "needle", "loud"]
+InputKind = Literal["flat", "needle", "loud", "sunken"]
 
+MIN_HEAD_DIM: Final = 16
 MAX_HEAD_DIM: Final = 256
 MAX_BLOCK_SIZE: Final = 256
+MAX_SEED: Final = 2**64 - 2
+"""One less than torch's generators take: a relabelled placement uses the next one."""
 
 
 class InvalidProblem(ValueError):
@@ -129,6 +134,11 @@ class AttentionProblem:
     def __post_init__(self) -> None:
         if not self.kv_dtype:
             object.__setattr__(self, "kv_dtype", self.dtype)
+        # numpy's numbers count and compare alike, but do not print as a spec has them.
+        for name, convert in _NUMBER_FIELDS.items():
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, convert(value))
         for complaint in self._complaints():
             raise InvalidProblem(complaint)
 
@@ -137,8 +147,9 @@ class AttentionProblem:
             yield "a batch needs at least one request, such as (q1 k16)"
         if self.num_kv_heads < 1 or self.group_size < 1:
             yield f"h{self.num_kv_heads} g{self.group_size}: heads and group size start at 1"
-        if not 16 <= self.head_dim <= MAX_HEAD_DIM or self.head_dim % 8:
-            yield f"d{self.head_dim}: head sizes are multiples of 8 from 16 to {MAX_HEAD_DIM}"
+        if not MIN_HEAD_DIM <= self.head_dim <= MAX_HEAD_DIM or self.head_dim % 8:
+            sizes = f"from {MIN_HEAD_DIM} to {MAX_HEAD_DIM}"
+            yield f"d{self.head_dim}: head sizes are multiples of 8 {sizes}"
         if not 1 <= self.block_size <= MAX_BLOCK_SIZE or self.block_size & (self.block_size - 1):
             yield f"b{self.block_size}: block sizes are powers of two from 1 to {MAX_BLOCK_SIZE}"
         if self.dtype not in QUERY_DTYPES:
@@ -156,6 +167,8 @@ class AttentionProblem:
             yield f"kscale={self.k_scale:g} vscale={self.v_scale:g}: only a float8 cache has scales"
         if self.shared_prefix < 0:
             yield f"shared={self.shared_prefix}: a prefix has no negative length"
+        if not 0 <= self.seed <= MAX_SEED:
+            yield f"seed={self.seed}: seeds are 0 to {MAX_SEED}"
         if self.inputs not in INPUT_KINDS:
             yield f"inputs={self.inputs}: choose one of {', '.join(INPUT_KINDS)}"
 
@@ -267,6 +280,8 @@ class AttentionProblem:
             match = _REQUEST.fullmatch(word)
             if match:
                 count, query_len, seq_len = (int(number or 1) for number in match.groups())
+                if not count:
+                    raise InvalidProblem(f"{word!r} in {spec!r}: a request stands at least once")
                 requests += [Request(query_len, seq_len)] * count
                 continue
             name, value = _read_word(word)
@@ -279,7 +294,7 @@ class AttentionProblem:
 GRAMMAR: Final = (
     "[Nx](qQ kK) ... [hH] [gG] dD bB fp32|fp16|bf16 [kv=e4m3|e5m2] [kscale=X] [vscale=X] "
     "[window=N] [softcap=X] [scale=X] [shared=N] [noncausal] [alibi] [sinks] "
-    "[inputs=flat|needle|loud] [seed=N]"
+    "[inputs=flat|needle|loud|sunken] [seed=N]"
 )
 """Words of a spec: requests (Q query tokens, K tokens in the cache), KV heads, group size, head
 size, block size, dtype, then the variant."""
@@ -304,6 +319,19 @@ _KEYS: Final = {
     "inputs": ("inputs", str),
     "seed": ("seed", int),
 }
+_NUMBER_FIELDS: Final[dict[str, Callable[[Any], int | float]]] = {
+    "num_kv_heads": operator.index,
+    "group_size": operator.index,
+    "head_dim": operator.index,
+    "block_size": operator.index,
+    "window": operator.index,
+    "shared_prefix": operator.index,
+    "seed": operator.index,
+    "softcap": float,
+    "scale": float,
+    "k_scale": float,
+    "v_scale": float,
+}
 _FLAG_FIELDS: Final[dict[str, tuple[str, bool]]] = {
     "noncausal": ("causal", False),
     "alibi": ("alibi", True),
@@ -321,6 +349,8 @@ def _read_word(word: str) -> tuple[str, object]:
     key, _, text = word.partition("=")
     if key in _KEYS:
         field, convert = _KEYS[key]
+        if key == "kv" and text not in FP8_DTYPES:
+            raise InvalidProblem(f"{word!r}: the cache is one of {', '.join(FP8_DTYPES)}")
         try:
             return field, convert(text)
         except ValueError:

@@ -35,13 +35,13 @@ UNIT_ROUNDOFF: Final = {name: torch.finfo(dtype).eps / 2 for name, dtype in QUER
 OUTPUT: Final = {"fp32": 1.0, "fp16": 2.25, "bf16": 2.5}
 """Units of round-off of the working type."""
 
-SCORE: Final = 2.75
+SCORE: Final = 3.0
 """Units of float32 round-off for each unit of the score bound."""
 
 ACCUMULATE: Final = 2.25
 """Units of float32 round-off for each square root of the number of keys."""
 
-LSE: Final = 12.0
+LSE: Final = 23.75
 """Units of float32 round-off for each unit of magnitude in the log-sum-exp."""
 
 

@@ -16,6 +16,9 @@ if GPU_RUN:
 else:
     os.environ["TRITON_INTERPRET"] = "1"
 os.environ["TRITON_DEFAULT_FP_FUSION"] = "1"
+# Interpreted tiles are small: numpy's BLAS threads cost several times what they save.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest  # noqa: E402 - the environment above has to be set before anything can import triton
 import torch  # noqa: E402

@@ -2,49 +2,80 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
+from typing import Final
 
-import triton
 import triton.language as tl
 from triton.runtime import interpreter as ti
 
-from kernels.interpreter import dispatch, numbers, releases
+from kernels.interpreter import arithmetic, launch, operations, releases
 
-_installed = False
+_CORRECTIONS: Final[Mapping[str, Callable[[], None]]] = {
+    # What is wrong stock: see `arithmetic`.
+    "casts": partial(arithmetic.correct_casts, ti.InterpreterBuilder),
+    "arithmetic": partial(arithmetic.correct_arithmetic, ti.InterpreterBuilder),
+    "dot": partial(arithmetic.correct_dot, ti.InterpreterBuilder),
+    "reductions": partial(arithmetic.correct_reductions, ti.ReduceOps, ti.ScanOps),
+    # What was wrong in earlier releases.
+    "index": partial(releases.index_with_one_element, ti),
+    "nan": partial(releases.drop_nan, ti.InterpreterBuilder),
+    "bfloat16 constants": partial(releases.bfloat16_constants, ti.InterpreterBuilder),
+    # What is slow for a launch or a nested call.
+    "language patched once": partial(launch.patch_language_once, ti),
+    "direct builtins": partial(launch.call_builtins_directly, ti),
+    # What is slow for an operation.
+    "dead overflow checks": partial(operations.skip_dead_overflow_checks, ti.interpreter_builder),
+    "numpy types": partial(operations.remember_numpy_types, ti),
+    "common types": partial(operations.remember_common_types, ti.TritonSemantic),
+    "shapes": partial(operations.remember_shapes, tl),
+    "equal types": partial(operations.agree_on_equal_types, ti.TritonSemantic),
+    "views": partial(operations.broadcast_as_views, ti.TritonSemantic),
+}
+
+CORRECTIONS: Final = frozenset(_CORRECTIONS)
+"""The names of all corrections."""
+
+_in_force: set[str] = set()
 
 
 def interpreting() -> bool:
     """Whether this process interprets kernels: TRITON_INTERPRET=1 when triton was imported."""
-    return bool(triton.knobs.runtime.interpret)
+    return isinstance(tl.max, ti.InterpretedFunction)
 
 
 def installed() -> bool:
-    """Whether the corrections are in force."""
-    return _installed
+    """Whether the corrections are in force, all of them."""
+    return _in_force == CORRECTIONS
 
 
-def install() -> None:
-    """Correct and speed up the interpreter; a second call does nothing."""
-    global _installed  # noqa: PLW0603 - the interpreter that is patched is global as well
-    if _installed:
+def install(*, without: Collection[str] = ()) -> None:
+    """Correct and speed up the interpreter; a second call does nothing.
+
+    Parameters
+    ----------
+    without
+        Corrections to leave out: that is how their effect is shown.
+
+    Raises
+    ------
+    ValueError
+        For a name in `without` that no correction has.
+    """
+    unknown = set(without) - CORRECTIONS
+    if unknown:
+        raise ValueError(
+            f"no corrections {sorted(unknown)}: leave out some of {sorted(CORRECTIONS)}"
+        )
+    if _in_force or not interpreting():
         return
-    builder = ti.InterpreterBuilder
-    numbers.correct_casts(builder)
-    numbers.correct_arithmetic(builder)
-    numbers.correct_dot(builder)
-    numbers.correct_reductions(ti.ReduceOps)
-    releases.maximum_drops_nan(builder)
-    releases.patch_language(ti)
-    dispatch.patch_language_once(ti)
-    dispatch.skip_dead_overflow_checks(ti.interpreter_builder)
-    dispatch.share_host_memory(ti.GridExecutor)
-    dispatch.remember_numpy_types(ti)
-    dispatch.remember_signatures(ti)
-    dispatch.remember_shapes(tl)
-    dispatch.broadcast_as_views(ti.TritonSemantic)
-    _installed = True
+    for name, correct in _CORRECTIONS.items():
+        if name not in without:
+            correct()
+            _in_force.add(name)
 
 
 def overflow_checks() -> AbstractContextManager[None]:
     """Within this context an int32 overflow in an interpreted kernel raises."""
-    return dispatch.overflow_checks(ti.interpreter_builder)
+    return operations.overflow_checks(ti.interpreter_builder)

@@ -23,15 +23,14 @@ from reference.problem import AttentionProblem
 from reference.strategies import problems
 from reference.verdict import Status
 
-WIDEST_GROUP = 8
-
 
 @st.composite
-def tiles(draw: st.DrawFn) -> Tiles:
-    """Any tile that holds a group of query heads: the answer must not depend on it."""
-    return Tiles(
-        block_n=draw(st.sampled_from((64, 16, 32, 128))),
-        block_m=draw(st.sampled_from((16, 32, 64))),
+def problems_and_tiles(draw: st.DrawFn, **limits: bool) -> tuple[AttentionProblem, Tiles]:
+    """A problem and any tile that holds a group of query heads: the answer may not depend on it."""
+    problem = draw(problems(**limits))
+    rows = [rows for rows in (16, 32, 64) if rows >= problem.group_size]
+    return problem, Tiles(
+        block_n=draw(st.sampled_from((64, 16, 32, 128))), block_m=draw(st.sampled_from(rows))
     )
 
 
@@ -43,14 +42,16 @@ def accept(problem: AttentionProblem, **launch: object) -> None:
 
 
 @examples(700)
-@given(problems(prefill=False), tiles(), st.sampled_from((1, 2, 3, 5, 8)))
-def test_decode_with_any_tile_and_split(problem, tile, num_splits):
+@given(problems_and_tiles(prefill=False), st.sampled_from((1, 2, 3, 5, 8)))
+def test_decode_with_any_tile_and_split(drawn, num_splits):
+    problem, tile = drawn
     accept(problem, tiles=tile, num_splits=num_splits)
 
 
 @examples(600)
-@given(problems(prefill=True), tiles())
-def test_prefill_chunked_and_mixed_with_any_tile(problem, tile):
+@given(problems_and_tiles(prefill=True))
+def test_prefill_chunked_and_mixed_with_any_tile(drawn):
+    problem, tile = drawn
     accept(problem, tiles=tile)
 
 
@@ -81,7 +82,7 @@ def test_splits_agree_with_one_split(problem, block_n):
     for num_splits in (1, 3, 7):
         placement = place(inputs)
         paged_attention(
-            placement.batch, num_splits=num_splits, tiles=Tiles(block_n=16 * block_n, block_m=16)
+            placement.batch, num_splits=num_splits, tiles=Tiles(block_n=16 * block_n, block_m=32)
         )
         assert not judge(problem, truth, placement), (str(problem), num_splits)
 
@@ -146,6 +147,7 @@ def test_what_breaks_the_contract_is_refused():
     three_heads = torch.cat([keys, keys, keys], dim=2)
     wrong = {
         "num_splits=0": ({}, {"num_splits": 0}),
+        "block_m=1:": ({}, {"tiles": Tiles(block_n=16, block_m=1)}),
         "same shape and dtype": ({"value_cache": batch.value_cache[1:]}, {}),
         "not a whole group": ({"key_cache": three_heads, "value_cache": three_heads}, {}),
         "power of two": ({"key_cache": keys[:, :3], "value_cache": keys[:, :3]}, {}),

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from random import Random
 
 import pytest
 from hypothesis import Phase, find, given, settings
@@ -12,6 +13,7 @@ from reference.contract import VARIANTS, Capabilities, variants_of
 from reference.problem import (
     FP8_DTYPES,
     INPUT_KINDS,
+    MAX_SEED,
     QUERY_DTYPES,
     AttentionProblem,
     Request,
@@ -52,17 +54,17 @@ def any_problem(draw: st.DrawFn) -> AttentionProblem:
         v_scale=draw(scales),
         shared_prefix=draw(st.integers(0, 2**40)),
         inputs=draw(st.sampled_from(INPUT_KINDS)),
-        seed=draw(st.integers(0, 2**63 - 1)),
+        seed=draw(st.integers(0, MAX_SEED)),
     )
 
 
-@examples(300)
+@examples(150)
 @given(problems())
 def test_a_drawn_problem_survives_its_spec(problem: AttentionProblem) -> None:
     assert AttentionProblem.parse(str(problem)) == problem
 
 
-@examples(300)
+@examples(200)
 @given(any_problem())
 def test_any_problem_survives_its_spec(problem: AttentionProblem) -> None:
     spec = str(problem)
@@ -105,7 +107,7 @@ CAPABILITIES = {
 
 @pytest.mark.parametrize("capabilities", CAPABILITIES.values(), ids=CAPABILITIES)
 def test_nothing_outside_the_capabilities_is_drawn(capabilities: Capabilities) -> None:
-    @examples(100)
+    @examples(60)
     @given(problems(capabilities=capabilities))
     def draw(problem: AttentionProblem) -> None:
         assert capabilities.refusal(problem) is None
@@ -113,19 +115,12 @@ def test_nothing_outside_the_capabilities_is_drawn(capabilities: Capabilities) -
     draw()
 
 
-DECLARED = pytest.mark.xfail(reason="declared head sizes are drawn as they are, or not at all")
-
-
 # Honest declarations: these kernels can do more in one respect than the contract asks for.
 @pytest.mark.parametrize(
     "capabilities",
     [
-        pytest.param(
-            Capabilities(head_dims=frozenset({64, 256}), max_head_dim=128), marks=DECLARED
-        ),
-        pytest.param(
-            Capabilities(head_dims=frozenset({8, 20, 64, 512}), max_head_dim=512), marks=DECLARED
-        ),
+        Capabilities(head_dims=frozenset({64, 256}), max_head_dim=128),
+        Capabilities(head_dims=frozenset({8, 20, 64, 512}), max_head_dim=512),
         Capabilities(head_dims=frozenset({64}), block_sizes=frozenset({16, 48, 512})),
     ],
     ids=["beyond its largest", "beyond the contract", "odd blocks"],
@@ -133,7 +128,7 @@ DECLARED = pytest.mark.xfail(reason="declared head sizes are drawn as they are, 
 def test_sizes_are_drawn_from_what_kernel_and_contract_both_allow(
     capabilities: Capabilities,
 ) -> None:
-    @examples(50)
+    @settings(max_examples=40, database=None)  # not fewer in a quick run: a size would be missed
     @given(problems(capabilities=capabilities))
     def draw(problem: AttentionProblem) -> None:
         assert problem.head_dim == 64
@@ -148,8 +143,8 @@ def test_sizes_are_drawn_from_what_kernel_and_contract_both_allow(
         (Capabilities(dtypes=frozenset()), "dtypes"),
         (Capabilities(block_sizes=frozenset()), "block_sizes"),
         (Capabilities(block_sizes=frozenset({48})), "block_sizes"),
-        pytest.param(Capabilities(head_dims=frozenset()), "head_dims", marks=DECLARED),
-        pytest.param(Capabilities(max_head_dim=8), "head_dim", marks=DECLARED),
+        (Capabilities(head_dims=frozenset()), "head_dims"),
+        (Capabilities(max_head_dim=8), "head_dim"),
     ],
     ids=["no dtype", "no block size", "bad block size", "no head size", "small head size"],
 )
@@ -160,7 +155,7 @@ def test_capabilities_that_leave_nothing_to_draw_are_an_error(
         find(problems(capabilities=capabilities), lambda _: True, settings=QUIET)
 
 
-@examples(200)
+@examples(100)
 @given(st.data())
 def test_bounds_of_the_batch_hold(data: st.DataObject) -> None:
     max_seqs = data.draw(st.integers(1, 3))
@@ -198,7 +193,7 @@ def test_lengths_stay_within_their_bounds(
     assert 0 <= data.draw(seq_lens(block_size, max_len=max_len)) <= max_len
 
 
-QUIET = settings(database=None, derandomize=True, max_examples=1000)
+QUIET = settings(database=None, max_examples=1000)
 
 
 def shares_a_block(problem: AttentionProblem) -> bool:
@@ -218,7 +213,23 @@ MINIMAL: dict[str, Callable[[AttentionProblem], bool]] = {
 def test_a_failure_shrinks_to_a_line_that_names_its_cause(
     spec: str, provokes: Callable[[AttentionProblem], bool]
 ) -> None:
-    assert str(find(problems(max_seqs=2), provokes, settings=QUIET)) == spec
+    found = find(problems(max_seqs=2), provokes, settings=QUIET, random=Random(0))
+    assert str(found) == spec
+
+
+def test_a_variant_that_does_not_matter_is_shrunk_away() -> None:
+    found_one = False
+
+    def provokes(problem: AttentionProblem) -> bool:
+        nonlocal found_one
+        # The first failure that is met happens to be noncausal; that is not its cause.
+        if problem.max_query_len < 2 or (problem.causal and not found_one):
+            return False
+        found_one = True
+        return True
+
+    found = find(problems(max_seqs=2), provokes, settings=QUIET, random=Random(5))
+    assert str(found) == "(q2 k2) d16 b16 fp32"
 
 
 def features(problem: AttentionProblem) -> set[str]:
@@ -236,6 +247,7 @@ def features(problem: AttentionProblem) -> set[str]:
         "padding row": any(r == Request(1, 0) for r in problem.requests),
         "empty request": any(r == Request(0, 0) for r in problem.requests),
         "no query token at all": not problem.num_tokens,
+        "waiting sequence": any(r.query_len == 0 < r.seq_len for r in problem.requests),
         "length 1": any(r == Request(1, 1) for r in problem.requests),
         "decode": any(r.query_len == 1 < r.seq_len for r in problem.requests),
         "chunked prefill": any(1 < r.query_len < r.seq_len for r in problem.requests),
@@ -264,9 +276,10 @@ EXPECTED_FEATURES = {
     *(f"g{size}" for size in GROUP_SIZES),
     *("fp32", "fp16", "bf16"),
     *(f"cache {name}" for name in ("fp32", "fp16", "bf16", "e4m3", "e5m2")),
-    *("inputs flat", "inputs needle", "inputs loud"),
+    *("inputs flat", "inputs needle", "inputs loud", "inputs sunken"),
     *("prefill", "noncausal", "window", "softcap", "alibi", "sinks"),
     *("padding row", "empty request", "no query token at all", "length 1", "decode"),
+    *("waiting sequence",),
     *("chunked prefill", "whole prefill", "mixed batch", "several KV heads"),
     *("shared block", "prefix that ends within a block", "full last block", "one past a block"),
     *("window that cuts", "scale", "scaled keys", "scaled values"),
@@ -276,16 +289,21 @@ EXPECTED_FEATURES = {
 
 def test_six_hundred_draws_reach_every_variant_and_edge() -> None:
     reached: Counter[str] = Counter()
+    offsets: Counter[int] = Counter()
 
     # A statement about the strategy, so the same draws in every run and under every profile.
     @settings(max_examples=600, derandomize=True, database=None, phases=[Phase.generate])
     @given(problems())
     def draw(problem: AttentionProblem) -> None:
         reached.update(features(problem))
+        offsets.update(request.seq_len % 64 for request in problem.requests if request.seq_len > 1)
 
     draw()
     assert set(HEAD_DIMS) == {16, 32, 64, 80, 96, 128, 256}
     assert EXPECTED_FEATURES - set(reached) == set()
+    # By chance alone, each place in a tile of 64 would be drawn equally often.
+    for beside_a_boundary in (63, 0, 1):
+        assert offsets[beside_a_boundary] > 2 * offsets.total() / 64
     # The common kinds are common: a run of a few dozen problems meets each of them.
     for common in ("prefill", "window", "softcap", "alibi", "sinks", "noncausal", "mixed batch"):
         assert reached[common] > 30, f"{common} in {reached[common]} of 600 problems"

@@ -1,0 +1,70 @@
+"""What a launch and a nested call cost in Triton's interpreter.
+
+Stock, a quarter of the time goes into patching the whole language anew at every nested call of a
+@jit function, `tl.max` and `tl.sum` among them. Nothing here alters a result.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import triton.language as tl
+
+
+class _NothingToRestore:
+    """A patch scope whose patches stay: the next launch would make the same ones."""
+
+    def restore(self) -> None:
+        pass
+
+
+def patch_language_once(module: Any) -> None:
+    """Patch `triton.language` at the first launch of a module's kernels and leave it patched.
+
+    Stock, every launch and every nested call walks all members of the language: 3 ms each. The
+    process interprets anyway, and nothing in it can compile (the mode is fixed at import).
+    """
+    stock = module._patch_lang
+    patched: set[frozenset[int]] = set()
+
+    def _patch_lang(fn: Any) -> _NothingToRestore:
+        languages = _languages(fn)
+        if languages not in patched:
+            stock(fn)
+            patched.add(languages)
+        return _NothingToRestore()
+
+    module._patch_lang = _patch_lang
+
+
+@cache
+def _languages(fn: Any) -> frozenset[int]:
+    # The interpreter patches the language modules that the kernel's globals name. `in` would ask
+    # every global whether it equals a module, and an array answers with an array.
+    return frozenset(
+        id(value) for value in fn.__globals__.values() if value is tl or value is tl.core
+    )
+
+
+def call_builtins_directly(module: Any) -> None:
+    """Call a builtin of the language without the two wrappers that only add and check `_semantic`.
+
+    Other wrappers, of the functions that check the types of their operands, stay.
+    """
+    stock = module._patch_attr
+    adds_nothing = tl.core.builtin(lambda: None).__code__
+
+    def _patch_attr(obj: Any, name: str, member: Any, builder: Any, scope: Any) -> None:
+        if getattr(member, "__code__", None) is not adds_nothing:
+            stock(obj, name, member, builder, scope)
+            return
+        function, semantic = member.__wrapped__, module.interpreter_semantic
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            kwargs["_semantic"] = semantic
+            return function(*args, **kwargs)
+
+        scope.set_attr(obj, name, call)
+
+    module._patch_attr = _patch_attr
