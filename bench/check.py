@@ -11,12 +11,22 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from bench.cross_check import Outcome, Search, search
+from bench.cross_check import (
+    MAX_SHRINKS,
+    TIME_LIMIT_S,
+    Outcome,
+    Search,
+    describe,
+    search,
+    shrink,
+)
 from bench.environment import describe_environment
 from bench.failures import FailureStore
 from bench.memory import contiguous_need, paged_need
 from bench.record import (
     CheckRecord,
+    DecodeTimes,
+    KernelRecord,
     decode_record,
     kernel_record,
     memory_record,
@@ -24,6 +34,7 @@ from bench.record import (
 )
 from bench.timing import ROUNDS, WARM_UP, DecodeShape, time_decode
 from bench.workloads.stream import RequestStream
+from reference.contract import Capabilities
 
 RIGHT: Final = 0
 WRONG: Final = 1
@@ -63,6 +74,8 @@ class CheckPlan:
         Where failures are kept.
     timed
         What to time; None to time nothing.
+    time_limit_s
+        Seconds that a kernel may take for one check of one problem.
     """
 
     kernels: Sequence[str]
@@ -74,6 +87,7 @@ class CheckPlan:
     lanes: int
     store: FailureStore
     timed: DecodeShape | None
+    time_limit_s: float = TIME_LIMIT_S
 
 
 class Progress(Protocol):
@@ -92,40 +106,33 @@ def run_check(plan: CheckPlan, *, progress: Progress, stop: threading.Event) -> 
     Raises
     ------
     SubjectError
-        If a kernel cannot be imported.
+        If a kernel cannot be imported, or what it declares leaves nothing to check.
+    ValueError
+        If no request of the stream generates a token.
     """
     started = datetime.now(UTC)
     clock = time.monotonic()
-    outcomes: list[Outcome] = []
-    for kernel in plan.kernels:
-        if stop.is_set():
-            break
-        outcomes.append(_cross_check(plan, kernel, progress, stop))
-        if outcomes[-1].failure is not None:
-            plan.store.save(kernel, outcomes[-1].failure.problem)
-    wrong = any(outcome.wrong for outcome in outcomes)
-    timed = None
-    if plan.timed is not None and not stop.is_set() and not wrong:
-        # A wrong kernel's time is nobody's concern, and the reader's is elsewhere.
-        progress.begin("timing decode", WARM_UP + ROUNDS)
-        timed = time_decode(
-            plan.stream,
-            shape=plan.timed,
-            device=plan.device,
-            seed=plan.seed,
-            advance=progress.advance,
-        )
     needs = [contiguous_need(plan.stream), paged_need(plan.stream)]
-    complete = not stop.is_set() and all(outcome.complete for outcome in outcomes)
+    # All of them before the first search: a misspelt name should not cost a minute.
+    declared = {kernel: describe(kernel, plan.device) for kernel in plan.kernels}
+    kernels = [
+        _cross_check(plan, kernel, capabilities, progress, stop)
+        for kernel, capabilities in declared.items()
+    ]
+    wrong = any(kernel.failure is not None for kernel in kernels)
+    # A wrong kernel's time is nobody's concern, and the reader's is elsewhere.
+    decode = None if wrong else _time(plan, progress, stop)
+    complete = not stop.is_set() and all(kernel.complete for kernel in kernels)
     verdict = "wrong" if wrong else "right" if complete else "incomplete"
     return CheckRecord(
         started_at=started.isoformat(timespec="seconds"),
         elapsed_s=time.monotonic() - clock,
         seed=plan.seed,
+        max_len=plan.max_len,
         environment=describe_environment(plan.device),
         stream=stream_record(plan.stream),
-        kernels=[kernel_record(outcome) for outcome in outcomes],
-        decode=decode_record(timed) if timed else None,
+        kernels=kernels,
+        decode=decode,
         memory=[memory_record(need, pool_bytes=POOL_BYTES) for need in needs],
         pool_bytes=POOL_BYTES,
         verdict=verdict,
@@ -143,11 +150,16 @@ def stream_lengths(stream: RequestStream) -> list[tuple[int, int]]:
 
 
 def _cross_check(
-    plan: CheckPlan, kernel: str, progress: Progress, stop: threading.Event
-) -> Outcome:
+    plan: CheckPlan,
+    kernel: str,
+    capabilities: Capabilities,
+    progress: Progress,
+    stop: threading.Event,
+) -> KernelRecord:
     saved = plan.store.load(kernel)
-    progress.begin(f"cross-checking {kernel}", plan.problems + len(saved))
-    plan_of_search = Search(
+    if stop.is_set():
+        return kernel_record(Outcome(kernel, capabilities, asked=plan.problems + len(saved)))
+    this = Search(
         kernel=kernel,
         device=plan.device,
         problems=plan.problems,
@@ -155,6 +167,44 @@ def _cross_check(
         max_len=plan.max_len,
         lanes=plan.lanes,
         seed=plan.seed,
+        time_limit_s=plan.time_limit_s,
         saved=tuple(saved),
+        capabilities=capabilities,
     )
-    return search(plan_of_search, advance=progress.advance, stop=stop)
+    progress.begin(f"cross-checking {kernel}", plan.problems + len(saved))
+    outcome = search(this, advance=progress.advance, stop=stop)
+    if outcome.failure is None:
+        return kernel_record(outcome)
+    progress.begin("making the failure smaller", MAX_SHRINKS)
+    outcome.failure = shrink(this, outcome, advance=progress.advance, stop=stop)
+    saved_to = _saved(plan.store, kernel, outcome.failure.problem)
+    return kernel_record(outcome, device=plan.device, saved_to=saved_to)
+
+
+def _saved(store: FailureStore, kernel: str, problem: str) -> str | None:
+    try:
+        return str(store.save(kernel, problem))
+    except OSError:
+        return None  # a full disk is no reason to lose the finding
+
+
+class _Stopped(Exception):
+    """Ends timing from within."""
+
+
+def _time(plan: CheckPlan, progress: Progress, stop: threading.Event) -> DecodeTimes | None:
+    def advance(count: int) -> None:
+        progress.advance(count)
+        if stop.is_set():
+            raise _Stopped
+
+    if plan.timed is None or stop.is_set():
+        return None
+    progress.begin("timing decode", WARM_UP + ROUNDS)
+    try:
+        timed = time_decode(
+            plan.stream, shape=plan.timed, device=plan.device, seed=plan.seed, advance=advance
+        )
+    except _Stopped:
+        return None
+    return decode_record(timed)

@@ -1,16 +1,25 @@
-"""The command line. Exit codes: 0 right, 1 wrong, 2 usage, 4 the harness itself failed."""
+"""The command line. Exit codes: 0 right, 1 wrong, 2 usage, 4 the harness itself failed.
+
+Python, the terminal library and a closed pipe all like to end a process with 1, which here means
+that a kernel is wrong: what is not a verdict is kept from ending so.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Final, Self
+
+# A distribution of the same name as one of the rooms may be installed; ours lie beside this file.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import typer
 from rich.console import Console
@@ -28,19 +37,22 @@ if TYPE_CHECKING:
     from bench.check import CheckPlan
     from bench.workloads.stream import RequestStream
 
-# A distribution of the same name as one of the rooms may be installed; ours lie beside this file.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+HARNESS_FAILED: Final = 4
+"""As in `bench.check`, for when that cannot be imported."""
 
-app = typer.Typer(
-    name="pagedbench",
-    help="A test bench for paged-attention kernels and KV-cache allocators.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    rich_markup_mode="rich",
-)
+HELP = """
+A test bench for paged-attention kernels and KV-cache allocators.
 
-CHECK_EXAMPLES = """
+[bold]Examples[/]
+
+  pagedbench check
+
+  pagedbench check --kernel my_kernel.py:attention
+
+  pagedbench check --help
+"""
+
+CHECK_HELP = """
 Draws attention problems, hostile ones first, and holds each kernel against float64 attention over
 a contiguous cache; times a decode step of the stream, contiguous against paged; and prints what
 both need in memory.
@@ -53,20 +65,49 @@ both need in memory.
 
   pagedbench check --kernel my_kernel.py:attention --problems 2000
 
-  pagedbench check --kernel triton --problem "(q1 k129) g4 d80 b16 bf16 window=32"
+  pagedbench check --kernel triton --problem "(q1 k129) g4 d80 b16 bf16"
 
 [bold]Exit codes[/]
 
   0 right, 1 wrong, 2 usage, 4 the harness itself failed, 130 interrupted
 """
 
+app = typer.Typer(
+    name="pagedbench",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="rich",
+)
 
-@app.callback()
-def pagedbench() -> None:
+
+def _print_version(*, wanted: bool) -> None:
+    if wanted:
+        from bench.environment import version_of
+
+        for name in ("pagedbench", "torch", "triton"):
+            typer.echo(f"{name} {version_of(name)}")
+        raise typer.Exit
+
+
+@app.callback(help=HELP)
+def pagedbench(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the versions of pagedbench, torch and triton.",
+            callback=lambda value: _print_version(wanted=value),
+            is_eager=True,
+        ),
+    ] = False,
+) -> None:
     """Keep `check` a command of its own while it is the only one."""
 
 
-@app.command(help=CHECK_EXAMPLES)
+@app.command(help=CHECK_HELP, short_help="Cross-check kernels, time paging, account for memory.")
 def check(
     *,
     trace: Annotated[
@@ -90,13 +131,19 @@ def check(
     max_len: Annotated[
         int, typer.Option(min=1, help="Longest context taken from the stream, tokens.")
     ] = 1024,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same problems.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="The same seed draws the same problems.")
+    ] = 0,
     device: Annotated[
         str, typer.Option(help="cpu (Triton is interpreted), cuda, or auto.")
     ] = "auto",
     lanes: Annotated[
         int, typer.Option(min=0, help="Processes per kernel; 0: one a core, four at most.")
     ] = 0,
+    time_limit: Annotated[
+        float,
+        typer.Option(min=0.1, help="Seconds for one check of one problem; more is a hang."),
+    ] = 120.0,
     timing: Annotated[bool, typer.Option(help="Time contiguous against paged decode.")] = True,
     json: Annotated[Path | None, typer.Option(help="Write the record to this file.")] = None,
     save: Annotated[
@@ -104,12 +151,15 @@ def check(
     ] = Path(".pagedbench"),
 ) -> None:
     """Cross-check kernels, time paging, account for memory."""
-    console, errors = Console(), Console(stderr=True)
+    console, errors = _Console(), _Console(stderr=True)
     kernels = tuple(dict.fromkeys(kernel or ["torch", "triton"]))
     try:
-        where = _device(device)
         if problem is not None:
-            raise typer.Exit(_replay(kernels, where, problem, console))
+            if json is not None:
+                raise _UsageError(f"--json {json}: --problem prints, and makes no record; drop one")
+            raise typer.Exit(_replay(kernels, _device(device), problem, time_limit, console))
+        _check_writable(json, save)
+        where = _device(device)
         from bench.check import CheckPlan
         from bench.cross_check import default_lanes
         from bench.failures import FailureStore
@@ -125,17 +175,22 @@ def check(
             lanes=lanes or default_lanes(),
             store=FailureStore(save / "failures"),
             timed=DecodeShape() if timing else None,
+            time_limit_s=time_limit,
         )
-        raise typer.Exit(_check(plan, _writable(json), console, errors))
-    except _usage_errors() as error:
-        errors.print(f"error: {error}", style="red", markup=False, highlight=False)
-        raise typer.Exit(2) from None
+        raise typer.Exit(_check(plan, json, console, errors))
     except (typer.Exit, typer.Abort):
         raise
-    except Exception:
-        errors.print("the harness itself failed; this says nothing about the kernel:", style="red")
-        errors.print(traceback.format_exc(), markup=False, highlight=False)
-        raise typer.Exit(4) from None
+    except KeyboardInterrupt:
+        errors.print("aborted", style="yellow")
+        raise typer.Exit(130) from None
+    except Exception as error:
+        if isinstance(error, _usage_errors()):
+            errors.print(
+                f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True
+            )
+            raise typer.Exit(2) from None
+        _say_harness_failed()
+        raise typer.Exit(HARNESS_FAILED) from None
 
 
 class _UsageError(ValueError):
@@ -143,11 +198,20 @@ class _UsageError(ValueError):
 
 
 def _usage_errors() -> tuple[type[Exception], ...]:
-    from bench.workloads.traces import TraceError
-    from reference.problem import InvalidProblem
-    from subjects.resolve import SubjectError
+    # Not imported here: if importing is what failed, it would fail again. What was never imported
+    # was not raised.
+    homes = {
+        "bench.workloads.traces": "TraceError",
+        "reference.problem": "InvalidProblem",
+        "subjects.resolve": "SubjectError",
+    }
+    known = (getattr(sys.modules.get(home), name, None) for home, name in homes.items())
+    return (_UsageError, *(error for error in known if error is not None))
 
-    return _UsageError, TraceError, InvalidProblem, SubjectError
+
+def _say_harness_failed() -> None:
+    sys.stderr.write("the harness itself failed; this says nothing about the kernel:\n")
+    traceback.print_exc()
 
 
 def _check(plan: CheckPlan, json: Path | None, console: Console, errors: Console) -> int:
@@ -155,27 +219,42 @@ def _check(plan: CheckPlan, json: Path | None, console: Console, errors: Console
     from bench.report.terminal import show
 
     stop = threading.Event()
-    with _Bar(errors) as bar, _stop_on_interrupt(stop, errors):
+    bar = _Bar(errors) if errors.is_terminal else _Lines(errors)
+    with bar, _stop_on_interrupt(stop, errors):
         record = run_check(plan, progress=bar, stop=stop)
-    if json is not None:
-        json.write_text(record.model_dump_json(indent=2) + "\n")
-    show(record, console)
+    try:
+        if json is not None:
+            json.write_text(record.model_dump_json(indent=2) + "\n")
+    finally:
+        show(record, console)
     return record.exit_code
 
 
-def _replay(kernels: tuple[str, ...], device: str, spec: str, console: Console) -> int:
+def _replay(
+    kernels: tuple[str, ...], device: str, spec: str, time_limit_s: float, console: Console
+) -> int:
     from bench.check import RIGHT, WRONG
     from bench.cross_check import replay
     from bench.report.terminal import show_replay
     from reference.problem import AttentionProblem
+    from reference.verdict import Status
 
     parsed = AttentionProblem.parse(spec)
-    wrong = False
+    wrong, unable = False, []
     for name in kernels:
-        verdicts = replay(name, device, parsed)
-        show_replay(name, str(parsed), verdicts, console)
+        verdicts = replay(name, device, parsed, time_limit_s=time_limit_s)
+        show_replay(name, parsed, verdicts, console)
         wrong = wrong or any(verdict.wrong for verdict in verdicts)
-    return WRONG if wrong else RIGHT
+        if all(verdict.status is Status.NOT_SUPPORTED for verdict in verdicts):
+            unable.append(name)
+    if wrong:
+        return WRONG
+    if unable:
+        raise _UsageError(
+            f"--problem {spec}: nothing was checked of {', '.join(unable)}; choose a problem "
+            f"within what the kernel declares"
+        )
+    return RIGHT
 
 
 def _stream(trace: Path | None, name: str) -> RequestStream:
@@ -187,28 +266,43 @@ def _stream(trace: Path | None, name: str) -> RequestStream:
             raise _UsageError(f"--stream {name}: choose one of {', '.join(STREAM_LAWS)}")
         return builtin_stream(name)
     try:
-        return read_trace(trace)
+        stream = read_trace(trace)
     except OSError as error:
-        raise _UsageError(f"--trace {trace}: {error.strerror}") from None
+        raise _UsageError(
+            f"--trace {trace}: {error.strerror or error}; name a file that can be read"
+        ) from None
+    if not stream.output_tokens.any():
+        raise _UsageError(
+            f"--trace {trace}: no request generates a token, so none is ever in the cache; "
+            f"choose a trace with outputs"
+        )
+    return stream
 
 
 def _device(name: str) -> str:
+    if name not in {"auto", "cpu", "cuda"}:
+        raise _UsageError(f"--device {name}: choose cpu, cuda or auto")
     import torch
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in {"cpu", "cuda"}:
-        raise _UsageError(f"--device {name}: choose cpu, cuda or auto")
     if name == "cuda" and not torch.cuda.is_available():
         raise _UsageError(f"--device cuda: torch {torch.__version__} finds none; use --device cpu")
     return name
 
 
-def _writable(path: Path | None) -> Path | None:
+def _check_writable(json: Path | None, save: Path) -> None:
     # Before the work, not after it: a minute's record should not end in a missing folder.
-    if path is not None and not path.parent.is_dir():
-        raise _UsageError(f"--json {path}: the folder {path.parent} does not exist")
-    return path
+    if json is not None:
+        if not json.parent.is_dir():
+            raise _UsageError(f"--json {json}: the folder {json.parent} does not exist; make it")
+        if json.is_dir():
+            raise _UsageError(f"--json {json}: that is a folder; name a file in it")
+        if not os.access(json if json.exists() else json.parent, os.W_OK):
+            raise _UsageError(f"--json {json}: no permission to write there; choose another file")
+    there = next(path for path in (save, *save.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise _UsageError(f"--save {save}: {there} is no folder to write to; choose another one")
 
 
 @contextmanager
@@ -228,12 +322,23 @@ def _stop_on_interrupt(stop: threading.Event, errors: Console) -> Iterator[None]
         signal.signal(signal.SIGINT, before)
 
 
+class _Console(Console):
+    """Goes on when nobody reads any more: `pagedbench check | head` is not a verdict."""
+
+    def on_broken_pipe(self) -> None:
+        """Print nothing more; the exit code stays what it is."""
+        self.quiet = True
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, self.file.fileno())
+        os.close(nothing)
+
+
 class _Bar:
-    """A progress bar on standard error, one line for each step of the job."""
+    """Progress on a terminal: a bar for each step of the job."""
 
     def __init__(self, console: Console) -> None:
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -242,23 +347,68 @@ class _Bar:
         self._step = TaskID(0)
 
     def begin(self, what: str, total: int) -> None:
-        """Start a line."""
+        """Start a bar."""
         self._step = self._bar.add_task(what, total=total)
 
     def advance(self, count: int) -> None:
-        """Move the last line on."""
+        """Move the last bar on."""
         self._bar.advance(self._step, count)
 
     def __enter__(self) -> Self:
-        """Show the bar."""
+        """Show the bars."""
         self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the finished lines on the screen."""
+        """Leave the finished bars on the screen."""
         self._bar.stop()
+
+
+class _Lines:
+    """Progress in a log: a plain line when a step ends."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._what = ""
+        self._total = self._done = 0
+        self._began = 0.0
+        self._lock = threading.Lock()
+
+    def begin(self, what: str, total: int) -> None:
+        """Start a step, and with it end the last one."""
+        self._end()
+        self._what, self._total, self._done = what, total, 0
+        self._began = time.monotonic()
+
+    def advance(self, count: int) -> None:
+        """Count; lanes do so at once."""
+        with self._lock:
+            self._done += count
+
+    def __enter__(self) -> Self:
+        """Print nothing yet."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the last step."""
+        self._end()
+
+    def _end(self) -> None:
+        if self._what:
+            elapsed_s = time.monotonic() - self._began
+            line = f"{self._what}: {self._done:,} of {self._total:,} in {elapsed_s:.0f} s"
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._what = ""
 
 
 def main() -> None:
     """Entry point of the command `pagedbench`."""
-    app()
+    try:
+        app(prog_name="pagedbench")
+    except Exception:
+        _say_harness_failed()
+        sys.exit(HARNESS_FAILED)
+
+
+if __name__ == "__main__":
+    main()

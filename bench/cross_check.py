@@ -1,24 +1,30 @@
 """Searches for a problem that a kernel gets wrong, and makes what it finds small.
 
 Hypothesis draws in this process; the kernel runs in children, one a lane, so a crash or a hang is
-a finding like any other and is shrunk like any other.
+a finding like any other and is shrunk like any other. What is drawn depends on the seed, the
+capabilities and the stream, not on the lanes and not on what the kernel answers.
 """
 
 from __future__ import annotations
 
 import os
+import queue
 import sys
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, NoReturn
 
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import HealthCheck, Phase, Verbosity, given, reject, seed, settings
+from hypothesis.errors import Flaky, Unsatisfiable
+from hypothesis.internal.conjecture import providers
 
 from bench.environment import ROOT
-from bench.worker import capabilities_from_json
+from bench.worker import CHECK_BY_NAME, capabilities_from_json
 from reference.conformance import CHECKS, TRUTH, applicable
 from reference.contract import Capabilities
 from reference.problem import AttentionProblem
@@ -28,20 +34,33 @@ from subjects.process import SubjectDied, SubjectProcess
 from subjects.resolve import SubjectError
 
 TIME_LIMIT_S: Final = 120.0
-"""For one answer: a kernel that takes longer hangs."""
+"""For one check of one problem: a kernel that takes longer hangs."""
 
 MAX_SHRINKS: Final = 400
 """Attempts at making a failure smaller; each costs one run of the kernel."""
 
+SHRINK_LIMIT_S: Final = 60.0
+"""For all those attempts together: each crash costs the start of a child, each hang more."""
+
+GRACE_S: Final = 3.0
+"""For the answers that are under way when the search is to end; then their children are killed."""
+
+MAX_AWKWARD_LEN: Final = 150
+"""Longest context of a problem whose lengths sit on boundaries, tokens."""
+
+
+class HarnessError(RuntimeError):
+    """What went wrong is ours: it says nothing about the kernel."""
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A problem that a kernel gets wrong, shrunk.
+    """A problem that a kernel gets wrong.
 
     Attributes
     ----------
     problem
-        The spec.
+        The spec; after `shrink` the smallest that was found.
     check
         Which check failed.
     status
@@ -69,18 +88,23 @@ class Outcome:
         Name of the subject.
     capabilities
         What it declares.
+    asked
+        Problems that were to be run: as many as asked for, and those saved.
     problems
-        Problems that were drawn and run.
+        Problems that were run, each different, and passed. Those that the kernel does not support
+        are not among them.
     counts
         Verdicts by (check, status).
     failure
-        The shrunk failure, or None.
+        What it got wrong, or None.
     complete
-        Whether every problem that was asked for was run.
+        Whether the search came to its end: all problems that were asked for were run, or all that
+        there are where the kernel's capabilities leave fewer.
     """
 
     kernel: str
     capabilities: Capabilities
+    asked: int
     problems: int = 0
     counts: Counter[tuple[str, Status]] = field(default_factory=Counter)
     failure: Failure | None = None
@@ -112,8 +136,12 @@ class Search:
         Children that run at once.
     seed
         The same seed draws the same problems.
+    time_limit_s
+        Seconds for one check of one problem.
     saved
         Problems to run first: those that this kernel got wrong before.
+    capabilities
+        What the kernel declares; None to ask it.
     """
 
     kernel: str
@@ -123,15 +151,9 @@ class Search:
     max_len: int
     lanes: int
     seed: int
+    time_limit_s: float = TIME_LIMIT_S
     saved: tuple[AttentionProblem, ...] = ()
-
-
-class _WrongKernel(Exception):
-    """Tells Hypothesis that an example fails."""
-
-
-class _Interrupted(BaseException):
-    """Ends a lane from within; Hypothesis lets it pass."""
+    capabilities: Capabilities | None = None
 
 
 def describe(kernel: str, device: str) -> Capabilities:
@@ -144,15 +166,15 @@ def describe(kernel: str, device: str) -> Capabilities:
     """
     with start(kernel, device) as child:
         try:
-            reply = child.ask({"describe": True})
+            said = child.introduce()
         except SubjectDied as death:
-            raise SubjectError(f"importing {kernel} {death.how}") from None
-    if "error" in reply:
-        raise SubjectError(reply["error"])
-    return capabilities_from_json(reply["capabilities"])
+            raise SubjectError(f"importing {kernel}: the process {death.how}") from None
+    if "error" in said:
+        raise SubjectError(said["error"])
+    return capabilities_from_json(said["capabilities"])
 
 
-def start(kernel: str, device: str) -> SubjectProcess:
+def start(kernel: str, device: str, *, time_limit_s: float = TIME_LIMIT_S) -> SubjectProcess:
     """A child that runs a kernel; interpreted on the CPU, compiled on a GPU."""
     environment = {
         "OMP_NUM_THREADS": "1",
@@ -161,31 +183,39 @@ def start(kernel: str, device: str) -> SubjectProcess:
     }
     # By path, not by -m: where the command is typed there may be a folder called bench as well.
     main = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from bench.worker import main; main()"
-    command = [sys.executable, "-P", "-c", main, kernel, device]
-    return SubjectProcess(command, environment=environment, time_limit_s=TIME_LIMIT_S)
+    # Unbuffered: what a kernel printed before it crashed is part of the finding.
+    command = [sys.executable, "-u", "-P", "-c", main, kernel, device]
+    return SubjectProcess(command, environment=environment, time_limit_s=time_limit_s)
 
 
 def verdict_of(child: SubjectProcess, check: str, problem: AttentionProblem) -> Verdict:
-    """Run one check of the child's kernel on a problem."""
+    """Run one check of the child's kernel on a problem; a child that dies is a verdict too."""
     try:
-        reply = child.ask({"check": check, "problem": str(problem)})
+        return _asked(child, check, problem)
     except SubjectDied as death:
-        return Verdict(check, Status.CRASHED, (f"the kernel's process {death.how}",))
-    if "error" in reply:
-        raise SubjectError(reply["error"])
-    return Verdict(check, Status(reply["status"]), tuple(reply["findings"]))
+        return _crashed(check, death)
 
 
-def replay(kernel: str, device: str, problem: AttentionProblem) -> list[Verdict]:
-    """Every check that applies, on one problem."""
-    with start(kernel, device) as child:
-        return [
-            verdict_of(child, check.name, problem) for check in CHECKS if check.applies(problem)
-        ]
+def replay(
+    kernel: str, device: str, problem: AttentionProblem, *, time_limit_s: float = TIME_LIMIT_S
+) -> list[Verdict]:
+    """Every check that applies, on one problem; none more once the kernel has hung."""
+    verdicts: list[Verdict] = []
+    with start(kernel, device, time_limit_s=time_limit_s) as child:
+        for check in CHECKS:
+            if not check.applies(problem):
+                continue
+            try:
+                verdicts.append(_asked(child, check.name, problem))
+            except SubjectDied as death:
+                verdicts.append(_crashed(check.name, death))
+                if death.timed_out:
+                    break
+    return verdicts
 
 
 def search(plan: Search, *, advance: Callable[[int], None], stop: threading.Event) -> Outcome:
-    """Draw problems until one fails or all are done.
+    """Run problems until one fails or all are done. What fails is as it was drawn; see `shrink`.
 
     Parameters
     ----------
@@ -195,107 +225,60 @@ def search(plan: Search, *, advance: Callable[[int], None], stop: threading.Even
         Called with the number of problems done, as they are.
     stop
         Set it to end the search early; the outcome is then not complete.
+
+    Raises
+    ------
+    SubjectError
+        If the kernel cannot be imported, or supports none of the problems.
+    HarnessError
+        If a child fails for a reason that is not the kernel's.
     """
-    outcome = Outcome(plan.kernel, describe(plan.kernel, plan.device))
-    lock = threading.Lock()
-    found = threading.Event()
-    shares = [
-        plan.problems // plan.lanes + (n < plan.problems % plan.lanes) for n in range(plan.lanes)
-    ]
-    lanes = [
-        _Lane(plan, number, share, outcome, lock, advance, stop, found)
-        for number, share in enumerate(shares)
-        if share
-    ]
-    with ThreadPoolExecutor(max_workers=len(lanes)) as pool:
-        for done in [pool.submit(lane.run) for lane in lanes]:
-            done.result()
-    outcome.complete = outcome.problems >= plan.problems + len(plan.saved)
+    capabilities = plan.capabilities or describe(plan.kernel, plan.device)
+    outcome = Outcome(plan.kernel, capabilities, asked=plan.problems + len(plan.saved))
+    job = _Job(plan, outcome, advance, stop)
+    lanes = [_Lane(job) for _ in range(min(plan.lanes, outcome.asked))]
+
+    def abandon() -> None:
+        job.end()
+        for lane in lanes:
+            lane.abandon()
+
+    with ThreadPoolExecutor(max_workers=len(lanes) + 1) as pool:
+        work = [pool.submit(job.draw), *(pool.submit(lane.run) for lane in lanes)]
+        _finish(work, over=job.over, abandon=abandon)
+    outcome.complete = job.all_drawn and job.done == job.drawn and outcome.failure is None
+    if outcome.complete and not outcome.problems:
+        raise SubjectError(
+            f"{plan.kernel} supports none of the {job.drawn} problems that were drawn for its "
+            f"capabilities: nothing was checked; correct what it declares"
+        )
     return outcome
 
 
-@dataclass(slots=True)
-class _Lane:
-    """One child and the search that feeds it."""
+def shrink(
+    plan: Search,
+    outcome: Outcome,
+    *,
+    advance: Callable[[int], None] = lambda _: None,
+    stop: threading.Event,
+) -> Failure:
+    """Draw a search's problems again up to the one that failed, and make that one smaller.
 
-    plan: Search
-    number: int
-    share: int
-    outcome: Outcome
-    lock: threading.Lock
-    advance: Callable[[int], None]
-    stop: threading.Event
-    found: threading.Event
-    failure: Failure | None = None
-    shrinks: int = 0
-
-    def run(self) -> None:
-        """Draw this lane's share of the problems."""
-        awkward = -(-2 * self.share // 3) if self.plan.lengths else self.share
-        with start(self.plan.kernel, self.plan.device) as child:
-            try:
-                for problem in self.plan.saved if self.number == 0 else ():
-                    every = [check.name for check in CHECKS if check.applies(problem)]
-                    self._example(child, problem, checks=every)
-                self._draw(child, awkward, lengths=None, max_len=150)
-                self._draw(
-                    child,
-                    self.share - awkward,
-                    lengths=self.plan.lengths,
-                    max_len=self.plan.max_len,
-                )
-            except (_Interrupted, _WrongKernel):
-                # Also when interrupted while shrinking: what is known is a failure all the same.
-                with self.lock:
-                    self.outcome.failure = self.outcome.failure or self.failure
-                if self.failure is not None:
-                    self.found.set()
-
-    def _draw(self, child: SubjectProcess, count: int, **limits: Any) -> None:
-        if not count:
-            return
-
-        @seed(self.plan.seed * 1000 + 2 * self.number + (limits["lengths"] is not None))
-        @settings(
-            max_examples=count,
-            deadline=None,
-            database=None,
-            phases=[Phase.generate, Phase.shrink],
-            suppress_health_check=list(HealthCheck),
-            report_multiple_bugs=False,
-            print_blob=False,
-        )
-        @given(problem=problems(capabilities=self.outcome.capabilities, **limits))
-        def every_problem(problem: AttentionProblem) -> None:
-            self._example(child, problem, checks=checks_for(problem))
-
-        every_problem()
-
-    def _example(
-        self, child: SubjectProcess, problem: AttentionProblem, *, checks: list[str]
-    ) -> None:
-        if self.stop.is_set() or (self.found.is_set() and self.failure is None):
-            raise _Interrupted
-        if self.failure is not None:
-            self.shrinks += 1
-            if self.shrinks > MAX_SHRINKS:
-                raise _WrongKernel  # every candidate "fails" alike: the shrinker gives up at once
-        for check in checks:
-            verdict = verdict_of(child, check, problem)
-            if self.failure is None:
-                with self.lock:
-                    self.outcome.counts[check, verdict.status] += 1
-            if verdict.wrong:
-                self._failed(problem, verdict)
-        if self.failure is None:
-            with self.lock:
-                self.outcome.problems += 1
-            self.advance(1)
-
-    def _failed(self, problem: AttentionProblem, verdict: Verdict) -> None:
-        first = self.failure.first_problem if self.failure else str(problem)
-        self.failure = Failure(str(problem), verdict.check, verdict.status, verdict.findings, first)
-        raise _WrongKernel
+    Only the check that failed is run: what is found is the same bug. Ends after `MAX_SHRINKS` runs
+    of the kernel, `SHRINK_LIMIT_S` or when `stop` is set, with the smallest failure so far.
+    """
+    assert outcome.failure is not None
+    with (
+        start(plan.kernel, plan.device, time_limit_s=plan.time_limit_s) as child,
+        ThreadPoolExecutor(max_workers=1) as pool,
+    ):
+        shrinking = _Shrinking(child, outcome.failure, advance, stop)
+        work = pool.submit(shrinking.run, plan, outcome.capabilities)
+        _finish([work], over=stop.is_set, abandon=child.kill)
+    if shrinking.by_chance:
+        note = "the same problem did not fail again: it depends on earlier calls, or on chance"
+        return replace(shrinking.failure, findings=(*shrinking.failure.findings, note))
+    return shrinking.failure
 
 
 def checks_for(problem: AttentionProblem) -> list[str]:
@@ -308,3 +291,306 @@ def checks_for(problem: AttentionProblem) -> list[str]:
 def default_lanes() -> int:
     """One child for each core that this process may use, four at most."""
     return min(len(os.sched_getaffinity(0)), 4)
+
+
+def _finish(
+    work: Sequence[Future[None]], *, over: Callable[[], bool], abandon: Callable[[], None]
+) -> None:
+    """Wait for work to end; abandon it if it does not although it should."""
+    pending = set(work)
+    over_since = None
+    try:
+        while pending:
+            done, pending = wait(pending, timeout=0.1, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+            if over():
+                over_since = over_since or time.monotonic()
+                if time.monotonic() - over_since > GRACE_S:
+                    abandon()
+    except BaseException:
+        abandon()
+        raise
+
+
+class _StillWrong(Exception):
+    """Tells Hypothesis that an example fails."""
+
+
+class _Enough(BaseException):
+    """Ends a draw from within; Hypothesis lets it pass."""
+
+
+class _Job:
+    """What the lanes of one search share: the problems to run, and what came of them."""
+
+    def __init__(
+        self,
+        plan: Search,
+        outcome: Outcome,
+        advance: Callable[[int], None],
+        stop: threading.Event,
+    ) -> None:
+        self.plan = plan
+        self.outcome = outcome
+        self.drawn = 0
+        self.done = 0
+        self.all_drawn = False
+        self._advance = advance
+        self._stop = stop
+        self._ended = threading.Event()
+        self._lock = threading.Lock()
+        # Short: drawing keeps ahead of the lanes by this much.
+        self._waiting: queue.Queue[tuple[AttentionProblem, list[str]] | None] = queue.Queue(
+            maxsize=2 * plan.lanes
+        )
+
+    def draw(self) -> None:
+        """Put the problems where the lanes find them, those that were saved first."""
+        try:
+            for problem in self.plan.saved:
+                self._put((problem, [c.name for c in CHECKS if c.applies(problem)]))
+            _draw(
+                self.plan,
+                self.outcome.capabilities,
+                lambda problem: self._put((problem, checks_for(problem))),
+            )
+            self.all_drawn = True
+            self._put(None)
+        except _Enough:
+            pass
+
+    def take(self) -> tuple[AttentionProblem, list[str]] | None:
+        """The next problem and its checks; None when there is none."""
+        while not self.over():
+            try:
+                task = self._waiting.get(timeout=0.1)
+            except queue.Empty:
+                continue
+            if task is None:
+                self._waiting.put(None)  # for the next lane
+            return task
+        return None
+
+    def over(self) -> bool:
+        """Whether nothing more is to be run."""
+        return self._stop.is_set() or self._ended.is_set()
+
+    def end(self) -> None:
+        """Run nothing more."""
+        self._ended.set()
+
+    def saw(self, verdict: Verdict) -> None:
+        """Count a verdict."""
+        with self._lock:
+            self.outcome.counts[verdict.check, verdict.status] += 1
+
+    def failed(self, problem: AttentionProblem, verdict: Verdict) -> None:
+        """Keep a failure, the first one if two lanes find one at once, and end the search."""
+        spec = str(problem)
+        failure = Failure(spec, verdict.check, verdict.status, verdict.findings, spec)
+        with self._lock:
+            self.outcome.failure = self.outcome.failure or failure
+        self.end()
+
+    def passed(self, *, supported: bool) -> None:
+        """Count a problem that did not fail."""
+        with self._lock:
+            self.done += 1
+            self.outcome.problems += supported
+        self._advance(1)
+
+    def _put(self, task: tuple[AttentionProblem, list[str]] | None) -> None:
+        while not self.over():
+            try:
+                self._waiting.put(task, timeout=0.1)
+            except queue.Full:
+                continue
+            self.drawn += task is not None
+            return
+        raise _Enough
+
+
+class _Lane:
+    """One child, and the problems that it is given."""
+
+    def __init__(self, job: _Job) -> None:
+        self._job = job
+        plan = job.plan
+        self._child = start(plan.kernel, plan.device, time_limit_s=plan.time_limit_s)
+        self._abandoned = False
+
+    def run(self) -> None:
+        """Take problems until there are no more."""
+        with self._child:
+            while (task := self._job.take()) is not None:
+                self._run_one(*task)
+
+    def abandon(self) -> None:
+        """End the child, from another thread; what it was asked has no verdict then."""
+        self._abandoned = True
+        self._child.kill()
+
+    def _run_one(self, problem: AttentionProblem, checks: list[str]) -> None:
+        ran = False
+        for check in checks:
+            verdict = verdict_of(self._child, check, problem)
+            if self._abandoned:
+                return
+            self._job.saw(verdict)
+            if verdict.wrong:
+                self._job.failed(problem, verdict)
+                return
+            ran = ran or verdict.status is Status.PASSED
+        self._job.passed(supported=ran)
+
+
+class _Shrinking:
+    """Waits for the problem that failed, then lets Hypothesis try smaller ones."""
+
+    def __init__(
+        self,
+        child: SubjectProcess,
+        failure: Failure,
+        advance: Callable[[int], None],
+        stop: threading.Event,
+    ) -> None:
+        self.failure = failure
+        self.by_chance = False
+        self._child = child
+        self._advance = advance
+        self._stop = stop
+        self._found = False
+        self._attempts = 0
+        self._deadline = 0.0
+
+    def run(self, plan: Search, capabilities: Capabilities) -> None:
+        """Draw the search's problems again, and shrink the one that failed."""
+        try:
+            _draw(plan, capabilities, self._example)
+        except (_StillWrong, _Enough):
+            pass
+        except Flaky:
+            self.by_chance = True
+
+    def _example(self, problem: AttentionProblem) -> None:
+        """Pass, or raise _StillWrong."""
+        if self._stop.is_set():
+            raise _Enough
+        if not self._found and str(problem) != self.failure.problem:
+            return
+        if not self._found:
+            self._found = True
+            self._deadline = time.monotonic() + SHRINK_LIMIT_S
+        elif self._attempts >= MAX_SHRINKS or time.monotonic() > self._deadline:
+            _still_wrong()  # every candidate is, so the shrinker runs out of ideas at once
+        if not CHECK_BY_NAME[self.failure.check].applies(problem):
+            return
+        self._attempts += 1
+        verdict = verdict_of(self._child, self.failure.check, problem)
+        self._advance(1)
+        if self._stop.is_set():
+            raise _Enough  # and the verdict may be that the child was ended
+        if verdict.wrong:
+            first = self.failure.first_problem
+            self.failure = Failure(
+                str(problem), verdict.check, verdict.status, verdict.findings, first
+            )
+            _still_wrong()
+        if self._attempts == 1:
+            self.by_chance = True
+            raise _Enough
+
+
+def _still_wrong() -> NoReturn:
+    # In one place: Hypothesis tells failures apart by the line that raised.
+    raise _StillWrong
+
+
+def _draw(
+    plan: Search, capabilities: Capabilities, example: Callable[[AttentionProblem], None]
+) -> None:
+    """Call `example` with each problem of a search, always the same and in the same order."""
+    awkward = -(-2 * plan.problems // 3) if plan.lengths else plan.problems
+    seen: set[str] = set()
+    halves: list[tuple[int, dict[str, Any]]] = [
+        (awkward, {"lengths": None, "max_len": MAX_AWKWARD_LEN}),
+        (plan.problems - awkward, {"lengths": plan.lengths, "max_len": plan.max_len}),
+    ]
+    with _only_our_constants():
+        for number, (count, limits) in enumerate(halves):
+            if count:
+                strategy = problems(capabilities=capabilities, **limits)
+                _draw_some(strategy, count, 2 * plan.seed + number, seen, example)
+
+
+def _draw_some(
+    strategy: Any,
+    count: int,
+    seed_of_draw: int,
+    seen: set[str],
+    example: Callable[[AttentionProblem], None],
+) -> None:
+    @seed(seed_of_draw)
+    @settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,
+        print_blob=False,
+        verbosity=Verbosity.quiet,
+    )
+    @given(problem=strategy)
+    def every_problem(problem: AttentionProblem) -> None:
+        # Hypothesis repeats itself, about one time in seven. A problem counts once.
+        spec = str(problem)
+        if spec in seen and not failing:
+            reject()
+        seen.add(spec)
+        try:
+            example(problem)
+        except _StillWrong:
+            failing.append(spec)
+            raise
+
+    failing: list[str] = []
+    try:
+        every_problem()
+    except Unsatisfiable:
+        return  # nothing left that was not drawn before
+
+
+@contextmanager
+def _only_our_constants() -> Iterator[None]:
+    """Keep Hypothesis from drawing numbers that it finds in the sources of loaded modules.
+
+    Otherwise the same seed draws other problems after an edit, or where the project is installed
+    in another way; and a folder for those numbers appears wherever the command is typed.
+    """
+    lookup = "_get_local_constants"
+    if not hasattr(providers, lookup):
+        yield  # a release of Hypothesis that does this elsewhere, or not at all
+        return
+    none = type(providers.GLOBAL_CONSTANTS)()
+    before = getattr(providers, lookup)
+    setattr(providers, lookup, lambda: none)
+    try:
+        yield
+    finally:
+        setattr(providers, lookup, before)
+
+
+def _asked(child: SubjectProcess, check: str, problem: AttentionProblem) -> Verdict:
+    said = child.introduce()
+    if "error" in said:
+        raise SubjectError(said["error"])
+    reply = child.ask({"check": check, "problem": str(problem)})
+    if "harness" in reply:
+        raise HarnessError(f"{check} on {problem}:\n{reply['harness']}")
+    return Verdict(check, Status(reply["status"]), tuple(reply["findings"]))
+
+
+def _crashed(check: str, death: SubjectDied) -> Verdict:
+    return Verdict(check, Status.CRASHED, (f"the kernel's process {death.how}",))

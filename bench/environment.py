@@ -7,7 +7,6 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-import torch
 from pydantic import BaseModel, ConfigDict
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,23 +43,26 @@ class Environment(BaseModel):
 
 def describe_environment(device: str) -> Environment:
     """Collect the environment of this process for work on `cpu` or `cuda`."""
+    import torch  # not above: the versions are wanted without the second that it takes
+
     status = _git("status", "--porcelain", "--untracked-files=no")
-    on_gpu = device == "cuda"
+    on_gpu, cpu = device == "cuda", _cpu_name()
     return Environment(
-        pagedbench=_version("pagedbench"),
+        pagedbench=version_of("pagedbench"),
         python=platform.python_version(),
         torch=torch.__version__,
-        triton=_version("triton"),
-        device=torch.cuda.get_device_name() if on_gpu else _cpu_name(),
+        triton=version_of("triton"),
+        device=torch.cuda.get_device_name() if on_gpu else cpu,
         driver=_driver() if on_gpu else None,
-        cpu=_cpu_name(),
+        cpu=cpu,
         threads=torch.get_num_threads(),
         commit=_git("rev-parse", "HEAD"),
         dirty=None if status is None else bool(status),
     )
 
 
-def _version(distribution: str) -> str:
+def version_of(distribution: str) -> str:
+    """Version of an installed distribution, or that it is none."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -94,4 +96,5 @@ def _driver() -> str | None:
         run = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return run.stdout.splitlines()[0].strip()
+    # One line for each GPU, and one driver for all.
+    return run.stdout.partition("\n")[0].strip() or None

@@ -30,8 +30,7 @@ class FailureStore:
     def load(self, kernel: str) -> list[AttentionProblem]:
         """Problems that were saved for a kernel. Lines that no longer parse are left out."""
         problems = []
-        path = self.path(kernel)
-        for line in path.read_text().splitlines() if path.exists() else []:
+        for line in _lines(self.path(kernel)):
             try:
                 problems.append(AttentionProblem.parse(line))
             except InvalidProblem:
@@ -39,10 +38,15 @@ class FailureStore:
         return problems
 
     def save(self, kernel: str, problem: str) -> Path:
-        """Add a problem, once."""
+        """Add a problem, once. Raises OSError where the file cannot be written."""
         path = self.path(kernel)
-        known = path.read_text().splitlines() if path.exists() else []
+        known = _lines(path)
         if problem not in known:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("\n".join([*known, problem]) + "\n")
         return path
+
+
+def _lines(path: Path) -> list[str]:
+    # Anybody may have edited it: bytes that are no text spoil their line, not the others.
+    return path.read_text(errors="replace").splitlines() if path.is_file() else []

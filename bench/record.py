@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from pydantic import BaseModel, ConfigDict
 
 from bench.cross_check import Failure, Outcome
@@ -16,7 +18,15 @@ class _Record(BaseModel):
 
 
 class FailureRecord(_Record):
-    """A problem that a kernel got wrong; see `bench.cross_check.Failure`."""
+    """A problem that a kernel got wrong; see `bench.cross_check.Failure`.
+
+    Attributes
+    ----------
+    replay
+        The command that shows it again, to be typed in the same folder.
+    saved_to
+        File from which the next run takes it first; None where it could not be written.
+    """
 
     problem: str
     check: str
@@ -24,6 +34,7 @@ class FailureRecord(_Record):
     findings: list[str]
     first_problem: str
     replay: str
+    saved_to: str | None
 
 
 class KernelRecord(_Record):
@@ -31,15 +42,18 @@ class KernelRecord(_Record):
 
     Attributes
     ----------
+    asked
+        Problems that were to be run: as many as asked for, and those that an earlier run saved.
     problems
-        Problems that were run.
+        Problems that were run, each different, and passed.
     checks
         Verdicts by check and status.
     complete
-        Whether all problems that were asked for were run.
+        Whether all that were asked for were run, or all that the kernel's capabilities leave.
     """
 
     name: str
+    asked: int
     problems: int
     checks: dict[str, dict[str, int]]
     complete: bool
@@ -89,7 +103,7 @@ class MemoryRecord(_Record):
     allocated: int
     waste_fraction: float
     bytes_per_request: float
-    requests_in_pool: float
+    requests_in_pool: int
 
 
 class StreamRecord(_Record):
@@ -109,6 +123,8 @@ class CheckRecord(_Record):
     ----------
     schema_version
         Raised when a field changes its meaning.
+    seed, max_len
+        With the kernels' `asked` and the stream, what decides which problems are drawn.
     verdict
         `right`, `wrong`, or `incomplete` where it was interrupted.
     exit_code
@@ -121,6 +137,7 @@ class CheckRecord(_Record):
     started_at: str
     elapsed_s: float
     seed: int
+    max_len: int
     environment: Environment
     stream: StreamRecord
     kernels: list[KernelRecord]
@@ -131,33 +148,39 @@ class CheckRecord(_Record):
     exit_code: int
 
 
-def replay_command(kernel: str, problem: str) -> str:
-    """The command that shows a failure again."""
-    return f'pagedbench check --kernel {kernel} --problem "{problem}"'
+def replay_command(kernel: str, device: str, problem: str) -> str:
+    """The command that shows a failure again, quoted for a shell."""
+    options = ["--kernel", kernel, "--device", device, "--problem", problem]
+    return shlex.join(["pagedbench", "check", *options])
 
 
-def kernel_record(outcome: Outcome) -> KernelRecord:
+def kernel_record(
+    outcome: Outcome, *, device: str = "cpu", saved_to: str | None = None
+) -> KernelRecord:
     """Turn a search's outcome into data."""
     checks: dict[str, dict[str, int]] = {}
     for (check, status), count in sorted(outcome.counts.items()):
         checks.setdefault(check, {})[status.value] = count
+    failure = outcome.failure
     return KernelRecord(
         name=outcome.kernel,
+        asked=outcome.asked,
         problems=outcome.problems,
         checks=checks,
         complete=outcome.complete,
-        failure=_failure_record(outcome.kernel, outcome.failure) if outcome.failure else None,
+        failure=None if failure is None else _failure(outcome.kernel, failure, device, saved_to),
     )
 
 
-def _failure_record(kernel: str, failure: Failure) -> FailureRecord:
+def _failure(kernel: str, failure: Failure, device: str, saved_to: str | None) -> FailureRecord:
     return FailureRecord(
         problem=failure.problem,
         check=failure.check,
         status=failure.status.value,
         findings=list(failure.findings),
         first_problem=failure.first_problem,
-        replay=replay_command(kernel, failure.problem),
+        replay=replay_command(kernel, device, failure.problem),
+        saved_to=saved_to,
     )
 
 

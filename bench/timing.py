@@ -1,17 +1,18 @@
 """Times attention over a stream's batch: contiguous against paged, in turns.
 
 Rounds are interleaved in random order, so a burst of load hits both sides; the ratio is the median
-of each round's own ratio. The output of the last timed round is compared between the sides.
+of each round's own ratio. What each implementation wrote in its last round is compared.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -20,12 +21,15 @@ from torch import Tensor
 from bench.workloads.stream import RequestStream
 from paged.attention import paged_attention
 from reference.contiguous import ContiguousBatch, contiguous_attention
-from reference.contract import PagedBatch
+from reference.contract import AttentionCall, PagedBatch
 
 ROUNDS: Final = 9
 WARM_UP: Final = 2
 COPY_BYTES: Final = 1 << 30
 """Size of the copy that measures a GPU's bandwidth; far beyond any cache."""
+
+CPU_CACHE_BYTES: Final = 1 << 30
+"""Most that a contiguous cache may take on the CPU: rounds then take seconds, not minutes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +40,8 @@ class DecodeShape:
     ----------
     batch_size
         Sequences. Their lengths are those of running requests: each drawn with a probability
-        proportional to its output, at a uniform step of it.
+        proportional to its output, at a uniform step of it. Fewer where a contiguous cache for
+        them would not fit.
     num_kv_heads, group_size, head_dim, block_size
         As in `AttentionProblem`; the default is one layer of Llama-3-8B.
     dtype
@@ -49,6 +54,11 @@ class DecodeShape:
     head_dim: int = 128
     block_size: int = 16
     dtype: torch.dtype = torch.bfloat16
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of the keys and values of one token."""
+        return 2 * self.num_kv_heads * self.head_dim * self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +95,7 @@ class TimedBatch:
     Attributes
     ----------
     shape
-        The batch.
+        The batch, as large as it was.
     context_tokens
         Tokens in the cache, over all sequences.
     kv_bytes
@@ -128,26 +138,28 @@ def time_decode(
     RuntimeError
         If the sides disagree about the output of a timed round.
     """
-    lengths = sorted(running_lengths(stream, shape.batch_size, seed=seed), reverse=True)
+    drawn = running_lengths(stream, shape.batch_size, seed=seed)
+    lengths = sorted(that_fit(drawn, shape=shape, device=device), reverse=True)
+    shape = replace(shape, batch_size=len(lengths))
     contiguous, paged = decode_batches(lengths, shape=shape, device=device, seed=seed)
-    calls: dict[str, Callable[[], object]] = {
-        "contiguous, torch": lambda: contiguous_attention(contiguous),
-        "paged, torch": lambda: paged_attention(paged),
+    calls: dict[str, _Call] = {
+        "contiguous, torch": _Call(contiguous_attention, contiguous),
+        "paged, torch": _Call(paged_attention, paged),
     }
     if device == "cuda":
-        # Imported here: without a GPU nothing needs triton in this process.
+        os.environ["TRITON_INTERPRET"] = "0"  # read when triton is imported: here, on a GPU only
         from kernels.attention import paged_attention as triton_attention
 
-        calls["paged, triton"] = lambda: triton_attention(paged)
+        calls["paged, triton"] = _Call(triton_attention, paged)
     else:
-        calls["contiguous, torch SDPA"] = lambda: sdpa_one_by_one(contiguous, lengths)
+        calls["contiguous, torch SDPA"] = _Call(
+            lambda batch: sdpa_one_by_one(batch, lengths), contiguous
+        )
     timer = _event_ms if device == "cuda" else _clock_ms
     rounds = _interleave(calls, timer, random.Random(seed), advance)
-    _compare(calls, contiguous.out, paged.out)
+    _compare({name: call.batch.out for name, call in calls.items()})
 
-    kv_bytes = (
-        2 * sum(lengths) * shape.num_kv_heads * shape.head_dim * paged.key_cache.element_size()
-    )
+    kv_bytes = sum(lengths) * shape.bytes_per_token
     copy = _copy_bandwidth() if device == "cuda" else None
     baseline = rounds["contiguous, torch"]
     return TimedBatch(
@@ -159,6 +171,16 @@ def time_decode(
         ),
         copy_gigabytes_per_s=copy,
     )
+
+
+def that_fit(lengths: list[int], *, shape: DecodeShape, device: str) -> list[int]:
+    """The first of `lengths` for which a contiguous cache fits, at least one."""
+    free = torch.cuda.mem_get_info()[0] // 4 if device == "cuda" else CPU_CACHE_BYTES
+    slots = free // shape.bytes_per_token
+    count = len(lengths)
+    while count > 1 and count * max(lengths[:count]) > slots:
+        count -= 1
+    return lengths[:count]
 
 
 def decode_batches(
@@ -230,6 +252,17 @@ def sdpa_one_by_one(batch: ContiguousBatch, lengths: list[int]) -> None:
         batch.out[sequence] = out[0, :, 0]
 
 
+class _Call:
+    """An implementation and the batch that it fills; its output is its own."""
+
+    def __init__(self, attend: Callable[[Any], object], batch: AttentionCall) -> None:
+        self.batch = batch.replace(out=torch.full_like(batch.out, torch.nan))
+        self._attend = attend
+
+    def __call__(self) -> None:
+        self._attend(self.batch)
+
+
 def _interleave(
     calls: Mapping[str, Callable[[], object]],
     timer: Callable[[Callable[[], object]], float],
@@ -274,15 +307,18 @@ def _copy_bandwidth() -> float:
     return 2 * COPY_BYTES / statistics.median(times) / 1e6
 
 
-def _compare(calls: Mapping[str, object], contiguous: Tensor, paged: Tensor) -> None:
-    # Both sides round a float32 result once; two units of the last place cover two roundings.
-    limit = 4 * torch.finfo(paged.dtype).eps * float(paged.float().abs().max())
-    gap = float((contiguous.float() - paged.float()).abs().max())
-    if not gap <= limit:
-        raise RuntimeError(
-            f"timed rounds of {', '.join(calls)} disagree by {gap:.3g} (limit {limit:.3g}): "
-            f"the times are of different computations"
-        )
+def _compare(outputs: Mapping[str, Tensor]) -> None:
+    """Hold every output against the first."""
+    (baseline, expected), *others = outputs.items()
+    # Each side rounds a float32 result once; two units of the last place cover two roundings.
+    limit = 4 * torch.finfo(expected.dtype).eps * float(expected.float().abs().max())
+    for name, out in others:
+        gap = float((out.float() - expected.float()).abs().max())
+        if not gap <= limit:
+            raise RuntimeError(
+                f"timed rounds of {baseline} and {name} disagree by {gap:.3g} (limit {limit:.3g}): "
+                f"the times are of different computations"
+            )
 
 
 def _summary(

@@ -1,41 +1,66 @@
 """The child of `pagedbench check`: runs one kernel on the problems that it is asked about.
 
-    python -m bench.worker KERNEL DEVICE
-
-Questions and answers are JSON lines; see `subjects.process`. The question {"describe": true} is
-answered with what the kernel declares, {"check": NAME, "problem": SPEC} with a verdict.
+It is started with a kernel's name and a device. Questions and answers are JSON lines; see
+`subjects.process`. The introduction is {"capabilities": ...}, or {"error": ...} where the name
+leads to no kernel. The question {"check": NAME, "problem": SPEC} is answered with a verdict, or
+with {"harness": TRACEBACK} where what went wrong is ours.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
+import resource
+import signal
 import sys
+import threading
+import traceback
+from queue import SimpleQueue
 from typing import Any
 
 import torch
 
+# Imported before the subject, to be found again afterwards: where it lies there may be folders of
+# the same names.
+import kernels
+import paged
 from reference.conformance import CHECKS, run_check
 from reference.contract import Capabilities
 from reference.problem import AttentionProblem
 from subjects.resolve import Subject, SubjectError, resolve_kernel
 
 CHECK_BY_NAME = {check.name: check for check in CHECKS}
+ROOMS = (kernels, paged)
 
 
 def answer(subject: Subject, question: dict[str, Any], device: str) -> dict[str, Any]:
     """Answer one question."""
-    if "describe" in question:
-        return {"capabilities": capabilities_as_json(subject.capabilities)}
-    problem = AttentionProblem.parse(question["problem"])
-    verdict = run_check(CHECK_BY_NAME[question["check"]], subject.kernel, problem, device=device)
+    try:
+        check = CHECK_BY_NAME[question["check"]]
+        problem = AttentionProblem.parse(question["problem"])
+        verdict = run_check(check, subject.kernel, problem, device=device)
+    except Exception:
+        return {"harness": traceback.format_exc()}  # what the kernel raises is in the verdict
     return {"status": verdict.status.value, "findings": list(verdict.findings)}
+
+
+def introduction(name: str) -> tuple[Subject | None, dict[str, Any]]:
+    """The kernel that a name stands for, and what is said of it."""
+    try:
+        subject = resolve_kernel(name)
+    except SubjectError as error:
+        return None, {"error": str(error)}
+    if "triton" in sys.modules:
+        # Anybody's Triton kernel gets the interpreter's corrections, not only ours.
+        import kernels.interpreter  # noqa: F401
+    return subject, {"capabilities": capabilities_as_json(subject.capabilities)}
 
 
 def capabilities_as_json(capabilities: Capabilities) -> dict[str, Any]:
     """Sets as sorted lists; None stays None."""
     return {
-        name: sorted(value) if isinstance(value, frozenset) else value
+        name: sorted(value) if isinstance(value, set | frozenset | list | tuple) else value
         for name in Capabilities.__dataclass_fields__
         for value in [getattr(capabilities, name)]
     }
@@ -53,17 +78,40 @@ def main() -> None:
     """Answer until standard input ends."""
     name, device = sys.argv[1:]
     torch.set_num_threads(1)
-    with os.fdopen(int(os.environ["PAGEDBENCH_ANSWERS"]), "w", buffering=1) as answers:
-        try:
-            subject = resolve_kernel(name)
-        except SubjectError as error:
-            answers.write(json.dumps({"error": str(error)}) + "\n")
-            return
-        if "triton" in sys.modules:
-            # Anybody's Triton kernel gets the interpreter's corrections, not only ours.
-            import kernels.interpreter  # noqa: F401
-        for line in sys.stdin:
-            answers.write(json.dumps(answer(subject, json.loads(line), device)) + "\n")
+    _speak_when_dying()
+    questions = _listen()
+    descriptor = int(os.environ.pop("PAGEDBENCH_ANSWERS"))
+    os.set_inheritable(descriptor, False)  # noqa: FBT003 - takes no keyword
+    with os.fdopen(descriptor, "w", buffering=1) as answers:
+        answers.write("{}\n")
+        subject, said = introduction(name)
+        answers.write(json.dumps(said) + "\n")
+        while subject is not None:
+            answers.write(json.dumps(answer(subject, json.loads(questions.get()), device)) + "\n")
+
+
+def _speak_when_dying() -> None:
+    # A search may crash hundreds of times: each says where it was, and none leaves a core file.
+    faulthandler.enable(all_threads=False)
+    faulthandler.register(signal.SIGUSR1, all_threads=False)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _listen() -> SimpleQueue[str]:
+    """Questions as they come. When no more can come this process ends, hung kernel or not."""
+    mine = os.fdopen(os.dup(0))
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)  # a kernel that reads standard input must not get the questions
+    os.close(nothing)
+    questions: SimpleQueue[str] = SimpleQueue()
+
+    def listen() -> None:
+        for line in mine:
+            questions.put(line)
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()
+    return questions
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """A subject in a process of its own: its crashes, hangs and environment stay there.
 
-The child answers one JSON line for each JSON line that it is asked. It is started at the first
-question and again after it died, so that a search may go on, and shrink, past a crash.
+The child says two JSON lines unasked. The first, `{}`, comes once its own imports are done: what
+fails before it says nothing about the subject. The second introduces the subject. From then on it
+answers one line for each line that it is asked. It is started when it is first needed and again
+after it died, so that a search may go on, and shrink, past a crash.
 """
 
 from __future__ import annotations
@@ -12,10 +14,22 @@ import select
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import IO, Any, Final, Self
+
+START_LIMIT_S: Final = 120.0
+"""For each of the two lines that a child says unasked: importing torch from a cold disk, then
+whatever the subject imports."""
+
+LAST_WORDS_S: Final = 0.5
+"""For a child that hangs to say where."""
+
+ENDING_S: Final = 10.0
+"""For a child that closed its answers to end: an interpreter with torch takes a while to."""
 
 STDERR_TAIL: Final = 2000
 """Characters of the child's last words that are kept."""
@@ -38,18 +52,25 @@ class SubjectDied(Exception):
         self.timed_out = timed_out
 
 
+class NotStarted(RuntimeError):
+    """The child ended before it came to the subject: nothing is known about the subject."""
+
+
 class SubjectProcess:
     """A child process that answers questions.
+
+    One thread uses it, and closes it; only `kill` may be called from others.
 
     Parameters
     ----------
     command
         What to start. It reads questions from standard input and answers on the file descriptor
-        that the environment variable PAGEDBENCH_ANSWERS names, so that a subject may print.
+        that the environment variable PAGEDBENCH_ANSWERS names, so that a subject may print. On
+        SIGUSR1 it may write to standard error where it is; it is killed right after.
     environment
         Added to this process's own.
     time_limit_s
-        Seconds for one answer, the start of the child included.
+        Seconds for one answer.
     """
 
     def __init__(
@@ -62,10 +83,32 @@ class SubjectProcess:
         self._command = list(command)
         self._environment = dict(environment or {})
         self._time_limit_s = time_limit_s
+        self._lock = threading.Lock()
+        self._killed = False
         self._child: subprocess.Popen[bytes] | None = None
+        self._introduction: dict[str, Any] = {}
         self._answers = -1
         self._pending = b""
-        self._stderr: IO[bytes] | None = None
+        self._log: IO[bytes] | None = None
+
+    def introduce(self) -> dict[str, Any]:
+        """What the child says of its subject; starts the child if there is none.
+
+        Raises
+        ------
+        NotStarted
+            If the child ends, or says nothing, before it comes to its subject.
+        SubjectDied
+            If it dies after that.
+        """
+        if self._child is None:
+            self._start()
+            try:
+                self._read_line(START_LIMIT_S)
+            except SubjectDied as death:
+                raise NotStarted(f"{' '.join(self._command)}: the process {death.how}") from None
+            self._introduction = json.loads(self._read_line(START_LIMIT_S))
+        return self._introduction
 
     def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
         """Send a question and wait for its answer.
@@ -74,35 +117,45 @@ class SubjectProcess:
         ------
         SubjectDied
             If the child dies or the time runs out. The next question starts a new child.
+        NotStarted
+            As for `introduce`.
         """
-        if self._child is None:
-            self._start()
-        assert self._child is not None
-        assert self._child.stdin is not None
+        self.introduce()
+        child, log = self._running()
+        assert child.stdin is not None
+        # Its last words are to be those about this question. The offset is shared with the child.
+        log.seek(0)
+        log.truncate()
         try:
-            self._child.stdin.write(json.dumps(question).encode() + b"\n")
-            self._child.stdin.flush()
+            child.stdin.write(json.dumps(question).encode() + b"\n")
+            child.stdin.flush()
         except BrokenPipeError:
             raise self._obituary() from None
-        answer: dict[str, Any] = json.loads(self._read_line())
+        answer: dict[str, Any] = json.loads(self._read_line(self._time_limit_s))
         return answer
+
+    def kill(self) -> None:
+        """End the child for good, from any thread: whoever waits for an answer gets SubjectDied."""
+        with self._lock:
+            self._killed = True
+            if self._child is not None:
+                _kill_group(self._child)
 
     def close(self) -> None:
         """End the child, if there is one."""
-        if self._child is None:
+        with self._lock:
+            child, self._child = self._child, None
+        if child is None:
             return
-        self._child.kill()
-        self._child.wait()
-        if self._child.stdin is not None:
-            self._child.stdin.close()
-        os.close(self._answers)
-        if self._stderr is not None:
-            self._stderr.close()
-        self._child = None
-        self._pending = b""
+        _kill_group(child)
+        child.wait()
+        if child.stdin is not None:
+            with suppress(BrokenPipeError):
+                child.stdin.close()
+        self._let_go()
 
     def __enter__(self) -> Self:
-        """Nothing is started before the first question."""
+        """Nothing is started before it is needed."""
         return self
 
     def __exit__(
@@ -115,46 +168,97 @@ class SubjectProcess:
         self.close()
 
     def _start(self) -> None:
-        self._answers, write_end = os.pipe()
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
-        environment = {**os.environ, **self._environment, "PAGEDBENCH_ANSWERS": str(write_end)}
-        try:
-            self._child = subprocess.Popen(
-                self._command,
-                stdin=subprocess.PIPE,
-                stdout=self._stderr,
-                stderr=self._stderr,
-                env=environment,
-                pass_fds=[write_end],
-                start_new_session=True,  # Ctrl-C is the parent's to handle
-            )
-        finally:
-            os.close(write_end)
+        with self._lock:
+            if self._killed:
+                raise SubjectDied("was ended", timed_out=False)
+            self._answers, write_end = os.pipe()
+            self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
+            environment = {**os.environ, **self._environment, "PAGEDBENCH_ANSWERS": str(write_end)}
+            try:
+                self._child = subprocess.Popen(
+                    self._command,
+                    stdin=subprocess.PIPE,
+                    stdout=self._log,
+                    stderr=self._log,
+                    env=environment,
+                    pass_fds=[write_end],
+                    start_new_session=True,  # Ctrl-C is the parent's to handle
+                )
+            except OSError as error:
+                self._let_go()
+                raise NotStarted(f"{' '.join(self._command)}: {error}") from error
+            finally:
+                os.close(write_end)
 
-    def _read_line(self) -> bytes:
-        deadline = time.monotonic() + self._time_limit_s
+    def _let_go(self) -> None:
+        os.close(self._answers)
+        if self._log is not None:
+            self._log.close()
+        self._pending = b""
+
+    def _running(self) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
+        assert self._child is not None
+        assert self._log is not None
+        return self._child, self._log
+
+    def _read_line(self, limit_s: float) -> bytes:
+        child, _ = self._running()
+        deadline = time.monotonic() + limit_s
         while b"\n" not in self._pending:
-            ready, _, _ = select.select(
-                [self._answers], [], [], max(0.0, deadline - time.monotonic())
-            )
-            if not ready:
-                self.close()
-                raise SubjectDied(f"gave no answer within {self._time_limit_s:g} s", timed_out=True)
-            chunk = os.read(self._answers, 1 << 16)
-            if not chunk:
-                raise self._obituary()
-            self._pending += chunk
+            left_s = deadline - time.monotonic()
+            ready, _, _ = select.select([self._answers], [], [], min(max(left_s, 0.0), 1.0))
+            if ready:
+                chunk = os.read(self._answers, 1 << 16)
+                if not chunk:
+                    raise self._obituary()
+                self._pending += chunk
+            elif child.poll() is not None:
+                raise self._obituary()  # dead, and a child of its own holds the pipe open
+            elif left_s <= 0:
+                raise self._given_up(limit_s)
         line, _, self._pending = self._pending.partition(b"\n")
         return line
 
+    def _given_up(self, limit_s: float) -> SubjectDied:
+        child, _ = self._running()
+        child.send_signal(signal.SIGUSR1)
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(LAST_WORDS_S)
+        return self._died(f"gave no answer within {limit_s:g} s", timed_out=True)
+
     def _obituary(self) -> SubjectDied:
-        assert self._child is not None
-        assert self._stderr is not None
-        code = self._child.wait()
-        self._stderr.seek(0)
-        words = self._stderr.read().decode(errors="replace")[-STDERR_TAIL:].strip()
-        how = (
-            f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        )
+        child, _ = self._running()
+        try:
+            code = child.wait(ENDING_S)
+        except subprocess.TimeoutExpired:
+            return self._died("closed its answers and lived on", timed_out=False)
+        how = f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with code {code}"
+        return self._died(how, timed_out=False)
+
+    def _died(self, how: str, *, timed_out: bool) -> SubjectDied:
+        _, log = self._running()
+        words = _last_words(log)
         self.close()
-        return SubjectDied(f"{how}: {words}" if words else how, timed_out=False)
+        return SubjectDied(f"{how}: {words}" if words else how, timed_out=timed_out)
+
+
+def _last_words(log: IO[bytes]) -> str:
+    size = log.seek(0, os.SEEK_END)
+    log.seek(max(0, size - 4 * STDERR_TAIL))
+    lines = log.read().decode(errors="replace").splitlines()
+    # The interpreter ends its report of a crash with the name of every extension module.
+    told = "\n".join(line for line in lines if not line.startswith("Extension modules: "))
+    return told.strip()[-STDERR_TAIL:]
+
+
+def _kill_group(child: subprocess.Popen[bytes]) -> None:
+    # The child leads a group of its own: what it started, a compiler for one, ends with it.
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

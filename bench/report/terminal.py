@@ -1,19 +1,30 @@
-"""`pagedbench check` in the terminal: what is wrong, if anything, then one table."""
+"""`pagedbench check` in the terminal: what is wrong, if anything, then one table.
+
+Everything fits 80 columns. Names, findings and commands are printed as they are: what looks like
+markup in them is none.
+"""
 
 from __future__ import annotations
 
+from typing import Final
+
 from rich import box
 from rich.console import Console
-from rich.markup import escape
+from rich.padding import Padding
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
-from bench.record import CheckRecord, FailureRecord, KernelRecord
+from bench.record import CheckRecord, DecodeTimes, FailureRecord, KernelRecord, MemoryRecord
 from reference.conformance import CHECKS
+from reference.problem import AttentionProblem
 from reference.verdict import Verdict
 
 LAWS = {check.name: check.law for check in CHECKS}
 GIB = 2**30
+
+NAME_WIDTH: Final = 24
+"""Of the names in the table, columns. A longer one takes a second line, and no more than that."""
 
 
 def show(record: CheckRecord, console: Console) -> None:
@@ -21,119 +32,170 @@ def show(record: CheckRecord, console: Console) -> None:
     for kernel in record.kernels:
         if kernel.failure is not None:
             console.print(failure_panel(kernel.name, kernel.failure))
+            # Outside the frame and never wrapped: it is there to be copied.
+            console.print(Text("replay it:\n  ").append(kernel.failure.replay), soft_wrap=True)
+            console.print()
     console.print(table(record))
     colour = {"right": "green", "wrong": "red"}.get(record.verdict, "yellow")
     console.print(
-        f"[bold {colour}]{record.verdict}[/] in {record.elapsed_s:.0f} s, "
-        f"seed {record.seed}, exit code {record.exit_code}"
+        Text(record.verdict, style=f"bold {colour}").append(
+            f" in {record.elapsed_s:.0f} s, seed {record.seed}, exit code {record.exit_code}",
+            style="not bold default",
+        )
     )
 
 
-def show_replay(kernel: str, problem: str, verdicts: list[Verdict], console: Console) -> None:
+def show_replay(
+    kernel: str, problem: AttentionProblem, verdicts: list[Verdict], console: Console
+) -> None:
     """Print what each check said of one problem."""
-    rows = Table(title=escape(f"{kernel} on {problem}"), box=box.SIMPLE_HEAD, title_justify="left")
+    console.print(Text(f"{kernel} on {problem}"), soft_wrap=True)
+    rows = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for column in ("check", "verdict", "what was seen"):
         rows.add_column(column, overflow="fold")
     for verdict in verdicts:
         colour = "red" if verdict.wrong else "green" if verdict.status == "passed" else "yellow"
         seen = "\n".join(verdict.findings) or LAWS[verdict.check]
-        rows.add_row(verdict.check, f"[{colour}]{verdict.status.value}[/]", escape(seen))
+        rows.add_row(verdict.check, Text(verdict.status.value, style=colour), Text(seen))
+    said = {verdict.check for verdict in verdicts}
+    for check in CHECKS:
+        if check.name not in said and check.applies(problem):
+            rows.add_row(check.name, Text("not run", style="yellow"), "the kernel hung before")
     console.print(rows)
+    console.print()
 
 
 def failure_panel(kernel: str, failure: FailureRecord) -> Panel:
     """What a wrong kernel did, on the smallest problem that shows it."""
-    lines = [
-        f"check     {failure.check}: {LAWS[failure.check]}",
-        f"problem   {failure.problem}",
-        *(f"seen      {finding}" for finding in failure.findings),
-        f"drawn as  {failure.first_problem}",
-        f"replay    {failure.replay}",
-    ]
+    lines = Table.grid(padding=(0, 2))
+    lines.add_column(style="dim", no_wrap=True)
+    lines.add_column(overflow="fold")
+    lines.add_row("check", f"{failure.check}: {LAWS[failure.check]}")
+    for finding in failure.findings:
+        lines.add_row("seen", Text(finding))
+    lines.add_row("problem", Text(failure.problem))
+    if failure.first_problem != failure.problem:
+        lines.add_row("drawn as", Text(failure.first_problem))
+    lines.add_row("saved to", Text(failure.saved_to or "nowhere: the folder cannot be written"))
     how = "is wrong" if failure.status == "failed" else failure.status
-    return Panel(
-        escape("\n".join(lines)),
-        title=f"[bold red]{escape(kernel)} {how}[/]",
-        title_align="left",
-        border_style="red",
-    )
+    title = Text(f"{kernel} {how}", style="bold red")
+    return Panel(lines, title=title, title_align="left", border_style="red")
 
 
 def table(record: CheckRecord) -> Table:
     """The closing table: right, time, memory."""
     stream, machine = record.stream, record.environment
+    caption = [
+        "cache memory: what a running request holds, averaged over its life",
+        f"{machine.device}, {machine.threads} threads, torch {machine.torch}, "
+        f"triton {machine.triton}",
+    ]
+    if record.decode is not None:
+        caption.insert(0, _batch(record.decode))
     rows = Table(
-        title=escape(
+        title=Text(
             f"{stream.name}: {stream.requests:,} requests, mean prompt "
             f"{stream.mean_prompt_tokens:,.0f} and output {stream.mean_output_tokens:,.0f} tokens"
         ),
-        caption=escape(
-            f"{machine.device}, {machine.threads} threads, torch {machine.torch}, "
-            f"triton {machine.triton}"
-        ),
+        caption=Text("\n".join(["", *caption])),
         box=box.SIMPLE_HEAD,
+        show_header=False,
+        show_edge=False,
+        pad_edge=False,
         title_justify="left",
         caption_justify="left",
     )
-    rows.add_column("")
-    rows.add_column("of", overflow="fold")
-    rows.add_column("figure", justify="right")
-    rows.add_column("ratio", justify="right")
-    rows.add_column("meaning", overflow="fold")
+    rows.add_column(overflow="fold", max_width=NAME_WIDTH + 2)
+    rows.add_column(justify="right", no_wrap=True)
+    rows.add_column(justify="right", no_wrap=True)
+    rows.add_column(overflow="fold")
+    _add_heading(rows, "cross-check")
     for kernel in record.kernels:
-        rows.add_row("cross-check", escape(kernel.name), *_kernel_cells(kernel))
+        verdict, meaning = _kernel_cells(kernel)
+        rows.add_row(_indented(_short(kernel.name)), verdict, "", meaning)
     rows.add_section()
-    _add_times(rows, record)
+    _add_times(rows, record.decode)
     rows.add_section()
-    _add_memory(rows, record)
+    _add_memory(rows, record.memory, record.pool_bytes)
     return rows
 
 
-def _kernel_cells(kernel: KernelRecord) -> tuple[str, str, str]:
-    skipped = kernel.count("not supported")
+def _kernel_cells(kernel: KernelRecord) -> tuple[Text, str]:
+    ran, asked, passed = kernel.problems, kernel.asked, kernel.count("passed")
     if kernel.failure is not None:
-        verdict = f"[red]{kernel.failure.status}[/]: {kernel.failure.check}"
+        verdict = Text(kernel.failure.status, style="red")
+        meaning = f"{kernel.failure.check}, after {_problems(ran)}"
     elif not kernel.complete:
-        verdict = "[yellow]incomplete[/]"
+        verdict = Text("incomplete" if ran else "not run", style="yellow")
+        meaning = f"{ran:,} of {_problems(asked)}, {_count(passed, 'check')}"
     else:
-        verdict = f"[green]right[/], {kernel.count('passed'):,} checks passed"
-    if skipped:
-        verdict += f", {skipped:,} not supported"
-    return f"{kernel.problems:,} problems", "", verdict
+        verdict = Text("right", style="green")
+        unsupported = kernel.count("not supported")
+        few = ran < asked and not unsupported
+        meaning = _problems(ran) + (" (there are no more)" if few else "")
+        meaning += f", {_count(passed, 'check')}"
+        meaning += f", {unsupported:,} not supported" if unsupported else ""
+    return verdict, meaning
 
 
-def _add_times(rows: Table, record: CheckRecord) -> None:
-    decode = record.decode
+def _add_times(rows: Table, decode: DecodeTimes | None) -> None:
+    _add_heading(rows, "decode time")
     if decode is None:
-        rows.add_row("decode time", "", "not run", "", "")
+        rows.add_row(_indented("not run"), "", "", "")
         return
     for timing in decode.timings:
-        meaning = f"{timing.gigabytes_per_s:.1f} GB/s of keys and values"
+        meaning = f"{_figure(timing.gigabytes_per_s)} GB/s"
         if timing.bandwidth_share is not None:
-            meaning += f", {timing.bandwidth_share:.0%} of copy bandwidth"
-        meaning += f"; {timing.fastest_ms:.1f} to {timing.slowest_ms:.1f} ms"
-        figures = f"{timing.median_ms:.1f} ms", f"{timing.ratio:.2f}x"
-        rows.add_row("decode time", timing.name, *figures, meaning)
-    rows.add_row(
-        "",
-        "",
-        "",
-        "",
-        f"one layer, {decode.batch_size} requests, {decode.context_tokens:,} tokens, "
-        f"{decode.num_q_heads}/{decode.num_kv_heads} heads of {decode.head_dim}, {decode.dtype}, "
-        f"blocks of {decode.block_size}",
+            meaning += f" ({timing.bandwidth_share:.0%} of copy)"
+        meaning += f", {_figure(timing.fastest_ms)} to {_figure(timing.slowest_ms)} ms"
+        figures = f"{_figure(timing.median_ms)} ms", f"{timing.ratio:.2f}x"
+        rows.add_row(_indented(timing.name), *figures, meaning)
+
+
+def _add_memory(rows: Table, needs: list[MemoryRecord], pool_bytes: int) -> None:
+    _add_heading(rows, "cache memory")
+    baseline = needs[0].bytes_per_request
+    for need in needs:
+        kind = "max {:,}" if need.policy == "contiguous" else "blocks of {:,}"
+        rows.add_row(
+            _indented(f"{need.policy}, {kind.format(need.granule_tokens)}"),
+            f"{_figure(need.bytes_per_request / GIB)} GiB",
+            f"{need.bytes_per_request / baseline:.2f}x",
+            f"{need.waste_fraction:.1%} wasted, {need.requests_in_pool:,} fit in "
+            f"{pool_bytes / GIB:g} GiB",
+        )
+
+
+def _batch(decode: DecodeTimes) -> str:
+    return (
+        f"decode: {_count(decode.batch_size, 'running request')}, {decode.context_tokens:,} "
+        f"tokens, one layer of {decode.num_q_heads}/{decode.num_kv_heads} heads of "
+        f"{decode.head_dim}, {decode.dtype}, blocks of {decode.block_size}; GB/s of keys and values"
     )
 
 
-def _add_memory(rows: Table, record: CheckRecord) -> None:
-    baseline = record.memory[0].bytes_per_request
-    for need in record.memory:
-        unit = "reserved" if need.policy == "contiguous" else "a block"
-        rows.add_row(
-            "cache memory",
-            f"{need.policy}, {need.granule_tokens:,} {unit}",
-            f"{need.bytes_per_request / GIB:.3f} GiB",
-            f"{need.bytes_per_request / baseline:.3f}x",
-            f"per running request, {need.waste_fraction:.1%} wasted; "
-            f"{need.requests_in_pool:,.0f} fit into {record.pool_bytes / GIB:g} GiB",
-        )
+def _add_heading(rows: Table, words: str) -> None:
+    rows.add_row(Text(words, style="bold"), "", "", "")
+
+
+def _indented(name: str) -> Padding:
+    return Padding(Text(name), (0, 0, 0, 2))
+
+
+def _short(name: str) -> str:
+    """The end of a long name: a path's beginning is what its readers know."""
+    most = 2 * NAME_WIDTH
+    return name if len(name) <= most else f"…{name[-most + 1 :]}"
+
+
+def _problems(count: int) -> str:
+    return _count(count, "problem")
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
+def _figure(value: float) -> str:
+    digits = 3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:,.{digits}f}"

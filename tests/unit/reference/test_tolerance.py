@@ -247,6 +247,28 @@ def test_a_scalar_kernel_passes_on_a_float8_cache() -> None:
         assert worst_excess(inputs.problem, attend(inputs), *answer) is None, spec
 
 
+# The sum of a sunken logit has terms of one sign, and its error grows faster than a random walk.
+@pytest.mark.xfail(strict=False, reason="SCORE was derived from few sunken problems")
+def test_a_scalar_kernel_passes_on_sunken_inputs() -> None:
+    scalar = next(design for design in DESIGNS if design.name == "scalar")
+    inputs = make_inputs(
+        AttentionProblem.parse("(q1 k17) g8 d256 b16 fp32 kv=e4m3 inputs=sunken seed=20")
+    )
+    answer = simulate(inputs, scalar)
+    assert worst_excess(inputs.problem, attend(inputs), *answer) is None
+
+
+# Beside a sink, all weights of a row can lie below float32's normal numbers: GPUs flush those.
+@pytest.mark.xfail(strict=False, reason="only the output's own rounding has an absolute term")
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_weights_below_the_normal_numbers_may_be_flushed_to_zero(dtype: str) -> None:
+    problem, truth = solved(f"(q1 k9) d16 {dtype} sinks")
+    for size, right in ((1e-39, True), (1e-33, False)):
+        faint = replace(truth, out=truth.out / truth.out.abs().max() * size)
+        flushed = torch.zeros_like(faint.out)
+        assert (worst_excess(problem, faint, flushed, truth.lse) is None) == right
+
+
 REDUCED = {"lengths": (1, 2, 17, 64, 500), "head_dims": (16, 64)}
 # The constants are rounded up to quarters, and BLAS adds up in another order on another CPU.
 STEP = 0.25

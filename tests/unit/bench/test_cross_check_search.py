@@ -1,0 +1,630 @@
+"""The search: what it draws, what it counts, when it ends, and what it makes of a failure.
+
+Most of it runs on children that are Python functions in this process; the last tests run real ones.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import strategies as st
+
+import bench.check
+from bench import cross_check, worker
+from bench.check import CheckPlan, run_check, stream_lengths
+from bench.cross_check import HarnessError, Outcome, Search, checks_for, search, shrink
+from bench.failures import FailureStore
+from bench.timing import DecodeShape
+from bench.workloads.builtin import builtin_stream
+from bench.workloads.stream import RequestStream
+from helpers.wrong_kernels import NARROW, PATH, SHORT, named
+from reference.conformance import CHECKS
+from reference.contract import Capabilities, variants_of
+from reference.problem import AttentionProblem
+from reference.verdict import Status, Verdict
+from subjects.process import NotStarted, SubjectDied
+from subjects.resolve import SubjectError
+
+LENGTHS = [(100, 10), (300, 60)]
+PASSED = {"status": "passed", "findings": []}
+FAILED = {"status": "failed", "findings": ["off"]}
+
+
+class Kernel:
+    """Answers in place of a child, and remembers what it was asked.
+
+    A subclass or a test sets `reply`; everything passes until then.
+    """
+
+    def __init__(self, capabilities: Capabilities = Capabilities()):  # noqa: B008 - frozen
+        self.capabilities = capabilities
+        self.asked: list[tuple[str, str]] = []
+        self.started = 0
+
+    def reply(self, check: str, problem: AttentionProblem) -> dict:
+        return PASSED
+
+    def start(self, *_: object, **__: object) -> "Child":
+        self.started += 1
+        return Child(self)
+
+    def specs(self) -> list[str]:
+        return list(dict.fromkeys(spec for _, spec in self.asked))
+
+
+class Child:
+    def __init__(self, kernel: Kernel):
+        self.kernel = kernel
+        self.killed = threading.Event()
+
+    def introduce(self) -> dict:
+        return {"capabilities": worker.capabilities_as_json(self.kernel.capabilities)}
+
+    def ask(self, question: dict) -> dict:
+        self.kernel.asked.append((question["check"], question["problem"]))
+        answer = self.kernel.reply(question["check"], AttentionProblem.parse(question["problem"]))
+        if answer is None:  # hangs
+            self.killed.wait()
+            raise SubjectDied("was killed", timed_out=False)
+        return answer
+
+    def kill(self) -> None:
+        self.killed.set()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    kernel = Kernel()
+    monkeypatch.setattr(cross_check, "start", kernel.start)
+    return kernel
+
+
+def plan(**changes) -> Search:
+    usual = {
+        "kernel": "k.py:f",
+        "device": "cpu",
+        "problems": 30,
+        "lengths": LENGTHS,
+        "max_len": 256,
+        "lanes": 1,
+        "seed": 0,
+    }
+    return Search(**{**usual, **changes})
+
+
+def run(**changes) -> Outcome:
+    return search(plan(**changes), advance=lambda _: None, stop=threading.Event())
+
+
+# What is drawn
+
+
+def test_every_problem_is_another_one_and_as_many_run_as_were_asked_for(kernel):
+    told = []
+    outcome = search(plan(problems=60), advance=told.append, stop=threading.Event())
+    assert len(kernel.specs()) == outcome.problems == outcome.asked == 60
+    assert sum(told) == 60
+    assert outcome.complete
+    assert outcome.counts.total() == len(kernel.asked)
+    assert outcome.counts["truth", Status.PASSED] == 60
+    assert kernel.asked == [
+        (check, spec) for spec in kernel.specs() for check in checks_for_spec(spec)
+    ]
+
+
+def checks_for_spec(spec: str) -> list[str]:
+    return checks_for(AttentionProblem.parse(spec))
+
+
+@pytest.mark.parametrize(("problems", "lanes"), [(1, 1), (1, 4), (3, 8), (25, 2), (25, 3)])
+def test_lanes_change_neither_the_problems_nor_their_number(kernel, problems, lanes):
+    outcome = run(problems=problems, lanes=lanes)
+    several = kernel.specs()
+    assert outcome.problems == len(several) == problems
+    assert outcome.complete
+    assert kernel.started == 1 + min(lanes, problems)  # and the one that was asked what it can do
+    kernel.asked.clear()
+    run(problems=problems, lanes=1)
+    assert set(kernel.specs()) == set(several)
+
+
+def test_the_same_seed_draws_the_same_problems_and_another_seed_others(kernel):
+    drawn = []
+    for seed in (7, 7, 8):
+        kernel.asked.clear()
+        run(seed=seed)
+        drawn.append(kernel.specs())
+    assert drawn[0] == drawn[1]
+    # The simplest problem comes first whatever the seed.
+    assert len(set(drawn[0]) & set(drawn[2])) < 10
+
+
+def test_numbers_in_loaded_sources_do_not_change_what_is_drawn(kernel, monkeypatch, tmp_path):
+    def drawn() -> list[str]:
+        kernel.asked.clear()
+        run(problems=80)
+        return kernel.specs()
+
+    monkeypatch.chdir(tmp_path)
+    before = drawn()
+    source = "\n".join(f"n{n} = {n}" for n in range(101, 151))
+    (tmp_path / "numbers_of_ours.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    __import__("numbers_of_ours")
+    try:
+        assert drawn() == before
+    finally:
+        del sys.modules["numbers_of_ours"]
+    assert [path.name for path in tmp_path.iterdir() if path.name == ".hypothesis"] == []
+
+
+def test_a_third_of_the_contexts_are_the_streams(kernel):
+    # Longer than any awkward context, so that they can be told apart.
+    run(problems=30, lengths=[(400, 1)], max_len=512, capabilities=NARROW)
+    ours = [spec for spec in kernel.specs() if "k401" in spec]
+    assert len(ours) == 10
+    kernel.asked.clear()
+    run(problems=30, lengths=[], capabilities=NARROW)
+    assert len(kernel.specs()) == 30
+    assert all(AttentionProblem.parse(spec).max_seq_len <= 150 for spec in kernel.specs())
+
+
+def test_nothing_is_drawn_that_the_kernel_does_not_declare(kernel):
+    kernel.capabilities = NARROW
+    outcome = run(problems=60)
+    problems = [AttentionProblem.parse(spec) for spec in kernel.specs()]
+    assert len(problems) == 60
+    assert {NARROW.refusal(problem) for problem in problems} == {None}
+    assert {(p.dtype, p.kv_dtype, p.head_dim, p.block_size) for p in problems} == {
+        ("bf16", "bf16", 32, 16)
+    }
+    assert {variants_of(problem) for problem in problems} == {frozenset()}
+    assert outcome.capabilities == NARROW
+
+
+def test_all_that_there_is_to_draw_is_a_complete_search(kernel, monkeypatch):
+    three = [AttentionProblem.parse(f"(q1 k{n}) d16 b16 bf16") for n in (1, 2, 3)]
+    monkeypatch.setattr(cross_check, "problems", lambda **_: st.sampled_from(three))
+    outcome = run(problems=100, lanes=2)
+    assert outcome.complete
+    assert (outcome.problems, outcome.asked) == (3, 100)
+    assert Counter(spec for check, spec in kernel.asked if check == "truth") == dict.fromkeys(
+        map(str, three), 1
+    )
+
+
+def test_saved_problems_are_run_first_with_every_check_and_counted(kernel):
+    saved = AttentionProblem.parse("(q3 k20) (q1 k5) g2 d32 b16 bf16 shared=16")
+    outcome = run(problems=5, saved=(saved,))
+    applying = [check.name for check in CHECKS if check.applies(saved)]
+    assert len(applying) > 5
+    assert kernel.asked[: len(applying)] == [(name, str(saved)) for name in applying]
+    assert (outcome.problems, outcome.asked, outcome.complete) == (6, 6, True)
+
+
+# What is no verdict
+
+
+def test_a_kernel_that_supports_nothing_that_was_drawn_is_not_right(kernel):
+    kernel.reply = lambda *_: {"status": "not supported", "findings": ["dtype"]}
+    with pytest.raises(SubjectError, match=r"k.py:f supports none of the 30 problems"):
+        run()
+
+
+def test_problems_that_the_kernel_does_not_support_are_not_counted_as_run(kernel):
+    kernel.reply = lambda _, problem: (
+        PASSED
+        if problem.dtype == "bf16"
+        else {"status": "not supported", "findings": [f"dtype {problem.dtype}"]}
+    )
+    outcome = run()
+    supported = [spec for spec in kernel.specs() if "bf16" in spec]
+    assert outcome.problems == len(supported) > 0
+    assert outcome.problems + outcome.counts["truth", Status.NOT_SUPPORTED] == 30
+    assert outcome.complete
+
+
+def test_what_is_ours_to_blame_is_no_verdict(kernel):
+    kernel.reply = lambda *_: {"harness": "Traceback: our own"}
+    with pytest.raises(HarnessError, match=r"truth on \(q1 k0\) d16 b16 fp32:\nTraceback: our own"):
+        run(lanes=2)
+
+
+def test_an_error_while_drawing_ends_the_search(kernel, monkeypatch):
+    monkeypatch.setattr(cross_check, "problems", lambda **_: st.builds(lambda: 1 // 0))
+    with pytest.raises(ZeroDivisionError):
+        run(lanes=3)
+
+
+def test_a_stopped_search_keeps_what_is_done_and_is_not_complete(kernel):
+    stop = threading.Event()
+
+    def reply(*_: object) -> dict:
+        if len(kernel.asked) == 9:
+            stop.set()
+        return PASSED
+
+    kernel.reply = reply
+    outcome = search(plan(), advance=lambda _: None, stop=stop)
+    assert not outcome.complete
+    assert outcome.failure is None
+    assert 4 <= outcome.problems < 10
+
+
+def test_a_stopped_search_does_not_wait_for_a_kernel_that_hangs(kernel, monkeypatch):
+    monkeypatch.setattr(cross_check, "GRACE_S", 0.1)
+    stop = threading.Event()
+
+    def reply(*_: object) -> dict | None:
+        if len(kernel.asked) < 7:
+            return PASSED
+        stop.set()
+        return None
+
+    kernel.reply = reply
+    outcome = search(plan(), advance=lambda _: None, stop=stop)
+    assert not outcome.complete
+    assert outcome.failure is None  # it hung, but nobody waited long enough to say so
+    assert outcome.counts.total() == 6
+
+
+# What fails
+
+
+def too_long(check: str, problem: AttentionProblem) -> dict:
+    long = problem.max_seq_len > SHORT
+    return {"status": "failed", "findings": [f"saw {problem}"]} if long else PASSED
+
+
+def shrunk(outcome: Outcome, **changes) -> cross_check.Failure:
+    return shrink(plan(**changes), outcome, stop=threading.Event())
+
+
+def test_the_first_failure_ends_the_search_and_is_kept_as_drawn(kernel):
+    kernel.reply = too_long
+    outcome = run(lanes=2)
+    check, spec = next(
+        (c, s) for c, s in kernel.asked if too_long(c, AttentionProblem.parse(s)) != PASSED
+    )
+    failure = outcome.failure
+    assert outcome.wrong
+    assert not outcome.complete
+    assert failure == cross_check.Failure(spec, check, Status.FAILED, (f"saw {spec}",), spec)
+    assert outcome.counts["truth", Status.FAILED] >= 1
+    assert outcome.problems < 30
+
+
+def test_a_failure_shrinks_to_the_smallest_problem_that_shows_it(kernel):
+    kernel.reply = too_long
+    outcome = run()
+    kernel.asked.clear()
+    smaller = shrunk(outcome)
+    assert smaller.problem.startswith(f"(q1 k{SHORT + 1}) d16 b16 fp32")
+    assert smaller.first_problem == outcome.failure.problem
+    assert smaller.findings == (f"saw {smaller.problem}",)
+    assert kernel.asked[0] == ("truth", outcome.failure.problem)  # none of those before it again
+
+
+def test_only_the_check_that_failed_is_shrunk(kernel):
+    kernel.reply = lambda check, problem: (
+        FAILED if check == "alone" and problem.max_seq_len > SHORT else PASSED
+    )
+    outcome = run(problems=300)
+    assert outcome.failure.check == "alone"
+    kernel.asked.clear()
+    smaller = shrunk(outcome, problems=300)
+    assert {check for check, _ in kernel.asked} == {"alone"}
+    problem = AttentionProblem.parse(smaller.problem)
+    assert smaller.check == "alone"
+    assert [r.query_len for r in problem.requests] == [1, 1]  # alone needs two
+    assert problem.max_seq_len == SHORT + 1
+
+
+def test_shrinking_ends_after_so_many_attempts_or_seconds_with_a_true_failure(kernel, monkeypatch):
+    kernel.reply = too_long
+    outcome = run()
+    for limit, value in (("MAX_SHRINKS", 3), ("SHRINK_LIMIT_S", 0.0)):
+        with monkeypatch.context() as patch:
+            patch.setattr(cross_check, limit, value)
+            kernel.asked.clear()
+            smaller = shrunk(outcome)
+        assert 1 <= len(kernel.asked) <= 3
+        assert too_long("truth", AttentionProblem.parse(smaller.problem)) != PASSED
+        assert smaller.findings == (f"saw {smaller.problem}",)
+
+
+def test_shrinking_stops_when_told_to(kernel):
+    kernel.reply = too_long
+    outcome, stop = run(), threading.Event()
+    told = []
+
+    def advance(count: int) -> None:
+        told.append(count)
+        if sum(told) == 2:
+            stop.set()
+
+    smaller = shrink(plan(), outcome, advance=advance, stop=stop)
+    assert sum(told) == 2
+    assert smaller.first_problem == outcome.failure.problem
+
+
+def test_shrinking_does_not_wait_for_a_kernel_that_hangs(kernel, monkeypatch):
+    monkeypatch.setattr(cross_check, "GRACE_S", 0.1)
+    kernel.reply = too_long
+    outcome, stop = run(), threading.Event()
+
+    def reply(check: str, problem: AttentionProblem) -> dict | None:
+        if len(kernel.asked) < 2:
+            return too_long(check, problem)
+        stop.set()
+        return None
+
+    kernel.asked.clear()
+    kernel.reply = reply
+    smaller = shrink(plan(), outcome, stop=stop)
+    assert smaller == outcome.failure
+
+
+def test_a_failure_by_chance_is_reported_and_said_to_be_one(kernel):
+    kernel.reply = lambda *_: FAILED if len(kernel.asked) == 9 else PASSED
+    outcome = run()
+    assert outcome.wrong
+    smaller = shrunk(outcome)
+    assert smaller.problem == outcome.failure.problem
+    assert smaller.findings[0] == "off"
+    assert "did not fail again" in smaller.findings[-1]
+
+
+def test_a_failure_that_comes_and_goes_while_it_shrinks_is_said_to(kernel):
+    kernel.reply = too_long
+    outcome = run()
+    kernel.asked.clear()
+    kernel.reply = lambda check, problem: (
+        too_long(check, problem) if len(kernel.asked) < 4 else PASSED
+    )
+    smaller = shrunk(outcome)
+    assert "did not fail again" in smaller.findings[-1]
+    assert too_long("truth", AttentionProblem.parse(smaller.problem)) != PASSED
+
+
+def test_a_failure_among_saved_problems_needs_no_drawing_to_be_reported(kernel):
+    saved = AttentionProblem.parse("(q1 k99) d16 b16 bf16")
+    kernel.reply = too_long
+    outcome = run(saved=(saved,))
+    assert outcome.failure.problem == str(saved)
+    kernel.asked.clear()
+    assert shrunk(outcome).problem == str(saved)
+
+
+# The whole job
+
+
+class Told:
+    """Progress that remembers, and may stop the job."""
+
+    def __init__(self):
+        self.steps: list[str] = []
+        self.counts: list[int] = []
+        self.stop = threading.Event()
+        self.stop_in = ""
+
+    def begin(self, what: str, total: int) -> None:
+        self.steps.append(what)
+
+    def advance(self, count: int) -> None:
+        self.counts.append(count)
+        if self.stop_in and self.stop_in in self.steps[-1]:
+            self.stop.set()
+
+
+def check(folder: Path, told: Told, **changes):
+    usual = {
+        "kernels": ["one", "two"],
+        "stream": builtin_stream(num_requests=20),
+        "problems": 6,
+        "max_len": 64,
+        "seed": 0,
+        "device": "cpu",
+        "lanes": 1,
+        "store": FailureStore(folder),
+        "timed": DecodeShape(batch_size=2, num_kv_heads=1, head_dim=16),
+    }
+    return run_check(CheckPlan(**{**usual, **changes}), progress=told, stop=told.stop)
+
+
+def test_a_job_goes_through_its_steps_and_is_right(kernel, tmp_path):
+    told = Told()
+    record = check(tmp_path / "save", told)
+    assert told.steps == ["cross-checking one", "cross-checking two", "timing decode"]
+    assert (record.verdict, record.exit_code) == ("right", 0)
+    assert record.decode is not None
+    assert not (tmp_path / "save").exists()
+
+
+def test_one_wrong_kernel_makes_the_job_wrong_and_the_others_run_all_the_same(kernel, tmp_path):
+    kernel.reply = too_long
+    told = Told()
+    record = check(tmp_path, told, problems=30)
+    assert (record.verdict, record.exit_code) == ("wrong", 1)
+    assert "timing decode" not in told.steps
+    assert told.steps.count("making the failure smaller") == 2
+    smallest = f"(q1 k{SHORT + 1}) "
+    assert [k.failure.problem.startswith(smallest) for k in record.kernels] == [True, True]
+    assert {Path(k.failure.saved_to).parent for k in record.kernels} == {tmp_path}
+
+
+def test_a_failure_that_cannot_be_saved_is_reported_all_the_same(kernel, tmp_path):
+    (tmp_path / "file").touch()
+    kernel.reply = too_long
+    record = check(tmp_path / "file" / "failures", Told(), kernels=["one"], problems=30)
+    assert record.verdict == "wrong"
+    assert record.kernels[0].failure.saved_to is None
+
+
+def test_a_kernel_that_does_not_import_is_told_before_any_other_is_run(
+    kernel, tmp_path, monkeypatch
+):
+    class Missing(Child):
+        def introduce(self) -> dict:
+            return {"error": "no such kernel"}
+
+    kinds = {"one": Child, "two": Missing}
+    monkeypatch.setattr(cross_check, "start", lambda name, *_, **__: kinds[name](kernel))
+    with pytest.raises(SubjectError, match="no such kernel"):
+        check(tmp_path, Told())
+    assert kernel.asked == []
+
+
+def test_a_kernel_that_dies_while_it_is_imported_is_told_so(kernel, tmp_path, monkeypatch):
+    class Dying(Child):
+        def introduce(self) -> dict:
+            raise SubjectDied("was killed by SIGSEGV", timed_out=False)
+
+    monkeypatch.setattr(cross_check, "start", lambda *_, **__: Dying(kernel))
+    with pytest.raises(SubjectError, match="importing one: the process was killed by SIGSEGV"):
+        check(tmp_path, Told())
+
+
+@pytest.mark.parametrize(
+    ("step", "problems"), [("one", (1, 0)), ("two", (6, 1)), ("timing", (6, 6))]
+)
+def test_a_job_that_is_stopped_is_incomplete_and_says_what_was_not_run(
+    step, problems, kernel, tmp_path
+):
+    told = Told()
+    told.stop_in = step
+    record = check(tmp_path, told)
+    assert (record.verdict, record.exit_code) == ("incomplete", 130)
+    assert [k.problems for k in record.kernels] == list(problems)
+    assert [k.complete for k in record.kernels] == [count == 6 for count in problems]
+    assert record.decode is None
+    if step == "timing":
+        assert told.counts[12:] == [1]  # the first round was the last
+
+
+def test_a_wrong_kernel_is_wrong_also_in_a_job_that_is_stopped(kernel, tmp_path):
+    kernel.reply = too_long
+    told = Told()
+    told.stop_in = "smaller"
+    record = check(tmp_path, told, problems=30)
+    assert (record.verdict, record.exit_code) == ("wrong", 1)
+    assert [k.failure is None for k in record.kernels] == [False, True]
+
+
+def test_problems_take_their_lengths_from_all_of_a_stream(monkeypatch):
+    monkeypatch.setattr(bench.check, "MAX_DRAWN_REQUESTS", 4)
+    prompts, outputs = [50, 10, 40, 20, 30, 60, 70], [1, 2, 3, 4, 5, 6, 7]
+    requests = RequestStream(
+        name="s", source="a test", prompt_tokens=prompts, output_tokens=outputs
+    )
+    assert stream_lengths(requests) == [(10, 2), (30, 5), (50, 1), (70, 7)]
+
+
+# Real children
+
+
+def crash_search(kernel_name: str, time_limit_s: float = 60.0) -> tuple[Search, Outcome]:
+    the_plan = plan(
+        kernel=named(kernel_name),
+        capabilities=NARROW,
+        problems=20,
+        time_limit_s=time_limit_s,
+    )
+    return the_plan, search(the_plan, advance=lambda _: None, stop=threading.Event())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kernel_name", "time_limit_s", "how"),
+    [
+        ("segfaults", 60.0, "was killed by SIGSEGV: about to crash\nFatal Python error"),
+        ("exits", 60.0, "ended with code 0"),
+        ("hangs", 1.5, "gave no answer within 1.5 s: "),
+    ],
+)
+def test_a_crash_and_a_hang_are_findings_and_shrink(kernel_name, time_limit_s, how, monkeypatch):
+    monkeypatch.setattr(cross_check, "MAX_SHRINKS", 2)
+    the_plan, outcome = crash_search(kernel_name, time_limit_s)
+    assert outcome.failure.status is Status.CRASHED
+    smaller = shrink(the_plan, outcome, stop=threading.Event())
+    assert smaller.status is Status.CRASHED
+    assert len(smaller.problem) <= len(smaller.first_problem)
+    assert AttentionProblem.parse(smaller.problem).max_seq_len > SHORT
+    (finding, *_) = smaller.findings
+    assert finding.startswith(f"the kernel's process {how}")
+    if kernel_name != "exits":  # which is no accident: it leaves no traceback
+        assert f"in {kernel_name}" in finding
+        assert str(PATH) in finding
+
+
+def test_after_a_hang_no_other_check_is_replayed():
+    problem = AttentionProblem.parse(f"(q3 k{SHORT + 9}) d32 b16 bf16")
+    verdicts = cross_check.replay(named("hangs"), "cpu", problem, time_limit_s=0.5)
+    assert [(v.check, v.status) for v in verdicts] == [("truth", Status.CRASHED)]
+
+
+def test_a_noisy_kernel_that_reads_standard_input_is_as_right_as_a_quiet_one():
+    problem = AttentionProblem.parse("(q1 k20) d32 b16 bf16")
+    verdicts = cross_check.replay(named("prints"), "cpu", problem)
+    assert len(verdicts) > 3
+    assert verdicts == [Verdict(verdict.check, Status.PASSED) for verdict in verdicts]
+
+
+def test_a_child_whose_own_imports_fail_says_nothing_about_the_kernel(monkeypatch, tmp_path):
+    monkeypatch.setattr(cross_check, "ROOT", tmp_path)
+    with pytest.raises(NotStarted, match="No module named 'bench'"):
+        cross_check.describe("torch", "cpu")
+
+
+def test_a_question_that_breaks_the_worker_is_ours_to_blame():
+    with (
+        cross_check.start(named("right"), "cpu") as child,
+        pytest.raises(HarnessError, match="boo"),
+    ):
+        cross_check.verdict_of(child, "boo", AttentionProblem.parse("(q1 k1) d32 b16 bf16"))
+
+
+def test_a_worker_ends_with_its_parent_even_in_a_kernel_that_hangs(tmp_path):
+    mark = tmp_path / "mark"
+    kernel = tmp_path / "hang.py"
+    kernel.write_text(
+        "import pathlib, time\n"
+        f"def attend(batch):\n    pathlib.Path({str(mark)!r}).touch()\n    time.sleep(3600)\n"
+    )
+    source = (
+        "import sys, time; from bench.cross_check import start\n"
+        f"child = start({str(kernel)!r} + ':attend', 'cpu')\n"
+        "child.introduce(); print(child._child.pid, flush=True)\n"
+        "child.ask({'check': 'truth', 'problem': '(q1 k1) d32 b16 bf16'})\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(cross_check.ROOT)}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", source], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    with parent:
+        pid = int(parent.stdout.readline())
+        give_up = time.monotonic() + 60
+        while not mark.exists() and time.monotonic() < give_up:
+            time.sleep(0.02)
+        assert mark.exists()
+        parent.kill()
+    while _is_running(pid) and time.monotonic() < give_up:
+        time.sleep(0.02)
+    assert not _is_running(pid)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

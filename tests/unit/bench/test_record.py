@@ -1,0 +1,113 @@
+"""Outcomes as data: what is counted, what is kept, and the command that replays."""
+
+import shlex
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from pydantic import ValidationError
+
+from bench.cross_check import Failure, Outcome
+from bench.memory import contiguous_need, paged_need
+from bench.record import (
+    KernelRecord,
+    decode_record,
+    kernel_record,
+    memory_record,
+    replay_command,
+    stream_record,
+)
+from bench.timing import DecodeShape, TimedBatch, Timing
+from bench.workloads.builtin import builtin_stream
+from reference.contract import Capabilities
+from reference.verdict import Status
+
+SPEC = "2x(q1 k129) g4 d80 b16 bf16 window=32"
+FAILURE = Failure(SPEC, "alone", Status.CRASHED, ("one", "two"), "(q1 k9999) d80 b16 bf16")
+
+
+def outcome(**changes) -> Outcome:
+    counts = Counter(
+        {
+            ("truth", Status.PASSED): 7,
+            ("alone", Status.PASSED): 2,
+            ("alone", Status.CRASHED): 1,
+            ("truth", Status.NOT_SUPPORTED): 3,
+        }
+    )
+    return replace(
+        Outcome("k.py:f", Capabilities(), asked=12, problems=7, counts=counts, failure=FAILURE),
+        **changes,
+    )
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    ["torch", "my kernels/it's.py:f", "$HOME/k.py:f", 'a"b.py:f', "--odd.py:f", "k\\.py:f"],
+)
+def test_a_shell_reads_back_what_is_to_be_replayed(kernel):
+    words = shlex.split(replay_command(kernel, "cuda", SPEC))
+    assert words[:2] == ["pagedbench", "check"]
+    assert dict(zip(words[2::2], words[3::2], strict=True)) == {
+        "--kernel": kernel,
+        "--device": "cuda",
+        "--problem": SPEC,
+    }
+
+
+def test_verdicts_are_counted_by_check_and_status():
+    record = kernel_record(outcome())
+    assert record.checks == {
+        "alone": {"crashed": 1, "passed": 2},
+        "truth": {"passed": 7, "not supported": 3},
+    }
+    assert [record.count(status) for status in ("passed", "not supported", "failed")] == [9, 3, 0]
+    assert (record.name, record.asked, record.problems, record.complete) == ("k.py:f", 12, 7, False)
+
+
+def test_a_failure_keeps_what_was_seen_and_how_to_see_it_again():
+    failure = kernel_record(outcome(), device="cuda", saved_to="there.txt").failure
+    assert failure.model_dump() == {
+        "problem": SPEC,
+        "check": "alone",
+        "status": "crashed",
+        "findings": ["one", "two"],
+        "first_problem": "(q1 k9999) d80 b16 bf16",
+        "replay": replay_command("k.py:f", "cuda", SPEC),
+        "saved_to": "there.txt",
+    }
+    assert kernel_record(outcome(failure=None, complete=True)).failure is None
+
+
+def test_records_come_back_from_json_and_cannot_be_changed():
+    record = kernel_record(outcome())
+    assert KernelRecord.model_validate_json(record.model_dump_json()) == record
+    with pytest.raises(ValidationError, match="frozen"):
+        record.problems = 8
+    with pytest.raises(ValidationError):
+        KernelRecord.model_validate({"name": "k"})
+
+
+def test_times_keep_every_figure():
+    timing = Timing("paged, torch", 2.0, 1.0, 3.0, 1.5, 10.0, bandwidth_share=0.5)
+    timed = TimedBatch(DecodeShape(group_size=4), 1000, 4_096_000, (timing,), 20.0)
+    record = decode_record(timed)
+    assert (record.num_q_heads, record.num_kv_heads) == (32, 8)
+    assert record.dtype == "bfloat16"
+    assert (record.batch_size, record.context_tokens, record.kv_bytes) == (32, 1000, 4_096_000)
+    assert record.copy_gigabytes_per_s == 20.0
+    (row,) = record.timings
+    assert row.model_dump() == {name: getattr(timing, name) for name in Timing.__slots__}
+
+
+def test_memory_and_stream_keep_every_figure():
+    stream = builtin_stream("azure-code", num_requests=50)
+    for need in (contiguous_need(stream), paged_need(stream)):
+        record = memory_record(need, pool_bytes=2**30)
+        assert record.requests_in_pool == need.requests_that_fit(2**30)
+        for name in set(type(record).model_fields) - {"requests_in_pool"}:
+            assert getattr(record, name) == getattr(need, name)
+    record = stream_record(stream)
+    assert record.mean_prompt_tokens == pytest.approx(stream.prompt_tokens.mean())
+    assert record.mean_output_tokens == pytest.approx(stream.output_tokens.mean())
+    assert (record.name, record.requests, record.source) == ("azure-code", 50, stream.source)
