@@ -1,0 +1,99 @@
+"""Every command of the README, as it stands there, in a folder with the README's own files."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines() if line]
+MAKE = [command for command in COMMANDS if command.startswith("make ")]
+PAGEDBENCH = [command for command in COMMANDS if "pagedbench" in command]
+
+TRACE = """TIMESTAMP,ContextTokens,GeneratedTokens
+2023-11-16 18:15:46.6805900,374,44
+2023-11-16 18:15:50.9951690,396,109
+2023-11-16 18:15:51.2220080,879,55
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """What a reader of the README has: their trace, and the kernel of its example."""
+    (tmp_path / "requests.csv").write_text(TRACE)
+    examples = [text for kind, text in BLOCKS if kind == "python"]
+    for text in examples:
+        name = re.match(r"# (\S+\.py)", text)
+        assert name, "the example says in its first line which file it is"
+        (tmp_path / name[1]).write_text(text)
+    return tmp_path
+
+
+# What a make and a pytest that run these tests leave in the environment is not the reader's.
+THEIRS = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "PYTEST_XDIST_WORKER", "PYTEST_CURRENT_TEST")
+
+
+def shell(command, folder, **environment):
+    own = {name: value for name, value in os.environ.items() if name not in THEIRS}
+    return subprocess.run(
+        command,
+        shell=True,
+        cwd=folder,
+        env={**own, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_no_command_is_left_out():
+    assert MAKE == ["make run", "make test"]
+    assert len(PAGEDBENCH) == 3
+    assert sorted(COMMANDS) == sorted(MAKE + PAGEDBENCH)
+
+
+@pytest.mark.parametrize("command", PAGEDBENCH)
+def test_a_command_does_what_the_readme_says(command, folder):
+    # The reader's .venv is this environment; the rest of the line is run as it stands.
+    line = command.replace(".venv/bin/pagedbench", f"{sys.executable} -m bench.cli")
+    if "--problem " not in line:
+        line += " --problems 12 --no-timing"
+    run = shell(line, folder, PYTHONPATH=str(ROOT))
+    assert run.returncode == 0, run.stdout + run.stderr
+    if "--problem " in command:
+        assert "passed" in run.stdout
+        assert "failed" not in run.stdout
+    else:
+        assert re.search(r"right in \d+ s", run.stdout)
+    if "--json" in command:
+        assert json.loads((folder / "check.json").read_text())["verdict"] == "right"
+        assert "requests: 3 requests" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "environment"),
+    [
+        ("make run", {"ARGS": "--problems 4 --no-timing --kernel torch"}),
+        ("make test", {"TESTS": "tests/unit/test_profiles.py"}),
+    ],
+)
+def test_the_two_commands(command, environment, tmp_path):
+    venv = Path(sys.prefix)
+    if not (venv / ".stamp-project").exists():
+        pytest.skip("this environment was not built by make, which would build another one")
+    run = shell(command, ROOT, VENV=str(venv), **environment)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "right in" in run.stdout or "passed" in run.stdout
+
+
+def test_links_lead_somewhere():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert len(links) >= 4
+    missing = [link for link in links if not (ROOT / link).exists()]
+    assert not missing
