@@ -215,9 +215,14 @@ def _say_harness_failed() -> None:
 
 
 def _check(plan: CheckPlan, json: Path | None, console: Console, errors: Console) -> int:
+    import torch
+
     from bench.check import run_check
     from bench.report.terminal import show
 
+    # With several threads every small operation waits for the slowest one: times of a busy machine
+    # are then of its other work. The children have one thread anyway.
+    torch.set_num_threads(1)
     stop = threading.Event()
     bar = _Bar(errors) if errors.is_terminal else _Lines(errors)
     with bar, _stop_on_interrupt(stop, errors):

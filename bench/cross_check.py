@@ -589,6 +589,8 @@ def _asked(child: SubjectProcess, check: str, problem: AttentionProblem) -> Verd
     reply = child.ask({"check": check, "problem": str(problem)})
     if "harness" in reply:
         raise HarnessError(f"{check} on {problem}:\n{reply['harness']}")
+    if reply.get("spent"):
+        child.close()  # nothing runs there any more; the next problem gets a new child
     return Verdict(check, Status(reply["status"]), tuple(reply["findings"]))
 
 

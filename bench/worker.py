@@ -42,7 +42,22 @@ def answer(subject: Subject, question: dict[str, Any], device: str) -> dict[str,
         verdict = run_check(check, subject.kernel, problem, device=device)
     except Exception:
         return {"harness": traceback.format_exc()}  # what the kernel raises is in the verdict
-    return {"status": verdict.status.value, "findings": list(verdict.findings)}
+    return {
+        "status": verdict.status.value,
+        "findings": list(verdict.findings),
+        "spent": verdict.wrong and _context_lost(device),
+    }
+
+
+def _context_lost(device: str) -> bool:
+    """Whether the kernel broke the device for this process, as an illegal access does."""
+    if device != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def introduction(name: str) -> tuple[Subject | None, dict[str, Any]]:

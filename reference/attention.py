@@ -32,20 +32,22 @@ class Truth:
         proportional to it.
     keys
         [num_tokens] float64, how many keys a query sees.
+    value_bound
+        [num_tokens, num_q_heads] float64, largest magnitude of a value in the sequence and head.
     """
 
     out: Tensor
     lse: Tensor
     score_bound: Tensor
     keys: Tensor
+    value_bound: Tensor
 
 
 def attend(inputs: Inputs) -> Truth:
     """Answer a problem, one sequence after the other."""
     problem = inputs.problem
     parts = [_attend_one(inputs, index) for index in range(len(problem.requests))]
-    out, lse, bound, keys = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    return Truth(out, lse, bound, keys)
+    return Truth(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
 def positions(request: Request, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -66,7 +68,7 @@ def visible(problem: AttentionProblem, request: Request, device: torch.device) -
     return seen
 
 
-def _attend_one(inputs: Inputs, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _attend_one(inputs: Inputs, index: int) -> tuple[Tensor, ...]:
     problem = inputs.problem
     request = problem.requests[index]
     q_starts, k_starts = problem.query_starts, problem.cache_starts
@@ -105,7 +107,16 @@ def _attend_one(inputs: Inputs, index: int) -> tuple[Tensor, Tensor, Tensor, Ten
     out = torch.einsum("qhgk,khd->qhgd", weights, values)
     rows = (request.query_len, problem.num_q_heads)
     keys_seen = (~hidden).sum(-1).double()
-    return out.reshape(*rows, problem.head_dim), lse.reshape(rows), bound.reshape(rows), keys_seen
+    largest = torch.zeros(shape, dtype=torch.float64, device=values.device)
+    if request.seq_len:
+        largest += values.abs().amax((0, 2)).view(1, heads, 1)
+    return (
+        out.reshape(*rows, problem.head_dim),
+        lse.reshape(rows),
+        bound.reshape(rows),
+        keys_seen,
+        largest.reshape(rows),
+    )
 
 
 def _nothing(shape: tuple[int, ...], like: Tensor) -> Tensor:

