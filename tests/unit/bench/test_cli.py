@@ -281,11 +281,14 @@ def test_a_kernel_that_supports_nothing_it_was_drawn_is_not_right():
 
 @pytest.mark.parametrize("arguments", [["--problems", "2"], ["--problem", "(q1 k1) d32 b16 bf16"]])
 def test_a_worker_that_cannot_start_exits_4(arguments, monkeypatch, tmp_path):
+    # A package without a worker: an empty folder would leave the one that is installed.
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "__init__.py").touch()
     monkeypatch.setattr(cross_check, "ROOT", tmp_path)
     result = typed("--kernel", "torch", *arguments)
     assert result.exit_code == 4
     assert "the harness itself failed; this says nothing about the kernel" in result.stderr
-    assert "No module named 'bench'" in result.stderr
+    assert "No module named 'bench.worker'" in result.stderr
     assert result.stdout == ""
 
 
