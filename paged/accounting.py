@@ -297,10 +297,11 @@ class Serving:
     total
         From the first step to the last.
     loaded
-        The part to judge by: from the end of the warm-up to the moment when the last request has
-        been admitted. With a backlog from the start, somebody waits throughout.
+        The part to judge by: from the end of the step that completed the warm-up's last request to
+        the end of the step that admitted the stream's last one. In a stream without arrival times
+        somebody waits throughout. No steps, if the warm-up lasted longer than that.
     series
-        Moments from the first step on, evenly spaced, at most `MAX_SERIES`.
+        Moments from the end of the first step on, evenly spaced, at most `MAX_SERIES`.
     peak_running
         Most sequences that ran at once.
     peak_requests
@@ -315,3 +316,39 @@ class Serving:
     peak_running: int
     peak_requests: int
     peak_allocated: int
+
+    @classmethod
+    def of(
+        cls,
+        total: Counters,
+        series: Series,
+        *,
+        warm: Counters | None,
+        done: Counters | None,
+        peak_running: int,
+        peak_requests: int,
+        peak_allocated: int,
+    ) -> Serving:
+        """Put together what a simulator has counted.
+
+        Parameters
+        ----------
+        total
+            The end.
+        series
+            Its moments.
+        warm, done
+            Ends of the two steps between which `loaded` lies; None: there was no such step.
+        """
+        if warm is None or done is None or done.steps <= warm.steps:
+            loaded = Counters(slots=total.slots)
+        else:
+            loaded = done - warm
+        return cls(
+            total=total,
+            loaded=loaded,
+            series=tuple(series.moments),
+            peak_running=peak_running,
+            peak_requests=peak_requests,
+            peak_allocated=peak_allocated,
+        )

@@ -1,0 +1,157 @@
+"""Requests as a server meets them: drawn from the stream when they arrive, and not before."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from paged.errors import BadSize, checked_size
+
+
+class Request(NamedTuple):
+    """What a server knows of a request.
+
+    Attributes
+    ----------
+    prompt_tokens, output_tokens
+        Lengths, in tokens; at least one token is generated.
+    arrival_ns
+        Nanoseconds after the start; None: as soon as the server takes it.
+    keys
+        One for each full block of the prompt. Equal keys stand for equal tokens in the block and
+        before it.
+    tenant
+        Whose request it is.
+    """
+
+    prompt_tokens: int
+    output_tokens: int
+    arrival_ns: int | None = None
+    keys: tuple[int, ...] = ()
+    tenant: int = 0
+
+
+class Arrivals:
+    """The queue of those that have arrived, fed from a stream.
+
+    A stream has arrival times for all requests, and they arrive then; or for none, and as many wait
+    as the server wants to see: the head of a backlog.
+
+    Parameters
+    ----------
+    requests
+        The stream. It is read as far as is needed.
+    clients
+        Without arrival times: most requests that wait or run at once (a closed loop).
+    depth
+        Without arrival times: requests that wait as long as the stream has as many.
+
+    Attributes
+    ----------
+    waiting
+        Requests that have arrived and were not taken, in order. Whoever takes one calls `taken`.
+    timed
+        Whether the stream has arrival times.
+    closed
+        Whether the next one may have to wait for another to be completed: call `taken` then, too.
+    more
+        Whether requests have yet to arrive.
+    count
+        Requests that have arrived.
+
+    Raises
+    ------
+    BadSize
+        There is no request, or one is not as it has to be; the message names it.
+    """
+
+    __slots__ = (
+        "_clients",
+        "_depth",
+        "_next",
+        "_source",
+        "closed",
+        "count",
+        "more",
+        "timed",
+        "waiting",
+    )
+
+    def __init__(
+        self, requests: Iterable[Request], *, clients: int | None = None, depth: int = 1
+    ) -> None:
+        if clients is not None:
+            checked_size("clients", clients, at_least=1)
+        self._depth = checked_size("depth", depth, at_least=1)
+        self._clients = clients
+        self.closed = clients is not None
+        self._source = iter(requests)
+        self.waiting: deque[Request] = deque()
+        self.count = 0
+        first = next(self._source, None)
+        if first is None:
+            raise BadSize("the stream is empty: give at least one request")
+        self.timed = first.arrival_ns is not None
+        if self.timed and clients is not None:
+            raise BadSize(
+                f"clients = {clients} with arrival times: leave out one of the two; it says when "
+                f"requests arrive"
+            )
+        self._next = self._checked(first, after_ns=0)
+        self.more = True
+        if not self.timed:
+            self.taken(outstanding=0)
+
+    def draw(self, now_ns: int) -> None:
+        """Let everybody arrive who is due by `now_ns`. For streams with arrival times."""
+        while self.more and self._next.arrival_ns <= now_ns:  # type: ignore[operator]
+            self._arrive()
+
+    def idle_until(self, now_ns: int) -> int:
+        """Let the next one arrive at an idle server; return when that is, `now_ns` or later."""
+        now_ns = max(now_ns, self._next.arrival_ns or 0)
+        self.draw(now_ns)
+        return now_ns
+
+    def taken(self, *, outstanding: int) -> None:
+        """Let the next arrive if there is a place in the queue. Without arrival times only.
+
+        Parameters
+        ----------
+        outstanding
+            Requests that run, or were preempted and are to come back.
+        """
+        if self.timed:
+            return
+        waiting, clients = self.waiting, self._clients
+        while (
+            self.more
+            and len(waiting) < self._depth
+            and (clients is None or outstanding + len(waiting) < clients)
+        ):
+            self._arrive()
+
+    def _arrive(self) -> None:
+        self.waiting.append(self._next)
+        self.count += 1
+        following = next(self._source, None)
+        if following is None:
+            self.more = False
+        else:
+            self._next = self._checked(following, after_ns=self._next.arrival_ns)
+
+    def _checked(self, request: Request, *, after_ns: int | None) -> Request:
+        prompt, output, arrival_ns = request[:3]
+        if prompt < 0 or output < 1:
+            raise BadSize(
+                f"request {self.count + 1} of the stream has {prompt} prompt and {output} output "
+                f"tokens; give at least 0 and 1"
+            )
+        late_ns = None if arrival_ns is None or after_ns is None else arrival_ns - after_ns
+        if (arrival_ns is not None) != self.timed or (late_ns is not None and late_ns < 0):
+            raise BadSize(
+                f"request {self.count + 1} of the stream arrives at {arrival_ns} ns, after one at "
+                f"{after_ns} ns; give all requests a time, never falling, or none"
+            )
+        return request
