@@ -144,7 +144,6 @@ def serve_by_counts(
         # Growth: who was admitted last gives way until the others have the blocks they need.
         phase = step % size
         need = growing[phase]
-        gave_way = need > free
         while need > free:
             at, (base, last, prompt) = running.popitem()
             held = base + step - 1
@@ -163,7 +162,8 @@ def serve_by_counts(
         free -= need
         tokens += len(running)
 
-        # Admission, in order, unless somebody has just lost the room.
+        # Admission, in order. Whoever has just given way stands first and does not fit: of the
+        # blocks that it gave up at least one was needed, and it would take as many or more.
         prefill = 0
         why = 0
         some = False
@@ -176,10 +176,6 @@ def serve_by_counts(
                 held = prompt
             else:
                 why = _NOBODY
-                break
-            if gave_way:
-                # Whoever lost the room a moment ago may even find it now: in the next step.
-                why = _SHORT
                 break
             if final > num_blocks * size:
                 waiting.popleft()

@@ -96,10 +96,14 @@ class PagedPolicy:
             raise BadSize("tenant_quotas without prefix_caching: there is nothing to divide")
         if self.beam_keep is not None and self.samples == 1:
             raise BadSize("beam_keep with samples = 1: beams are 2 or more samples")
-        if self.sliding_window is not None and (self.samples > 1 or self.prefix_caching):
+        if self.beam_keep is not None and self.prefix_caching:
+            raise BadSize("beam_keep with prefix_caching: choose one of them")
+        if self.sliding_window is not None and (
+            self.samples > 1 or self.prefix_caching or self.preemption == "swap"
+        ):
             raise BadSize(
-                "sliding_window with samples or prefix_caching: blocks behind the window would be "
-                "given up by one sequence and read by another; choose one of them"
+                "sliding_window with samples, prefix_caching or swap: blocks behind the window are "
+                "given up, and the others would still need them; choose one of them"
             )
 
     @property

@@ -32,12 +32,14 @@ from paged.allocator import PagedAllocator
 from paged.arrivals import Arrivals, Request
 from paged.clock import StepTime
 from paged.errors import checked_size
-from paged.eviction import eviction_order
+from paged.eviction import FIFO, LFU, LRU
 from paged.group import SequenceGroup
 from paged.policy import PagedPolicy
 
 FREE, TOKEN, SHARED, INTERNAL, IDLE = range(5)
 """What `Scheduler.slot_map` says of a slot; SHARED holds a token that several sequences read."""
+
+_ORDERS: Final = {"lru": LRU, "lfu": LFU, "fifo": FIFO}
 
 _NOBODY: Final = "nobody"
 _SHORT: Final = "waiting_short"
@@ -81,7 +83,7 @@ class Scheduler:
             self.num_blocks,
             size,
             prefix_caching=policy.prefix_caching,
-            eviction=eviction_order(policy.eviction, quotas=dict(policy.tenant_quotas)),
+            eviction=_ORDERS[policy.eviction](quotas=dict(policy.tenant_quotas)),
         )
         self.step = 0
         self.completed = 0

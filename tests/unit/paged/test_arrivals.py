@@ -1,0 +1,105 @@
+"""Requests are drawn when they arrive, and not before."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from paged.arrivals import Arrivals, Request
+from paged.errors import BadSize
+
+
+class Counted:
+    """A stream that knows how far it was read."""
+
+    def __init__(self, *requests: Request) -> None:
+        self.read = 0
+        self.requests = requests
+
+    def __iter__(self) -> Iterator[Request]:
+        for request in self.requests:
+            self.read += 1
+            yield request
+
+
+BACKLOG = [Request(prompt, 1) for prompt in range(5)]
+
+
+def test_of_a_backlog_only_the_head_waits_and_one_more_was_read() -> None:
+    stream = Counted(*BACKLOG)
+    arrivals = Arrivals(stream)
+    assert (list(arrivals.waiting), arrivals.count, stream.read) == (BACKLOG[:1], 1, 2)
+    arrivals.taken(outstanding=0)
+    assert arrivals.count == 1, "the queue has its head already"
+    arrivals.waiting.popleft()
+    arrivals.taken(outstanding=1)
+    assert (list(arrivals.waiting), arrivals.count, stream.read) == (BACKLOG[1:2], 2, 3)
+
+
+def test_a_deeper_queue_shows_as_many_as_were_asked_for() -> None:
+    arrivals = Arrivals(BACKLOG, depth=3)
+    assert list(arrivals.waiting) == BACKLOG[:3]
+
+
+def test_the_last_request_ends_the_stream() -> None:
+    arrivals = Arrivals(BACKLOG[:2])
+    assert arrivals.more
+    arrivals.waiting.popleft()
+    arrivals.taken(outstanding=1)
+    assert not arrivals.more
+    arrivals.waiting.popleft()
+    arrivals.taken(outstanding=2)
+    assert (len(arrivals.waiting), arrivals.count) == (0, 2)
+
+
+def test_a_closed_loop_waits_until_a_client_is_free() -> None:
+    arrivals = Arrivals(BACKLOG, clients=2)
+    arrivals.waiting.popleft()
+    arrivals.taken(outstanding=1)
+    arrivals.waiting.popleft()
+    arrivals.taken(outstanding=2)
+    assert (len(arrivals.waiting), arrivals.count) == (0, 2)
+    arrivals.taken(outstanding=1)
+    assert (len(arrivals.waiting), arrivals.count) == (1, 3)
+
+
+def test_timed_requests_arrive_at_their_times() -> None:
+    stream = Counted(*(Request(1, 1, at) for at in (5, 5, 7, 20)))
+    arrivals = Arrivals(stream)
+    assert (arrivals.count, stream.read) == (0, 1)
+    arrivals.draw(4)
+    assert arrivals.count == 0
+    arrivals.draw(5)
+    assert (arrivals.count, stream.read) == (2, 3)
+    assert arrivals.idle_until(6) == 7
+    assert arrivals.count == 3
+    assert arrivals.idle_until(30) == 30
+    assert (arrivals.count, arrivals.more) == (4, False)
+
+
+@pytest.mark.parametrize(
+    ("requests", "message"),
+    [
+        ([], "the stream is empty"),
+        ([Request(-1, 1)], "request 1 of the stream has -1 prompt and 1 output"),
+        ([Request(1, 0)], "request 1 of the stream has 1 prompt and 0 output"),
+        ([Request(1, 1, 5), Request(1, 1, 4)], "request 2 of the stream arrives at 4 ns, after"),
+        ([Request(1, 1, -1)], "request 1 of the stream arrives at -1 ns"),
+        ([Request(1, 1, 5), Request(1, 1)], "request 2 of the stream arrives at None ns"),
+        ([Request(1, 1), Request(1, 1, 5)], "request 2 of the stream arrives at 5 ns"),
+    ],
+)
+def test_a_request_that_is_not_as_it_has_to_be_is_named(
+    requests: list[Request], message: str
+) -> None:
+    with pytest.raises(BadSize, match=re.escape(message)):
+        Arrivals(requests, depth=2).draw(10)
+
+
+def test_options_that_do_not_go_together() -> None:
+    with pytest.raises(BadSize, match="clients = 2 with arrival times"):
+        Arrivals([Request(1, 1, 5)], clients=2)
+    with pytest.raises(BadSize, match="clients"):
+        Arrivals(BACKLOG, clients=0)
+    with pytest.raises(BadSize, match="depth"):
+        Arrivals(BACKLOG, depth=0)
