@@ -13,13 +13,15 @@ prompts (+9 %) and mooncake-conv prompts (+6 %). Where this matters, read the tr
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.workloads.stream import RequestStream
+from bench.workloads.source import read_all
+from bench.workloads.stream import CHUNK_REQUESTS, RequestStream
 
 LEVELS: Final = (0.0, 0.10, 0.25, 0.50, 0.75, 0.90, 0.99, 0.999, 1.0)
 """Levels of the quantiles in the table; the outer two are the shortest and the longest request."""
@@ -78,18 +80,13 @@ STREAM_LAWS: Final = {
 """The built-in streams by name; upper row prompts, lower row outputs."""
 
 
-def builtin_stream(
-    name: str = "azure-conv",
-    *,
-    num_requests: int = 2000,
-    seed: int = 0,
-    rate_per_s: float | None = None,
-) -> RequestStream:
-    """Draw a stream.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantileSource:
+    """A built-in stream, drawn chunk by chunk.
 
     The same arguments give the same stream, and a longer draw begins with the shorter one.
 
-    Parameters
+    Attributes
     ----------
     name
         One of `STREAM_LAWS`.
@@ -105,39 +102,75 @@ def builtin_stream(
     ValueError
         For an unknown name or a number out of range.
     """
-    if name not in STREAM_LAWS:
-        raise ValueError(
-            f"built-in stream {name!r} is unknown; use one of {', '.join(STREAM_LAWS)}"
+
+    name: str
+    num_requests: int
+    seed: int = 0
+    rate_per_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in STREAM_LAWS:
+            raise ValueError(
+                f"built-in stream {self.name!r} is unknown; use one of {', '.join(STREAM_LAWS)}"
+            )
+        if self.num_requests < 1:
+            raise ValueError(f"num_requests is {self.num_requests}; draw at least 1")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; use 0 or more")
+        if self.rate_per_s is not None and not 0 < self.rate_per_s < np.inf:
+            raise ValueError(f"rate_per_s is {self.rate_per_s}; use a finite rate above 0")
+
+    @property
+    def source(self) -> str:
+        """The data set behind the quantiles."""
+        return f"drawn with seed {self.seed} from quantiles of: {STREAM_LAWS[self.name].source}"
+
+    @property
+    def timed(self) -> bool:
+        """Whether a rate is given, here or in the table."""
+        return (self.rate_per_s or STREAM_LAWS[self.name].rate_per_s) is not None
+
+    def chunks(self) -> Iterator[RequestStream]:
+        """Draw the requests, `CHUNK_REQUESTS` at a time."""
+        law = STREAM_LAWS[self.name]
+        rate_per_s = self.rate_per_s or law.rate_per_s
+        # A generator for each column: one more request then leaves the earlier ones as they were.
+        prompt, output, gaps = (
+            np.random.Generator(np.random.PCG64(child))
+            for child in np.random.SeedSequence(self.seed).spawn(3)
         )
-    if num_requests < 1:
-        raise ValueError(f"num_requests is {num_requests}; draw at least 1")
-    if seed < 0:
-        raise ValueError(f"seed is {seed}; use 0 or more")
-    if rate_per_s is not None and not 0 < rate_per_s < np.inf:
-        raise ValueError(f"rate_per_s is {rate_per_s}; use a finite rate above 0")
-    law = STREAM_LAWS[name]
-    rate_per_s = rate_per_s or law.rate_per_s
-    # A generator for each column: one more request then leaves the earlier ones as they were.
-    prompt, output, gaps = (
-        np.random.Generator(np.random.PCG64(child)).random(num_requests)
-        for child in np.random.SeedSequence(seed).spawn(3)
-    )
-    return RequestStream(
-        name=name,
-        source=f"drawn with seed {seed} from quantiles of: {law.source}",
-        prompt_tokens=_lengths_at(prompt, law.prompt_tokens),
-        output_tokens=_lengths_at(output, law.output_tokens),
-        arrival_s=None if rate_per_s is None else _poisson_arrivals(gaps, rate_per_s),
+        last_s: float | None = None
+        for start in range(0, self.num_requests, CHUNK_REQUESTS):
+            count = min(CHUNK_REQUESTS, self.num_requests - start)
+            arrival_s = None
+            if rate_per_s is not None:
+                gaps_s = -np.log1p(-gaps.random(count)) / rate_per_s
+                # The first request arrives at 0; added as a gap, the sum is that of one long draw.
+                gaps_s[0] = 0.0 if last_s is None else last_s + gaps_s[0]
+                arrival_s = np.cumsum(gaps_s)
+                last_s = float(arrival_s[-1])
+            yield RequestStream(
+                name=self.name,
+                source=self.source,
+                prompt_tokens=_lengths_at(prompt.random(count), law.prompt_tokens),
+                output_tokens=_lengths_at(output.random(count), law.output_tokens),
+                arrival_s=arrival_s,
+            )
+
+
+def builtin_stream(
+    name: str = "azure-conv",
+    *,
+    num_requests: int = 2000,
+    seed: int = 0,
+    rate_per_s: float | None = None,
+) -> RequestStream:
+    """Draw a whole stream. Parameters and errors as for `QuantileSource`."""
+    return read_all(
+        QuantileSource(name=name, num_requests=num_requests, seed=seed, rate_per_s=rate_per_s)
     )
 
 
 def _lengths_at(levels: NDArray[np.float64], quantiles: tuple[int, ...]) -> NDArray[np.int64]:
     logarithms = np.interp(levels, LEVELS, np.log(quantiles))
     return np.rint(np.exp(logarithms)).astype(np.int64)
-
-
-def _poisson_arrivals(levels: NDArray[np.float64], rate_per_s: float) -> NDArray[np.float64]:
-    """Turn uniform draws into arrival times; the first request arrives at 0."""
-    gaps_s = -np.log1p(-levels) / rate_per_s
-    gaps_s[0] = 0.0
-    return np.cumsum(gaps_s)

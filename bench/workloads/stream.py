@@ -7,6 +7,7 @@ read-only from then on.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,6 +16,11 @@ from numpy.typing import NDArray
 
 MAX_TOKENS: Final = 2**30 - 1
 """Most tokens of a prompt, and of an output: their sum then fits the int32 of `seq_lens`."""
+
+CHUNK_REQUESTS: Final = 16_384
+"""Most requests of a chunk, where a stream is handed on in chunks."""
+
+_MAX_ID: Final = int(np.iinfo(np.int64).max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +86,7 @@ class PrefixBlocks:
             raise ValueError(
                 f"tokens_per_block is {self.tokens_per_block}; a block holds at least 1 token"
             )
-        ids = _column(self.ids, "prefix ids", largest=np.iinfo(np.int64).max)
+        ids = _column(self.ids, "prefix ids", largest=_MAX_ID)
         offsets = _column(self.offsets, "prefix offsets", largest=ids.size)
         if offsets.size == 0 or offsets[0] != 0 or offsets[-1] != ids.size:
             raise ValueError(
@@ -104,12 +110,127 @@ class PrefixBlocks:
 
     def select(self, mask: NDArray[np.bool_]) -> PrefixBlocks:
         """Keep the requests where `mask`, bool [n], is set."""
-        counts = np.diff(self.offsets)
+        return self.take(np.flatnonzero(mask))
+
+    def take(self, requests: NDArray[np.int64]) -> PrefixBlocks:
+        """Keep the requests of these indices, int64 [m], in their order."""
+        counts = np.diff(self.offsets)[requests]
+        request, index, offsets = ragged(counts)
         return PrefixBlocks(
-            ids=self.ids[np.repeat(mask, counts)],
-            offsets=np.concatenate(([0], np.cumsum(counts[mask]))),
+            ids=self.ids[self.offsets[requests][request] + index],
+            offsets=offsets,
             tokens_per_block=self.tokens_per_block,
         )
+
+    def keys(self, request: int, block_size: int, prompt_tokens: int) -> NDArray[np.int64]:
+        """Cache keys of one request: equal where a cache may share the block, and only there.
+
+        One key for each block that the prompt fills, so none for the part of a block at its end,
+        and none from the block on in which the request's ids end, should they end early: nothing
+        is known to share it. Where `block_size` is `tokens_per_block`, a key is the id.
+
+        Parameters
+        ----------
+        request
+            Index of the request.
+        block_size
+            Tokens of a block of the cache, 1 or more; any number, also one that `tokens_per_block`
+            is no multiple of.
+        prompt_tokens
+            The request's prompt, in tokens.
+
+        Returns
+        -------
+        int64 [blocks]
+            In the order of the prompt.
+
+        Raises
+        ------
+        IndexError
+            For an unknown request.
+        ValueError
+            For a block size below 1, or ids so large that keys do not fit int64.
+        """
+        ids = self.of(request)
+        self._check_keys(ids, block_size)
+        blocks = min(prompt_tokens, ids.size * self.tokens_per_block) // block_size
+        if self.tokens_per_block % block_size == 0:  # the same, and many times as fast
+            per_id = self._keys_per_id(block_size)
+            return (ids[:, None] * per_id + np.arange(per_id)).ravel()[:blocks]
+        first = np.broadcast_to(self.offsets[request], blocks)
+        return self._key(first, np.arange(blocks), block_size)
+
+    def full_blocks(self, block_size: int, prompt_tokens: NDArray[np.int64]) -> PrefixBlocks:
+        """Return the `keys` of every request at once, for prompts of these lengths, int64 [n].
+
+        The result's ids are the keys, its `tokens_per_block` is `block_size`. Raises ValueError as
+        `keys` does.
+        """
+        self._check_keys(self.ids, block_size)
+        counts = (
+            np.minimum(prompt_tokens, np.diff(self.offsets) * self.tokens_per_block) // block_size
+        )
+        request, index, offsets = ragged(counts)
+        return PrefixBlocks(
+            ids=self._key(self.offsets[:-1][request], index, block_size),
+            offsets=offsets,
+            tokens_per_block=block_size,
+        )
+
+    def refined(self, tokens_per_block: int, prompt_tokens: NDArray[np.int64]) -> PrefixBlocks:
+        """Say the same in blocks of fewer tokens, for prompts of these lengths, int64 [n].
+
+        Raises ValueError where `tokens_per_block` does not divide this record's, or where ids
+        would no longer fit int64.
+        """
+        if tokens_per_block < 1 or self.tokens_per_block % tokens_per_block:
+            raise ValueError(
+                f"prefix blocks of {self.tokens_per_block} tokens cannot be cut into blocks of "
+                f"{tokens_per_block}; use a divisor of {self.tokens_per_block}"
+            )
+        self._check_keys(self.ids, tokens_per_block)
+        counts = np.minimum(
+            -(-prompt_tokens // tokens_per_block),
+            np.diff(self.offsets) * (self.tokens_per_block // tokens_per_block),
+        )
+        request, index, offsets = ragged(counts)
+        return PrefixBlocks(
+            ids=self._key(self.offsets[:-1][request], index, tokens_per_block),
+            offsets=offsets,
+            tokens_per_block=tokens_per_block,
+        )
+
+    def _key(
+        self, first: NDArray[np.int64], block: NDArray[np.int64], block_size: int
+    ) -> NDArray[np.int64]:
+        """Keys of blocks, counted within requests whose ids begin at `first`.
+
+        A block is known by the id that its last token falls in: that id stands for all before it,
+        too. Several blocks may end in one id's tokens, `per_id` at most, and since those ends lie
+        `block_size` apart, dividing by it tells them from each other.
+        """
+        per_id = self._keys_per_id(block_size)
+        keys: NDArray[np.int64]
+        last_token = (block + 1) * block_size - 1
+        if per_id == 1:
+            keys = self.ids[first + last_token // self.tokens_per_block]
+        else:
+            index, offset = np.divmod(last_token, self.tokens_per_block)
+            keys = self.ids[first + index] * per_id + offset // block_size
+        return keys
+
+    def _keys_per_id(self, block_size: int) -> int:
+        return -(-self.tokens_per_block // block_size)
+
+    def _check_keys(self, ids: NDArray[np.int64], block_size: int) -> None:
+        if block_size < 1:
+            raise ValueError(f"block_size is {block_size}; a block holds at least 1 token")
+        per_id = self._keys_per_id(block_size)
+        if per_id > 1 and ids.size and (top := int(ids.max())) > _MAX_ID // per_id - 1:
+            raise ValueError(
+                f"prefix id {top} times {per_id} blocks of {block_size} tokens does not fit int64; "
+                f"number the ids from 0 on, or use blocks of {self.tokens_per_block} tokens or more"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -131,6 +252,11 @@ class RequestStream:
         float64 [n], seconds since the stream began, never decreasing; None where unknown.
     prefix
         Prefix blocks of each prompt; None where unknown.
+    tenant
+        int64 [n], whose request it is, as an index into `tenant_names`; None where there is one
+        tenant.
+    tenant_names
+        Names of all tenants, also of those without a request in this stream.
 
     Raises
     ------
@@ -145,6 +271,8 @@ class RequestStream:
     output_tokens: NDArray[np.int64]
     arrival_s: NDArray[np.float64] | None = None
     prefix: PrefixBlocks | None = None
+    tenant: NDArray[np.int64] | None = None
+    tenant_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         prompt = _column(self.prompt_tokens, "prompt_tokens", largest=MAX_TOKENS)
@@ -162,10 +290,42 @@ class RequestStream:
             object.__setattr__(self, "arrival_s", _arrivals(self.arrival_s, requests=prompt.size))
         if self.prefix is not None:
             _check_prefix(self.prefix, prompt)
+        if self.tenant is not None:
+            if not self.tenant_names:
+                raise ValueError("tenant is given without tenant_names; name each tenant")
+            tenant = _column(self.tenant, "tenant", largest=len(self.tenant_names) - 1)
+            if tenant.size != prompt.size:
+                raise ValueError(
+                    f"tenant has {tenant.size} entries; give one for each of the {prompt.size} "
+                    f"requests, or None"
+                )
+            object.__setattr__(self, "tenant", tenant)
+        elif self.tenant_names:
+            raise ValueError(
+                f"tenant_names are {self.tenant_names}, and tenant is None; give both or neither"
+            )
 
     def __len__(self) -> int:
         """Requests in the stream."""
         return int(self.prompt_tokens.size)
+
+    @property
+    def num_requests(self) -> int:
+        """Requests in the stream, as a source states them."""
+        return len(self)
+
+    @property
+    def timed(self) -> bool:
+        """Whether arrival times are known."""
+        return self.arrival_s is not None
+
+    def chunks(self) -> Iterator[RequestStream]:
+        """Yield the stream in runs of at most `CHUNK_REQUESTS` requests, in order."""
+        if len(self) <= CHUNK_REQUESTS:
+            yield self
+            return
+        for start in range(0, len(self), CHUNK_REQUESTS):
+            yield self.between(start, start + CHUNK_REQUESTS)
 
     def __repr__(self) -> str:
         """One line, without the columns."""
@@ -180,7 +340,19 @@ class RequestStream:
         """Take the first `n` requests, or all where there are fewer. Raises ValueError if n < 1."""
         if n < 1:
             raise ValueError(f"head({n}): a stream has at least one request; ask for 1 or more")
-        return self.select(np.arange(len(self)) < n)
+        return self if n >= len(self) else self.between(0, n)
+
+    def between(self, start: int, stop: int) -> RequestStream:
+        """Take the requests from `start` up to and without `stop`; `stop` may lie beyond the end.
+
+        Raises ValueError where that leaves none.
+        """
+        if not 0 <= start < min(stop, len(self)):
+            raise ValueError(
+                f"between({start}, {stop}) leaves no request of {len(self)}; start below both, "
+                f"from 0 on"
+            )
+        return self.take(np.arange(start, min(stop, len(self))))
 
     def fitting(self, max_model_len: int) -> RequestStream:
         """Drop the requests that end with more than `max_model_len` tokens.
@@ -203,13 +375,22 @@ class RequestStream:
             raise ValueError(
                 f"mask is {mask.dtype} {list(mask.shape)}; this stream needs bool [{len(self)}]"
             )
+        return self.take(np.flatnonzero(mask))
+
+    def take(self, requests: NDArray[np.int64]) -> RequestStream:
+        """Keep the requests of these indices, int64 [m], in their order.
+
+        Raises ValueError where that is none, or where arrival times would fall.
+        """
         return RequestStream(
             name=self.name,
             source=self.source,
-            prompt_tokens=self.prompt_tokens[mask],
-            output_tokens=self.output_tokens[mask],
-            arrival_s=None if self.arrival_s is None else self.arrival_s[mask],
-            prefix=None if self.prefix is None else self.prefix.select(mask),
+            prompt_tokens=self.prompt_tokens[requests],
+            output_tokens=self.output_tokens[requests],
+            arrival_s=None if self.arrival_s is None else self.arrival_s[requests],
+            prefix=None if self.prefix is None else self.prefix.take(requests),
+            tenant=None if self.tenant is None else self.tenant[requests],
+            tenant_names=self.tenant_names,
         )
 
     def describe(self) -> StreamSummary:
@@ -222,6 +403,20 @@ class RequestStream:
             prompt=_summarise(self.prompt_tokens),
             output=_summarise(self.output_tokens),
         )
+
+
+def ragged(
+    counts: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Number the entries of a ragged array whose rows have these counts, int64 [n].
+
+    Returns the row of each entry and its place in the row, both int64 [total], and the offsets of
+    the rows, int64 [n + 1].
+    """
+    offsets = np.zeros(counts.size + 1, dtype=np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    row = np.repeat(np.arange(counts.size), counts)
+    return row, np.arange(row.size) - offsets[:-1][row], offsets
 
 
 def _summarise(lengths: NDArray[np.int64]) -> LengthSummary:

@@ -82,6 +82,13 @@ def test_a_longer_draw_begins_with_the_shorter():
     assert short.arrival_s.tolist() == long.arrival_s.tolist()
 
 
+def test_arrivals_go_on_where_a_chunk_ends():
+    arrival_s = builtin_stream(num_requests=40_000, rate_per_s=1.0, seed=6).arrival_s
+    gaps_s = -np.log1p(-np.random.default_rng(np.random.SeedSequence(6).spawn(3)[2]).random(40_000))
+    gaps_s[0] = 0.0
+    assert arrival_s.tolist() == np.cumsum(gaps_s).tolist()
+
+
 def test_the_default_draw_is_pinned():
     """Records compare by these lengths: a change of the drawing is a change of every record."""
     stream = builtin_stream()

@@ -9,6 +9,7 @@ import pytest
 
 from bench.memory import contiguous_need, expected_internal_fraction, paged_need
 from bench.workloads.builtin import LEVELS, STREAM_LAWS
+from bench.workloads.fits import FITS
 from bench.workloads.traces import first_turns, read_trace
 
 FILES = {
@@ -108,3 +109,21 @@ def test_mooncake_prefixes_have_the_published_sharing():
     assert np.unique(prefix.ids).size == 182_790
     # All requests begin with one and the same block.
     assert np.unique(prefix.ids[prefix.offsets[:-1]]).tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("fit", "name"), [("azure-fit", "azure-conv"), ("azure-code-fit", "azure-code")]
+)
+def test_the_azure_fits_have_the_moments_of_the_traces(fit, name):
+    trace = read_published(name)
+    i, o = trace.prompt_tokens.astype(float), trace.output_tokens.astype(float)
+    moments = FITS[fit].law.moments()
+    assert moments.prompt_mean == pytest.approx(i.mean(), rel=1e-4)
+    assert moments.output_mean == pytest.approx(o.mean(), rel=1e-4)
+    assert moments.prompt_cv == pytest.approx(i.std() / i.mean(), rel=1e-4)
+    assert moments.output_cv == pytest.approx(o.std() / o.mean(), rel=1e-4)
+    assert moments.output_weighted_output == pytest.approx((o * o).mean() / o.mean(), rel=2e-4)
+    assert moments.output_weighted_prompt == pytest.approx((i * o).mean() / o.mean(), rel=3e-3)
+    gaps = np.diff(trace.arrival_s)
+    assert FITS[fit].rate_per_s == pytest.approx(1 / gaps.mean(), rel=1e-3)
+    assert FITS[fit].cv == pytest.approx(gaps.std() / gaps.mean(), rel=5e-3)

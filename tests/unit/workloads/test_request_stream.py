@@ -157,3 +157,32 @@ def test_describe_has_no_rate_without_times_or_with_one_moment():
 
 def test_repr_is_one_line_without_the_columns():
     assert repr(stream([1, 2], [3, 4])) == "RequestStream('s', 2 requests, source='a test')"
+
+
+def test_tenants_stay_with_their_requests():
+    made = stream([3, 4, 5], [1, 2, 3], tenant=[1, 0, 1], tenant_names=("a", "b"))
+    assert made.tenant.dtype == np.int64
+    kept = made.select(np.array([False, True, True]))
+    assert (kept.tenant.tolist(), kept.tenant_names) == ([0, 1], ("a", "b"))
+    assert made.between(2, 9).tenant.tolist() == [1]
+    assert made.take(np.array([2, 1])).prompt_tokens.tolist() == [5, 4]
+
+
+@pytest.mark.parametrize(
+    ("columns", "complaint"),
+    [
+        ({"tenant": [0, 0]}, "tenant is given without tenant_names"),
+        ({"tenant": [0, 2], "tenant_names": ("a", "b")}, r"tenant\[1\] is 2"),
+        ({"tenant": [0], "tenant_names": ("a",)}, "tenant has 1 entries; give one for each of the"),
+        ({"tenant_names": ("a",)}, "tenant is None; give both or neither"),
+    ],
+)
+def test_bad_tenants_are_refused(columns, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        stream([1, 2], [1, 2], **columns)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, 2), (2, 5), (1, 1), (1, 0)])
+def test_a_run_without_requests_is_refused(start, stop):
+    with pytest.raises(ValueError, match=rf"between\({start}, {stop}\) leaves no request of 2"):
+        stream([1, 2], [1, 2]).between(start, stop)

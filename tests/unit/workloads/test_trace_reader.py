@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.workloads.traces import TraceError, first_turns, read_trace
+from bench.workloads.source import read_all
+from bench.workloads.stream import CHUNK_REQUESTS
+from bench.workloads.traces import TraceError, TraceSource, first_turns, read_trace
 from helpers.profiles import examples
 
 AZURE = (
@@ -28,6 +30,22 @@ SHAREGPT = (
 MOONCAKE = (
     '{"timestamp": 10, "input_length": 513, "output_length": 5, "hash_ids": [0, 1]}\n'
     '{"timestamp": 2510, "input_length": 512, "output_length": 6, "hash_ids": [0]}\n'
+)
+VIDUR = "arrived_at,num_prefill_tokens,num_decode_tokens\n10.5,374,44\n14.814579,396,109\n"
+BURSTGPT = (
+    "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+    "19440110.0,1722ac82-0a46,43,GPT-4,906,446,1352,Conversation log\n"
+    "19440161.0,,2,ChatGPT,36,0,36,API log\n"
+)
+BURSTGPT_V1 = (
+    "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+    "5,ChatGPT,472,18,490,Conversation log\n45,GPT-4,1087,230,1317,API log\n"
+)
+QWEN = (
+    '{"chat_id": 159, "parent_chat_id": -1, "timestamp": 61.114, "input_length": 33, '
+    '"output_length": 132, "type": "text", "turn": 1, "hash_ids": [1089, 1090, 6326]}\n'
+    '{"chat_id": 160, "parent_chat_id": 159, "timestamp": 62, "input_length": 40, '
+    '"output_length": 8, "type": "file", "turn": 2, "hash_ids": [1089, 1090]}\n'
 )
 lengths = st.integers(0, 2**30 - 1)
 
@@ -74,6 +92,11 @@ def test_first_turns_start_where_the_prompt_does_not_hold_the_turn_before(write)
     assert first_turns(path, limit=1).prompt_tokens.tolist() == [74]
 
 
+def test_a_prompt_that_does_not_hold_the_answer_before_it_begins_a_conversation(write):
+    rows = "num_prefill_tokens,num_decode_tokens\n10,5\n15,9\n23,1\n24,1\n"
+    assert first_turns(write(rows)).prompt_tokens.tolist() == [10, 23]
+
+
 def test_first_turns_refuse_a_trace_that_is_not_of_turns(write):
     with pytest.raises(TraceError, match="a header without num_prefill_tokens"):
         first_turns(write(AZURE))
@@ -88,7 +111,100 @@ def test_mooncake_times_and_prefix_blocks(write):
     assert [stream.prefix.of(0).tolist(), stream.prefix.of(1).tolist()] == [[0, 1], [0]]
 
 
-@pytest.mark.parametrize("content", [AZURE, SHAREGPT, MOONCAKE])
+def test_sharegpt_lengths_may_have_times(write):
+    stream = read_trace(write(VIDUR))
+    assert stream.prompt_tokens.tolist() == [374, 396]
+    assert stream.arrival_s.tolist() == pytest.approx([0.0, 4.314579])
+
+
+@pytest.mark.parametrize(
+    ("content", "prompts", "outputs", "times"),
+    [
+        (BURSTGPT, [906, 36], [446, 0], [0.0, 51.0]),
+        (BURSTGPT_V1, [472, 1087], [18, 230], [0.0, 40.0]),
+    ],
+)
+def test_burstgpt_of_both_releases_failures_included(write, content, prompts, outputs, times):
+    stream = read_trace(write(content))
+    assert stream.prompt_tokens.tolist() == prompts
+    assert stream.output_tokens.tolist() == outputs
+    assert stream.arrival_s.tolist() == times
+    assert stream.prefix is None
+
+
+def test_qwen_times_and_prefix_blocks_of_which_the_last_may_be_missing(write):
+    stream = read_trace(write(QWEN))
+    assert stream.prompt_tokens.tolist() == [33, 40]
+    assert stream.output_tokens.tolist() == [132, 8]
+    assert stream.arrival_s.tolist() == pytest.approx([0.0, 0.886])
+    assert stream.prefix.tokens_per_block == 16
+    assert [stream.prefix.of(r).tolist() for r in (0, 1)] == [[1089, 1090, 6326], [1089, 1090]]
+
+
+@pytest.mark.parametrize(
+    ("content", "format_name", "timed"),
+    [
+        (AZURE, "azure", True),
+        (SHAREGPT, "sharegpt", False),
+        (VIDUR, "sharegpt", True),
+        (MOONCAKE, "mooncake", True),
+        (BURSTGPT, "burstgpt", True),
+        (QWEN, "qwen", True),
+    ],
+)
+def test_a_source_knows_of_times_before_it_reads_requests(write, content, format_name, timed):
+    path = write(content + "\nnonsense")
+    for source in (TraceSource(path), TraceSource(path, format=format_name, limit=2)):
+        assert source.timed == timed
+        assert source.num_requests is None
+        assert next(iter(TraceSource(path, limit=2).chunks())).timed == timed
+
+
+def test_rows_beyond_a_chunk_go_on_where_it_ends(write):
+    rows = 2 * CHUNK_REQUESTS + 3
+    text = "".join(f"{n / 8},{n % 700},{n % 11}\n" for n in range(rows))
+    source = TraceSource(write(f"arrived_at,num_prefill_tokens,num_decode_tokens\n{text}"))
+    assert [len(chunk) for chunk in source.chunks()] == [CHUNK_REQUESTS, CHUNK_REQUESTS, 3]
+    whole = read_all(source)
+    assert whole.prompt_tokens.tolist() == [n % 700 for n in range(rows)]
+    assert whole.arrival_s.tolist() == [n / 8 for n in range(rows)]
+    assert len(read_all(TraceSource(source.path, limit=CHUNK_REQUESTS + 1))) == CHUNK_REQUESTS + 1
+
+
+def test_a_broken_row_is_met_when_reading_reaches_it(write):
+    text = "1,2\n" * (CHUNK_REQUESTS + 5) + "1,x\n"
+    chunks = TraceSource(write(f"num_prefill_tokens,num_decode_tokens\n{text}")).chunks()
+    assert len(next(chunks)) == CHUNK_REQUESTS
+    with pytest.raises(TraceError, match="num_decode_tokens = 'x'") as caught:
+        next(chunks)
+    assert caught.value.line == CHUNK_REQUESTS + 7
+
+
+def test_first_turns_are_told_across_chunks(write):
+    # Each conversation: a turn of 10 + 5 tokens, then one whose prompt holds it.
+    text = "10,5\n15,5\n" * CHUNK_REQUESTS
+    source = TraceSource(write(f"num_prefill_tokens,num_decode_tokens\n{text}"), turns="first")
+    whole = read_all(source)
+    assert len(whole) == CHUNK_REQUESTS
+    assert set(whole.prompt_tokens.tolist()) == {10}
+    assert source.source.endswith("; first turns")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"turns": "last"}, "turns are 'last'; use all or first"),
+        ({"turns": "first", "format": "azure"}, "only sharegpt has turns"),
+        ({"limit": 0}, "limit is 0"),
+        ({"format": "csv"}, "'csv' is unknown; use one of azure"),
+    ],
+)
+def test_bad_trace_sources_are_refused_before_the_file_is_opened(arguments, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        TraceSource("nowhere.csv", **arguments)
+
+
+@pytest.mark.parametrize("content", [AZURE, SHAREGPT, MOONCAKE, VIDUR, BURSTGPT, QWEN])
 def test_gzip_is_told_by_its_bytes_whatever_the_name(write, content):
     plain = read_trace(write(content, name="plain.csv.gz"))
     packed = read_trace(write(content, name="packed.txt", packed=True))
@@ -296,10 +412,42 @@ def test_a_broken_mooncake_field_is_named(write, field, value, found, expected):
     assert expected in caught.value.expected
 
 
-def test_an_unknown_header_is_answered_with_the_three_known(write):
+@pytest.mark.parametrize(
+    ("content", "line", "found", "expected"),
+    [
+        (BURSTGPT + "19440160.5,,2,ChatGPT,36,1,37,API log\n", 4, "0.5 s before", "sorted by time"),
+        *(
+            (f"{BURSTGPT_V1}{stamp},GPT-4,1,1,2,API log\n", 4, f"Timestamp = {stamp!r}", "seconds")
+            for stamp in ("", "nan", "inf", "-5", "1_0", "1e999", "٤٦", "0x20", str(2**33 + 1))
+        ),
+        (f"{VIDUR}15,1,two\n", 4, "num_decode_tokens = 'two'", "a whole number"),
+        (f"{VIDUR}x,1,2\n", 4, "arrived_at = 'x'", "seconds from 0"),
+        (
+            f"{VIDUR.partition(chr(10))[0]},num_total_tokens\n1,2,3,6\n",
+            2,
+            "num_total_tokens = 6",
+            "5, the prefill's 2",
+        ),
+        (QWEN.replace("62", '"62"'), 2, "timestamp = '62'", "seconds from 0"),
+        (QWEN.replace("62", "true"), 2, "timestamp = True", "seconds from 0"),
+        (QWEN.replace("62", "NaN"), 2, "timestamp = nan", "seconds from 0"),
+        (QWEN.replace("62", "1" + 400 * "0"), 2, "timestamp = 1000", "seconds from 0"),
+        (QWEN.replace("62", "61"), 2, "the time 61", "sorted by time"),
+        (QWEN.replace('"input_length": 40', '"input_length": 16'), 2, "2 hash_ids", "1 at most"),
+    ],
+)
+def test_a_broken_row_of_the_newer_formats_is_named(write, content, line, found, expected):
+    with pytest.raises(TraceError) as caught:
+        read_trace(write(content))
+    assert caught.value.line == line
+    assert found in caught.value.found
+    assert expected in caught.value.expected
+
+
+def test_an_unknown_header_is_answered_with_all_that_are_known(write):
     with pytest.raises(TraceError) as caught:
         read_trace(write("a,b\n"))
-    for format_name in ("azure", "sharegpt", "mooncake"):
+    for format_name in ("azure", "sharegpt", "mooncake", "burstgpt", "qwen"):
         assert f"({format_name})" in caught.value.expected
 
 

@@ -1,0 +1,99 @@
+"""Arrival times for requests that have none, or others than their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bench.workloads.source import StreamSource
+from bench.workloads.stream import RequestStream
+
+# Beside the seed, so that times and lengths that are drawn with the same seed are independent.
+_ARRIVALS = 0x617272697665
+
+
+def poisson(source: StreamSource, *, rate_per_s: float, seed: int = 0) -> StreamSource:
+    """Let the requests arrive as a Poisson process: `arriving` with a CV of 1."""
+    return arriving(source, rate_per_s=rate_per_s, seed=seed)
+
+
+def arriving(
+    source: StreamSource, *, rate_per_s: float, cv: float = 1.0, seed: int = 0
+) -> StreamSource:
+    """Let the requests arrive at a mean rate, one by one, in their order.
+
+    The gaps are independent and follow a gamma law. Times that the source has are replaced.
+
+    Parameters
+    ----------
+    source
+        The requests.
+    rate_per_s
+        Mean arrivals per second.
+    cv
+        Coefficient of variation of the gaps: 1 is a Poisson process, more is bursty, 0 is a
+        metronome.
+    seed
+        Seed, 0 or more. The same seed gives the same times whatever the requests.
+
+    Raises
+    ------
+    ValueError
+        For a rate, CV or seed out of range.
+    """
+    if isinstance(source, _Arriving):  # its times would be drawn in vain
+        source = source.of
+    return _Arriving(of=source, rate_per_s=rate_per_s, cv=cv, seed=seed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Arriving:
+    of: StreamSource
+    rate_per_s: float
+    cv: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate_per_s < np.inf:
+            raise ValueError(f"rate_per_s is {self.rate_per_s}; use a finite rate above 0")
+        if not 0 <= self.cv <= 100:
+            raise ValueError(
+                f"cv is {self.cv}; use 0 (evenly spaced) to 100, with 1 for a Poisson process"
+            )
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; use 0 or more")
+
+    @property
+    def name(self) -> str:
+        return self.of.name
+
+    @property
+    def source(self) -> str:
+        return (
+            f"{self.of.source}; arrivals drawn with seed {self.seed}, {self.rate_per_s:g} per s, "
+            f"CV of gaps {self.cv:g}"
+        )
+
+    @property
+    def num_requests(self) -> int | None:
+        return self.of.num_requests
+
+    @property
+    def timed(self) -> bool:
+        return True
+
+    def chunks(self) -> Iterator[RequestStream]:
+        # One generator throughout: it hands out the same gaps however they are asked for.
+        draw = np.random.Generator(np.random.PCG64([self.seed, _ARRIVALS]))
+        shape = 1 / self.cv**2 if self.cv else 0.0
+        last_s: float | None = None
+        for chunk in self.of.chunks():
+            gaps = draw.standard_gamma(shape, len(chunk)) / shape if shape else np.ones(len(chunk))
+            gaps /= self.rate_per_s
+            # The first request arrives at 0; added as a gap, the sum is that of one long draw.
+            gaps[0] = 0.0 if last_s is None else last_s + gaps[0]
+            arrival_s = np.cumsum(gaps)
+            last_s = float(arrival_s[-1])
+            yield replace(chunk, arrival_s=arrival_s)

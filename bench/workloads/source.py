@@ -1,0 +1,312 @@
+"""Sources of requests: read or drawn in chunks, as often as asked, in bounded memory.
+
+A source is a recipe, small enough to be sent to another process; the requests come into being chunk
+by chunk in `chunks()`, which starts anew with every call. Where a `RequestStream` is at hand, it is
+a source itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.workloads.stream import PrefixBlocks, RequestStream
+
+
+class StreamSource(Protocol):
+    """Where requests come from.
+
+    Attributes
+    ----------
+    name
+        Short name, for tables.
+    source
+        Where the lengths come from, and what was done to them.
+    num_requests
+        Requests in all; None where only reading would tell.
+    timed
+        Whether the requests carry arrival times.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102 - described above
+    @property
+    def source(self) -> str: ...  # noqa: D102
+    @property
+    def num_requests(self) -> int | None: ...  # noqa: D102
+    @property
+    def timed(self) -> bool: ...  # noqa: D102
+
+    def chunks(self) -> Iterator[RequestStream]:
+        """Yield the requests from the first on, `CHUNK_REQUESTS` at most at a time.
+
+        Arrival times go on from chunk to chunk, and never fall. The chunks agree in what they know:
+        all of them have times, prefix blocks of one size and tenants, or none has.
+        """
+        ...
+
+
+def head(source: StreamSource, n: int) -> StreamSource:
+    """Take the first `n` requests, or all where there are fewer. Raises ValueError if n < 1."""
+    return _Head(of=source, n=n)
+
+
+def fitting(source: StreamSource, max_model_len: int) -> FilteredSource:
+    """Drop the requests that end with more than `max_model_len` tokens.
+
+    Reading it raises ValueError where none is left. Raises ValueError if max_model_len < 1.
+    """
+    if max_model_len < 1:
+        raise ValueError(f"max_model_len is {max_model_len}; use 1 or more")
+    return FilteredSource(of=source, max_tokens=max_model_len)
+
+
+def generating(source: StreamSource) -> FilteredSource:
+    """Drop the requests without output: calls that failed, which traces hold, hold no memory.
+
+    `dropped()` counts them. Reading it raises ValueError where none is left.
+    """
+    return FilteredSource(of=source, min_output=1)
+
+
+def saturated(source: StreamSource) -> StreamSource:
+    """Drop the arrival times: a backlog from the start, the next request always at hand."""
+    return _Saturated(of=source) if source.timed else source
+
+
+def repeat(source: StreamSource, times: int) -> StreamSource:
+    """Read a source several times over, each round the same requests, prefix blocks included.
+
+    A round begins one mean gap after the last arrival of the round before, so that the rate stays.
+    Raises ValueError if times < 1.
+    """
+    return _Repeated(of=source, times=times)
+
+
+def read_all(source: StreamSource) -> RequestStream:
+    """Read a source into one stream. Its memory is that of all requests."""
+    return concatenated(list(source.chunks()), name=source.name, source=source.source)
+
+
+def concatenated(chunks: list[RequestStream], *, name: str, source: str) -> RequestStream:
+    """Join chunks of one source, or of sources that agree in what they know, end to end."""
+    arrivals = [chunk.arrival_s for chunk in chunks if chunk.arrival_s is not None]
+    prefixes = [chunk.prefix for chunk in chunks if chunk.prefix is not None]
+    tenants = [chunk.tenant for chunk in chunks if chunk.tenant is not None]
+    for column in (arrivals, prefixes, tenants):
+        if len(column) not in (0, len(chunks)):
+            raise ValueError(
+                f"chunks of {name!r} disagree: some have times, prefix blocks or tenants, some "
+                f"have not; join chunks of one source"
+            )
+    return RequestStream(
+        name=name,
+        source=source,
+        prompt_tokens=np.concatenate([chunk.prompt_tokens for chunk in chunks]),
+        output_tokens=np.concatenate([chunk.output_tokens for chunk in chunks]),
+        arrival_s=np.concatenate(arrivals) if arrivals else None,
+        prefix=_joined(prefixes) if prefixes else None,
+        tenant=np.concatenate(tenants) if tenants else None,
+        tenant_names=chunks[0].tenant_names,
+    )
+
+
+def _joined(prefixes: list[PrefixBlocks]) -> PrefixBlocks:
+    sizes = sorted({prefix.tokens_per_block for prefix in prefixes})
+    if len(sizes) > 1:
+        raise ValueError(
+            f"prefix blocks of {sizes} tokens cannot be joined; bring them to one size with "
+            f"PrefixBlocks.refined"
+        )
+    counts = np.concatenate([np.diff(prefix.offsets) for prefix in prefixes])
+    return PrefixBlocks(
+        ids=np.concatenate([prefix.ids for prefix in prefixes]),
+        offsets=np.concatenate(([0], np.cumsum(counts))),
+        tokens_per_block=sizes[0],
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Head:
+    of: StreamSource
+    n: int
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ValueError(f"head of {self.n}: a stream has at least one request; ask for more")
+
+    @property
+    def name(self) -> str:
+        return self.of.name
+
+    @property
+    def source(self) -> str:
+        return f"{self.of.source}; first {self.n} requests"
+
+    @property
+    def num_requests(self) -> int | None:
+        known = self.of.num_requests
+        return None if known is None else min(self.n, known)
+
+    @property
+    def timed(self) -> bool:
+        return self.of.timed
+
+    def chunks(self) -> Iterator[RequestStream]:
+        left = self.n
+        for chunk in self.of.chunks():
+            yield chunk.head(left)
+            left -= len(chunk)
+            if left <= 0:
+                return
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilteredSource:
+    """A source without the requests that are too long, or that have too little output.
+
+    Attributes
+    ----------
+    of
+        The source that is read.
+    max_tokens
+        Most tokens, prompt and output, that a request may end with; None for any.
+    min_output
+        Fewest output tokens that a request must have.
+    """
+
+    of: StreamSource
+    max_tokens: int | None = None
+    min_output: int = 0
+
+    @property
+    def name(self) -> str:
+        """The name of the source that is read."""
+        return self.of.name
+
+    @property
+    def source(self) -> str:
+        """What is read, and what is kept of it."""
+        return f"{self.of.source}; {self._condition}"
+
+    @property
+    def num_requests(self) -> int | None:
+        """None: only reading tells."""
+        return None
+
+    @property
+    def timed(self) -> bool:
+        """Whether the source that is read has times."""
+        return self.of.timed
+
+    def chunks(self) -> Iterator[RequestStream]:
+        """Yield what is kept; a chunk of which nothing is kept is left out.
+
+        Raises
+        ------
+        ValueError
+            At the end, where nothing was kept at all.
+        """
+        empty = True
+        for chunk in self.of.chunks():
+            kept = self._kept(chunk)
+            if kept.all():
+                empty = False
+                yield chunk
+            elif kept.any():
+                empty = False
+                yield chunk.select(kept)
+        if empty:
+            raise ValueError(
+                f"no request of {self.name!r} is left with {self._condition}; loosen the condition "
+                f"or use another source"
+            )
+
+    def dropped(self) -> int:
+        """Count the requests that are left out. Reads the source once."""
+        return sum(int(np.count_nonzero(~self._kept(chunk))) for chunk in self.of.chunks())
+
+    @property
+    def _condition(self) -> str:
+        parts = [] if self.max_tokens is None else [f"at most {self.max_tokens} tokens"]
+        if self.min_output:
+            parts.append(f"{self.min_output} output token or more")
+        return ", ".join(parts) or "any length"
+
+    def _kept(self, chunk: RequestStream) -> NDArray[np.bool_]:
+        kept = chunk.output_tokens >= self.min_output
+        if self.max_tokens is not None:
+            kept &= chunk.final_tokens <= self.max_tokens
+        return kept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Saturated:
+    of: StreamSource
+
+    @property
+    def name(self) -> str:
+        return self.of.name
+
+    @property
+    def source(self) -> str:
+        return f"{self.of.source}; without times"
+
+    @property
+    def num_requests(self) -> int | None:
+        return self.of.num_requests
+
+    @property
+    def timed(self) -> bool:
+        return False
+
+    def chunks(self) -> Iterator[RequestStream]:
+        for chunk in self.of.chunks():
+            yield replace(chunk, arrival_s=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Repeated:
+    of: StreamSource
+    times: int
+
+    def __post_init__(self) -> None:
+        if self.times < 1:
+            raise ValueError(f"repeat {self.times} times: use 1 or more")
+
+    @property
+    def name(self) -> str:
+        return self.of.name
+
+    @property
+    def source(self) -> str:
+        return f"{self.of.source}; {self.times} times over"
+
+    @property
+    def num_requests(self) -> int | None:
+        known = self.of.num_requests
+        return None if known is None else known * self.times
+
+    @property
+    def timed(self) -> bool:
+        return self.of.timed
+
+    def chunks(self) -> Iterator[RequestStream]:
+        begin_s = 0.0
+        for _ in range(self.times):
+            requests, first_s, last_s = 0, None, 0.0
+            for chunk in self.of.chunks():
+                requests += len(chunk)
+                if chunk.arrival_s is None:
+                    yield chunk
+                    continue
+                first_s = float(chunk.arrival_s[0]) if first_s is None else first_s
+                last_s = float(chunk.arrival_s[-1])
+                yield replace(chunk, arrival_s=chunk.arrival_s + begin_s)
+            if first_s is not None:
+                span_s = last_s - first_s
+                begin_s += span_s + (span_s / (requests - 1) if requests > 1 else 0.0)

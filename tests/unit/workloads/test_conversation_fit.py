@@ -1,0 +1,108 @@
+"""The conversations share prefixes about as the Mooncake trace's do; each figure has its band."""
+
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+
+from bench.workloads.conversations import PREFIX_TOKENS, ConversationFit
+from bench.workloads.source import read_all
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return read_all(ConversationFit(seed=0))
+
+
+def lru_token_hit_rate(stream, capacity_blocks):
+    """Share of the prompt tokens that a cache which forgets the least recently used would have."""
+    cache = OrderedDict()
+    hits = 0
+    for request, prompt in enumerate(stream.prompt_tokens.tolist()):
+        blocks = stream.prefix.of(request).tolist()
+        held = next((n for n, block in enumerate(blocks) if block not in cache), len(blocks))
+        hits += min(held * PREFIX_TOKENS, prompt)
+        for block in blocks:
+            cache[block] = None
+            cache.move_to_end(block)
+        while len(cache) > capacity_blocks:
+            cache.popitem(last=False)
+    return hits / int(stream.prompt_tokens.sum())
+
+
+def test_lengths_and_rate_come_near_the_traces(drawn):
+    assert len(drawn) == 12_031
+    seen = drawn.describe()
+    assert seen.prompt.mean == pytest.approx(12_035, rel=0.04)
+    assert drawn.prompt_tokens.std() / seen.prompt.mean == pytest.approx(1.31, abs=0.05)
+    assert PREFIX_TOKENS < drawn.prompt_tokens.min() <= 891
+    assert seen.prompt.max == 126_195
+    assert seen.output.mean == pytest.approx(343, rel=0.02)
+    assert drawn.output_tokens.min() >= 1
+    assert seen.rate_per_s == pytest.approx(3.40, rel=0.05)
+
+
+def test_blocks_are_shared_about_as_the_traces(drawn):
+    _, counts = np.unique(drawn.prefix.ids, return_counts=True)
+    assert drawn.prefix.ids.size == pytest.approx(288_500, rel=0.04)
+    assert counts.size == pytest.approx(182_790, rel=0.04)
+    assert np.mean(counts > 1) == pytest.approx(0.242, abs=0.04)
+    assert counts[counts > 1].sum() / counts.sum() == pytest.approx(0.519, abs=0.03)
+    # One block that all begin with; nothing else is nearly as popular.
+    assert sorted(counts)[-1] == len(drawn)
+    assert sorted(counts)[-2] < 60
+
+
+def test_gaps_between_uses_of_a_block_come_near_the_traces(drawn):
+    last, gaps = {}, []
+    for request, now_s in enumerate(drawn.arrival_s.tolist()):
+        for block in drawn.prefix.of(request).tolist():
+            if block in last:
+                gaps.append(now_s - last[block])
+            last[block] = now_s
+    assert np.quantile(gaps, 0.5) == pytest.approx(114, abs=15)
+    assert np.quantile(gaps, 0.9) == pytest.approx(519, abs=110)
+
+
+def test_caches_hit_about_as_often_as_with_the_trace(drawn):
+    assert lru_token_hit_rate(drawn, 3_000_000 // PREFIX_TOKENS) == pytest.approx(0.139, abs=0.02)
+    assert lru_token_hit_rate(drawn, 10_000_000 // PREFIX_TOKENS) == pytest.approx(0.291, abs=0.02)
+    assert lru_token_hit_rate(drawn, 10**9) == pytest.approx(0.374, abs=0.015)
+
+
+def test_a_block_stands_at_one_place_behind_one_prefix(drawn):
+    """What makes ids prefix ids: whoever has a block has all that was before it."""
+    before = {}
+    for request in range(len(drawn)):
+        blocks = drawn.prefix.of(request).tolist()
+        for previous, block in zip([None, *blocks], blocks, strict=False):
+            assert before.setdefault(block, previous) == previous
+
+
+def test_a_prompts_unfilled_last_block_is_never_shared(drawn):
+    _, first, counts = np.unique(drawn.prefix.ids, return_index=True, return_counts=True)
+    times_used = np.zeros(drawn.prefix.ids.size, dtype=int)
+    times_used[first] = counts
+    last = drawn.prefix.offsets[1:] - 1
+    unfilled = drawn.prompt_tokens % PREFIX_TOKENS != 0
+    assert times_used[last[unfilled]].max() == 1
+
+
+def test_twice_the_rate_is_twice_the_conversations_with_the_same_pauses():
+    double = read_all(ConversationFit(seed=0, rate_per_s=2 * 3.401, num_requests=24_000))
+    assert double.describe().rate_per_s == pytest.approx(6.8, rel=0.05)
+    assert np.count_nonzero(np.diff(double.arrival_s) < 0) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"num_requests": 0}, "num_requests is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"rate_per_s": 0.0}, "rate_per_s is 0.0"),
+        ({"rate_per_s": float("inf")}, "rate_per_s is inf"),
+    ],
+)
+def test_bad_arguments_are_refused_with_the_value(arguments, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        ConversationFit(**arguments)

@@ -1,0 +1,120 @@
+"""Cache keys are equal where blocks hold the same tokens behind the same tokens, and only there."""
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from bench.workloads.stream import PrefixBlocks
+from helpers.profiles import examples
+
+
+def blocks_of(paths, tokens_per_block):
+    """Give ids to prompts that are stated as lists of letters, one for each prefix block."""
+    ids = {}
+    rows = [
+        [ids.setdefault(tuple(path[: end + 1]), len(ids)) for end in range(len(path))]
+        for path in paths
+    ]
+    return PrefixBlocks(
+        ids=np.array([block for row in rows for block in row], dtype=np.int64),
+        offsets=np.cumsum([0, *map(len, rows)]),
+        tokens_per_block=tokens_per_block,
+    )
+
+
+@st.composite
+def prompts(draw):
+    tokens_per_block = draw(st.integers(1, 7))
+    paths = draw(st.lists(st.lists(st.sampled_from("ab"), max_size=4), min_size=1, max_size=5))
+    # The last prefix block may be filled in part; the ids may end before the prompt does.
+    tokens = [
+        max(0, len(path) * tokens_per_block - draw(st.integers(0, tokens_per_block - 1)))
+        if draw(st.booleans())
+        else len(path) * tokens_per_block + draw(st.integers(0, 9))
+        for path in paths
+    ]
+    return paths, tokens, blocks_of(paths, tokens_per_block)
+
+
+@examples(300)
+@given(prompts(), st.integers(1, 16))
+def test_keys_are_equal_where_all_tokens_up_to_the_blocks_end_are(made, block_size):
+    paths, tokens, prefix = made
+    size = prefix.tokens_per_block
+    known = {}
+    for request, (path, prompt) in enumerate(zip(paths, tokens, strict=True)):
+        # Token p of a prompt is told by the letter of its prefix block and its place there.
+        letters = [(letter, place) for letter in path for place in range(size)][:prompt]
+        keys = prefix.keys(request, block_size, prompt).tolist()
+        assert len(keys) == len(letters) // block_size
+        for block, key in enumerate(keys):
+            content = tuple(letters[: (block + 1) * block_size])
+            assert known.setdefault(content, key) == key
+    assert len(set(known.values())) == len(known)
+
+
+@examples(150)
+@given(prompts(), st.integers(1, 16))
+def test_all_requests_at_once_have_the_keys_of_each(made, block_size):
+    _, tokens, prefix = made
+    whole = prefix.full_blocks(block_size, np.array(tokens))
+    assert whole.tokens_per_block == block_size
+    for request, prompt in enumerate(tokens):
+        assert whole.of(request).tolist() == prefix.keys(request, block_size, prompt).tolist()
+
+
+@examples(150)
+@given(prompts(), st.integers(1, 7), st.integers(1, 16))
+def test_finer_blocks_say_the_same(made, finer, block_size):
+    paths, tokens, prefix = made
+    assume(prefix.tokens_per_block % finer == 0)
+    refined = prefix.refined(finer, np.array(tokens))
+
+    def agreement(blocks):
+        """Which blocks of which requests share a key."""
+        keys = blocks.full_blocks(block_size, np.array(tokens))
+        return [
+            [keys.of(a).tolist().index(key) if key in keys.of(a) else -1 for key in keys.of(b)]
+            for a in range(len(paths))
+            for b in range(len(paths))
+        ]
+
+    assert agreement(refined) == agreement(prefix)
+
+
+def test_a_key_is_the_id_where_the_sizes_agree():
+    prefix = PrefixBlocks(ids=[40, 7, 9], offsets=[0, 3], tokens_per_block=16)
+    assert prefix.keys(0, 16, 47).tolist() == [40, 7]
+    assert prefix.full_blocks(16, np.array([48])).ids.tolist() == [40, 7, 9]
+
+
+def test_larger_blocks_are_known_by_their_last_id():
+    prefix = PrefixBlocks(ids=[4, 5, 6, 7, 8], offsets=[0, 5], tokens_per_block=16)
+    assert prefix.keys(0, 32, 80).tolist() == [5, 7]
+
+
+def test_a_block_behind_the_known_ids_has_no_key():
+    prefix = PrefixBlocks(ids=[4, 5], offsets=[0, 2], tokens_per_block=16)
+    assert prefix.keys(0, 16, 1000).tolist() == [4, 5]
+    assert prefix.keys(0, 8, 1000).size == 4
+
+
+@pytest.mark.parametrize(
+    ("act", "complaint"),
+    [
+        (lambda p: p.keys(0, 0, 5), "block_size is 0"),
+        (lambda p: p.full_blocks(0, np.array([16])), "block_size is 0"),
+        (lambda p: p.keys(0, 8, 16), f"prefix id {2**62} times 2 blocks of 8 tokens"),
+        (lambda p: p.refined(5, np.array([16])), "cannot be cut into blocks of 5"),
+        (lambda p: p.refined(4, np.array([16])), "does not fit int64"),
+    ],
+)
+def test_what_gives_no_keys_is_refused(act, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        act(PrefixBlocks(ids=[2**62], offsets=[0, 1], tokens_per_block=16))
+
+
+def test_an_unknown_request_has_no_keys():
+    with pytest.raises(IndexError, match="request 1 of 1"):
+        PrefixBlocks(ids=[1], offsets=[0, 1], tokens_per_block=16).keys(1, 16, 16)

@@ -1,0 +1,292 @@
+"""Sources are read anew each time, in chunks, in bounded memory; combinators keep to that."""
+
+import dataclasses
+import pickle
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.workloads.arrivals import arriving
+from bench.workloads.builtin import QuantileSource
+from bench.workloads.conversations import ConversationFit
+from bench.workloads.fits import fitted
+from bench.workloads.mix import mix, with_system_prompt
+from bench.workloads.source import (
+    concatenated,
+    fitting,
+    generating,
+    head,
+    read_all,
+    repeat,
+    saturated,
+)
+from bench.workloads.stream import CHUNK_REQUESTS, PrefixBlocks, RequestStream
+from bench.workloads.traces import TraceSource
+from helpers.profiles import examples
+
+
+def stream(prompt=(3, 4, 5), output=(1, 2, 3), **others):
+    return RequestStream(
+        name="s", source="a test", prompt_tokens=prompt, output_tokens=output, **others
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunked:
+    """A stream, handed out in chunks of any size."""
+
+    of: RequestStream
+    size: int
+
+    def __getattr__(self, attribute):
+        if attribute in ("name", "source", "num_requests", "timed"):
+            return getattr(self.of, attribute)
+        raise AttributeError(attribute)
+
+    def chunks(self):
+        for start in range(0, len(self.of), self.size):
+            yield self.of.between(start, start + self.size)
+
+
+def columns(read):
+    """All that a stream says, for comparing."""
+    return [
+        None if column is None else column.tolist()
+        for column in (
+            read.prompt_tokens,
+            read.output_tokens,
+            read.arrival_s,
+            read.tenant,
+            None if read.prefix is None else read.prefix.ids,
+            None if read.prefix is None else read.prefix.offsets,
+        )
+    ]
+
+
+SOURCES = {
+    "stream": stream(arrival_s=[0.0, 1.0, 1.0]),
+    "long stream": stream([7] * 40_000, [3] * 40_000),
+    "quantiles": QuantileSource(name="azure-conv", num_requests=20_000),
+    "fit": fitted("sharegpt-fit", num_requests=20_000),
+    "timed fit": fitted("azure-code-fit", num_requests=20_000),
+    "conversations": ConversationFit(num_requests=17_000),
+    "head": head(fitted("azure-fit"), 17_000),
+    "fitting": fitting(fitted("azure-fit"), 2048),
+    "generating": generating(stream(output=(0, 1, 2))),
+    "saturated": saturated(fitted("azure-fit")),
+    "repeat": repeat(fitted("azure-fit", num_requests=9000), 3),
+    "arriving": arriving(fitted("alpaca-fit"), rate_per_s=30, cv=2),
+    "merge": mix([fitted("azure-fit"), fitted("azure-code-fit", num_requests=500)]),
+    "shares": mix([fitted("sharegpt-fit"), ConversationFit()], shares=[0.7, 0.3]),
+    "system": with_system_prompt(fitted("alpaca-fit"), 48, prompts=3),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_reading_starts_anew_and_says_the_same(name):
+    source = SOURCES[name]
+    half_read = source.chunks()
+    next(half_read)
+    assert columns(read_all(source)) == columns(read_all(source))
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_chunks_are_bounded_and_times_go_on(name):
+    chunks = list(SOURCES[name].chunks())
+    assert 1 <= min(map(len, chunks)) <= max(map(len, chunks)) <= CHUNK_REQUESTS
+    whole = read_all(SOURCES[name])  # refuses times that fall, and chunks that disagree
+    assert len(whole) == sum(map(len, chunks))
+    assert whole.timed == SOURCES[name].timed
+    assert SOURCES[name].num_requests in (None, len(whole))
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_sources_travel_to_other_processes(name):
+    copy = pickle.loads(pickle.dumps(SOURCES[name]))
+    assert columns(next(head(copy, 300).chunks())) == columns(
+        next(head(SOURCES[name], 300).chunks())
+    )
+    if "stream" not in name and name != "generating":
+        assert len(pickle.dumps(SOURCES[name])) < 2000
+
+
+@pytest.mark.parametrize("name", ["fit", "timed fit", "quantiles", "conversations"])
+def test_a_longer_draw_begins_with_the_shorter_one(name):
+    longer = SOURCES[name]
+    for n in (1, 100, CHUNK_REQUESTS, CHUNK_REQUESTS + 1):
+        shorter = dataclasses.replace(
+            longer,
+            **(
+                {"of": dataclasses.replace(longer.of, num_requests=n)}
+                if hasattr(longer, "of")
+                else {"num_requests": n}
+            ),
+        )
+        assert columns(read_all(shorter)) == columns(read_all(head(longer, n)))
+
+
+def peak_bytes(source):
+    tracemalloc.start()
+    try:
+        requests = sum(len(chunk) for chunk in source.chunks())
+        return requests, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def sharing(requests):
+    return mix(
+        [
+            fitted("sharegpt-fit", num_requests=requests),
+            with_system_prompt(fitted("alpaca-fit", num_requests=requests), 32),
+        ],
+        shares=[1, 1],
+    )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda n: fitting(fitted("azure-fit", num_requests=n), 4096), id="fit"),
+        pytest.param(lambda n: QuantileSource(name="azure-conv", num_requests=n), id="quantiles"),
+        pytest.param(sharing, id="mix"),
+    ],
+)
+def test_a_million_requests_take_no_more_memory_than_a_hundred_thousand(make):
+    few, few_bytes = peak_bytes(make(100_000))
+    many, many_bytes = peak_bytes(make(1_000_000))
+    assert many > 9 * few
+    assert many_bytes < 1.1 * few_bytes
+
+
+def test_a_trace_is_read_in_bounded_memory(tmp_path):
+    def written(rows):
+        path = tmp_path / f"{rows}.csv"
+        path.write_text("num_prefill_tokens,num_decode_tokens\n" + "7,3\n" * rows)
+        return TraceSource(path)
+
+    few, few_bytes = peak_bytes(written(20_000))
+    many, many_bytes = peak_bytes(written(60_000))
+    assert (few, many) == (20_000, 60_000)
+    assert many_bytes < 1.1 * few_bytes
+
+
+def test_head_reads_no_further_than_it_must():
+    def broken():
+        yield stream()
+        raise AssertionError("read on")
+
+    class Source:
+        name, source, num_requests, timed = "b", "b", None, False
+        chunks = staticmethod(broken)
+
+    assert len(read_all(head(Source(), 3))) == 3
+    with pytest.raises(AssertionError, match="read on"):
+        read_all(head(Source(), 4))
+
+
+def test_requests_without_output_are_dropped_and_counted():
+    source = generating(stream(output=(0, 2, 0)))
+    assert columns(read_all(source))[:2] == [[4], [2]]
+    assert source.dropped() == 2
+    assert source.source == "a test; 1 output token or more"
+
+
+def test_fitting_drops_what_is_longer_and_counts_it():
+    source = fitting(stream(), 6)
+    assert columns(read_all(source))[:2] == [[3, 4], [1, 2]]
+    assert source.dropped() == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        (generating(stream(output=(0, 0, 0))), "no request of 's' is left with 1 output token"),
+        (fitting(stream(), 3), "no request of 's' is left with at most 3 tokens"),
+    ],
+)
+def test_nothing_left_is_an_error(source, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        read_all(source)
+
+
+def test_saturated_drops_times_and_leaves_what_has_none():
+    assert read_all(saturated(stream(arrival_s=[0, 1, 2]))).arrival_s is None
+    untimed = stream()
+    assert saturated(untimed) is untimed
+
+
+def test_repeated_rounds_keep_the_rate_and_the_prefixes():
+    blocks = PrefixBlocks(ids=[5, 6, 7], offsets=[0, 1, 2, 3], tokens_per_block=16)
+    once = stream(arrival_s=[1.0, 2.0, 5.0], prefix=blocks)
+    twice = read_all(repeat(Chunked(once, 2), 2))
+    # The mean gap is 2 s.
+    assert twice.arrival_s.tolist() == [1.0, 2.0, 5.0, 7.0, 8.0, 11.0]
+    assert twice.prefix.ids.tolist() == [5, 6, 7, 5, 6, 7]
+    assert repeat(once, 2).num_requests == 6
+    assert read_all(repeat(stream(arrival_s=[0, 0, 0]), 2)).arrival_s.tolist() == [0] * 6
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda: head(stream(), 0), "head of 0"),
+        (lambda: fitting(stream(), 0), "max_model_len is 0"),
+        (lambda: repeat(stream(), 0), "repeat 0 times"),
+        (lambda: arriving(stream(), rate_per_s=0), "rate_per_s is 0"),
+        (lambda: arriving(stream(), rate_per_s=float("nan")), "rate_per_s is nan"),
+        (lambda: arriving(stream(), rate_per_s=1, cv=-1), "cv is -1"),
+        (lambda: arriving(stream(), rate_per_s=1, cv=1e9), r"cv is 1e\+09|cv is 1000000000"),
+        (lambda: arriving(stream(), rate_per_s=1, seed=-1), "seed is -1"),
+    ],
+)
+def test_bad_combinators_are_refused_with_the_value(make, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        make()
+
+
+def test_chunks_that_disagree_cannot_be_joined():
+    with pytest.raises(ValueError, match="chunks of 'x' disagree"):
+        concatenated([stream(), stream(arrival_s=[0, 1, 2])], name="x", source="x")
+    blocks = [
+        stream([20] * 3, prefix=PrefixBlocks(ids=[1], offsets=[0, 1, 1, 1], tokens_per_block=size))
+        for size in (16, 512)
+    ]
+    with pytest.raises(ValueError, match=r"blocks of \[16, 512\] tokens cannot be joined"):
+        concatenated(blocks, name="x", source="x")
+
+
+@examples(40)
+@given(
+    requests=st.integers(1, 40),
+    size=st.integers(1, 41),
+    cv=st.sampled_from([0.0, 0.5, 1.0, 13.0]),
+    seed=st.integers(0, 5),
+)
+def test_arrivals_do_not_depend_on_how_the_source_is_chunked(requests, size, cv, seed):
+    whole = stream([1] * requests, [1] * requests)
+    plain = read_all(arriving(whole, rate_per_s=2.0, cv=cv, seed=seed)).arrival_s
+    chunked = read_all(arriving(Chunked(whole, size), rate_per_s=2.0, cv=cv, seed=seed)).arrival_s
+    assert plain.tolist() == chunked.tolist()
+    assert plain[0] == 0.0
+
+
+@pytest.mark.parametrize(("cv", "slack"), [(0.0, 1e-9), (0.5, 0.01), (1.0, 0.01), (3.0, 0.05)])
+def test_arrivals_have_the_rate_and_the_cv(cv, slack):
+    requests = 100_000
+    source = arriving(stream([1] * requests, [1] * requests), rate_per_s=4.0, cv=cv)
+    gaps = np.diff(read_all(source).arrival_s)
+    assert gaps.mean() == pytest.approx(0.25, rel=max(slack, 1e-9))
+    assert gaps.std() / gaps.mean() == pytest.approx(cv, abs=max(slack, 1e-6))
+    if cv == 1.0:  # a Poisson process has this share of its gaps below the mean
+        assert np.mean(gaps < gaps.mean()) == pytest.approx(1 - np.exp(-1), abs=0.005)
+
+
+def test_new_arrivals_take_the_place_of_old_ones():
+    timed = stream(arrival_s=[0, 100, 200])
+    assert read_all(arriving(timed, rate_per_s=1.0, cv=0)).arrival_s.tolist() == [0, 1, 2]
+    twice = arriving(arriving(timed, rate_per_s=5.0), rate_per_s=1.0, cv=0)
+    assert twice == arriving(timed, rate_per_s=1.0, cv=0)
