@@ -11,7 +11,7 @@ from bench.simulate import simulate
 from bench.workloads.fits import fitted
 from paged.policy import PagedPolicy
 
-REQUESTS: Final = 10_000
+REQUESTS: Final = 5_000
 BLOCK_SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 LARGEST_JUDGED: Final = 64
 """Beyond it requests are shorter than a block, and the closed form does not hold."""

@@ -11,8 +11,8 @@ from bench.workloads.fits import fitted
 from paged.policy import PagedPolicy
 from paged.scheduler import Scheduler, serve
 
-REQUESTS: Final = {"sharegpt-fit": 3000, "alpaca-fit": 6000}
-BEAM_REQUESTS: Final = {"sharegpt-fit": 60, "alpaca-fit": 300}
+REQUESTS: Final = {"sharegpt-fit": 1500, "alpaca-fit": 3000}
+BEAM_REQUESTS: Final = {"sharegpt-fit": 30, "alpaca-fit": 150}
 SAMPLES: Final = (2, 4, 6)
 SEED: Final = 0
 
