@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bench.workloads.stream import RequestStream
 from paged.attention import paged_attention
-from reference.contiguous import ContiguousBatch, contiguous_attention
+from reference.contiguous_attention import ContiguousBatch, contiguous_attention
 from reference.contract import AttentionCall, PagedBatch
 
 ROUNDS: Final = 9

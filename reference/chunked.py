@@ -1,8 +1,8 @@
 """Attention by chunks of the KV range in plain torch, wherever the keys lie.
 
-One arithmetic for two caches: `reference.contiguous` slices its keys, `paged.attention` gathers
-them block by block, and the difference in time between the two is the price of paging. Computed
-in float32 with an online softmax, so memory stays bounded by the chunk.
+One arithmetic for two caches: `reference.contiguous_attention` slices its keys, `paged.attention`
+gathers them block by block, and the difference in time between the two is the price of paging.
+Computed in float32 with an online softmax, so memory stays bounded by the chunk.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import torch
 
 from bench.timing import DecodeShape, decode_batches
 from paged.attention import paged_attention
-from reference.contiguous import ContiguousBatch, contiguous_attention
+from reference.contiguous_attention import ContiguousBatch, contiguous_attention
 from reference.contract import AttentionCall, PagedBatch
 
 BLOCK_SIZES: Final = (1, 16, 128)
@@ -32,7 +32,7 @@ _Call = TypeVar("_Call", bound=AttentionCall)
 
 
 class ContiguousTorch:
-    """`reference.contiguous` on the CPU: what paging is compared with."""
+    """`reference.contiguous_attention` on the CPU: what paging is compared with."""
 
     version = "1"
     params = (CONTEXT_TOKENS,)

@@ -18,7 +18,7 @@ from bench.timing import (
 )
 from bench.workloads.stream import RequestStream
 from paged.attention import paged_attention
-from reference.contiguous import contiguous_attention
+from reference.contiguous_attention import contiguous_attention
 
 SMALL = DecodeShape(batch_size=4, num_kv_heads=2, group_size=2, head_dim=16, block_size=8)
 

@@ -18,7 +18,7 @@ from helpers.profiles import examples
 from paged.attention import paged_attention
 from reference.attention import attend
 from reference.chunked import CHUNK_TOKENS, attend_in_chunks
-from reference.contiguous import ContiguousBatch, contiguous_attention
+from reference.contiguous_attention import ContiguousBatch, contiguous_attention
 from reference.contract import AttentionKernel, Capabilities, PagedBatch
 from reference.inputs import Inputs, make_inputs
 from reference.placement import Placement, place
@@ -96,7 +96,7 @@ def chunks_of(tokens: int) -> Iterator[None]:
         attend_in_chunks(*arguments, **{**options, "chunk": tokens})
 
     with (
-        mock.patch("reference.contiguous.attend_in_chunks", cut),
+        mock.patch("reference.contiguous_attention.attend_in_chunks", cut),
         mock.patch("paged.attention.attend_in_chunks", cut),
     ):
         yield
