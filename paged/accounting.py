@@ -79,7 +79,7 @@ class Counters:
     arrived, admitted, completed
         Requests. One that was preempted and comes back is admitted once.
     refused
-        Requests that can never fit, turned away when their turn came.
+        Requests that can never fit, turned away.
     preemptions
         Times that a running request lost its memory.
     swapped_out, swapped_in

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from paged.errors import BadSize, checked_size
@@ -46,6 +46,8 @@ class Arrivals:
         Without arrival times: most requests that wait or run at once (a closed loop).
     depth
         Without arrival times: requests that wait as long as the stream has as many.
+    fits
+        Whether a request could ever be served. One that could not is turned away when it is read.
 
     Attributes
     ----------
@@ -58,7 +60,9 @@ class Arrivals:
     more
         Whether requests have yet to arrive.
     count
-        Requests that have arrived.
+        Requests that have arrived, or were turned away.
+    refused
+        Requests that were turned away.
 
     Raises
     ------
@@ -69,26 +73,36 @@ class Arrivals:
     __slots__ = (
         "_clients",
         "_depth",
+        "_fits",
         "_next",
+        "_read",
         "_source",
         "closed",
         "count",
         "more",
+        "refused",
         "timed",
         "waiting",
     )
 
     def __init__(
-        self, requests: Iterable[Request], *, clients: int | None = None, depth: int = 1
+        self,
+        requests: Iterable[Request],
+        *,
+        clients: int | None = None,
+        depth: int = 1,
+        fits: Callable[[Request], bool] = lambda request: True,
     ) -> None:
         if clients is not None:
             checked_size("clients", clients, at_least=1)
-        self._depth = checked_size("depth", depth, at_least=1)
         self._clients = clients
         self.closed = clients is not None
+        self._depth = checked_size("depth", depth, at_least=1)
+        self._fits = fits
         self._source = iter(requests)
+        self._read = 0
         self.waiting: deque[Request] = deque()
-        self.count = 0
+        self.count = self.refused = 0
         first = next(self._source, None)
         if first is None:
             raise BadSize("the stream is empty: give at least one request")
@@ -98,8 +112,9 @@ class Arrivals:
                 f"clients = {clients} with arrival times: leave out one of the two; it says when "
                 f"requests arrive"
             )
-        self._next = self._checked(first, after_ns=0)
         self.more = True
+        self._next = first
+        self._take_in(first, after_ns=0)
         if not self.timed:
             self.taken(outstanding=0)
 
@@ -133,25 +148,39 @@ class Arrivals:
             self._arrive()
 
     def _arrive(self) -> None:
-        self.waiting.append(self._next)
+        arriving = self._next
+        self.waiting.append(arriving)
         self.count += 1
         following = next(self._source, None)
         if following is None:
             self.more = False
         else:
-            self._next = self._checked(following, after_ns=self._next.arrival_ns)
+            self._take_in(following, after_ns=arriving.arrival_ns)
 
-    def _checked(self, request: Request, *, after_ns: int | None) -> Request:
-        prompt, output, arrival_ns = request[:3]
+    def _take_in(self, request: Request | None, *, after_ns: int | None) -> None:
+        """Make the next one of `request` and those behind it that can be served."""
+        while request is not None:
+            self._check(request, after_ns=after_ns)
+            if self._fits(request):
+                self._next = request
+                return
+            self.count += 1
+            self.refused += 1
+            after_ns = request.arrival_ns
+            request = next(self._source, None)
+        self.more = False
+
+    def _check(self, request: Request, *, after_ns: int | None) -> None:
+        prompt, output, arrival_ns, _, _ = request
+        self._read += 1
         if prompt < 0 or output < 1:
             raise BadSize(
-                f"request {self.count + 1} of the stream has {prompt} prompt and {output} output "
+                f"request {self._read} of the stream has {prompt} prompt and {output} output "
                 f"tokens; give at least 0 and 1"
             )
-        late_ns = None if arrival_ns is None or after_ns is None else arrival_ns - after_ns
-        if (arrival_ns is not None) != self.timed or (late_ns is not None and late_ns < 0):
+        timed = arrival_ns is not None
+        if timed != self.timed or (arrival_ns or 0) < (after_ns or 0):
             raise BadSize(
-                f"request {self.count + 1} of the stream arrives at {arrival_ns} ns, after one at "
+                f"request {self._read} of the stream arrives at {arrival_ns} ns, after one at "
                 f"{after_ns} ns; give all requests a time, never falling, or none"
             )
-        return request

@@ -66,7 +66,10 @@ def serve_by_counts(
     watermark = policy.watermark_blocks(num_blocks)
     max_running = policy.max_running or num_blocks
     swapping = policy.preemption == "swap"
-    arrivals = Arrivals(requests, clients=clients)
+    room = num_blocks * size
+    arrivals = Arrivals(
+        requests, clients=clients, fits=lambda request: request[0] + request[1] <= room
+    )
     waiting, timed = arrivals.waiting, arrivals.timed
     time = time or StepTime()
     step_ns, token_ns = time.step_ns, time.prefill_ns_per_token
@@ -85,7 +88,7 @@ def serve_by_counts(
     free, tokens = num_blocks, 0
     token_sum = free_sum = running_sum = queued_sum = 0
     short_steps = watermark_steps = limit_steps = waiting_free = 0
-    admitted = completed = refused = preemptions = swapped_out = swapped_in = 0
+    admitted = completed = preemptions = swapped_out = swapped_in = 0
     prompt_tokens = recomputed = 0
     peak_running, least_free = 0, num_blocks
     series = Series()
@@ -113,7 +116,7 @@ def serve_by_counts(
             arrived=arrivals.count,
             admitted=admitted,
             completed=completed,
-            refused=refused,
+            refused=arrivals.refused,
             preemptions=preemptions,
             swapped_out=swapped_out,
             swapped_in=swapped_in,
@@ -177,20 +180,15 @@ def serve_by_counts(
             else:
                 why = _NOBODY
                 break
-            if final > num_blocks * size:
-                waiting.popleft()
-                refused += 1
-                arrivals.taken(outstanding=len(running) + len(preempted))
-                continue
             blocks = held // size + 1
-            if len(running) >= max_running:
-                why = _LIMIT
-                break
             if blocks > free:
                 why = _SHORT
                 break
             if running and blocks > free - watermark:
                 why = _WATERMARK
+                break
+            if len(running) >= max_running:
+                why = _LIMIT
                 break
             free -= blocks
             tokens += held + 1

@@ -15,6 +15,15 @@ from paged.policy import PagedPolicy
 from paged.prefix import KeyedPrompt
 
 
+def most_blocks(request: Request, policy: PagedPolicy) -> int:
+    """Blocks that a request may come to need, at most."""
+    size, samples = policy.block_size, policy.samples
+    final = -(-(request.prompt_tokens + request.output_tokens) // size)
+    # Beams part and join again behind the prompt, but all of them begin with its full blocks.
+    shared = request.prompt_tokens // size if samples > 1 else 0
+    return shared + samples * (final - shared)
+
+
 class SequenceGroup:
     """The sequences of one request.
 
@@ -110,14 +119,6 @@ class SequenceGroup:
             return blocks
         shared = self.request.prompt_tokens // self.size
         return shared + samples * (blocks - shared)
-
-    def most_blocks(self) -> int:
-        """Blocks that it may come to need."""
-        final = self.request.prompt_tokens + self.request.output_tokens
-        if self._policy.beam_keep is not None:
-            # Beams share what comes after the prompt, or not.
-            return self._policy.samples * -(-final // self.size)
-        return self._blocks(final)
 
     def admission_blocks(self) -> tuple[int, int]:
         """Blocks that its admission takes, and blocks that can be had."""

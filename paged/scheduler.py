@@ -11,7 +11,7 @@ Each step goes as in an engine:
 
 Admission asks for the room of the whole prompt and one token, but takes blocks only as they are
 written. Nobody is admitted who could not run alone: a request whose last token would not fit into
-the empty pool is refused.
+the empty pool is turned away.
 
 No loop goes over tokens. A sequence that decodes is looked at when it needs a block, every
 `block_size` steps; in between it only counts.
@@ -33,7 +33,7 @@ from paged.arrivals import Arrivals, Request
 from paged.clock import StepTime
 from paged.errors import checked_size
 from paged.eviction import FIFO, LFU, LRU
-from paged.group import SequenceGroup
+from paged.group import SequenceGroup, most_blocks
 from paged.policy import PagedPolicy
 
 FREE, TOKEN, SHARED, INTERNAL, IDLE = range(5)
@@ -88,7 +88,12 @@ class Scheduler:
         self.step = 0
         self.completed = 0
         self.peak_running = self.peak_requests = self.peak_allocated = 0
-        self._arrivals = Arrivals(requests, clients=clients, depth=policy.look_ahead + 1)
+        self._arrivals = Arrivals(
+            requests,
+            clients=clients,
+            depth=policy.look_ahead + 1,
+            fits=lambda request: most_blocks(request, policy) <= self.num_blocks,
+        )
         self._time = time or StepTime()
         self._clock = 0
         self._watermark = policy.watermark_blocks(self.num_blocks)
@@ -162,6 +167,7 @@ class Scheduler:
             slots=self.slots,
             steps=self.step,
             arrived=self._arrivals.count,
+            refused=self._arrivals.refused,
             completed=self.completed,
             evictions=allocator.num_evictions,
             ghost_hits=allocator.num_ghost_hits,
@@ -346,11 +352,6 @@ class Scheduler:
                 group = preempted[-1 - at]
             elif at - len(preempted) < len(waiting):
                 group = SequenceGroup(waiting[at - len(preempted)], self.policy, self.allocator)
-                if group.most_blocks() > self.num_blocks:
-                    del waiting[at - len(preempted)]
-                    self._sums["refused"] += 1
-                    arrivals.taken(outstanding=len(self._running) + len(preempted))
-                    continue
             else:
                 break
             why = self._hindrance(group, left)
@@ -375,13 +376,13 @@ class Scheduler:
 
     def _hindrance(self, group: SequenceGroup, left: int | None) -> str:
         """Why a request cannot be admitted now."""
-        if len(self._running) >= self._max_running:
-            return _LIMIT
         needed, available = group.admission_blocks()
         if needed > available:
             return _SHORT
         if self._running and needed > available - self._watermark:
             return _WATERMARK
+        if len(self._running) >= self._max_running:
+            return _LIMIT
         if left == 0:
             return _BUDGET
         return _NOBODY
@@ -460,7 +461,6 @@ _SUMS: Final = (
     "waiting_limit",
     "waiting_budget",
     "admitted",
-    "refused",
     "preemptions",
     "swapped_out",
     "swapped_in",

@@ -103,3 +103,15 @@ def test_options_that_do_not_go_together() -> None:
         Arrivals(BACKLOG, clients=0)
     with pytest.raises(BadSize, match="depth"):
         Arrivals(BACKLOG, depth=0)
+
+
+def test_who_could_never_be_served_is_turned_away_and_not_waited_for() -> None:
+    requests = [Request(9, 1), Request(1, 1), Request(9, 1), Request(2, 1), Request(9, 1)]
+    arrivals = Arrivals(requests, fits=lambda request: request.prompt_tokens < 9)
+    assert (list(arrivals.waiting), arrivals.refused, arrivals.more) == ([requests[1]], 2, True)
+    arrivals.waiting.popleft()
+    arrivals.taken(outstanding=1)
+    assert (list(arrivals.waiting), arrivals.refused, arrivals.more) == ([requests[3]], 3, False)
+    assert arrivals.count == 5
+    nobody = Arrivals([Request(9, 1, 5)], fits=lambda request: False)
+    assert (nobody.more, nobody.timed, nobody.count, nobody.refused) == (False, True, 1, 1)
