@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from bench.contiguous_serving import ContiguousPolicy, serve_contiguous
+from bench.memory import contiguous_need, paged_need
 from bench.simulate import Policy, lengths_of, num_requests, requests_of, simulate
 from bench.workloads.fits import fitted
 from bench.workloads.mix import mix, with_system_prompt
-from bench.workloads.source import StreamSource, repeat
+from bench.workloads.source import StreamSource, read_all, repeat, saturated
 from bench.workloads.stream import PrefixBlocks, RequestStream
 from paged.clock import StepTime
 from paged.policy import PagedPolicy
@@ -139,3 +140,31 @@ def test_memory_does_not_grow_with_the_stream(policy: Policy) -> None:
     peak_bytes(policy, 1)
     more_requests = (24 - 8) * 500
     assert peak_bytes(policy, 24) - peak_bytes(policy, 8) < 20 * more_requests
+
+
+@pytest.mark.parametrize("block_size", [1, 16, 48])
+@pytest.mark.parametrize("name", ["sharegpt-fit", "azure-fit"])
+def test_what_requests_hold_is_what_arithmetic_says_whatever_the_order_of_events(
+    name: str, block_size: int
+) -> None:
+    """`bench.memory` sums over the requests alone; preemption only moves their steps apart."""
+    stream = read_all(saturated(fitted(name, num_requests=400)))
+    longest = 16_384
+    need = paged_need(stream, block_size=block_size)
+    for policy in (
+        PagedPolicy(block_size=block_size),
+        PagedPolicy(block_size=block_size, watermark=0.1, preemption="swap"),
+        PagedPolicy(block_size=block_size, look_ahead=5),
+    ):
+        total = simulate(stream, policy, slots=20_000).total
+        assert total.completed == len(stream)
+        assert (total.token, total.allocated) == (need.token, need.allocated)
+        assert total.running == need.request_steps
+    reserved = contiguous_need(stream, max_model_len=longest)
+    maximal = ContiguousPolicy(reservation="max", arena="first-fit", max_model_len=longest)
+    total = simulate(stream, maximal, slots=40_000).total
+    assert (total.token, total.reserve, total.internal) == (
+        reserved.token,
+        reserved.reserve,
+        reserved.internal,
+    )
