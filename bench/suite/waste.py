@@ -6,20 +6,23 @@ and in every run, so any change from one commit to the next is a change of the c
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import starmap
 from typing import ClassVar, Final
 
 from bench.contiguous_serving import ContiguousPolicy, serve_contiguous
 from bench.figures.sosp23 import MAX_MODEL_LEN, SLOTS, sosp23
+from bench.prefix_replay import ReplayOrder, replay
 from bench.simulate import Policy, lengths_of, simulate
+from bench.workloads.conversations import ConversationFit
 from bench.workloads.fits import fitted
 from paged.accounting import Serving
 from paged.arrivals import Request
 from paged.counting import serve_by_counts
-from paged.policy import Eviction, PagedPolicy
+from paged.policy import PagedPolicy
 from reference.contiguous import ArenaName, ReservationName
 
-REQUESTS: Final = 4000
+REQUESTS: Final = 2000
 
 _RESERVATIONS: Final[tuple[tuple[ReservationName, ArenaName], ...]] = (
     ("max", "buddy"),
@@ -43,6 +46,12 @@ PAGED: Final = {
 POLICIES: Final[dict[str, Policy]] = {**CONTIGUOUS, **PAGED}
 
 
+@cache
+def _served(policy: str) -> Serving:
+    """Simulate once for all the figures that are tracked of it."""
+    return simulate(fitted("sharegpt-fit", num_requests=REQUESTS), POLICIES[policy], slots=SLOTS)
+
+
 class Waste:
     """The ShareGPT lengths of the PagedAttention paper in its pool, a backlog from the start."""
 
@@ -50,69 +59,90 @@ class Waste:
     params = (tuple(POLICIES),)
     param_names = ("policy",)
 
-    def setup_cache(self) -> dict[str, Serving]:
-        """Simulate each policy once."""
-        source = fitted("sharegpt-fit", num_requests=REQUESTS)
-        return {name: simulate(source, policy, slots=SLOTS) for name, policy in POLICIES.items()}
+    def setup(self, policy: str) -> None:
+        """Simulate."""
+        self.serving = _served(policy)
 
-    def track_waste(self, servings: dict[str, Serving], policy: str) -> float:
+    def track_waste(self, policy: str) -> float:
         """Share of the pool that holds nothing while somebody holds it or waits for it."""
-        return servings[policy].loaded.waste_fraction
+        return self.serving.loaded.waste_fraction
 
     track_waste.unit = "fraction"  # type: ignore[attr-defined]
 
-    def track_peak_batch(self, servings: dict[str, Serving], policy: str) -> int:
+    def track_peak_batch(self, policy: str) -> int:
         """Most requests that ran at once."""
-        return servings[policy].peak_requests
+        return self.serving.peak_requests
 
     track_peak_batch.unit = "requests"  # type: ignore[attr-defined]
 
-    def track_mean_batch(self, servings: dict[str, Serving], policy: str) -> float:
+    def track_mean_batch(self, policy: str) -> float:
         """Requests that ran at once, on average."""
-        return servings[policy].loaded.mean_batch
+        return self.serving.loaded.mean_batch
 
     track_mean_batch.unit = "requests"  # type: ignore[attr-defined]
 
-    def track_preemptions(self, servings: dict[str, Serving], policy: str) -> int:
+    def track_preemptions(self, policy: str) -> int:
         """Times that a request lost its memory."""
-        return servings[policy].total.preemptions
+        return self.serving.total.preemptions
 
     track_preemptions.unit = "preemptions"  # type: ignore[attr-defined]
 
-    def track_recomputed(self, servings: dict[str, Serving], policy: str) -> float:
+    def track_recomputed(self, policy: str) -> float:
         """Tokens computed again after a preemption, for each token generated."""
-        total = servings[policy].total
+        total = self.serving.total
         return total.recomputed_tokens / total.generated_tokens
 
     track_recomputed.unit = "tokens"  # type: ignore[attr-defined]
 
 
 class PrefixCache:
-    """Conversations that share prefixes, at their own arrival times, in a cache of limited size."""
+    """Conversations that share prefixes, served at their own arrival times from a small pool."""
 
     version = "1"
-    params = (("lru", "lfu", "fifo"), (1_000_000, 3_000_000))
-    param_names = ("eviction", "slots")
+    params = ((1_000_000, 3_000_000),)
+    param_names = ("slots",)
 
-    REQUESTS: ClassVar = 600
+    REQUESTS: ClassVar = 1500
 
-    def setup(self, eviction: Eviction, slots: int) -> None:
+    def setup(self, slots: int) -> None:
         """Simulate."""
-        source = fitted("mooncake-fit", num_requests=self.REQUESTS)
-        policy = PagedPolicy(block_size=512, prefix_caching=True, eviction=eviction)
+        source = ConversationFit(num_requests=self.REQUESTS)
+        policy = PagedPolicy(block_size=512, prefix_caching=True)
         self.serving = simulate(source, policy, slots=slots)
 
-    def track_hit_rate(self, eviction: str, slots: int) -> float:
+    def track_hit_rate(self, slots: int) -> float:
         """Share of the prompt tokens that were in the cache."""
         return self.serving.total.hit_rate
 
     track_hit_rate.unit = "fraction"  # type: ignore[attr-defined]
 
-    def track_ghost_hits(self, eviction: str, slots: int) -> int:
+    def track_ghost_hits(self, slots: int) -> int:
         """Blocks that were looked up shortly after they had been evicted."""
         return self.serving.total.ghost_hits
 
     track_ghost_hits.unit = "blocks"  # type: ignore[attr-defined]
+
+
+class Eviction:
+    """The same conversations looked up one after the other, in a cache of 3 million tokens."""
+
+    version = "1"
+    params = (("lru", "lfu", "fifo"),)
+    param_names = ("order",)
+
+    REQUESTS: ClassVar = 4000
+    CAPACITY: ClassVar = 3_000_000
+
+    def setup(self, order: ReplayOrder) -> None:
+        """Replay."""
+        source = ConversationFit(num_requests=self.REQUESTS)
+        self.result = replay(source, self.CAPACITY, order)
+
+    def track_hit_rate(self, order: str) -> float:
+        """Share of the prompt tokens that were in the cache."""
+        return self.result.hit_rate
+
+    track_hit_rate.unit = "fraction"  # type: ignore[attr-defined]
 
 
 class Speed:

@@ -51,6 +51,16 @@ NAMES = {
     "memory.Contiguous.track_waste_fraction",
     "memory.Paged.track_bytes_per_request",
     "memory.Paged.track_waste_fraction",
+    "waste.Eviction.track_hit_rate",
+    "waste.PaperFigure.time_figure",
+    "waste.PrefixCache.track_ghost_hits",
+    "waste.PrefixCache.track_hit_rate",
+    "waste.Speed.time_twenty_thousand_requests",
+    "waste.Waste.track_mean_batch",
+    "waste.Waste.track_peak_batch",
+    "waste.Waste.track_preemptions",
+    "waste.Waste.track_recomputed",
+    "waste.Waste.track_waste",
 }
 """The identity of every series of the history: a name that goes missing ends one."""
 
@@ -64,6 +74,14 @@ UNITS = {
     "memory.Contiguous.track_waste_fraction": "fraction",
     "memory.Paged.track_bytes_per_request": "bytes",
     "memory.Paged.track_waste_fraction": "fraction",
+    "waste.Eviction.track_hit_rate": "fraction",
+    "waste.PrefixCache.track_ghost_hits": "blocks",
+    "waste.PrefixCache.track_hit_rate": "fraction",
+    "waste.Waste.track_mean_batch": "requests",
+    "waste.Waste.track_peak_batch": "requests",
+    "waste.Waste.track_preemptions": "preemptions",
+    "waste.Waste.track_recomputed": "tokens",
+    "waste.Waste.track_waste": "fraction",
 }
 
 # What asv does to find the suite, where only the packages of its environment can be imported.
