@@ -1,8 +1,4 @@
-"""The command line. Exit codes: 0 right, 1 wrong, 2 usage, 4 the harness itself failed.
-
-Python, the terminal library and a closed pipe all like to end a process with 1, which here means
-that a kernel is wrong: what is not a verdict is kept from ending so.
-"""
+"""The command line. Exit codes: 0 right, 1 wrong, 2 usage, 4 the harness itself failed."""
 
 from __future__ import annotations
 
@@ -10,35 +6,36 @@ import os
 import signal
 import sys
 import threading
-import time
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Final, Self
+from typing import TYPE_CHECKING, Annotated
 
 # A distribution of the same name as one of the rooms may be installed; ours lie beside this file.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
+
+from bench.cli_common import (
+    HARNESS_FAILED,
+    INTERRUPTED,
+    USAGE,
+    QuietlyClosed,
+    UsageError,
+    check_file,
+    say_harness_failed,
+    say_usage_error,
 )
+from bench.cli_common import Bar as _Bar
+from bench.cli_common import Lines as _Lines
+from bench.cli_waste import WASTE_HELP, waste
 
 # torch takes seconds to import: what needs it is imported where it is used; --help is quick.
 if TYPE_CHECKING:
     from bench.check import CheckPlan
     from bench.workloads.stream import RequestStream
-
-HARNESS_FAILED: Final = 4
-"""As in `bench.check`, for when that cannot be imported."""
 
 HELP = """
 A test bench for paged-attention kernels and KV-cache allocators.
@@ -49,7 +46,11 @@ A test bench for paged-attention kernels and KV-cache allocators.
 
   pagedbench check --kernel my_kernel.py:attention
 
-  pagedbench check --help
+  pagedbench waste
+
+  pagedbench waste --trace requests.csv --whatif
+
+  pagedbench waste --help
 """
 
 CHECK_HELP = """
@@ -104,7 +105,7 @@ def pagedbench(
         ),
     ] = False,
 ) -> None:
-    """Keep `check` a command of its own while it is the only one."""
+    """Print help where no command is given."""
 
 
 @app.command(help=CHECK_HELP, short_help="Cross-check kernels, time paging, account for memory.")
@@ -151,12 +152,12 @@ def check(
     ] = Path(".pagedbench"),
 ) -> None:
     """Cross-check kernels, time paging, account for memory."""
-    console, errors = _Console(), _Console(stderr=True)
+    console, errors = QuietlyClosed(), QuietlyClosed(stderr=True)
     kernels = tuple(dict.fromkeys(kernel or ["torch", "triton"]))
     try:
         if problem is not None:
             if json is not None:
-                raise _UsageError(f"--json {json}: --problem prints, and makes no record; drop one")
+                raise UsageError(f"--json {json}: --problem prints, and makes no record; drop one")
             raise typer.Exit(_replay(kernels, _device(device), problem, time_limit, console))
         _check_writable(json, save)
         where = _device(device)
@@ -182,19 +183,13 @@ def check(
         raise
     except KeyboardInterrupt:
         errors.print("aborted", style="yellow")
-        raise typer.Exit(130) from None
+        raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
         if isinstance(error, _usage_errors()):
-            errors.print(
-                f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True
-            )
-            raise typer.Exit(2) from None
-        _say_harness_failed()
+            say_usage_error(error, errors)
+            raise typer.Exit(USAGE) from None
+        say_harness_failed("the kernel")
         raise typer.Exit(HARNESS_FAILED) from None
-
-
-class _UsageError(ValueError):
-    """An option that cannot be met; the message has the value and the remedy."""
 
 
 def _usage_errors() -> tuple[type[Exception], ...]:
@@ -206,12 +201,7 @@ def _usage_errors() -> tuple[type[Exception], ...]:
         "subjects.resolve": "SubjectError",
     }
     known = (getattr(sys.modules.get(home), name, None) for home, name in homes.items())
-    return (_UsageError, *(error for error in known if error is not None))
-
-
-def _say_harness_failed() -> None:
-    sys.stderr.write("the harness itself failed; this says nothing about the kernel:\n")
-    traceback.print_exc()
+    return (UsageError, *(error for error in known if error is not None))
 
 
 def _check(plan: CheckPlan, json: Path | None, console: Console, errors: Console) -> int:
@@ -255,7 +245,7 @@ def _replay(
     if wrong:
         return WRONG
     if unable:
-        raise _UsageError(
+        raise UsageError(
             f"--problem {spec}: nothing was checked of {', '.join(unable)}; choose a problem "
             f"within what the kernel declares"
         )
@@ -268,16 +258,16 @@ def _stream(trace: Path | None, name: str) -> RequestStream:
 
     if trace is None:
         if name not in STREAM_LAWS:
-            raise _UsageError(f"--stream {name}: choose one of {', '.join(STREAM_LAWS)}")
+            raise UsageError(f"--stream {name}: choose one of {', '.join(STREAM_LAWS)}")
         return builtin_stream(name)
     try:
         stream = read_trace(trace)
     except OSError as error:
-        raise _UsageError(
+        raise UsageError(
             f"--trace {trace}: {error.strerror or error}; name a file that can be read"
         ) from None
     if not stream.output_tokens.any():
-        raise _UsageError(
+        raise UsageError(
             f"--trace {trace}: no request generates a token, so none is ever in the cache; "
             f"choose a trace with outputs"
         )
@@ -286,28 +276,21 @@ def _stream(trace: Path | None, name: str) -> RequestStream:
 
 def _device(name: str) -> str:
     if name not in {"auto", "cpu", "cuda"}:
-        raise _UsageError(f"--device {name}: choose cpu, cuda or auto")
+        raise UsageError(f"--device {name}: choose cpu, cuda or auto")
     import torch
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise _UsageError(f"--device cuda: torch {torch.__version__} finds none; use --device cpu")
+        raise UsageError(f"--device cuda: torch {torch.__version__} finds none; use --device cpu")
     return name
 
 
 def _check_writable(json: Path | None, save: Path) -> None:
-    # Before the work, not after it: a minute's record should not end in a missing folder.
-    if json is not None:
-        if not json.parent.is_dir():
-            raise _UsageError(f"--json {json}: the folder {json.parent} does not exist; make it")
-        if json.is_dir():
-            raise _UsageError(f"--json {json}: that is a folder; name a file in it")
-        if not os.access(json if json.exists() else json.parent, os.W_OK):
-            raise _UsageError(f"--json {json}: no permission to write there; choose another file")
+    check_file("--json", json)
     there = next(path for path in (save, *save.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise _UsageError(f"--save {save}: {there} is no folder to write to; choose another one")
+        raise UsageError(f"--save {save}: {there} is no folder to write to; choose another one")
 
 
 @contextmanager
@@ -327,83 +310,7 @@ def _stop_on_interrupt(stop: threading.Event, errors: Console) -> Iterator[None]
         signal.signal(signal.SIGINT, before)
 
 
-class _Console(Console):
-    """Goes on when nobody reads any more: `pagedbench check | head` is not a verdict."""
-
-    def on_broken_pipe(self) -> None:
-        """Print nothing more; the exit code stays what it is."""
-        self.quiet = True
-        nothing = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, self.file.fileno())
-        os.close(nothing)
-
-
-class _Bar:
-    """Progress on a terminal: a bar for each step of the job."""
-
-    def __init__(self, console: Console) -> None:
-        self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=console,
-        )
-        self._step = TaskID(0)
-
-    def begin(self, what: str, total: int) -> None:
-        """Start a bar."""
-        self._step = self._bar.add_task(what, total=total)
-
-    def advance(self, count: int) -> None:
-        """Move the last bar on."""
-        self._bar.advance(self._step, count)
-
-    def __enter__(self) -> Self:
-        """Show the bars."""
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Leave the finished bars on the screen."""
-        self._bar.stop()
-
-
-class _Lines:
-    """Progress in a log: a plain line when a step ends."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._what = ""
-        self._total = self._done = 0
-        self._began = 0.0
-        self._lock = threading.Lock()
-
-    def begin(self, what: str, total: int) -> None:
-        """Start a step, and with it end the last one."""
-        self._end()
-        self._what, self._total, self._done = what, total, 0
-        self._began = time.monotonic()
-
-    def advance(self, count: int) -> None:
-        """Count; lanes do so at once."""
-        with self._lock:
-            self._done += count
-
-    def __enter__(self) -> Self:
-        """Print nothing yet."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End the last step."""
-        self._end()
-
-    def _end(self) -> None:
-        if self._what:
-            elapsed_s = time.monotonic() - self._began
-            line = f"{self._what}: {self._done:,} of {self._total:,} in {elapsed_s:.0f} s"
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-        self._what = ""
+app.command(help=WASTE_HELP, short_help="Account for every slot of a KV cache.")(waste)
 
 
 def main() -> None:
@@ -411,7 +318,7 @@ def main() -> None:
     try:
         app(prog_name="pagedbench")
     except Exception:
-        _say_harness_failed()
+        say_harness_failed("the kernel")
         sys.exit(HARNESS_FAILED)
 
 
