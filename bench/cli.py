@@ -22,14 +22,14 @@ from bench.cli_common import (
     HARNESS_FAILED,
     INTERRUPTED,
     USAGE,
+    Bar,
+    Lines,
     QuietlyClosed,
     UsageError,
     check_file,
     say_harness_failed,
     say_usage_error,
 )
-from bench.cli_common import Bar as _Bar
-from bench.cli_common import Lines as _Lines
 from bench.cli_waste import WASTE_HELP, waste
 
 # torch takes seconds to import: what needs it is imported where it is used; --help is quick.
@@ -214,7 +214,7 @@ def _check(plan: CheckPlan, json: Path | None, console: Console, errors: Console
     # are then of its other work. The children have one thread anyway.
     torch.set_num_threads(1)
     stop = threading.Event()
-    bar = _Bar(errors) if errors.is_terminal else _Lines(errors)
+    bar = Bar(errors) if errors.is_terminal else Lines(errors)
     with bar, _stop_on_interrupt(stop, errors):
         record = run_check(plan, progress=bar, stop=stop)
     try:

@@ -45,8 +45,8 @@ def describe_environment(device: str) -> Environment:
     """Collect the environment of this process for work on `cpu` or `cuda`."""
     import torch  # not above: the versions are wanted without the second that it takes
 
-    status = _git("status", "--porcelain", "--untracked-files=no")
-    on_gpu, cpu = device == "cuda", _cpu_name()
+    status = git("status", "--porcelain", "--untracked-files=no")
+    on_gpu, cpu = device == "cuda", cpu_name()
     return Environment(
         pagedbench=version_of("pagedbench"),
         python=platform.python_version(),
@@ -56,7 +56,7 @@ def describe_environment(device: str) -> Environment:
         driver=_driver() if on_gpu else None,
         cpu=cpu,
         threads=torch.get_num_threads(),
-        commit=_git("rev-parse", "HEAD"),
+        commit=git("rev-parse", "HEAD"),
         dirty=None if status is None else bool(status),
     )
 
@@ -69,7 +69,8 @@ def version_of(distribution: str) -> str:
         return "not installed"
 
 
-def _git(*arguments: str) -> str | None:
+def git(*arguments: str) -> str | None:
+    """Ask git about the checkout that this file lies in; None where there is none, or no git."""
     if not (ROOT / ".git").exists():
         return None
     try:
@@ -81,7 +82,8 @@ def _git(*arguments: str) -> str | None:
     return run.stdout.strip()
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Name the processor, as the system does."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

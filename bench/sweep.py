@@ -23,7 +23,12 @@ from bench.workloads.source import StreamSource
 from paged.accounting import Serving
 from paged.clock import StepTime
 
-REQUESTS_PER_S: Final = {"contiguous": 100_000, "counts": 60_000, "blocks": 8_000}
+REQUESTS_PER_S: Final = {
+    "contiguous": 100_000,
+    "counts": 60_000,
+    "blocks": 6_000,
+    "prefix caching": 1_000,
+}
 """Requests that one core simulates in a second, in round figures: what the order of the jobs, and
 whether processes are worth their start, is decided by. Nothing that is reported depends on it."""
 
@@ -56,12 +61,14 @@ class Job:
     @property
     def expected_s(self) -> float:
         """Rough seconds that the simulation takes on one core."""
-        if isinstance(self.policy, ContiguousPolicy):
-            kind = "contiguous"
-        else:
-            kind = "counts" if self.policy.by_counts else "blocks"
+        policy = self.policy
+        if isinstance(policy, ContiguousPolicy):
+            return self.requests / REQUESTS_PER_S["contiguous"]
+        if policy.by_counts:
+            return self.requests / REQUESTS_PER_S["counts"]
+        kind = "prefix caching" if policy.prefix_caching else "blocks"
         # Each step that admits nobody looks at everybody whom it may admit.
-        looks = 1 + self.policy.look_ahead / 2 if kind == "blocks" else 1.0
+        looks = 1 + policy.look_ahead / 2
         return self.requests / REQUESTS_PER_S[kind] * looks
 
 

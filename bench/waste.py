@@ -14,7 +14,7 @@ from typing import Final, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
-from bench.environment import _cpu_name, _git, version_of
+from bench.environment import cpu_name, git, version_of
 from bench.policy_spec import Policy, format_policy
 from bench.workloads.source import StreamSource
 from paged.accounting import SLOT_CLASSES, Counters, Serving
@@ -366,13 +366,13 @@ def unique_labels(names: Sequence[str]) -> list[str]:
 
 def describe_machine() -> Machine:
     """Collect the versions and the machine of this process, without importing torch."""
-    status = _git("status", "--porcelain", "--untracked-files=no")
+    status = git("status", "--porcelain", "--untracked-files=no")
     return Machine(
         pagedbench=version_of("pagedbench"),
         python=platform.python_version(),
         numpy=np.__version__,
-        cpu=_cpu_name(),
+        cpu=cpu_name(),
         cores=len(os.sched_getaffinity(0)),
-        commit=_git("rev-parse", "HEAD"),
+        commit=git("rev-parse", "HEAD"),
         dirty=None if status is None else bool(status),
     )

@@ -71,9 +71,9 @@ def sosp23() -> Figure:
         ),
         components=tuple(components),
         notes=(
-            "Lengths are drawn from laws with the paper's means; the outputs' second moment is "
-            "read off the paper's own Orca (Max) bar. That bar is thus met by construction, the "
-            "others follow from it.",
+            "Lengths are drawn from laws with the paper's means; their second moments are read off "
+            "the paper's own Orca (Max) bar, which is thus met by construction. The spread of the "
+            "prompts is that of the public ShareGPT lengths. The other bars follow.",
             "The paper's 30.42 requests under vLLM come from a rate below saturation and are not "
             "judged: with a backlog more fit.",
         ),

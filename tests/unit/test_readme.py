@@ -15,6 +15,8 @@ BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines() if line]
 MAKE = [command for command in COMMANDS if command.startswith("make ")]
 PAGEDBENCH = [command for command in COMMANDS if "pagedbench" in command]
+CHECK = [command for command in PAGEDBENCH if "pagedbench check" in command]
+WASTE = [command for command in PAGEDBENCH if "pagedbench waste" in command]
 
 TRACE = """TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:15:46.6805900,374,44
@@ -54,11 +56,21 @@ def shell(command, folder, **environment):
 
 def test_no_command_is_left_out():
     assert MAKE == ["make run", "make test"]
-    assert len(PAGEDBENCH) == 3
-    assert sorted(COMMANDS) == sorted(MAKE + PAGEDBENCH)
+    assert (len(CHECK), len(WASTE)) == (3, 3)
+    assert sorted(COMMANDS) == sorted(MAKE + CHECK + WASTE)
 
 
-@pytest.mark.parametrize("command", PAGEDBENCH)
+@pytest.mark.parametrize("command", WASTE)
+def test_a_command_accounts_for_the_memory(command, folder):
+    line = command.replace(".venv/bin/pagedbench", f"{sys.executable} -m bench.cli")
+    run = shell(line, folder, PYTHONPATH=str(ROOT))
+    assert run.returncode == 0, run.stdout + run.stderr
+    shown = {"--whatif": "requests.csv", "--figure": "Orca (Pow2)"}
+    option = next((option for option in shown if option in command), None)
+    assert shown.get(option, "paged:block=16") in run.stdout
+
+
+@pytest.mark.parametrize("command", CHECK)
 def test_a_command_does_what_the_readme_says(command, folder):
     # The reader's .venv is this environment; the rest of the line is run as it stands.
     line = command.replace(".venv/bin/pagedbench", f"{sys.executable} -m bench.cli")

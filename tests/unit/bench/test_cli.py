@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 import bench.check
 import bench.timing
 from bench import cli, cross_check
+from bench.cli_common import Bar, Lines
 from bench.record import CheckRecord
 from helpers.wrong_kernels import NARROW, SHORT, named
 from reference.problem import AttentionProblem
@@ -469,7 +470,7 @@ def test_help_and_version_come_without_torch(arguments, words):
 
 def test_progress_in_a_log_is_one_plain_line_for_each_step_also_one_that_is_cut_short():
     output = StringIO()
-    with cli._Lines(Console(file=output, width=40)) as lines:
+    with Lines(Console(file=output, width=40)) as lines:
         lines.begin("cross-checking [red]a[/red]_name_that_is_long.py:attend", 2000)
         lanes = [threading.Thread(target=lines.advance, args=(500,)) for _ in range(3)]
         for lane in lanes:
@@ -487,7 +488,7 @@ def test_progress_in_a_log_is_one_plain_line_for_each_step_also_one_that_is_cut_
 def test_progress_on_a_terminal_shows_names_as_they_are():
     output = StringIO()
     console = Console(file=output, force_terminal=True, width=100)
-    with cli._Bar(console) as bar:
+    with Bar(console) as bar:
         bar.begin("cross-checking odd[/red].py:100:attend", 4)
         bar.advance(3)
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", output.getvalue())
