@@ -2,18 +2,19 @@
 
 It moves numbers, not tensors. A step of an engine goes
 
-1. `admit`, `append`, `fork` and `free`, in any order;
+1. `admit`, `append`, `extend`, `fork`, `release_before` and `free`, in any order;
 2. `take_copies`, and every copy it names is carried out;
 3. keys and values of the new tokens are written to their `slots`;
 4. attention reads through `block_table`.
 
 Three rules keep what the tables promise true:
 
-- *Writes follow program order.* A block is published for reuse by `admit` or `append` as soon as
-  its last token is known, which is before its keys and values are written. A later `admit` may hit
-  it at once; it reads after the writes of the step, so it sees them. The price: what was admitted
-  or appended has to be written, even if the sequence is freed in the same step. (Blocks that are
-  not full are never published, so tokens of such a block may be dropped.)
+- *Writes follow program order.* A block is published for reuse by `admit`, `append` or `extend` as
+  soon as its last token is known, which is before its keys and values are written. A later `admit`
+  may hit it at once; it reads after the writes of the step, so it sees them. The price: what was
+  admitted or appended has to be written, even if the sequence is freed, or the block released, in
+  the same step. (Blocks that are not full are never published, so tokens of such a block may be
+  dropped.)
 - *Copies precede writes.* Until its copies are taken, the source of a copy keeps a reference of its
   own: it is neither evicted nor handed out, so no block is source and destination in the same step
   and the copies may run in any order, or all at once. A copy whose destination has become free in
@@ -27,7 +28,7 @@ One thread at a time: nothing here is locked.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,8 +41,17 @@ from paged.errors import (
     UnknownSequence,
     checked_size,
 )
+from paged.eviction import EvictionOrder, GhostList
 from paged.pool import BlockPool
-from paged.prefix import PrefixChain, PrefixIndex, Tokens, token_array
+from paged.prefix import (
+    BlockKey,
+    KeyedChain,
+    KeyedPrompt,
+    PrefixChain,
+    PrefixIndex,
+    Tokens,
+    token_array,
+)
 from paged.table import BlockTable
 
 
@@ -57,6 +67,9 @@ class PagedAllocator:
     prefix_caching
         Whether full blocks are kept after their sequence is freed and found again by sequences
         that begin with the same tokens.
+    eviction
+        In which order they are given up when their room is needed, and how much of it each tenant
+        may have; an order that is not in use elsewhere. Least recently used first if not given.
 
     Attributes
     ----------
@@ -64,27 +77,46 @@ class PagedAllocator:
         As given.
     pool
         The physical blocks. To be read: its references belong to this allocator.
+    num_ghost_hits
+        Full blocks of admitted prompts that were looked up in vain and had been evicted within the
+        last `num_blocks` evictions: the sign of a cache that is too small. Of a prompt of token ids
+        that is admitted in part, only blocks of that part count.
+    num_copies
+        Block copies that were handed out by `take_copies`.
 
     Raises
     ------
     BadSize
-        A number is out of range.
+        A number is out of range, or the order holds blocks already.
     """
 
-    def __init__(self, num_blocks: int, block_size: int, *, prefix_caching: bool = False) -> None:
-        self.pool = BlockPool(num_blocks, on_evict=self._forget)
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        *,
+        prefix_caching: bool = False,
+        eviction: EvictionOrder | None = None,
+    ) -> None:
+        self.pool = BlockPool(num_blocks, on_evict=self._forget, eviction=eviction)
         self.num_blocks = self.pool.num_blocks
         self.block_size = checked_size("block_size", block_size, at_least=1)
         self.prefix_caching = prefix_caching
+        self._watched = prefix_caching and eviction is not None and eviction.watches_content
         self._references = self.pool.reference_counts
         self._index = PrefixIndex(self.block_size)
         self._tables: dict[Hashable, BlockTable] = {}
         # Only sequences whose full blocks are to be published have a chain.
-        self._chains: dict[Hashable, PrefixChain] = {}
+        self._chains: dict[Hashable, PrefixChain | KeyedChain] = {}
+        # Whose each sequence is, but for those of tenant 0.
+        self._tenants: dict[Hashable, int] = {}
         # Pending copies, source by destination, and how many of them each source waits for. The
         # reference that the writing sequence had on the source is now the copy's.
         self._copies: dict[int, int] = {}
         self._waiting: dict[int, int] = {}
+        self._ghosts = GhostList(self.num_blocks)
+        self.num_ghost_hits = 0
+        self.num_copies = 0
 
     @property
     def num_free(self) -> int:
@@ -97,21 +129,43 @@ class PagedAllocator:
         return self.pool.num_cached_idle
 
     @property
+    def num_evictions(self) -> int:
+        """Cached blocks whose content was given up so far, for room or for a quota."""
+        return self._ghosts.evictions
+
+    @property
     def num_used(self) -> int:
         """Blocks in the table of at least one sequence, or source of a pending copy."""
         return self.pool.num_used
 
-    def admit(self, sequence: Hashable, tokens: Tokens, *, salt: bytes = b"") -> int:
+    def admit(
+        self,
+        sequence: Hashable,
+        prompt: Tokens | KeyedPrompt,
+        *,
+        num_tokens: int | None = None,
+        salt: bytes = b"",
+        tenant: int | None = None,
+    ) -> int:
         """Make room for a new sequence.
 
         Parameters
         ----------
         sequence
             Any name that is not in use.
-        tokens
-            Its token ids, [num_tokens]; none at all is fine.
+        prompt
+            Its token ids, [num_tokens]; none at all is fine. Or its length and the keys of its
+            blocks: without prefix caching `KeyedPrompt(num_tokens)` is the cheap way to say how
+            long it is.
+        num_tokens
+            Make room for so many of its leading tokens only, and in any case for those that are
+            cached and one more; the rest comes later, by `extend` for a `KeyedPrompt` and by
+            `append` for token ids (chunked prefill). All tokens, if not given.
         salt
             Sequences share cached prefixes only with sequences of the same salt.
+        tenant
+            Whose sequence it is, for the quotas of the eviction order. If not given, the one that
+            a `KeyedPrompt` names, and 0 for token ids.
 
         Returns
         -------
@@ -124,32 +178,45 @@ class PagedAllocator:
         DuplicateSequence
             The name is in use.
         BadSize
-            The tokens are not one-dimensional integers.
+            The tokens are not one-dimensional integers, there are more keys than full blocks,
+            `num_tokens` is negative or more than the prompt has, or `salt` comes with keys.
         OutOfBlocks
             The pool cannot hold the sequence now. Nothing was changed.
         """
         if sequence in self._tables:
             raise DuplicateSequence(sequence)
-        ids = token_array(tokens)
+        if tenant is None:
+            tenant = prompt.tenant if isinstance(prompt, KeyedPrompt) else 0
         table = BlockTable(self.block_size)
         if not self.prefix_caching:
-            table.grow(ids.size, self.pool.allocate(self._blocks_for(ids.size)))
+            room = _room(_length(prompt), num_tokens, cached=0)
+            table.grow(room, self.pool.allocate(self._blocks_for(room), tenant=tenant))
             self._tables[sequence] = table
             return 0
 
-        prompt = _Prompt(ids, self._index, salt)
-        needed, available = self._demand(prompt)
+        lookup = self._look_up(prompt, num_tokens, salt)
+        needed, available = self._demand(lookup)
         if needed > available:
             raise OutOfBlocks(needed, available)
+        hits = lookup.hits
+        missed = lookup.missed()
+        if self._ghosts.evictions:
+            self.num_ghost_hits += self._ghosts.count(lookup.in_vain(missed))
         # Retained before anything is allocated: an allocation may evict idle blocks, and the idle
         # ones among the hits are not to be among them.
-        for block in prompt.hits:
+        for block in hits:
             self.pool.retain(block)
-        table.grow(ids.size, prompt.hits + self.pool.allocate(needed))
-        self._publish(table.blocks, len(prompt.hits), prompt.missed_digests())
+        if self._watched:
+            for block in hits:
+                self.pool.hit(block)
+        table.grow(lookup.num_tokens, hits + self.pool.allocate(needed, tenant=tenant))
         self._tables[sequence] = table
-        self._chains[sequence] = prompt.chain
-        return len(prompt.hits) * self.block_size
+        if tenant:
+            self._tenants[sequence] = tenant
+        if lookup.chain is not None:
+            self._chains[sequence] = lookup.chain
+        self._publish(sequence, table.blocks, len(hits), missed)
+        return len(hits) * self.block_size
 
     def append(self, sequence: Hashable, tokens: Tokens | int) -> None:
         """Add one token or several to a sequence, and the blocks that they need.
@@ -180,34 +247,95 @@ class PagedAllocator:
         ):
             # What nearly every call of a decoding engine is: one token, room for it, no sharing.
             chain = self._chains.get(sequence)
-            digest = None if chain is None else chain.push(tokens)
+            key = None if chain is None else chain.push(tokens)
             table.num_tokens += 1
-            if digest is not None:
-                self._index.insert(digest, table.blocks[-1])
+            if key is not None:
+                if self._watched:
+                    self._publish(sequence, table.blocks, len(table.blocks) - 1, [key])
+                else:
+                    self._index.insert(key, table.blocks[-1])
             return
         if isinstance(tokens, int | np.integer):
             tokens = np.array([tokens])
         self._append_many(sequence, table, token_array(tokens))
 
+    def extend(self, sequence: Hashable, num_tokens: int) -> None:
+        """Add tokens whose ids are unknown to a sequence, and the blocks that they need.
+
+        Of a sequence that was admitted with a `KeyedPrompt`, blocks that have a key are published
+        under it as they are filled, and later ones never. One that was admitted with token ids
+        publishes nothing more: from here on nobody knows what its blocks hold.
+
+        Otherwise it is `append`, of so many tokens.
+
+        Raises
+        ------
+        UnknownSequence
+            There is no such sequence.
+        BadSize
+            `num_tokens` is negative or no integer.
+        OutOfBlocks
+            The pool cannot hold the tokens now. Nothing was changed.
+        CopyPending
+            The block to be copied is itself waiting for a copy. Nothing was changed.
+        """
+        table = self._tables.get(sequence)
+        if table is None:
+            raise UnknownSequence(sequence)
+        if type(num_tokens) is not int or num_tokens < 1:
+            num_tokens = checked_size("num_tokens", num_tokens, at_least=0)
+            if num_tokens == 0:
+                return
+        size = self.block_size
+        blocks = table.blocks
+        begin = table.num_tokens
+        if begin % size and self._references[blocks[-1]] != 1:
+            self._grow(sequence, table, num_tokens)
+        else:
+            end = begin + num_tokens
+            needed = -(-end // size) - len(blocks)
+            if needed:
+                tenant = self._tenants.get(sequence, 0) if self._tenants else 0
+                blocks += self.pool.allocate(needed, tenant=tenant)
+            table.num_tokens = end
+        if sequence in self._chains:
+            self._advance(sequence, begin // size, num_tokens)
+
+    def _advance(self, sequence: Hashable, filled: int, num_tokens: int) -> None:
+        """Publish what unknown tokens fill, behind `filled` full blocks."""
+        chain = self._chains[sequence]
+        if isinstance(chain, PrefixChain):
+            del self._chains[sequence]
+            return
+        self._publish(sequence, self._tables[sequence].blocks, filled, chain.advance(num_tokens))
+        if chain.exhausted:
+            # What follows is never published, and so growing by it costs no more than a block.
+            del self._chains[sequence]
+
     def _append_many(self, sequence: Hashable, table: BlockTable, ids: NDArray[np.int64]) -> None:
         if ids.size == 0:
             return
-        filled, offset = divmod(table.num_tokens, self.block_size)
-        source = table.blocks[-1] if offset else None
-        needed = self._blocks_for(table.num_tokens + ids.size) - len(table.blocks)
-        if source is None or not self._is_shared(source):
-            table.grow(ids.size, self.pool.allocate(needed))
-        else:
-            if source in self._copies:
-                raise CopyPending(source)
-            copy, *more = self.pool.allocate(needed + 1)
-            table.replace_last(copy)
-            table.grow(ids.size, more)
-            self._copies[copy] = source
-            self._waiting[source] = self._waiting.get(source, 0) + 1
+        filled = table.num_tokens // self.block_size
+        self._grow(sequence, table, ids.size)
         chain = self._chains.get(sequence)
         if chain is not None:
-            self._publish(table.blocks, filled, chain.extend(ids))
+            self._publish(sequence, table.blocks, filled, chain.extend(ids))
+
+    def _grow(self, sequence: Hashable, table: BlockTable, num_tokens: int) -> None:
+        """Add tokens and the blocks that they need, with a copy of the last one if it is shared."""
+        source = table.blocks[-1] if table.num_tokens % self.block_size else None
+        needed = self._blocks_for(table.num_tokens + num_tokens) - len(table.blocks)
+        tenant = self._tenants.get(sequence, 0)
+        if source is None or not self._is_shared(source):
+            table.grow(num_tokens, self.pool.allocate(needed, tenant=tenant))
+            return
+        if source in self._copies:
+            raise CopyPending(source)
+        copy, *more = self.pool.allocate(needed + 1, tenant=tenant)
+        table.replace_last(copy)
+        table.grow(num_tokens, more)
+        self._copies[copy] = source
+        self._waiting[source] = self._waiting.get(source, 0) + 1
 
     def fork(self, parent: Hashable, child: Hashable) -> None:
         """Start `child` as a continuation of `parent` that shares all of its blocks.
@@ -224,11 +352,13 @@ class PagedAllocator:
             raise UnknownSequence(parent)
         if child in self._tables:
             raise DuplicateSequence(child)
-        for block in table.blocks:
+        for block in table.held():
             self.pool.retain(block)
         self._tables[child] = table.fork()
         if parent in self._chains:
             self._chains[child] = self._chains[parent].fork()
+        if parent in self._tenants:
+            self._tenants[child] = self._tenants[parent]
 
     def free(self, sequence: Hashable) -> None:
         """Give up a sequence. Published blocks stay for reuse until their room is needed.
@@ -242,10 +372,29 @@ class PagedAllocator:
         if table is None:
             raise UnknownSequence(sequence)
         self._chains.pop(sequence, None)
+        if self._tenants:
+            self._tenants.pop(sequence, None)
         # Tail first: a block is of use only as long as all those before it are there, so the head
         # has to be evicted last.
-        for block in reversed(table.blocks):
-            self._release(block)
+        self._release_all(table.held()[::-1])
+
+    def release_before(self, sequence: Hashable, position: int) -> None:
+        """Give up the blocks whose tokens all lie before `position`, as behind a sliding window.
+
+        Their places in the table stay, so positions keep their meaning. What was released before
+        is left alone. Published blocks stay for reuse until their room is needed, like those of
+        a sequence that is freed.
+
+        Raises
+        ------
+        UnknownSequence
+            There is no such sequence.
+        BadSize
+            `position` is negative or behind the last token.
+        """
+        released = self._table(sequence).release_before(position)
+        if released:
+            self._release_all(released[::-1])
 
     def slots(self, sequence: Hashable, *, start: int = 0) -> NDArray[np.int64]:
         """Return the slot of each token position from `start` on, int64 [num_tokens - start].
@@ -255,7 +404,7 @@ class PagedAllocator:
         UnknownSequence
             There is no such sequence.
         BadSize
-            `start` is negative or behind the last token.
+            `start` is negative, behind the last token, or in a block that was released.
         """
         return self._table(sequence).slots(start=start)
 
@@ -269,6 +418,17 @@ class PagedAllocator:
         """
         return self._table(sequence).num_tokens
 
+    def num_blocks_of(self, sequence: Hashable) -> int:
+        """Return the blocks that a sequence holds, shared ones included, released ones not.
+
+        Raises
+        ------
+        UnknownSequence
+            There is no such sequence.
+        """
+        table = self._table(sequence)
+        return len(table.blocks) - table.num_released
+
     def block_table(
         self, sequences: Sequence[Hashable], *, width: int | None = None, fill: int = -1
     ) -> NDArray[np.int32]:
@@ -281,7 +441,7 @@ class PagedAllocator:
         width
             Columns; as many as the longest sequence has blocks if not given.
         fill
-            What stands behind the last block of a row.
+            What stands behind the last block of a row, and in the places of released blocks.
 
         Raises
         ------
@@ -290,16 +450,19 @@ class PagedAllocator:
         BadSize
             A sequence has more than `width` blocks.
         """
-        rows = [self._table(sequence).row() for sequence in sequences]
-        longest = max((row.size for row in rows), default=0)
+        tables = [self._table(sequence) for sequence in sequences]
+        longest = max((len(table.blocks) for table in tables), default=0)
         if width is None:
             width = longest
         elif width < longest:
             raise BadSize(f"width = {width}: the longest sequence has {longest} blocks, give that")
-        table = np.full((len(rows), width), fill, np.int32)
-        for columns, row in zip(table, rows, strict=True):
+        rows = np.full((len(tables), width), fill, np.int32)
+        for columns, table in zip(rows, tables, strict=True):
+            row = table.row()
             columns[: row.size] = row
-        return table
+            if table.num_released:
+                columns[: table.num_released] = fill
+        return rows
 
     def take_copies(self) -> list[tuple[int, int]]:
         """Return the block copies that are due, (source, destination), and consider them done.
@@ -308,6 +471,7 @@ class PagedAllocator:
         a destination, and none twice as a destination.
         """
         taken = [(source, copy) for copy, source in self._copies.items()]
+        self.num_copies += len(taken)
         self._copies.clear()
         self._waiting.clear()
         for source, _ in taken:
@@ -320,8 +484,13 @@ class PagedAllocator:
         Sequences that are in the cache stay and can go on, but nothing they hold now or append
         later is published: it rests on the old weights.
         """
+        if self._watched:
+            for block in self._index.digests:
+                if self._references[block]:
+                    self.pool.forget(block)
         self._chains.clear()
         self._index.clear()
+        self._ghosts.clear()
         self.pool.evict_idle()
 
     def blocks_needed(self, num_tokens: int) -> int:
@@ -334,19 +503,56 @@ class PagedAllocator:
         """
         return self._blocks_for(checked_size("num_tokens", num_tokens, at_least=0))
 
-    def can_admit(self, tokens: Tokens, *, salt: bytes = b"") -> bool:
+    def can_admit(
+        self, prompt: Tokens | KeyedPrompt, *, num_tokens: int | None = None, salt: bytes = b""
+    ) -> bool:
         """Return whether `admit` would find room for such a sequence now.
 
         Raises
         ------
         BadSize
-            The tokens are not one-dimensional integers.
+            As `admit` does.
         """
-        ids = token_array(tokens)
         if not self.prefix_caching:
-            return self._blocks_for(ids.size) <= self.num_free
-        needed, available = self._demand(_Prompt(ids, self._index, salt))
+            return self._blocks_for(_room(_length(prompt), num_tokens, cached=0)) <= self.num_free
+        needed, available = self._demand(self._look_up(prompt, num_tokens, salt))
         return needed <= available
+
+    def blocks_for_admission(
+        self,
+        prompt: Tokens | KeyedPrompt,
+        num_tokens: int | None = None,
+        *,
+        salt: bytes = b"",
+    ) -> tuple[int, int]:
+        """Return what `admit` would take from the free and idle blocks, and how many there are.
+
+        The difference is what would be left, for a scheduler that keeps a watermark. Idle blocks
+        that the prompt hits count as taken.
+
+        Raises
+        ------
+        BadSize
+            As `admit` does.
+        """
+        if not self.prefix_caching:
+            return self._blocks_for(_room(_length(prompt), num_tokens, cached=0)), self.num_free
+        needed, available = self._demand(self._look_up(prompt, num_tokens, salt))
+        present = self.num_free + self.num_cached_idle
+        return needed + present - available, present
+
+    def cached_tokens(self, prompt: Tokens | KeyedPrompt, *, salt: bytes = b"") -> int:
+        """Return the leading tokens that `admit` would find cached now, without admitting.
+
+        Raises
+        ------
+        BadSize
+            As `admit` does.
+        """
+        if not self.prefix_caching:
+            _length(prompt)
+            return 0
+        return len(self._look_up(prompt, None, salt).hits) * self.block_size
 
     def _table(self, sequence: Hashable) -> BlockTable:
         try:
@@ -357,7 +563,18 @@ class PagedAllocator:
     def _blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
 
-    def _demand(self, prompt: _Prompt) -> tuple[int, int]:
+    def _look_up(
+        self, prompt: Tokens | KeyedPrompt, num_tokens: int | None, salt: bytes
+    ) -> _Prompt | _KeyedLookup:
+        if isinstance(prompt, KeyedPrompt):
+            if salt:
+                raise BadSize(
+                    f"salt = {salt!r} with a keyed prompt: let the keys of tenants differ instead"
+                )
+            return _KeyedLookup(prompt, self._index, num_tokens)
+        return _Prompt(token_array(prompt), self._index, num_tokens, salt)
+
+    def _demand(self, prompt: _Prompt | _KeyedLookup) -> tuple[int, int]:
         """Blocks that `prompt` needs besides its hits, and blocks that it can have."""
         idle_hits = sum(self._references[block] == 0 for block in prompt.hits)
         available = self.num_free + self.num_cached_idle - idle_hits
@@ -367,9 +584,26 @@ class PagedAllocator:
         """Whether another sequence reads `block`. A pending copy does so before the next write."""
         return self._references[block] - self._waiting.get(block, 0) > 1
 
-    def _publish(self, blocks: list[int], first: int, digests: Iterator[bytes]) -> None:
-        for at, digest in enumerate(digests, first):
-            self._index.insert(digest, blocks[at])
+    def _publish(
+        self, sequence: Hashable, blocks: list[int], first: int, keys: Iterable[BlockKey]
+    ) -> None:
+        insert = self._index.insert
+        if not self._watched:
+            for at, key in enumerate(keys, first):
+                insert(key, blocks[at])
+            return
+        tenant = self._tenants.get(sequence, 0)
+        published = [blocks[at] for at, key in enumerate(keys, first) if insert(key, blocks[at])]
+        # Tail first here, too, for an order that goes by the moment of publication.
+        for block in reversed(published):
+            self.pool.publish(block, tenant=tenant)
+
+    def _release_all(self, blocks: list[int]) -> None:
+        if self._copies:
+            for block in blocks:
+                self._release(block)
+        else:
+            self.pool.release_all(blocks, keep=self._index.digests)
 
     def _release(self, block: int) -> None:
         keep = block in self._index.digests
@@ -378,7 +612,9 @@ class PagedAllocator:
             self._drop_copy(block)
 
     def _forget(self, evicted: int) -> None:
-        self._index.forget(evicted)
+        key = self._index.forget(evicted)
+        if key is not None:
+            self._ghosts.add(key)
         if evicted in self._copies:
             self._drop_copy(evicted)
 
@@ -388,29 +624,88 @@ class PagedAllocator:
         self._release(source)
 
 
+def _length(prompt: Tokens | KeyedPrompt) -> int:
+    return prompt.num_tokens if isinstance(prompt, KeyedPrompt) else token_array(prompt).size
+
+
+def _room(total: int, num_tokens: int | None, *, cached: int) -> int:
+    """Tokens of a prompt of `total` tokens to make room for, of which `cached` are hits."""
+    if num_tokens is None:
+        return total
+    asked = checked_size("num_tokens", num_tokens, at_least=0, at_most=total)
+    return max(asked, min(cached + 1, total))
+
+
 class _Prompt:
-    """What the index holds of a prompt.
+    """What the index holds of a prompt of token ids.
 
     Digests are computed as they are needed: a prompt that is refused at each step until there is
     room for it costs one digest more than it has hits, not all of them.
     """
 
-    __slots__ = ("_computed", "_digests", "chain", "hits", "num_tokens")
+    __slots__ = ("_computed", "_digests", "_ids", "_salt", "_size", "chain", "hits", "num_tokens")
 
-    def __init__(self, ids: NDArray[np.int64], index: PrefixIndex, salt: bytes) -> None:
-        self.num_tokens = ids.size
-        self.chain = PrefixChain(index.block_size, salt=salt)
+    def __init__(
+        self, ids: NDArray[np.int64], index: PrefixIndex, num_tokens: int | None, salt: bytes
+    ) -> None:
+        self._size = index.block_size
+        self._ids = ids
+        self._salt = salt
+        self.chain = PrefixChain(self._size, salt=salt)
         self._digests = self.chain.extend(ids)
-        self._computed: list[bytes] = []
-        # Not the block of the last token: at least one token has to be computed.
-        candidates = max(ids.size - 1, 0) // index.block_size
-        self.hits = index.longest_run(self._compute(candidates))
+        self._computed: list[BlockKey] = []
+        self.hits = index.longest_run(self._compute(_candidates(ids.size, self._size)))
+        self.num_tokens = _room(ids.size, num_tokens, cached=len(self.hits) * self._size)
 
-    def missed_digests(self) -> Iterator[bytes]:
-        """Digests of the full blocks behind the hits. Exhausting it completes `chain`."""
-        return itertools.chain(self._computed[len(self.hits) :], self._digests)
+    def missed(self) -> list[BlockKey]:
+        """Digests of the full blocks behind the hits. This takes `chain` to its end."""
+        if self.num_tokens < self._ids.size:
+            # The lookup may have gone beyond the tokens that there is to be room for.
+            begin = len(self.hits) * self._size
+            self.chain = PrefixChain(self._size, salt=self._salt)
+            if self.hits:
+                last = self._computed[len(self.hits) - 1]
+                assert isinstance(last, bytes)
+                self.chain.digest = last
+            return list(self.chain.extend(self._ids[begin : self.num_tokens]))
+        return [*self._computed[len(self.hits) :], *self._digests]
 
-    def _compute(self, count: int) -> Iterator[bytes]:
+    def in_vain(self, missed: list[BlockKey]) -> list[BlockKey]:
+        """Those of `missed` that a hit could have been found for."""
+        return missed[: _candidates(self._ids.size, self._size) - len(self.hits)]
+
+    def _compute(self, count: int) -> Iterator[BlockKey]:
         for digest in itertools.islice(self._digests, count):
             self._computed.append(digest)
             yield digest
+
+
+class _KeyedLookup:
+    """What the index holds of a keyed prompt."""
+
+    __slots__ = ("_candidates", "_keys", "_size", "chain", "hits", "num_tokens")
+
+    def __init__(self, prompt: KeyedPrompt, index: PrefixIndex, num_tokens: int | None) -> None:
+        self._size = index.block_size
+        self._keys = prompt.checked_keys(self._size)
+        self._candidates = self._keys[: _candidates(prompt.num_tokens, self._size)]
+        self.hits = index.longest_run(self._candidates)
+        self.num_tokens = _room(prompt.num_tokens, num_tokens, cached=len(self.hits) * self._size)
+        self.chain: KeyedChain | None = None
+
+    def missed(self) -> list[BlockKey]:
+        """Keys of the full blocks behind the hits. This sets `chain`, if more are to come."""
+        full = self.num_tokens // self._size
+        if full < len(self._keys):
+            self.chain = KeyedChain(self._keys, self._size)
+            self.chain.num_tokens = self.num_tokens
+        return list(self._keys[len(self.hits) : full])
+
+    def in_vain(self, missed: list[BlockKey]) -> Sequence[BlockKey]:
+        """Keys that a hit could have been found for. They are known whatever there is room for."""
+        return self._candidates[len(self.hits) :]
+
+
+def _candidates(num_tokens: int, block_size: int) -> int:
+    """Blocks that may be hits: not that of the last token, for at least one has to be computed."""
+    return max(num_tokens - 1, 0) // block_size

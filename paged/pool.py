@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Final
 
 from paged.errors import BadSize, DoubleFree, OutOfBlocks, UseAfterFree, checked_size
+from paged.eviction import LRU, EvictionOrder
 
 MAX_BLOCKS: Final = 2**31 - 1
 """Block tables are int32 in the attention contract, so blocks have to be countable in int32."""
@@ -22,8 +22,8 @@ class BlockPool:
     - *idle*: no reference, but its content is kept for reuse until the block is needed elsewhere.
 
     Of the free blocks the one freed last is handed out first: its lines are the likeliest to be in
-    a cache of the device. Idle blocks are evicted when the free ones do not suffice, least recently
-    used first.
+    a cache of the device. Idle blocks are evicted when the free ones do not suffice, in an order of
+    choice.
 
     Parameters
     ----------
@@ -32,6 +32,8 @@ class BlockPool:
     on_evict
         Called with each idle block that is evicted, before it is handed out again, so that whoever
         remembers its content forgets it. It may release other blocks.
+    eviction
+        The order in which idle blocks are evicted, empty; least recently used first if not given.
 
     Attributes
     ----------
@@ -41,17 +43,27 @@ class BlockPool:
     Raises
     ------
     BadSize
-        `num_blocks` is out of range.
+        `num_blocks` is out of range, or `eviction` is in use already.
     """
 
     __slots__ = ("_free", "_idle", "_on_evict", "_references", "num_blocks", "reference_counts")
 
-    def __init__(self, num_blocks: int, *, on_evict: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self,
+        num_blocks: int,
+        *,
+        on_evict: Callable[[int], None] | None = None,
+        eviction: EvictionOrder | None = None,
+    ) -> None:
         self.num_blocks = checked_size("num_blocks", num_blocks, at_least=1, at_most=MAX_BLOCKS)
         self._references = [0] * self.num_blocks
         self.reference_counts: Sequence[int] = self._references
         self._free = list(range(self.num_blocks - 1, -1, -1))
-        self._idle: OrderedDict[int, None] = OrderedDict()
+        self._idle: EvictionOrder = LRU() if eviction is None else eviction
+        if len(self._idle):
+            raise BadSize(
+                f"eviction order with {len(self._idle)} idle blocks: give each pool one of its own"
+            )
         self._on_evict = on_evict
 
     @property
@@ -70,11 +82,11 @@ class BlockPool:
         return self.num_blocks - len(self._free) - len(self._idle)
 
     def eviction_order(self) -> list[int]:
-        """Return the idle blocks, the next to be evicted first."""
-        return list(self._idle)
+        """Return the idle blocks, the next to be evicted first, tenants' quotas aside."""
+        return self._idle.order()
 
-    def allocate(self, count: int) -> list[int]:
-        """Take `count` blocks, evicting idle ones where the free ones do not suffice.
+    def allocate(self, count: int, *, tenant: int = 0) -> list[int]:
+        """Take `count` blocks for `tenant`, evicting idle ones where the free ones do not suffice.
 
         Returns
         -------
@@ -88,15 +100,24 @@ class BlockPool:
         OutOfBlocks
             Fewer than `count` blocks are free or idle. None was taken and none evicted.
         """
+        free = self._free
+        if count == 1 and free:
+            # What nearly every call of a decoding engine is.
+            block = free.pop()
+            self._references[block] = 1
+            return [block]
         if count < 0:
             raise BadSize(f"count = {count}: blocks are allocated 0 or more at a time")
-        free = self._free
         missing = count - len(free)
         if missing > 0:
             if missing > len(self._idle):
                 raise OutOfBlocks(count, len(free) + len(self._idle))
+            pop, on_evict = self._idle.pop, self._on_evict
             for _ in range(missing):
-                self._evict()
+                block = pop(tenant=tenant, coming=count)
+                if on_evict is not None:
+                    on_evict(block)
+                free.append(block)
         first = len(free) - count
         blocks = free[first:]
         del free[first:]
@@ -120,13 +141,11 @@ class BlockPool:
         if self._references[block] == 0:
             if block not in self._idle:
                 raise UseAfterFree(block)
-            del self._idle[block]
+            self._idle.remove(block)
         self._references[block] += 1
 
     def release(self, block: int, *, keep: bool) -> None:
         """Drop a reference. With the last one the block becomes idle if `keep`, else free.
-
-        A block that becomes idle is the most recently used of the idle ones.
 
         Raises
         ------
@@ -140,19 +159,65 @@ class BlockPool:
         if count == 0:
             raise DoubleFree(block)
         self._references[block] = count - 1
-        if count == 1:
-            if keep:
-                self._idle[block] = None
-            else:
-                self._free.append(block)
+        if count > 1:
+            return
+        if not keep:
+            self._free.append(block)
+        elif (turned_out := self._idle.add(block)) is not None:
+            self._give_up(turned_out)
+
+    def release_all(self, blocks: Iterable[int], *, keep: Container[int]) -> None:
+        """Drop a reference of each of `blocks`, in this order. It is `release` for many at a time.
+
+        Parameters
+        ----------
+        blocks
+            Blocks of the pool; this is not checked.
+        keep
+            Those that become idle when their last reference is dropped; the others become free.
+
+        Raises
+        ------
+        DoubleFree
+            A block has no reference. Those before it were released.
+        """
+        references, free, add = self._references, self._free, self._idle.add
+        for block in blocks:
+            count = references[block]
+            if count == 0:
+                raise DoubleFree(block)
+            references[block] = count - 1
+            if count > 1:
+                continue
+            if block not in keep:
+                free.append(block)
+            elif (turned_out := add(block)) is not None:
+                self._give_up(turned_out)
+
+    def publish(self, block: int, *, tenant: int) -> None:
+        """Say that the content of `block`, which is in use, is of use to others from now on.
+
+        It is for orders of eviction that watch the content, and so are `hit` and `forget`. A quota
+        of the tenant may evict another block of the same tenant.
+        """
+        turned_out = self._idle.publish(block, tenant=tenant)
+        if turned_out is not None:
+            self._give_up(turned_out)
+
+    def hit(self, block: int) -> None:
+        """Say that a lookup has found the content of `block`, which is in use by now."""
+        self._idle.hit(block)
+
+    def forget(self, block: int) -> None:
+        """Say that the content of `block`, which is in use, is no longer of use to others."""
+        self._idle.forget(block)
 
     def evict_idle(self) -> None:
         """Evict every idle block."""
-        while self._idle:
-            self._evict()
+        while len(self._idle):
+            self._give_up(self._idle.pop())
 
-    def _evict(self) -> None:
-        block, _ = self._idle.popitem(last=False)
+    def _give_up(self, block: int) -> None:
         if self._on_evict is not None:
             self._on_evict(block)
         self._free.append(block)

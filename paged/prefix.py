@@ -9,6 +9,9 @@ prompt to collide with another's.
 The chain starts from a digest of a salt. Sequences with different salts never share a block: give
 each tenant its own, and each adapter or anything else that keys and values depend on. That first
 digest is personalised, so that no salt can be mistaken for tokens.
+
+A recorded stream often knows no tokens, only which blocks of its prompts are equal: there a key
+that the recorder gave out takes the place of the digest (`KeyedPrompt`).
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 import reprlib
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -26,6 +30,9 @@ from paged.errors import BadSize, PagedCacheError, checked_size
 
 Tokens = Sequence[int] | NDArray[np.integer[Any]]
 """Token ids: a list, a tuple, a range or an integer array, one-dimensional."""
+
+BlockKey = bytes | int
+"""What a full block is known by: a digest of its prefix, or a key that stands for its prefix."""
 
 _DIGEST_BYTES: Final = 32
 _TOKEN_BYTES: Final = 8
@@ -50,6 +57,102 @@ def token_array(tokens: Tokens) -> NDArray[np.int64]:
     if ids.dtype.kind not in "iu" or (ids.dtype == np.uint64 and ids.max() > 2**63 - 1):
         raise BadSize(f"tokens of dtype {ids.dtype}: give integers that fit into int64")
     return ids.astype(np.int64, copy=False)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyedPrompt:
+    """A prompt of which no token ids are known, only which of its blocks equal those of others.
+
+    Attributes
+    ----------
+    num_tokens
+        Tokens of the prompt.
+    keys
+        One integer for each full block, from the first on: equal keys say that all tokens up to the
+        end of the block are equal. Fewer keys than full blocks are fine, `()` too: the blocks
+        without a key are neither looked up nor kept.
+    tenant
+        Whose prompt it is, 0 or more, for quotas of the cache. Tenants share blocks of equal keys.
+
+    Raises
+    ------
+    BadSize
+        `num_tokens` or `tenant` is negative or no integer.
+    """
+
+    num_tokens: int
+    keys: Sequence[int] = ()
+    tenant: int = 0
+
+    def __post_init__(self) -> None:
+        if type(self.num_tokens) is not int or self.num_tokens < 0:
+            checked_size("num_tokens", self.num_tokens, at_least=0)
+        if type(self.tenant) is not int or self.tenant < 0:
+            checked_size("tenant", self.tenant, at_least=0)
+
+    def checked_keys(self, block_size: int) -> Sequence[int]:
+        """Return the keys.
+
+        Raises
+        ------
+        BadSize
+            There are more of them than full blocks of `block_size` tokens.
+        """
+        if len(self.keys) > self.num_tokens // block_size:
+            raise BadSize(
+                f"{len(self.keys)} keys for {self.num_tokens} tokens in blocks of {block_size}: "
+                f"give at most {self.num_tokens // block_size}, one for each full block"
+            )
+        return self.keys
+
+
+class KeyedChain:
+    """How far one sequence of a `KeyedPrompt` has come: the counterpart of `PrefixChain`.
+
+    Parameters
+    ----------
+    keys
+        Keys of its full blocks.
+    block_size
+        Tokens per block.
+
+    Attributes
+    ----------
+    num_tokens
+        Tokens so far.
+    """
+
+    __slots__ = ("_block_size", "_keys", "num_tokens")
+
+    def __init__(self, keys: Sequence[int], block_size: int) -> None:
+        self._keys = keys
+        self._block_size = block_size
+        self.num_tokens = 0
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether every block that has a key is full."""
+        return self.num_tokens >= len(self._keys) * self._block_size
+
+    def push(self, token: int) -> int | None:
+        """Add one token, of whatever id; return the key of the block that it fills, if any."""
+        return next(self.advance(1), None)
+
+    def extend(self, tokens: NDArray[np.int64]) -> Iterator[int]:
+        """Add tokens, of whatever ids; return the keys of the blocks that they fill."""
+        return self.advance(tokens.size)
+
+    def advance(self, num_tokens: int) -> Iterator[int]:
+        """Add `num_tokens` tokens; return the keys of the blocks that they fill."""
+        first = self.num_tokens // self._block_size
+        self.num_tokens += num_tokens
+        return iter(self._keys[first : self.num_tokens // self._block_size])
+
+    def fork(self) -> KeyedChain:
+        """Return a chain that stands where this one stands and goes on by itself."""
+        child = KeyedChain(self._keys, self._block_size)
+        child.num_tokens = self.num_tokens
+        return child
 
 
 class PrefixChain:
@@ -131,7 +234,7 @@ class PrefixIndex:
     Attributes
     ----------
     digests
-        Digest of each indexed block. To be read, not written.
+        Digest or key of each indexed block. To be read, not written.
 
     Raises
     ------
@@ -143,9 +246,9 @@ class PrefixIndex:
 
     def __init__(self, block_size: int) -> None:
         self.block_size = checked_size("block_size", block_size, at_least=1)
-        self._block_of: dict[bytes, int] = {}
-        self._digest_of: dict[int, bytes] = {}
-        self.digests: Mapping[int, bytes] = self._digest_of
+        self._block_of: dict[BlockKey, int] = {}
+        self._digest_of: dict[int, BlockKey] = {}
+        self.digests: Mapping[int, BlockKey] = self._digest_of
 
     def __len__(self) -> int:
         """Indexed blocks."""
@@ -162,7 +265,7 @@ class PrefixIndex:
         chain = PrefixChain(self.block_size, salt=salt)
         return self.longest_run(chain.extend(token_array(tokens)))
 
-    def longest_run(self, digests: Iterable[bytes]) -> list[int]:
+    def longest_run(self, digests: Iterable[BlockKey]) -> list[int]:
         """Return the blocks of `digests` up to the first that is not held."""
         run: list[int] = []
         for digest in digests:
@@ -172,7 +275,7 @@ class PrefixIndex:
             run.append(block)
         return run
 
-    def insert(self, digest: bytes, block: int) -> bool:
+    def insert(self, digest: BlockKey, block: int) -> bool:
         """Say that `block` holds what `digest` stands for; return whether it is indexed now.
 
         It is not if another block holds the same: the first stays, the duplicate stays private to
@@ -193,11 +296,12 @@ class PrefixIndex:
         self._digest_of[block] = digest
         return True
 
-    def forget(self, block: int) -> None:
-        """Take `block` out of the index, if it is there."""
+    def forget(self, block: int) -> BlockKey | None:
+        """Take `block` out of the index, and return what it was known by, if it is there."""
         digest = self._digest_of.pop(block, None)
         if digest is not None:
             del self._block_of[digest]
+        return digest
 
     def clear(self) -> None:
         """Take every block out of the index."""

@@ -9,7 +9,11 @@ from numpy.typing import NDArray
 
 from paged.errors import BadSize, checked_size
 
+RELEASED: Final = -1
+"""What stands in a table in the place of a block that was given up."""
+
 _FIRST_CAPACITY: Final = 8
+_NO_BLOCKS: Final[NDArray[np.int32]] = np.empty(0, np.int32)
 
 
 class BlockTable:
@@ -17,6 +21,9 @@ class BlockTable:
 
     Token position `p` lives in slot `blocks[p // block_size] * block_size + p % block_size`. The
     blocks always cover the tokens with less than one block to spare.
+
+    Leading blocks may be released once nobody looks back that far, as behind a sliding window. The
+    others keep their places, so positions keep their meaning; a released place holds `RELEASED`.
 
     A table owns nothing: references to its blocks are counted by whoever fills it.
 
@@ -28,9 +35,11 @@ class BlockTable:
     Attributes
     ----------
     blocks
-        Physical blocks in logical order. To be read; `grow` and `replace_last` change it.
+        Physical blocks in logical order. To be read; the methods change it.
     num_tokens
-        Tokens of the sequence.
+        Tokens of the sequence, those in released blocks included.
+    num_released
+        Leading blocks that were released.
 
     Raises
     ------
@@ -38,16 +47,17 @@ class BlockTable:
         `block_size` is below 1.
     """
 
-    __slots__ = ("_mirror", "_mirrored", "block_size", "blocks", "num_tokens")
+    __slots__ = ("_mirror", "_mirrored", "block_size", "blocks", "num_released", "num_tokens")
 
     def __init__(self, block_size: int) -> None:
         self.block_size = checked_size("block_size", block_size, at_least=1)
         self.blocks: list[int] = []
         self.num_tokens = 0
+        self.num_released = 0
         # Bookkeeping reads single blocks, for which a list is several times faster than an array;
         # kernels want the whole row, for which the array is. So the row is kept beside the list,
         # and brought up to date when it is asked for.
-        self._mirror: NDArray[np.int32] = np.empty(0, np.int32)
+        self._mirror = _NO_BLOCKS
         self._mirrored = 0
 
     def grow(self, num_tokens: int, blocks: list[int]) -> None:
@@ -73,15 +83,46 @@ class BlockTable:
         self.blocks[-1] = block
         self._mirrored = min(self._mirrored, len(self.blocks) - 1)
 
+    def release_before(self, position: int) -> list[int]:
+        """Take out the blocks whose tokens all lie before `position`, and return them in order.
+
+        Those that were taken out before are not among them.
+
+        Raises
+        ------
+        BadSize
+            `position` is negative or behind the last token. Nothing was changed.
+        """
+        if not 0 <= position <= self.num_tokens:
+            raise BadSize(
+                f"position = {position}: the sequence has {self.num_tokens} tokens, "
+                f"release before 0 to {self.num_tokens}"
+            )
+        first = self.num_released
+        end = position // self.block_size
+        if end <= first:
+            return []
+        released = self.blocks[first:end]
+        self.blocks[first:end] = [RELEASED] * len(released)
+        self.num_released = end
+        # The part of the row that has been written says so, too.
+        self._mirror[first : min(end, self._mirrored)] = RELEASED
+        return released
+
+    def held(self) -> list[int]:
+        """Return the blocks that were not released, in order."""
+        return self.blocks[self.num_released :]
+
     def fork(self) -> BlockTable:
         """Return a table of the same tokens in the same blocks that grows on its own."""
         child = BlockTable(self.block_size)
         child.blocks = self.blocks.copy()
         child.num_tokens = self.num_tokens
+        child.num_released = self.num_released
         return child
 
     def row(self) -> NDArray[np.int32]:
-        """Return the blocks as an int32 array [len(blocks)].
+        """Return the blocks as an int32 array [len(blocks)], `RELEASED` for released ones.
 
         It is a view: copy it if it has to outlive the next change of the table.
         """
@@ -101,12 +142,17 @@ class BlockTable:
         Raises
         ------
         BadSize
-            `start` is negative or behind the last token.
+            `start` is negative, behind the last token, or in a block that was released.
         """
         if not 0 <= start <= self.num_tokens:
             raise BadSize(f"start = {start}: the sequence has positions 0 to {self.num_tokens}")
         size = self.block_size
         first = start // size
+        if first < self.num_released:
+            raise BadSize(
+                f"start = {start}: the blocks before position {self.num_released * size} were "
+                f"released, start at {self.num_released * size} or behind it"
+            )
         # int64 before the product: a pool may hold more than 2**31 slots.
         bases = self.row()[first:].astype(np.int64) * size
         slots = (bases[:, None] + np.arange(size)).reshape(-1)

@@ -4,7 +4,7 @@ Every bug is planted into the code under test, most by replacing one small metho
 the words of the finding that it has to end in: a machine that merely crashes proves nothing.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Container, Hashable, Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from paged.allocator import PagedAllocator
 from paged.errors import OutOfBlocks
+from paged.eviction import LRU
 from paged.pool import BlockPool
 from paged.prefix import PrefixChain, PrefixIndex
 from paged.table import BlockTable
@@ -97,11 +98,11 @@ def copy_outlives_its_destination(patch: pytest.MonkeyPatch) -> None:
 
 @bug("source and destination at once|source of .* handed out|" + WRONG_OWNERS)
 def source_is_given_away_before_its_copy(patch: pytest.MonkeyPatch) -> None:
-    append = PagedAllocator._append_many
+    grow = PagedAllocator._grow
 
-    def hasty(self: PagedAllocator, sequence: Hashable, table: Any, ids: Any) -> None:
+    def hasty(self: PagedAllocator, sequence: Hashable, table: Any, num_tokens: int) -> None:
         pending = set(self._copies)
-        append(self, sequence, table, ids)
+        grow(self, sequence, table, num_tokens)
         for copy in set(self._copies) - pending:
             self._waiting[self._copies[copy]] -= 1
             self._release(self._copies[copy])
@@ -114,7 +115,7 @@ def source_is_given_away_before_its_copy(patch: pytest.MonkeyPatch) -> None:
     def drop(self: PagedAllocator, destination: int) -> None:
         del self._copies[destination]
 
-    patch.setattr(PagedAllocator, "_append_many", hasty)
+    patch.setattr(PagedAllocator, "_grow", hasty)
     patch.setattr(PagedAllocator, "take_copies", take)
     patch.setattr(PagedAllocator, "_drop_copy", drop)
 
@@ -148,7 +149,12 @@ def freed_without_looking_at_the_references(patch: pytest.MonkeyPatch) -> None:
             self._references[block] = 0
             self._free.append(block)
 
+    def release_all(self: BlockPool, blocks: Iterable[int], *, keep: Container[int]) -> None:
+        for block in blocks:
+            release(self, block, keep=block in keep)
+
     patch.setattr(BlockPool, "release", release)
+    patch.setattr(BlockPool, "release_all", release_all)
 
 
 @bug(WRONG_OWNERS)
@@ -160,7 +166,12 @@ def block_twice_in_the_free_list(patch: pytest.MonkeyPatch) -> None:
         if not keep and self._references[block] == 0:
             self._free.append(block)
 
+    def release_all(self: BlockPool, blocks: Iterable[int], *, keep: Container[int]) -> None:
+        for block in blocks:
+            release_twice(self, block, keep=block in keep)
+
     patch.setattr(BlockPool, "release", release_twice)
+    patch.setattr(BlockPool, "release_all", release_all)
 
 
 @bug(WRONG_OWNERS)
@@ -323,10 +334,10 @@ def refused_admission_keeps_its_hits(patch: pytest.MonkeyPatch) -> None:
 def refused_allocation_evicts(patch: pytest.MonkeyPatch) -> None:
     allocate = BlockPool.allocate
 
-    def eager(self: BlockPool, count: int) -> list[int]:
+    def eager(self: BlockPool, count: int, *, tenant: int = 0) -> list[int]:
         if count > len(self._free):
             self.evict_idle()
-        return allocate(self, count)
+        return allocate(self, count, tenant=tenant)
 
     patch.setattr(BlockPool, "allocate", eager)
 
@@ -335,8 +346,8 @@ def refused_allocation_evicts(patch: pytest.MonkeyPatch) -> None:
 def refused_append_keeps_the_blocks_it_got(patch: pytest.MonkeyPatch) -> None:
     allocate = BlockPool.allocate
 
-    def one_by_one(self: BlockPool, count: int) -> list[int]:
-        return [block for _ in range(count) for block in allocate(self, 1)]
+    def one_by_one(self: BlockPool, count: int, *, tenant: int = 0) -> list[int]:
+        return [block for _ in range(count) for block in allocate(self, 1, tenant=tenant)]
 
     patch.setattr(BlockPool, "allocate", one_by_one)
 
@@ -369,10 +380,10 @@ def _admits(allocator: PagedAllocator, tokens: list[int], salt: bytes) -> bool:
 def idle_blocks_do_not_count_as_available(patch: pytest.MonkeyPatch) -> None:
     allocate = BlockPool.allocate
 
-    def thrifty(self: BlockPool, count: int) -> list[int]:
+    def thrifty(self: BlockPool, count: int, *, tenant: int = 0) -> list[int]:
         if count > self.num_free:
             raise OutOfBlocks(count, self.num_free)
-        return allocate(self, count)
+        return allocate(self, count, tenant=tenant)
 
     patch.setattr(BlockPool, "allocate", thrifty)
 
@@ -383,15 +394,16 @@ def admission_evicts_its_own_hit(patch: pytest.MonkeyPatch) -> None:
     allocate = BlockPool.allocate
 
     # Hits are retained only after the rest was allocated, whatever became of them in between.
-    def late(self: BlockPool, count: int) -> list[int]:
+    def late(self: BlockPool, count: int, *, tenant: int = 0) -> list[int]:
         hits = [block for block in revived if self._references[block] == 1]
+        recency = self._idle._recency
         for block in hits:
             self._references[block] = 0
-            self._idle[block] = None
-            self._idle.move_to_end(block, last=False)
-        blocks = allocate(self, count)
+            recency[block] = None
+            recency.move_to_end(block, last=False)
+        blocks = allocate(self, count, tenant=tenant)
         for block in hits:
-            self._idle.pop(block, None)
+            recency.pop(block, None)
             self._references[block] += 1
         revived.clear()
         return blocks
@@ -411,13 +423,7 @@ def admission_evicts_its_own_hit(patch: pytest.MonkeyPatch) -> None:
 
 @bug("evicted, and least recently used", machine=PoolMachine)
 def most_recently_used_is_evicted_first(patch: pytest.MonkeyPatch) -> None:
-    def evict(self: BlockPool) -> None:
-        block, _ = self._idle.popitem()
-        if self._on_evict is not None:
-            self._on_evict(block)
-        self._free.append(block)
-
-    patch.setattr(BlockPool, "_evict", evict)
+    patch.setattr(LRU, "pop", lambda self, *, tenant=None, coming=0: self._recency.popitem()[0])
 
 
 @bug("eviction order, and least", machine=PoolMachine)
@@ -430,11 +436,12 @@ def revived_block_stays_in_the_eviction_order(patch: pytest.MonkeyPatch) -> None
 
 @bug("evicted, and least recently used", machine=PoolMachine)
 def owner_is_not_told_of_an_eviction(patch: pytest.MonkeyPatch) -> None:
-    def evict(self: BlockPool) -> None:
-        block, _ = self._idle.popitem(last=False)
-        self._free.append(block)
+    init = BlockPool.__init__
 
-    patch.setattr(BlockPool, "_evict", evict)
+    def deaf(self: BlockPool, num_blocks: int, **kwargs: Any) -> None:
+        init(self, num_blocks, **kwargs | {"on_evict": None})
+
+    patch.setattr(BlockPool, "__init__", deaf)
 
 
 def run(machine: type[AllocatorMachine | PoolMachine], *, max_examples: int) -> None:

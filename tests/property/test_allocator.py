@@ -413,6 +413,17 @@ class PoolMachine(RuleBasedStateMachine):
             if keep and self.counts[block] == 0:
                 self.idle.append(block)
 
+    @rule(data=st.data(), size=st.integers(0, 6))
+    def release_all(self, data: st.DataObject, size: int) -> None:
+        held = [block for block, count in enumerate(self.counts) for _ in range(count)]
+        blocks = data.draw(st.permutations(held))[:size]
+        keep = {block for block in blocks if block % 2}
+        self.pool.release_all(blocks, keep=keep)
+        for block in blocks:
+            self.counts[block] -= 1
+            if block in keep and self.counts[block] == 0:
+                self.idle.append(block)
+
     @rule()
     def evict_idle(self) -> None:
         self.evicted.clear()

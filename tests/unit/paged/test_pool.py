@@ -3,6 +3,7 @@
 import pytest
 
 from paged.errors import BadSize, DoubleFree, OutOfBlocks, UseAfterFree
+from paged.eviction import LFU, LRU
 from paged.pool import BlockPool
 
 
@@ -162,3 +163,45 @@ def test_pool_size_out_of_range_is_refused(num_blocks: int) -> None:
 def test_negative_count_is_refused() -> None:
     with pytest.raises(BadSize, match="count = -1"):
         BlockPool(3).allocate(-1)
+
+
+def test_releasing_many_finds_the_block_without_a_reference() -> None:
+    pool = BlockPool(3)
+    pool.allocate(3)
+    with pytest.raises(DoubleFree, match="block 1 "):
+        pool.release_all([2, 1, 1, 0], keep=())
+    assert list(pool.reference_counts) == [1, 0, 0]
+    assert counts(pool) == (2, 0, 1)
+
+
+def test_order_of_choice_decides_who_is_evicted() -> None:
+    pool = BlockPool(3, eviction=LFU())
+    pool.allocate(3)
+    for block in (0, 1, 2):
+        pool.publish(block, tenant=0)
+    pool.hit(0)
+    pool.release_all([0, 1, 2], keep={0, 1, 2})
+    assert pool.eviction_order() == [1, 2, 0]
+    assert sorted(pool.allocate(2)) == [1, 2]
+
+
+def test_block_turned_out_by_a_quota_is_free() -> None:
+    evicted: list[int] = []
+    pool = BlockPool(4, on_evict=evicted.append, eviction=LRU(quotas={7: 1}))
+    pool.allocate(3)
+    for block in (0, 1):
+        pool.publish(block, tenant=7)
+    pool.release(0, keep=True)
+    assert evicted == [0]
+    pool.release(1, keep=True)
+    assert pool.eviction_order() == [1]
+    pool.publish(2, tenant=7)
+    assert evicted == [0, 1]
+    assert counts(pool) == (3, 0, 1)
+
+
+def test_order_that_is_in_use_is_refused() -> None:
+    order = LRU()
+    order.add(0)
+    with pytest.raises(BadSize, match="1 idle blocks: give each pool one of its own"):
+        BlockPool(3, eviction=order)

@@ -96,3 +96,59 @@ def test_start_outside_the_sequence_is_refused(start: int) -> None:
 def test_block_size_below_one_is_refused(block_size: int) -> None:
     with pytest.raises(BadSize, match=f"block_size = {block_size}"):
         BlockTable(block_size)
+
+
+def test_released_blocks_keep_their_places() -> None:
+    table = table_of(7, [9, 4, 6, 2], 2)
+    assert table.release_before(5) == [9, 4]
+    assert table.blocks == [-1, -1, 6, 2]
+    assert table.row().tolist() == [-1, -1, 6, 2]
+    assert table.held() == [6, 2]
+    assert (table.num_tokens, table.num_released) == (7, 2)
+    assert table.slots(start=4).tolist() == [12, 13, 4]
+
+
+def test_row_that_was_read_before_shows_what_was_released_since() -> None:
+    table = table_of(5, [9, 4, 6], 2)
+    assert table.row().tolist() == [9, 4, 6]
+    table.release_before(2)
+    assert table.row().tolist() == [-1, 4, 6]
+    table.grow(2, [8])
+    table.release_before(4)
+    assert table.row().tolist() == [-1, -1, 6, 8]
+
+
+@pytest.mark.parametrize(("position", "released"), [(0, 0), (1, 0), (2, 1), (3, 1), (4, 2), (5, 2)])
+def test_only_blocks_that_lie_wholly_before_the_position_are_released(
+    position: int, released: int
+) -> None:
+    table = table_of(5, [9, 4, 6], 2)
+    assert table.release_before(position) == [9, 4, 6][:released]
+    assert table.release_before(position) == []
+    assert table.release_before(0) == []
+    assert table.num_released == released
+
+
+def test_fork_knows_what_was_released() -> None:
+    table = table_of(5, [9, 4, 6], 2)
+    table.release_before(4)
+    child = table.fork()
+    child.grow(1, [])
+    assert child.held() == [6]
+    assert child.slots(start=4).tolist() == [12, 13]
+
+
+@pytest.mark.parametrize("start", [0, 1, 3])
+def test_slots_that_were_released_are_refused(start: int) -> None:
+    table = table_of(5, [9, 4, 6], 2)
+    table.release_before(4)
+    with pytest.raises(BadSize, match=f"start = {start}: the blocks before position 4 were rel"):
+        table.slots(start=start)
+
+
+@pytest.mark.parametrize("position", [-1, 6])
+def test_release_outside_the_sequence_is_refused(position: int) -> None:
+    table = table_of(5, [9, 4, 6], 2)
+    with pytest.raises(BadSize, match=f"position = {position}: the sequence has 5 tokens"):
+        table.release_before(position)
+    assert table.held() == [9, 4, 6]
