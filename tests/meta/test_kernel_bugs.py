@@ -1045,7 +1045,7 @@ PLAIN: Final = {
 
 SHOWN_BY: Final = {
     "raised": "overflow check",
-    BESIDE: "guard rows",
+    "wrote ": "guard rows",
     NAN: "NaN",
     "changed": "bits",
     "bytes": "bits",
@@ -1064,8 +1064,7 @@ def table_row(name: str, bug: Bug, folder: Path) -> str:
     kinds = shown = tried = "-"
     if caught is not None:
         tried = str(caught.tried)
-        words = (word for text, word in SHOWN_BY.items() if text in caught.finding)
-        shown = next(words, caught.finding.splitlines()[0][:40])
+        shown = next(word for text, word in SHOWN_BY.items() if text in caught.finding)
         if isinstance(caught.example, AttentionProblem):
             variants = {kind: caught.example.replace(inputs=kind) for kind in INPUT_KINDS}
             kinds = " ".join(kind for kind in variants if bug.by.findings(wrong, variants[kind]))
