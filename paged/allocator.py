@@ -615,7 +615,7 @@ class PagedAllocator:
         key = self._index.forget(evicted)
         if key is not None:
             self._ghosts.add(key)
-        if evicted in self._copies:
+        if self._copies and evicted in self._copies:
             self._drop_copy(evicted)
 
     def _drop_copy(self, destination: int) -> None:

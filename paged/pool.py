@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Sequence
+from functools import partial
 from typing import Final
 
 from paged.errors import BadSize, DoubleFree, OutOfBlocks, UseAfterFree, checked_size
@@ -113,8 +114,11 @@ class BlockPool:
             if missing > len(self._idle):
                 raise OutOfBlocks(count, len(free) + len(self._idle))
             pop, on_evict = self._idle.pop, self._on_evict
+            if self._idle.watches_content:
+                # An order that does not cannot know whose blocks are whose.
+                pop = partial(pop, tenant=tenant, coming=count)
             for _ in range(missing):
-                block = pop(tenant=tenant, coming=count)
+                block = pop()
                 if on_evict is not None:
                     on_evict(block)
                 free.append(block)
