@@ -8,7 +8,7 @@ from typing import Final, Self
 import torch
 from torch import Tensor
 
-from reference.problem import AttentionProblem, Request
+from reference.problem import AttentionProblem, InvalidProblem, Request
 
 NEEDLE_LOGIT: Final = 24.0
 """Logit of the key that a needle query points at; the others' are near zero."""
@@ -97,11 +97,17 @@ def make_inputs(problem: AttentionProblem, *, device: str = "cpu") -> Inputs:
     else:
         query = query / (problem.softmax_scale * head_dim**0.5)
     num_q_heads = problem.num_q_heads
+    query = query.to(problem.torch_dtype)
+    if not query.isfinite().all():
+        raise InvalidProblem(
+            f"scale={problem.softmax_scale:g}: queries that give logits of the usual size overflow "
+            f"{problem.dtype}; choose a larger scale, or bf16 or fp32"
+        )
     slopes = 2.0 ** (-8.0 * torch.arange(1, num_q_heads + 1) / num_q_heads)
     sinks = torch.randn(num_q_heads, generator=rng)
     return Inputs(
         problem=problem,
-        query=query.reshape(-1, num_q_heads, head_dim).to(problem.torch_dtype).to(device),
+        query=query.reshape(-1, num_q_heads, head_dim).to(device),
         keys=keys.to(device),
         values=values.to(device),
         alibi_slopes=slopes.to(device) if problem.alibi else None,

@@ -35,6 +35,7 @@ InputKind = Literal["flat", "needle", "loud", "sunken"]
 MIN_HEAD_DIM: Final = 16
 MAX_HEAD_DIM: Final = 256
 MAX_BLOCK_SIZE: Final = 256
+MAX_REQUESTS: Final = 2**16
 MAX_SEED: Final = 2**64 - 2
 """One less than torch's generators take: a relabelled placement uses the next one."""
 
@@ -282,6 +283,8 @@ class AttentionProblem:
                 count, query_len, seq_len = (int(number or 1) for number in match.groups())
                 if not count:
                     raise InvalidProblem(f"{word!r} in {spec!r}: a request stands at least once")
+                if len(requests) + count > MAX_REQUESTS:
+                    raise InvalidProblem(f"{word!r}: a batch has at most {MAX_REQUESTS:,} requests")
                 requests += [Request(query_len, seq_len)] * count
                 continue
             name, value = _read_word(word)
@@ -300,8 +303,9 @@ GRAMMAR: Final = (
 size, block size, dtype, then the variant."""
 
 _WORD = re.compile(r"\d*x?\([^)]*\)|\S+")
-_REQUEST = re.compile(r"(?:(\d+)x)?\(\s*q(\d+)\s+k(\d+)\s*\)")
-_SIZE = re.compile(r"([hgdb])(\d+)")
+# 18 digits fit 64 bits; int() refuses thousands of them in words of its own.
+_REQUEST = re.compile(r"(?:(\d{1,18})x)?\(\s*q(\d{1,18})\s+k(\d{1,18})\s*\)")
+_SIZE = re.compile(r"([hgdb])(\d{1,18})")
 _SIZE_FIELDS: Final = {
     "h": "num_kv_heads",
     "g": "group_size",

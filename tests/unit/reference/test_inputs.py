@@ -328,3 +328,10 @@ def test_select_of_a_cache_without_queries_is_possible() -> None:
 def test_select_of_nothing_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one request"):
         make("(q1 k9) d16").select([])
+
+
+def test_a_scale_whose_queries_overflow_is_refused():
+    spec = "(q1 k40) d64 b16 {} scale=1e-6"
+    with pytest.raises(InvalidProblem, match="scale=1e-06: queries .* overflow fp16"):
+        make_inputs(AttentionProblem.parse(spec.format("fp16")))
+    assert make_inputs(AttentionProblem.parse(spec.format("bf16"))).query.isfinite().all()

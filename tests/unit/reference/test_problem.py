@@ -348,3 +348,18 @@ def test_numbers_of_numpy_print_as_numbers() -> None:
     )
     assert str(problem) == "(q1 k16) d64 b16 bf16 window=5 softcap=30.0 scale=0.125 shared=2"
     assert AttentionProblem.parse(str(problem)) == problem
+
+
+@pytest.mark.parametrize(
+    "spec", ["1000000000x(q1 k1)", "65537x(q1 k1)", "40000x(q1 k1) 40000x(q1 k2)"]
+)
+def test_a_batch_beyond_all_bounds_is_refused_before_it_is_made(spec):
+    with pytest.raises(InvalidProblem):
+        AttentionProblem.parse(spec)
+
+
+@pytest.mark.parametrize("digits", ["9" * 10, "9" * 5000])
+@pytest.mark.parametrize("spec", ["{}x(q1 k1)", "(q1 k{})", "(q1 k1) d{}"])
+def test_numbers_of_absurd_length_are_not_words_of_a_problem(spec, digits):
+    with pytest.raises(InvalidProblem, match="grammar"):
+        AttentionProblem.parse(spec.format(digits))
