@@ -231,10 +231,12 @@ def _replay(
     from bench.check import RIGHT, WRONG
     from bench.cross_check import replay
     from bench.report.terminal import show_replay
+    from reference.inputs import make_inputs
     from reference.problem import AttentionProblem
     from reference.verdict import Status
 
     parsed = AttentionProblem.parse(spec)
+    make_inputs(parsed)  # refuses here what no kernel can be asked
     wrong, unable = False, []
     for name in kernels:
         verdicts = replay(name, device, parsed, time_limit_s=time_limit_s)

@@ -11,7 +11,7 @@ from torch import Tensor
 from helpers.profiles import examples
 from reference.attention import visible
 from reference.inputs import Inputs, make_inputs, quantise
-from reference.problem import AttentionProblem, Request
+from reference.problem import AttentionProblem, InvalidProblem, Request
 from reference.strategies import problems
 
 
@@ -332,6 +332,6 @@ def test_select_of_nothing_is_an_error() -> None:
 
 def test_a_scale_whose_queries_overflow_is_refused():
     spec = "(q1 k40) d64 b16 {} scale=1e-6"
-    with pytest.raises(InvalidProblem, match="scale=1e-06: queries .* overflow fp16"):
+    with pytest.raises(InvalidProblem, match=r"scale=1e-06: queries .* overflow fp16"):
         make_inputs(AttentionProblem.parse(spec.format("fp16")))
     assert make_inputs(AttentionProblem.parse(spec.format("bf16"))).query.isfinite().all()
