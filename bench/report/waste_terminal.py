@@ -42,6 +42,9 @@ MEANINGS: Final = {
     "cached_idle": "kept for a prefix, read by nobody",
 }
 
+UNLOADED: Final = 0.01
+"""Share of the steps with somebody waiting for memory, below which the load is what is small."""
+
 IDLE_POOL: Final = 0.05
 """Share of the pool that is free with nobody waiting, from which on the pool counts as idle."""
 
@@ -296,10 +299,18 @@ def whatif_reading(whatif: WhatIf, gibibytes: float) -> list[str]:
     """Say which change gives back most, and what it costs."""
     best = whatif.best
     if best is None:
-        return [
+        lines = [
             f"Nothing that was tried gives back more than {NOTHING:.1%}: keep the policy as it is "
             f"({CRITERION})."
         ]
+        base = whatif.base.judged
+        waiting = (base.waiting_short + base.waiting_watermark) / max(1, base.steps)
+        if waiting < UNLOADED:
+            lines.append(
+                f"Somebody waited for memory in {waiting:.1%} of the steps: at this load the pool "
+                f"is large enough. A stream with :saturated behind it asks what it could carry."
+            )
+        return lines
     lines = [
         f"{best.group} {best.label} gives back most: {best.gain:+.1%} requests completed in the "
         f"same steps, {best.token_share * gibibytes:+.2f} GiB of tokens ({CRITERION}).",

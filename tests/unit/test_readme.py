@@ -65,7 +65,7 @@ def test_a_command_accounts_for_the_memory(command, folder):
     line = command.replace(".venv/bin/pagedbench", f"{sys.executable} -m bench.cli")
     run = shell(line, folder, PYTHONPATH=str(ROOT))
     assert run.returncode == 0, run.stdout + run.stderr
-    shown = {"--whatif": "requests.csv", "--figure": "Orca (Pow2)"}
+    shown = {"--whatif": "keep the policy as it is", "--figure": "Orca (Pow2)"}
     option = next((option for option in shown if option in command), None)
     assert shown.get(option, "paged:block=16") in run.stdout
 

@@ -182,3 +182,23 @@ def test_a_missed_component_is_missed():
     text = printed(show_figure, figure(COMPONENT, replace(COMPONENT, measured=17.8)))
     assert "missed: 1 of 2 judged components" in text
     assert "-2.60" in text
+
+
+def test_what_if_says_when_the_load_is_what_is_small():
+    # A backlog waits for memory in every step; the same requests, a second apart, in none.
+    busy = recorded("paged:block=16", "paged:block=32,watermark=0.3", base="paged:block=16")
+    assert "at this load the pool is large enough" not in printed(show, busy)
+    idle = recorded("paged:block=16", base="paged:block=16", slots=400_000)
+    row = idle.rows[0]
+    calm = replace_counters(row)
+    text = printed(show, idle.model_copy(update={"rows": [calm]}))
+    assert "Somebody waited for memory in 0.0% of the steps" in text
+    assert ":saturated" in text
+
+
+def replace_counters(row):
+    """The same row, with nobody waiting: what a stream below saturation gives."""
+    counters = row.judged
+    idle = counters.free_idle + counters.free_short
+    still = replace(counters, free_short=0, free_idle=idle, waiting_short=0, waiting_watermark=0)
+    return row.model_copy(update={"total": still, "loaded": still})
