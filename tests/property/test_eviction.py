@@ -226,9 +226,9 @@ class KeyedMachine(RuleBasedStateMachine):
     @has_a_seat
     @rule(
         target=sequences,
-        pages=st.lists(st.sampled_from([0, 0, 0, 1]), max_size=4),
-        tail=st.integers(0, 3),
-        num_tokens=st.none() | st.integers(0, 20),
+        pages=st.lists(st.sampled_from([0, 0, 0, 1]), min_size=1, max_size=6),
+        tail=st.sampled_from([0, 0, 1, 2, 3]),
+        num_tokens=st.none() | st.integers(0, 5),
         tenant=st.sampled_from([0, 0, 1]),
         keyed=st.booleans(),
     )
@@ -242,11 +242,11 @@ class KeyedMachine(RuleBasedStateMachine):
     @rule(
         target=sequences,
         model=sequences,
-        pages=st.lists(st.sampled_from([0, 0, 0, 1]), min_size=1, max_size=3),
-        num_tokens=st.none() | st.integers(0, 20),
+        pages=st.lists(st.sampled_from([0, 0, 0, 1]), max_size=3),
+        num_tokens=st.none() | st.integers(0, 5),
     )
     def admit_longer(self, model: int, pages: list[int], num_tokens: int | None) -> object:
-        """The prompt of a live sequence, and more: the next turn of a conversation."""
+        """The prompt of a live sequence, again or with more: the next turn of a conversation."""
         life = self.lives[model]
         tokens = life.prompt + self.pages(pages)
         return self.admit_tokens(tokens, num_tokens, life.tenant, keyed=life.keyed)
@@ -276,7 +276,7 @@ class KeyedMachine(RuleBasedStateMachine):
             return multiple()
         assert possible
         assert hit == cached, "hits, and cached_tokens"
-        assert hit <= max(len(tokens) - 1, 0)
+        assert hit <= max(len(tokens) - 1, 0), "no token is left to be computed"
         room = self.allocator.num_tokens(name)
         asked = len(tokens) if num_tokens is None else num_tokens
         assert room == max(asked, min(hit + 1, len(tokens))), "room, and tokens asked for"
@@ -301,6 +301,16 @@ class KeyedMachine(RuleBasedStateMachine):
             self.unknown += 1
             tokens.append(self.unknown)
         self.grow(sequence, lambda: self.allocator.extend(sequence, count), tokens)
+
+    @rule(sequence=sequences, count=st.integers(1, 5))
+    def compute(self, sequence: int, count: int) -> None:
+        """The next chunk of the prompt, if there is more of it."""
+        life = self.lives[sequence]
+        tokens = life.prompt[len(life.tokens) :][:count]
+        if tokens and life.keyed:
+            self.grow(sequence, lambda: self.allocator.extend(sequence, len(tokens)), tokens)
+        elif tokens:
+            self.grow(sequence, lambda: self.allocator.append(sequence, tokens), tokens)
 
     def grow(self, sequence: int, call: Callable[[], None], tokens: list[int]) -> None:
         before = self.begin()
