@@ -22,7 +22,9 @@ from reference.contiguous import ArenaName
 from tests.property.test_contiguous_serving import Case, cases, check_serving
 from tests.unit.reference.test_arenas import PROGRAMS, SLOTS, check_arena
 
-MAX_EXAMPLES = 400
+# The rarest bug takes 330 to 760 from one seed to the next; what Hypothesis draws also depends on
+# which modules are loaded.
+MAX_EXAMPLES = 6000
 
 ARENA = "reference.contiguous"
 SERVING = "bench.contiguous_serving"

@@ -18,7 +18,9 @@ from helpers.serving import AGREEMENT, TABLES, Servers, check_agreement, check_t
 
 # In order of import: what comes later is loaded with what came before.
 MODULES = ("paged.arrivals", "paged.group", "paged.scheduler", "paged.counting")
-MAX_EXAMPLES = 600
+# The rarest bug takes 4 to 370 from one seed to the next; what Hypothesis draws also depends on
+# which modules are loaded.
+MAX_EXAMPLES = 4000
 
 
 @dataclass(frozen=True)
