@@ -236,7 +236,7 @@ def test_problems_that_the_kernel_does_not_support_are_not_counted_as_run(kernel
 
 def test_what_is_ours_to_blame_is_no_verdict(kernel):
     kernel.reply = lambda *_: {"harness": "Traceback: our own"}
-    with pytest.raises(HarnessError, match=r"truth on \(q1 k0\) d16 b16 fp32:\nTraceback: our own"):
+    with pytest.raises(HarnessError, match=r"truth on \(.*:\nTraceback: our own"):
         run(lanes=2)
 
 
