@@ -274,7 +274,8 @@ def waste(
         check_file("--json", json)
         check_file("--plot", plot)
         if figure is not None:
-            raise typer.Exit(_figure(figure, json, console, _progress(errors, quiet=quiet)))
+            bar = _progress(errors, quiet=quiet)
+            raise typer.Exit(_figure(figure, trace or [], json, console, bar))
         from bench.report.waste_plot import check_format
         from paged.clock import StepTime
 
@@ -482,18 +483,30 @@ def _figures() -> dict[str, Callable[[], Figure]]:
     return FIGURES
 
 
-def _figure(name: str, json: Path | None, console: Console, progress: Progress) -> int:
+def _figure(
+    name: str, traces: list[Path], json: Path | None, console: Console, progress: Progress
+) -> int:
+    from bench.figures.mooncake import TraceMissing, mooncake
     from bench.report.waste_terminal import show_figure
 
     figures = _figures()
     if name not in figures:
         raise UsageError(f"--figure {name}: choose one of {', '.join(figures)}")
+    if traces and (name != "mooncake" or len(traces) > 1):
+        raise UsageError(
+            f"--figure {name} with --trace {traces[-1]}: only mooncake reads a trace, and one; "
+            f"leave it out"
+        )
     with progress:
         progress.begin(name, 1)
         try:
-            figure = figures[name]()
-        except ValueError as error:
-            raise UsageError(f"--figure {name}: {error}") from None
+            figure = mooncake(traces[0]) if traces else figures[name]()
+        except OSError as error:
+            raise UsageError(
+                f"--trace {traces[0]}: {error.strerror or error}; name a file that can be read"
+            ) from None
+        except TraceMissing as error:
+            raise UsageError(str(error)) from None
         progress.advance(1)
     if json is not None:
         from pydantic import TypeAdapter

@@ -51,13 +51,26 @@ def find_trace() -> Path:
     raise TraceMissing(
         f"figure mooncake needs the conversation trace, and {where}: put conversation_trace.jsonl "
         f"(github.com/kvcache-ai/Mooncake, FAST25-release/traces) into a folder, and name the "
-        f"folder in {FOLDER_VARIABLE}"
+        f"folder in {FOLDER_VARIABLE}, or the file by --trace"
     )
 
 
-def mooncake() -> Figure:
-    """Replay the trace through caches of several sizes and orders."""
-    source = TraceSource(find_trace())
+def mooncake(trace: Path | None = None) -> Figure:
+    """Replay the trace through caches of several sizes and orders.
+
+    Parameters
+    ----------
+    trace
+        The conversation trace; None: `find_trace`.
+
+    Raises
+    ------
+    TraceMissing
+        It is not at hand.
+    bench.workloads.traces.TraceError
+        The file is not a trace.
+    """
+    source = TraceSource(trace or find_trace(), format="mooncake")
     components = []
     for capacity, order, expected, judged in EXPECTED:
         result = replay(source, capacity, order)

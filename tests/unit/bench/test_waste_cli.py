@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from bench import cli, cli_waste, sweep
 from bench.figures.figure import Component, Figure
+from bench.figures.mooncake import TraceMissing
 from bench.waste import WasteRecord
 
 ROOT = Path(cli.__file__).parents[1]
@@ -227,7 +228,8 @@ def test_a_figure_that_is_missed_exits_1(monkeypatch, measured, code, verdict):
         (("--plot", "gone/waste.png"), "--plot gone/waste.png: the folder gone"),
         (("--plot", "waste.gif"), "--plot waste.gif: end the name with .png, .svg, .pdf"),
         (("--figure", "sosp99"), "--figure sosp99: choose one of made"),
-        (("--figure", "absent"), "--figure absent: the trace is not there"),
+        (("--figure", "absent"), "the trace is not there"),
+        (("--figure", "made", "--trace", "a.csv"), "only mooncake reads a trace"),
         (("--whatif", "--policy", "max/buddy"), "--whatif with max/buddy: give one paged"),
         (("--whatif", "--block-size", "8", "--block-size", "16"), "give one paged policy"),
         (("--slots", "8"), "slots = 8"),
@@ -235,7 +237,7 @@ def test_a_figure_that_is_missed_exits_1(monkeypatch, measured, code, verdict):
 )
 def test_what_cannot_be_met_exits_2_with_a_remedy(monkeypatch, options, said):
     def absent():
-        raise ValueError("the trace is not there")
+        raise TraceMissing("the trace is not there")
 
     monkeypatch.setattr(cli_waste, "_figures", lambda: {"made": absent, "absent": absent})
     given = () if {"--stream", "--trace"} & {*options} else ("--stream", "alpaca-fit:requests=9")
@@ -252,6 +254,37 @@ def test_a_trace_that_breaks_off_names_the_line():
     result = typed("--trace", "calls.csv")
     assert result.exit_code == 2
     assert "calls.csv, line 2" in words(result)
+
+
+def test_the_mooncake_figure_says_where_the_trace_is_to_be(monkeypatch):
+    monkeypatch.delenv("PAGEDBENCH_TRACES", raising=False)
+    missing = typed("--figure", "mooncake")
+    assert missing.exit_code == 2
+    assert "PAGEDBENCH_TRACES is not set: put conversation_trace.jsonl" in words(missing)
+    unreadable = typed("--figure", "mooncake", "--trace", "gone.jsonl")
+    assert unreadable.exit_code == 2
+    assert "--trace gone.jsonl: No such file or directory" in words(unreadable)
+    Path("calls.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n")
+    other = typed("--figure", "mooncake", "--trace", "calls.csv")
+    assert other.exit_code == 2
+    assert "calls.csv, line 1" in words(other)
+
+
+def test_the_mooncake_figure_reads_the_trace_that_is_named():
+    row = '{"timestamp": 0, "input_length": 600, "output_length": 5, "hash_ids": [1, 2]}\n'
+    Path("small.jsonl").write_text(row * 3)
+    result = typed("--figure", "mooncake", "--trace", "small.jsonl")
+    # Not the trace: two of three prompts are found, and the bars are missed.
+    assert result.exit_code == 1
+    assert "66.67" in words(result)
+
+
+def test_a_bug_of_a_figure_is_no_usage_error(monkeypatch):
+    def broken():
+        raise ValueError("a bug of ours")
+
+    monkeypatch.setattr(cli_waste, "_figures", lambda: {"broken": broken})
+    assert typed("--figure", "broken").exit_code == 4
 
 
 def test_without_ray_the_remedy_is_said(monkeypatch):
