@@ -18,6 +18,7 @@ _CORRECTIONS: Final[Mapping[str, Callable[[], None]]] = {
     "arithmetic": partial(arithmetic.correct_arithmetic, ti.InterpreterBuilder),
     "dot": partial(arithmetic.correct_dot, ti.InterpreterBuilder),
     "reductions": partial(arithmetic.correct_reductions, ti.ReduceOps, ti.ScanOps),
+    "overflow": partial(arithmetic.overflow_in_silence, ti.GridExecutor),
     # What was wrong in earlier releases.
     "index": partial(releases.index_with_one_element, ti),
     "nan": partial(releases.drop_nan, ti.InterpreterBuilder),

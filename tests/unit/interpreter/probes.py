@@ -9,6 +9,7 @@ PAGEDBENCH_STOCK_INTERPRETER=1: the forks install what they need.
 
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -420,6 +421,22 @@ def _float8_sum(dtype: torch.dtype) -> bool:
     with np.errstate(invalid="ignore"):
         expected = float64(x) + float64(y)
     return same(codes(out), nearest(expected, dtype))
+
+
+@triton.jit
+def exp2_kernel(x, out, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    tl.store(out + at, tl.exp2(tl.load(x + at)))
+
+
+@shows("overflow")
+def overflow_is_infinity_and_no_warning() -> bool:
+    x, out = torch.tensor([200.0, 3.0]), torch.zeros(2)
+    # The probes run without numpy's warnings; this one is about them.
+    with warnings.catch_warnings(), np.errstate(over="warn"):
+        warnings.simplefilter("error")
+        exp2_kernel[(1,)](x, out, BLOCK=2)
+    return out.tolist() == [float("inf"), 8.0]
 
 
 # --- Matrix products -------------------------------------------------------------------------
