@@ -8,7 +8,7 @@ from itertools import cycle
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given
+from hypothesis import HealthCheck, assume, example, given
 from hypothesis import strategies as st
 
 from helpers.profiles import examples
