@@ -4,10 +4,12 @@ Problems of the size that Hypothesis draws, kernels in Triton's interpreter. `ma
 clock on; without it each is one call whose result is checked.
 """
 
+import time
 from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import Phase, given, seed, settings
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from kernels import interpreter
@@ -19,6 +21,7 @@ from reference.contract import PagedBatch
 from reference.inputs import make_inputs
 from reference.placement import place
 from reference.problem import AttentionProblem
+from reference.strategies import problems
 from reference.verdict import Status
 
 SPECS = {
@@ -107,3 +110,26 @@ def test_whole_check(
     kernel: Callable[[PagedBatch], None],
 ) -> None:
     assert benchmark(run_check, TRUTH, kernel, problem).status is Status.PASSED
+
+
+@pytest.mark.benchmark(group="cross-check of drawn problems, Triton interpreted")
+def test_drawn_problems(benchmark: BenchmarkFixture) -> None:
+    """Drawing, float64 truth, placement, kernel and verdict, as the main job does them."""
+    count = 500 if benchmark.enabled else 10
+    passed = 0
+
+    # What a seed draws depends on the modules that are loaded, and the cost on what is drawn: between
+    # draws of 500 the rate differs several times over. Compare runs of one tree only.
+    @seed(0)
+    @settings(max_examples=count, phases=[Phase.generate], database=None)
+    @given(problems())
+    def cross_check(problem: AttentionProblem) -> None:
+        nonlocal passed
+        verdict = run_check(TRUTH, triton_attention, problem)
+        assert verdict.status is Status.PASSED, verdict
+        passed += 1
+
+    began = time.process_time()
+    benchmark.pedantic(cross_check, rounds=1)
+    benchmark.extra_info["problems_per_cpu_s"] = round(passed / (time.process_time() - began), 1)
+    assert passed == count
