@@ -118,8 +118,8 @@ def test_drawn_problems(benchmark: BenchmarkFixture) -> None:
     count = 500 if benchmark.enabled else 10
     passed = 0
 
-    # What a seed draws depends on the modules that are loaded, and the cost on what is drawn: between
-    # draws of 500 the rate differs several times over. Compare runs of one tree only.
+    # What a seed draws depends on the modules that are loaded, and the cost on what is drawn: from
+    # one draw of 500 to another the rate differs several times over. Compare runs of one tree only.
     @seed(0)
     @settings(max_examples=count, phases=[Phase.generate], database=None)
     @given(problems())
