@@ -26,8 +26,8 @@ LOOK_AHEAD: Final = (0, 8)
 
 NOTHING: Final = 0.005
 """Gain in completed requests, as a share, up to which a change is not called one. The simulation
-repeats exactly, and all variations see the same requests; between seeds of `sharegpt-fit` the figure
-itself differs by 0.8 % (standard deviation of eight)."""
+repeats exactly, and all variations see the same requests; between seeds of `sharegpt-fit` the
+figure itself differs by 0.8 % (standard deviation of eight)."""
 
 CRITERION: Final = "ranked by requests completed in 1,000 loaded steps, then by tokens held"
 
