@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 # A distribution of the same name as one of the rooms may be installed; ours lie beside this file.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -20,15 +20,13 @@ from rich.console import Console
 
 from bench.cli_common import (
     HARNESS_FAILED,
-    INTERRUPTED,
-    USAGE,
     Bar,
     Lines,
     QuietlyClosed,
     UsageError,
     check_file,
+    exit_codes,
     say_harness_failed,
-    say_usage_error,
 )
 from bench.cli_waste import WASTE_HELP, waste
 
@@ -36,6 +34,12 @@ from bench.cli_waste import WASTE_HELP, waste
 if TYPE_CHECKING:
     from bench.check import CheckPlan
     from bench.workloads.stream import RequestStream
+
+_USAGE_ERRORS: Final = (
+    "bench.workloads.traces:TraceError",
+    "reference.problem:InvalidProblem",
+    "subjects.resolve:SubjectError",
+)
 
 HELP = """
 A test bench for paged-attention kernels and KV-cache allocators.
@@ -154,7 +158,7 @@ def check(
     """Cross-check kernels, time paging, account for memory."""
     console, errors = QuietlyClosed(), QuietlyClosed(stderr=True)
     kernels = tuple(dict.fromkeys(kernel or ["torch", "triton"]))
-    try:
+    with exit_codes(errors, about="the kernel", usage=_USAGE_ERRORS):
         if problem is not None:
             if json is not None:
                 raise UsageError(f"--json {json}: --problem prints, and makes no record; drop one")
@@ -179,29 +183,6 @@ def check(
             time_limit_s=time_limit,
         )
         raise typer.Exit(_check(plan, json, console, errors))
-    except (typer.Exit, typer.Abort):
-        raise
-    except KeyboardInterrupt:
-        errors.print("aborted", style="yellow")
-        raise typer.Exit(INTERRUPTED) from None
-    except Exception as error:
-        if isinstance(error, _usage_errors()):
-            say_usage_error(error, errors)
-            raise typer.Exit(USAGE) from None
-        say_harness_failed("the kernel")
-        raise typer.Exit(HARNESS_FAILED) from None
-
-
-def _usage_errors() -> tuple[type[Exception], ...]:
-    # Not imported here: if importing is what failed, it would fail again. What was never imported
-    # was not raised.
-    homes = {
-        "bench.workloads.traces": "TraceError",
-        "reference.problem": "InvalidProblem",
-        "subjects.resolve": "SubjectError",
-    }
-    known = (getattr(sys.modules.get(home), name, None) for home, name in homes.items())
-    return (UsageError, *(error for error in known if error is not None))
 
 
 def _check(plan: CheckPlan, json: Path | None, console: Console, errors: Console) -> int:

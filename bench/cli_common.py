@@ -12,10 +12,13 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Protocol, Self
 
 import rich.progress
+import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -44,6 +47,40 @@ def say_harness_failed(about: str) -> None:
     """Print the traceback of what is no verdict about `about`."""
     sys.stderr.write(f"the harness itself failed; this says nothing about {about}:\n")
     traceback.print_exc()
+
+
+@contextmanager
+def exit_codes(errors: Console, *, about: str, usage: Iterable[str]) -> Iterator[None]:
+    """End the command with the exit code of what goes wrong inside.
+
+    Parameters
+    ----------
+    errors
+        Where it is said.
+    about
+        Whom a failure of the harness says nothing about.
+    usage
+        Errors besides `UsageError` that are the user's to mend, by "module:name". Nothing is
+        imported: if importing is what failed, it would fail again, and what was never imported was
+        not raised.
+    """
+    try:
+        yield
+    except (typer.Exit, typer.Abort):
+        raise
+    except KeyboardInterrupt:
+        errors.print("aborted", style="yellow")
+        raise typer.Exit(INTERRUPTED) from None
+    except Exception as error:
+        known = [
+            getattr(sys.modules.get(home), name, None)
+            for home, _, name in (where.partition(":") for where in usage)
+        ]
+        if isinstance(error, (UsageError, *(kind for kind in known if kind is not None))):
+            say_usage_error(error, errors)
+            raise typer.Exit(USAGE) from None
+        say_harness_failed(about)
+        raise typer.Exit(HARNESS_FAILED) from None
 
 
 def check_file(option: str, file: Path | None) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,17 +16,14 @@ import typer
 from rich.console import Console
 
 from bench.cli_common import (
-    HARNESS_FAILED,
     INTERRUPTED,
-    USAGE,
     Bar,
     Lines,
     QuietlyClosed,
     Silence,
     UsageError,
     check_file,
-    say_harness_failed,
-    say_usage_error,
+    exit_codes,
 )
 
 # --help is quick: what takes time to import is imported where it is used. Never torch.
@@ -90,6 +87,14 @@ DEFAULT_STREAM: Final = "sharegpt-fit"
 DEFAULT_POOL: Final = "12GiB"
 DEFAULT_BYTES_PER_TOKEN: Final = 819_200
 """OPT-13B in 16 bits: 2 x 40 layers x 5120 x 2 bytes (Kwon et al., SOSP 2023, section 3)."""
+
+_USAGE_ERRORS: Final = (
+    "bench.policy_spec:PolicySpecError",
+    "bench.report.waste_plot:PlotFormatError",
+    "bench.sweep:JobFailed",
+    "bench.sweep:RayMissing",
+    "bench.workloads.traces:TraceError",
+)
 
 _UNITS: Final = {
     "B": 1,
@@ -270,7 +275,7 @@ def waste(
 ) -> None:
     """Account for every slot of a KV cache."""
     console, errors = QuietlyClosed(), QuietlyClosed(stderr=True)
-    with _exit_codes(errors):
+    with exit_codes(errors, about="the policies", usage=_USAGE_ERRORS):
         check_file("--json", json)
         check_file("--plot", plot)
         if figure is not None:
@@ -350,39 +355,6 @@ class _Asked:
             given = " ".join(self.policies) or f"block sizes {self.block_sizes}"
             raise UsageError(f"--whatif with {given}: give one paged policy, which is then varied")
         return read[0]
-
-
-@contextmanager
-def _exit_codes(errors: Console) -> Iterator[None]:
-    try:
-        yield
-    except (typer.Exit, typer.Abort):
-        raise
-    except KeyboardInterrupt:
-        errors.print("aborted", style="yellow")
-        raise typer.Exit(INTERRUPTED) from None
-    except Exception as error:
-        if isinstance(error, _usage_errors()):
-            say_usage_error(error, errors)
-            raise typer.Exit(USAGE) from None
-        say_harness_failed("the policies")
-        raise typer.Exit(HARNESS_FAILED) from None
-
-
-def _usage_errors() -> tuple[type[Exception], ...]:
-    # What was never imported was not raised.
-    homes = {
-        "bench.policy_spec": "PolicySpecError",
-        "bench.report.waste_plot": "PlotFormatError",
-        "bench.sweep": ("JobFailed", "RayMissing"),
-        "bench.workloads.traces": "TraceError",
-    }
-    known = [UsageError]
-    for home, names in homes.items():
-        for name in (names,) if isinstance(names, str) else names:
-            if (error := getattr(sys.modules.get(home), name, None)) is not None:
-                known.append(error)
-    return tuple(known)
 
 
 def _streams(

@@ -350,7 +350,8 @@ def _read(
     last = 0
     backlog = True
     for number, (prompt, output, arrival_ns) in enumerate(requests):
-        # Numpy's integers are welcome and would overflow, where Python's grow.
+        # Numpy's integers are welcome and would overflow, where Python's grow: each is replaced by
+        # its equal.
         if type(prompt) is not int or type(output) is not int:
             prompt = _integer(number, "prompt tokens", prompt)  # noqa: PLW2901
             output = _integer(number, "output tokens", output)  # noqa: PLW2901

@@ -71,6 +71,7 @@ def parse_policy(
                 raise PolicySpecError(f"policy {text!r}: {_unknown(word, known)}")
         options = _read(text, given, _CONTIGUOUS_OPTIONS)
         options.setdefault("max_model_len", max_model_len)
+        # Strings that were found among the literals above; the policy checks its own options.
         return ContiguousPolicy(reservation=reservation, arena=arena, **options)  # type: ignore[arg-type]
     except PolicySpecError:
         raise

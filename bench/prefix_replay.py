@@ -25,6 +25,7 @@ keeps what is due soonest.
 from __future__ import annotations
 
 import heapq
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -198,7 +199,7 @@ def _run(
     )
 
 
-class _Cache:
+class _Cache(ABC):
     """A cache that is asked for one prompt after the other."""
 
     ghost_hits = 0
@@ -208,9 +209,9 @@ class _Cache:
         """Blocks that were given up so far."""
         return 0
 
+    @abstractmethod
     def look_up(self, keys: list[int], tenant: int) -> int:
         """Return the leading blocks that were there; `keys` are kept from now on."""
-        raise NotImplementedError
 
 
 class _Endless(_Cache):

@@ -198,19 +198,9 @@ class Counters:
         return self.internal / self.allocated if self.allocated else 0.0
 
     @property
-    def mean_running(self) -> float:
-        """Sequences that run at once, averaged over the steps."""
-        return self.running / self.steps if self.steps else 0.0
-
-    @property
     def mean_batch(self) -> float:
         """Requests that run at once, averaged over the steps."""
         return self.running_requests / self.steps if self.steps else 0.0
-
-    @property
-    def mean_queued(self) -> float:
-        """Requests that wait, averaged over the steps."""
-        return self.queued / self.steps if self.steps else 0.0
 
     @property
     def sharing(self) -> float:
@@ -279,13 +269,6 @@ class Series:
             self.moments = self.moments[1::2] if len(self.moments) % 2 == 0 else self.moments[::2]
             self._stride *= 2
         self.due = moment.steps + self._stride
-
-    def intervals(self) -> list[Counters]:
-        """Return what happened between each two moments, and before the first."""
-        if not self.moments:
-            return []
-        begin = [Counters(slots=self.moments[0].slots), *self.moments[:-1]]
-        return [after - before for before, after in zip(begin, self.moments, strict=True)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

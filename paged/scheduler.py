@@ -155,7 +155,7 @@ class Scheduler:
         prefill, left = self._grow(left)
         admitted, more = self._admit(left)
         if self.policy.samples > 1:
-            self._sums["copies"] += len(self.allocator.take_copies())
+            self.allocator.take_copies()
         self._clock += self._time.step_ns + (prefill + more) * self._time.prefill_ns_per_token
         self._count(prefill + more)
         return admitted
@@ -169,6 +169,7 @@ class Scheduler:
             arrived=self._arrivals.count,
             refused=self._arrivals.refused,
             completed=self.completed,
+            copies=allocator.num_copies,
             evictions=allocator.num_evictions,
             ghost_hits=allocator.num_ghost_hits,
             **self._sums,
@@ -464,7 +465,6 @@ _SUMS: Final = (
     "preemptions",
     "swapped_out",
     "swapped_in",
-    "copies",
     "prompt_tokens",
     "computed_tokens",
     "recomputed_tokens",
