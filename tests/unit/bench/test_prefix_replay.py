@@ -1,10 +1,8 @@
 """Replays of a prefix cache: cases worked out by hand, bounds, and a published trace."""
 
-import os
 import random
 from collections.abc import Sequence
 from itertools import combinations
-from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -15,6 +13,7 @@ from bench.prefix_replay import ReplayOrder, replay
 from bench.workloads.stream import PrefixBlocks, RequestStream
 from bench.workloads.traces import read_trace
 from helpers.profiles import examples
+from helpers.published import published_file
 from paged.allocator import PagedAllocator
 from paged.eviction import LRU
 from paged.prefix import KeyedPrompt
@@ -268,18 +267,9 @@ def test_quota_holds_in_the_allocator_too() -> None:
 # A published trace
 
 
-def mooncake() -> RequestStream:
-    stated = os.environ.get("PAGEDBENCH_TRACES")
-    folder = Path(stated) if stated else Path(__file__).resolve().parents[4] / "shared" / "traces"
-    for name in ("mooncake_conversation.jsonl", "mooncake_conversation.jsonl.gz"):
-        if (folder / name).exists():
-            return read_trace(folder / name)
-    return pytest.skip(f"no mooncake_conversation.jsonl(.gz) in {folder}; set PAGEDBENCH_TRACES")
-
-
 @pytest.fixture(scope="module")
 def trace() -> RequestStream:
-    return mooncake()
+    return read_trace(published_file("mooncake-conv"))
 
 
 def test_trace_without_a_limit(trace: RequestStream) -> None:

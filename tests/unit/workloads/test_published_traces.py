@@ -1,8 +1,6 @@
 """The public traces, where they are at hand: read whole, and equal to what is published of them."""
 
 import dataclasses
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,14 +9,8 @@ from bench.memory import contiguous_need, expected_internal_fraction, paged_need
 from bench.workloads.builtin import LEVELS, STREAM_LAWS
 from bench.workloads.fits import FITS
 from bench.workloads.traces import first_turns, read_trace
+from helpers.published import published_file
 
-FILES = {
-    "azure-conv": "azure_llm_2023_conv.csv",
-    "azure-code": "azure_llm_2023_code.csv",
-    "sharegpt": "sharegpt_lengths_llama2.csv",
-    "sharegpt-first-turns": "sharegpt_lengths_llama2.csv",
-    "mooncake-conv": "mooncake_conversation.jsonl",
-}
 # Requests; span in seconds; mean, p50, p90, p99, max of prompts, then of outputs, whole tokens.
 PUBLISHED = {
     "azure-conv": (19366, 3502, (1155, 1020, 2734, 4142, 14050), (211, 129, 424, 601, 1000)),
@@ -34,18 +26,9 @@ PUBLISHED = {
 }
 
 
-def trace_folder():
-    """Find the traces: PAGEDBENCH_TRACES, else the folder that is kept beside a checkout."""
-    if stated := os.environ.get("PAGEDBENCH_TRACES"):
-        return Path(stated)
-    return Path(__file__).resolve().parents[4] / "shared" / "traces"
-
-
 def read_published(name):
-    for path in (trace_folder() / FILES[name], trace_folder() / f"{FILES[name]}.gz"):
-        if path.exists():
-            return first_turns(path) if name.endswith("first-turns") else read_trace(path)
-    return pytest.skip(f"no {FILES[name]}(.gz) in {trace_folder()}; point PAGEDBENCH_TRACES to it")
+    path = published_file(name)
+    return first_turns(path) if name.endswith("first-turns") else read_trace(path)
 
 
 @pytest.fixture(scope="module", params=PUBLISHED)
