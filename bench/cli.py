@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Final
 
 # A distribution of the same name as one of the rooms may be installed; ours lie beside this file.
@@ -27,7 +23,9 @@ from bench.cli_common import (
     check_file,
     exit_codes,
     say_harness_failed,
+    stop_on_interrupt,
 )
+from bench.cli_fuzz import FUZZ_HELP, fuzz
 from bench.cli_waste import WASTE_HELP, waste
 
 # torch takes seconds to import: what needs it is imported where it is used; --help is quick.
@@ -38,7 +36,7 @@ if TYPE_CHECKING:
 _USAGE_ERRORS: Final = (
     "bench.workloads.traces:TraceError",
     "reference.problem:InvalidProblem",
-    "subjects.resolve:SubjectError",
+    "subjects.loading:SubjectError",
 )
 
 HELP = """
@@ -53,6 +51,8 @@ A test bench for paged-attention kernels and KV-cache allocators.
   pagedbench waste
 
   pagedbench waste --trace requests.csv --whatif
+
+  pagedbench fuzz --allocator my_pool.py:make
 
   pagedbench waste --help
 """
@@ -196,7 +196,7 @@ def _check(plan: CheckPlan, json: Path | None, console: Console, errors: Console
     torch.set_num_threads(1)
     stop = threading.Event()
     bar = Bar(errors) if errors.is_terminal else Lines(errors)
-    with bar, _stop_on_interrupt(stop, errors):
+    with bar, stop_on_interrupt(stop, errors):
         record = run_check(plan, progress=bar, stop=stop)
     try:
         if json is not None:
@@ -276,24 +276,8 @@ def _check_writable(json: Path | None, save: Path) -> None:
         raise UsageError(f"--save {save}: {there} is no folder to write to; choose another one")
 
 
-@contextmanager
-def _stop_on_interrupt(stop: threading.Event, errors: Console) -> Iterator[None]:
-    """The first Ctrl-C ends the search and keeps what is done; the second ends the process."""
-
-    def interrupted(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        errors.print("stopping; what is done is reported (Ctrl-C again to abort)", style="yellow")
-
-    before = signal.signal(signal.SIGINT, interrupted)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 app.command(help=WASTE_HELP, short_help="Account for every slot of a KV cache.")(waste)
+app.command(help=FUZZ_HELP, short_help="Fuzz a KV-cache allocator.")(fuzz)
 
 
 def main() -> None:

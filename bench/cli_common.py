@@ -8,6 +8,7 @@ is wrong, or a published figure is missed: what is not a verdict is kept from en
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -15,6 +16,7 @@ import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Final, Protocol, Self
 
 import rich.progress
@@ -96,6 +98,23 @@ def check_file(option: str, file: Path | None) -> None:
         raise UsageError(f"{option} {file}: that is a folder; name a file in it")
     if not os.access(file if file.exists() else file.parent, os.W_OK):
         raise UsageError(f"{option} {file}: no permission to write there; choose another file")
+
+
+@contextmanager
+def stop_on_interrupt(stop: threading.Event, errors: Console) -> Iterator[None]:
+    """The first Ctrl-C ends the search and keeps what is done; the second ends the process."""
+
+    def interrupted(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        errors.print("stopping; what is done is reported (Ctrl-C again to abort)", style="yellow")
+
+    before = signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class QuietlyClosed(Console):

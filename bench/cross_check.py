@@ -25,13 +25,13 @@ from hypothesis.internal.conjecture import providers
 
 from bench.environment import ROOT
 from bench.worker import CHECK_BY_NAME, capabilities_from_json
-from reference.conformance import CHECKS, TRUTH, applicable
+from reference.conformance.attention import CHECKS, TRUTH, applicable
 from reference.contract import Capabilities
 from reference.problem import AttentionProblem
 from reference.strategies import problems
 from reference.verdict import Status, Verdict
 from subjects.process import SubjectDied, SubjectProcess
-from subjects.resolve import SubjectError
+from subjects.loading import SubjectError
 
 TIME_LIMIT_S: Final = 120.0
 """For one check of one problem: a kernel that takes longer hangs."""

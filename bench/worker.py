@@ -25,10 +25,11 @@ import torch
 # the same names.
 import kernels
 import paged
-from reference.conformance import CHECKS, run_check
+from reference.conformance.attention import CHECKS, run_check
 from reference.contract import Capabilities
 from reference.problem import AttentionProblem
-from subjects.resolve import Subject, SubjectError, resolve_kernel
+from subjects.loading import SubjectError
+from subjects.resolve import Subject, resolve_kernel
 
 CHECK_BY_NAME = {check.name: check for check in CHECKS}
 ROOMS = (kernels, paged)

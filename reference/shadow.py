@@ -165,15 +165,19 @@ class ShadowCache:
             blocks = array.reshape(self.num_blocks, self.block_size)
             blocks[destination] = blocks[source]
 
-    def check(self, slots: Integers, tokens: Integers) -> ShadowFinding | None:
+    def check(
+        self, slots: Integers, tokens: Integers, *, start: int = 0
+    ) -> ShadowFinding | None:
         """Read a sequence through `slots` and say what is wrong with it, if anything is.
 
         Parameters
         ----------
         slots
-            The slot of each token position, [len(tokens)].
+            The slot of each token position from `start` on, [len(tokens) - start].
         tokens
             All tokens of the sequence.
+        start
+            First position that is read.
 
         Returns
         -------
@@ -185,11 +189,11 @@ class ShadowCache:
         ValueError
             The numbers of slots and tokens differ.
         """
-        where = self._slot_array(slots, len(tokens))
+        where = self._slot_array(slots, len(tokens) - start)
         inside = (where >= 0) & (where < self.prefixes.size)
         # A slot outside the cache is a finding, not an IndexError, and -1 is not the last slot.
         found = np.where(inside, self.prefixes[np.where(inside, where, 0)], NEVER_WRITTEN)
-        expected = prefix_hashes(tokens)
+        expected = prefix_hashes(tokens)[start:]
         wrong = np.flatnonzero(found != expected)
         if wrong.size == 0:
             return None
@@ -197,16 +201,16 @@ class ShadowCache:
         slot = int(where[at])
         written = found[at] != NEVER_WRITTEN
         return ShadowFinding(
-            position=at,
+            position=start + at,
             slot=slot,
             block=slot // self.block_size,
-            expected_token=int(tokens[at]),
+            expected_token=int(tokens[start + at]),
             expected_hash=int(expected[at]),
             found_position=int(self._positions[slot]) if written else None,
             found_token=int(self._tokens[slot]) if written else None,
             found_hash=int(found[at]),
             num_wrong=int(wrong.size),
-            num_tokens=len(tokens),
+            num_tokens=len(tokens) - start,
         )
 
     @staticmethod

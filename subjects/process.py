@@ -131,8 +131,23 @@ class SubjectProcess:
             child.stdin.flush()
         except BrokenPipeError:
             raise self._obituary() from None
-        answer: dict[str, Any] = json.loads(self._read_line(self._time_limit_s))
+        return self.next_answer()
+
+    def next_answer(self) -> dict[str, Any]:
+        """Wait for another answer to the last question; an empty line is an empty one.
+
+        Raises
+        ------
+        SubjectDied
+            As for `ask`.
+        """
+        answer: dict[str, Any] = json.loads(self._read_line(self._time_limit_s) or b"{}")
         return answer
+
+    def last_words(self) -> str:
+        """What the child has printed since the last question."""
+        _, log = self._running()
+        return _last_words(log)
 
     def kill(self) -> None:
         """End the child for good, from any thread: whoever waits for an answer gets SubjectDied."""

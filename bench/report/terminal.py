@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.record import CheckRecord, DecodeTimes, FailureRecord, KernelRecord, MemoryRecord
-from reference.conformance import CHECKS
+from reference.conformance.attention import CHECKS
 from reference.problem import AttentionProblem
 from reference.verdict import Verdict
 

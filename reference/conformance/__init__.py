@@ -1,13 +1,5 @@
-"""Named checks that any attention kernel can be run through."""
+"""Named checks that any subject can be run through.
 
-from reference.conformance.attention import (
-    CHECKS,
-    LAWS,
-    TRUTH,
-    Check,
-    applicable,
-    judge,
-    run_check,
-)
-
-__all__ = ["CHECKS", "LAWS", "TRUTH", "Check", "applicable", "judge", "run_check"]
+- `attention`: for kernels; needs torch.
+- `allocator`: for allocators; a state machine with every check after every call.
+"""

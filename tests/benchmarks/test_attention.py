@@ -13,7 +13,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from bench.timing import sdpa_one_by_one
 from paged.attention import paged_attention
 from reference.attention import Truth, attend
-from reference.conformance import judge
+from reference.conformance.attention import judge
 from reference.contiguous_attention import ContiguousBatch, contiguous_attention
 from reference.inputs import Inputs, make_inputs
 from reference.placement import place

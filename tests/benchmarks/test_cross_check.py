@@ -16,7 +16,7 @@ from kernels import interpreter
 from kernels.attention import paged_attention as triton_attention
 from paged.attention import paged_attention as torch_attention
 from reference.attention import attend
-from reference.conformance import TRUTH, judge, run_check
+from reference.conformance.attention import TRUTH, judge, run_check
 from reference.contract import PagedBatch
 from reference.inputs import make_inputs
 from reference.placement import place

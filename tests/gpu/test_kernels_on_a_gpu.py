@@ -11,7 +11,7 @@ from kernels.attention import paged_attention
 from kernels.launch import Tiles
 from paged import cache as torch_ops
 from reference.attention import attend
-from reference.conformance import TRUTH, applicable, judge, run_check
+from reference.conformance.attention import TRUTH, applicable, judge, run_check
 from reference.contract import Capabilities
 from reference.inputs import make_inputs
 from reference.placement import place

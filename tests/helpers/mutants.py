@@ -36,7 +36,7 @@ from triton.runtime.interpreter import interpreter_builder
 import kernels
 from kernels import interpreter
 from paged import cache as right_cache
-from reference.conformance import CHECKS, run_check
+from reference.conformance.attention import CHECKS, run_check
 from reference.contract import AttentionKernel, Capabilities, PagedBatch
 from reference.placement import GUARD_BLOCKS
 from reference.problem import FP8_DTYPES, QUERY_DTYPES, AttentionProblem, Request

@@ -29,7 +29,7 @@ from helpers.mutants import (
     hunt,
     plant,
 )
-from reference.conformance import LAWS
+from reference.conformance.attention import LAWS
 from reference.problem import INPUT_KINDS, AttentionProblem
 from reference.strategies import HEAD_DIMS
 

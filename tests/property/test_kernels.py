@@ -16,7 +16,7 @@ from kernels import interpreter
 from kernels.attention import paged_attention
 from kernels.launch import Tiles
 from reference.attention import attend
-from reference.conformance import LAWS, TRUTH, applicable, judge, run_check
+from reference.conformance.attention import LAWS, TRUTH, applicable, judge, run_check
 from reference.inputs import make_inputs
 from reference.placement import place
 from reference.problem import AttentionProblem

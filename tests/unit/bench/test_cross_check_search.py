@@ -23,12 +23,12 @@ from bench.timing import DecodeShape
 from bench.workloads.builtin import builtin_stream
 from bench.workloads.stream import RequestStream
 from helpers.wrong_kernels import NARROW, PATH, SHORT, named
-from reference.conformance import CHECKS
+from reference.conformance.attention import CHECKS
 from reference.contract import Capabilities, variants_of
 from reference.problem import AttentionProblem
 from reference.verdict import Status, Verdict
 from subjects.process import NotStarted, SubjectDied
-from subjects.resolve import SubjectError
+from subjects.loading import SubjectError
 
 LENGTHS = [(100, 10), (300, 60)]
 PASSED = {"status": "passed", "findings": []}

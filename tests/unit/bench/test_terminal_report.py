@@ -19,7 +19,7 @@ from bench.record import (
     replay_command,
 )
 from bench.report.terminal import failure_panel, show, show_replay
-from reference.conformance import CHECKS
+from reference.conformance.attention import CHECKS
 from reference.problem import AttentionProblem
 from reference.verdict import Status, Verdict
 

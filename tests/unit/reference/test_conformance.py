@@ -12,7 +12,7 @@ from torch import Tensor
 from helpers.profiles import examples
 from paged.attention import paged_attention
 from reference.attention import attend
-from reference.conformance import CHECKS, LAWS, TRUTH, Check, applicable, judge, run_check
+from reference.conformance.attention import CHECKS, LAWS, TRUTH, Check, applicable, judge, run_check
 from reference.contract import (
     VARIANTS,
     AttentionKernel,

@@ -8,7 +8,8 @@ import pytest
 from helpers import wrong_kernels
 from paged.attention import paged_attention
 from reference.contract import Capabilities
-from subjects.resolve import BUILT_IN, SubjectError, resolve_kernel
+from subjects.loading import SubjectError
+from subjects.resolve import BUILT_IN, resolve_kernel
 
 
 @pytest.fixture(autouse=True)

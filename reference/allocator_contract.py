@@ -1,0 +1,306 @@
+"""The allocator contract: what an allocator is asked, what it answers, and what it may decline.
+
+A subject is a *factory*: called as `factory(num_blocks, block_size, *, prefix_caching, window)`, it
+returns an empty allocator. What it can do stands in its attribute `capabilities`, an
+`AllocatorCapabilities` or a plain mapping of its fields: an adapter that runs in an engine's own
+environment imports nothing of ours.
+
+An allocator moves numbers, never keys and values. Whoever drives it plays the engine:
+
+1. `admit`, `append`, `fork`, `free`, `preempt`, `swap_out` and `swap_in`;
+2. `take_copies`, and every block copy that it names is carried out;
+3. the keys and values of new tokens are written to their slots;
+4. `commit` of every sequence that was written: its keys and values are in the cache now.
+
+With the capability `batching` several calls of the first kind go by before the other three; without
+it each of them is followed by the rest at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeVar
+
+HOSTILE_CALLS: Final = (
+    "free_twice",
+    "free_unknown",
+    "append_unknown",
+    "fork_unknown",
+    "fork_onto_live",
+    "admit_live",
+    "admit_negative",
+    "admit_oversized",
+)
+"""Calls that make no sense. They may raise or do nothing; either way they must change nothing."""
+
+EvictionOrder = Literal["lru", "leaf", "all"]
+"""In which order cached blocks without an owner lose their content when room is needed.
+
+- `lru`: least recently released first; of one sequence's blocks the last one first. No block is
+  evicted while another one is free.
+- `leaf`: in any order, but never a block before another cached one whose prefix it is part of;
+  behind a window no such order is possible, and none is checked.
+- `all`: all of them at once.
+"""
+
+
+class Counts(NamedTuple):
+    """Blocks by state. Every block of the pool is in exactly one of the three."""
+
+    free: int
+    """Without an owner, and without content worth keeping."""
+    idle: int
+    """Without an owner; the content is kept for sequences with the same prefix."""
+    used: int
+    """In the table of at least one sequence, or source of a copy that is due."""
+
+
+class Allocator(Protocol):
+    """What a factory returns. Methods of a capability that is not declared need not exist.
+
+    Sequences are named by strings; tokens are integers. *Refused* means that there is no room now:
+    a refusal changes nothing, and it is none while the blocks that are free or idle would do.
+    """
+
+    def admit(
+        self, sequence: str, tokens: Sequence[int], *, num_tokens: int, salt: str
+    ) -> int | None:
+        """Make room for a new sequence.
+
+        Parameters
+        ----------
+        sequence
+            A name that is not in use. A sequence that was preempted comes back under its own.
+        tokens
+            The whole prompt.
+        num_tokens
+            Make room for so many of its leading tokens, and in any case for those that are cached
+            and one more. The rest comes by `append`. Without `chunked_prefill` always all.
+        salt
+            Sequences share cached prefixes only with sequences of the same salt. Without `salt`
+            always empty.
+
+        Returns
+        -------
+        int or None
+            Leading tokens whose keys and values are in the cache already; None if refused.
+        """
+
+    def append(self, sequence: str, tokens: Sequence[int]) -> bool:
+        """Make room for more tokens, one or several: of the prompt while there are, then new ones.
+
+        Returns False if refused.
+        """
+
+    def free(self, sequence: str) -> None:
+        """Give up a sequence."""
+
+    def slots(self, sequence: str) -> Sequence[int]:
+        """Slot of each token position that there is room for; -1 where a window has passed.
+
+        A slot is `block * block_size + offset`, and position `p` has the offset `p % block_size`.
+        """
+
+    def counts(self) -> tuple[int, int, int]:
+        """Blocks that are free, idle and used; see `Counts`."""
+
+    def commit(self, sequence: str) -> None:
+        """Learn that keys and values of all tokens that there is room for are in the cache.
+
+        With `commit`. Content may be published for reuse here, blocks behind a window be given up,
+        and the table be rewritten to other blocks with the same content.
+        """
+
+    def take_copies(self) -> Sequence[tuple[int, int]]:
+        """Block copies (source, destination) that are due, and consider them done. With `fork`.
+
+        They may be carried out in any order, so no block is source and destination at once.
+        """
+
+    def fork(self, parent: str, child: str) -> bool:
+        """Start `child` with the tokens of `parent`. With `fork`. Returns False if refused."""
+
+    def preempt(self, sequence: str) -> None:
+        """Give up a sequence that will be admitted again. With `preempt`; otherwise `free` is."""
+
+    def can_admit(self, tokens: Sequence[int], *, num_tokens: int, salt: str) -> bool:
+        """Whether `admit` would find room now. With `can_admit`."""
+
+    def idle_blocks(self) -> Sequence[int]:
+        """The blocks that `counts` counts as idle, in any order. With `eviction`."""
+
+    def reset(self) -> bool:
+        """Forget every cached prefix, as after a change of weights. With `reset`.
+
+        Sequences stay, and nothing of theirs is shared from now on. Returns False if refused: some
+        engines can only do this while no sequence is there.
+        """
+
+    def swap_out(self, sequence: str) -> Sequence[tuple[int, int]] | None:
+        """Give up the blocks of a sequence, to be copied to the host first. With `swap`.
+
+        Returns (block, host block) pairs, or None if refused.
+        """
+
+    def swap_in(self, sequence: str) -> Sequence[tuple[int, int]] | None:
+        """Make room again for a sequence that was swapped out. With `swap`.
+
+        Returns (host block, block) pairs to be copied, or None if refused.
+        """
+
+
+AllocatorFactory = Callable[..., Allocator]
+"""`factory(num_blocks, block_size, *, prefix_caching: bool, window: int | None)`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocatorCapabilities:
+    """What an allocator can do. What it cannot is not asked of it, and shown as not run.
+
+    Attributes
+    ----------
+    prefix_caching, sliding_window
+        Whether the factory takes `prefix_caching=True`, and a `window`: a number of tokens, that of
+        the query included, of which each query sees so many.
+    window_with_caching
+        Whether it takes both together.
+    salt, fork, swap, chunked_prefill, commit, preempt, can_admit, reset
+        As in `Allocator`.
+    reset_while_running
+        Whether `reset` is asked for while sequences are there.
+    empty_calls
+        Whether it is asked to admit a prompt without tokens, and to append none.
+    batching
+        Several calls may go by before copies, writes and commits are carried out.
+    abort_before_write
+        A sequence may be freed before its tokens were written: nothing of it was published.
+    finds_every_prefix
+        As long as nothing had to be evicted, `admit` finds the longest prefix in whole blocks.
+    eviction
+        The order of eviction, and with it `idle_blocks`. None: the allocator's own business.
+    hostile
+        Members of `HOSTILE_CALLS` that can be expressed at all; all of them by default.
+    block_sizes
+        Sizes that work, tokens; None for any from 1 to 8 and 16.
+    min_blocks
+        Smallest pool that works, blocks.
+    spare_blocks
+        A sequence may be refused although it would fit, if fewer than so many blocks would be left.
+    window_slack
+        Blocks that may be held behind the window, at most.
+    """
+
+    prefix_caching: bool = True
+    sliding_window: bool = False
+    window_with_caching: bool = False
+    salt: bool = False
+    fork: bool = False
+    swap: bool = False
+    chunked_prefill: bool = False
+    commit: bool = False
+    preempt: bool = False
+    can_admit: bool = False
+    reset: bool = False
+    reset_while_running: bool = True
+    empty_calls: bool = True
+    batching: bool = False
+    abort_before_write: bool = False
+    finds_every_prefix: bool = False
+    eviction: EvictionOrder | None = None
+    hostile: frozenset[str] = frozenset(HOSTILE_CALLS)
+    block_sizes: frozenset[int] | None = None
+    min_blocks: int = 1
+    spare_blocks: int = 0
+    window_slack: int = 0
+
+    def __post_init__(self) -> None:
+        for name in self.hostile - set(HOSTILE_CALLS):
+            raise ValueError(
+                f"capability hostile: {name!r} is unknown; use {', '.join(HOSTILE_CALLS)}"
+            )
+        if self.eviction not in (None, "lru", "leaf", "all"):
+            raise ValueError(f"capability eviction: {self.eviction!r}; use lru, leaf, all or None")
+        for name in ("min_blocks", "spare_blocks", "window_slack"):
+            if getattr(self, name) < (name == "min_blocks"):
+                raise ValueError(f"capability {name}: {getattr(self, name)} is too small")
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; sets become sorted lists."""
+        return {
+            name: sorted(value) if isinstance(value, frozenset) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+
+    @classmethod
+    def from_mapping(cls, fields: Mapping[str, Any]) -> AllocatorCapabilities:
+        """The inverse of `as_json`; fields that are not given have their defaults.
+
+        Raises
+        ------
+        ValueError
+            A field is unknown, or has a value that is out of range.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        for name in set(fields) - known:
+            raise ValueError(f"capability {name!r} is unknown; use {', '.join(sorted(known))}")
+        values = {
+            name: frozenset(value) if isinstance(value, list | tuple | set) else value
+            for name, value in fields.items()
+        }
+        return cls(**values)
+
+
+Factory = TypeVar("Factory", bound=Callable[..., object])
+
+
+def declares_allocator(capabilities: AllocatorCapabilities) -> Callable[[Factory], Factory]:
+    """Decorate a factory with what its allocators can do.
+
+    >>> @declares_allocator(AllocatorCapabilities(prefix_caching=False, fork=True))
+    ... def my_pool(num_blocks, block_size, *, prefix_caching, window): ...
+    """
+
+    def mark(factory: Factory) -> Factory:
+        factory.capabilities = capabilities  # type: ignore[attr-defined]
+        return factory
+
+    return mark
+
+
+def capabilities_of_factory(factory: Callable[..., object]) -> AllocatorCapabilities:
+    """What a factory declares; without a declaration the defaults, which ask for prefix caching.
+
+    Raises
+    ------
+    TypeError
+        The declaration is neither a mapping nor an `AllocatorCapabilities`.
+    ValueError
+        It has unknown fields or values.
+    """
+    declared = getattr(factory, "capabilities", None)
+    if declared is None:
+        return AllocatorCapabilities()
+    if isinstance(declared, AllocatorCapabilities):
+        return declared
+    if isinstance(declared, Mapping):
+        return AllocatorCapabilities.from_mapping(declared)
+    raise TypeError(
+        f"{factory!r}.capabilities is {declared!r}; it must be a mapping or an "
+        f"AllocatorCapabilities"
+    )
+
+
+class AllocatorDied(Exception):
+    """The process of an allocator crashed or hung: raised by whoever drives it from another one.
+
+    Attributes
+    ----------
+    timed_out
+        Whether it gave no answer in time.
+    """
+
+    def __init__(self, how: str, *, timed_out: bool) -> None:
+        super().__init__(how)
+        self.timed_out = timed_out

