@@ -71,7 +71,7 @@ a hang is a finding like any other.
 
   redis://HOST:6379/0      shared by many; needs the package redis
 
-  github:OWNER/REPO        artifacts of a workflow, read only; finds of this machine go to the folder
+  github:OWNER/REPO        artifacts of a workflow, read only; this machine's own go to the folder
 
   none                     nothing is kept
 
@@ -153,7 +153,12 @@ def fuzz(
                 raise UsageError(f"--json {json}: --replay prints, and makes no record; drop one")
             raise typer.Exit(
                 _replay(
-                    replay, allocator, engine_python, console, in_process=in_process, limit=time_limit
+                    replay,
+                    allocator,
+                    engine_python,
+                    console,
+                    in_process=in_process,
+                    limit=time_limit,
                 )
             )
         check_file("--json", json)
@@ -292,9 +297,7 @@ def _replay(
     trace = read_trace(path)
     name = allocator or trace.allocator.name
     python = python or (trace.allocator.engine_python if allocator is None else None)
-    with open_allocator(
-        name, python=python, in_process=in_process, time_limit_s=limit
-    ) as subject:
+    with open_allocator(name, python=python, in_process=in_process, time_limit_s=limit) as subject:
         shown = run_program(subject.factory, trace.program, capabilities=subject.capabilities)
     show_replay(trace, shown, console)
     return RIGHT if shown is None else WRONG

@@ -30,8 +30,8 @@ from reference.contract import Capabilities
 from reference.problem import AttentionProblem
 from reference.strategies import problems
 from reference.verdict import Status, Verdict
-from subjects.process import SubjectDied, SubjectProcess
 from subjects.loading import SubjectError
+from subjects.process import SubjectDied, SubjectProcess
 
 TIME_LIMIT_S: Final = 120.0
 """For one check of one problem: a kernel that takes longer hangs."""

@@ -32,9 +32,7 @@ class PagedSubject:
     ) -> int | None:
         """`PagedAllocator.admit`."""
         try:
-            return self.allocator.admit(
-                sequence, tokens, num_tokens=num_tokens, salt=salt.encode()
-            )
+            return self.allocator.admit(sequence, tokens, num_tokens=num_tokens, salt=salt.encode())
         except OutOfBlocks:
             return None
 
@@ -72,7 +70,8 @@ class PagedSubject:
         num_tokens = allocator.num_tokens(sequence)
         released = allocator.blocks_needed(num_tokens) - allocator.num_blocks_of(sequence)
         first = min(released * allocator.block_size, num_tokens)
-        return [-1] * first + allocator.slots(sequence, start=first).tolist()
+        slots: list[int] = allocator.slots(sequence, start=first).tolist()
+        return [-1] * first + slots
 
     def counts(self) -> tuple[int, int, int]:
         """Blocks that are free, idle and used."""

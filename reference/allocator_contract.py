@@ -123,7 +123,10 @@ class Allocator(Protocol):
         """Start `child` with the tokens of `parent`. With `fork`. Returns False if refused."""
 
     def preempt(self, sequence: str) -> None:
-        """Give up a sequence that will be admitted again. With `preempt`; otherwise `free` is."""
+        """Give up a sequence that will be admitted again. With `preempt`; otherwise `free` is asked.
+
+        What was cached of it may be forgotten.
+        """
 
     def can_admit(self, tokens: Sequence[int], *, num_tokens: int, salt: str) -> bool:
         """Whether `admit` would find room now. With `can_admit`."""
@@ -245,7 +248,7 @@ class AllocatorCapabilities:
         known = {field.name for field in dataclasses.fields(cls)}
         for name in set(fields) - known:
             raise ValueError(f"capability {name!r} is unknown; use {', '.join(sorted(known))}")
-        values = {
+        values: dict[str, Any] = {
             name: frozenset(value) if isinstance(value, list | tuple | set) else value
             for name, value in fields.items()
         }

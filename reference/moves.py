@@ -1,8 +1,8 @@
 """What is drawn for allocators: pools, and moves that become steps as the machine goes along.
 
 A move names no sequence: it says `the second live one`, and what that is, is known only when it is
-made. Each move is one choice out of a table, simplest first, so that Hypothesis shrinks a program by
-leaving moves out and by exchanging them for simpler ones.
+made. Each move is one choice out of a table, simplest first, so that Hypothesis shrinks a program
+by leaving moves out and by exchanging them for simpler ones.
 
 The prompts come from a small library of whole blocks, with lengths on and next to the ends of
 blocks: prefixes have to meet, and to part, for anything to happen at all.
@@ -31,6 +31,9 @@ MAX_BLOCKS: Final = 16
 
 AMPLE_BLOCKS: Final = (64, 200)
 """Now and then there is room for everything: what is then not found again was lost."""
+
+APPENDED: Final = (1, 1, 1, 2, 3, 4, 8, 20)
+"""Tokens that are appended at a time."""
 
 OTHER_SALT: Final = "tenant"
 
@@ -140,7 +143,7 @@ _TABLE_SIZE: Final = 1500
 
 @cache
 def move_table(can: AllocatorCapabilities, *, batching: bool) -> tuple[Move, ...]:
-    """Every move that may be drawn, simplest first. What is listed more often is drawn more often."""
+    """Every move that may be drawn, simplest first, the frequent ones several times."""
     targets = range(3)
     salted = [False, True] if can.salt else [False]
     some = PROMPTS[: len(PROMPTS) // 2]
@@ -153,7 +156,11 @@ def move_table(can: AllocatorCapabilities, *, batching: bool) -> tuple[Move, ...
     # (share of what is drawn, per cent; moves), as far as the allocator can do it.
     groups: list[tuple[float, bool, list[Move]]] = [
         (10, True, [Move("free", t) for t in targets]),
-        (13, True, [Move("append", t, count=n) for n in (1, 1, 1, 2, 3, 4, 8, 20) for t in targets]),
+        (
+            13,
+            True,
+            [Move("append", t, count=n) for n in (1, 1, 1, 2, 3, 4, 8, 20) for t in targets],
+        ),
         (5, True, [Move("append", t, count=n, page=1) for n in (1, 2, 4) for t in targets]),
         (6, True, [Move("append_to_the_end", t, count=n) for n in (-1, 0, 1) for t in targets]),
         (8, True, [Move("decode", page=page) for page in (0, 0, 0, 1)]),
@@ -260,14 +267,17 @@ def _on_a_live_one(
         tokens = tuple(move.prompt.tokens(size))
         yield Step("admit", next(names), tokens=tokens, salt=salt)
     elif kind == "admit_like":
-        tokens = [*life.tokens, *life.rest]
+        held = [*life.tokens, *life.rest]
         # Whole, without its last token, or so many whole blocks of it.
-        keep = {0: len(tokens), -1: len(tokens) - 1}.get(move.count, move.count * size)
+        keep = {0: len(held), -1: len(held) - 1}.get(move.count, move.count * size)
         salt = life.salt
         if move.salted:
             salt = "" if salt else OTHER_SALT
         yield Step(
-            "admit", next(names), tokens=tuple(changed(tokens[: max(keep, 0)], move.change)), salt=salt
+            "admit",
+            next(names),
+            tokens=tuple(changed(held[: max(keep, 0)], move.change)),
+            salt=salt,
         )
 
 
@@ -298,7 +308,8 @@ def _hostile(move: Move, machine: AllocatorMachine) -> Iterator[Step]:
     if move.kind == "admit_live":
         yield from (Step(move.kind, name, tokens=tokens) for name in live)
     elif move.kind == "fork_onto_live":
-        yield from (Step(move.kind, name, parent=next(iter(machine.lives))) for name in live)
+        others = (other for other in machine.lives if other not in live)
+        yield from (Step(move.kind, name, parent=next(others, name)) for name in live)
     elif move.kind.startswith("admit"):
         yield Step(move.kind, NOBODY, tokens=tokens)
     else:
@@ -323,6 +334,7 @@ class Drawn:
 @st.composite
 def drawn_programs(
     draw: st.DrawFn,
+    /,
     can: AllocatorCapabilities,
     *,
     max_moves: int = MAX_MOVES,

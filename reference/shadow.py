@@ -165,9 +165,7 @@ class ShadowCache:
             blocks = array.reshape(self.num_blocks, self.block_size)
             blocks[destination] = blocks[source]
 
-    def check(
-        self, slots: Integers, tokens: Integers, *, start: int = 0
-    ) -> ShadowFinding | None:
+    def check(self, slots: Integers, tokens: Integers, *, start: int = 0) -> ShadowFinding | None:
         """Read a sequence through `slots` and say what is wrong with it, if anything is.
 
         Parameters

@@ -1,4 +1,5 @@
-"""Build the environments in which foreign engines run: one of its own for each, in .engines/NAME.
+"""Build the environments in which foreign engines run: one of its own for each, in .engines/NAME,
+or in the folder that PAGEDBENCH_ENGINES names.
 
 An engine pins its dependencies against ours and against those of the next one. What it needs
 stands complete and in exact versions in requirements/engines/NAME.txt, so pip resolves nothing.
@@ -20,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 REQUIREMENTS = ROOT / "requirements" / "engines"
-ENGINES = ROOT / ".engines"
+ENGINES = Path(os.environ.get("PAGEDBENCH_ENGINES") or ROOT / ".engines").absolute()
 STAMP = "built-from"
 
 ALL_BUILT = 0

@@ -13,8 +13,8 @@ Questions and answers are JSON lines; see `subjects.process`. The introduction i
 - {"call": NAME, "with": [ARGUMENTS], "named": {ARGUMENTS}} makes a call.
 
 Either is answered with {"answer": ..., "counts": [free, idle, used], "slots": {SEQUENCE: [...]},
-"idle": [...]}, where `slots` has what is new since the answer before; with {"raised": "Type: words",
-...} where the call raised; or with {"died": HOW, "timed_out": ...}.
+"idle": [...]}, where `slots` has what is new since the answer before; with {"raised": "Type:
+words", ...} where the call raised; or with {"died": HOW, "timed_out": ...}.
 """
 
 from __future__ import annotations
@@ -71,9 +71,7 @@ class Desk:
         self._told = {}
         self._allocator = None  # the old pool goes before the new one comes
         self._watch_idle = pool.pop("watch_idle")
-        self._allocator = self._factory(
-            pool.pop("num_blocks"), pool.pop("block_size"), **pool
-        )
+        self._allocator = self._factory(pool.pop("num_blocks"), pool.pop("block_size"), **pool)
         return {"answer": None}
 
     def _call(self, name: str, given: list[Any], named: dict[str, Any]) -> dict[str, Any]:

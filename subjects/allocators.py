@@ -123,7 +123,9 @@ def open_allocator(
     where = known.where if known is not None else name
     if in_process:
         if python is not None or (known is not None and known.environment):
-            raise SubjectError(f"{name} runs in an interpreter of its own: it cannot run in process")
+            raise SubjectError(
+                f"{name} runs in an interpreter of its own: it cannot run in process"
+            )
         yield _imported(name, where)
         return
     if python is None and known is not None and known.environment:

@@ -15,7 +15,7 @@ from subjects.process import SubjectDied, SubjectProcess
 ROOT: Final = Path(__file__).parents[1]
 
 TIME_LIMIT_S: Final = 10.0
-"""For one call. A call of an allocator takes microseconds; one that takes longer than this hangs."""
+"""For one call. It takes microseconds as a rule; one that takes longer than this hangs."""
 
 GRACE_S: Final = 20.0
 """On top of the time limit, for the worker to say that it was exceeded."""

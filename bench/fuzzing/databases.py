@@ -16,7 +16,6 @@ from hypothesis.database import (
     ReadOnlyDatabase,
 )
 
-
 DEFAULT_FOLDER: Final = Path(".pagedbench") / "examples"
 
 

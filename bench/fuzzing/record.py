@@ -170,9 +170,7 @@ def fuzz_environment() -> FuzzEnvironment:
     )
 
 
-def trace_of(
-    found: Found, *, allocator: Subject, seed: int, environment: FuzzEnvironment
-) -> Trace:
+def trace_of(found: Found, *, allocator: Subject, seed: int, environment: FuzzEnvironment) -> Trace:
     """Put a finding down."""
     finding = found.finding
     return Trace(
@@ -201,7 +199,9 @@ def read_trace(path: Path) -> Trace:
     try:
         return Trace.model_validate_json(path.read_text())
     except OSError as error:
-        raise TraceError(f"{path}: {error.strerror or error}; name a file that can be read") from None
+        raise TraceError(
+            f"{path}: {error.strerror or error}; name a file that can be read"
+        ) from None
     except (ValidationError, UnicodeDecodeError) as error:
         first = str(error).splitlines()
         raise TraceError(

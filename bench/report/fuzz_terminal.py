@@ -16,8 +16,8 @@ def show(record: FuzzRecord, console: Console) -> None:
     version = f" ({record.allocator.version})" if record.allocator.version else ""
     _print(
         console,
-        f"{record.allocator.name}{version}: {record.examples:,} programs, {record.steps:,} steps in "
-        f"{record.seconds:.1f} s, {record.steps_per_s:,.0f} steps/s",
+        f"{record.allocator.name}{version}: {record.examples:,} programs, "
+        f"{record.steps:,} steps in {record.seconds:.1f} s, {record.steps_per_s:,.0f} steps/s",
     )
     _print(console, f"{record.states:,} different states")
     calls = "  ".join(f"{call} {count:,}" for call, count in record.calls.items())
@@ -25,7 +25,9 @@ def show(record: FuzzRecord, console: Console) -> None:
     for word, colour in (("passed", "green"), ("failed", "red")):
         names = [check for check, status in record.checks.items() if status == word]
         if names:
-            console.print(Text(f"{word:<9}", style=colour).append("  ".join(names), style="default"))
+            console.print(
+                Text(f"{word:<9}", style=colour).append("  ".join(names), style="default")
+            )
     for check, status in record.checks.items():
         if status.startswith("not run"):
             console.print(Text(f"not run  {check}: {status.removeprefix('not run: ')}", "yellow"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -250,7 +250,9 @@ class AllocatorMachine:
             return call in self.can.hostile and {
                 "free_twice": self._freed is not None and self._freed not in self.lives,
                 "fork_unknown": self.can.fork,
-                "fork_onto_live": self.can.fork and {name, step.parent} <= self.lives.keys(),
+                "fork_onto_live": self.can.fork
+                and name != step.parent
+                and {name, step.parent} <= self.lives.keys(),
                 "admit_live": name in self.lives,
                 "admit_oversized": self.can.chunked_prefill,
                 "admit_negative": self.can.chunked_prefill,
@@ -388,11 +390,12 @@ class AllocatorMachine:
         before = self._sight
         self._count("fork")
         granted = self._ask(lambda: self._allocator.fork(step.parent, step.sequence))
-        # An allocator may copy the partly filled block at once.
+        # An allocator may copy the partly filled block at once, and one that shares nothing all.
+        most = 1 if self.pool.prefix_caching else self.pool.blocks_for(len(parent.tokens))
         if not self._truth(granted, "fork"):
-            self._refused(before, "a fork", 1)
+            self._refused(before, "a fork", most)
             return
-        self._demand += 1
+        self._demand += most
         self.lives[step.sequence] = Life(
             list(parent.tokens), list(parent.rest), parent.salt, parent.origin, parent.written
         )
@@ -414,15 +417,18 @@ class AllocatorMachine:
         name = step.sequence
         self._written_before_it_goes(name)
         self._count("preempt")
-        call = self._allocator.preempt if self.can.preempt else self._allocator.free
-        self._ask(lambda: call(name))
+        if self.can.preempt:
+            self._ask(lambda: self._allocator.preempt(name))
+            self._known.difference_update(self.lives[name].hashes.tolist())
+        else:
+            self._ask(lambda: self._allocator.free(name))
         self.waiting[name] = self.lives[name]
         self._gone(name)
 
     def _reset(self, step: Step) -> None:
         self._count("reset")
         before = self._sight
-        done = self._ask(lambda: self._allocator.reset())
+        done = self._ask(self._allocator.reset)
         if not self._truth(done, "reset"):
             if not self.lives:
                 raise CheckFailed("reset", "refused, although there is no sequence")
@@ -498,7 +504,7 @@ class AllocatorMachine:
             calls[step.call]()
         except AllocatorDied as death:
             raise CheckFailed("died", str(death)) from None
-        except Exception:  # noqa: S110 - refusing it is right, whatever it is called
+        except Exception:
             pass
         self._nothing_changed(before, step.call)
         self._check()
@@ -510,7 +516,7 @@ class AllocatorMachine:
         if not self._unsettled and not self._copies_due:
             return
         if self.can.fork and self._copies_due:
-            self._carry_out(self._ask(lambda: self._allocator.take_copies()))
+            self._carry_out(self._ask(self._allocator.take_copies))
             self._look_again(None, check=False)
         self._copies_due = False
         names = [name for name in dict.fromkeys(self._unsettled) if name in self.lives]
@@ -520,7 +526,7 @@ class AllocatorMachine:
         if self.can.commit:
             for name in names:
                 self._ask(lambda name=name: self._allocator.commit(name))  # type: ignore[misc]
-                self._look_again(name, check=False)
+                self._look_again(name, check=False, committed=True)
         for name in names:
             self._publish(self.lives[name])
         self._check()
@@ -646,9 +652,7 @@ class AllocatorMachine:
     ) -> None:
         """A write into a block of another sequence: right only if that one waits for just this."""
         seen = self._sight.views[other]
-        expected = dict(
-            zip(seen.slots.tolist(), self.lives[other].hashes.tolist(), strict=True)
-        )
+        expected = dict(zip(seen.slots.tolist(), self.lives[other].hashes.tolist(), strict=True))
         shared = set(seen.blocks)
         for slot, written in zip(slots.tolist(), hashes.tolist(), strict=True):
             block = slot // self.pool.block_size
@@ -661,11 +665,11 @@ class AllocatorMachine:
     # Looking
 
     def _look(self) -> Sight:
-        counts = self._ask(lambda: self._allocator.counts())
+        counts = self._ask(self._allocator.counts)
         views = {name: self._view(name, life) for name, life in self.lives.items()}
         idle = None
         if self._watch_idle:
-            idle = frozenset(self._ask(lambda: self._allocator.idle_blocks()))
+            idle = frozenset(self._ask(self._allocator.idle_blocks))
         return Sight(Counts(*counts), views, idle)
 
     def _view(self, name: str, life: Life) -> View:
@@ -683,7 +687,7 @@ class AllocatorMachine:
             raise CheckFailed("table", f"{name} has {length} tokens and {slots.size} slots")
         gone = np.flatnonzero(slots >= 0)
         first = int(gone[0]) if gone.size else length
-        if first and (self.pool.window is None or first % size and first < length):
+        if first and (self.pool.window is None or (first % size and first < length)):
             raise CheckFailed("table", f"{name}: no slot for the positions before {first}")
         kept = slots[first:]
         if kept.size == 0:
@@ -691,7 +695,11 @@ class AllocatorMachine:
         heads = kept[::size]
         expected = (heads[:, None] + np.arange(size)).reshape(-1)[: kept.size]
         if (heads % size).any() or not np.array_equal(kept, expected):
-            at = int(np.flatnonzero((kept != expected) | (expected % size != np.arange(kept.size) % size))[0])
+            at = int(
+                np.flatnonzero(
+                    (kept != expected) | (expected % size != np.arange(kept.size) % size)
+                )[0]
+            )
             raise CheckFailed(
                 "table",
                 f"{name}: position {first + at} is in slot {kept[at]}; positions of a block lie "
@@ -705,7 +713,12 @@ class AllocatorMachine:
         return View(slots, (*(-1,) * (first // size), *blocks), first)
 
     def _look_again(
-        self, name: str | None, *, check: bool = True, released: View | None = None
+        self,
+        name: str | None,
+        *,
+        check: bool = True,
+        released: View | None = None,
+        committed: bool = False,
     ) -> None:
         """Look after a call that changed something, and judge what became of the idle blocks."""
         before = self._sight
@@ -713,12 +726,18 @@ class AllocatorMachine:
             self._views.pop(name, None)
         self._sight = after = self._look()
         if self._watch_idle:
-            self._judge_eviction(before, after, name, released)
+            self._judge_eviction(before, after, name, released, committed=committed)
         if check:
             self._check()
 
     def _judge_eviction(
-        self, before: Sight, after: Sight, name: str | None, released: View | None
+        self,
+        before: Sight,
+        after: Sight,
+        name: str | None,
+        released: View | None,
+        *,
+        committed: bool,
     ) -> None:
         assert before.idle is not None
         assert after.idle is not None
@@ -736,7 +755,10 @@ class AllocatorMachine:
         if not lost:
             return
         revived: set[int] = set()
-        if name in self.lives and name not in before.views:
+        if committed and name in after.views:
+            # Nothing needs room here; a table may be rewritten to blocks that were idle.
+            revived = set(after.views[name].blocks)
+        elif name in self.lives and name not in before.views:
             hits = self.lives[name].written // self.pool.block_size
             revived = set(after.views[name].blocks[:hits])
         evicted = lost - revived
@@ -817,7 +839,7 @@ class AllocatorMachine:
         if not self._copies_due and counts.used != len(held):
             raise CheckFailed(
                 "drain" if self.ending and not self.lives else "conservation",
-                f"{_said(counts)}, and tables hold {len(held)}{': ' if held else ''}{_listed(held)}",
+                f"{_said(counts)}, and tables hold {_listed(held)}",
             )
         if not self.pool.prefix_caching and counts.idle:
             raise CheckFailed("conservation", f"{_said(counts)} without prefix caching")
@@ -924,5 +946,5 @@ def _said(counts: Counts) -> str:
 def _listed(blocks: Iterable[int]) -> str:
     shown = sorted(blocks)
     if not shown:
-        return ""
+        return "none"
     return f"block{'' if len(shown) == 1 else 's'} {', '.join(map(str, shown))}"

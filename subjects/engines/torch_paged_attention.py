@@ -97,7 +97,13 @@ class TorchAllocator:
 def make(
     num_blocks: int, block_size: int, *, prefix_caching: bool, window: int | None
 ) -> TorchAllocator:
-    """An empty allocator; see `pagedbench`'s allocator contract."""
+    """An empty allocator; see `pagedbench`'s allocator contract.
+
+    Raises
+    ------
+    ValueError
+        Prefix caching or a window is asked for.
+    """
     if prefix_caching or window is not None:
         raise ValueError("PagedAttention has neither prefix caching nor windows")
     return TorchAllocator(num_blocks, block_size)

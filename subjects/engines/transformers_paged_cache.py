@@ -16,17 +16,39 @@ window has no slot at all, and the contract has words for neither.
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
+import sys
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any, Final
 
 import torch
-from transformers import ContinuousBatchingConfig, PreTrainedConfig
-from transformers.generation.continuous_batching.cache import PagedAttentionCache
-from transformers.generation.continuous_batching.distributed import DistributedHelper
-from transformers.generation.continuous_batching.requests import RequestState
 
 DISTRIBUTION: Final = "transformers"
+
+
+def _version() -> str:
+    """Of the wheel; empty if it is not installed."""
+    try:
+        return importlib.metadata.version(DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _import_engine() -> SimpleNamespace:
+    """Import what is driven, by its names in transformers."""
+    batching = f"{DISTRIBUTION}.generation.continuous_batching"
+    places = {
+        "ContinuousBatchingConfig": DISTRIBUTION,
+        "DistributedHelper": f"{batching}.distributed",
+        "PagedAttentionCache": f"{batching}.cache",
+        "PreTrainedConfig": DISTRIBUTION,
+        "RequestState": f"{batching}.requests",
+    }
+    return SimpleNamespace(
+        **{name: getattr(importlib.import_module(place), name) for name, place in places.items()}
+    )
 
 
 class TransformersAllocator:
@@ -42,7 +64,7 @@ class TransformersAllocator:
     """
 
     def __init__(self, num_blocks: int, block_size: int, *, prefix_caching: bool) -> None:
-        model = PreTrainedConfig(
+        model = _engine.PreTrainedConfig(
             vocab_size=1,
             hidden_size=32,
             head_dim=32,
@@ -50,7 +72,7 @@ class TransformersAllocator:
             num_attention_heads=1,
             num_key_value_heads=1,
         )
-        batching = ContinuousBatchingConfig(
+        batching = _engine.ContinuousBatchingConfig(
             page_size=block_size,
             num_blocks=num_blocks,
             max_batch_tokens=1,  # masks are paid for by it, on paper
@@ -58,8 +80,8 @@ class TransformersAllocator:
             max_blocks_per_request=0,
             allow_block_sharing=prefix_caching,
         )
-        helper = DistributedHelper(None, None)
-        self._cache = PagedAttentionCache(model, batching, "cpu", helper, torch.float16)
+        helper = _engine.DistributedHelper(None, None)
+        self._cache = _engine.PagedAttentionCache(model, batching, "cpu", helper, torch.float16)
         ((self._group, self._blocks),) = self._cache.cache_allocators.items()
         self._ledger = self._blocks.ledger
         self._pool = self._cache.pool
@@ -74,7 +96,7 @@ class TransformersAllocator:
         self, sequence: str, tokens: Sequence[int], *, num_tokens: int, salt: str
     ) -> int | None:
         """`add_request`, and what `Scheduler._process_candidates` does with a waiting request."""
-        state = RequestState(sequence, list(tokens), max_new_tokens=None)
+        state = _engine.RequestState(sequence, list(tokens), max_new_tokens=None)
         hit: int = self._cache.search_prefix_match(sequence, state.remaining_prefill_tokens)
         state.position_offset = hit
         if not self._store(state, max(num_tokens, min(hit + 1, len(tokens))) - hit):
@@ -114,7 +136,7 @@ class TransformersAllocator:
         There, a child without room starts over from its prompt. The contract wants no refusal as
         long as eviction helps, and so the cached blocks go first here, as for any other request.
         """
-        state = self._states.get(parent) or RequestState(parent, [])
+        state = self._states.get(parent) or _engine.RequestState(parent, [])
         copies: dict[str, tuple[list[int], list[int]]] = {self._group: ([], [])}
         self._pool.try_to_free_sectors()
         if not self._cache.prepare_fork_request(state, [child], copies):
@@ -206,13 +228,26 @@ class TransformersAllocator:
 def make(
     num_blocks: int, block_size: int, *, prefix_caching: bool, window: int | None
 ) -> TransformersAllocator:
-    """An empty allocator; see `pagedbench`'s allocator contract."""
+    """An empty allocator; see `pagedbench`'s allocator contract.
+
+    Raises
+    ------
+    ImportError
+        The wheel is not installed.
+    ValueError
+        A window is asked for.
+    """
+    if _engine is None:
+        raise ImportError(
+            f"{DISTRIBUTION} is not installed in {sys.prefix}; "
+            f"requirements/engines/transformers.txt says what this adapter needs"
+        )
     if window is not None:
         raise ValueError(f"window {window}: this adapter drives layers with full attention only")
     return TransformersAllocator(num_blocks, block_size, prefix_caching=prefix_caching)
 
 
-make.version = f"{DISTRIBUTION} {importlib.metadata.version(DISTRIBUTION)}"  # type: ignore[attr-defined]
+make.version = f"{DISTRIBUTION} {_version() or '(not installed)'}"  # type: ignore[attr-defined]
 make.capabilities = {  # type: ignore[attr-defined]
     "prefix_caching": True,
     "fork": True,
@@ -244,3 +279,7 @@ make.capabilities = {  # type: ignore[attr-defined]
         "admit_oversized",
     ],
 }
+
+# At once, so that whoever is forked off this process has it; and where it is not installed, one can
+# still ask for the capabilities.
+_engine: Any = _import_engine() if _version() else None

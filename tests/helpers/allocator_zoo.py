@@ -90,9 +90,7 @@ class Bug:
 BUGS: Final[dict[str, Bug]] = {}
 
 
-def bug(
-    by: str, *, seen: str = "", **declared: Any
-) -> Callable[[type], type]:
+def bug(by: str, *, seen: str = "", **declared: Any) -> Callable[[type], type]:
     """Put a class into the zoo."""
 
     def register(wrong: type) -> type:
@@ -103,9 +101,7 @@ def bug(
         right = swapping_allocator if swaps else paged_allocator
         capabilities = right.capabilities  # type: ignore[attr-defined]
         fields = capabilities.as_json() | declared
-        BUGS[name] = Bug(
-            name, expected, wrong, seen, AllocatorCapabilities.from_mapping(fields)
-        )
+        BUGS[name] = Bug(name, expected, wrong, seen, AllocatorCapabilities.from_mapping(fields))
         return wrong
 
     return register
@@ -557,7 +553,9 @@ class RefusedAppendKeepsTheBlocksItGot(BlockPool):
 
     def allocate(self, count: int, *, tenant: int = 0) -> list[int]:
         return [
-            block for _ in range(count) for block in super(type(self), self).allocate(1, tenant=tenant)
+            block
+            for _ in range(count)
+            for block in super(type(self), self).allocate(1, tenant=tenant)
         ]
 
 
@@ -688,14 +686,6 @@ class NobodyIsToldOfAnEviction(PagedAllocator):
         pass
 
 
-@bug("eviction", eviction="leaf")
-class HeadIsEvictedBeforeALeaf(BlockPool):
-    __slots__ = ()
-
-    def release_all(self, blocks: Iterable[int], *, keep: Container[int]) -> None:
-        super().release_all(list(blocks)[::-1], keep=keep)
-
-
 # The window
 
 
@@ -704,7 +694,9 @@ class WindowReleasedOneTokenEarly(PagedSubject):
     def commit(self, sequence: str) -> None:
         if self._window is not None:
             num_tokens = self.allocator.num_tokens(sequence)
-            self.allocator.release_before(sequence, min(max(num_tokens - self._window + 2, 0), num_tokens))
+            self.allocator.release_before(
+                sequence, min(max(num_tokens - self._window + 2, 0), num_tokens)
+            )
 
 
 @bug("window", seen="huggingface/transformers#39408")
@@ -767,6 +759,10 @@ class SwappedSequenceKeepsABlock(SwappingSubject):
     def swap_out(self, sequence: str) -> list[tuple[int, int]] | None:
         blocks = self.blocks_of(sequence)
         pairs = super().swap_out(sequence)
-        if pairs and self.allocator.pool.reference_counts[blocks[-1]] == 0 and self.allocator.num_free:
+        if (
+            pairs
+            and self.allocator.pool.reference_counts[blocks[-1]] == 0
+            and self.allocator.num_free
+        ):
             self.allocator.pool.allocate(1)
         return pairs

@@ -27,8 +27,8 @@ from reference.conformance.attention import CHECKS
 from reference.contract import Capabilities, variants_of
 from reference.problem import AttentionProblem
 from reference.verdict import Status, Verdict
-from subjects.process import NotStarted, SubjectDied
 from subjects.loading import SubjectError
+from subjects.process import NotStarted, SubjectDied
 
 LENGTHS = [(100, 10), (300, 60)]
 PASSED = {"status": "passed", "findings": []}
