@@ -26,6 +26,7 @@ from bench.cli_common import (
     stop_on_interrupt,
 )
 from bench.cli_fuzz import FUZZ_HELP, fuzz
+from bench.cli_race import RACE_HELP, race
 from bench.cli_waste import WASTE_HELP, waste
 
 # torch takes seconds to import: what needs it is imported where it is used; --help is quick.
@@ -278,6 +279,7 @@ def _check_writable(json: Path | None, save: Path) -> None:
 
 app.command(help=WASTE_HELP, short_help="Account for every slot of a KV cache.")(waste)
 app.command(help=FUZZ_HELP, short_help="Fuzz a KV-cache allocator.")(fuzz)
+app.command(help=RACE_HELP, short_help="Compare the speed of KV-cache allocators.")(race)
 
 
 def main() -> None:

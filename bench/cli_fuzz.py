@@ -55,6 +55,8 @@ a hang is a finding like any other.
 
   pagedbench fuzz --allocator my_engine.adapter:make --engine-python /opt/engine/bin/python
 
+  pagedbench fuzz --allocator vllm --known findings/
+
   pagedbench fuzz --replay .pagedbench/findings/my-pool-make-content-1a2b3c4d.json
 
 [bold]Allocators[/]
@@ -140,6 +142,13 @@ def fuzz(
     save: Annotated[
         Path, typer.Option(help="Folder for findings and examples; made when needed.")
     ] = Path(".pagedbench"),
+    known: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Saved finding, or a folder of them, that is known: it is run, and not looked "
+            "for. May be repeated."
+        ),
+    ] = None,
     replay: Annotated[
         Path | None, typer.Option(help="Run a saved finding again, and nothing else.")
     ] = None,
@@ -186,6 +195,7 @@ def fuzz(
                 in_process=in_process,
                 database=database or str(save / "examples"),
                 save=save,
+                known=known or [],
                 json=json,
             )
         )
@@ -207,15 +217,17 @@ def _fuzz(
     in_process: bool,
     database: str,
     save: Path,
+    known: list[Path],
     json: Path | None,
 ) -> int:
     from bench.fuzzing.campaign import Campaign, run_campaign
     from bench.fuzzing.databases import open_database
-    from bench.fuzzing.record import Subject, campaign_record, fuzz_environment
+    from bench.fuzzing.record import Subject, campaign_record, fuzz_environment, read_known
     from bench.report.fuzz_terminal import show
     from subjects.allocators import open_allocator
 
     kept = open_database(database)
+    expected = read_known(known, name)
     stop = threading.Event()
     with open_allocator(
         name, python=python, in_process=in_process, time_limit_s=time_limit
@@ -232,6 +244,7 @@ def _fuzz(
             max_findings=max_findings,
             max_moves=max_moves,
             pool=pool,
+            known=expected,
         )
         progress = _Live(errors) if errors.is_terminal else _Log(errors)
         with progress, stop_on_interrupt(stop, errors):

@@ -123,7 +123,7 @@ class Allocator(Protocol):
         """Start `child` with the tokens of `parent`. With `fork`. Returns False if refused."""
 
     def preempt(self, sequence: str) -> None:
-        """Give up a sequence that will be admitted again. With `preempt`; otherwise `free` is asked.
+        """Give up a sequence that will be admitted again. With `preempt`, else `free` is asked.
 
         What was cached of it may be forgotten.
         """
@@ -179,6 +179,9 @@ class AllocatorCapabilities:
         Several calls may go by before copies, writes and commits are carried out.
     abort_before_write
         A sequence may be freed before its tokens were written: nothing of it was published.
+    append_each
+        Whether it has a method of this name: `append` of one token to each of many sequences in
+        one call, as an engine decodes. It is for races only.
     finds_every_prefix
         As long as nothing had to be evicted, `admit` finds the longest prefix in whole blocks.
     eviction
@@ -210,6 +213,7 @@ class AllocatorCapabilities:
     empty_calls: bool = True
     batching: bool = False
     abort_before_write: bool = False
+    append_each: bool = False
     finds_every_prefix: bool = False
     eviction: EvictionOrder | None = None
     hostile: frozenset[str] = frozenset(HOSTILE_CALLS)

@@ -1,6 +1,6 @@
 """The child of `subjects.remote_allocator`: runs one allocator in whatever interpreter it needs.
 
-The standard library only, and nothing of ours but `subjects.loading`.
+The standard library only, and nothing of ours but `subjects.loading` and `subjects.mixed_stream`.
 
 Importing an engine takes seconds, and a fuzzer may crash it hundreds of times. So this process
 imports it once and does nothing else; a fork of it does the work, and when that dies the next one
@@ -10,17 +10,20 @@ Questions and answers are JSON lines; see `subjects.process`. The introduction i
 ..., "version": ...}, or {"error": ...} where the name leads to no allocator. Then:
 
 - {"new": {"num_blocks": ..., ...}} makes an empty allocator, instead of the one before;
-- {"call": NAME, "with": [ARGUMENTS], "named": {ARGUMENTS}} makes a call.
+- {"call": NAME, "with": [ARGUMENTS], "named": {ARGUMENTS}} makes a call;
+- {"serve": {"requests": ..., ...}} serves a stream from an allocator of its own, and is answered
+  with the fields of `subjects.mixed_stream.Served`.
 
-Either is answered with {"answer": ..., "counts": [free, idle, used], "slots": {SEQUENCE: [...]},
-"idle": [...]}, where `slots` has what is new since the answer before; with {"raised": "Type:
-words", ...} where the call raised; or with {"died": HOW, "timed_out": ...}.
+The first two are answered with {"answer": ..., "counts": [free, idle, used], "slots": {SEQUENCE:
+[...]}, "idle": [...]}, where `slots` has what is new since the answer before; with {"raised":
+"Type: words", ...} where the call raised; or with {"died": HOW, "timed_out": ...}.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import faulthandler
+import gc
 import json
 import os
 import resource
@@ -31,6 +34,7 @@ from collections.abc import Mapping
 from typing import IO, Any, Final
 
 from subjects.loading import SubjectError, load
+from subjects.mixed_stream import mixed_stream, serve
 
 LIVES_AFTER: Final = {"admit": 0, "fork": 1, "swap_in": 0}
 """Calls after which a sequence is there, if they were granted, and which argument names it."""
@@ -56,6 +60,8 @@ class Desk:
     def answer(self, question: Mapping[str, Any]) -> dict[str, Any]:
         """Answer one question."""
         try:
+            if "serve" in question:
+                return self._serve(**question["serve"])
             if "new" in question:
                 said = self._new(question["new"])
             else:
@@ -73,6 +79,12 @@ class Desk:
         self._watch_idle = pool.pop("watch_idle")
         self._allocator = self._factory(pool.pop("num_blocks"), pool.pop("block_size"), **pool)
         return {"answer": None}
+
+    def _serve(self, *, requests: int, pool: dict[str, Any], **options: Any) -> dict[str, Any]:
+        stream = mixed_stream(requests)
+        allocator = self._factory(pool.pop("num_blocks"), pool.pop("block_size"), **pool)
+        gc.collect()
+        return dataclasses.asdict(serve(allocator, stream, **options))
 
     def _call(self, name: str, given: list[Any], named: dict[str, Any]) -> dict[str, Any]:
         answer = getattr(self._allocator, name)(*given, **named)
@@ -119,7 +131,7 @@ def _origin(error: BaseException) -> str:
     return f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
 
 
-def serve(factory: Any, questions: IO[str], answers: IO[str], *, time_limit_s: float) -> None:
+def attend(factory: Any, questions: IO[str], answers: IO[str], *, time_limit_s: float) -> None:
     """Answer until there are no more questions; a call that takes too long ends this process."""
     # The signal's default ends the process whatever it is doing, in C code as well.
     faulthandler.register(signal.SIGALRM, all_threads=False, chain=True)
@@ -171,7 +183,7 @@ def main(name: str, time_limit_s: float) -> None:
             if child == 0:
                 # A buffer of its own: what the next one is asked must not be in it.
                 with os.fdopen(mine, buffering=1) as questions:
-                    serve(factory, questions, answers, time_limit_s=time_limit_s)
+                    attend(factory, questions, answers, time_limit_s=time_limit_s)
                 os._exit(0)
             _, status = os.waitpid(child, 0)
             if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:

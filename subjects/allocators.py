@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from reference.allocator_contract import (
     AllocatorCapabilities,
@@ -19,7 +19,8 @@ from reference.allocator_contract import (
     capabilities_of_factory,
 )
 from subjects.loading import SubjectError, load
-from subjects.remote_allocator import ROOT, TIME_LIMIT_S, RemoteFactory
+from subjects.mixed_stream import Served
+from subjects.remote_allocator import ROOT, TIME_LIMIT_S, RemoteFactory, SubjectRaised
 
 ADAPTERS: Final = Path(__file__).parent / "engines"
 
@@ -44,6 +45,7 @@ BUILT_IN: Final = {
     "paged": BuiltIn("paged.subject:paged_allocator"),
     "vllm": BuiltIn(f"{ADAPTERS / 'vllm_kv_cache_manager.py'}:make", "vllm"),
     "sglang": BuiltIn(f"{ADAPTERS / 'sglang_radix_cache.py'}:make", "sglang"),
+    "sglang-pages": BuiltIn(f"{ADAPTERS / 'sglang_radix_cache.py'}:make_pages", "sglang"),
     "transformers": BuiltIn(f"{ADAPTERS / 'transformers_paged_cache.py'}:make", "transformers"),
     "torch": BuiltIn(f"{ADAPTERS / 'torch_paged_attention.py'}:make"),
 }
@@ -70,6 +72,23 @@ class AllocatorSubject:
     factory: AllocatorFactory
     capabilities: AllocatorCapabilities
     version: str
+
+    def serve(self, **question: Any) -> Served:
+        """Serve a stream in the allocator's own process; see `subjects.mixed_stream.serve`.
+
+        Raises
+        ------
+        AllocatorDied
+            The process ended, or took longer than its time limit.
+        SubjectRaised
+            The allocator raised.
+        """
+        if not isinstance(self.factory, RemoteFactory):
+            raise SubjectError(f"{self.name} runs in this process: open it without in_process")
+        answer = self.factory.ask({"serve": question})
+        if "raised" in answer:
+            raise SubjectRaised(answer["raised"])
+        return Served(**answer)
 
 
 def engine_python(environment: str) -> Path:

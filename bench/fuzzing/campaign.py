@@ -2,7 +2,8 @@
 
 Hypothesis draws and shrinks; each program is run from an empty pool. What is found is made smaller,
 and the search goes on for other things until the budget is spent. Two findings are the same if the
-same check fails in the same kind of call.
+same check fails in the same kind of call. A call that makes no sense and does damage is not made
+again: what comes of the damage would be found over and over.
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ class Campaign:
         Moves of a program.
     pool
         Fields of the pool that are not drawn.
+    known
+        Findings that are known, by a label: they are run first, and not looked for.
     """
 
     name: str
@@ -84,6 +87,7 @@ class Campaign:
     shrink_limit_s: float = SHRINK_LIMIT_S
     max_moves: int = MAX_MOVES
     pool: Mapping[str, Any] = field(default_factory=dict)
+    known: Mapping[str, Finding] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.examples is None and self.seconds is None:
@@ -131,6 +135,8 @@ class Tally:
         Different states that were seen, as hashes; see `AllocatorMachine.state`.
     found
         Findings, in order.
+    known
+        Whether each known finding still shows, by its label.
     shrinking
         Attempts at making the present finding smaller; 0 while searching.
     complete
@@ -143,6 +149,7 @@ class Tally:
     calls: Counter[str] = field(default_factory=Counter)
     states: set[int] = field(default_factory=set)
     found: list[Found] = field(default_factory=list)
+    known: dict[str, bool] = field(default_factory=dict)
     shrinking: int = 0
     complete: bool = False
 
@@ -180,6 +187,7 @@ def run_campaign(
     tally = Tally()
     search = _Search(campaign, tally, tell, stop or threading.Event())
     try:
+        search.see_what_is_known()
         search.again()
         while not search.over():
             search.round()
@@ -206,6 +214,7 @@ class _Search:
         self._shrunk_s = 0.0
         self._rounds = 0
         self._known: set[tuple[str, str]] = set()
+        self._can = campaign.capabilities
         self._best: Finding | None = None
         self._first_steps = 0
         self._deadline = float("inf")
@@ -226,6 +235,14 @@ class _Search:
     def over(self) -> bool:
         """Whether the budget is spent, or enough was found."""
         return self.spent() or len(self.tally.found) >= self.campaign.max_findings
+
+    def see_what_is_known(self) -> None:
+        """Run the known findings, and look for them no more."""
+        for label, finding in self.campaign.known.items():
+            shown = run_program(self.campaign.factory, finding.program, capabilities=self._can)
+            self.tally.known[label] = shown is not None and shown.check == finding.check
+        for finding in self.campaign.known.values():
+            self._put_aside(finding)
 
     def again(self) -> None:
         """Run what failed in earlier campaigns: each finding has a compartment of its own."""
@@ -317,9 +334,7 @@ class _Search:
             finally:
                 calls.update(machine.calls)
 
-        return find_fault(
-            self.campaign.factory, drawn.pool, run, capabilities=self.campaign.capabilities
-        )
+        return find_fault(self.campaign.factory, drawn.pool, run, capabilities=self._can)
 
     def _saw(self, machine: AllocatorMachine) -> None:
         if self._best is None:
@@ -336,16 +351,13 @@ class _Search:
     def _keep(self, *, repeats: bool) -> None:
         """Make the finding smaller still, and put it down."""
         assert self._best is not None
-        self._known.add(_kind(self._best))
         first = self._best
 
         def still_shows(program: Program) -> Program | None:
             self._may_go_on_shrinking()
             self.tally.shrinking += 1
             self.tell(self.tally)
-            finding = run_program(
-                self.campaign.factory, program, capabilities=self.campaign.capabilities
-            )
+            finding = run_program(self.campaign.factory, program, capabilities=self._can)
             if finding is None or finding.check != first.check:
                 return None
             self._best = finding
@@ -354,15 +366,14 @@ class _Search:
         smallest = first
         try:
             program = minimise(first.program, still_shows)
-            again = run_program(
-                self.campaign.factory, program, capabilities=self.campaign.capabilities
-            )
+            again = run_program(self.campaign.factory, program, capabilities=self._can)
             if again is None or again.check != first.check:
                 repeats = False
             smallest = again if repeats and again is not None else replace(first, program=program)
         except _Enough:
             smallest = self._best
-        self._known.add(_kind(smallest))
+        self._known.add(_kind(first))
+        self._put_aside(smallest)
         self._shrunk_s += self.campaign.shrink_limit_s - max(self._deadline - time.monotonic(), 0.0)
         self.tally.found.append(
             Found(
@@ -375,6 +386,12 @@ class _Search:
         )
         self._best = None
         self.tally.shrinking = 0
+
+    def _put_aside(self, finding: Finding) -> None:
+        """Look for a finding no more, and make no more calls that made no sense in it."""
+        self._known.add(_kind(finding))
+        made = {step.call for step in finding.program.steps}
+        self._can = replace(self._can, hostile=self._can.hostile - made)
 
 
 def _kind(finding: Finding) -> tuple[str, str]:

@@ -6,7 +6,7 @@ import hashlib
 import platform
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bench.environment import cpu_name, git, version_of
 from bench.fuzzing.campaign import Campaign, Found, Tally, checks_run
+from reference.allocator_contract import HOSTILE_CALLS
 from reference.conformance.allocator import Finding
 from reference.programs import Program
 
@@ -125,6 +126,24 @@ class FindingRecord(_Record):
     replay: str | None
 
 
+class KnownRecord(_Record):
+    """A finding that was known before.
+
+    Attributes
+    ----------
+    file
+        Its trace.
+    check
+        What it fails.
+    still_shows
+        Whether it does; if not, it is not known any more but mended.
+    """
+
+    file: str
+    check: str
+    still_shows: bool
+
+
 class FuzzRecord(_Record):
     """A campaign: what was done, and what was found.
 
@@ -136,6 +155,10 @@ class FuzzRecord(_Record):
         As in `bench.fuzzing.campaign.Tally`; shrinking is not in them.
     checks
         By check: `passed`, `failed`, or `not run: REASON`.
+    not_asked
+        Calls that make no sense and that the allocator cannot be asked.
+    known
+        Findings that were known, and not looked for.
     verdict
         `no finding`, `wrong`, or `incomplete` where it was interrupted before it found anything.
     """
@@ -151,6 +174,8 @@ class FuzzRecord(_Record):
     states: int
     calls: dict[str, int]
     checks: dict[str, str]
+    not_asked: list[str]
+    known: list[KnownRecord] = Field(default_factory=list)
     findings: list[FindingRecord] = Field(default_factory=list)
     verdict: Literal["no finding", "wrong", "incomplete"]
     exit_code: int
@@ -209,6 +234,32 @@ def read_trace(path: Path) -> Trace:
         ) from None
 
 
+def read_known(paths: Sequence[Path], allocator: str) -> dict[str, Finding]:
+    """Read the known findings of an allocator, by the name of their file.
+
+    Parameters
+    ----------
+    paths
+        Traces, and folders of traces. In folders those of other allocators are left out.
+    allocator
+        Whose they are.
+
+    Raises
+    ------
+    TraceError
+        A file cannot be read, is no trace, or is named and that of another allocator.
+    """
+    known = {}
+    for path in paths:
+        for file in sorted(path.glob("*.json")) if path.is_dir() else [path]:
+            trace = read_trace(file)
+            if trace.allocator.name == allocator:
+                known[str(file)] = trace.finding
+            elif not path.is_dir():
+                raise TraceError(f"{file}: a finding of {trace.allocator.name}, not of {allocator}")
+    return known
+
+
 def slug(trace: Trace) -> str:
     """A file's name for a finding: the same for the same program."""
     name = Path(trace.allocator.name).name.replace(".py:", "-")
@@ -249,6 +300,11 @@ def campaign_record(
             check: "failed" if check in failed else f"not run: {why}" if why else "passed"
             for check, why in reasons.items()
         },
+        not_asked=[call for call in HOSTILE_CALLS if call not in campaign.capabilities.hostile],
+        known=[
+            KnownRecord(file=file, check=campaign.known[file].check, still_shows=still)
+            for file, still in tally.known.items()
+        ],
         findings=findings,
         verdict=verdict,
         exit_code=exit_codes[verdict],

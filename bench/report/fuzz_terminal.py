@@ -31,6 +31,14 @@ def show(record: FuzzRecord, console: Console) -> None:
     for check, status in record.checks.items():
         if status.startswith("not run"):
             console.print(Text(f"not run  {check}: {status.removeprefix('not run: ')}", "yellow"))
+    if record.not_asked:
+        console.print(Text(f"not asked  {'  '.join(record.not_asked)}", "yellow"))
+    for known in record.known:
+        if known.still_shows:
+            _print(console, f"known    {known.check}: {known.file}")
+        else:
+            gone = f"{known.file} does not fail {known.check} any more: remove it"
+            console.print(Text(f"warning  {gone}", "yellow"), soft_wrap=True)
     colour = {"no finding": "green", "wrong": "red"}.get(record.verdict, "yellow")
     count = len(record.findings)
     said = record.verdict if not count else f"{count} finding{'s' if count > 1 else ''}"

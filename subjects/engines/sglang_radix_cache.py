@@ -483,6 +483,95 @@ class SglangAllocator:
         return self._pool.alloc_decode(length, length, last)
 
 
+class SglangPages:
+    """The page allocator by itself, with pages of any size and no tree in front of it.
+
+    It is what is left when somebody calls the allocator's own methods: `free` takes slots, and
+    keeps no account of whose they are.
+
+    Parameters
+    ----------
+    num_blocks, block_size
+        Shape of the pool, the padding page not counted.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self._pool = _engine.PagedTokenToKVPoolAllocator(
+            num_blocks * block_size,
+            block_size,
+            dtype=torch.float32,
+            device="cpu",
+            kvcache=None,
+            need_sort=False,
+        )
+        self._num_blocks = num_blocks
+        self._block_size = block_size
+        self._slots: dict[str, Any] = {}
+        self._freed: dict[str, Any] = {}
+
+    def admit(
+        self, sequence: str, tokens: Sequence[int], *, num_tokens: int, salt: str
+    ) -> int | None:
+        """`alloc_extend` from nothing."""
+        if not self._has_room(0, len(tokens)):
+            return None
+        start, end = torch.tensor([0]), torch.tensor([len(tokens)])
+        self._slots[sequence] = self._pool.alloc_extend(
+            start, start, end, end, _NO_SLOT, len(tokens)
+        )
+        return 0
+
+    def append(self, sequence: str, tokens: Sequence[int]) -> bool:
+        """`alloc_decode` for one token, `alloc_extend` for several."""
+        held = self._slots[sequence]
+        start, end = len(held), len(held) + len(tokens)
+        if not self._has_room(start, end):
+            return False
+        before, after, last = torch.tensor([start]), torch.tensor([end]), held[-1:]
+        if len(tokens) == 1:
+            fresh = self._pool.alloc_decode(after, after, last)
+        else:
+            fresh = self._pool.alloc_extend(before, before, after, after, last, len(tokens))
+        self._slots[sequence] = torch.cat([held, fresh])
+        return True
+
+    def free(self, sequence: str) -> None:
+        """`free` of the slots. Those that were freed last can be freed once more."""
+        held = self._slots.pop(sequence, None)
+        if held is None:
+            held = self._freed[sequence]
+        self._freed = {sequence: held}
+        self._pool.free(held)
+
+    def slots(self, sequence: str) -> list[int]:
+        """What was handed out."""
+        slots: list[int] = (self._slots[sequence] - self._block_size).tolist()
+        return slots
+
+    def counts(self) -> tuple[int, int, int]:
+        """The allocator counts free tokens."""
+        free = self._pool.available_size() // self._block_size
+        return free, 0, self._num_blocks - free
+
+    def _has_room(self, start: int, end: int) -> bool:
+        pages = -(-end // self._block_size) + -start // self._block_size
+        return bool(pages * self._block_size <= self._pool.available_size())
+
+
+def make_pages(
+    num_blocks: int, block_size: int, *, prefix_caching: bool, window: int | None
+) -> SglangPages:
+    """An empty page allocator without a tree.
+
+    Raises
+    ------
+    ImportError
+        The wheel is not installed.
+    """
+    _check_installed()
+    return SglangPages(num_blocks, block_size)
+
+
 def make(
     num_blocks: int, block_size: int, *, prefix_caching: bool, window: int | None
 ) -> SglangAllocator:
@@ -495,14 +584,18 @@ def make(
     ValueError
         A window is asked for.
     """
+    _check_installed()
+    if window is not None:
+        raise ValueError(f"window {window}: this adapter drives SGLang's full-attention pool only")
+    return SglangAllocator(num_blocks, block_size, prefix_caching=prefix_caching)
+
+
+def _check_installed() -> None:
     if _engine is None:
         raise ImportError(
             f"{DISTRIBUTION} is not installed in {sys.prefix}; "
             f"requirements/engines/sglang.txt says what this adapter needs"
         )
-    if window is not None:
-        raise ValueError(f"window {window}: this adapter drives SGLang's full-attention pool only")
-    return SglangAllocator(num_blocks, block_size, prefix_caching=prefix_caching)
 
 
 make.version = f"{DISTRIBUTION} {_version() or '(not installed)'}"  # type: ignore[attr-defined]
@@ -519,6 +612,7 @@ make.capabilities = {  # type: ignore[attr-defined]
     "batching": True,
     # Nothing is published before `commit`.
     "abort_before_write": True,
+    "append_each": True,
     "finds_every_prefix": True,
     # The least recently used leaf of the tree goes first, with all its pages: `RadixCache.evict`.
     "eviction": "leaf",
@@ -527,6 +621,16 @@ make.capabilities = {  # type: ignore[attr-defined]
     # names there, so nothing can be asked about one that is unknown or there already. Counts of
     # tokens that make no sense are out because the adapter's own arithmetic, in the place of
     # `PrefillBudget`, answers them.
+    "hostile": ["free_twice"],
+}
+
+make_pages.version = make.version  # type: ignore[attr-defined]
+make_pages.capabilities = {  # type: ignore[attr-defined]
+    "prefix_caching": False,
+    "empty_calls": False,
+    "batching": True,
+    "abort_before_write": True,
+    # Slots have no names: nothing can be asked about a sequence that is not there.
     "hostile": ["free_twice"],
 }
 

@@ -261,8 +261,8 @@ make.capabilities = {  # type: ignore[attr-defined]
     "batching": False,
     # Nothing is published before `commit`.
     "abort_before_write": True,
-    # What is preempted is dropped from the cache, needed or not.
-    "finds_every_prefix": False,
+    # But for what is preempted: that is dropped from the cache, needed or not.
+    "finds_every_prefix": True,
     "eviction": "all",
     # The hashes of blocks know tokens only, so there is no `salt`. `swap` takes pinned memory, and
     # there is none without an accelerator. Whether a request fits cannot be asked without taking

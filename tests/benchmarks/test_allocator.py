@@ -5,16 +5,12 @@
 
 from __future__ import annotations
 
-import random
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from paged.allocator import PagedAllocator
-from paged.errors import OutOfBlocks
+from paged.subject import PagedSubject
+from subjects.mixed_stream import Request, mixed_stream, serve
 
 BLOCK_SIZE = 16
 PROMPT = list(range(256))
@@ -133,51 +129,6 @@ def test_slots_of_2000_tokens(benchmark: BenchmarkFixture) -> None:
     assert benchmark(allocator.slots, 0).shape == (2000,)
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    prompt: Sequence[int]
-    num_generated: int
-
-
-def mixed_stream(num_requests: int) -> list[Request]:
-    """Prompts of 256 tokens in the median, half of them behind one of four system prompts."""
-    draw = random.Random(20)
-    systems = [[draw.randrange(50_000) for _ in range(size)] for size in (64, 128, 256, 512)]
-    requests = []
-    for _ in range(num_requests):
-        prompt = [draw.randrange(50_000) for _ in range(1 + int(draw.lognormvariate(5.545, 0.8)))]
-        if draw.random() < 0.5:
-            prompt = draw.choice(systems) + prompt
-        requests.append(Request(prompt[:4096], 1 + int(draw.expovariate(1 / 64))))
-    return requests
-
-
-def serve(allocator: PagedAllocator, requests: list[Request], *, max_running: int) -> int:
-    """Serve all requests, first come first served; return admits, appends and frees."""
-    waiting = deque(enumerate(requests))
-    running: dict[int, int] = {}
-    operations = 0
-    while waiting or running:
-        while waiting and len(running) < max_running:
-            name, request = waiting[0]
-            try:
-                allocator.admit(name, request.prompt)
-            except OutOfBlocks:
-                break
-            running[name] = request.num_generated
-            waiting.popleft()
-            operations += 1
-        for name, left in list(running.items()):
-            allocator.append(name, [left])
-            running[name] = left - 1
-            operations += 1
-            if left == 1:
-                del running[name]
-                allocator.free(name)
-                operations += 1
-    return operations
-
-
 @pytest.mark.parametrize("num_blocks", [16384, 3000])
 @caching
 def test_mixed_stream(
@@ -186,11 +137,12 @@ def test_mixed_stream(
     """Operations per second are `operations` over the time of a round."""
     requests = mixed_stream(1000)
 
-    def pool() -> tuple[tuple[PagedAllocator, list[Request]], dict[str, int]]:
+    def pool() -> tuple[tuple[PagedSubject, list[Request]], dict[str, object]]:
         allocator = PagedAllocator(num_blocks, BLOCK_SIZE, prefix_caching=prefix_caching)
-        return (allocator, requests), {"max_running": 64}
+        return (PagedSubject(allocator), requests), {"max_running": 64, "commits": False}
 
-    operations = benchmark.pedantic(serve, setup=pool, rounds=5)
+    served = benchmark.pedantic(serve, setup=pool, rounds=5)
     expected = sum(request.num_generated + 2 for request in requests)
-    benchmark.extra_info["operations"] = operations
-    assert operations == expected
+    benchmark.extra_info["operations"] = served.operations
+    assert served.operations == expected
+    assert (served.hit_tokens > 0) == prefix_caching
