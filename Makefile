@@ -2,10 +2,14 @@ PYTHON ?= python3
 VENV ?= .venv
 # What `make test` runs.
 TESTS ?= tests
-# Passed on: to `pagedbench check` by run, to pytest by test and bench, to mypy by types.
+# Passed on: to `pagedbench check` by run, to pytest by test and bench, to scripts/run_engines.py by engines, to mypy by types.
 ARGS ?=
+# Engines that need an environment of their own.
+ENGINES ?= vllm sglang transformers
 # Passed on to pip, for example an extra index that holds CPU builds of torch.
 PIP_ARGS ?=
+# Engines that need an environment of their own.
+ENGINES ?= vllm sglang transformers
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -19,7 +23,7 @@ PROJECT := $(VENV)/.stamp-project
 DEV := $(VENV)/.stamp-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run test bench asv lint format types changelog clean
+.PHONY: help venv run test bench asv engines lint format types changelog clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +47,14 @@ bench: $(PROJECT) $(DEV) ## micro-benchmarks (pytest-benchmark)
 
 asv: $(PROJECT) $(DEV) ## run bench/suite on the current commit and publish the history
 	$(BIN)/python scripts/run_asv.py
+
+engines: $(PROJECT) ## build the engines' environments, fuzz their allocators, race them against ours
+	PIP_ARGS='$(PIP_ARGS)' $(BIN)/python scripts/build_engine.py $(ENGINES)
+	$(BIN)/python scripts/run_engines.py $(ARGS)
+
+# One of them: make engine-vllm.
+engine-%: $(RUNTIME)
+	PIP_ARGS='$(PIP_ARGS)' $(BIN)/python scripts/build_engine.py $*
 
 lint: $(DEV) ## ruff: rules and formatting
 	$(BIN)/ruff check .

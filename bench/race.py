@@ -15,10 +15,9 @@ from typing import Final, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from reference.allocator_contract import AllocatorDied
+from reference.allocator_contract import AllocatorDied, AllocatorRaised
 from subjects.allocators import AllocatorSubject, open_allocator
 from subjects.mixed_stream import Served
-from subjects.remote_allocator import SubjectRaised
 
 TIME_LIMIT_S: Final = 600.0
 """For serving the stream once."""
@@ -169,7 +168,7 @@ def race(
                             },
                         )
                         done.setdefault(heat, []).append(served)
-                    except (AllocatorDied, SubjectRaised) as error:
+                    except (AllocatorDied, AllocatorRaised) as error:
                         failed[heat] = str(error)
                 progress.advance(1)
         entries = [

@@ -299,6 +299,10 @@ def capabilities_of_factory(factory: Callable[..., object]) -> AllocatorCapabili
     )
 
 
+class AllocatorRaised(Exception):
+    """What a call raised in another process; the message has the type, the words and the place."""
+
+
 class AllocatorDied(Exception):
     """The process of an allocator crashed or hung: raised by whoever drives it from another one.
 

@@ -16,11 +16,12 @@ from typing import Any, Final
 from reference.allocator_contract import (
     AllocatorCapabilities,
     AllocatorFactory,
+    AllocatorRaised,
     capabilities_of_factory,
 )
 from subjects.loading import SubjectError, load
 from subjects.mixed_stream import Served
-from subjects.remote_allocator import ROOT, TIME_LIMIT_S, RemoteFactory, SubjectRaised
+from subjects.remote_allocator import ROOT, TIME_LIMIT_S, RemoteFactory
 
 ADAPTERS: Final = Path(__file__).parent / "engines"
 
@@ -80,14 +81,14 @@ class AllocatorSubject:
         ------
         AllocatorDied
             The process ended, or took longer than its time limit.
-        SubjectRaised
+        AllocatorRaised
             The allocator raised.
         """
         if not isinstance(self.factory, RemoteFactory):
             raise SubjectError(f"{self.name} runs in this process: open it without in_process")
         answer = self.factory.ask({"serve": question})
         if "raised" in answer:
-            raise SubjectRaised(answer["raised"])
+            raise AllocatorRaised(answer["raised"])
         return Served(**answer)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from reference.allocator_contract import AllocatorCapabilities, AllocatorDied
+from reference.allocator_contract import AllocatorCapabilities, AllocatorDied, AllocatorRaised
 from subjects.loading import SubjectError
 from subjects.process import SubjectDied, SubjectProcess
 
@@ -19,10 +19,6 @@ TIME_LIMIT_S: Final = 10.0
 
 GRACE_S: Final = 20.0
 """On top of the time limit, for the worker to say that it was exceeded."""
-
-
-class SubjectRaised(Exception):
-    """What a subject's call raised; the message has the type and the words."""
 
 
 class RemoteFactory:
@@ -153,7 +149,7 @@ class RemoteAllocator:
 
         Raises
         ------
-        SubjectRaised
+        AllocatorRaised
             The call raised.
         """
         if "counts" in answer:
@@ -162,7 +158,7 @@ class RemoteAllocator:
             self._slots |= answer["slots"]
             self._idle = answer.get("idle", [])
         if "raised" in answer:
-            raise SubjectRaised(answer["raised"])
+            raise AllocatorRaised(answer["raised"])
         return answer["answer"]
 
     def _call(self, call: str, *given: Any, **named: Any) -> Any:

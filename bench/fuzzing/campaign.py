@@ -2,12 +2,13 @@
 
 Hypothesis draws and shrinks; each program is run from an empty pool. What is found is made smaller,
 and the search goes on for other things until the budget is spent. Two findings are the same if the
-same check fails in the same kind of call. A call that makes no sense and does damage is not made
-again: what comes of the damage would be found over and over.
+same check fails in the same kind of call, or the same was raised. A call that makes no sense and
+does damage is not made again: what comes of the damage would be found over and over.
 """
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import Counter
@@ -342,6 +343,8 @@ class _Search:
 
     def _is_the_same(self, finding: Finding) -> bool:
         assert self._best is not None
+        if finding.check == "answer":
+            return _kind(finding) == _kind(self._best)
         return finding.check == self._best.check and _kind(finding) not in self._known
 
     def _may_go_on_shrinking(self) -> None:
@@ -358,7 +361,7 @@ class _Search:
             self.tally.shrinking += 1
             self.tell(self.tally)
             finding = run_program(self.campaign.factory, program, capabilities=self._can)
-            if finding is None or finding.check != first.check:
+            if finding is None or not self._is_the_same(finding):
                 return None
             self._best = finding
             return finding.program
@@ -397,6 +400,9 @@ class _Search:
 def _kind(finding: Finding) -> tuple[str, str]:
     """What two findings have in common that are the same one."""
     steps = finding.program.steps
+    if finding.check == "answer":
+        # What was raised says more than in which call; numbers are those of blocks, as a rule.
+        return finding.check, re.sub(r"\d+", "#", finding.message)
     return finding.check, "" if finding.at_the_end or not steps else steps[-1].call
 
 
@@ -406,5 +412,5 @@ def checks_run(capabilities: AllocatorCapabilities) -> dict[str, str]:
     for check in CHECKS:
         needs = NEEDS.get(check)
         missing = needs is not None and not getattr(capabilities, needs)
-        reasons[check] = f"{needs} is not declared" if missing else ""
+        reasons[check] = f"no {needs}" if missing else ""
     return reasons

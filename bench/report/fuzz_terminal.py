@@ -28,9 +28,13 @@ def show(record: FuzzRecord, console: Console) -> None:
             console.print(
                 Text(f"{word:<9}", style=colour).append("  ".join(names), style="default")
             )
-    for check, status in record.checks.items():
-        if status.startswith("not run"):
-            console.print(Text(f"not run  {check}: {status.removeprefix('not run: ')}", "yellow"))
+    missing = [
+        f"{check} ({status.removeprefix('not run: ')})"
+        for check, status in record.checks.items()
+        if status.startswith("not run")
+    ]
+    if missing:
+        console.print(Text(f"not run  {'  '.join(missing)}", "yellow"))
     if record.not_asked:
         console.print(Text(f"not asked  {'  '.join(record.not_asked)}", "yellow"))
     for known in record.known:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from operator import index
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from reference.allocator_contract import (
     AllocatorCapabilities,
     AllocatorDied,
     AllocatorFactory,
+    AllocatorRaised,
     Counts,
     capabilities_of_factory,
 )
@@ -265,7 +267,7 @@ class AllocatorMachine:
         if call == "append":
             return name in self.lives and (self.can.empty_calls or bool(step.tokens))
         if call == "fork":
-            fresh = step.parent in self.lives and name not in self.lives
+            fresh = step.parent in self.lives and not (name in self.lives or name in self.swapped)
             return self.can.fork and fresh and len(self.lives) < MAX_RUNNING
         if call == "settle":
             return bool(self._unsettled)
@@ -451,6 +453,7 @@ class AllocatorMachine:
         if pairs is None:
             self._nothing_changed(before, "a swap that was refused")
             return
+        pairs = _taken("swap_out", pairs, _pairs)
         held = [block for block in before.views[name].blocks if block >= 0]
         if sorted(block for block, _ in pairs) != sorted(held):
             raise CheckFailed("swap", f"blocks {held} to be swapped out, and it names {pairs}")
@@ -473,6 +476,7 @@ class AllocatorMachine:
         if pairs is None:
             self._refused(before, f"{len(life.tokens)} swapped tokens", needed)
             return
+        pairs = _taken("swap_in", pairs, _pairs)
         self._demand += needed
         stored = self._host.pop(name)
         blocks = self.shadow.prefixes.reshape(self.pool.num_blocks, self.pool.block_size)
@@ -516,7 +520,7 @@ class AllocatorMachine:
         if not self._unsettled and not self._copies_due:
             return
         if self.can.fork and self._copies_due:
-            self._carry_out(self._ask(self._allocator.take_copies))
+            self._carry_out(_taken("take_copies", self._ask(self._allocator.take_copies), _pairs))
             self._look_again(None, check=False)
         self._copies_due = False
         names = [name for name in dict.fromkeys(self._unsettled) if name in self.lives]
@@ -541,6 +545,8 @@ class AllocatorMachine:
             return call()
         except AllocatorDied as death:
             raise CheckFailed("died", str(death)) from None
+        except AllocatorRaised as error:
+            raise CheckFailed("answer", f"raised {error}") from None
         except Exception as error:
             raise CheckFailed("answer", f"raised {type(error).__name__}: {error}") from error
 
@@ -608,8 +614,7 @@ class AllocatorMachine:
         if self._origins.get((life.salt, self._weights)) == life.origin:
             self._known.update(ends)
 
-    def _carry_out(self, copies: Iterable[tuple[int, int]]) -> None:
-        copies = [(int(source), int(destination)) for source, destination in copies]
+    def _carry_out(self, copies: list[tuple[int, int]]) -> None:
         sources = {source for source, _ in copies}
         destinations = [destination for _, destination in copies]
         if len(set(destinations)) < len(destinations) or sources & set(destinations):
@@ -665,15 +670,17 @@ class AllocatorMachine:
     # Looking
 
     def _look(self) -> Sight:
-        counts = self._ask(self._allocator.counts)
+        counts = _taken(
+            "counts", self._ask(self._allocator.counts), lambda said: Counts(*map(index, said))
+        )
         views = {name: self._view(name, life) for name, life in self.lives.items()}
         idle = None
         if self._watch_idle:
-            idle = frozenset(self._ask(self._allocator.idle_blocks))
-        return Sight(Counts(*counts), views, idle)
+            idle = _taken("idle_blocks", self._ask(self._allocator.idle_blocks), frozenset)
+        return Sight(counts, views, idle)
 
     def _view(self, name: str, life: Life) -> View:
-        slots = np.asarray(self._ask(lambda: self._allocator.slots(name)), np.int64)
+        slots = _taken("slots", self._ask(lambda: self._allocator.slots(name)), _int64)
         before = self._views.get(name)
         if before is not None and np.array_equal(before.slots, slots):
             return before
@@ -937,6 +944,22 @@ def find_fault(
         ending = machine is None or machine.ending
         return Finding(failed.check, failed.message, Program(pool, steps), ending)
     return None
+
+
+def _taken(call: str, answer: Any, take: Callable[[Any], T]) -> T:
+    """Take over what a call returned, unless it is of another shape."""
+    try:
+        return take(answer)
+    except (TypeError, ValueError, OverflowError):
+        raise CheckFailed("answer", f"{call} returned {answer!r}, of another shape") from None
+
+
+def _int64(answer: Any) -> NDArray[np.int64]:
+    return np.asarray(answer, np.int64)
+
+
+def _pairs(answer: Any) -> list[tuple[int, int]]:
+    return [(index(source), index(destination)) for source, destination in answer]
 
 
 def _said(counts: Counts) -> str:

@@ -17,6 +17,7 @@ MAKE = [command for command in COMMANDS if command.startswith("make ")]
 PAGEDBENCH = [command for command in COMMANDS if "pagedbench" in command]
 CHECK = [command for command in PAGEDBENCH if "pagedbench check" in command]
 WASTE = [command for command in PAGEDBENCH if "pagedbench waste" in command]
+ALLOCATORS = [c for c in PAGEDBENCH if "pagedbench fuzz" in c or "pagedbench race" in c]
 
 TRACE = """TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:15:46.6805900,374,44
@@ -57,7 +58,38 @@ def shell(command, folder, **environment):
 def test_no_command_is_left_out():
     assert MAKE == ["make run", "make test"]
     assert (len(CHECK), len(WASTE)) == (3, 3)
-    assert sorted(COMMANDS) == sorted(MAKE + CHECK + WASTE)
+    assert len(ALLOCATORS) == 2
+    assert sorted(COMMANDS) == sorted(MAKE + CHECK + WASTE + ALLOCATORS)
+
+
+@pytest.mark.parametrize("command", ALLOCATORS)
+def test_a_command_tries_an_allocator(command, folder):
+    line = command.replace(".venv/bin/pagedbench", f"{sys.executable} -m bench.cli")
+    shorter = {"fuzz": " --examples 100 --seed 0", "race": " --requests 20 --rounds 1"}
+    kind = command.split()[1]
+    run = shell(line + shorter[kind], folder, PYTHONPATH=str(ROOT))
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert {"fuzz": "no finding", "race": "my_pool.py:make"}[kind] in run.stdout
+
+
+def test_the_wrong_pool_of_the_readme_shows_what_the_readme_shows(folder):
+    pool = folder / "my_pool.py"
+    right = pool.read_text()
+    checked = right[
+        right.index("        if missing >") : right.index("        self.tables[sequence] = (b")
+    ]
+    taken_one_by_one = """        for _ in range(missing):
+            if not self.unused:
+                return False
+            blocks = blocks + [self.unused.pop()]
+"""
+    pool.write_text(right.replace(checked, taken_one_by_one))
+    command = f"{sys.executable} -m bench.cli fuzz --allocator my_pool.py:make --seed 0"
+    run = shell(command, folder, PYTHONPATH=str(ROOT))
+    assert run.returncode == 1, run.stdout + run.stderr
+    shown = README.partition("trace: What was refused")[2].partition("  after 52")[0]
+    for line in shown.splitlines()[1:5]:
+        assert line in run.stdout
 
 
 @pytest.mark.parametrize("command", WASTE)
