@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from bench.fuzzing.campaign import Found, Tally
     from bench.fuzzing.record import FindingRecord, FuzzEnvironment, Subject
+    from reference.allocator_contract import AllocatorCapabilities
 
 RIGHT: Final = 0
 WRONG: Final = 1
@@ -115,7 +117,8 @@ def fuzz(
     ] = None,
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Moves of a program, at most.")] = 40,
     block_size: Annotated[
-        int | None, typer.Option(min=1, help="Tokens per block. Default: drawn.")
+        list[int] | None,
+        typer.Option(min=1, help="Tokens per block; may be repeated. Default: all that it does."),
     ] = None,
     num_blocks: Annotated[
         int | None, typer.Option(min=1, help="Blocks of the pool. Default: drawn.")
@@ -184,12 +187,12 @@ def fuzz(
                 pool={
                     key: value
                     for key, value in (
-                        ("block_size", block_size),
                         ("num_blocks", num_blocks),
                         ("prefix_caching", prefix_caching),
                     )
                     if value is not None
                 },
+                block_sizes=frozenset(block_size or ()),
                 max_findings=findings,
                 time_limit=time_limit,
                 in_process=in_process,
@@ -212,6 +215,7 @@ def _fuzz(
     seed: int,
     max_moves: int,
     pool: dict[str, int | bool],
+    block_sizes: frozenset[int],
     max_findings: int,
     time_limit: float,
     in_process: bool,
@@ -232,11 +236,11 @@ def _fuzz(
     with open_allocator(
         name, python=python, in_process=in_process, time_limit_s=time_limit
     ) as subject:
-        _check_pool(name, subject.capabilities, pool)
+        capabilities = _narrowed(name, subject.capabilities, pool, block_sizes)
         campaign = Campaign(
             name=name,
             factory=subject.factory,
-            capabilities=subject.capabilities,
+            capabilities=capabilities,
             examples=examples,
             seconds=seconds,
             seed=seed,
@@ -316,19 +320,23 @@ def _replay(
     return RIGHT if shown is None else WRONG
 
 
-def _check_pool(name: str, capabilities: object, pool: dict[str, int | bool]) -> None:
-    """Refuse a pool that the allocator does not do, before anything is drawn."""
-    from reference.allocator_contract import AllocatorCapabilities
-
-    assert isinstance(capabilities, AllocatorCapabilities)
-    size, blocks = pool.get("block_size"), pool.get("num_blocks")
-    sizes = capabilities.block_sizes
-    if size is not None and sizes is not None and size not in sizes:
-        raise UsageError(f"--block-size {size}: {name} does {', '.join(map(str, sorted(sizes)))}")
-    if blocks is not None and blocks < capabilities.min_blocks:
-        raise UsageError(f"--num-blocks {blocks}: {name} needs {capabilities.min_blocks}")
-    if pool.get("prefix_caching") and not capabilities.prefix_caching:
+def _narrowed(
+    name: str,
+    can: AllocatorCapabilities,
+    pool: dict[str, int | bool],
+    block_sizes: frozenset[int],
+) -> AllocatorCapabilities:
+    """What is to be asked of an allocator, if it does that at all."""
+    if can.block_sizes is not None and not block_sizes <= can.block_sizes:
+        wrong = min(block_sizes - can.block_sizes)
+        does = ", ".join(map(str, sorted(can.block_sizes)))
+        raise UsageError(f"--block-size {wrong}: {name} does {does}")
+    blocks = pool.get("num_blocks")
+    if blocks is not None and blocks < can.min_blocks:
+        raise UsageError(f"--num-blocks {blocks}: {name} needs {can.min_blocks}")
+    if pool.get("prefix_caching") and not can.prefix_caching:
         raise UsageError(f"--prefix-caching: {name} declares none")
+    return replace(can, block_sizes=block_sizes) if block_sizes else can
 
 
 def _said(tally: Tally) -> str:

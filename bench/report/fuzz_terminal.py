@@ -29,7 +29,7 @@ def show(record: FuzzRecord, console: Console) -> None:
                 Text(f"{word:<9}", style=colour).append("  ".join(names), style="default")
             )
     missing = [
-        f"{check} ({status.removeprefix('not run: ')})"
+        check if status.endswith(f" {check}") else f"{check} ({status.removeprefix('not run: ')})"
         for check, status in record.checks.items()
         if status.startswith("not run")
     ]

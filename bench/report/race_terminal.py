@@ -15,7 +15,7 @@ def show(record: RaceRecord, console: Console) -> None:
     rows = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     rows.add_column("caching")
     rows.add_column("allocator", no_wrap=True)
-    for column in ("operations/s", "ratio", "slowest", "hit tokens"):
+    for column in ("ops/s", "ratio", "slowest", "hit tokens"):
         rows.add_column(column, justify="right")
     first: dict[bool, float] = {}
     for entry in record.entries:

@@ -326,9 +326,10 @@ class AllocatorMachine:
         before = self._sight
         promised = None
         if self.can.can_admit:
-            promised = self._ask(
+            said = self._ask(
                 lambda: self._allocator.can_admit(tokens, num_tokens=asked, salt=step.salt)
             )
+            promised = self._truth(said, "can_admit")
             self._nothing_changed(before, "can_admit")
         origin = self._origins.setdefault((step.salt, self._weights), len(self._origins))
         life = Life(tokens, [], step.salt, origin, 0)
@@ -792,7 +793,9 @@ class AllocatorMachine:
             size = self.pool.block_size
             ends = self.shadow.prefixes[size - 1 :: size].tolist()
             cached = {ends[block] for block in stay}
-            cached |= {ends[block] for view in after.views.values() for block in view.blocks}
+            # What a sequence has written: its other blocks still show what was evicted from them.
+            for life in self.lives.values():
+                cached.update(life.hashes[: life.written][size - 1 :: size].tolist())
             for block in stay:
                 parent = self._parents.get(ends[block], 0)
                 if parent and parent not in cached:
