@@ -13,16 +13,15 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NoReturn
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, reject, seed, settings
 from hypothesis.errors import Flaky, Unsatisfiable
-from hypothesis.internal.conjecture import providers
 
+from bench.drawing import only_our_constants
 from bench.environment import ROOT
 from bench.worker import CHECK_BY_NAME, capabilities_from_json
 from reference.conformance.attention import CHECKS, TRUTH, applicable
@@ -517,7 +516,7 @@ def _draw(
         (awkward, {"lengths": None, "max_len": MAX_AWKWARD_LEN}),
         (plan.problems - awkward, {"lengths": plan.lengths, "max_len": plan.max_len}),
     ]
-    with _only_our_constants():
+    with only_our_constants():
         for number, (count, limits) in enumerate(halves):
             if count:
                 strategy = problems(capabilities=capabilities, **limits)
@@ -560,26 +559,6 @@ def _draw_some(
         every_problem()
     except Unsatisfiable:
         return  # nothing left that was not drawn before
-
-
-@contextmanager
-def _only_our_constants() -> Iterator[None]:
-    """Keep Hypothesis from drawing numbers that it finds in the sources of loaded modules.
-
-    Otherwise the same seed draws other problems after an edit, or where the project is installed
-    in another way; and a folder for those numbers appears wherever the command is typed.
-    """
-    lookup = "_get_local_constants"
-    if not hasattr(providers, lookup):
-        yield  # a release of Hypothesis that does this elsewhere, or not at all
-        return
-    none = type(providers.GLOBAL_CONSTANTS)()
-    before = getattr(providers, lookup)
-    setattr(providers, lookup, lambda: none)
-    try:
-        yield
-    finally:
-        setattr(providers, lookup, before)
 
 
 def _asked(child: SubjectProcess, check: str, problem: AttentionProblem) -> Verdict:

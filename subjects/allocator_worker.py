@@ -25,6 +25,7 @@ import dataclasses
 import faulthandler
 import gc
 import json
+import mmap
 import os
 import resource
 import signal
@@ -158,7 +159,7 @@ def introduction(name: str) -> tuple[Any, dict[str, Any]]:
     if declared is not None and not isinstance(declared, Mapping):
         return None, {"error": f"{name}.capabilities is {declared!r}; it must be a mapping"}
     capabilities = {key: _plain(value) for key, value in (declared or {}).items()}
-    return factory, {"capabilities": capabilities, "version": getattr(factory, "version", "")}
+    return factory, {"capabilities": capabilities, "version": str(getattr(factory, "version", ""))}
 
 
 def main(name: str, time_limit_s: float) -> None:
@@ -178,15 +179,19 @@ def main(name: str, time_limit_s: float) -> None:
         factory, said = introduction(name)
         answers.write(json.dumps(said) + "\n")
         answers.flush()
+        # Shared with the children: whether there are no more questions. A subject that exits with
+        # code 0 looks the same from outside.
+        over = mmap.mmap(-1, 1)
         while factory is not None:
             child = os.fork()
             if child == 0:
                 # A buffer of its own: what the next one is asked must not be in it.
                 with os.fdopen(mine, buffering=1) as questions:
                     attend(factory, questions, answers, time_limit_s=time_limit_s)
+                over[0] = 1
                 os._exit(0)
             _, status = os.waitpid(child, 0)
-            if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
+            if over[0]:
                 return
             # It may have died in the middle of a line.
             answers.write("\n" + json.dumps(death(status, time_limit_s)) + "\n")

@@ -19,7 +19,7 @@ from reference.allocator_contract import (
     AllocatorRaised,
     capabilities_of_factory,
 )
-from subjects.loading import SubjectError, load
+from subjects.loading import SubjectError, load, split
 from subjects.mixed_stream import Served
 from subjects.remote_allocator import ROOT, TIME_LIMIT_S, RemoteFactory
 
@@ -141,6 +141,7 @@ def open_allocator(
     """
     known = BUILT_IN.get(name)
     where = known.where if known is not None else name
+    split(where, what="allocator", built_in=tuple(BUILT_IN))  # the worker knows no short names
     if in_process:
         if python is not None or (known is not None and known.environment):
             raise SubjectError(
@@ -156,7 +157,7 @@ def open_allocator(
 
 
 def _imported(name: str, where: str) -> AllocatorSubject:
-    factory = load(where, what="allocator", built_in=tuple(BUILT_IN))
+    factory = load(where, what="allocator")
     if not callable(factory):
         raise SubjectError(f"{name} is {type(factory).__name__}, not callable: name a factory")
     try:

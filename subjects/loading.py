@@ -36,12 +36,7 @@ def load(name: str, *, what: str, built_in: tuple[str, ...] = ()) -> Any:
     SubjectError
         If the name has no attribute part, or the module, file or attribute is not there.
     """
-    where, colon, attribute = name.rpartition(":")
-    if not colon or not where or not attribute:
-        raise SubjectError(
-            f"{name!r} names no {what}: use module:function, path/to/file.py:function"
-            + (f", or one of {', '.join(built_in)}" if built_in else "")
-        )
+    where, attribute = split(name, what=what, built_in=built_in)
     module = _import_file(Path(where), what) if where.endswith(".py") else _import(where, what)
     try:
         found: Any = module
@@ -53,6 +48,17 @@ def load(name: str, *, what: str, built_in: tuple[str, ...] = ()) -> Any:
             f"{where} has no {attribute!r}; it offers {', '.join(offered) or 'nothing callable'}"
         ) from None
     return found
+
+
+def split(name: str, *, what: str, built_in: tuple[str, ...] = ()) -> tuple[str, str]:
+    """The module or file of a name, and the attribute; arguments and errors are those of `load`."""
+    where, _, attribute = name.rpartition(":")
+    if not where or not attribute:
+        raise SubjectError(
+            f"{name!r} names no {what}: use module:function, path/to/file.py:function"
+            + (f", or one of {', '.join(built_in)}" if built_in else "")
+        )
+    return where, attribute
 
 
 def _import(name: str, what: str) -> Any:

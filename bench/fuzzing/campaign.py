@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis.database import ExampleDatabase
 from hypothesis.errors import Flaky
 
+from bench.drawing import only_our_constants
 from bench.fuzzing.databases import Drawer
 from bench.fuzzing.minimise import minimise
 from reference.allocator_contract import AllocatorCapabilities, AllocatorFactory
@@ -288,7 +289,8 @@ class _Search:
         )(test)
         repeats = True
         try:
-            test()
+            with only_our_constants():
+                test()
         except (_Shown, SkipTest):
             pass  # skipped: nothing is kept in this drawer
         except Flaky:

@@ -64,7 +64,7 @@ def _size(program: Program) -> tuple[int, ...]:
 def _simpler(program: Program) -> Iterator[Program]:
     """Programs to try, those that would gain most first."""
     steps = program.steps
-    size = len(steps) // 2
+    size = max(len(steps) // 2, 1)
     while size:
         for at in range(len(steps) - size, -1, -1):
             yield replace(program, steps=steps[:at] + steps[at + size :])

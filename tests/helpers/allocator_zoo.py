@@ -456,7 +456,7 @@ class BlockIsPublishedOneTokenEarly(PagedAllocator):
         return hit
 
 
-@bug("ownership content conservation answer")
+@bug("eviction ownership content conservation answer")
 class DuplicatesAreExchangedWhileShared(PagedAllocator):
     """A block with the content of another is given up for that one, of which nobody is told."""
 
@@ -534,7 +534,7 @@ class CapacityIsNotChecked(BlockPool):
 # Running out
 
 
-@bug("trace conservation", seen="vllm-project/vllm#11565")
+@bug("trace conservation drain", seen="vllm-project/vllm#11565")
 class RefusedAdmissionKeepsItsHits(PagedAllocator):
     def admit(self, sequence: Hashable, prompt: Any, **options: Any) -> int:
         try:
@@ -559,7 +559,7 @@ class RefusedAppendKeepsTheBlocksItGot(BlockPool):
         ]
 
 
-@bug("trace conservation", seen="vllm-project/vllm#24228")
+@bug("trace conservation drain", seen="vllm-project/vllm#24228")
 class RefusalCountsTheBlocksAsTaken(PagedSubject):
     missing = 0
 

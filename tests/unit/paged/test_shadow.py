@@ -142,3 +142,40 @@ def test_copy_outside_the_cache_is_an_error(source: int, destination: int) -> No
 def test_cache_without_slots_is_refused(num_blocks: int, block_size: int) -> None:
     with pytest.raises(ValueError, match="give at least 1 of each"):
         ShadowCache(num_blocks, block_size)
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 3])
+def test_sequence_is_read_from_where_its_window_begins(start: int) -> None:
+    assert written([5, 6, 7]).check([2, 3, 4][start:], [5, 6, 7], start=start) is None
+
+
+def test_what_lies_before_the_start_is_not_looked_at_but_decides_what_is_right() -> None:
+    shadow = written([5, 6, 7])
+    shadow.write([2], [9])
+    assert shadow.check([3, 4], [5, 6, 7], start=1) is None
+    finding = shadow.check([3, 4], [9, 6, 7], start=1)
+    assert finding is not None
+    assert (finding.position, finding.num_wrong, finding.num_tokens) == (1, 2, 2)
+
+
+def test_finding_behind_a_start_names_the_position_in_the_sequence() -> None:
+    shadow = written([5, 6, 7])
+    shadow.write([4], [1, 9], start=1)
+    finding = shadow.check([3, 4], [5, 6, 7], start=1)
+    assert finding == ShadowFinding(
+        position=2,
+        slot=4,
+        block=2,
+        expected_token=7,
+        expected_hash=int(prefix_hashes([5, 6, 7])[2]),
+        found_position=1,
+        found_token=9,
+        found_hash=int(prefix_hashes([1, 9])[1]),
+        num_wrong=1,
+        num_tokens=2,
+    )
+
+
+def test_slots_have_to_match_the_tokens_from_the_start_on() -> None:
+    with pytest.raises(ValueError, match="for 2 token positions"):
+        written([5, 6, 7]).check([2, 3, 4], [5, 6, 7], start=1)

@@ -818,3 +818,452 @@ def test_what_a_check_needs_is_a_capability() -> None:
     fields = AllocatorCapabilities().as_json()
     assert {need for need in NEEDS.values() if need not in fields} == set()
     assert NEEDS.keys() < CHECKS.keys()
+
+
+# Answers of another shape
+
+
+@pytest.mark.parametrize(
+    ("call", "answer", "words"),
+    [
+        ("admit", "0", "admit returned '0', neither a number nor None"),
+        ("admit", True, "admit returned True, neither a number nor None"),
+        ("append", None, "append returned None, neither True nor False"),
+        ("append", 1, "append returned 1, neither True nor False"),
+        ("fork", "yes", "fork returned 'yes', neither"),
+        ("reset", None, "reset returned None, neither"),
+        ("can_admit", None, "can_admit returned None, neither"),
+        ("counts", None, "counts returned None, of another shape"),
+        ("counts", (1, 2), r"counts returned \(1, 2\), of another shape"),
+        ("counts", (6.0, 0, 0), r"counts returned \(6.0, 0, 0\), of another shape"),
+        ("slots", None, "slots returned None, of another shape"),
+        ("slots", [[0], [1, 2]], r"slots returned \[\[0\], \[1, 2\]\], of another shape"),
+        ("slots", [[0]], "a has 1 tokens and 1 slots"),
+        ("idle_blocks", None, "idle_blocks returned None, of another shape"),
+        ("take_copies", None, "take_copies returned None, of another shape"),
+        ("take_copies", [0, 1], r"take_copies returned \[0, 1\], of another shape"),
+        ("swap_out", [(0, 0, 0)], r"swap_out returned \[\(0, 0, 0\)\], of another shape"),
+        ("swap_in", 3, "swap_in returned 3, of another shape"),
+    ],
+)
+def test_an_answer_of_another_shape_is_a_finding(call: str, answer: object, words: str) -> None:
+    base = RightWithAHost if "swap" in call else Right
+    wrong = type("Wrong", (base,), {call: lambda *_, **__: answer})
+    steps = (admit("a", 0), append("a", 1), fork("b", "a"), Step("reset"))
+    if base is RightWithAHost:
+        steps = (admit("a", 0), Step("swap_out", "a"), Step("swap_in", "a"))
+    finding = run_program(factory_of(wrong), Program(SIX_BY_TWO, steps))
+    assert finding is not None
+    assert finding.check == ("table" if answer == [[0]] else "answer")
+    with pytest.raises(CheckFailed, match=words):
+        raise CheckFailed(finding.check, finding.message)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    class Numpy(Right):
+        def admit(self, *given: Any, **named: Any) -> np.int64:
+            return np.int64(super().admit(*given, **named))
+
+        def append(self, *given: Any) -> np.bool_:
+            return np.bool_(super().append(*given))
+
+        def can_admit(self, *given: Any, **named: Any) -> np.bool_:
+            return np.bool_(super().can_admit(*given, **named))
+
+        def counts(self) -> Any:
+            return np.array(super().counts())
+
+        def slots(self, sequence: str) -> Any:
+            return np.array(super().slots(sequence), np.int32)
+
+        def take_copies(self) -> Any:
+            return np.array(super().take_copies(), np.int32).reshape(-1, 2)
+
+    assert run_program(factory_of(Numpy), Program(SIX_BY_TWO, COPY_ON_WRITE)) is None
+
+
+# What is left out
+
+
+def made(kind: type, *steps: Step, pool: Pool = SIX_BY_TWO, **declared: Any) -> AllocatorMachine:
+    """A machine that has run these steps."""
+    machine = AllocatorMachine(factory_of(kind, replace(kind.can, **declared)), pool)
+    for step in steps:
+        machine.run(step)
+    return machine
+
+
+A, B = admit("a", 0, 1, 2), admit("b", 100)
+
+
+@pytest.mark.parametrize(
+    ("before", "step", "declared"),
+    [
+        ((A,), A, {}),
+        ((), append("a", 1), {}),
+        ((), free("a"), {}),
+        ((A, free("a")), free("a"), {}),
+        ((), Step("preempt", "a"), {}),
+        ((), fork("b", "a"), {}),
+        ((A, B), fork("b", "a"), {}),
+        ((A,), fork("b", "a"), {"fork": False}),
+        ((A,), Step("settle"), {}),
+        ((), Step("reset"), {"reset": False}),
+        ((A,), Step("reset"), {"reset_while_running": False}),
+        ((), admit("a"), {"empty_calls": False}),
+        ((A,), append("a"), {"empty_calls": False}),
+        ((), admit("a", 0, first=2), {}),
+        ((), admit("a", 0, first=-1), {}),
+        ((), Step("free_twice"), {}),
+        ((A, free("a"), A), Step("free_twice"), {}),
+        ((A, free("a")), Step("free_twice"), {"hostile": frozenset({"free_unknown"})}),
+        ((A,), Step("fork_onto_live", "a", parent="a"), {}),
+        ((A,), Step("fork_onto_live", "a", parent="b"), {}),
+        ((A, B), Step("fork_onto_live", "a", parent="b"), {"fork": False}),
+        ((), Step("fork_unknown"), {"fork": False}),
+        ((), Step("admit_live", "a", tokens=(0,)), {}),
+        ((), Step("admit_negative", NOBODY, tokens=(0,)), {"chunked_prefill": False}),
+        ((), Step("admit_oversized", NOBODY, tokens=(0,)), {"chunked_prefill": False}),
+    ],
+    ids=str,
+)
+def test_a_step_that_makes_no_sense_where_it_stands_is_left_out(
+    before: tuple[Step, ...], step: Step, declared: dict[str, Any]
+) -> None:
+    machine = made(Right, *before, step, **declared)
+    assert machine.steps == list(before)
+    assert not machine.can_run(step)
+    machine.finish()
+
+
+def test_a_swapped_sequence_is_neither_admitted_nor_forked_onto_nor_swapped_out_again() -> None:
+    machine = made(RightWithAHost, A, B, Step("swap_out", "a"))
+    for step in (A, fork("a", "b"), Step("swap_out", "a"), append("a", 0), free("a")):
+        assert not machine.can_run(step), step
+    assert machine.can_run(Step("swap_in", "a"))
+    assert not made(RightWithAHost, A, swap=False).can_run(Step("swap_out", "a"))
+    assert not made(RightWithAHost, A).can_run(Step("swap_in", "a"))
+    machine.finish()  # which frees what is swapped out, too
+
+
+def test_a_preempted_sequence_may_come_back_under_its_name() -> None:
+    machine = made(Right, A, Step("preempt", "a"))
+    assert machine.waiting.keys() == {"a"}
+    machine.run(A)
+    assert machine.lives.keys() == {"a"}
+    assert not machine.waiting
+    assert machine.lives["a"].tokens == [0, 1, 2]
+    machine.finish()
+
+
+def test_no_more_than_so_many_sequences_run_at_once() -> None:
+    many = [admit(f"s{number}", number) for number in range(MAX_RUNNING)]
+    pool = replace(SIX_BY_TWO, num_blocks=16)
+    machine = made(RightWithAHost, A, Step("swap_out", "a"), *many, pool=pool)
+    assert len(machine.lives) == MAX_RUNNING
+    for step in (admit("more", 7), fork("more", "s0"), Step("swap_in", "a")):
+        assert not machine.can_run(step), step
+    machine.run(free("s1"))
+    for step in (admit("more", 7), fork("more", "s0"), Step("swap_in", "a")):
+        assert machine.can_run(step), step
+    machine.finish()
+
+
+def test_what_an_allocator_does_not_declare_is_left_out_of_any_program() -> None:
+    least = AllocatorCapabilities(prefix_caching=False, hostile=frozenset())
+    steps = (
+        A,
+        fork("b", "a"),
+        Step("swap_out", "a"),
+        Step("reset"),
+        Step("free_unknown"),
+        free("a"),
+    )
+    machine = made(Right, pool=NO_CACHE)
+    machine.can = least
+    for step in steps:
+        machine.run(step)
+    assert machine.steps == [A, free("a")]
+
+
+# Calls that make no sense
+
+
+HOSTILE_STEPS = tuple(
+    {
+        "fork_onto_live": Step("fork_onto_live", "b", parent="a"),
+        "admit_live": Step("admit_live", "a", tokens=(0, 1)),
+        "admit_negative": Step("admit_negative", NOBODY, tokens=(0, 1)),
+        "admit_oversized": Step("admit_oversized", NOBODY, tokens=(0, 1)),
+    }.get(call, Step(call))
+    for call in HOSTILE_CALLS
+)
+
+
+class DoesNothing(Right):
+    """Where ours raises, this one looks away."""
+
+    def free(self, sequence: str) -> None:
+        if sequence in self.allocator._tables:
+            super().free(sequence)
+
+    def append(self, sequence: str, tokens: Sequence[int]) -> bool:
+        return sequence in self.allocator._tables and super().append(sequence, tokens)
+
+    def fork(self, parent: str, child: str) -> bool:
+        known = self.allocator._tables
+        return parent in known and child not in known and super().fork(parent, child)
+
+    def admit(
+        self, sequence: str, tokens: Sequence[int], *, num_tokens: int, salt: str
+    ) -> int | None:
+        if sequence in self.allocator._tables or not 0 <= num_tokens <= len(tokens):
+            return None
+        return super().admit(sequence, tokens, num_tokens=num_tokens, salt=salt)
+
+
+@pytest.mark.parametrize("kind", [Right, DoesNothing])
+def test_a_call_that_makes_no_sense_may_raise_or_do_nothing(kind: type) -> None:
+    machine = made(kind, A, B, admit("c", 5), free("c"), *HOSTILE_STEPS)
+    assert machine.steps[-len(HOSTILE_STEPS) :] == list(HOSTILE_STEPS)
+    assert {call: machine.calls[call] for call in HOSTILE_CALLS} == dict.fromkeys(HOSTILE_CALLS, 1)
+    machine.finish()
+
+
+@pytest.mark.parametrize("step", HOSTILE_STEPS, ids=str)
+def test_a_call_that_makes_no_sense_must_change_nothing(step: Step) -> None:
+    class Takes(Right):
+        """Takes a block whenever ours raises."""
+
+        def __getattribute__(self, name: str) -> Any:
+            found = super().__getattribute__(name)
+            if name not in ("admit", "append", "fork", "free"):
+                return found
+
+            def call(*given: Any, **named: Any) -> Any:
+                try:
+                    return found(*given, **named)
+                except Exception:
+                    self.pool.allocate(1)
+                    raise
+
+            return call
+
+    steps = (A, B, admit("c", 5), free("c"), step)
+    finding = run_program(factory_of(Takes), Program(SIX_BY_TWO, steps))
+    assert finding is not None
+    assert finding.check == "trace"
+    assert finding.message.startswith(f"{step.call}: there were 3 free")
+    assert finding.program.steps == steps
+
+
+# The engine's part
+
+
+class Written(Right):
+    """Writes down what is asked of it, looking aside."""
+
+    LOOKING = ("counts", "slots", "idle_blocks")
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        self.asked: list[str] = []
+        super().__init__(*given, **named)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("admit", "append", "fork", "free", "preempt", "commit", "take_copies", "reset"):
+            self.asked.append(name)
+        return super().__getattribute__(name)
+
+    def preempt(self, sequence: str) -> None:
+        self.allocator.free(sequence)
+
+
+def asked(*steps: Step, pool: Pool = SIX_BY_TWO, **declared: Any) -> list[str]:
+    machine = made(Written, *steps, pool=pool, can_admit=False, **declared)
+    return machine._allocator.asked
+
+
+BATCHING = replace(SIX_BY_TWO, batching=True)
+
+
+def test_each_call_is_followed_by_copies_and_commits() -> None:
+    assert asked(A, append("a", 3), fork("b", "a")) == [
+        *("admit", "commit"),
+        *("append", "take_copies", "commit"),
+        *("fork", "take_copies", "commit"),
+    ]
+
+
+def test_a_batch_waits_for_settle() -> None:
+    steps = (A, B, append("a", 3), Step("settle"), Step("settle"))
+    together = ["admit", "admit", "append", "take_copies", "commit", "commit"]
+    assert asked(*steps, pool=BATCHING) == together
+    assert asked(*steps[:3], pool=BATCHING) == together[:3]
+    assert made(Right, *steps, pool=BATCHING).steps == list(steps[:4])
+
+
+def test_between_call_and_settle_the_content_may_lag_behind() -> None:
+    # Of two that are admitted at once the second may be told of a hit that nobody has written yet.
+    steps = (A, admit("b", 0, 1, 5))
+    machine = made(Right, *steps, pool=BATCHING)
+    assert machine.lives["b"].written == 2
+    assert not machine.shadow.prefixes.any()
+    machine.run(Step("settle"))
+    assert machine.lives["a"].written == machine.lives["b"].written == 3
+    machine.finish()
+
+
+def test_a_parent_is_written_before_it_is_forked() -> None:
+    assert asked(A, fork("b", "a"), pool=BATCHING)[:3] == ["admit", "commit", "fork"]
+
+
+@pytest.mark.parametrize(
+    ("step", "settled_first"),
+    [(admit("a", 0, 1, 2), True), (admit("a", 0), False)],
+)
+def test_full_blocks_are_written_before_they_are_freed(step: Step, *, settled_first: bool) -> None:
+    calls = ["admit", "commit", "free"] if settled_first else ["admit", "free"]
+    assert asked(step, free("a"), pool=BATCHING) == calls
+    without = replace(BATCHING, prefix_caching=False)
+    assert asked(step, free("a"), pool=without) == ["admit", "free"]
+    assert asked(step, free("a"), pool=BATCHING, abort_before_write=True) == ["admit", "free"]
+
+
+def test_preemption_is_asked_for_by_name_only_where_it_is_declared() -> None:
+    assert asked(A, Step("preempt", "a"), preempt=True)[2] == "preempt"
+    assert asked(A, Step("preempt", "a"))[2] == "free"
+
+
+def test_commit_and_copies_are_asked_for_only_where_they_are_declared() -> None:
+    assert asked(A, append("a", 3), commit=False, fork=False) == ["admit", "append"]
+
+
+def test_the_rest_of_a_prompt_comes_before_new_tokens() -> None:
+    machine = made(Right, admit("a", 9, 8, 7, 6, first=2))
+    assert (machine.lives["a"].tokens, machine.lives["a"].rest) == ([9, 8], [7, 6])
+    machine.run(append("a", 1, 2, 3))
+    assert (machine.lives["a"].tokens, machine.lives["a"].rest) == ([9, 8, 7, 6, 3], [])
+    machine.finish()
+
+
+def test_a_cached_prefix_and_one_token_more_are_admitted_in_any_case() -> None:
+    machine = made(Right, admit("a", 0, 1, 2, 3, 4), admit("b", 0, 1, 2, 3, 4, 5, 6, first=1))
+    assert (machine.lives["b"].tokens, machine.lives["b"].rest) == ([0, 1, 2, 3, 4], [5, 6])
+    assert machine.lives["b"].written == 5
+    machine.finish()
+
+
+def test_copies_are_carried_out_in_the_other_order() -> None:
+    copies = []
+    machine = made(Right, admit("a", 0, 1, 2), fork("b", "a"), fork("c", "a"), pool=BATCHING)
+    machine.run(append("b", 3))
+    machine.run(append("c", 4))
+    copy = machine.shadow.copy
+    machine.shadow.copy = lambda *pair: (copies.append(pair), copy(*pair))
+    machine.run(Step("settle"))
+    assert copies == [(1, 3), (1, 2)]
+    assert machine.calls["copy"] == 2
+    machine.finish()
+
+
+def test_the_end_frees_everything_forgets_and_fills_the_pool_once() -> None:
+    machine = made(Written, A, B, can_admit=False)
+    machine._allocator.asked.clear()
+    machine.finish()
+    calls = [call for call in machine._allocator.asked if call not in ("commit", "take_copies")]
+    assert calls == ["free", "free", "reset", "admit", "free"]
+    assert machine.ending
+    assert machine.steps == [A, B]
+
+
+def test_a_prompt_without_tokens_is_fine() -> None:
+    steps = (admit("a"), append("a"), append("a", 0), fork("b", "a"), append("a", *range(1, 9)))
+    assert run_program(factory_of(Right), Program(SIX_BY_TWO, steps)) is None
+
+
+# What is declared is put up with
+
+
+def test_a_reset_may_be_refused_while_something_runs() -> None:
+    program = Program(SIX_BY_TWO, (A, Step("reset"), free("a"), Step("reset")))
+    assert run_program(factory_of(RightButForResetsWhileRunning), program) is None
+
+
+def test_spare_blocks_may_be_kept_back_if_that_is_declared() -> None:
+    program = Program(SIX_BY_TWO, (FIVE, free("a"), admit("b", *range(100, 112))))
+    assert run_program(factory_of(RightWithSpareBlocks), program) is None
+    honest = factory_of(RightWithSpareBlocks, replace(RightWithSpareBlocks.can, spare_blocks=0))
+    finding = run_program(honest, program)
+    assert finding is not None
+    assert finding.check == "refusal"
+
+
+def test_a_window_may_be_left_late_by_its_slack() -> None:
+    late = factory_of(MoreThanTheSlackIsKept, replace(PAGED, window_slack=2))
+    steps = (admit("a", 0, 1, 2, 3),)
+    assert run_program(late, Program(WINDOW_OF_TWO, steps)) is None
+
+
+@pytest.mark.parametrize("order", ["lru", "leaf"])
+def test_an_order_that_is_not_declared_is_not_checked(order: str) -> None:
+    wrong = {"lru": LastIsEvictedFirst, "leaf": ParentIsEvictedBeforeItsChild}[order]
+    unwatched = factory_of(wrong, replace(PAGED, eviction=None))
+    steps = (*TWO_IDLE, TAKE_FIVE, free("c"), *CHAIN_OF_TWO, TAKE_FIVE)
+    assert run_program(unwatched, Program(SIX_BY_TWO, steps)) is None
+
+
+def test_after_a_reset_new_sequences_find_nothing_of_the_old_weights() -> None:
+    machine = made(Right, A, Step("reset"), admit("b", 0, 1, 2))
+    assert machine.lives["b"].written == 3
+    assert machine.lives["a"].origin != machine.lives["b"].origin
+    machine.finish()
+
+
+# Findings
+
+
+def test_a_finding_says_when_it_showed() -> None:
+    program = Program(SIX_BY_TWO, (A,))
+    assert str(Finding("hit", "words", program, at_the_end=False)) == (
+        "hit, in the last step: words"
+    )
+    assert str(Finding("drain", "words", program, at_the_end=True)) == (
+        "drain, when everything was freed: words"
+    )
+
+
+def test_steps_behind_the_one_that_shows_it_are_not_in_the_finding() -> None:
+    finding = run_program(
+        factory_of(RaisesOnALegalCall), Program(SIX_BY_TWO, (A, append("a", 1), free("a"), B))
+    )
+    assert finding is not None
+    assert finding.program.steps == (A, append("a", 1))
+
+
+def test_capabilities_that_are_given_take_precedence() -> None:
+    least = replace(PAGED, fork=False)
+    seen = []
+
+    def look(machine: AllocatorMachine) -> None:
+        machine.on_step = lambda m: seen.append((m.steps[-1].call, len(m.lives)))
+        for step in COPY_ON_WRITE:
+            machine.run(step)
+
+    assert find_fault(factory_of(Right), SIX_BY_TWO, look, capabilities=least) is None
+    assert seen == [("admit", 1)]
+
+
+def test_an_error_of_whoever_runs_the_machine_is_no_finding() -> None:
+    def run(_: AllocatorMachine) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        find_fault(factory_of(Right), SIX_BY_TWO, run)
+
+
+def test_states_are_equal_whatever_the_blocks_are_called() -> None:
+    one = made(Right, A, B, free("b"))
+    other = made(Right, B, A, free("b"))
+    assert one.lives.keys() == other.lives.keys()
+    assert one.state() == other.state()
+    assert one.state() != made(Right, A, B).state()

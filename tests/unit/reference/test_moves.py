@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from bench.drawing import only_our_constants
 from helpers.profiles import examples
 from helpers.swapping import swapping_allocator
 from paged.subject import paged_allocator
@@ -334,7 +335,8 @@ def drawn_many(can: AllocatorCapabilities, count: int, **fixed: object) -> list[
     def collect(program: Drawn) -> None:
         drawn.append(program)
 
-    collect()
+    with only_our_constants():
+        collect()
     return drawn
 
 
@@ -461,7 +463,7 @@ def test_a_finding_shrinks_to_the_move_that_shows_it() -> None:
             found.append(drawn)
             raise AssertionError
 
-    with pytest.raises(AssertionError):
+    with only_our_constants(), pytest.raises(AssertionError):
         forks()
     assert [move.kind for move in found[-1].moves] == ["fork"]
     assert found[-1].pool == Pool(num_blocks=1, block_size=1, prefix_caching=False)
