@@ -103,7 +103,9 @@ class Trace(_Record):
         """The file's text; fields of steps that say nothing are left out."""
         text = self.model_dump_json(indent=1, exclude_defaults=True)
         # Tokens in a row, not in a column.
-        text = re.sub(r"\[[\d\s,-]+\]", lambda row: " ".join(row[0].split()), text)
+        text = re.sub(
+            r"\[[\d\s,-]+\]", lambda row: "[" + " ".join(row[0][1:-1].split()) + "]", text
+        )
         return f'{{\n "format": "{FORMAT}",{text[1:]}\n'
 
 

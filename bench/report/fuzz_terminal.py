@@ -95,7 +95,8 @@ def show_replay(trace: Trace, shown: Finding | None, console: Console) -> None:
 def _show_steps(finding: Finding, console: Console) -> None:
     for line in str(finding.program).splitlines():
         _print(console, f"  {line}")
-    where = "then everything was freed" if finding.at_the_end else "after the last step"
+    where = "after the last step" if finding.program.steps else "when it was made"
+    where = "then everything was freed" if finding.at_the_end else where
     _print(console, f"  {where}:")
     for line in finding.message.splitlines():
         console.print(Text(f"    {line}", style="red"), soft_wrap=True)

@@ -906,7 +906,8 @@ class Finding:
     at_the_end: bool
 
     def __str__(self) -> str:
-        where = "when everything was freed" if self.at_the_end else "in the last step"
+        where = "in the last step" if self.program.steps else "when it was made"
+        where = "when everything was freed" if self.at_the_end else where
         return f"{self.check}, {where}: {self.message}"
 
 
@@ -944,7 +945,7 @@ def find_fault(
         run(machine)
     except CheckFailed as failed:
         steps = tuple(machine.steps) if machine is not None else ()
-        ending = machine is None or machine.ending
+        ending = machine is not None and machine.ending
         return Finding(failed.check, failed.message, Program(pool, steps), ending)
     return None
 

@@ -475,7 +475,7 @@ def test_a_trace_survives_its_file(tmp_path: Path) -> None:
     assert read_trace(tmp_path / "trace.json") == trace
     text = trace.to_json()
     assert json.loads(text)["format"] == "pagedbench fuzz trace 1"
-    assert "[ 0, 1, 2 ]" in text, "tokens lie in a row"
+    assert "[0, 1, 2]" in text, "tokens lie in a row"
     assert '"parent": ""' not in text, "and what is not said is left out"
 
 

@@ -322,7 +322,6 @@ class CopyToAFreeBlock(Right):
 @fails(
     "conservation",
     "an empty pool shows 5 free, 0 idle and 1 used blocks",
-    at_the_end=True,
 )
 class BlockInUseFromTheStart(Right):
     def counts(self) -> tuple[int, int, int]:
@@ -771,7 +770,7 @@ class RaisesOnALegalCall(Right):
         raise KeyError(sequence)
 
 
-@fails("answer", "raised RuntimeError: no pool of 6", at_the_end=True)
+@fails("answer", "raised RuntimeError: no pool of 6")
 class CannotBeMade(Right):
     def __init__(self, allocator: PagedAllocator, **_: Any) -> None:
         raise RuntimeError(f"no pool of {allocator.num_blocks}")
