@@ -1027,7 +1027,8 @@ def test_every_law_has_a_bug() -> None:
 
 
 def test_readme_lists_the_bugs() -> None:
-    rows = re.findall(r"^\| `(\w+)` \|", README.read_text(), re.MULTILINE)
+    table = README.read_text().partition("<!-- end of the table -->")[0]
+    rows = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
     assert rows == list(BUGS), f"write the table anew: {TABLE_COMMAND}"
 
 

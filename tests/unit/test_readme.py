@@ -88,8 +88,10 @@ def test_the_wrong_pool_of_the_readme_shows_what_the_readme_shows(folder):
     run = shell(command, folder, PYTHONPATH=str(ROOT))
     assert run.returncode == 1, run.stdout + run.stderr
     shown = README.partition("trace: What was refused")[2].partition("  after 52")[0]
-    for line in shown.splitlines()[1:5]:
-        assert line in run.stdout
+    # What it is made small to may be another prompt that does not fit.
+    lines = [line for line in shown.splitlines()[1:5] if "admit" not in line]
+    assert len(lines) == 3
+    assert [line for line in lines if line not in run.stdout] == []
 
 
 @pytest.mark.parametrize("command", WASTE)
