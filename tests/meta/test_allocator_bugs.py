@@ -33,6 +33,10 @@ MAX_STEPS = 8
 SEED = 0
 """The same programs in every run: whether a bug is found is not left to chance."""
 
+README = Path(__file__).with_name("README.md")
+BEGIN = "<!-- table of allocators -->\n"
+END = "<!-- end of the table of allocators -->\n"
+
 HEADING = (
     "| bug | examples | as drawn | steps | check | seen in |\n| --- | --- | --- | --- | --- | --- |"
 )
