@@ -21,6 +21,7 @@ from bench.cli_common import (
     QuietlyClosed,
     UsageError,
     check_file,
+    deliver,
     exit_codes,
     say_harness_failed,
     stop_on_interrupt,
@@ -199,11 +200,7 @@ def _check(plan: CheckPlan, json: Path | None, console: Console, errors: Console
     bar = Bar(errors) if errors.is_terminal else Lines(errors)
     with bar, stop_on_interrupt(stop, errors):
         record = run_check(plan, progress=bar, stop=stop)
-    try:
-        if json is not None:
-            json.write_text(record.model_dump_json(indent=2) + "\n")
-    finally:
-        show(record, console)
+    deliver(record, json, lambda: show(record, console))
     return record.exit_code
 
 

@@ -13,11 +13,11 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Final, Protocol, Self
+from typing import TYPE_CHECKING, Final, Protocol, Self
 
 import rich.progress
 import typer
@@ -29,6 +29,9 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 USAGE: Final = 2
 HARNESS_FAILED: Final = 4
@@ -98,6 +101,15 @@ def check_file(option: str, file: Path | None) -> None:
         raise UsageError(f"{option} {file}: that is a folder; name a file in it")
     if not os.access(file if file.exists() else file.parent, os.W_OK):
         raise UsageError(f"{option} {file}: no permission to write there; choose another file")
+
+
+def deliver(record: BaseModel, file: Path | None, show: Callable[[], None]) -> None:
+    """Write a record, if it is asked for, and show it, even if it cannot be written."""
+    try:
+        if file is not None:
+            file.write_text(record.model_dump_json(indent=2) + "\n")
+    finally:
+        show()
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from bench.cli_common import (
     QuietlyClosed,
     UsageError,
     check_file,
+    deliver,
     exit_codes,
     stop_on_interrupt,
 )
@@ -230,7 +231,7 @@ def _fuzz(
     from bench.report.fuzz_terminal import show
     from subjects.allocators import open_allocator
 
-    kept = open_database(database)
+    kept = open_database(database, local=save / "examples")
     expected = read_known(known, name)
     stop = threading.Event()
     with open_allocator(
@@ -264,11 +265,7 @@ def _fuzz(
         environment=environment,
         exit_codes={"no finding": RIGHT, "wrong": WRONG, "incomplete": INTERRUPTED},
     )
-    try:
-        if json is not None:
-            json.write_text(record.model_dump_json(indent=2) + "\n")
-    finally:
-        show(record, console)
+    deliver(record, json, lambda: show(record, console))
     return record.exit_code
 
 

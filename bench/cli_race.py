@@ -14,6 +14,7 @@ from bench.cli_common import (
     Lines,
     QuietlyClosed,
     check_file,
+    deliver,
     exit_codes,
     stop_on_interrupt,
 )
@@ -83,11 +84,7 @@ def race(
                 progress=progress,
                 stop=stop,
             )
-        try:
-            if json is not None:
-                json.write_text(record.model_dump_json(indent=2) + "\n")
-        finally:
-            show(record, console)
+        deliver(record, json, lambda: show(record, console))
         if not record.complete:
             raise typer.Exit(INTERRUPTED)
         if any(entry.failed for entry in record.entries):

@@ -23,6 +23,7 @@ from bench.cli_common import (
     Silence,
     UsageError,
     check_file,
+    deliver,
     exit_codes,
 )
 
@@ -552,11 +553,7 @@ def _waste(
             if at in done
         ],
     )
-    try:
-        if json is not None:
-            json.write_text(record.model_dump_json(indent=2) + "\n")
-    finally:
-        show(record, console)
+    deliver(record, json, lambda: show(record, console))
     if interrupted:
         return INTERRUPTED
     if plot is not None:

@@ -23,15 +23,17 @@ class DatabaseError(ValueError):
     """A database that cannot be used; the message has its name and the remedy."""
 
 
-def open_database(name: str) -> ExampleDatabase | None:
+def open_database(name: str, *, local: Path = DEFAULT_FOLDER) -> ExampleDatabase | None:
     """Open the database that a name stands for.
 
     Parameters
     ----------
     name
         A folder; `redis://HOST:PORT/NUMBER` for one that many machines share; `github:OWNER/REPO`
-        for what a workflow of that repository uploaded as an artifact, to be read, with the folder
-        `.pagedbench/examples` for what is found here; or `none`.
+        for what a workflow of that repository uploaded as an artifact, which is only read; or
+        `none`.
+    local
+        Folder for what is found here, where the database is only read.
 
     Raises
     ------
@@ -47,9 +49,7 @@ def open_database(name: str) -> ExampleDatabase | None:
         if match is None:
             raise DatabaseError(f"database {name}: write github:OWNER/REPOSITORY")
         shared = GitHubArtifactDatabase(match[1], match[2])
-        return MultiplexedDatabase(
-            DirectoryBasedExampleDatabase(DEFAULT_FOLDER), ReadOnlyDatabase(shared)
-        )
+        return MultiplexedDatabase(DirectoryBasedExampleDatabase(local), ReadOnlyDatabase(shared))
     folder = Path(name)
     if folder.exists() and not folder.is_dir():
         raise DatabaseError(f"database {name}: that is a file; name a folder")

@@ -270,7 +270,7 @@ class AllocatorMachine:
             fresh = step.parent in self.lives and not (name in self.lives or name in self.swapped)
             return self.can.fork and fresh and len(self.lives) < MAX_RUNNING
         if call == "settle":
-            return bool(self._unsettled)
+            return bool(self._unsettled) or self._copies_due
         if call == "reset":
             return self.can.reset and (self.can.reset_while_running or not self.lives)
         if call == "swap_out":
@@ -510,7 +510,7 @@ class AllocatorMachine:
         except AllocatorDied as death:
             raise CheckFailed("died", str(death)) from None
         except Exception:
-            pass
+            pass  # to refuse it is right, in whatever words
         self._nothing_changed(before, step.call)
         self._check()
 

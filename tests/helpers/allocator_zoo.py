@@ -499,7 +499,7 @@ class SlotPastTheEndOfTheTable(PagedSubject):
         return slots if len(slots) % self.allocator.block_size else [*slots, 0][: len(slots) + 1]
 
 
-@bug("conservation drain", seen="xiaguan/pegainfer#291")
+@bug("conservation drain", seen="pegainfer-project/pegainfer#291")
 class BlockToSpareWhereTheLastOneIsFull(PagedAllocator):
     def admit(self, sequence: Hashable, prompt: Any, **options: Any) -> int:
         hit = super().admit(sequence, prompt, **options)

@@ -25,7 +25,19 @@ def pins() -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("file", ["runtime.txt", "triton.txt", "dev.txt"])
+ENGINES = sorted(f"engines/{path.name}" for path in (ROOT / "requirements/engines").glob("*.txt"))
+
+
+@pytest.mark.parametrize("file", ENGINES)
+def test_an_engine_has_our_torch_and_all_that_it_needs(file: str) -> None:
+    # They are installed with --no-deps: what is missing here is missing there.
+    theirs = {name for name, _, _ in (line.partition("==") for line in requirement_lines(file))}
+    closure = {"filelock", "fsspec", "Jinja2", "mpmath", "networkx", "sympy", "typing_extensions"}
+    assert {"torch", "numpy"} | closure <= theirs
+    assert f"torch=={pins()['torch']}" in requirement_lines(file)
+
+
+@pytest.mark.parametrize("file", ["runtime.txt", "triton.txt", "dev.txt", *ENGINES])
 def test_requirements_are_exact_and_of_no_particular_build(file: str) -> None:
     lines = requirement_lines(file)
     assert lines
