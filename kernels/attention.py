@@ -12,7 +12,7 @@ import torch
 import triton
 
 from kernels.decode import decode_kernel
-from kernels.launch import Tiles, choose_splits, decode_tiles, prefill_tiles, processors_of
+from kernels.launch import Tiles, choose_launch
 from kernels.merge import merge_kernel
 from kernels.prefill import prefill_kernel
 from reference.contract import Capabilities, PagedBatch, declares
@@ -47,27 +47,16 @@ def paged_attention(
     _check(batch, num_splits, tiles)
     if batch.query.shape[0] == 0:
         return
+    launch = choose_launch(batch, num_splits=num_splits, tiles=tiles)
     if batch.max_query_len <= 1:
-        _decode(batch, num_splits, tiles)
+        _decode(batch, launch.num_splits, launch.tiles)
     else:
-        _prefill(batch, tiles)
+        _prefill(batch, launch.tiles)
 
 
-def _decode(batch: PagedBatch, num_splits: int | None, tiles: Tiles | None) -> None:
+def _decode(batch: PagedBatch, num_splits: int, tiles: Tiles) -> None:
     num_tokens, num_q_heads, head_dim = batch.query.shape
-    tiles = tiles or decode_tiles(
-        group_size=batch.group_size,
-        head_dim=head_dim,
-        is_float32=batch.query.dtype == torch.float32,
-    )
     num_seqs = batch.seq_lens.shape[0]
-    if num_splits is None:
-        span = min(batch.max_seq_len, batch.window or batch.max_seq_len)
-        num_splits = choose_splits(
-            programs=num_seqs * batch.num_kv_heads,
-            tiles=triton.cdiv(span, tiles.block_n),
-            processors=processors_of(batch.query.device),
-        )
     direct = num_splits == 1
     out, lse = batch.out, batch.lse
     if not direct:
@@ -111,15 +100,8 @@ def _decode(batch: PagedBatch, num_splits: int | None, tiles: Tiles | None) -> N
     )
 
 
-def _prefill(batch: PagedBatch, tiles: Tiles | None) -> None:
-    num_tokens, _, head_dim = batch.query.shape
-    tiles = tiles or prefill_tiles(
-        group_size=batch.group_size,
-        head_dim=head_dim,
-        max_query_len=batch.max_query_len,
-        is_float32=batch.query.dtype == torch.float32,
-    )
-    num_seqs = batch.seq_lens.shape[0]
+def _prefill(batch: PagedBatch, tiles: Tiles) -> None:
+    num_tokens, num_seqs = batch.query.shape[0], batch.seq_lens.shape[0]
     query_tiles = num_tokens // (tiles.block_m // batch.group_size) + num_seqs
     lse = batch.lse
     prefill_kernel[(query_tiles, batch.num_kv_heads)](

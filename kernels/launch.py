@@ -9,6 +9,8 @@ from typing import Final
 import torch
 import triton
 
+from reference.contract import PagedBatch
+
 MIN_TILES_A_SPLIT: Final = 4
 """A split shorter than this spends more on starting and merging than on reading keys."""
 
@@ -40,6 +42,47 @@ class Tiles:
     block_m: int
     num_warps: int = 4
     num_stages: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How a batch is launched.
+
+    Attributes
+    ----------
+    tiles
+        Tile sizes and Triton's options.
+    num_splits
+        Programs that share one sequence's KV range; 1 in prefill.
+    """
+
+    tiles: Tiles
+    num_splits: int
+
+
+def choose_launch(
+    batch: PagedBatch, *, num_splits: int | None = None, tiles: Tiles | None = None
+) -> Launch:
+    """The launch of a batch; what is given is kept, the rest is chosen."""
+    group_size, head_dim = batch.group_size, batch.query.shape[2]
+    is_float32 = batch.query.dtype == torch.float32
+    if batch.max_query_len > 1:
+        tiles = tiles or prefill_tiles(
+            group_size=group_size,
+            head_dim=head_dim,
+            max_query_len=batch.max_query_len,
+            is_float32=is_float32,
+        )
+        return Launch(tiles, num_splits=1)
+    tiles = tiles or decode_tiles(group_size=group_size, head_dim=head_dim, is_float32=is_float32)
+    if num_splits is None:
+        span = min(batch.max_seq_len, batch.window or batch.max_seq_len)
+        num_splits = choose_splits(
+            programs=batch.seq_lens.shape[0] * batch.num_kv_heads,
+            tiles=triton.cdiv(span, tiles.block_n),
+            processors=processors_of(batch.query.device),
+        )
+    return Launch(tiles, num_splits)
 
 
 def decode_tiles(*, group_size: int, head_dim: int, is_float32: bool) -> Tiles:

@@ -1,0 +1,316 @@
+"""Shadow state of the memory behind each tensor, and addresses that say which tensor they are of.
+
+While accesses are watched a kernel gets no real pointers. Each tensor argument has an address range
+of its own, 2^48 bytes wide, with the tensor in the middle. Whatever a kernel does to such a pointer
+(add, broadcast, choose, cast, put into a descriptor), its upper bits name the tensor that it was
+derived from. Only an offset beyond 2^47 bytes could be taken for another tensor's, and that lands
+in the middle of one with a chance of the tensor's size in 2^48.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kernels.interpreter.memory.roles import Owned, Role
+
+Bools = NDArray[np.bool_]
+Integers = NDArray[np.integer[Any]]
+Addresses = NDArray[np.uint64]
+
+RANGE_BITS: Final = 48
+"""Bits of an address within one tensor's range. The other 16 number the tensors, from 1."""
+
+KEPT_BITS: Final = 12
+"""Lowest bits of an address that are the real one's: descriptors look at its alignment."""
+
+MOST_TENSORS: Final = 2 ** (64 - RANGE_BITS) - 1
+
+_TRUE: Final = np.ones((), np.bool_)
+
+
+@dataclass(slots=True, eq=False)
+class Traffic:
+    """Bytes that kernels moved of one tensor.
+
+    Attributes
+    ----------
+    loaded, stored
+        Lanes of all loads (stores) times the size of an element; lanes that are masked off move
+        nothing. Atomic operations count as both.
+    loaded_distinct, stored_distinct
+        Bytes that were loaded (stored) at least once.
+    """
+
+    loaded: int = 0
+    stored: int = 0
+    loaded_distinct: int = 0
+    stored_distinct: int = 0
+
+
+class Region:
+    """The elements between the first and the last one of a tensor, and what is known of each.
+
+    Attributes
+    ----------
+    role
+        What the tensor is.
+    address
+        Real address of the first element.
+    itemsize
+        Bytes of an element.
+    span
+        Elements from the first to the last, those between the rows included.
+    known
+        Whether the caller said what the tensor is; otherwise it was met at a launch.
+    inside
+        [span] bool, which elements are the tensor's; None if all are.
+    written
+        [span] bool, which elements hold something; None if all do.
+    owner
+        [span] int32, for whom a program works that touches an element; None if that says nothing.
+    readers, writers
+        [span] int32, the group of `Role.readers.group` of each element; None if anybody may.
+    writer, reader
+        [span] int32, the last program that stored to (loaded from) an element; see `Judge`. None
+        until something may be written.
+    """
+
+    def __init__(self, role: Role, *, known: bool = True) -> None:
+        tensor = role.tensor
+        self.role = role
+        self.known = known
+        self.address = tensor.data_ptr()
+        self.itemsize = tensor.element_size()
+        self.shape = tuple(tensor.shape)
+        self.strides = tuple(tensor.stride())
+        self.span = _span(self.shape, self.strides)
+        self.traffic = Traffic()
+        dense = self.span == tensor.numel()
+        self.inside = (
+            None if dense else self._spread(np.ones((), np.bool_), np.zeros(self.span, np.bool_))
+        )
+        self.written: Bools | None = None if role.written else np.zeros(self.span, np.bool_)
+        self.owner: NDArray[np.int32] | None = None
+        if role.works_for is not None:
+            start = np.full(self.span, -1, np.int32)
+            self.owner = self._spread(self._by_row(role.works_for.astype(np.int32), 1), start)
+        self.readers = self._groups(role.readers)
+        self.writers = self._groups(role.writers)
+        shared = role.access != "read"
+        self.writer = np.zeros(self.span, np.int32) if shared else None
+        self.reader = np.zeros(self.span, np.int32) if shared else None
+        self.atomic: Bools | None = None
+        self._loaded = np.zeros(self.span, np.bool_)
+        self._stored = np.zeros(self.span, np.bool_) if shared else None
+
+    def count_load(self, index: Integers) -> None:
+        """Count the bytes of elements that are loaded."""
+        self.traffic.loaded += index.size * self.itemsize
+        self._loaded[index] = True
+
+    def count_store(self, index: Integers) -> None:
+        """Count the bytes of elements that are stored."""
+        if self._stored is None:
+            self._stored = np.zeros(self.span, np.bool_)
+        self.traffic.stored += index.size * self.itemsize
+        self._stored[index] = True
+
+    def moved(self) -> Traffic:
+        """The bytes so far, with the distinct ones counted."""
+        traffic = self.traffic
+        traffic.loaded_distinct = int(np.count_nonzero(self._loaded)) * self.itemsize
+        if self._stored is not None:
+            traffic.stored_distinct = int(np.count_nonzero(self._stored)) * self.itemsize
+        return traffic
+
+    def mark_written(self, tensor: Tensor) -> None:
+        """The host wrote to a tensor that may be a part of this one."""
+        if self.written is None:
+            return
+        first, rest = divmod(tensor.data_ptr() - self.address, self.itemsize)
+        end = first + _span(tuple(tensor.shape), tuple(tensor.stride()))
+        if rest or first < 0 or end > self.span or tensor.element_size() != self.itemsize:
+            self.written[max(first, 0) : max(end, 0)] = True
+            return
+        part = self.written[first:]
+        as_strided(part, tensor.shape, tensor.stride())[...] = True
+
+    def place(self, element: int) -> str:
+        """Where an element lies, in the words of the role's axes; it may lie outside."""
+        index = self.index(element)
+        names = self.role.axes or tuple(f"index {axis}" for axis in range(len(self.shape)))
+        return ", ".join(f"{name} {at:,}" for name, at in zip(names, index, strict=False))
+
+    def index(self, element: int) -> list[int]:
+        """Index of an element by dimension; one outside the tensor has an index outside."""
+        order = sorted(range(len(self.shape)), key=lambda axis: -self.strides[axis])
+        index, rest = [0] * len(self.shape), element
+        for axis in order:
+            if self.strides[axis] and self.shape[axis] > 1:
+                index[axis], rest = divmod(rest, self.strides[axis])
+        return index
+
+    def row(self, element: int) -> int:
+        """The row of an element as `Owned` counts them; of a cache its slot."""
+        index = self.index(element)
+        return index[0] * self.shape[1] + index[1] if self._rows_are_slots else index[0]
+
+    @property
+    def _rows_are_slots(self) -> bool:
+        return self.role.axes[:2] == ("block", "offset")
+
+    def _groups(self, owned: Owned | None) -> NDArray[np.int32] | None:
+        if owned is None:
+            return None
+        rows = self._by_row(owned.group, 2 if self._rows_are_slots else 1)
+        groups: NDArray[np.int32] = self._spread(rows, np.zeros(self.span, np.int32))
+        return groups
+
+    def _by_row(self, rows: NDArray[Any], dimensions: int) -> NDArray[Any]:
+        rest = (1,) * (len(self.shape) - dimensions)
+        return rows.reshape(*self.shape[:dimensions], *rest)
+
+    def _spread(self, values: NDArray[Any], over: NDArray[Any]) -> Any:
+        """Put values, one for each row, where the tensor's elements lie."""
+        if over.size:
+            strides = tuple(stride * over.itemsize for stride in self.strides)
+            as_strided(over, self.shape, strides)[...] = values
+        return over
+
+
+@dataclass(slots=True)
+class Origin:
+    """A tensor argument as a kernel sees it: a range of addresses, and what lies behind.
+
+    Attributes
+    ----------
+    region
+        The memory.
+    name
+        As findings call it.
+    virtual
+        Address that a kernel gets instead of the tensor's own.
+    low
+        Address that a kernel would see for the region's first element.
+    delta
+        What makes a real address of one that the kernel sees.
+    first, end
+        Elements of the region between which the tensor lies.
+    """
+
+    region: Region
+    name: str
+    virtual: int
+    low: np.uint64
+    delta: np.uint64
+    first: int
+    end: int
+
+
+@dataclass(slots=True)
+class AddressBook:
+    """All tensors that kernels of one watched call were given."""
+
+    roles: tuple[Role, ...]
+    regions: list[Region] = field(init=False)
+    origins: list[Origin] = field(default_factory=list)
+    _known: dict[tuple[Any, ...], Origin] = field(default_factory=dict)
+    _empty: set[int] = field(default_factory=set)
+    _kept: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.regions = [Region(role) for role in self.roles if role.tensor.numel()]
+
+    def virtual_address(self, tensor: Tensor, name: str) -> int:
+        """The address that a kernel gets for a tensor.
+
+        Raises
+        ------
+        RuntimeError
+            If the call has used more tensors than there are ranges.
+        """
+        key = (tensor.data_ptr(), tensor.element_size(), tensor.shape, tensor.stride())
+        if key not in self._known:
+            if len(self.origins) == MOST_TENSORS:
+                raise RuntimeError(f"{MOST_TENSORS:,} tensors in one watched call: watch less")
+            self._known[key] = self._introduce(tensor, name)
+        return self._known[key].virtual
+
+    def origin(self, address: int) -> Origin | None:
+        """The tensor that an address was derived from; None if from no argument."""
+        number = address >> RANGE_BITS
+        return self.origins[number - 1] if 0 < number <= len(self.origins) else None
+
+    def fresh(self, tensor: Tensor) -> None:
+        """The host allocated a tensor and put nothing into it."""
+        # Kept: while it lives nobody else gets its memory, whose state would be this one's.
+        self._kept.append(tensor)
+        self._empty.add(tensor.untyped_storage().data_ptr())
+
+    def overwritten(self, tensor: Tensor) -> None:
+        """The host wrote to a tensor."""
+        storage = tensor.untyped_storage().data_ptr()
+        here = [r for r in self.regions if r.role.tensor.untyped_storage().data_ptr() == storage]
+        if not here and storage in self._empty:
+            here = [self._unknown(tensor, "scratch")]
+            self.regions += here
+        for region in here:
+            region.mark_written(tensor)
+
+    def _introduce(self, tensor: Tensor, name: str) -> Origin:
+        region = self._region_of(tensor)
+        if region is None:
+            region = self._unknown(tensor, name)
+            self.regions.append(region)
+        number = len(self.origins) + 1
+        real = tensor.data_ptr()
+        virtual = (number << RANGE_BITS) + 2 ** (RANGE_BITS - 1) + real % 2**KEPT_BITS
+        first = (real - region.address) // region.itemsize
+        span = _span(tuple(tensor.shape), tuple(tensor.stride())) * tensor.element_size()
+        origin = Origin(
+            region=region,
+            name=region.role.name if region.known else name,
+            virtual=virtual,
+            low=np.uint64(virtual - (real - region.address)),
+            delta=np.uint64((real - virtual) % 2**64),
+            first=first,
+            end=first + -(-span // region.itemsize),
+        )
+        self.origins.append(origin)
+        return origin
+
+    def _region_of(self, tensor: Tensor) -> Region | None:
+        """The region in which a tensor lies; of several that interleave, the one it starts in."""
+        storage, best = tensor.untyped_storage().data_ptr(), None
+        for region in self.regions:
+            if region.role.tensor.untyped_storage().data_ptr() != storage:
+                continue
+            element, rest = divmod(tensor.data_ptr() - region.address, region.itemsize)
+            if element == 0 and not rest:
+                return region
+            within = 0 <= element < region.span and not rest
+            if within and (region.inside is None or region.inside[element]):
+                best = region
+        return best
+
+    def _unknown(self, tensor: Tensor, name: str) -> Region:
+        """A tensor of which nobody said what it is: the whole of its storage."""
+        size = tensor.element_size()
+        storage = tensor.untyped_storage()
+        whole = tensor.as_strided((storage.nbytes() // size,), (1,), 0)
+        empty = storage.data_ptr() in self._empty
+        role = Role(name, whole, (), "both", written=not empty)
+        return Region(role, known=False)
+
+
+def _span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    """Elements from the first to the last of a strided tensor."""
+    if 0 in shape:
+        return 0
+    return 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))

@@ -1,0 +1,232 @@
+"""What each tensor of a call is to the kernels: who may touch which part of it.
+
+An *owner* is what a program works for: a sequence in attention, a token in a cache write, a pair in
+a block copy. Rows of some tensors say for whom a program works (whoever reads the query of a
+sequence works for it); rows of others belong to owners (the slots of a sequence).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reference.contract import PagedBatch
+
+Access = Literal["read", "write", "both"]
+Bools = NDArray[np.bool_]
+Integers = NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """Rows that belong to owners. Several owners may share a row: a common prefix is legal.
+
+    Attributes
+    ----------
+    group
+        [rows] int32. Rows of one group have the same owners; those of group 0 are nobody's.
+    allowed
+        [num_groups, num_owners] bool. Row 0 is False throughout.
+    """
+
+    group: NDArray[np.int32]
+    allowed: Bools
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Role:
+    """What a tensor is to the kernels of a call.
+
+    Attributes
+    ----------
+    name
+        As findings call it.
+    tensor
+        The tensor, or the view of a larger one: what lies between its rows is not part of it.
+    axes
+        Names of its dimensions, for findings. Those of a cache start with `block` and `offset`.
+    access
+        What kernels may do with it.
+    written
+        Whether it holds anything yet. What does not has to be written before it is read.
+    works_for
+        [size of the first dimension] int, the owner for whom a program works that touches the row;
+        -1 for nobody. None where touching the tensor says nothing.
+    readers, writers
+        Whose rows these are when they are loaded, and when they are stored to. None: anybody's.
+        Rows are counted over the first dimension, of a cache over the first two: slots.
+    contents
+        What a row holds, in words.
+    owner
+        What the owners are called.
+    """
+
+    name: str
+    tensor: Tensor
+    axes: tuple[str, ...]
+    access: Access = "read"
+    written: bool = True
+    works_for: Integers | None = None
+    readers: Owned | None = None
+    writers: Owned | None = None
+    contents: Callable[[int], str] | None = None
+    owner: str = "sequence"
+
+
+def attention_roles(batch: PagedBatch) -> list[Role]:
+    """Roles in an attention call; owners are sequences.
+
+    A slot belongs to every sequence whose block table leads to it within the sequence's length:
+    the tail of its last block is nobody's. Rows of the query, the output and the log-sum-exp say
+    for whom a program works; a row of the block table belongs to its sequence.
+    """
+    lengths = batch.seq_lens.numpy().astype(np.int64)
+    num_seqs = len(lengths)
+    table = batch.block_table.numpy()
+    sequence = np.repeat(np.arange(num_seqs), lengths)
+    token = np.arange(len(sequence)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    size = batch.block_size
+    slot = table[sequence, token // size].astype(np.int64) * size + token % size
+    owned = _owned(slot, sequence, batch.key_cache.shape[0] * size, num_seqs)
+    starts = batch.query_start_loc.numpy()
+    of_token = np.repeat(np.arange(num_seqs), np.diff(starts))
+
+    def contents(row: int) -> str:
+        return _slot_in_words(row, slot, sequence, token, table, lengths, size)
+
+    in_head, in_slot = ("token", "head", "dim"), ("block", "offset", "head", "dim")
+    rows = _owned(np.arange(num_seqs), np.arange(num_seqs), num_seqs, num_seqs)
+    answers = _owned(np.arange(len(of_token)), of_token, batch.query.shape[0], num_seqs)
+    roles = [
+        Role("query", batch.query, in_head, works_for=of_token),
+        Role("key_cache", batch.key_cache, in_slot, readers=owned, contents=contents),
+        Role("value_cache", batch.value_cache, in_slot, readers=owned, contents=contents),
+        Role("block_table", batch.block_table, ("sequence", "column"), readers=rows),
+        Role("seq_lens", batch.seq_lens, ("sequence",)),
+        Role("query_start_loc", batch.query_start_loc, ("sequence",)),
+        _answer("out", batch.out, in_head, answers, of_token),
+    ]
+    if batch.lse is not None:
+        roles.append(_answer("lse", batch.lse, in_head[:2], answers, of_token))
+    for name in ("alibi_slopes", "sinks"):
+        tensor = getattr(batch, name)
+        if tensor is not None:
+            roles.append(Role(name, tensor, ("head",)))
+    return roles
+
+
+def write_roles(
+    key_cache: Tensor, value_cache: Tensor, keys: Tensor, values: Tensor, slot_mapping: Tensor
+) -> list[Role]:
+    """Roles in a cache write; owners are tokens. Shapes are those of `paged.cache.write_slots`.
+
+    A slot belongs to the token that is mapped to it, all others to nobody.
+    """
+    slots = slot_mapping.numpy()
+    tokens = np.arange(len(slots))
+    real = slots >= 0
+    num_slots = key_cache.shape[0] * key_cache.shape[1]
+    owned = _owned(slots[real], tokens[real], num_slots, len(slots))
+
+    def contents(row: int) -> str:
+        there = np.flatnonzero(slots == row)
+        return f"the slot of token {there[0]}" if len(there) else "a slot to which nothing goes"
+
+    new, in_slot = ("token", "head", "dim"), ("block", "offset", "head", "dim")
+    cache = {"access": "write", "writers": owned, "contents": contents, "owner": "token"}
+    return [
+        Role("new keys", keys, new, works_for=tokens),
+        Role("new values", values, new, works_for=tokens),
+        Role("key_cache", key_cache, in_slot, **cache),  # type: ignore[arg-type]
+        Role("value_cache", value_cache, in_slot, **cache),  # type: ignore[arg-type]
+        Role("slot_mapping", slot_mapping, ("token",), works_for=tokens),
+    ]
+
+
+def copy_roles(key_cache: Tensor, value_cache: Tensor, pairs: Tensor) -> list[Role]:
+    """Roles in a block copy; owners are pairs. Shapes are those of `paged.cache.copy_blocks`.
+
+    A source belongs to its pairs when it is read, a destination when it is written.
+    """
+    size, num_slots = key_cache.shape[1], key_cache.shape[0] * key_cache.shape[1]
+    numbers = pairs.numpy()
+    owners = np.repeat(np.arange(len(numbers)), size)
+
+    def of(blocks: Integers) -> Owned:
+        slots = (blocks[:, None] * size + np.arange(size)).ravel()
+        return _owned(slots, owners, num_slots, len(numbers))
+
+    def contents(row: int) -> str:
+        block = row // size
+        to, source = (np.flatnonzero(numbers[:, side] == block) for side in (1, 0))
+        words = [f"the destination of pair {to[0]}"] if len(to) else []
+        words += [f"the source of pair {source[0]}"] if len(source) else []
+        return " and ".join(words) or "a block of no pair"
+
+    readers, writers = of(numbers[:, 0]), of(numbers[:, 1])
+    axes = ("block", "offset", "head", "dim")
+    caches = [("key_cache", key_cache), ("value_cache", value_cache)]
+    return [
+        Role("pairs", pairs, ("pair", "side"), works_for=np.arange(len(numbers))),
+        *(
+            Role(
+                name,
+                cache,
+                axes,
+                "both",
+                readers=readers,
+                writers=writers,
+                contents=contents,
+                owner="pair",
+            )
+            for name, cache in caches
+        ),
+    ]
+
+
+def _answer(
+    name: str, tensor: Tensor, axes: tuple[str, ...], writers: Owned, of_token: Integers
+) -> Role:
+    return Role(name, tensor, axes, "both", written=False, works_for=of_token, writers=writers)
+
+
+def _owned(rows: Integers, owners: Integers, num_rows: int, num_owners: int) -> Owned:
+    """Group rows by their owners; (rows, owners) are pairs, a row may stand in several."""
+    holders = np.bincount(rows, minlength=num_rows)
+    group = np.zeros(num_rows, np.int32)
+    single = holders[rows] == 1
+    group[rows[single]] = owners[single] + 1
+    alone = np.vstack([np.zeros(num_owners, np.bool_), np.eye(num_owners, dtype=np.bool_)])
+    if single.all():
+        return Owned(group, alone)
+    shared, position = np.unique(rows[~single], return_inverse=True)
+    member = np.zeros((len(shared), num_owners), np.bool_)
+    member[position, owners[~single]] = True
+    together, kind = np.unique(member, axis=0, return_inverse=True)
+    group[shared] = 1 + num_owners + kind.ravel()
+    return Owned(group, np.vstack([alone, together]))
+
+
+def _slot_in_words(
+    row: int,
+    slot: Integers,
+    sequence: Integers,
+    token: Integers,
+    table: Integers,
+    lengths: Integers,
+    size: int,
+) -> str:
+    holders = np.flatnonzero(slot == row)
+    if len(holders):
+        first = holders[0]
+        rest = f", shared by {len(holders)}" if len(holders) > 1 else ""
+        return f"token {token[first]} of sequence {sequence[first]}{rest}"
+    for index, length in enumerate(lengths.tolist()):
+        if length % size and table[index, length // size] == row // size:
+            return f"past the {length} tokens of sequence {index}, in its last block"
+    return "a slot that no sequence owns"

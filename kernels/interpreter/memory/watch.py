@@ -1,0 +1,121 @@
+"""Watches the memory accesses of interpreted kernels: one context, one report.
+
+with watch_memory(attention_roles(batch)) as memory:
+paged_attention(batch)
+assert memory.findings == []
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from kernels.interpreter.install import interpreting
+from kernels.interpreter.memory.findings import Fault, Finding
+from kernels.interpreter.memory.hooks import judged
+from kernels.interpreter.memory.judge import Judge
+from kernels.interpreter.memory.regions import AddressBook, Traffic
+from kernels.interpreter.memory.roles import Role, attention_roles
+from reference.contract import PagedBatch
+
+
+class MemoryReport:
+    """What was seen of the memory accesses within a `watch_memory`."""
+
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+
+    @property
+    def launches(self) -> int:
+        """Kernels that were launched."""
+        return self._judge.launches
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Illegal accesses, in the order in which they were first seen."""
+        return list(self._judge.findings.values())
+
+    @property
+    def traffic(self) -> dict[str, Traffic]:
+        """Bytes moved, by name of the tensor. Tensors without a role go by a parameter's name."""
+        moved: dict[str, Traffic] = {}
+        for region in self._judge.book.regions:
+            name = region.role.name
+            while name in moved:
+                name += "'"
+            moved[name] = region.moved()
+        return moved
+
+
+_watching: list[Judge] = []
+
+
+@contextmanager
+def watch_memory(roles: Iterable[Role] = ()) -> Iterator[MemoryReport]:
+    """Within this context each lane of each load and store of an interpreted kernel is judged.
+
+    Lanes that lead outside their tensor are left out, so that a wild pointer is a finding and not
+    the end of the process. What a kernel computes is otherwise unchanged.
+
+    Parameters
+    ----------
+    roles
+        What the tensors are. Others that a kernel is given may be read and written within their
+        storage, and read only once they were written.
+
+    Raises
+    ------
+    RuntimeError
+        If this process compiles kernels, or if something is watched already.
+    """
+    if not interpreting():
+        raise RuntimeError("kernels are compiled here: start the process with TRITON_INTERPRET=1")
+    if _watching:
+        raise RuntimeError("memory is watched already: leave the other watch_memory first")
+    judge = Judge(AddressBook(tuple(roles)))
+    _watching.append(judge)
+    try:
+        with judged(judge):
+            yield MemoryReport(judge)
+    finally:
+        _watching.remove(judge)
+
+
+def watch_attention(kernel: Callable[[PagedBatch], object], batch: PagedBatch) -> list[str] | None:
+    """Call an attention kernel and say what it touched that is not its to touch.
+
+    A `reference.conformance.attention.Watch`. Masked loads without `other` count only if what the
+    lanes hold reaches the answer: kernels often leave them undefined and never use them.
+
+    Returns
+    -------
+    One sentence for each kind of illegal access; None if no Triton kernel was launched.
+
+    Raises
+    ------
+    Exception
+        Whatever the kernel raises, unless it did something illegal before.
+    """
+    with watch_memory(attention_roles(batch)) as memory:
+        try:
+            kernel(batch)
+        except Exception:
+            if not memory.findings:
+                raise
+    if not memory.launches:
+        return None
+    findings = memory.findings
+    if {finding.fault for finding in findings} == {Fault.UNDEFINED_LANES}:
+        return [] if _same_without_watch(kernel, batch) else [str(each) for each in findings]
+    return [str(finding) for finding in findings if finding.fault is not Fault.UNDEFINED_LANES]
+
+
+def _same_without_watch(kernel: Callable[[PagedBatch], object], batch: PagedBatch) -> bool:
+    """Whether zeros in undefined lanes, as the interpreter has them, give the same bits."""
+    answers = [batch.out] if batch.lse is None else [batch.out, batch.lse]
+    watched = [answer.clone() for answer in answers]
+    kernel(batch)
+    return all(
+        bool(((one == other) | (one.isnan() & other.isnan())).all())
+        for one, other in zip(watched, answers, strict=True)
+    )
