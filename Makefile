@@ -2,14 +2,17 @@ PYTHON ?= python3
 VENV ?= .venv
 # What `make test` runs.
 TESTS ?= tests
-# Passed on: to `pagedbench check` by run, to pytest by test and bench, to scripts/run_engines.py by engines, to mypy by types.
+# Passed on: to `pagedbench check` by run and `compile` by compile, to pytest by test and bench, to their scripts by engines and
+# peers, to mypy by types.
 ARGS ?=
 # Engines that need an environment of their own.
 ENGINES ?= vllm sglang transformers
+# What `make test-triton` runs, and with which release: whatever imports Triton.
+TRITON ?= 3.6.0
+TRITON_TESTS ?= tests/unit/interpreter tests/unit/compiled tests/property/test_kernels.py tests/property/test_cache_ops.py \
+	tests/property/test_memory_checker.py tests/meta/test_kernel_bugs.py tests/meta/test_detectors.py
 # Passed on to pip, for example an extra index that holds CPU builds of torch.
 PIP_ARGS ?=
-# Engines that need an environment of their own.
-ENGINES ?= vllm sglang transformers
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -23,10 +26,10 @@ PROJECT := $(VENV)/.stamp-project
 DEV := $(VENV)/.stamp-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run test bench asv engines lint format types changelog clean
+.PHONY: help venv run test test-triton test-triton36 bench asv compile engines peers lint format types changelog clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@printf '\nVariables: PYTHON=%s  VENV=%s  TESTS=%s  ARGS="..."  PIP_ARGS="..."\n' \
 		'$(PYTHON)' '$(VENV)' '$(TESTS)'
 
@@ -40,6 +43,15 @@ test: $(PROJECT) $(DEV) ## every test but the micro-benchmarks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal \
 		--ignore tests/benchmarks $(TESTS) $(ARGS)
 
+# An earlier Triton goes in front of the environment's own, in a folder of its own: nothing is installed over.
+OTHER_TRITON := .triton/$(TRITON)
+test-triton: $(PROJECT) $(DEV) $(OTHER_TRITON)/.stamp ## the tests of kernels, interpreter and compiled figures, with TRITON=3.6.0
+	PYTHONPATH=$(abspath $(OTHER_TRITON)) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal \
+		$(TRITON_TESTS) $(ARGS)
+
+test-triton36: ## the same with Triton 3.6.0, the earliest that is supported
+	$(MAKE) test-triton TRITON=3.6.0
+
 # One thread, and the median: means and maxima tell of the machine's other work. One table for each group of like with like.
 bench: $(PROJECT) $(DEV) ## micro-benchmarks (pytest-benchmark)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --benchmark-enable --benchmark-only \
@@ -48,11 +60,18 @@ bench: $(PROJECT) $(DEV) ## micro-benchmarks (pytest-benchmark)
 asv: $(PROJECT) $(DEV) ## run bench/suite on the current commit and publish the history
 	$(BIN)/python scripts/run_asv.py
 
+compile: $(PROJECT) ## compile every kernel for every target, and compare with the stored figures
+	$(BIN)/pagedbench compile $(ARGS)
+
 engines: $(PROJECT) ## build the engines' environments, fuzz their allocators, race them against ours
 	PIP_ARGS='$(PIP_ARGS)' $(BIN)/python scripts/build_engine.py $(ENGINES)
 	$(BIN)/python scripts/run_engines.py $(ARGS)
 
-# One of them: make engine-vllm.
+peers: $(PROJECT) ## build what they need, check other people's kernels
+	PIP_ARGS='$(PIP_ARGS)' $(BIN)/python scripts/build_engine.py vllm
+	$(BIN)/python scripts/run_peers.py $(ARGS)
+
+# One of the environments: make engine-vllm.
 engine-%: $(RUNTIME)
 	PIP_ARGS='$(PIP_ARGS)' $(BIN)/python scripts/build_engine.py $*
 
@@ -71,7 +90,7 @@ changelog: $(DEV) ## show the next release's section, from changelog.d
 	$(BIN)/towncrier build --draft
 
 clean: ## remove the environments and caches; keeps benchmark results and failing examples
-	rm -rf .asv/env .asv/html .mypy_cache .pytest_cache .ruff_cache build *.egg-info
+	rm -rf .asv/env .asv/html .triton .mypy_cache .pytest_cache .ruff_cache build *.egg-info
 	@if [ -f '$(VENV)/pyvenv.cfg' ]; then rm -rf '$(VENV)'; fi
 
 # A missing stamp means that the environment is absent or half-built: start over rather than repair.
@@ -87,6 +106,11 @@ $(RUNTIME): requirements/runtime.txt requirements/triton.txt
 		echo "python -m venv failed; on Debian and Ubuntu it is in the package python3-venv" >&2; exit 2; }
 	$(PIP) install $(PIP_ARGS) -r requirements/runtime.txt
 	$(PIP) install $(PIP_ARGS) --no-deps -r requirements/triton.txt
+	@touch $@
+
+$(OTHER_TRITON)/.stamp: $(RUNTIME)
+	rm -rf $(OTHER_TRITON)
+	$(PIP) install --quiet $(PIP_ARGS) --no-deps --target $(OTHER_TRITON) triton==$(TRITON)
 	@touch $@
 
 $(PROJECT): pyproject.toml $(RUNTIME)

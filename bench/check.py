@@ -24,6 +24,7 @@ from bench.environment import describe_environment
 from bench.failures import FailureStore
 from bench.memory import contiguous_need, paged_need
 from bench.record import (
+    EXPECTED,
     CheckRecord,
     DecodeTimes,
     KernelRecord,
@@ -34,6 +35,7 @@ from bench.record import (
 )
 from bench.timing import ROUNDS, WARM_UP, DecodeShape, time_decode
 from bench.workloads.stream import RequestStream
+from reference.conformance.expected import ExpectedFailure, strangers
 from reference.contract import Capabilities
 
 RIGHT: Final = 0
@@ -76,6 +78,10 @@ class CheckPlan:
         What to time; None to time nothing.
     time_limit_s
         Seconds that a kernel may take for one check of one problem.
+    python
+        Interpreter to run the kernels with; None for the one that each needs.
+    expected
+        Failures that do not make a kernel wrong.
     """
 
     kernels: Sequence[str]
@@ -88,6 +94,8 @@ class CheckPlan:
     store: FailureStore
     timed: DecodeShape | None
     time_limit_s: float = TIME_LIMIT_S
+    python: str | None = None
+    expected: tuple[ExpectedFailure, ...] = ()
 
 
 class Progress(Protocol):
@@ -114,16 +122,19 @@ def run_check(plan: CheckPlan, *, progress: Progress, stop: threading.Event) -> 
     clock = time.monotonic()
     needs = [contiguous_need(plan.stream), paged_need(plan.stream)]
     # All of them before the first search: a misspelt name should not cost a minute.
-    declared = {kernel: describe(kernel, plan.device) for kernel in plan.kernels}
+    declared = {
+        kernel: describe(kernel, plan.device, python=plan.python) for kernel in plan.kernels
+    }
     kernels = [
         _cross_check(plan, kernel, capabilities, progress, stop)
         for kernel, capabilities in declared.items()
     ]
     wrong = any(kernel.failure is not None for kernel in kernels)
+    said = "as expected" if any(kernel.count(EXPECTED) for kernel in kernels) else "right"
     # A wrong kernel's time is nobody's concern, and the reader's is elsewhere.
     decode = None if wrong else _time(plan, progress, stop)
     complete = not stop.is_set() and all(kernel.complete for kernel in kernels)
-    verdict = "wrong" if wrong else "right" if complete else "incomplete"
+    verdict = "wrong" if wrong else "incomplete" if not complete else said
     return CheckRecord(
         started_at=started.isoformat(timespec="seconds"),
         elapsed_s=time.monotonic() - clock,
@@ -136,7 +147,8 @@ def run_check(plan: CheckPlan, *, progress: Progress, stop: threading.Event) -> 
         memory=[memory_record(need, pool_bytes=POOL_BYTES) for need in needs],
         pool_bytes=POOL_BYTES,
         verdict=verdict,
-        exit_code={"right": RIGHT, "wrong": WRONG, "incomplete": INTERRUPTED}[verdict],
+        warnings=_warnings(plan.expected, kernels),
+        exit_code={"wrong": WRONG, "incomplete": INTERRUPTED}.get(verdict, RIGHT),
     )
 
 
@@ -169,7 +181,9 @@ def _cross_check(
         seed=plan.seed,
         time_limit_s=plan.time_limit_s,
         saved=tuple(saved),
+        expected=plan.expected,
         capabilities=capabilities,
+        python=plan.python,
     )
     progress.begin(f"cross-checking {kernel}", plan.problems + len(saved))
     outcome = search(this, advance=progress.advance, stop=stop)
@@ -178,7 +192,20 @@ def _cross_check(
     progress.begin("making the failure smaller", MAX_SHRINKS)
     outcome.failure = shrink(this, outcome, advance=progress.advance, stop=stop)
     saved_to = _saved(plan.store, kernel, outcome.failure.problem)
-    return kernel_record(outcome, device=plan.device, saved_to=saved_to)
+    return kernel_record(outcome, device=plan.device, saved_to=saved_to, python=plan.python)
+
+
+def _warnings(expected: tuple[ExpectedFailure, ...], kernels: list[KernelRecord]) -> list[str]:
+    """What is to be done about expected failures that did not happen."""
+    names = [kernel.name for kernel in kernels]
+    said = [
+        f"{one} is about no kernel of this run: {', '.join(names)}"
+        for one in strangers(expected, names)
+    ]
+    for kernel in kernels:
+        if kernel.complete:  # a search that ended early proves nothing
+            said += [one.said for one in kernel.expected if one.state != EXPECTED]
+    return said
 
 
 def _saved(store: FailureStore, kernel: str, problem: str) -> str | None:

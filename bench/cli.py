@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import threading
 from pathlib import Path
@@ -26,6 +27,7 @@ from bench.cli_common import (
     say_harness_failed,
     stop_on_interrupt,
 )
+from bench.cli_compile import COMPILE_HELP, compile_kernels
 from bench.cli_fuzz import FUZZ_HELP, fuzz
 from bench.cli_race import RACE_HELP, race
 from bench.cli_waste import WASTE_HELP, waste
@@ -33,9 +35,12 @@ from bench.cli_waste import WASTE_HELP, waste
 # torch takes seconds to import: what needs it is imported where it is used; --help is quick.
 if TYPE_CHECKING:
     from bench.check import CheckPlan
+    from bench.record import CheckRecord
     from bench.workloads.stream import RequestStream
+    from reference.conformance.expected import ExpectedFailure
 
 _USAGE_ERRORS: Final = (
+    "bench.expected_file:ExpectedFileError",
     "bench.workloads.traces:TraceError",
     "reference.problem:InvalidProblem",
     "subjects.loading:SubjectError",
@@ -56,6 +61,8 @@ A test bench for paged-attention kernels and KV-cache allocators.
 
   pagedbench fuzz --allocator my_pool.py:make
 
+  pagedbench compile --target sm_90 --kernel decode
+
   pagedbench waste --help
 """
 
@@ -71,6 +78,8 @@ both need in memory.
   pagedbench check --trace AzureLLMInferenceTrace_conv.csv --json check.json
 
   pagedbench check --kernel my_kernel.py:attention --problems 2000
+
+  pagedbench check --kernel my_kernel.py:attention --expected expected.toml --coverage
 
   pagedbench check --kernel triton --problem "(q1 k129) g4 d80 b16 bf16"
 
@@ -127,9 +136,12 @@ def check(
     kernel: Annotated[
         list[str] | None,
         typer.Option(
-            help="Kernel to check: torch, triton, module:function or file.py:function. "
-            "May be repeated. Default: torch and triton."
+            help="Kernel to check: torch, triton, a peer (sdpa, flex, vllm-unified, ...), "
+            "module:function or file.py:function. May be repeated. Default: torch and triton."
         ),
+    ] = None,
+    engine_python: Annotated[
+        str | None, typer.Option(help="Interpreter to run the kernels with.", metavar="PATH")
     ] = None,
     problems: Annotated[int, typer.Option(min=1, help="Problems to draw for each kernel.")] = 300,
     problem: Annotated[
@@ -152,6 +164,18 @@ def check(
         typer.Option(min=0.1, help="Seconds for one check of one problem; more is a hang."),
     ] = 120.0,
     timing: Annotated[bool, typer.Option(help="Time contiguous against paged decode.")] = True,
+    expected: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML file of failures that are expected, with reasons; they fail nothing."
+        ),
+    ] = None,
+    coverage: Annotated[
+        bool, typer.Option("--coverage", help="Print what was shown of each capability.")
+    ] = False,
+    coverage_md: Annotated[
+        Path | None, typer.Option(help="Write that to this file, as markdown.", metavar="FILE")
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="Write the record to this file.")] = None,
     save: Annotated[
         Path, typer.Option(help="Where failing problems are kept for the next run.")
@@ -161,11 +185,28 @@ def check(
     console, errors = QuietlyClosed(), QuietlyClosed(stderr=True)
     kernels = tuple(dict.fromkeys(kernel or ["torch", "triton"]))
     with exit_codes(errors, about="the kernel", usage=_USAGE_ERRORS):
+        _check_interpreter(engine_python, kernel)
         if problem is not None:
-            if json is not None:
-                raise UsageError(f"--json {json}: --problem prints, and makes no record; drop one")
-            raise typer.Exit(_replay(kernels, _device(device), problem, time_limit, console))
+            recorded = {"--json": json, "--coverage-md": coverage_md}
+            for option in (name for name, file in recorded.items() if file is not None):
+                raise UsageError(
+                    f"{option} {recorded[option]}: --problem prints, and makes no record; drop one"
+                )
+            if coverage:
+                raise UsageError("--coverage: --problem covers one problem; drop one of the two")
+            raise typer.Exit(
+                _replay(
+                    kernels,
+                    _device(device),
+                    problem,
+                    time_limit,
+                    console,
+                    engine_python,
+                    _expected(expected),
+                )
+            )
         _check_writable(json, save)
+        check_file("--coverage-md", coverage_md)
         where = _device(device)
         from bench.check import CheckPlan
         from bench.cross_check import default_lanes
@@ -183,15 +224,33 @@ def check(
             store=FailureStore(save / "failures"),
             timed=DecodeShape() if timing else None,
             time_limit_s=time_limit,
+            python=engine_python,
+            expected=_expected(expected),
         )
-        raise typer.Exit(_check(plan, json, console, errors))
+        record = _check(plan, errors)
+
+        def show_record() -> None:
+            from bench.report.coverage import show_coverage
+            from bench.report.terminal import show
+
+            if coverage:
+                show_coverage(record, console)
+            show(record, console)
+
+        try:
+            if coverage_md is not None:
+                from bench.report.coverage_markdown import markdown
+
+                coverage_md.write_text(markdown(record))
+        finally:
+            deliver(record, json, show_record)
+        raise typer.Exit(record.exit_code)
 
 
-def _check(plan: CheckPlan, json: Path | None, console: Console, errors: Console) -> int:
+def _check(plan: CheckPlan, errors: Console) -> CheckRecord:
     import torch
 
     from bench.check import run_check
-    from bench.report.terminal import show
 
     # With several threads every small operation waits for the slowest one: times of a busy machine
     # are then of its other work. The children have one thread anyway.
@@ -199,17 +258,28 @@ def _check(plan: CheckPlan, json: Path | None, console: Console, errors: Console
     stop = threading.Event()
     bar = Bar(errors) if errors.is_terminal else Lines(errors)
     with bar, stop_on_interrupt(stop, errors):
-        record = run_check(plan, progress=bar, stop=stop)
-    deliver(record, json, lambda: show(record, console))
-    return record.exit_code
+        return run_check(plan, progress=bar, stop=stop)
+
+
+def _expected(file: Path | None) -> tuple[ExpectedFailure, ...]:
+    from bench.expected_file import read_expected
+
+    return () if file is None else read_expected(file)
 
 
 def _replay(
-    kernels: tuple[str, ...], device: str, spec: str, time_limit_s: float, console: Console
+    kernels: tuple[str, ...],
+    device: str,
+    spec: str,
+    time_limit_s: float,
+    console: Console,
+    python: str | None,
+    expected: tuple[ExpectedFailure, ...],
 ) -> int:
     from bench.check import RIGHT, WRONG
     from bench.cross_check import replay
     from bench.report.terminal import show_replay
+    from reference.conformance.expected import Expectations
     from reference.inputs import make_inputs
     from reference.problem import AttentionProblem
     from reference.verdict import Status
@@ -218,7 +288,11 @@ def _replay(
     make_inputs(parsed)  # refuses here what no kernel can be asked
     wrong, unable = False, []
     for name in kernels:
-        verdicts = replay(name, device, parsed, time_limit_s=time_limit_s)
+        known = Expectations.of(expected, name)
+        verdicts = [
+            known.judge(parsed, verdict)
+            for verdict in replay(name, device, parsed, time_limit_s=time_limit_s, python=python)
+        ]
         show_replay(name, parsed, verdicts, console)
         wrong = wrong or any(verdict.wrong for verdict in verdicts)
         if all(verdict.status is Status.NOT_SUPPORTED for verdict in verdicts):
@@ -267,6 +341,15 @@ def _device(name: str) -> str:
     return name
 
 
+def _check_interpreter(python: str | None, kernels: list[str] | None) -> None:
+    if python is None:
+        return
+    if not kernels:
+        raise UsageError(f"--engine-python {python}: name the kernel that needs it with --kernel")
+    if shutil.which(python) is None:
+        raise UsageError(f"--engine-python {python}: that is no program; name a python")
+
+
 def _check_writable(json: Path | None, save: Path) -> None:
     check_file("--json", json)
     there = next(path for path in (save, *save.absolute().parents) if path.exists())
@@ -276,6 +359,9 @@ def _check_writable(json: Path | None, save: Path) -> None:
 
 app.command(help=WASTE_HELP, short_help="Account for every slot of a KV cache.")(waste)
 app.command(help=FUZZ_HELP, short_help="Fuzz a KV-cache allocator.")(fuzz)
+app.command(
+    "compile", help=COMPILE_HELP, short_help="Compile kernels ahead of time, without a GPU."
+)(compile_kernels)
 app.command(help=RACE_HELP, short_help="Compare the speed of KV-cache allocators.")(race)
 
 

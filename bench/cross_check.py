@@ -16,21 +16,24 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
-from hypothesis import HealthCheck, Phase, Verbosity, given, reject, seed, settings
-from hypothesis.errors import Flaky, Unsatisfiable
+from hypothesis.errors import Flaky
 
-from bench.drawing import only_our_constants
+from bench.drawing import StillWrong, draw_each, only_our_constants, still_wrong
 from bench.environment import ROOT
 from bench.worker import CHECK_BY_NAME, capabilities_from_json
-from reference.conformance.attention import CHECKS, TRUTH, applicable
+from reference.conformance.attention import CHECKS, MEMORY, TRUTH, Check, applicable
+from reference.conformance.coverage import Coverage
+from reference.conformance.expected import Expectations, ExpectedFailure
+from reference.conformance.features import features_of
 from reference.contract import Capabilities
 from reference.problem import AttentionProblem
 from reference.strategies import problems
 from reference.verdict import Status, Verdict
 from subjects.loading import SubjectError
 from subjects.process import SubjectDied, SubjectProcess
+from subjects.resolve import python_of
 
 TIME_LIMIT_S: Final = 120.0
 """For one check of one problem: a kernel that takes longer hangs."""
@@ -76,6 +79,11 @@ class Failure:
     findings: tuple[str, ...]
     first_problem: str
 
+    def by_chance(self) -> Failure:
+        """The same, with a finding more: that it did not show again."""
+        note = "the same problem did not fail again: it depends on earlier calls, or on chance"
+        return replace(self, findings=(*self.findings, note))
+
 
 @dataclass(slots=True)
 class Outcome:
@@ -90,10 +98,16 @@ class Outcome:
     asked
         Problems that were to be run: as many as asked for, and those saved.
     problems
-        Problems that were run, each different, and passed. Those that the kernel does not support
-        are not among them.
+        Problems that were run, each different, and passed, but for failures that are expected.
+        Those that the kernel does not support are not among them.
     counts
         Verdicts by (check, status).
+    coverage
+        The same by feature of the problem.
+    unseen
+        Why a check could see nothing of the kernel, by check: the first reason that was given.
+    expectations
+        The failures that are expected, and what came of them.
     failure
         What it got wrong, or None.
     complete
@@ -106,6 +120,9 @@ class Outcome:
     asked: int
     problems: int = 0
     counts: Counter[tuple[str, Status]] = field(default_factory=Counter)
+    coverage: Coverage = field(default_factory=Coverage)
+    unseen: dict[str, str] = field(default_factory=dict)
+    expectations: Expectations = field(default_factory=Expectations)
     failure: Failure | None = None
     complete: bool = False
 
@@ -139,8 +156,12 @@ class Search:
         Seconds for one check of one problem.
     saved
         Problems to run first: those that this kernel got wrong before.
+    expected
+        Failures that do not end the search; those of other kernels are left alone.
     capabilities
         What the kernel declares; None to ask it.
+    python
+        Interpreter to run the kernel with; None for the one that it needs.
     """
 
     kernel: str
@@ -152,10 +173,12 @@ class Search:
     seed: int
     time_limit_s: float = TIME_LIMIT_S
     saved: tuple[AttentionProblem, ...] = ()
+    expected: tuple[ExpectedFailure, ...] = ()
     capabilities: Capabilities | None = None
+    python: str | None = None
 
 
-def describe(kernel: str, device: str) -> Capabilities:
+def describe(kernel: str, device: str, *, python: str | None = None) -> Capabilities:
     """What a kernel declares, asked of a child.
 
     Raises
@@ -163,7 +186,7 @@ def describe(kernel: str, device: str) -> Capabilities:
     SubjectError
         If the kernel cannot be imported.
     """
-    with start(kernel, device) as child:
+    with start(kernel, device, python=python) as child:
         try:
             said = child.introduce()
         except SubjectDied as death:
@@ -173,8 +196,18 @@ def describe(kernel: str, device: str) -> Capabilities:
     return capabilities_from_json(said["capabilities"])
 
 
-def start(kernel: str, device: str, *, time_limit_s: float = TIME_LIMIT_S) -> SubjectProcess:
-    """A child that runs a kernel; interpreted on the CPU, compiled on a GPU."""
+def start(
+    kernel: str, device: str, *, time_limit_s: float = TIME_LIMIT_S, python: str | None = None
+) -> SubjectProcess:
+    """A child that runs a kernel; interpreted on the CPU, compiled on a GPU.
+
+    It runs in `python`, else in the interpreter that a built-in kernel needs, else in this one.
+
+    Raises
+    ------
+    SubjectError
+        If that interpreter's environment has not been built.
+    """
     environment = {
         "OMP_NUM_THREADS": "1",
         "TRITON_DEFAULT_FP_FUSION": "1",
@@ -183,7 +216,8 @@ def start(kernel: str, device: str, *, time_limit_s: float = TIME_LIMIT_S) -> Su
     # By path, not by -m: where the command is typed there may be a folder called bench as well.
     main = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from bench.worker import main; main()"
     # Unbuffered: what a kernel printed before it crashed is part of the finding.
-    command = [sys.executable, "-u", "-P", "-c", main, kernel, device]
+    python = python or python_of(kernel) or sys.executable
+    command = [python, "-u", "-P", "-c", main, kernel, device]
     return SubjectProcess(command, environment=environment, time_limit_s=time_limit_s)
 
 
@@ -196,11 +230,16 @@ def verdict_of(child: SubjectProcess, check: str, problem: AttentionProblem) -> 
 
 
 def replay(
-    kernel: str, device: str, problem: AttentionProblem, *, time_limit_s: float = TIME_LIMIT_S
+    kernel: str,
+    device: str,
+    problem: AttentionProblem,
+    *,
+    time_limit_s: float = TIME_LIMIT_S,
+    python: str | None = None,
 ) -> list[Verdict]:
     """Every check that applies, on one problem; none more once the kernel has hung."""
     verdicts: list[Verdict] = []
-    with start(kernel, device, time_limit_s=time_limit_s) as child:
+    with start(kernel, device, time_limit_s=time_limit_s, python=python) as child:
         for check in CHECKS:
             if not check.applies(problem):
                 continue
@@ -232,8 +271,13 @@ def search(plan: Search, *, advance: Callable[[int], None], stop: threading.Even
     HarnessError
         If a child fails for a reason that is not the kernel's.
     """
-    capabilities = plan.capabilities or describe(plan.kernel, plan.device)
-    outcome = Outcome(plan.kernel, capabilities, asked=plan.problems + len(plan.saved))
+    capabilities = plan.capabilities or describe(plan.kernel, plan.device, python=plan.python)
+    outcome = Outcome(
+        plan.kernel,
+        capabilities,
+        asked=plan.problems + len(plan.saved),
+        expectations=Expectations.of(plan.expected, plan.kernel),
+    )
     job = _Job(plan, outcome, advance, stop)
     lanes = [_Lane(job) for _ in range(min(plan.lanes, outcome.asked))]
 
@@ -263,28 +307,50 @@ def shrink(
 ) -> Failure:
     """Draw a search's problems again up to the one that failed, and make that one smaller.
 
-    Only the check that failed is run: what is found is the same bug. Ends after `MAX_SHRINKS` runs
-    of the kernel, `SHRINK_LIMIT_S` or when `stop` is set, with the smallest failure so far.
+    Only the check that failed is run, and no problem that is expected to fail it: what is found is
+    the same bug. Ends after `MAX_SHRINKS` runs of the kernel, `SHRINK_LIMIT_S` or when `stop` is
+    set, with the smallest failure so far.
     """
     assert outcome.failure is not None
     with (
-        start(plan.kernel, plan.device, time_limit_s=plan.time_limit_s) as child,
+        start(
+            plan.kernel, plan.device, time_limit_s=plan.time_limit_s, python=plan.python
+        ) as child,
         ThreadPoolExecutor(max_workers=1) as pool,
     ):
-        shrinking = _Shrinking(child, outcome.failure, advance, stop)
+        shrinking = _Shrinking(child, outcome, advance, stop)
         work = pool.submit(shrinking.run, plan, outcome.capabilities)
         _finish([work], over=stop.is_set, abandon=child.kill)
     if shrinking.by_chance:
-        note = "the same problem did not fail again: it depends on earlier calls, or on chance"
-        return replace(shrinking.failure, findings=(*shrinking.failure.findings, note))
+        return shrinking.failure.by_chance()
     return shrinking.failure
 
 
-def checks_for(problem: AttentionProblem) -> list[str]:
-    """The truth, and one law that the problem can show: the laws take turns by its seed."""
-    laws = applicable(problem)
-    turn = [laws[problem.seed % len(laws)].name] if laws else []
-    return [TRUTH.name, *turn]
+class Turns:
+    """Chooses the checks of each problem: memory, the truth, and one law that it can show.
+
+    The laws take turns: first where they were not shown with most of the problem's features, then
+    the one that was shown least. Depends on the problems before, not on what the kernel answered.
+    """
+
+    def __init__(self) -> None:
+        self._shown: Counter[str] = Counter()
+        self._cells: set[tuple[str, str]] = set()
+
+    def checks_for(self, problem: AttentionProblem) -> list[str]:
+        """Names of the next problem's checks, in the order in which they are run."""
+        features = features_of(problem)
+
+        def need(law: Check) -> tuple[int, int]:
+            new = sum((law.name, feature) not in self._cells for feature in features)
+            return new, -self._shown[law.name]
+
+        turn = max(applicable(problem), key=need, default=None)
+        if turn is None:
+            return [MEMORY.name, TRUTH.name]
+        self._shown[turn.name] += 1
+        self._cells.update((turn.name, feature) for feature in features)
+        return [MEMORY.name, TRUTH.name, turn.name]
 
 
 def default_lanes() -> int:
@@ -310,10 +376,6 @@ def _finish(
     except BaseException:
         abandon()
         raise
-
-
-class _StillWrong(Exception):
-    """Tells Hypothesis that an example fails."""
 
 
 class _Enough(BaseException):
@@ -346,13 +408,14 @@ class _Job:
 
     def draw(self) -> None:
         """Put the problems where the lanes find them, those that were saved first."""
+        turns = Turns()
         try:
             for problem in self.plan.saved:
                 self._put((problem, [c.name for c in CHECKS if c.applies(problem)]))
             _draw(
                 self.plan,
                 self.outcome.capabilities,
-                lambda problem: self._put((problem, checks_for(problem))),
+                lambda problem: self._put((problem, turns.checks_for(problem))),
             )
             self.all_drawn = True
             self._put(None)
@@ -379,10 +442,16 @@ class _Job:
         """Run nothing more."""
         self._ended.set()
 
-    def saw(self, verdict: Verdict) -> None:
-        """Count a verdict."""
+    def saw(self, problem: AttentionProblem, verdict: Verdict) -> Verdict:
+        """Count a verdict; the same, or that it failed as expected."""
+        outcome = self.outcome
         with self._lock:
-            self.outcome.counts[verdict.check, verdict.status] += 1
+            verdict = outcome.expectations.judge(problem, verdict)
+            outcome.counts[verdict.check, verdict.status] += 1
+            outcome.coverage.add(problem, verdict)
+            if verdict.status is Status.NOT_RUN:
+                outcome.unseen.setdefault(verdict.check, "; ".join(verdict.findings))
+        return verdict
 
     def failed(self, problem: AttentionProblem, verdict: Verdict) -> None:
         """Keep a failure, the first one if two lanes find one at once, and end the search."""
@@ -393,7 +462,7 @@ class _Job:
         self.end()
 
     def passed(self, *, supported: bool) -> None:
-        """Count a problem that did not fail."""
+        """Count a problem that did not fail unexpectedly."""
         with self._lock:
             self.done += 1
             self.outcome.problems += supported
@@ -416,7 +485,9 @@ class _Lane:
     def __init__(self, job: _Job) -> None:
         self._job = job
         plan = job.plan
-        self._child = start(plan.kernel, plan.device, time_limit_s=plan.time_limit_s)
+        self._child = start(
+            plan.kernel, plan.device, time_limit_s=plan.time_limit_s, python=plan.python
+        )
         self._abandoned = False
 
     def run(self) -> None:
@@ -436,11 +507,11 @@ class _Lane:
             verdict = verdict_of(self._child, check, problem)
             if self._abandoned:
                 return
-            self._job.saw(verdict)
+            verdict = self._job.saw(problem, verdict)
             if verdict.wrong:
                 self._job.failed(problem, verdict)
                 return
-            ran = ran or verdict.status is Status.PASSED
+            ran = ran or verdict.status in (Status.PASSED, Status.EXPECTED)
         self._job.passed(supported=ran)
 
 
@@ -450,12 +521,14 @@ class _Shrinking:
     def __init__(
         self,
         child: SubjectProcess,
-        failure: Failure,
+        outcome: Outcome,
         advance: Callable[[int], None],
         stop: threading.Event,
     ) -> None:
-        self.failure = failure
+        assert outcome.failure is not None
+        self.failure = outcome.failure
         self.by_chance = False
+        self._expectations = outcome.expectations
         self._child = child
         self._advance = advance
         self._stop = stop
@@ -467,13 +540,13 @@ class _Shrinking:
         """Draw the search's problems again, and shrink the one that failed."""
         try:
             _draw(plan, capabilities, self._example)
-        except (_StillWrong, _Enough):
+        except (StillWrong, _Enough):
             pass
         except Flaky:
             self.by_chance = True
 
     def _example(self, problem: AttentionProblem) -> None:
-        """Pass, or raise _StillWrong."""
+        """Pass, or raise StillWrong."""
         if self._stop.is_set():
             raise _Enough
         if not self._found and str(problem) != self.failure.problem:
@@ -482,8 +555,10 @@ class _Shrinking:
             self._found = True
             self._deadline = time.monotonic() + SHRINK_LIMIT_S
         elif self._attempts >= MAX_SHRINKS or time.monotonic() > self._deadline:
-            _still_wrong()  # every candidate is, so the shrinker runs out of ideas at once
+            still_wrong()  # every candidate is, so the shrinker runs out of ideas at once
         if not CHECK_BY_NAME[self.failure.check].applies(problem):
+            return
+        if self._expectations.cover(self.failure.check, problem):
             return
         self._attempts += 1
         verdict = verdict_of(self._child, self.failure.check, problem)
@@ -495,15 +570,10 @@ class _Shrinking:
             self.failure = Failure(
                 str(problem), verdict.check, verdict.status, verdict.findings, first
             )
-            _still_wrong()
+            still_wrong()
         if self._attempts == 1:
             self.by_chance = True
             raise _Enough
-
-
-def _still_wrong() -> NoReturn:
-    # In one place: Hypothesis tells failures apart by the line that raised.
-    raise _StillWrong
 
 
 def _draw(
@@ -520,45 +590,13 @@ def _draw(
         for number, (count, limits) in enumerate(halves):
             if count:
                 strategy = problems(capabilities=capabilities, **limits)
-                _draw_some(strategy, count, 2 * plan.seed + number, seen, example)
-
-
-def _draw_some(
-    strategy: Any,
-    count: int,
-    seed_of_draw: int,
-    seen: set[str],
-    example: Callable[[AttentionProblem], None],
-) -> None:
-    @seed(seed_of_draw)
-    @settings(
-        max_examples=count,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate, Phase.shrink],
-        suppress_health_check=list(HealthCheck),
-        report_multiple_bugs=False,
-        print_blob=False,
-        verbosity=Verbosity.quiet,
-    )
-    @given(problem=strategy)
-    def every_problem(problem: AttentionProblem) -> None:
-        # Hypothesis repeats itself, about one time in seven. A problem counts once.
-        spec = str(problem)
-        if spec in seen and not failing:
-            reject()
-        seen.add(spec)
-        try:
-            example(problem)
-        except _StillWrong:
-            failing.append(spec)
-            raise
-
-    failing: list[str] = []
-    try:
-        every_problem()
-    except Unsatisfiable:
-        return  # nothing left that was not drawn before
+                draw_each(
+                    strategy,
+                    count=count,
+                    seed_of_draw=2 * plan.seed + number,
+                    seen=seen,
+                    example=example,
+                )
 
 
 def _asked(child: SubjectProcess, check: str, problem: AttentionProblem) -> Verdict:

@@ -2,11 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import NoReturn
 from unittest import mock
 
+from hypothesis import HealthCheck, Phase, Verbosity, given, reject, seed, settings
+from hypothesis.errors import Unsatisfiable
 from hypothesis.internal.conjecture import providers
+from hypothesis.strategies import SearchStrategy
+
+from reference.problem import AttentionProblem
+
+
+class StillWrong(Exception):
+    """Tells Hypothesis that an example fails."""
+
+
+def still_wrong() -> NoReturn:
+    """Raise StillWrong. In one place: Hypothesis tells failures apart by the line that raised."""
+    raise StillWrong
+
+
+def draw_each(
+    strategy: SearchStrategy[AttentionProblem],
+    *,
+    count: int,
+    seed_of_draw: int,
+    seen: set[str],
+    example: Callable[[AttentionProblem], None],
+) -> None:
+    """Call `example` with so many problems, always the same; shrink what it calls `still_wrong` on.
+
+    Parameters
+    ----------
+    strategy
+        Draws the problems.
+    count
+        How many at most.
+    seed_of_draw
+        The same one draws the same problems.
+    seen
+        Specs that are not to be drawn again; those that are drawn are added.
+    example
+        Returns, or calls `still_wrong`.
+
+    Raises
+    ------
+    StillWrong
+        After shrinking, if an example failed.
+    Flaky
+        If an example failed and the same one did not fail again.
+    """
+
+    @seed(seed_of_draw)
+    @settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,
+        print_blob=False,
+        verbosity=Verbosity.quiet,
+    )
+    @given(problem=strategy)
+    def every_problem(problem: AttentionProblem) -> None:
+        # Hypothesis repeats itself, about one time in seven. A problem counts once.
+        spec = str(problem)
+        if spec in seen and not failing:
+            reject()
+        seen.add(spec)
+        try:
+            example(problem)
+        except StillWrong:
+            failing.append(spec)
+            raise
+
+    failing: list[str] = []
+    try:
+        every_problem()
+    except Unsatisfiable:
+        return  # nothing left that was not drawn before
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
@@ -11,6 +12,11 @@ from bench.environment import Environment
 from bench.memory import MemoryNeed
 from bench.timing import TimedBatch
 from bench.workloads.stream import RequestStream
+from reference.conformance.coverage import Row
+from reference.conformance.expected import Met
+from reference.verdict import Status
+
+EXPECTED: Final = Status.EXPECTED.value
 
 
 class _Record(BaseModel):
@@ -37,6 +43,64 @@ class FailureRecord(_Record):
     saved_to: str | None
 
 
+class ExpectedRecord(_Record):
+    """An expected failure, and what came of it; see `reference.conformance.expected`.
+
+    Attributes
+    ----------
+    when
+        Features that narrow it down.
+    problems, failed
+        Problems that it covers and that were run, and those of them that failed.
+    finding, problem
+        What the first that failed showed, and its spec; empty if none did.
+    state
+        `failed as expected`, `no longer fails` or `no problem met it`.
+    said
+        All of this in a sentence, and what is to be done about it.
+    """
+
+    kernel: str
+    check: str
+    when: list[str]
+    reason: str
+    problems: int
+    failed: int
+    finding: str
+    problem: str
+    state: str
+    said: str
+
+
+class CellRecord(_Record):
+    """One feature under one check; see `reference.conformance.coverage`.
+
+    Attributes
+    ----------
+    state
+        `passed`, `failed`, `failed as expected`, `not run`, `not supported` or `no problem shows
+        it`.
+    counts
+        Verdicts by status.
+    """
+
+    state: str
+    counts: dict[str, int]
+
+    @property
+    def failed(self) -> int:
+        """Problems that failed, expected or not."""
+        return sum(self.counts.get(status, 0) for status in ("failed", "crashed", EXPECTED))
+
+
+class CoverageRow(_Record):
+    """One feature under every check; cells by the check's name."""
+
+    feature: str
+    group: str
+    cells: dict[str, CellRecord]
+
+
 class KernelRecord(_Record):
     """Outcome of one kernel's cross-check.
 
@@ -45,9 +109,15 @@ class KernelRecord(_Record):
     asked
         Problems that were to be run: as many as asked for, and those that an earlier run saved.
     problems
-        Problems that were run, each different, and passed.
+        Problems that were run, each different, and passed, but for failures that are expected.
     checks
         Verdicts by check and status.
+    unseen
+        Checks that could see nothing of the kernel, and why.
+    expected
+        The failures that are expected of it.
+    coverage
+        Verdicts by feature of the problems and by check.
     complete
         Whether all that were asked for were run, or all that the kernel's capabilities leave.
     """
@@ -56,12 +126,19 @@ class KernelRecord(_Record):
     asked: int
     problems: int
     checks: dict[str, dict[str, int]]
+    unseen: dict[str, str]
+    expected: list[ExpectedRecord]
+    coverage: list[CoverageRow]
     complete: bool
     failure: FailureRecord | None
 
     def count(self, status: str) -> int:
         """Verdicts of one status, over all checks."""
         return sum(by_status.get(status, 0) for by_status in self.checks.values())
+
+    def cells(self, state: str) -> int:
+        """Cells of the coverage matrix in one state."""
+        return sum(cell.state == state for row in self.coverage for cell in row.cells.values())
 
 
 class TimingRecord(_Record):
@@ -126,14 +203,17 @@ class CheckRecord(_Record):
     seed, max_len
         With the kernels' `asked` and the stream, what decides which problems are drawn.
     verdict
-        `right`, `wrong`, or `incomplete` where it was interrupted.
+        `right`, `wrong`, `as expected` where nothing failed but what was expected to, or
+        `incomplete` where it was interrupted.
+    warnings
+        Expected failures that no longer happen, or that nothing met.
     exit_code
         What the command returned.
     pool_bytes
         Pool for which `requests_in_pool` is given.
     """
 
-    schema_version: int = 1
+    schema_version: int = 2
     started_at: str
     elapsed_s: float
     seed: int
@@ -145,17 +225,23 @@ class CheckRecord(_Record):
     memory: list[MemoryRecord]
     pool_bytes: int
     verdict: str
+    warnings: list[str]
     exit_code: int
 
 
-def replay_command(kernel: str, device: str, problem: str) -> str:
+def replay_command(kernel: str, device: str, problem: str, *, python: str | None = None) -> str:
     """The command that shows a failure again, quoted for a shell."""
-    options = ["--kernel", kernel, "--device", device, "--problem", problem]
+    interpreter = ["--engine-python", python] if python is not None else []
+    options = ["--kernel", kernel, *interpreter, "--device", device, "--problem", problem]
     return shlex.join(["pagedbench", "check", *options])
 
 
 def kernel_record(
-    outcome: Outcome, *, device: str = "cpu", saved_to: str | None = None
+    outcome: Outcome,
+    *,
+    device: str = "cpu",
+    saved_to: str | None = None,
+    python: str | None = None,
 ) -> KernelRecord:
     """Turn a search's outcome into data."""
     checks: dict[str, dict[str, int]] = {}
@@ -167,20 +253,64 @@ def kernel_record(
         asked=outcome.asked,
         problems=outcome.problems,
         checks=checks,
+        # What a check saw of one problem it can see: of the others it had nothing to look at.
+        unseen={
+            check: why
+            for check, why in outcome.unseen.items()
+            if set(checks[check]) <= {Status.NOT_RUN, Status.NOT_SUPPORTED}
+        },
+        expected=[_expected(met) for met in outcome.expectations.met],
+        coverage=[_coverage(row) for row in outcome.coverage.matrix(outcome.capabilities)],
         complete=outcome.complete,
-        failure=None if failure is None else _failure(outcome.kernel, failure, device, saved_to),
+        failure=None
+        if failure is None
+        else _failure(
+            failure,
+            saved_to,
+            replay_command(outcome.kernel, device, failure.problem, python=python),
+        ),
     )
 
 
-def _failure(kernel: str, failure: Failure, device: str, saved_to: str | None) -> FailureRecord:
+def _failure(failure: Failure, saved_to: str | None, replay: str) -> FailureRecord:
     return FailureRecord(
         problem=failure.problem,
         check=failure.check,
         status=failure.status.value,
         findings=list(failure.findings),
         first_problem=failure.first_problem,
-        replay=replay_command(kernel, device, failure.problem),
+        replay=replay,
         saved_to=saved_to,
+    )
+
+
+def _expected(met: Met) -> ExpectedRecord:
+    expected = met.expected
+    return ExpectedRecord(
+        kernel=expected.kernel,
+        check=expected.check,
+        when=list(expected.when),
+        reason=expected.reason,
+        problems=met.problems,
+        failed=met.failed,
+        finding=met.finding,
+        problem=met.problem,
+        state=met.state.value,
+        said=str(met),
+    )
+
+
+def _coverage(row: Row) -> CoverageRow:
+    return CoverageRow(
+        feature=row.feature,
+        group=row.group,
+        cells={
+            check: CellRecord(
+                state=cell.state.value,
+                counts={status.value: count for status, count in cell.counts.items()},
+            )
+            for check, cell in row.cells.items()
+        },
     )
 
 

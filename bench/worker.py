@@ -25,6 +25,7 @@ import torch
 # the same names.
 import kernels
 import paged
+from bench.watching import watcher
 from reference.conformance.attention import CHECKS, run_check
 from reference.contract import Capabilities
 from reference.problem import AttentionProblem
@@ -40,7 +41,7 @@ def answer(subject: Subject, question: dict[str, Any], device: str) -> dict[str,
     try:
         check = CHECK_BY_NAME[question["check"]]
         problem = AttentionProblem.parse(question["problem"])
-        verdict = run_check(check, subject.kernel, problem, device=device)
+        verdict = run_check(check, subject.kernel, problem, device=device, watch=watcher())
     except Exception:
         return {"harness": traceback.format_exc()}  # what the kernel raises is in the verdict
     return {
@@ -61,10 +62,10 @@ def _context_lost(device: str) -> bool:
     return False
 
 
-def introduction(name: str) -> tuple[Subject | None, dict[str, Any]]:
+def introduction(name: str, device: str = "cpu") -> tuple[Subject | None, dict[str, Any]]:
     """The kernel that a name stands for, and what is said of it."""
     try:
-        subject = resolve_kernel(name)
+        subject = resolve_kernel(name, device=device)
     except SubjectError as error:
         return None, {"error": str(error)}
     if "triton" in sys.modules:
@@ -100,7 +101,7 @@ def main() -> None:
     os.set_inheritable(descriptor, False)  # noqa: FBT003 - takes no keyword
     with os.fdopen(descriptor, "w", buffering=1) as answers:
         answers.write("{}\n")
-        subject, said = introduction(name)
+        subject, said = introduction(name, device)
         answers.write(json.dumps(said) + "\n")
         while subject is not None:
             answers.write(json.dumps(answer(subject, json.loads(questions.get()), device)) + "\n")

@@ -106,6 +106,9 @@ Kernel = TypeVar("Kernel", bound=Callable[..., object])
 VARIANTS: Final = ("prefill", "noncausal", "window", "softcap", "alibi", "sinks", "lse")
 """What a kernel may be unable to do besides causal decode. `prefill` is any query longer than 1."""
 
+SIZES_AND_DTYPES: Final = ("dtype", "kv_dtype", "head_dim", "block_size")
+"""Fields of a problem that `Capabilities.never_together` may name with their value."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
@@ -121,6 +124,10 @@ class Capabilities:
         The sizes that work; None for all of the contract.
     variants
         Members of `VARIANTS`.
+    never_together
+        What works alone and not at once, words separated by blanks: members of `VARIANTS`,
+        `dtype=`, `kv_dtype=`, `head_dim=` and `block_size=`. `"kv_dtype=e4m3 head_dim=80"` is a
+        kernel without a float8 cache at that head size.
     needs_finite_cache
         The kernel reads slots that no sequence owns and multiplies them by zero: they then hold
         large finite numbers instead of NaN.
@@ -132,6 +139,7 @@ class Capabilities:
     block_sizes: frozenset[int] | None = None
     max_head_dim: int = MAX_HEAD_DIM
     variants: frozenset[str] = frozenset(VARIANTS)
+    never_together: frozenset[str] = frozenset()
     needs_finite_cache: bool = False
 
     def __post_init__(self) -> None:
@@ -142,6 +150,13 @@ class Capabilities:
         ):
             for name in getattr(self, field) - set(known):
                 raise ValueError(f"capability {field}: {name!r} is unknown; use {', '.join(known)}")
+        for words in self.never_together:
+            for word in words.split():
+                if word not in VARIANTS and word.partition("=")[0] not in SIZES_AND_DTYPES:
+                    raise ValueError(
+                        f"capability never_together: {word!r} in {words!r} is unknown; use "
+                        f"{', '.join(VARIANTS)}, or {'=, '.join(SIZES_AND_DTYPES)}="
+                    )
 
     def refusal(self, problem: AttentionProblem) -> str | None:
         """Why the kernel cannot solve a problem, or None if it can."""
@@ -156,7 +171,15 @@ class Capabilities:
         if self.block_sizes is not None and problem.block_size not in self.block_sizes:
             return f"block size {problem.block_size}"
         missing = variants_of(problem) - self.variants
-        return f"variant {', '.join(sorted(missing))}" if missing else None
+        if missing:
+            return f"variant {', '.join(sorted(missing))}"
+        shown = variants_of(problem) | {
+            f"{name}={getattr(problem, name)}" for name in SIZES_AND_DTYPES
+        }
+        at_once = [
+            words for words in sorted(self.never_together) if shown.issuperset(words.split())
+        ]
+        return f"{at_once[0]} together" if at_once else None
 
 
 def variants_of(problem: AttentionProblem) -> frozenset[str]:

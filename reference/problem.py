@@ -219,6 +219,12 @@ class AttentionProblem:
         return max(request.seq_len for request in self.requests)
 
     @property
+    def shares_blocks(self) -> bool:
+        """Whether two sequences have a whole block of the shared prefix in common."""
+        holders = [r for r in self.requests if r.seq_len >= self.block_size]
+        return self.shared_prefix >= self.block_size and len(holders) > 1
+
+    @property
     def query_starts(self) -> list[int]:
         """Index of each sequence's first query token, and the total at the end."""
         return _running_total(request.query_len for request in self.requests)

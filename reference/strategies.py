@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+from hypothesis import reject
 from hypothesis import strategies as st
 
 from reference.contract import Capabilities
@@ -118,7 +119,7 @@ def problems(
     if len(batch) > 1:
         longest = max(request.seq_len for request in batch)
         fields["shared_prefix"] = draw(st.just(0) | st.integers(0, longest))
-    return AttentionProblem(
+    problem = AttentionProblem(
         requests=tuple(batch),
         num_kv_heads=draw(st.integers(1, max_kv_heads)),
         group_size=draw(st.sampled_from(GROUP_SIZES)),
@@ -129,6 +130,9 @@ def problems(
         seed=draw(st.integers(0, 999)),
         **fields,
     )
+    if capabilities.never_together and capabilities.refusal(problem) is not None:
+        reject()
+    return problem
 
 
 def _head_dims(capabilities: Capabilities) -> list[int]:

@@ -13,6 +13,8 @@ class Status(StrEnum):
     FAILED = "failed"
     NOT_SUPPORTED = "not supported"
     CRASHED = "crashed"
+    NOT_RUN = "not run"
+    EXPECTED = "failed as expected"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +26,10 @@ class Verdict:
     check
         Name of the check, as in `reference.conformance`.
     status
-        Passed, failed, not supported by the kernel, or crashed.
+        Passed, failed, not supported by the kernel, crashed, not run (the check can see nothing of
+        this kernel here), or failed as somebody said it would, with a reason.
     findings
-        What was seen, one sentence each; empty if passed.
+        What was seen, or why nothing could be, one sentence each; empty if passed.
     """
 
     check: str

@@ -6,7 +6,6 @@ in environments of their own, which `make engines` builds; nothing of theirs is 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,27 +18,12 @@ from reference.allocator_contract import (
     AllocatorRaised,
     capabilities_of_factory,
 )
+from subjects.environments import BuiltIn, engine_python
 from subjects.loading import SubjectError, load, split
 from subjects.mixed_stream import Served
-from subjects.remote_allocator import ROOT, TIME_LIMIT_S, RemoteFactory
+from subjects.remote_allocator import TIME_LIMIT_S, RemoteFactory
 
 ADAPTERS: Final = Path(__file__).parent / "engines"
-
-
-@dataclass(frozen=True, slots=True)
-class BuiltIn:
-    """An allocator that is known by a short name.
-
-    Attributes
-    ----------
-    where
-        `module:factory` or `path/to/file.py:factory`.
-    environment
-        Name of the environment that it needs; empty if pagedbench's own will do.
-    """
-
-    where: str
-    environment: str = ""
 
 
 BUILT_IN: Final = {
@@ -90,27 +74,6 @@ class AllocatorSubject:
         if "raised" in answer:
             raise AllocatorRaised(answer["raised"])
         return Served(**answer)
-
-
-def engine_python(environment: str) -> Path:
-    """The interpreter of an engine's environment.
-
-    Environments lie in `.engines` beside the rooms, or in the folder that the environment variable
-    PAGEDBENCH_ENGINES names.
-
-    Raises
-    ------
-    SubjectError
-        It has not been built.
-    """
-    folder = Path(os.environ.get("PAGEDBENCH_ENGINES") or ROOT / ".engines")
-    python = folder / environment / "bin" / "python"
-    if not python.is_file():
-        raise SubjectError(
-            f"{environment} needs an environment of its own, and {python} is not there: build it "
-            f"with 'make engine-{environment}', or name an interpreter with --engine-python"
-        )
-    return python
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """From a name on the command line to a kernel.
 
-A name is a built-in (`torch`, `triton`), `module:function`, or `path/to/file.py:function`.
+A name is a built-in one, `module:function`, or `path/to/file.py:function`. Built-in are ours
+(`torch`, `triton`) and the peers, other people's kernels. Some of those need an interpreter of
+their own, and the kernel's process then runs there.
 """
 
 from __future__ import annotations
@@ -11,13 +13,20 @@ from typing import Any, Final
 
 from reference.contract import AttentionKernel, Capabilities, capabilities_of
 from reference.problem import MAX_BLOCK_SIZE, MAX_HEAD_DIM
+from subjects.environments import BuiltIn, engine_python
 from subjects.loading import SubjectError, load
 
 BUILT_IN: Final = {
-    "torch": "paged.attention:paged_attention",
-    "triton": "kernels.attention:paged_attention",
+    "torch": BuiltIn("paged.attention:paged_attention"),
+    "triton": BuiltIn("kernels.attention:paged_attention"),
+    "sdpa": BuiltIn("subjects.peers.sdpa:attention"),
+    "flex": BuiltIn("subjects.peers.flex:attention"),
+    "vllm-unified": BuiltIn("subjects.peers.vllm_unified:attention", "vllm"),
+    "vllm-cpu": BuiltIn("subjects.peers.vllm_cpu:attention", "vllm"),
+    "flash-attn": BuiltIn("subjects.peers.flash_attn:attention"),
+    "flashinfer": BuiltIn("subjects.peers.flashinfer:attention"),
 }
-"""Ours, on equal terms with everybody's: resolved by the same code."""
+"""Ours and the peers, on equal terms with everybody's: resolved by the same code."""
 
 SMALLEST_HEAD_DIM: Final = 16
 
@@ -41,16 +50,47 @@ class Subject:
     capabilities: Capabilities
 
 
-def resolve_kernel(name: str) -> Subject:
+def python_of(name: str) -> str | None:
+    """The interpreter that a built-in kernel needs; None if pagedbench's own will do.
+
+    Raises
+    ------
+    SubjectError
+        Its environment has not been built.
+    """
+    known = BUILT_IN.get(name)
+    if known is None or not known.environment:
+        return None
+    return str(engine_python(known.environment))
+
+
+def resolve_kernel(name: str, *, device: str = "cpu") -> Subject:
     """Import the kernel that a name stands for.
+
+    A kernel may have an attribute `prepare`. It is called once with the device's name, before the
+    kernel gets its first problem, and raises SubjectError where it lacks something.
 
     Raises
     ------
     SubjectError
         If the name has no function part, the module or file does not import, the function is
-        missing or not callable, or what it declares leaves no problem that it could be given.
+        missing or not callable, it lacks something here, or what it declares leaves no problem
+        that it could be given.
     """
-    kernel: Any = load(BUILT_IN.get(name, name), what="kernel", built_in=tuple(BUILT_IN))
+    known = BUILT_IN.get(name)
+    where = known.where if known is not None else name
+    return as_subject(load(where, what="kernel", built_in=tuple(BUILT_IN)), name, device=device)
+
+
+def as_subject(kernel: Any, name: str, *, device: str = "cpu") -> Subject:
+    """Take a kernel that is at hand for a subject, and prepare it.
+
+    Raises
+    ------
+    SubjectError
+        If it is not callable, it lacks something here, or what it declares leaves no problem that
+        it could be given.
+    """
     if not callable(kernel):
         raise SubjectError(
             f"{name} is {type(kernel).__name__}, not callable: "
@@ -62,6 +102,9 @@ def resolve_kernel(name: str) -> Subject:
         raise SubjectError(str(error)) from None
     for complaint in _complaints(capabilities):
         raise SubjectError(f"{name}: its capabilities' {complaint}")
+    prepare: Callable[[str], object] | None = getattr(kernel, "prepare", None)
+    if prepare is not None:
+        prepare(device)
     return Subject(name, kernel, capabilities)
 
 

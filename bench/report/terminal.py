@@ -15,7 +15,14 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from bench.record import CheckRecord, DecodeTimes, FailureRecord, KernelRecord, MemoryRecord
+from bench.record import (
+    EXPECTED,
+    CheckRecord,
+    DecodeTimes,
+    FailureRecord,
+    KernelRecord,
+    MemoryRecord,
+)
 from reference.conformance.attention import CHECKS
 from reference.problem import AttentionProblem
 from reference.verdict import Verdict
@@ -36,6 +43,8 @@ def show(record: CheckRecord, console: Console) -> None:
             console.print(Text("replay it:\n  ").append(kernel.failure.replay), soft_wrap=True)
             console.print()
     console.print(table(record))
+    for line in expected_lines(record):
+        console.print(line, soft_wrap=True)
     colour = {"right": "green", "wrong": "red"}.get(record.verdict, "yellow")
     console.print(
         Text(record.verdict, style=f"bold {colour}").append(
@@ -82,6 +91,20 @@ def failure_panel(kernel: str, failure: FailureRecord) -> Panel:
     return Panel(lines, title=title, title_align="left", border_style="red")
 
 
+def expected_lines(record: CheckRecord) -> list[Text]:
+    """What failed as expected, with its reason, and what is to be done about the others.
+
+    Never wrapped: a reason is mostly a URL.
+    """
+    lines = [
+        Text("expected  ", style="yellow").append(one.said, style="default")
+        for kernel in record.kernels
+        for one in kernel.expected
+        if one.state == EXPECTED
+    ]
+    return lines + [Text(f"warning   {warning}", style="yellow") for warning in record.warnings]
+
+
 def table(record: CheckRecord) -> Table:
     """The closing table: right, time, memory."""
     stream, machine = record.stream, record.environment
@@ -122,6 +145,7 @@ def table(record: CheckRecord) -> Table:
 
 def _kernel_cells(kernel: KernelRecord) -> tuple[Text, str]:
     ran, asked, passed = kernel.problems, kernel.asked, kernel.count("passed")
+    expected = kernel.count(EXPECTED)
     if kernel.failure is not None:
         verdict = Text(kernel.failure.status, style="red")
         meaning = f"{kernel.failure.check}, after {_problems(ran)}"
@@ -129,13 +153,21 @@ def _kernel_cells(kernel: KernelRecord) -> tuple[Text, str]:
         verdict = Text("incomplete" if ran else "not run", style="yellow")
         meaning = f"{ran:,} of {_problems(asked)}, {_count(passed, 'check')}"
     else:
-        verdict = Text("right", style="green")
+        verdict = Text("as expected", style="yellow") if expected else Text("right", style="green")
         unsupported = kernel.count("not supported")
         few = ran < asked and not unsupported
         meaning = _problems(ran) + (" (there are no more)" if few else "")
         meaning += f", {_count(passed, 'check')}"
+        meaning += f", {expected:,} failed as expected" if expected else ""
         meaning += f", {unsupported:,} not supported" if unsupported else ""
-    return verdict, meaning
+    return verdict, f"{meaning}\n{_covered(kernel)}"
+
+
+def _covered(kernel: KernelRecord) -> str:
+    """Cells of the coverage matrix that were shown, of those that the kernel supports."""
+    shown = sum(kernel.cells(state) for state in ("passed", "failed", EXPECTED))
+    line = f"coverage {shown}/{shown + kernel.cells('not run')}"
+    return line + "".join(f", {check} not run" for check in kernel.unseen)
 
 
 def _add_times(rows: Table, decode: DecodeTimes | None) -> None:

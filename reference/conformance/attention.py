@@ -1,7 +1,8 @@
 """What must be true of a paged-attention kernel: the answer, and laws that need no answer.
 
-`truth` compares with float64. The laws compare the kernel with itself on problems whose answers
-are related; they hold whatever the tolerance, and some hold bit for bit.
+`memory` looks at which memory is touched, where that can be seen; `truth` compares with float64.
+The laws compare the kernel with itself on problems whose answers are related; they hold whatever
+the tolerance, and some hold bit for bit.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from reference.attention import Truth, attend
-from reference.contract import AttentionKernel, capabilities_of
+from reference.contract import AttentionKernel, PagedBatch, capabilities_of
 from reference.inputs import Inputs, make_inputs
 from reference.placement import CANARY, Placement, Poison, place
 from reference.problem import AttentionProblem, Request
@@ -25,18 +26,31 @@ MAX_GROWTH: Final = 5
 """Tokens that the growth law feeds one at a time."""
 
 
+Findings = list[str]
+
+
 class KernelRaised(Exception):
     """A kernel under test raised an exception; the message says which."""
 
 
+class NotRun(Exception):
+    """A check cannot see what it judges; the message says why."""
+
+
+Watch = Callable[[AttentionKernel, PagedBatch], Findings | None]
+"""Calls a kernel on a batch and says what it touched that is not its to touch, one sentence each;
+None where nothing of it can be seen. `kernels.interpreter` has one for interpreted Triton."""
+
+
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A kernel on a device, with what it declares about poison."""
+    """A kernel on a device, with what it declares about poison, and who can watch its accesses."""
 
     kernel: AttentionKernel
     device: str
     poison: Poison
     gives_lse: bool
+    watch: Watch | None = None
 
     def answer(
         self,
@@ -69,11 +83,33 @@ class Subject:
                 # a problem that has nothing to do with it.
                 torch.cuda.synchronize()
         except Exception as error:
-            raise KernelRaised(f"raised {type(error).__name__}: {error}") from error
+            raise _raised(error) from error
         return placement
 
+    def touch(self, inputs: Inputs) -> Findings:
+        """Lay inputs out in pages, call the kernel on them and have its accesses watched.
 
-Findings = list[str]
+        Raises
+        ------
+        KernelRaised
+            Whatever the kernel raises.
+        NotRun
+            Nobody can watch this kernel here.
+        """
+        if self.watch is None:
+            raise NotRun("only Triton kernels in the interpreter can be watched")
+        placement = place(inputs, poison=self.poison, with_lse=self.gives_lse)
+        try:
+            findings = self.watch(self.kernel, placement.batch)
+        except Exception as error:
+            raise _raised(error) from error
+        if findings is None:
+            raise NotRun("the kernel launched no Triton kernel")
+        return findings
+
+
+def _raised(error: Exception) -> KernelRaised:
+    return KernelRaised(f"raised {type(error).__name__}: {error}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +135,17 @@ class Check:
 
 
 def run_check(
-    check: Check, kernel: AttentionKernel, problem: AttentionProblem, *, device: str = "cpu"
+    check: Check,
+    kernel: AttentionKernel,
+    problem: AttentionProblem,
+    *,
+    device: str = "cpu",
+    watch: Watch | None = None,
 ) -> Verdict:
     """Run one check of a kernel on one problem.
 
     An exception that the kernel raises is a finding; a problem outside its capabilities is not
-    run and not passed either.
+    run and not passed either, nor is `memory` where nobody watches.
     """
     capabilities = capabilities_of(kernel)
     refusal = capabilities.refusal(problem)
@@ -112,10 +153,13 @@ def run_check(
         return Verdict(check.name, Status.NOT_SUPPORTED, (refusal,))
     poison: Poison = "large" if capabilities.needs_finite_cache else "nan"
     try:
-        subject = Subject(kernel, device, poison, gives_lse="lse" in capabilities.variants)
+        gives_lse = "lse" in capabilities.variants
+        subject = Subject(kernel, device, poison, gives_lse=gives_lse, watch=watch)
         findings = check.run(subject, problem)
     except KernelRaised as error:
         return Verdict(check.name, Status.FAILED, (str(error),))
+    except NotRun as reason:
+        return Verdict(check.name, Status.NOT_RUN, (str(reason),))
     return Verdict(check.name, Status.FAILED if findings else Status.PASSED, tuple(findings))
 
 
@@ -131,6 +175,10 @@ def judge(problem: AttentionProblem, truth: Truth, placement: Placement) -> Find
     if excess := worst_excess(problem, truth, batch.out.cpu(), _on_cpu(batch.lse)):
         findings.append(str(excess))
     return findings
+
+
+def _memory(subject: Subject, problem: AttentionProblem) -> Findings:
+    return subject.touch(_inputs(subject, problem))
 
 
 def _truth(subject: Subject, problem: AttentionProblem) -> Findings:
@@ -310,9 +358,15 @@ def _has_prefill(problem: AttentionProblem) -> bool:
 
 
 def _shares(problem: AttentionProblem) -> bool:
-    holders = [r for r in problem.requests if r.seq_len >= problem.block_size]
-    return problem.shared_prefix >= problem.block_size and len(holders) > 1 and _has_rows(problem)
+    return problem.shares_blocks and _has_rows(problem)
 
+
+MEMORY: Final = Check(
+    "memory",
+    "Every program reads and writes only what is its own, and what was written.",
+    lambda _: True,
+    _memory,
+)
 
 TRUTH: Final = Check(
     "truth", "The answer is that of float64, and nothing else is written.", lambda _: True, _truth
@@ -359,4 +413,5 @@ LAWS: Final = (
     ),
 )
 
-CHECKS: Final = (TRUTH, *LAWS)
+CHECKS: Final = (MEMORY, TRUTH, *LAWS)
+"""In the order in which they are run: what touches foreign memory may crash the next."""

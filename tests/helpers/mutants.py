@@ -35,6 +35,7 @@ from triton.runtime.interpreter import interpreter_builder
 
 import kernels
 from kernels import interpreter
+from kernels.interpreter.memory import watch_attention
 from paged import cache as right_cache
 from reference.conformance.attention import CHECKS, run_check
 from reference.contract import AttentionKernel, Capabilities, PagedBatch
@@ -52,6 +53,9 @@ HEAD_DIMS: Final = (16, 32, 64, 80)
 
 MAX_LEN: Final = 100
 """Longest sequence unless a harness says otherwise, tokens."""
+
+MAX_SEQS: Final = 3
+"""Most sequences unless a harness says otherwise."""
 
 INPUT_MARGIN: Final = 8
 """Rows around what a kernel reads: a mutant that reads beyond a tensor reads these."""
@@ -93,7 +97,11 @@ class Kernels:
     tiles: type[Any]
 
     def attention(
-        self, *, num_splits: int | None = None, tiles: tuple[int, int] | None = None
+        self,
+        *,
+        num_splits: int | None = None,
+        tiles: tuple[int, int] | None = None,
+        margins: bool = True,
     ) -> AttentionKernel:
         """Attention as a subject, with forced splits and forced tiles of (keys, rows at least)."""
 
@@ -102,7 +110,8 @@ class Kernels:
             if tiles is not None:
                 rows = max(tiles[1], next_power_of_2(batch.group_size))
                 launch = self.tiles(block_n=tiles[0], block_m=rows)
-            self.paged_attention(with_margins(batch), num_splits=num_splits, tiles=launch)
+            batch = with_margins(batch) if margins else batch
+            self.paged_attention(batch, num_splits=num_splits, tiles=launch)
 
         return subject
 
@@ -127,6 +136,25 @@ def plant(mutant: Mutant | None, folder: Path) -> Kernels:
     SyntaxError
         The changed source is not Python.
     """
+    package = write_package(mutant, folder)
+    _import_package(package, folder / package)
+    attention, cache_ops, launch = (
+        importlib.import_module(f"{package}.{name}")
+        for name in ("attention", "cache_ops", "launch")
+    )
+    return Kernels(
+        attention.paged_attention, cache_ops.write_slots, cache_ops.copy_blocks, launch.Tiles
+    )
+
+
+def write_package(mutant: Mutant | None, folder: Path) -> str:
+    """Write a changed copy of `kernels` into a folder; returns the name of the package.
+
+    Raises
+    ------
+    StaleMutant
+        As for `plant`.
+    """
     package = f"mutant_{mutant.name if mutant else 'none'}_{next(_serial)}"
     home = folder / package
     home.mkdir()
@@ -136,15 +164,8 @@ def plant(mutant: Mutant | None, folder: Path) -> Kernels:
         source = path.read_text()
         if mutant is not None and path.stem == mutant.file:
             source = mutate(mutant, source)
-        (home / path.name).write_text(_renamed(source, package))
-    _import_package(package, home)
-    attention, cache_ops, launch = (
-        importlib.import_module(f"{package}.{name}")
-        for name in ("attention", "cache_ops", "launch")
-    )
-    return Kernels(
-        attention.paged_attention, cache_ops.write_slots, cache_ops.copy_blocks, launch.Tiles
-    )
+        (home / path.name).write_text(renamed(source, package))
+    return package
 
 
 def mutate(mutant: Mutant, source: str) -> str:
@@ -167,9 +188,10 @@ def mutate(mutant: Mutant, source: str) -> str:
     return source
 
 
-def _renamed(source: str, package: str) -> str:
+def renamed(source: str, package: str) -> str:
+    """The source with its imports of `kernels` from a copy of it."""
     # The interpreter's corrections are the process's, not a kernel's: they are not copied.
-    pattern = r"^(\s*)(from|import) kernels\b(?!\.interpreter)"
+    pattern = r"^(\s*)(from|import) kernels\b(?!\.(interpreter|compiled))"
     return re.sub(pattern, rf"\1\2 {package}", source, flags=re.MULTILINE)
 
 
@@ -279,11 +301,28 @@ Findings = list[str]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Harness:
-    """What a bug is held to: examples, and a judge that says what is wrong with the kernels."""
+    """What a bug is held to: examples, and a judge that says what is wrong with the kernels.
+
+    Attributes
+    ----------
+    says
+        The harness in words.
+    examples
+        Problems, or cache calls.
+    judge
+        What is wrong with the kernels on an example.
+    operation
+        `attention`, `write` or `copy`.
+    splits, tiles, far, backwards
+        As in `attention`.
+    """
 
     says: str
     examples: st.SearchStrategy[Any]
     judge: Callable[[Kernels, Any], Findings]
+    operation: str = "attention"
+    splits: int | None = None
+    tiles: tuple[int, int] | None = None
     far: bool = False
     backwards: bool = False
 
@@ -308,6 +347,8 @@ def attention(
     head_dims: tuple[int, ...] = HEAD_DIMS,
     dtypes: tuple[str, ...] = tuple(QUERY_DTYPES),
     max_len: int = MAX_LEN,
+    max_seqs: int = MAX_SEQS,
+    problem: str | None = None,
     fp8: bool = False,
     window: bool = False,
     noncausal: bool = False,
@@ -324,7 +365,9 @@ def attention(
         A member of `reference.conformance.CHECKS`.
     splits, tiles
         Forced upon the launch; tiles are (keys, rows).
-    prefill, head_dims, dtypes, max_len
+    problem
+        The spec of the only problem; nothing is drawn then.
+    prefill, head_dims, dtypes, max_len, max_seqs
         As in `reference.strategies.problems` and `reference.contract.Capabilities`.
     fp8, window, noncausal, idle
         Every problem has a float8 cache with scales, a sliding window, no causal mask, a sequence
@@ -340,7 +383,7 @@ def attention(
     drawn = problems(
         capabilities=Capabilities(head_dims=frozenset(head_dims), dtypes=frozenset(dtypes)),
         prefill=prefill,
-        max_seqs=3,
+        max_seqs=max_seqs,
         max_len=max_len,
     )
     chosen = {name: st.just(value) for name, value in fields.items()}
@@ -361,8 +404,10 @@ def attention(
     def judge(planted: Kernels, problem: AttentionProblem) -> Findings:
         if not named.applies(problem):
             return []
-        kernel = planted.attention(num_splits=splits, tiles=tiles)
-        verdict = run_check(named, in_a_large_pool(kernel) if far else kernel, problem)
+        # Who watches needs no margins: whatever lies outside an input is outside it.
+        kernel = planted.attention(num_splits=splits, tiles=tiles, margins=check != "memory")
+        kernel = in_a_large_pool(kernel) if far else kernel
+        verdict = run_check(named, kernel, problem, watch=watch_attention)
         return list(verdict.findings) if verdict.wrong else []
 
     narrow = {
@@ -373,6 +418,8 @@ def attention(
         "head_dims": "/".join(map(str, head_dims)) if head_dims != HEAD_DIMS else None,
         "dtypes": "/".join(dtypes) if dtypes != tuple(QUERY_DTYPES) else None,
         "max_len": max_len if max_len != MAX_LEN else None,
+        "max_seqs": max_seqs if max_seqs != MAX_SEQS else None,
+        "problem": problem,
         "float8": fp8,
         "window": window,
         "noncausal": noncausal,
@@ -381,7 +428,17 @@ def attention(
         "backwards": backwards,
     }
     examples = st.builds(narrowed, drawn, st.fixed_dictionaries(chosen))
-    return Harness(_says(check, narrow, fields), examples, judge, far, backwards)
+    if problem is not None:
+        examples = st.just(AttentionProblem.parse(problem))
+    return Harness(
+        says=_says(check, narrow, fields),
+        examples=examples,
+        judge=judge,
+        splits=splits,
+        tiles=tiles,
+        far=far,
+        backwards=backwards,
+    )
 
 
 @cache
@@ -418,7 +475,7 @@ def caches(operation: str, *, fp8: bool = False, far: bool = False, **fields: An
         return [f"{wrong} bytes of the cache differ"] if wrong else []
 
     says = _says(operation, {"float8": fp8, "far": far}, fields)
-    return Harness(says, cache_calls(fp8=fp8, **fields), judge, far)
+    return Harness(says, cache_calls(fp8=fp8, **fields), judge, operation, far=far)
 
 
 def _says(what: str, narrowed: dict[str, Any], fields: dict[str, Any]) -> str:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from reference.conformance.attention import CHECKS
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
@@ -18,6 +20,8 @@ PAGEDBENCH = [command for command in COMMANDS if "pagedbench" in command]
 CHECK = [command for command in PAGEDBENCH if "pagedbench check" in command]
 WASTE = [command for command in PAGEDBENCH if "pagedbench waste" in command]
 ALLOCATORS = [c for c in PAGEDBENCH if "pagedbench fuzz" in c or "pagedbench race" in c]
+COMPILE = [command for command in PAGEDBENCH if "pagedbench compile" in command]
+PYTEST = [command for command in COMMANDS if "pytest" in command]
 
 TRACE = """TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:15:46.6805900,374,44
@@ -59,7 +63,36 @@ def test_no_command_is_left_out():
     assert MAKE == ["make run", "make test"]
     assert (len(CHECK), len(WASTE)) == (3, 3)
     assert len(ALLOCATORS) == 2
-    assert sorted(COMMANDS) == sorted(MAKE + CHECK + WASTE + ALLOCATORS)
+    assert len(PYTEST) == len(COMPILE) == 1
+    assert sorted(COMMANDS) == sorted(MAKE + CHECK + WASTE + ALLOCATORS + PYTEST + COMPILE)
+
+
+@pytest.mark.parametrize("command", COMPILE)
+def test_a_command_compiles_without_a_gpu(command, folder):
+    line = command.replace(".venv/bin/pagedbench", f"{sys.executable} -m bench.cli")
+    # One of the ten decode kernels: its row is one of those that the README shows.
+    line = line.replace("--kernel decode", "--kernel 'decode bf16'")
+    cache = str(folder / "cache")
+    run = shell(line, folder, PYTHONPATH=str(ROOT), PAGEDBENCH_COMPILE_CACHE=cache)
+    assert run.returncode == 0, run.stdout + run.stderr
+    (row,) = (shown for shown in run.stdout.splitlines() if shown.startswith("decode bf16"))
+    shown = next(line for line in README.splitlines() if line.startswith("decode bf16  "))
+    assert row.split() == shown.split()
+    assert "1 same" in run.stdout
+
+
+@pytest.mark.parametrize("command", PYTEST)
+def test_a_command_tests_the_kernel_of_the_example(command, folder):
+    line = command.replace(".venv/bin/python", sys.executable) + " -v -rs"
+    run = shell(line, folder, PYTHONPATH=str(ROOT), COLUMNS="120")
+    assert run.returncode == 0, run.stdout + run.stderr
+    checks = re.findall(r"test_attention\[attention-(\S+)\] (\w+)", run.stdout)
+    skipped = {"memory", "last-row", "growth"}
+    assert dict(checks) == {
+        check.name: "SKIPPED" if check.name in skipped else "PASSED" for check in CHECKS
+    }
+    assert len(checks) == 10  # as the example says
+    assert "supports no problem that can show it" in run.stdout
 
 
 @pytest.mark.parametrize("command", ALLOCATORS)

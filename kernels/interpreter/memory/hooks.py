@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 from torch import Tensor
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from triton.runtime import interpreter as ti
 
@@ -87,6 +88,8 @@ def _order(sem: Any, *, loads: bool, stores: bool) -> Order:
 class _HostWrites(TorchDispatchMode):
     """Follows what the host allocates without filling it, and what it fills later."""
 
+    supports_higher_order_operators = True  # FlexAttention is one: a kernel may call it
+
     def __init__(self, judge: Judge) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._judge = judge
@@ -95,6 +98,8 @@ class _HostWrites(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        if isinstance(func, HigherOrderOperator):
+            return result
         if "empty" in func._schema.name and isinstance(result, Tensor):
             self._judge.book.fresh(result)
         elif func._schema.is_mutable:
@@ -147,7 +152,7 @@ def _to_virtual(stock: Callable[[Any], Any], judge: Judge) -> Callable[[Any], An
             return converted
         tensor = argument if isinstance(argument, Tensor) else argument.base
         name = judge.names_of_arguments.get(tensor.data_ptr(), "a tensor")
-        virtual = judge.book.virtual_address(tensor, name)
+        virtual = judge.book.virtual_address(tensor, judge.kernel, name)
         converted.handle.data = np.array([virtual], dtype=np.uint64)
         return converted
 

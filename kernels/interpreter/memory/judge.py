@@ -55,7 +55,7 @@ class Judge:
         self.findings: dict[tuple[Any, ...], Finding] = {}
         self.launches = 0
         self.names_of_arguments: dict[int, str] = {}
-        self._kernel = ""
+        self.kernel = ""
         self._grid: tuple[int, int, int] = (1, 1, 1)
         self._program: tuple[int, int, int] | None = None
         self._launch = 0
@@ -72,7 +72,7 @@ class Judge:
     def begin_launch(self, kernel: str) -> None:
         """A kernel is launched; what earlier launches did is settled."""
         self.launches += 1
-        self._kernel = kernel
+        self.kernel = kernel
         self._program = None
         self._launch = self._last + 1
         self._last = self._launch
@@ -441,7 +441,7 @@ class Judge:
         line: tuple[str, int] | None = None,
     ) -> None:
         file, number = line or kernel_line()
-        key = fault, operation, tensor, self._kernel, file, number
+        key = fault, operation, tensor, self.kernel, file, number
         if key in self.findings:
             known = self.findings[key]
             self.findings[key] = replace(known, times=known.times + 1)
@@ -450,7 +450,7 @@ class Judge:
             fault=fault,
             operation=operation,
             tensor=tensor,
-            kernel=self._kernel,
+            kernel=self.kernel,
             file=file,
             line=number,
             program=self._program or (0, 0, 0),

@@ -227,19 +227,19 @@ class AddressBook:
     def __post_init__(self) -> None:
         self.regions = [Region(role) for role in self.roles if role.tensor.numel()]
 
-    def virtual_address(self, tensor: Tensor, name: str) -> int:
-        """The address that a kernel gets for a tensor.
+    def virtual_address(self, tensor: Tensor, kernel: str, parameter: str) -> int:
+        """The address that a kernel gets for a tensor as one of its parameters.
 
         Raises
         ------
         RuntimeError
             If the call has used more tensors than there are ranges.
         """
-        key = (tensor.data_ptr(), tensor.element_size(), tensor.shape, tensor.stride())
+        key = tensor.data_ptr(), tensor.element_size(), tensor.shape, tensor.stride(), parameter
         if key not in self._known:
             if len(self.origins) == MOST_TENSORS:
                 raise RuntimeError(f"{MOST_TENSORS:,} tensors in one watched call: watch less")
-            self._known[key] = self._introduce(tensor, name)
+            self._known[key] = self._introduce(tensor, kernel, parameter)
         return self._known[key].virtual
 
     def origin(self, address: int) -> Origin | None:
@@ -263,10 +263,10 @@ class AddressBook:
         for region in here:
             region.mark_written(tensor)
 
-    def _introduce(self, tensor: Tensor, name: str) -> Origin:
+    def _introduce(self, tensor: Tensor, kernel: str, parameter: str) -> Origin:
         region = self._region_of(tensor)
         if region is None:
-            region = self._unknown(tensor, name)
+            region = self._unknown(tensor, f"{kernel}.{parameter}")
             self.regions.append(region)
         number = len(self.origins) + 1
         real = tensor.data_ptr()
@@ -275,7 +275,7 @@ class AddressBook:
         span = _span(tuple(tensor.shape), tuple(tensor.stride())) * tensor.element_size()
         origin = Origin(
             region=region,
-            name=region.role.name if region.known else name,
+            name=region.role.name if region.known else parameter,
             virtual=virtual,
             low=np.uint64(virtual - (real - region.address)),
             delta=np.uint64((real - virtual) % 2**64),

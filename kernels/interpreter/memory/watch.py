@@ -37,7 +37,7 @@ class MemoryReport:
 
     @property
     def traffic(self) -> dict[str, Traffic]:
-        """Bytes moved, by name of the tensor. Tensors without a role go by a parameter's name."""
+        """Bytes moved, by name of the tensor; without a role, of the kernel and its parameter."""
         moved: dict[str, Traffic] = {}
         for region in self._judge.book.regions:
             name = region.role.name

@@ -19,8 +19,11 @@ from bench.record import (
 )
 from bench.timing import DecodeShape, TimedBatch, Timing
 from bench.workloads.builtin import builtin_stream
+from reference.conformance.coverage import Coverage
+from reference.conformance.expected import Expectations, ExpectedFailure
 from reference.contract import Capabilities
-from reference.verdict import Status
+from reference.problem import AttentionProblem
+from reference.verdict import Status, Verdict
 
 SPEC = "2x(q1 k129) g4 d80 b16 bf16 window=32"
 FAILURE = Failure(SPEC, "alone", Status.CRASHED, ("one", "two"), "(q1 k9999) d80 b16 bf16")
@@ -63,6 +66,60 @@ def test_verdicts_are_counted_by_check_and_status():
     }
     assert [record.count(status) for status in ("passed", "not supported", "failed")] == [9, 3, 0]
     assert (record.name, record.asked, record.problems, record.complete) == ("k.py:f", 12, 7, False)
+
+
+def test_a_check_that_saw_something_now_and_then_is_not_said_to_have_seen_nothing():
+    def unseen(*statuses: Status) -> dict[str, str]:
+        counts = Counter({("memory", status): 1 for status in statuses})
+        return kernel_record(outcome(counts=counts, unseen={"memory": "no launch"})).unseen
+
+    assert unseen(Status.NOT_RUN) == {"memory": "no launch"}
+    assert unseen(Status.NOT_RUN, Status.NOT_SUPPORTED) == {"memory": "no launch"}
+    assert unseen(Status.NOT_RUN, Status.PASSED) == {}
+
+
+def test_coverage_keeps_each_cell_and_its_counts():
+    problem = AttentionProblem.parse(SPEC)
+    coverage = Coverage()
+    for status in (Status.PASSED, Status.PASSED, Status.CRASHED):
+        coverage.add(problem, Verdict("truth", status))
+    able = Capabilities(variants=frozenset({"window"}))
+    record = kernel_record(outcome(coverage=coverage, capabilities=able))
+    assert [row.feature for row in record.coverage] == [
+        row.feature for row in coverage.matrix(able)
+    ]
+    rows = {row.feature: row for row in record.coverage}
+    window = rows["window"].cells["truth"]
+    assert window.model_dump() == {"state": "failed", "counts": {"passed": 2, "crashed": 1}}
+    assert window.failed == 1
+    assert rows["window"].cells["alone"].state == "not run"
+    assert rows["softcap"].cells["truth"].state == "not supported"
+    states = [cell.state for row in record.coverage for cell in row.cells.values()]
+    for state in ("failed", "not run", "not supported"):
+        assert record.cells(state) == states.count(state) > 0
+
+
+def test_an_expected_failure_keeps_what_came_of_it_in_figures_and_in_words():
+    waiver = ExpectedFailure(
+        kernel="f", check="truth", when=("window",), reason="https://example.org/issues/12"
+    )
+    expectations = Expectations.of([waiver], "k.py:f")
+    problem = AttentionProblem.parse(SPEC)
+    expectations.judge(problem, Verdict("truth", Status.FAILED, ("off",)))
+    (record,) = kernel_record(outcome(expectations=expectations)).expected
+    assert record.model_dump() == {
+        "kernel": "f",
+        "check": "truth",
+        "when": ["window"],
+        "reason": "https://example.org/issues/12",
+        "problems": 1,
+        "failed": 1,
+        "finding": "off",
+        "problem": SPEC,
+        "state": "failed as expected",
+        "said": "f truth [window] fails 1 of 1 problems, as expected: "
+        "https://example.org/issues/12",
+    }
 
 
 def test_a_failure_keeps_what_was_seen_and_how_to_see_it_again():

@@ -7,19 +7,26 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from bench.cross_check import Outcome
 from bench.environment import Environment
 from bench.record import (
     CheckRecord,
+    CoverageRow,
     DecodeTimes,
+    ExpectedRecord,
     FailureRecord,
     KernelRecord,
     MemoryRecord,
     StreamRecord,
     TimingRecord,
+    kernel_record,
     replay_command,
 )
+from bench.report.coverage import matrix, show_coverage
+from bench.report.coverage_markdown import markdown
 from bench.report.terminal import failure_panel, show, show_replay
 from reference.conformance.attention import CHECKS
+from reference.contract import Capabilities
 from reference.problem import AttentionProblem
 from reference.verdict import Status, Verdict
 
@@ -41,12 +48,41 @@ def failure(**changes) -> FailureRecord:
     return FailureRecord(**{**usual, **changes})
 
 
+def covered(capabilities: Capabilities = Capabilities(), **statuses: Status) -> list[CoverageRow]:  # noqa: B008 - frozen
+    """The coverage of 12 verdicts on `SPEC` for each check: passed, unless said otherwise."""
+    outcome = Outcome("k", capabilities, asked=12)
+    for check in ("truth", "alone"):
+        verdict = Verdict(check, statuses.get(check, Status.PASSED))
+        for _ in range(12):
+            outcome.coverage.add(AttentionProblem.parse(SPEC), verdict)
+    return kernel_record(outcome).coverage
+
+
+def expected(**changes) -> ExpectedRecord:
+    usual = {
+        "kernel": "k.py:f",
+        "check": "truth",
+        "when": ["window"],
+        "reason": "https://example.org/issues/12",
+        "problems": 4,
+        "failed": 3,
+        "finding": "off",
+        "problem": SPEC,
+        "state": "failed as expected",
+        "said": "k.py:f truth [window] fails 3 of 4 problems: https://example.org/issues/12",
+    }
+    return ExpectedRecord(**{**usual, **changes})
+
+
 def kernel(name: str = "torch", **changes) -> KernelRecord:
     usual = {
         "name": name,
         "asked": 300,
         "problems": 300,
         "checks": {"truth": {"passed": 300}, "alone": {"passed": 291}},
+        "unseen": {"memory": "only Triton kernels in the interpreter can be watched"},
+        "expected": [],
+        "coverage": covered(),
         "complete": True,
         "failure": None,
     }
@@ -122,6 +158,7 @@ def record(**changes) -> CheckRecord:
         "memory": [memory("contiguous", 131_072, 16.0), memory("paged", 16, 1.503)],
         "pool_bytes": 24 * 2**30,
         "verdict": "right",
+        "warnings": [],
         "exit_code": 0,
     }
     return CheckRecord(**{**usual, **changes})
@@ -270,6 +307,101 @@ def test_the_last_lines_say_on_what_and_how_it_ended():
     assert "decode: " not in untimed
 
 
+# Expected failures and coverage
+
+
+def test_a_kernel_that_failed_only_as_expected_is_said_to_with_the_reasons():
+    checks = {"truth": {"passed": 297, "failed as expected": 3}}
+    stale = expected(state="no longer fails", said="k.py:f alone no longer fails")
+    waived = kernel("k.py:f", checks=checks, expected=[expected(), stale])
+    text = printed(
+        record(kernels=[waived], verdict="as expected", warnings=["k.py:f alone no longer fails"])
+    )
+    assert row(text, "k.py:f").startswith("k.py:f as expected 300 problems, 297 checks,")
+    assert "3 failed as expected" in " ".join(text.split())
+    assert text.splitlines()[-3:] == [
+        f"expected  {expected().said}",
+        "warning   k.py:f alone no longer fails",
+        "as expected in 31 s, seed 5, exit code 0",
+    ]
+
+
+def test_a_kernels_row_counts_the_cells_that_were_shown_and_names_what_saw_nothing():
+    coverage = covered()
+    shown = sum(cell.state == "passed" for row in coverage for cell in row.cells.values())
+    missing = sum(cell.state == "not run" for row in coverage for cell in row.cells.values())
+    assert shown > 10
+    text = " ".join(printed(record()).split())
+    assert f"coverage {shown}/{shown + missing}, memory not run" in text
+
+
+NO_WINDOW = Capabilities(variants=frozenset({"lse"}), kv_dtypes=frozenset({"e4m3"}))
+
+
+def test_the_matrix_fits_80_columns_and_shows_each_state_by_its_sign():
+    text = "\n".join(
+        line.plain for line in matrix(kernel(coverage=covered(NO_WINDOW, alone=Status.FAILED)))
+    )
+    assert max(map(cell_len, text.splitlines())) <= 80
+    cells = {line[:16].strip(): line[16:].split() for line in text.splitlines()}
+    names = [check.name for check in CHECKS]
+    truth, alone, growth = (names.index(name) for name in ("truth", "alone", "growth"))
+    # What the problem shows and what it does not; what is not declared; what nothing can show.
+    assert (cells["bf16"][truth], cells["bf16"][alone]) == ("12", "!12")
+    assert (cells["fp32"][truth], cells["fp32"][alone]) == ("?", "?")
+    assert set(cells["window"]) == set(cells["e5m2"]) == set(cells["prefill"]) == {"-"}
+    assert (cells["bf16"][growth], cells["decode"][growth]) == ("-", ".")
+    assert set(cells["e4m3"]) == {"?", "-"}
+    assert "memory: not run: only Triton kernels" in text
+    for sign in ("!N failed", "~N failed as expected", "? not run", "- not supported"):
+        assert sign in text
+    waived = matrix(kernel(coverage=covered(truth=Status.EXPECTED)))
+    assert any("~12" in line.plain for line in waived)
+
+
+def test_each_check_stands_above_its_own_column():
+    lines = [line.plain for line in matrix(kernel(coverage=covered()))]
+    (counts,) = [line for line in lines if line.startswith("  bf16")]
+    for check in ("truth", "alone"):
+        (header,) = [line for line in lines if re.search(rf" {check}( |$)", line)]
+        end = header.index(check) + len(check)
+        assert counts[:end].endswith("12"), check
+    assert counts.count("12") == 2
+
+
+def test_the_matrix_is_printed_for_every_kernel_and_without_markup():
+    console = Console(file=StringIO(), width=80)
+    show_coverage(record(kernels=[kernel("torch"), kernel(ODD_NAME)]), console)
+    text = console.file.getvalue()
+    assert "torch: problems by what they show and by check" in text
+    assert f"{ODD_NAME}: problems by what they show and by check" in text
+
+
+def test_markdown_has_a_table_for_each_kernel_in_words():
+    coverage = covered(NO_WINDOW, alone=Status.FAILED, truth=Status.EXPECTED)
+    subject = kernel("k.py:f", coverage=coverage, expected=[expected()])
+    text = markdown(record(kernels=[kernel("torch"), subject]))
+    assert text.count("### `") == 2
+    table = text.partition("### `k.py:f`")[2]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in table.splitlines()
+        if line.startswith("|")
+    ]
+    assert rows[0] == ["", *(check.name for check in CHECKS)]
+    assert {len(cells) for cells in rows} == {len(CHECKS) + 1}
+    by_feature = {cells[0].strip("`"): dict(zip(rows[0], cells, strict=True)) for cells in rows}
+    assert by_feature["dtype=bf16"]["alone"] == "**12** of 12 failed"
+    assert by_feature["dtype=bf16"]["truth"] == "**12** of 12 failed as expected"
+    assert by_feature["dtype=fp32"]["truth"] == "not run"
+    assert by_feature["window"]["truth"] == "not supported"
+    assert by_feature["decode"]["growth"] == "no problem shows it"
+    assert "12 passed" in text  # of the other kernel
+    assert "`memory` was not run: only Triton kernels" in table
+    assert expected().said in table
+    assert "seed 5, NVIDIA H100 80GB HBM3, torch 2.13.0+cu130" in text
+
+
 # Markup and colour
 
 
@@ -319,7 +451,7 @@ def test_a_replay_shows_every_check_that_applies_also_one_that_was_not_run():
     console = Console(file=StringIO(), width=80)
     show_replay("k", problem, verdicts, console)
     rows = [line.split() for line in console.file.getvalue().splitlines()]
-    law = CHECKS[0].law.split()
+    law = next(check.law for check in CHECKS if check.name == "truth").split()
     assert ["truth", "passed", *law[:6]] in [cells[:8] for cells in rows]
     assert ["repeated", "not", "supported", "dtype", "bf16"] in rows
     assert ["last-row", "crashed", "the", "kernel's", "process"] in [cells[:5] for cells in rows]

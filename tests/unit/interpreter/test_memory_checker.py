@@ -152,8 +152,8 @@ def test_what_is_legal_gives_no_finding_and_the_same_answer() -> None:
     assert memory.launches == 1
     assert torch.equal(source, target)
     traffic = memory.traffic
-    assert (traffic["source"].loaded, traffic["source"].stored) == (200, 0)
-    assert (traffic["target"].loaded, traffic["target"].stored_distinct) == (0, 200)
+    assert (traffic["copy_kernel.source"].loaded, traffic["copy_kernel.source"].stored) == (200, 0)
+    assert (traffic["copy_kernel.target"].loaded, traffic["copy_kernel.target"].stored_distinct) == (0, 200)
 
 
 def test_a_load_past_the_end_names_the_line_the_program_and_the_place() -> None:

@@ -12,7 +12,17 @@ from torch import Tensor
 from helpers.profiles import examples
 from paged.attention import paged_attention
 from reference.attention import attend
-from reference.conformance.attention import CHECKS, LAWS, TRUTH, Check, applicable, judge, run_check
+from reference.conformance.attention import (
+    CHECKS,
+    LAWS,
+    MEMORY,
+    TRUTH,
+    Check,
+    Watch,
+    applicable,
+    judge,
+    run_check,
+)
 from reference.contract import (
     VARIANTS,
     AttentionKernel,
@@ -252,7 +262,8 @@ MIXED = "(q1 k21) (q3 k9) g2 d16 b4 fp32"
 SHARED = "(q1 k21) (q1 k19) g2 d16 b4 fp32 shared=12"
 BITWISE = {"relabelled-pages", "repeated", "without-lse"}
 OF_DECODE = {"truth", *BITWISE, "alone", "scaled-values"}
-EVERYTHING = {check.name for check in CHECKS}
+EVERYTHING = {check.name for check in (TRUTH, *LAWS)}
+"""That can be seen of a kernel in torch: `memory` needs somebody who watches, see below."""
 
 # A kernel with one defect, a problem that shows it, and exactly the checks that must fail.
 WRONG: list[tuple[Maker, str, set[str]]] = [
@@ -354,6 +365,58 @@ def test_a_finding_says_what_and_where(
     assert verdict.status is Status.FAILED
     assert verdict.wrong
     assert any(found.startswith(finding) for found in verdict.findings), verdict.findings
+
+
+# --- memory: somebody watches, or nobody does -----------------------------------------------------
+
+
+def test_what_nobody_watches_is_not_run_and_the_kernel_is_not_called() -> None:
+    verdict = run_check(MEMORY, raises, AttentionProblem.parse(DECODE))
+    assert verdict.status is Status.NOT_RUN
+    assert verdict.findings == ("only Triton kernels in the interpreter can be watched",)
+    assert not verdict.wrong
+
+
+def sees(findings: list[str] | None) -> Watch:
+    """Calls the kernel, and says that it saw this."""
+
+    def watch(kernel: AttentionKernel, batch: PagedBatch) -> list[str] | None:
+        kernel(batch)
+        return findings
+
+    return watch
+
+
+@pytest.mark.parametrize(
+    ("seen", "verdict"),
+    [
+        ([], Verdict("memory", Status.PASSED)),
+        (["read block 9 of s2"], Verdict("memory", Status.FAILED, ("read block 9 of s2",))),
+        (None, Verdict("memory", Status.NOT_RUN, ("the kernel launched no Triton kernel",))),
+    ],
+)
+def test_the_verdict_on_memory_is_what_was_seen(seen: list[str] | None, verdict: Verdict) -> None:
+    problem = AttentionProblem.parse(DECODE)
+    assert run_check(MEMORY, paged_attention, problem, watch=sees(seen)) == verdict
+    # Nobody looks at memory for the others: what is seen there is no fault in them.
+    assert run_check(TRUTH, paged_attention, problem, watch=sees(seen)).status is Status.PASSED
+
+
+def test_a_kernel_that_raises_while_it_is_watched_is_wrong() -> None:
+    verdict = run_check(MEMORY, raises, AttentionProblem.parse(DECODE), watch=sees([]))
+    assert verdict.status is Status.FAILED
+    assert verdict.findings == ("raised NotImplementedError: no kernel for head size 16",)
+
+
+def test_a_kernel_is_watched_on_what_it_declares() -> None:
+    lses = []
+
+    def watch(kernel: AttentionKernel, batch: PagedBatch) -> list[str]:
+        lses.append(batch.lse)
+        return []
+
+    assert run_check(MEMORY, no_lse, AttentionProblem.parse(DECODE), watch=watch).findings == ()
+    assert lses == [None]
 
 
 # --- statuses ------------------------------------------------------------------------------------
@@ -512,7 +575,7 @@ def test_a_law_applies_where_it_can_show_something(spec: str, laws: set[str]) ->
 
 
 def test_checks_have_names_of_their_own_and_say_what_must_hold() -> None:
-    assert list(CHECKS) == [TRUTH, *LAWS]
+    assert list(CHECKS) == [MEMORY, TRUTH, *LAWS]
     assert len({check.name for check in CHECKS}) == len(CHECKS)
     assert all(check.law.endswith(".") for check in CHECKS)
 

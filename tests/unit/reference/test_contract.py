@@ -138,6 +138,40 @@ def test_a_name_that_nobody_knows_is_an_error_that_lists_the_known(
     assert str(complaint.value).endswith(f"use {', '.join(known)}")
 
 
+TOGETHER = Capabilities(
+    never_together=frozenset({"kv_dtype=e4m3 head_dim=80", "alibi noncausal", "dtype=bf16 sinks"})
+)
+
+
+@pytest.mark.parametrize(
+    ("spec", "refused"),
+    [
+        ("(q1 k9) d80 b16 fp16 kv=e4m3", "kv_dtype=e4m3 head_dim=80 together"),
+        ("(q1 k9) d80 b16 fp16 kv=e5m2", None),
+        ("(q1 k9) d64 b16 fp16 kv=e4m3", None),
+        ("(q3 k9) d64 b16 fp32 alibi noncausal", "alibi noncausal together"),
+        ("(q3 k9) d64 b16 fp32 alibi", None),
+        ("(q3 k9) d64 b16 fp32 noncausal", None),
+        ("(q1 k9) d64 b16 bf16 sinks", "dtype=bf16 sinks together"),
+        ("(q1 k9) d64 b16 fp16 sinks", None),
+    ],
+)
+def test_what_works_alone_may_not_work_at_once(spec: str, refused: str | None) -> None:
+    assert TOGETHER.refusal(AttentionProblem.parse(spec)) == refused
+
+
+@examples(60)
+@given(problems(capabilities=TOGETHER))
+def test_what_does_not_work_at_once_is_not_drawn(problem: AttentionProblem) -> None:
+    assert TOGETHER.refusal(problem) is None
+
+
+@pytest.mark.parametrize("words", ["alibi bogus", "heads=3", "kv=e4m3"])
+def test_words_that_nobody_knows_are_an_error_too(words: str) -> None:
+    with pytest.raises(ValueError, match=r"never_together: '\S+' in .* unknown; use prefill, "):
+        Capabilities(never_together=frozenset({words}))
+
+
 def test_a_query_dtype_is_no_cache_dtype() -> None:
     with pytest.raises(ValueError, match="kv_dtypes: 'bf16' is unknown; use e4m3, e5m2"):
         Capabilities(kv_dtypes=frozenset({"bf16"}))

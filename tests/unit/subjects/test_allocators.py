@@ -11,7 +11,8 @@ from paged.subject import PagedSubject, paged_allocator
 from reference.allocator_contract import AllocatorCapabilities, capabilities_of_factory
 from reference.conformance.allocator import run_program
 from reference.programs import Pool, Program, Step
-from subjects.allocators import ADAPTERS, BUILT_IN, engine_python, open_allocator
+from subjects.allocators import ADAPTERS, BUILT_IN, open_allocator
+from subjects.environments import engine_python
 from subjects.loading import SubjectError
 from subjects.remote_allocator import ROOT, RemoteFactory
 

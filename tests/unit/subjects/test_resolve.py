@@ -32,7 +32,7 @@ def kernel_file(source: str, name: str = "mine.py") -> str:
 
 def test_built_in_names_are_short_for_names_like_anybodys():
     assert resolve_kernel("torch").kernel is paged_attention
-    assert resolve_kernel(BUILT_IN["torch"]).kernel is paged_attention
+    assert resolve_kernel(BUILT_IN["torch"].where).kernel is paged_attention
     assert resolve_kernel("triton").name == "triton"
 
 

@@ -1,0 +1,63 @@
+"""What the children of the commands have in common: how they listen, and how they die.
+
+A child reads questions from standard input and answers on a descriptor of its own, JSON lines both;
+see `subjects.process`, which starts and ends it.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import resource
+import signal
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import IO, Any
+
+
+def open_answers() -> IO[str]:
+    """Where answers go, so that whatever runs here may print. Its own children do not inherit it.
+
+    The first line, `{}`, is said at once: from here on the subject's code may run.
+    """
+    descriptor = int(os.environ.pop("PAGEDBENCH_ANSWERS"))
+    os.set_inheritable(descriptor, False)  # noqa: FBT003 - takes no keyword
+    answers = os.fdopen(descriptor, "w", buffering=1)
+    answers.write("{}\n")
+    return answers
+
+
+def answer_all(
+    questions: SimpleQueue[str],
+    answers: IO[str],
+    answer: Callable[[dict[str, Any]], dict[str, Any]],
+) -> None:
+    """Answer one question after another; `listen` ends the process."""
+    while True:
+        answers.write(json.dumps(answer(json.loads(questions.get()))) + "\n")
+
+
+def speak_when_dying() -> None:
+    """A crash says where it was, and leaves no core file: a search may crash hundreds of times."""
+    faulthandler.enable(all_threads=False)
+    faulthandler.register(signal.SIGUSR1, all_threads=False)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def listen() -> SimpleQueue[str]:
+    """Questions as they come. When no more can come this process ends, hung subject or not."""
+    mine = os.fdopen(os.dup(0))
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)  # a subject that reads standard input must not get the questions
+    os.close(nothing)
+    questions: SimpleQueue[str] = SimpleQueue()
+
+    def read() -> None:
+        for line in mine:
+            questions.put(line)
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    return questions

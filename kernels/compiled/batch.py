@@ -1,0 +1,83 @@
+"""A batch as an engine has it: what a host function is given to compile its launches for.
+
+`reference.placement` lays a problem out as badly as the contract allows, for finding bugs. Here the
+strides are those of a serving engine, because they decide what the compiler may do: a stride that
+is divisible by 16 is what makes 16-byte loads.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from reference.contract import PagedBatch
+from reference.problem import AttentionProblem
+
+MAX_CONTEXT: Final = 131_072
+"""Tokens for which a row of the block table has room, as in an engine that serves such a model."""
+
+SPARE_BLOCKS: Final = 16
+"""Blocks of the pool that no sequence has: copies go there."""
+
+
+def engine_batch(problem: AttentionProblem, *, with_lse: bool = True) -> PagedBatch:
+    """Tensors of a problem on the CPU, of the right shapes, strides and alignment.
+
+    The query is the first part of a fused projection, keys and values lie together as
+    [num_blocks, 2, block_size, num_kv_heads, head_dim], the outputs are contiguous. The block table
+    and the lengths are right; queries, keys and values are not written, and cost no memory.
+
+    Parameters
+    ----------
+    problem
+        Its requests, shapes, dtypes and variant.
+    with_lse
+        Whether the call asks for the log-sum-exp.
+    """
+    heads, dim = problem.num_q_heads, problem.head_dim
+    fused = torch.empty(
+        (problem.num_tokens, heads + 2 * problem.num_kv_heads, dim), dtype=problem.torch_dtype
+    )
+    blocks = [-(-request.seq_len // problem.block_size) for request in problem.requests]
+    num_blocks = sum(blocks) + SPARE_BLOCKS
+    width = max(MAX_CONTEXT // problem.block_size, *blocks)
+    table = torch.zeros((len(blocks), width), dtype=torch.int32)
+    first = 0
+    for row, count in enumerate(blocks):
+        table[row, :count] = torch.arange(first, first + count, dtype=torch.int32)
+        first += count
+    cache = torch.empty(
+        (num_blocks, 2, problem.block_size, problem.num_kv_heads, dim),
+        dtype=problem.torch_kv_dtype,
+    )
+    keys, values = cache.unbind(1)
+    return PagedBatch(
+        query=fused[:, :heads],
+        key_cache=keys,
+        value_cache=values,
+        block_table=table,
+        seq_lens=_int32([request.seq_len for request in problem.requests]),
+        query_start_loc=_int32(problem.query_starts),
+        out=torch.empty((problem.num_tokens, heads, dim), dtype=problem.torch_dtype),
+        lse=torch.empty((problem.num_tokens, heads), dtype=torch.float32) if with_lse else None,
+        max_query_len=problem.max_query_len,
+        max_seq_len=problem.max_seq_len,
+        scale=problem.softmax_scale,
+        causal=problem.causal,
+        window=problem.window,
+        softcap=problem.softcap,
+        alibi_slopes=_per_head(heads) if problem.alibi else None,
+        sinks=_per_head(heads) if problem.sinks else None,
+        k_scale=problem.k_scale,
+        v_scale=problem.v_scale,
+    )
+
+
+def _int32(numbers: list[int]) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.int32)
+
+
+def _per_head(heads: int) -> Tensor:
+    return torch.ones(heads, dtype=torch.float32)

@@ -1,0 +1,85 @@
+"""What is compiled by default: our kernels, each for the problems that make it another kernel.
+
+The shapes are those of Llama-3-8B (8 KV heads, 4 query heads each, head size 128) unless a name
+says otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One thing to compile.
+
+    Attributes
+    ----------
+    name
+        As it is shown and as a baseline knows it. Its first word is a group.
+    subject
+        `module:function` or `file.py:function`; the function takes a `PagedBatch`.
+    problem
+        Spec of the batch.
+    not_for
+        Targets that cannot do it, and why; it is not run there, and that is shown.
+    """
+
+    name: str
+    subject: str
+    problem: str
+    not_for: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def group(self) -> str:
+        """First word of the name: decode, prefill, write, copy."""
+        return self.name.partition(" ")[0]
+
+    def refusal(self, target: str) -> str | None:
+        """Why it is not run for a target, or None if it is."""
+        return dict(self.not_for).get(target)
+
+
+_DECODE: Final = "16x(q1 k1024) h8 g4"
+_PREFILL: Final = "16x(q512 k1024) h8 g4"
+_ALL: Final = "window=100 softcap=30.0 alibi"
+_NO_E4M3: Final = (("sm_80", "e4m3 needs sm_89 or newer"),)
+
+# (name, function of `hosts`, problem)
+_OURS: Final = (
+    ("decode bf16", "decode", f"{_DECODE} d128 b16 bf16"),
+    ("decode bf16, block 1", "decode", f"{_DECODE} d128 b1 bf16"),
+    ("decode bf16, block 128", "decode", f"{_DECODE} d128 b128 bf16"),
+    ("decode bf16, d80", "decode", f"{_DECODE} d80 b16 bf16"),
+    ("decode bf16, d256", "decode", f"{_DECODE} d256 b16 bf16"),
+    ("decode bf16, cache e4m3", "decode", f"{_DECODE} d128 b16 bf16 kv=e4m3"),
+    ("decode bf16, cache e5m2", "decode", f"{_DECODE} d128 b16 bf16 kv=e5m2"),
+    ("decode fp32", "decode", f"{_DECODE} d128 b16 fp32"),
+    ("decode bf16, split, sinks", "split_decode", f"{_DECODE} d128 b16 bf16 sinks"),
+    ("decode fp16, split, all", "split_decode", f"{_DECODE} d128 b16 fp16 {_ALL}"),
+    ("prefill bf16", "prefill", f"{_PREFILL} d128 b16 bf16"),
+    ("prefill bf16, d256", "prefill", f"{_PREFILL} d256 b16 bf16"),
+    ("prefill bf16, not causal", "prefill", f"{_PREFILL} d128 b16 bf16 noncausal"),
+    ("prefill bf16, all", "prefill", f"{_PREFILL} d128 b16 bf16 {_ALL} sinks"),
+    ("prefill fp16, 4 tokens, d96", "prefill", "16x(q4 k1024) h8 g4 d96 b16 fp16"),
+    ("prefill fp32", "prefill", f"{_PREFILL} d128 b16 fp32"),
+    ("write bf16", "write", f"{_DECODE} d128 b16 bf16"),
+    ("write e4m3", "write", f"{_DECODE} d128 b16 bf16 kv=e4m3"),
+    ("write e5m2", "write", f"{_DECODE} d128 b16 bf16 kv=e5m2"),
+    ("copy bf16", "copy", f"{_DECODE} d128 b16 bf16"),
+)
+
+VARIANTS: Final = tuple(
+    Variant(
+        name,
+        f"kernels.compiled.hosts:{host}",
+        problem,
+        _NO_E4M3 if "kv=e4m3" in problem else (),
+    )
+    for name, host, problem in _OURS
+)
+"""In the order in which they are shown."""
+
+GROUPS: Final = tuple(dict.fromkeys(variant.group for variant in VARIANTS))
+"""Words that `--kernel` takes for several variants at once."""

@@ -1,0 +1,49 @@
+"""Foreign code lives in environments of its own, in `.engines` beside the rooms."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from subjects.loading import SubjectError
+
+ROOT: Final = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltIn:
+    """A subject that is known by a short name.
+
+    Attributes
+    ----------
+    where
+        `module:attribute` or `path/to/file.py:attribute`.
+    environment
+        Name of the environment that it needs; empty if pagedbench's own will do.
+    """
+
+    where: str
+    environment: str = ""
+
+
+def engine_python(environment: str) -> Path:
+    """The interpreter of an engine's environment.
+
+    Environments lie in `.engines` beside the rooms, or in the folder that the environment variable
+    PAGEDBENCH_ENGINES names.
+
+    Raises
+    ------
+    SubjectError
+        It has not been built.
+    """
+    folder = Path(os.environ.get("PAGEDBENCH_ENGINES") or ROOT / ".engines")
+    python = folder / environment / "bin" / "python"
+    if not python.is_file():
+        raise SubjectError(
+            f"{environment} needs an environment of its own, and {python} is not there: build it "
+            f"with 'make engine-{environment}', or name an interpreter with --engine-python"
+        )
+    return python

