@@ -7,14 +7,12 @@ see `subjects.process`, which starts and ends it.
 from __future__ import annotations
 
 import faulthandler
-import json
 import os
 import resource
 import signal
 import threading
-from collections.abc import Callable
 from queue import SimpleQueue
-from typing import IO, Any
+from typing import IO
 
 
 def open_answers() -> IO[str]:
@@ -27,16 +25,6 @@ def open_answers() -> IO[str]:
     answers = os.fdopen(descriptor, "w", buffering=1)
     answers.write("{}\n")
     return answers
-
-
-def answer_all(
-    questions: SimpleQueue[str],
-    answers: IO[str],
-    answer: Callable[[dict[str, Any]], dict[str, Any]],
-) -> None:
-    """Answer one question after another; `listen` ends the process."""
-    while True:
-        answers.write(json.dumps(answer(json.loads(questions.get()))) + "\n")
 
 
 def speak_when_dying() -> None:

@@ -32,7 +32,7 @@ from typing import Any, Final
 
 import torch
 
-from bench.child import answer_all, listen, open_answers, speak_when_dying
+from bench.child import listen, open_answers, speak_when_dying
 from bench.environment import version_of
 from kernels.compiled.batch import engine_batch
 from kernels.compiled.capture import capture, install
@@ -52,15 +52,16 @@ def main() -> None:
     torch.set_num_threads(1)
     speak_when_dying()
     questions = listen()
-    answers = open_answers()
-    install(target)
-    said = {
-        "target": target.name,
-        "triton": version_of("triton"),
-        "toolchain": toolchain(target),
-    }
-    answers.write(json.dumps(said) + "\n")
-    answer_all(questions, answers, lambda question: answer(question, target))
+    with open_answers() as answers:
+        install(target)
+        said = {
+            "target": target.name,
+            "triton": version_of("triton"),
+            "toolchain": toolchain(target),
+        }
+        answers.write(json.dumps(said) + "\n")
+        while True:
+            answers.write(json.dumps(answer(json.loads(questions.get()), target)) + "\n")
 
 
 def answer(question: dict[str, Any], target: Target) -> dict[str, Any]:

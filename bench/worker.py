@@ -8,15 +8,9 @@ with {"harness": TRACEBACK} where what went wrong is ours.
 
 from __future__ import annotations
 
-import faulthandler
 import json
-import os
-import resource
-import signal
 import sys
-import threading
 import traceback
-from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -25,6 +19,7 @@ import torch
 # the same names.
 import kernels
 import paged
+from bench.child import listen, open_answers, speak_when_dying
 from bench.watching import watcher
 from reference.conformance.attention import CHECKS, run_check
 from reference.contract import Capabilities
@@ -95,40 +90,13 @@ def main() -> None:
     """Answer until standard input ends."""
     name, device = sys.argv[1:]
     torch.set_num_threads(1)
-    _speak_when_dying()
-    questions = _listen()
-    descriptor = int(os.environ.pop("PAGEDBENCH_ANSWERS"))
-    os.set_inheritable(descriptor, False)  # noqa: FBT003 - takes no keyword
-    with os.fdopen(descriptor, "w", buffering=1) as answers:
-        answers.write("{}\n")
+    speak_when_dying()
+    questions = listen()
+    with open_answers() as answers:
         subject, said = introduction(name, device)
         answers.write(json.dumps(said) + "\n")
         while subject is not None:
             answers.write(json.dumps(answer(subject, json.loads(questions.get()), device)) + "\n")
-
-
-def _speak_when_dying() -> None:
-    # A search may crash hundreds of times: each says where it was, and none leaves a core file.
-    faulthandler.enable(all_threads=False)
-    faulthandler.register(signal.SIGUSR1, all_threads=False)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def _listen() -> SimpleQueue[str]:
-    """Questions as they come. When no more can come this process ends, hung kernel or not."""
-    mine = os.fdopen(os.dup(0))
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)  # a kernel that reads standard input must not get the questions
-    os.close(nothing)
-    questions: SimpleQueue[str] = SimpleQueue()
-
-    def listen() -> None:
-        for line in mine:
-            questions.put(line)
-        os._exit(0)
-
-    threading.Thread(target=listen, daemon=True).start()
-    return questions
 
 
 if __name__ == "__main__":

@@ -37,6 +37,9 @@ from kernels.compiled.targets import Target, occupancy
 KEY_NAMES: Final = ("BLOCK_N", "TILE_SIZE", "BLOCK_KV")
 """Constexprs that may hold the keys of one iteration of the main loop, by common usage."""
 
+LONGEST_NAME: Final = 40
+"""Characters of a statement that assigns to no variable, as its name."""
+
 _TOOLS: Final = Path(triton.backends.nvidia.__file__).parent / "bin"
 _ASSIGNED = re.compile(r"\s*(\w+)\s*(?::[^=]*)?[-+*|&]?=(?!=)")
 
@@ -192,7 +195,10 @@ def _spill_bytes(launch: Launch, target: Target) -> int:
 
 
 def _statement_names(function: Any) -> Callable[[tuple[str, int]], str]:
-    """Names for statements: the variable that is assigned, or else file and line."""
+    """Names for statements: the variable that is assigned, or else the line's own text.
+
+    Not its number, which changes with every line that is put in above.
+    """
     home = Path(function.fn.__code__.co_filename).parent
 
     def name_of(source: tuple[str, int]) -> str:
@@ -203,7 +209,7 @@ def _statement_names(function: Any) -> Callable[[tuple[str, int]], str]:
         beside = home / Path(path).name
         text = linecache.getline(str(beside if beside.is_file() else path), line)
         assigned = _ASSIGNED.match(text)
-        return assigned[1] if assigned else f"{Path(path).name}:{line}"
+        return assigned[1] if assigned else text.strip()[:LONGEST_NAME] or "unknown"
 
     return name_of
 

@@ -74,7 +74,7 @@ def parse_sass(text: str, shifted_lines: ShiftedLines | None = None) -> Listing:
     shifted_lines
         From `read_shifted_lines`: where loads really come from.
     """
-    true_line = shifted_lines or {}
+    lines = shifted_lines or {}
     instructions: list[Instruction] = []
     labels: dict[str, int] = {}
     source = ("", 0)
@@ -93,12 +93,24 @@ def parse_sass(text: str, shifted_lines: ShiftedLines | None = None) -> Listing:
                     kind=class_of(opcode),
                     access=access,
                     label=branch[1] if branch else None,
-                    source=true_line.get((access.kind, source), source) if access else source,
+                    source=_true_source(access.kind, source, lines) if access else source,
                 )
             )
     while instructions and instructions[-1].opcode == "NOP":
         instructions.pop()
     return Listing(tuple(instructions), labels)
+
+
+def _true_source(kind: str, source: Source, lines: ShiftedLines) -> Source:
+    """The statement of an access.
+
+    Where two files follow each other with the same line number, the listing goes on with the first
+    one: a line of which the PTX knows no such access is looked for in the other files.
+    """
+    if (kind, source) in lines:
+        return lines[kind, source]
+    same_line = {at for (of, (_, line)), at in lines.items() if (of, line) == (kind, source[1])}
+    return same_line.pop() if len(same_line) == 1 else source
 
 
 def class_of(opcode: str) -> str:

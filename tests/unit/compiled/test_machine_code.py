@@ -98,6 +98,15 @@ def test_a_load_is_traced_past_the_lines_of_its_assembly():
     assert copied.source == (SWEEP, 54)
 
 
+def test_a_load_whose_file_the_listing_lost_is_found_by_its_line():
+    shifted = sass.read_shifted_lines(PTX)
+    text = '\t//## File "/src/kernels/prefill.py", line {}\n  /*0000*/  LDGSTS.E [R1], [R2.64] ;\n'
+    (lost,) = sass.parse_sass(text.format(70), shifted).instructions
+    assert lost.source == (SWEEP, 70)
+    (unknown,) = sass.parse_sass(text.format(71), shifted).instructions
+    assert unknown.source == ("/src/kernels/prefill.py", 71)
+
+
 def test_what_the_tools_say_of_resources():
     assert sass.read_resources(RESOURCES) == {"REG": 124, "STACK": 0, "SHARED": 1024, "LOCAL": 0}
     assert sass.read_spill_bytes(PTXAS) == 124
