@@ -278,7 +278,7 @@ def _replay(
 ) -> int:
     from bench.check import RIGHT, WRONG
     from bench.cross_check import replay
-    from bench.report.terminal import show_replay
+    from bench.report.terminal import show_moved, show_replay
     from reference.conformance.expected import Expectations
     from reference.inputs import make_inputs
     from reference.problem import AttentionProblem
@@ -289,11 +289,11 @@ def _replay(
     wrong, unable = False, []
     for name in kernels:
         known = Expectations.of(expected, name)
-        verdicts = [
-            known.judge(parsed, verdict)
-            for verdict in replay(name, device, parsed, time_limit_s=time_limit_s, python=python)
-        ]
+        replayed = replay(name, device, parsed, time_limit_s=time_limit_s, python=python)
+        verdicts = [known.judge(parsed, verdict) for verdict in replayed.verdicts]
         show_replay(name, parsed, verdicts, console)
+        if replayed.moved is not None:
+            show_moved(replayed.moved, console)
         wrong = wrong or any(verdict.wrong for verdict in verdicts)
         if all(verdict.status is Status.NOT_SUPPORTED for verdict in verdicts):
             unable.append(name)

@@ -132,6 +132,23 @@ class Outcome:
         return self.failure is not None
 
 
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What every check said of one problem.
+
+    Attributes
+    ----------
+    verdicts
+        In the order of `CHECKS`.
+    moved
+        Bytes of each tensor, as `bench.watching.bytes_moved` gives them; None unless every access
+        was seen and legal.
+    """
+
+    verdicts: list[Verdict]
+    moved: dict[str, dict[str, int]] | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
     """How to search.
@@ -236,9 +253,10 @@ def replay(
     *,
     time_limit_s: float = TIME_LIMIT_S,
     python: str | None = None,
-) -> list[Verdict]:
+) -> Replay:
     """Every check that applies, on one problem; none more once the kernel has hung."""
     verdicts: list[Verdict] = []
+    moved = None
     with start(kernel, device, time_limit_s=time_limit_s, python=python) as child:
         for check in CHECKS:
             if not check.applies(problem):
@@ -249,7 +267,9 @@ def replay(
                 verdicts.append(_crashed(check.name, death))
                 if death.timed_out:
                     break
-    return verdicts
+        if any(v.check == MEMORY.name and v.status is Status.PASSED for v in verdicts):
+            moved = child.ask({"moved": str(problem)})["moved"]
+    return Replay(verdicts, moved)
 
 
 def search(plan: Search, *, advance: Callable[[int], None], stop: threading.Event) -> Outcome:

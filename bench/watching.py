@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 
 from reference.conformance.attention import Watch
+from reference.contract import AttentionKernel
+from reference.inputs import make_inputs
+from reference.placement import place
+from reference.problem import AttentionProblem
 
 
 def watcher() -> Watch | None:
@@ -19,3 +24,23 @@ def watcher() -> Watch | None:
     from kernels.interpreter.memory import watch_attention
 
     return watch_attention if interpreting() else None
+
+
+def bytes_moved(
+    kernel: AttentionKernel, problem: AttentionProblem
+) -> dict[str, dict[str, int]] | None:
+    """Bytes that a Triton kernel loads and stores of each tensor; None where nothing can be seen.
+
+    For each tensor the fields of `kernels.interpreter.memory.Traffic`. A tensor without a role in
+    the call, such as scratch memory, goes by the name of the kernel and its parameter.
+    """
+    if watcher() is None:
+        return None
+    from kernels.interpreter.memory import attention_roles, watch_memory
+
+    batch = place(make_inputs(problem)).batch
+    with watch_memory(attention_roles(batch)) as memory:
+        kernel(batch)
+    if not memory.launches:
+        return None
+    return {name: asdict(traffic) for name, traffic in memory.traffic.items()}

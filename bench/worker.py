@@ -3,7 +3,8 @@
 It is started with a kernel's name and a device. Questions and answers are JSON lines; see
 `subjects.process`. The introduction is {"capabilities": ...}, or {"error": ...} where the name
 leads to no kernel. The question {"check": NAME, "problem": SPEC} is answered with a verdict, or
-with {"harness": TRACEBACK} where what went wrong is ours.
+with {"harness": TRACEBACK} where what went wrong is ours; {"moved": SPEC} with {"moved": ...}, the
+bytes that the kernel moves of each tensor, null where nobody can see.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 import kernels
 import paged
 from bench.child import listen, open_answers, speak_when_dying
-from bench.watching import watcher
+from bench.watching import bytes_moved, watcher
 from reference.conformance.attention import CHECKS, run_check
 from reference.contract import Capabilities
 from reference.problem import AttentionProblem
@@ -33,6 +34,8 @@ ROOMS = (kernels, paged)
 
 def answer(subject: Subject, question: dict[str, Any], device: str) -> dict[str, Any]:
     """Answer one question."""
+    if "moved" in question:
+        return {"moved": _moved(subject, AttentionProblem.parse(question["moved"]))}
     try:
         check = CHECK_BY_NAME[question["check"]]
         problem = AttentionProblem.parse(question["problem"])
@@ -44,6 +47,13 @@ def answer(subject: Subject, question: dict[str, Any], device: str) -> dict[str,
         "findings": list(verdict.findings),
         "spent": verdict.wrong and _context_lost(device),
     }
+
+
+def _moved(subject: Subject, problem: AttentionProblem) -> dict[str, dict[str, int]] | None:
+    try:
+        return bytes_moved(subject.kernel, problem)
+    except Exception:
+        return None  # what the kernel raises is in the verdicts
 
 
 def _context_lost(device: str) -> bool:

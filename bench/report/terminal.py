@@ -74,6 +74,23 @@ def show_replay(
     console.print()
 
 
+def show_moved(moved: dict[str, dict[str, int]], console: Console) -> None:
+    """Print how many bytes a kernel moved of each tensor, and how often it moved them again."""
+    rows = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    rows.add_column("bytes moved", overflow="fold")
+    for column in ("loaded", "times", "stored", "times"):
+        rows.add_column(column, justify="right", no_wrap=True)
+    for tensor, of in moved.items():
+        cells = []
+        for kind in ("loaded", "stored"):
+            total, distinct = of[kind], of[f"{kind}_distinct"]
+            cells += [f"{total:,}", f"{total / distinct:.2f}x"] if total else ["", ""]
+        rows.add_row(Text(tensor), *cells)
+    console.print(rows)
+    console.print("times: how often an element was moved that was moved at all")
+    console.print()
+
+
 def failure_panel(kernel: str, failure: FailureRecord) -> Panel:
     """What a wrong kernel did, on the smallest problem that shows it."""
     lines = Table.grid(padding=(0, 2))

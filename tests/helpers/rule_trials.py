@@ -35,10 +35,11 @@ from reference.problem import (
 )
 
 DRAWN: Final = 4
-"""Problems of each harness; each is asked in every dtype and with every kind of inputs."""
+"""Problems of each harness, spread over the sample; each is asked in every dtype and with every
+kind of inputs."""
 
 SAMPLE: Final = 30
-"""Problems of each harness from which it shows what the harness demands."""
+"""The first problems of each harness. From so many it shows what the harness demands."""
 
 CONTEXTS: Final = (64, 256, 1024, 2048)
 """Tokens in the cache of the long problems."""
@@ -280,7 +281,8 @@ def cases_of(harness: Harness) -> Iterator[Case]:
     chosen = drawn(harness, SAMPLE)
     if not chosen:
         return
-    for problem, dtype, kind in itertools.product(chosen[:DRAWN], QUERY_DTYPES, INPUT_KINDS):
+    spread = chosen[:: -(-len(chosen) // DRAWN)]  # neighbours are often variations of each other
+    for problem, dtype, kind in itertools.product(spread, QUERY_DTYPES, INPUT_KINDS):
         yield Case(cast(problem, dtype=dtype, inputs=kind))
     for tokens, dtype, number in itertools.product(CONTEXTS, QUERY_DTYPES, range(SEEDS)):
         long = cast(lengthened(chosen, tokens), dtype=dtype, inputs="flat")

@@ -770,7 +770,7 @@ def test_a_crash_and_a_hang_are_findings_and_shrink(kernel_name, time_limit_s, h
 
 def test_after_a_hang_no_other_check_is_replayed():
     problem = AttentionProblem.parse(f"(q3 k{SHORT + 9}) d32 b16 bf16")
-    verdicts = cross_check.replay(named("hangs"), "cpu", problem, time_limit_s=0.5)
+    verdicts = cross_check.replay(named("hangs"), "cpu", problem, time_limit_s=0.5).verdicts
     assert [(v.check, v.status) for v in verdicts] == [
         ("memory", Status.NOT_RUN),  # without a call: nobody can watch torch
         ("truth", Status.CRASHED),
@@ -779,11 +779,24 @@ def test_after_a_hang_no_other_check_is_replayed():
 
 def test_a_noisy_kernel_that_reads_standard_input_is_as_right_as_a_quiet_one():
     problem = AttentionProblem.parse("(q1 k20) d32 b16 bf16")
-    verdicts = cross_check.replay(named("prints"), "cpu", problem)
+    verdicts = cross_check.replay(named("prints"), "cpu", problem).verdicts
     assert len(verdicts) > 3
     assert verdicts[0].check == "memory"
     assert verdicts[0].status is Status.NOT_RUN
     assert verdicts[1:] == [Verdict(verdict.check, Status.PASSED) for verdict in verdicts[1:]]
+
+
+def test_a_replay_counts_the_bytes_that_a_triton_kernel_moves():
+    problem = AttentionProblem.parse("2x(q1 k20) h2 g2 d32 b16 bf16")
+    moved = cross_check.replay("triton", "cpu", problem).moved
+    assert moved["key_cache"] == {
+        "loaded": 2 * 20 * 2 * 32 * 2,
+        "loaded_distinct": 2 * 20 * 2 * 32 * 2,
+        "stored": 0,
+        "stored_distinct": 0,
+    }
+    assert moved["out"]["stored"] == 2 * 4 * 32 * 2
+    assert cross_check.replay(named("right"), "cpu", problem).moved is None
 
 
 def test_a_child_whose_own_imports_fail_says_nothing_about_the_kernel(monkeypatch, tmp_path):

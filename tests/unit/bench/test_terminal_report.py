@@ -24,7 +24,7 @@ from bench.record import (
 )
 from bench.report.coverage import matrix, show_coverage
 from bench.report.coverage_markdown import markdown
-from bench.report.terminal import failure_panel, show, show_replay
+from bench.report.terminal import failure_panel, show, show_moved, show_replay
 from reference.conformance.attention import CHECKS
 from reference.contract import Capabilities
 from reference.problem import AttentionProblem
@@ -439,6 +439,16 @@ def test_only_a_terminal_gets_colour():
 
 
 # Replay
+
+
+def test_bytes_that_are_moved_again_show():
+    console = Console(file=StringIO(), width=80)
+    query = {"loaded": 3000, "loaded_distinct": 2000, "stored": 0, "stored_distinct": 0}
+    out = {"loaded": 0, "loaded_distinct": 0, "stored": 2000, "stored_distinct": 2000}
+    show_moved({"query": query, "out": out}, console)
+    rows = [line.split() for line in console.file.getvalue().splitlines()]
+    assert ["query", "3,000", "1.50x"] in rows
+    assert ["out", "2,000", "1.00x"] in rows
 
 
 def test_a_replay_shows_every_check_that_applies_also_one_that_was_not_run():

@@ -151,9 +151,9 @@ def test_what_is_legal_gives_no_finding_and_the_same_answer() -> None:
     assert memory.findings == []
     assert memory.launches == 1
     assert torch.equal(source, target)
-    traffic = memory.traffic
-    assert (traffic["copy_kernel.source"].loaded, traffic["copy_kernel.source"].stored) == (200, 0)
-    assert (traffic["copy_kernel.target"].loaded, traffic["copy_kernel.target"].stored_distinct) == (0, 200)
+    read, written = (memory.traffic[f"copy_kernel.{name}"] for name in ("source", "target"))
+    assert (read.loaded, read.stored) == (200, 0)
+    assert (written.loaded, written.stored_distinct) == (0, 200)
 
 
 def test_a_load_past_the_end_names_the_line_the_program_and_the_place() -> None:

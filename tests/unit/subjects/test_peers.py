@@ -156,7 +156,7 @@ RIGHT = (
 @needs("vllm-unified")
 @pytest.mark.parametrize(("peer", "spec", "memory"), RIGHT)
 def test_vllm_is_right(peer, spec, memory):
-    status = {v.check: v.status for v in replay(peer, "cpu", AttentionProblem.parse(spec))}
+    status = {v.check: v.status for v in replay(peer, "cpu", AttentionProblem.parse(spec)).verdicts}
     assert status.pop("memory") is memory
     assert status.pop("truth") is Status.PASSED
     assert set(status.values()) == {Status.PASSED}
@@ -172,7 +172,7 @@ def test_vllm_is_right(peer, spec, memory):
     ],
 )
 def test_what_was_found_in_vllm_is_found(peer, spec):
-    verdicts = replay(peer, "cpu", AttentionProblem.parse(spec))
+    verdicts = replay(peer, "cpu", AttentionProblem.parse(spec)).verdicts
     assert {v.check: v.status for v in verdicts}["truth"] is Status.FAILED
 
 
@@ -246,7 +246,7 @@ def test_anybodys_kernel_runs_in_the_interpreter_that_is_named(tmp_path):
     (tmp_path / "mine.py").write_text(KERNEL)
     python = engine_python("vllm")
     problem = AttentionProblem.parse("(q1 k1) d16 b16 fp32")
-    verdicts = replay(f"{tmp_path}/mine.py:attention", "cpu", problem, python=str(python))
+    verdicts = replay(f"{tmp_path}/mine.py:attention", "cpu", problem, python=str(python)).verdicts
     findings = {v.check: v.findings for v in verdicts}["truth"]
     expected = f"RuntimeError: in {python.parents[1]} without ['hypothesis', 'typer']"
     assert expected in findings[0]
