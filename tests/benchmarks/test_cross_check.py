@@ -14,6 +14,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from kernels import interpreter
 from kernels.attention import paged_attention as triton_attention
+from kernels.interpreter.memory import watch_attention
 from paged.attention import paged_attention as torch_attention
 from reference.attention import attend
 from reference.conformance.attention import TRUTH, judge, run_check
@@ -113,8 +114,17 @@ def test_whole_check(
 
 
 @pytest.mark.benchmark(group="cross-check of drawn problems, Triton interpreted")
-def test_drawn_problems(benchmark: BenchmarkFixture) -> None:
+@pytest.mark.parametrize("watched", [False, True], ids=["truth", "truth, every access watched"])
+def test_drawn_problems(benchmark: BenchmarkFixture, *, watched: bool) -> None:
     """Drawing, float64 truth, placement, kernel and verdict, as the main job does them."""
+    findings: list[str] = []
+
+    def kernel(batch: PagedBatch) -> None:
+        if watched:
+            findings.extend(watch_attention(triton_attention, batch) or ())
+        else:
+            triton_attention(batch)
+
     count = 500 if benchmark.enabled else 10
     passed = 0
 
@@ -125,7 +135,7 @@ def test_drawn_problems(benchmark: BenchmarkFixture) -> None:
     @given(problems())
     def cross_check(problem: AttentionProblem) -> None:
         nonlocal passed
-        verdict = run_check(TRUTH, triton_attention, problem)
+        verdict = run_check(TRUTH, kernel, problem)
         assert verdict.status is Status.PASSED, verdict
         passed += 1
 
@@ -133,3 +143,4 @@ def test_drawn_problems(benchmark: BenchmarkFixture) -> None:
     benchmark.pedantic(cross_check, rounds=1)
     benchmark.extra_info["problems_per_cpu_s"] = round(passed / (time.process_time() - began), 1)
     assert passed == count
+    assert findings == []

@@ -45,8 +45,15 @@ class Compiler:
     folder: Path
     _right: dict[str, VariantFigures] = field(default_factory=dict)
 
-    def worse(self, mutant: Mutant) -> list[str]:
+    def worse(self, mutant: Mutant, *, most: int | None = None) -> list[str]:
         """In which way a mutant compiles to something worse, in words; or how it does not compile.
+
+        Parameters
+        ----------
+        mutant
+            The change.
+        most
+            Variants that are looked at, the first ones; None for all in which it can show.
 
         Raises
         ------
@@ -58,7 +65,7 @@ class Compiler:
         source = Path(kernels.compiled.hosts.__file__).read_text()
         hosts.write_text(renamed(source, package))
         words: list[str] = []
-        for name in LOOKED_AT[mutant.file]:
+        for name in LOOKED_AT[mutant.file][:most]:
             variant = _VARIANTS[name]
             function = variant.subject.partition(":")[2]
             now = ask(self.child, Variant(name, f"{hosts}:{function}", variant.problem))
@@ -80,5 +87,5 @@ class Compiler:
 @contextmanager
 def compiler(folder: Path) -> Iterator[Compiler]:
     """A compiler whose children and files live as long as this context."""
-    with start(find_target(TARGET)) as child:
+    with start(find_target(TARGET), cache=folder / "cache") as child:
         yield Compiler(child, folder)

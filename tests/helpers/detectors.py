@@ -5,7 +5,7 @@ only, so that a table can say which of them a bug needs:
 
 `numbers`   the answer against float64, on flat inputs, over memory that holds zeros where it is
             nobody's
-`needle`    the same on inputs that point at single keys, are loud or sunken
+`needle`    the same on the three other kinds of inputs: needle, loud and sunken
 `poison`    NaN where there should be a number, and guards that were written; no tolerance
 `laws`      the kernel against itself
 `overflow`  int32 arithmetic that wraps, with the pool far up in memory
