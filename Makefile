@@ -2,8 +2,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # What `make test` runs.
 TESTS ?= tests
-# Passed on: to `pagedbench check` by run and `compile` by compile, to pytest by test and bench, to their scripts by engines and
-# peers, to mypy by types.
+# Passed on: to `pagedbench check` by run and `compile` by compile, to pytest by test and bench, to their scripts by engines,
+# peers and gate-power, to mypy by types.
 ARGS ?=
 # Engines that need an environment of their own.
 ENGINES ?= vllm sglang transformers
@@ -26,7 +26,7 @@ PROJECT := $(VENV)/.stamp-project
 DEV := $(VENV)/.stamp-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run test test-triton test-triton36 bench asv compile engines peers lint format types changelog clean
+.PHONY: help venv run test test-triton test-triton36 bench asv gate-power compile engines peers lint format types changelog clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,10 @@ bench: $(PROJECT) $(DEV) ## micro-benchmarks (pytest-benchmark)
 
 asv: $(PROJECT) $(DEV) ## run bench/suite on the current commit and publish the history
 	$(BIN)/python scripts/run_asv.py
+
+# Hours for the whole series: end it at any time, and it goes on where it was.
+gate-power: $(PROJECT) $(DEV) ## false alarms and power of the gate, beside asv and pytest-benchmark
+	$(BIN)/python scripts/gate_power.py $(ARGS)
 
 compile: $(PROJECT) ## compile every kernel for every target, and compare with the stored figures
 	$(BIN)/pagedbench compile $(ARGS)

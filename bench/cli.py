@@ -27,8 +27,12 @@ from bench.cli_common import (
     say_harness_failed,
     stop_on_interrupt,
 )
+from bench.cli_compare import COMPARE_HELP, compare
 from bench.cli_compile import COMPILE_HELP, compile_kernels
 from bench.cli_fuzz import FUZZ_HELP, fuzz
+from bench.cli_gate import GATE_HELP, gate
+from bench.cli_history import HISTORY_HELP, history
+from bench.cli_import import IMPORT_HELP, import_records
 from bench.cli_race import RACE_HELP, race
 from bench.cli_waste import WASTE_HELP, waste
 
@@ -62,6 +66,8 @@ A test bench for paged-attention kernels and KV-cache allocators.
   pagedbench fuzz --allocator my_pool.py:make
 
   pagedbench compile --target sm_90 --kernel decode
+
+  pagedbench gate HEAD~1
 
   pagedbench waste --help
 """
@@ -362,6 +368,12 @@ app.command(help=FUZZ_HELP, short_help="Fuzz a KV-cache allocator.")(fuzz)
 app.command(
     "compile", help=COMPILE_HELP, short_help="Compile kernels ahead of time, without a GPU."
 )(compile_kernels)
+app.command(help=GATE_HELP, short_help="Decide whether a change made anything worse.")(gate)
+app.command(help=COMPARE_HELP, short_help="Compare releases side by side.")(compare)
+app.command(help=HISTORY_HELP, short_help="List the steps in stored results.")(history)
+app.command("import", help=IMPORT_HELP, short_help="Take in records of another machine.")(
+    import_records
+)
 app.command(help=RACE_HELP, short_help="Compare the speed of KV-cache allocators.")(race)
 
 

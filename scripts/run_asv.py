@@ -15,7 +15,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from asv.benchmarks import Benchmarks
 from asv.config import Config
@@ -23,6 +23,9 @@ from asv.environment import get_environments
 from asv.machine import Machine, MachineCollection
 from asv.results import Results, get_filename
 from asv.util import UserError
+
+from bench.gate.asv_export import add_definitions, gate_definitions
+from scripts.asv_offline import OfflineError, make_offline
 
 ROOT = Path(__file__).parents[1]
 
@@ -100,6 +103,19 @@ def asv(*arguments: str, stdout: int | None = None) -> None:
     subprocess.run(command, cwd=ROOT, stdout=stdout, check=False)
 
 
+def publish(conf: Config, exported: dict[str, dict[str, Any]]) -> None:
+    """Publish the history and the gate's series in ``exported``, as a page that works offline."""
+    if exported:
+        add_definitions(Path(conf.results_dir), exported)
+    asv("publish")
+    try:
+        make_offline(Path(conf.html_dir))
+    except OfflineError as error:
+        print(f"\nthe page needs the network, or is not there: {error}", file=sys.stderr)
+        return
+    print(f"\nhistory: {conf.html_dir}; to look at it: {sys.executable} -m asv preview")
+
+
 def is_known(machine: str) -> bool:
     try:
         MachineCollection.load(machine)
@@ -132,6 +148,8 @@ def main() -> int:
         print(f"asv: describing this machine, {machine!r}, in ~/.asv-machine.json")
         asv("machine", "--yes", stdout=subprocess.DEVNULL)
 
+    # `asv run` lists what bench/suite has; what `pagedbench gate --asv` exported stays listed, too.
+    exported = gate_definitions(Path(conf.results_dir))
     started = time.time()
     chosen = [argument for name in environments for argument in ("-E", name)]
     asv("run", "--show-stderr", *chosen, "HEAD^!")
@@ -144,8 +162,7 @@ def main() -> int:
         print(f"  {name}\n    {line}\n    {path}")
         code = max(code, verdict)
     if code != NOTHING_MEASURED:
-        asv("publish")
-        print(f"\nhistory: {conf.html_dir}; to look at it: {sys.executable} -m asv preview")
+        publish(conf, exported)
     return code
 
 

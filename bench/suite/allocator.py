@@ -8,16 +8,14 @@ numpy, which the environment fixes.
 
 from __future__ import annotations
 
-import gc
 import itertools
-import sys
 from collections.abc import Callable
-from types import FrameType
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.calls import function_calls
 from bench.workloads.builtin import builtin_stream
 from paged.allocator import PagedAllocator
 
@@ -111,7 +109,7 @@ class Calls:
 
     def track_calls(self, operation: str) -> int:
         """Calls for 256 sequences, as in the timed benchmarks."""
-        return _function_calls(self.operation)
+        return function_calls(self.operation)
 
     track_calls.unit = "calls"  # type: ignore[attr-defined]
 
@@ -214,27 +212,3 @@ def _beams(block_size: int) -> tuple[PagedAllocator, int]:
             allocator.append(beam, token)
         copies += len(allocator.take_copies())
     return allocator, copies
-
-
-def _function_calls(operation: Callable[[], object]) -> int:
-    """Calls that `operation` makes, without that of itself."""
-    return _calls_seen(operation) - _calls_seen(lambda: None)
-
-
-def _calls_seen(operation: Callable[[], object]) -> int:
-    calls = 0
-
-    def see(_frame: FrameType, event: str, _argument: object) -> None:
-        nonlocal calls
-        calls += event in {"call", "c_call"}
-
-    before, collecting = sys.getprofile(), gc.isenabled()
-    gc.disable()  # a collection runs the callbacks of whoever asked for them
-    sys.setprofile(see)
-    try:
-        operation()
-    finally:
-        sys.setprofile(before)
-        if collecting:
-            gc.enable()
-    return calls

@@ -20,6 +20,7 @@ PAGEDBENCH = [command for command in COMMANDS if "pagedbench" in command]
 CHECK = [command for command in PAGEDBENCH if "pagedbench check" in command]
 WASTE = [command for command in PAGEDBENCH if "pagedbench waste" in command]
 ALLOCATORS = [c for c in PAGEDBENCH if "pagedbench fuzz" in c or "pagedbench race" in c]
+GATE = [command for command in PAGEDBENCH if "pagedbench gate" in command]
 COMPILE = [command for command in PAGEDBENCH if "pagedbench compile" in command]
 PYTEST = [command for command in COMMANDS if "pytest" in command]
 
@@ -63,8 +64,24 @@ def test_no_command_is_left_out():
     assert MAKE == ["make run", "make test"]
     assert (len(CHECK), len(WASTE)) == (3, 3)
     assert len(ALLOCATORS) == 2
-    assert len(PYTEST) == len(COMPILE) == 1
-    assert sorted(COMMANDS) == sorted(MAKE + CHECK + WASTE + ALLOCATORS + PYTEST + COMPILE)
+    assert len(PYTEST) == len(COMPILE) == len(GATE) == 1
+    assert sorted(COMMANDS) == sorted(MAKE + CHECK + WASTE + ALLOCATORS + PYTEST + COMPILE + GATE)
+
+
+@pytest.mark.parametrize("command", GATE)
+def test_a_command_gates_the_last_commit(command, folder):
+    if shell("git rev-parse --verify HEAD~1", ROOT).returncode:
+        pytest.skip("this is no checkout with a commit before the last one")
+    # The commit as it was and this checkout as it stands may differ in what is counted: what is
+    # asked is that they are compared, and that nothing is timed that was not chosen.
+    line = command.replace(".venv/bin/pagedbench", f"{sys.executable} -m bench.cli")
+    line += " --benchmark waste/max --json gate.json"
+    run = shell(line, folder, PYTHONPATH=str(ROOT))
+    assert run.returncode in {0, 1}, run.stdout + run.stderr
+    record = json.loads((folder / "gate.json").read_text())
+    assert record["counters"]
+    assert record["launches"] == []
+    assert f"exit code {run.returncode}" in run.stdout
 
 
 @pytest.mark.parametrize("command", COMPILE)

@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 from asv.config import Config
 
+from bench.gate.asv_export import export, gate_definitions
+from helpers.asv_project import make_project
+from helpers.gate_records import contestant, gate_record
+from scripts import run_asv
 from scripts.run_asv import ALL_MEASURED, BENCHMARK_FAILED, NOTHING_MEASURED, judge
 
 MACHINE = "bench-1"
@@ -86,3 +90,33 @@ def test_suite_that_applies_nowhere_is_not_success(tmp_path: Path) -> None:
     path, conf = store(tmp_path, {"time_decode": [math.nan] * 2, "track_waste": [math.nan]})
     code, _ = judge(path, conf, MACHINE, started=0.0)
     assert code == NOTHING_MEASURED
+
+
+def test_gates_series_stay_on_a_page_that_works_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make_project(tmp_path / "repo", commits=2)
+    base, head = (contestant(commit) for commit in project.commits)
+    export(gate_record(base=base, head=head), project.results, project.folder)
+    exported = gate_definitions(project.results)
+    # `asv run` lists what the suite has, and nothing else.
+    (project.results / "benchmarks.json").write_text('{"version": 2}')
+    monkeypatch.chdir(project.folder)
+    monkeypatch.setattr(run_asv, "ROOT", project.folder)
+    run_asv.publish(Config.load(), exported)
+    shown = json.loads((project.html / "index.json").read_text())["benchmarks"]
+    assert set(shown) == set(exported)
+    assert "gate.alloc.churn.time" in shown
+    assert 'src="https:' not in (project.html / "index.html").read_text()
+
+
+def test_page_that_was_not_published_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conf = Config()
+    conf.html_dir = str(tmp_path / "html")
+    monkeypatch.setattr(run_asv, "asv", lambda *_: None)
+    run_asv.publish(conf, {})
+    captured = capsys.readouterr()
+    assert "run `asv publish` first" in captured.err
+    assert "history:" not in captured.out

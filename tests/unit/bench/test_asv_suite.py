@@ -21,6 +21,7 @@ from asv.environment import get_environments
 from asv_runner.discovery import disc_benchmarks, disc_modules
 from numpy.typing import NDArray
 
+from bench.calls import function_calls
 from bench.memory import LLAMA_3_8B
 from bench.suite import allocator, attention
 from bench.workloads.builtin import STREAM_LAWS, builtin_stream
@@ -381,9 +382,9 @@ def test_function_calls_are_counted_exactly() -> None:
         inner()
         outer()
 
-    assert allocator._function_calls(lambda: None) == 0
-    assert allocator._function_calls(outer) == 5 + 5
-    assert allocator._function_calls(both) == 2 + 1 + 10
+    assert function_calls(lambda: None) == 0
+    assert function_calls(outer) == 5 + 5
+    assert function_calls(both) == 2 + 1 + 10
     assert sys.getprofile() is None
 
 

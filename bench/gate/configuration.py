@@ -1,0 +1,69 @@
+"""What a project sets once instead of on every command line: limits and margins, in TOML."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bench.cli_common import UsageError
+from bench.gate.statistics import Design
+
+
+class GateConfiguration(BaseModel):
+    """`[tool.pagedbench.gate]` of a pyproject.toml, or the whole of another TOML file.
+
+    Attributes
+    ----------
+    margin, equivalence, wall_margin, quarantine_sd
+        As in `bench.gate.record.GateParameters`; None: the default.
+    limits
+        By how much counters may be worse, as fractions; see `bench.gate.counters.DEFAULT_LIMITS`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    margin: float | None = Field(None, ge=0)
+    equivalence: float | None = Field(None, gt=0)
+    wall_margin: float | None = Field(None, gt=0)
+    quarantine_sd: float | None = Field(None, gt=0)
+    limits: dict[str, float] = {}
+
+    def design(self) -> Design:
+        """The tests with these margins.
+
+        Raises
+        ------
+        UsageError
+            They contradict each other.
+        """
+        names = ("margin", "equivalence", "wall_margin", "quarantine_sd")
+        given = {name: getattr(self, name) for name in names}
+        try:
+            return replace(Design(), **{k: v for k, v in given.items() if v is not None})
+        except ValueError as error:
+            raise UsageError(f"gate configuration: {error}") from None
+
+
+def read_configuration(file: Path) -> GateConfiguration:
+    """Read a configuration; a pyproject.toml may have none.
+
+    Raises
+    ------
+    UsageError
+        The file cannot be read, is no TOML, or says something unknown.
+    """
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{file}: {error}") from None
+    if file.name == "pyproject.toml":
+        content = content.get("tool", {}).get("pagedbench", {}).get("gate", {})
+    try:
+        return GateConfiguration.model_validate(content)
+    except ValidationError as error:
+        found = error.errors()[0]
+        where = ".".join(map(str, found["loc"]))
+        raise UsageError(f"{file}: {where}: {found['msg']}") from None

@@ -1,0 +1,311 @@
+"""Contestants: code and an interpreter, made when the run begins and gone when it is over.
+
+A contestant is asked for as
+
+    v1.2, HEAD~1, a1b2c3d              a commit: a worktree in a temporary folder
+    ../other, .                        a folder with the rooms in it, as it stands
+    torch==2.12.0,triton==3.8.0        this checkout in an environment that is built once
+
+and any of them may run under another interpreter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from filelock import FileLock
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from bench.environment import ROOT
+from bench.gate.bootstrap import ROOMS
+from bench.gate.record import ContestantRecord
+
+ENVIRONMENTS_VARIABLE: Final = "PAGEDBENCH_GATE_ENVIRONMENTS"
+"""Names another folder for environments that are built."""
+
+PREFIX: Final = "pagedbench-gate-"
+"""Of temporary folders."""
+
+
+class NoContestant(RuntimeError):
+    """A contestant cannot be had; the message says what was asked for and what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contestant:
+    """What was asked for; nothing is known of it yet.
+
+    Attributes
+    ----------
+    asked
+        A commit, a folder or requirements, in words.
+    python
+        An interpreter for it; empty: the one that runs the gate.
+    """
+
+    asked: str
+    python: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What the words mean; exactly one of `commit` and `folder` is there.
+
+    Attributes
+    ----------
+    commit
+        Full hash, if it is a commit.
+    folder
+        Where the rooms lie, if it is not.
+    requirements
+        Exact versions on top of this checkout's own.
+    """
+
+    commit: str | None = None
+    folder: Path | None = None
+    requirements: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A contestant that stands: what a worker is started with."""
+
+    record: ContestantRecord
+    tree: Path
+    python: str
+
+
+def find(contestant: Contestant, *, root: Path = ROOT) -> Found:
+    """Find out what is asked for: requirements, a commit of the checkout at `root`, or a folder.
+
+    Raises
+    ------
+    NoContestant
+        It is none of them.
+    """
+    asked, python = contestant.asked, contestant.python
+    if python and shutil.which(python) is None:
+        raise NoContestant(f"{python}: no interpreter there; give the path of a python")
+    if "==" in asked:
+        if python:
+            raise NoContestant(f"{asked}: an environment has its own interpreter; leave {python}")
+        requirements = tuple(part.strip() for part in asked.split(",") if part.strip())
+        for requirement in requirements:
+            _check_exact(requirement)
+        return Found(folder=root, requirements=requirements)
+    # What begins with a dash would be an option of git's.
+    known = None if asked.startswith("-") else _ask_for_commit(root, asked)
+    if known is not None:
+        return Found(commit=known)
+    folder = Path(asked)
+    if folder.is_dir():
+        if not (folder / "bench").is_dir():
+            raise NoContestant(
+                f"{asked}: that folder holds no checkout of pagedbench: it has no room called bench"
+            )
+        return Found(folder=folder.resolve())
+    where = f"of the checkout at {root}" if (root / ".git").exists() else f"({root} is no checkout)"
+    raise NoContestant(
+        f"{asked}: neither a commit {where} nor a folder; in a shallow clone fetch it first, as in "
+        f"'git fetch --depth=1 origin {asked}'"
+    )
+
+
+@contextmanager
+def standing(contestant: Contestant, *, root: Path = ROOT) -> Iterator[Side]:
+    """Make a contestant's tree and environment; the tree is temporary and gone at the end.
+
+    Raises
+    ------
+    NoContestant
+        There is no such thing, or its worktree or environment cannot be made.
+    """
+    found = find(contestant, root=root)
+    python = contestant.python or sys.executable
+    if found.requirements:
+        python = str(built(found.requirements, root=root))
+    if found.folder is not None:
+        commit = git(found.folder, "rev-parse", "HEAD")
+        status = git(found.folder, "status", "--porcelain", "--untracked-files=no")
+        name = contestant.asked if found.requirements or not commit else commit[:12]
+        tree_of = snapshot(found.folder)
+        dirty = None if status is None else bool(status)
+    else:
+        assert found.commit is not None
+        commit, dirty = found.commit, False
+        name = commit[:12] if commit.startswith(contestant.asked) else contestant.asked
+        tree_of = worktree(commit, root=root)
+    home = found.folder or root
+    with tree_of as tree:
+        yield Side(
+            ContestantRecord(
+                name=name,
+                asked=contestant.asked,
+                path=str(found.folder or tree),
+                commit=commit,
+                dirty=dirty,
+                committed_at=commit and git(home, "show", "-s", "--format=%cI", commit),
+                python=python,
+                requirements=list(found.requirements),
+            ),
+            tree,
+            python,
+        )
+
+
+@contextmanager
+def snapshot(folder: Path, *, rooms: Sequence[str] = ROOMS) -> Iterator[Path]:
+    """Copy the rooms of a folder into a temporary one for as long as the context lasts.
+
+    Files that change while the gate runs then change nothing, and the paths of both sides are of
+    one length.
+    """
+    parent = Path(tempfile.mkdtemp(prefix=PREFIX))
+    tree = parent / "tree"
+    try:
+        for room in rooms:
+            if (folder / room).is_dir():
+                shutil.copytree(
+                    folder / room, tree / room, ignore=shutil.ignore_patterns("__pycache__")
+                )
+        yield tree
+    finally:
+        shutil.rmtree(parent, ignore_errors=True)
+
+
+@contextmanager
+def worktree(commit: str, *, root: Path = ROOT) -> Iterator[Path]:
+    """Check a commit out into a temporary folder for as long as the context lasts.
+
+    Raises
+    ------
+    NoContestant
+        Git cannot; the message is git's own.
+    """
+    parent = Path(tempfile.mkdtemp(prefix=PREFIX))
+    tree = parent / "tree"
+    try:
+        # No hooks: what a checkout does to others is not wanted here.
+        command = ["git", "-C", str(root), "-c", f"core.hooksPath={os.devnull}"]
+        run = subprocess.run(
+            [*command, "worktree", "add", "--quiet", "--detach", str(tree), commit],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if run.returncode:
+            raise NoContestant(f"{commit[:12]}: no worktree: {run.stderr.strip()}")
+        yield tree
+    finally:
+        # Ctrl-C comes here as well; a second one must not leave half of it.
+        shutil.rmtree(parent, ignore_errors=True)
+        with suppress(OSError):
+            subprocess.run(
+                ["git", "-C", str(root), "worktree", "prune"],
+                capture_output=True,
+                check=False,
+                start_new_session=True,
+            )
+
+
+def built(requirements: tuple[str, ...], *, root: Path = ROOT) -> Path:
+    """Interpreter of an environment with these versions, built if it is not there yet.
+
+    It has the exact versions of `requirements/`, but for those that are asked for. PIP_ARGS is
+    passed to pip, as by make.
+
+    Raises
+    ------
+    NoContestant
+        pip cannot; the message has its last words.
+    """
+    pinned = root / "requirements"
+    lines = [*_lines(pinned / "runtime.txt"), *_lines(pinned / "triton.txt")]
+    wanted = {_project(each): each for each in (*lines, *requirements)}
+    triton = wanted.pop("triton")
+    said = "\n".join([sys.version, *sorted(wanted.values()), triton])
+    folder = environments() / hashlib.sha256(said.encode()).hexdigest()[:16]
+    python = folder / "bin" / "python"
+    stamp = folder / "requirements.txt"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if stamp.is_file():
+            return python
+        shutil.rmtree(folder, ignore_errors=True)
+        pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet", "install"]
+        pip += shlex.split(os.environ.get("PIP_ARGS", ""))
+        try:
+            _run([sys.executable, "-m", "venv", str(folder)])
+            _run([*pip, *wanted.values()])
+            # CUDA builds of torch pin a triton of their own: no resolver accepts another.
+            _run([*pip, "--no-deps", triton])
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        stamp.write_text(said)
+    return python
+
+
+def environments() -> Path:
+    """Where environments are kept."""
+    if chosen := os.environ.get(ENVIRONMENTS_VARIABLE):
+        return Path(chosen)
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "pagedbench" / "gate"
+
+
+def git(folder: Path, *arguments: str) -> str | None:
+    """Ask git about a folder; None where it has no answer."""
+    try:
+        run = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return run.stdout.strip()
+
+
+def _ask_for_commit(root: Path, asked: str) -> str | None:
+    return git(root, "rev-parse", "--verify", "--quiet", f"{asked}^{{commit}}")
+
+
+def _check_exact(requirement: str) -> None:
+    try:
+        parsed = Requirement(requirement)
+    except InvalidRequirement as error:
+        raise NoContestant(f"{requirement}: {error}; write it as in torch==2.12.0") from None
+    if [each.operator for each in parsed.specifier] != ["=="]:
+        raise NoContestant(f"{requirement}: a contestant has exact versions: torch==2.12.0")
+
+
+def _project(requirement: str) -> str:
+    return canonicalize_name(Requirement(requirement).name)
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        lines = file.read_text().splitlines()
+    except OSError as error:
+        raise NoContestant(
+            f"environments are built from a checkout's requirements: {error}"
+        ) from None
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _run(command: list[str]) -> None:
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode:
+        tail = "\n".join((run.stderr or run.stdout).strip().splitlines()[-5:])
+        raise NoContestant(f"{shlex.join(command[:6])} ...: {tail}")

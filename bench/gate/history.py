@@ -1,0 +1,252 @@
+"""Steps in stored asv results, found by asv's own detection.
+
+`asv publish` finds them too, and shows them on a page; here they come without one. The detection is
+asv's: a piecewise constant fit whose penalty it chooses by itself (asv.step_detect), weighted by
+what asv knows of each point's spread, with the thresholds of `asv.conf.json`. It looks at a trend
+after the fact and has no stated error rate; a gate has.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+import subprocess
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from asv.results import Results
+
+MORE_IS_BETTER: Final = "gate_more."
+"""Benchmarks whose name begins so are of what should grow; asv takes less for better of all."""
+
+DEFAULT_THRESHOLD: Final = 0.05
+"""asv's own where its configuration names none."""
+
+
+class HistoryError(ValueError):
+    """There is no history to look at; the message says what to do."""
+
+
+class Step(BaseModel):
+    """One change of level in one series.
+
+    Attributes
+    ----------
+    benchmark, unit
+        asv's name, parameters included; unit of the values.
+    machine, environment
+        Where it was measured.
+    last_before, first_after
+        Full hashes of the neighbouring commits that have results: the change is after the first,
+        up to and with the second.
+    before, after
+        Level on either side.
+    change
+        (after - before) / before; None where before is 0.
+    kind
+        `worse` or `better`.
+    points
+        Commits of the series that have a result.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    benchmark: str
+    unit: str
+    machine: str
+    environment: str
+    last_before: str
+    first_after: str
+    before: float
+    after: float
+    change: float | None
+    kind: Literal["worse", "better"]
+    points: int
+
+
+class History(BaseModel):
+    """What was looked at, and the steps, oldest first within a series."""
+
+    model_config = ConfigDict(frozen=True)
+
+    results: str
+    series: int
+    commits: int
+    unknown_commits: list[str]
+    steps: list[Step]
+
+
+@dataclass(slots=True)
+class _Series:
+    values: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, float | None] = field(default_factory=dict)
+
+
+_Key = tuple[str, str, str]
+
+
+def find_steps(
+    results_dir: Path,
+    repo: Path,
+    *,
+    pattern: str | None = None,
+    thresholds: dict[str, float] | None = None,
+) -> History:
+    """Find the steps in a folder of asv results.
+
+    Parameters
+    ----------
+    results_dir
+        asv's `results_dir`.
+    repo
+        Git repository that gives the commits their order.
+    pattern
+        Regular expression that a benchmark's name must contain.
+    thresholds
+        Least relative change by regular expression of the name, as `regressions_thresholds` of
+        asv's configuration.
+
+    Raises
+    ------
+    HistoryError
+        Where asv is not installed, there are no results, or the pattern is none or matches nothing.
+    """
+    try:
+        from asv.results import iter_results
+    except ImportError:
+        raise HistoryError(
+            "asv is not installed, and the detection is its own: pip install asv"
+        ) from None
+    listed = results_dir / "benchmarks.json"
+    if not listed.is_file():
+        raise HistoryError(
+            f"{results_dir}: no asv results there; `make asv` or `pagedbench gate --asv "
+            f"{results_dir}` writes some"
+        )
+    benchmarks = json.loads(listed.read_text(encoding="utf-8"))
+    series: dict[_Key, _Series] = defaultdict(_Series)
+    for results in iter_results(str(results_dir)):
+        _collect(results, benchmarks, series)
+    chosen = _choose(series, pattern)
+    commits = {commit for one in series.values() for commit in one.values}
+    order = _order(commits, repo)
+    steps = [
+        step
+        for key in sorted(chosen)
+        for step in _steps(key, series[key], order, benchmarks, thresholds or {})
+    ]
+    return History(
+        results=str(results_dir),
+        series=len(chosen),
+        commits=len(commits),
+        unknown_commits=sorted(commits - set(order)),
+        steps=steps,
+    )
+
+
+def _collect(results: Results, benchmarks: dict[str, Any], series: dict[_Key, _Series]) -> None:
+    from asv._stats import get_weight
+
+    for name in results.get_result_keys(benchmarks):
+        params = benchmarks[name]["params"]
+        entries = list(itertools.product(*params))
+        values = results.get_result_value(name, params)
+        stats = results.get_result_stats(name, params)
+        for entry, value, stat in zip(entries, values, stats, strict=True):
+            if value is None or math.isnan(value):
+                continue
+            title = f"{name}({', '.join(entry)})" if entry else name
+            one = series[title, results.params["machine"], _environment(results)]
+            one.values[results.commit_hash] = value
+            one.weights[results.commit_hash] = get_weight(stat)
+
+
+def _environment(results: Results) -> str:
+    """What keeps a series apart besides the machine: every parameter that asv stored."""
+    machine = {"machine", "os", "arch", "cpu", "num_cpu", "ram", "version"}
+    said = {k: v for k, v in results.params.items() if k not in machine and v not in {"", None}}
+    said |= results.env_vars
+    return ", ".join(f"{name} {value}" for name, value in sorted(said.items()))
+
+
+def _choose(series: Iterable[_Key], pattern: str | None) -> list[_Key]:
+    try:
+        wanted = re.compile(pattern or "")
+    except re.error as error:
+        raise HistoryError(f"--benchmark {pattern}: {error}; give a regular expression") from None
+    chosen = [key for key in series if wanted.search(key[0])]
+    if pattern and not chosen:
+        names = sorted({key[0] for key in series})
+        raise HistoryError(
+            f"--benchmark {pattern}: none of {len(names)} series has it in its name, such as "
+            f"{names[0] if names else 'none at all'}"
+        )
+    return chosen
+
+
+def _order(commits: Iterable[str], repo: Path) -> dict[str, int]:
+    """Rank of each commit that the repository knows, ancestors first."""
+    asked = subprocess.run(
+        ["git", "rev-list", "--topo-order", "--reverse", "--all", "HEAD"],
+        cwd=repo,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if asked.returncode:
+        raise HistoryError(
+            f"{repo}: {asked.stderr.strip()}; run this in the repository that was measured"
+        )
+    known = set(commits)
+    ranked = (commit for commit in asked.stdout.split() if commit in known)
+    return {commit: rank for rank, commit in enumerate(ranked)}
+
+
+def _steps(
+    key: _Key,
+    one: _Series,
+    order: dict[str, int],
+    benchmarks: dict[str, Any],
+    thresholds: dict[str, float],
+) -> Iterator[Step]:
+    from asv.step_detect import detect_steps
+
+    title, machine, environment = key
+    commits = sorted((commit for commit in one.values if commit in order), key=order.__getitem__)
+    if len(commits) < 2:
+        return
+    found = detect_steps(
+        [one.values[commit] for commit in commits], [one.weights[commit] for commit in commits]
+    )
+    threshold = _threshold(title, thresholds)
+    more_is_better = title.startswith(MORE_IS_BETTER)
+    for (_, end, before, _, spread), (start, _, after, _, next_spread) in itertools.pairwise(found):
+        if abs(after - before) <= max(threshold * abs(before), spread, next_spread):
+            continue
+        yield Step(
+            benchmark=title,
+            unit=benchmarks[title.partition("(")[0]].get("unit", ""),
+            machine=machine,
+            environment=environment,
+            last_before=commits[end - 1],
+            first_after=commits[start],
+            before=before,
+            after=after,
+            change=(after - before) / before if before else None,
+            kind="worse" if (after > before) != more_is_better else "better",
+            points=len(commits),
+        )
+
+
+def _threshold(title: str, thresholds: dict[str, float]) -> float:
+    """The largest that matches, as in asv."""
+    found: Sequence[float] = [v for regex, v in thresholds.items() if re.match(regex, title)]
+    return max(found, default=DEFAULT_THRESHOLD)

@@ -1,0 +1,355 @@
+"""Releases against each other: chains of ratios, and shares of what the device can copy.
+
+Two absolute times compare only under one key: device, driver, CUDA, torch, triton and timer. What
+compares across keys are ratios that were measured side by side, in one run of the gate, and the
+share of the measured copy bandwidth that a benchmark reaches.
+
+A chain takes every release against one fixed anchor; the step from one release to the next is the
+quotient of two such ratios, or is measured by itself. Every link of a chain is from one machine:
+a product of ratios of two machines is a ratio of nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from statistics import median
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from bench.gate.asv_export import BYTE_COUNTERS
+from bench.gate.record import (
+    BenchmarkRecord,
+    ContestantRecord,
+    Estimate,
+    GateEnvironment,
+    GateRecord,
+    Verdict,
+)
+
+Pairs = Literal["anchor", "chain", "both"]
+"""Which releases are measured side by side: each with the anchor, each with the one before it."""
+
+SCHEMA_VERSION: Final = 1
+
+
+class ReleasesError(ValueError):
+    """Records that cannot be put beside each other; the message says which and why."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class NamedRun(_Record):
+    """A run of the gate, and the releases that its sides were."""
+
+    base: str
+    head: str
+    record: GateRecord
+
+
+class Link(_Record):
+    """One benchmark, two releases, measured side by side.
+
+    Attributes
+    ----------
+    base, head
+        Names of the releases.
+    estimate
+        Head's time divided by base's.
+    verdict
+        The gate's; None where the gate's base was `head`, so that it judged the other way round.
+    """
+
+    base: str
+    head: str
+    estimate: Estimate
+    verdict: Verdict | None
+
+
+class Cell(_Record):
+    """One benchmark in one release.
+
+    Attributes
+    ----------
+    release
+        Its name.
+    to_anchor, to_previous
+        Ratios that were measured side by side; None where they were not.
+    step
+        Ratio to the release before it: `to_previous`, or the quotient of two ratios to the anchor.
+    seconds
+        Of one call, median over the launches; None where the anchor was measured under another key
+        or the release was not timed.
+    copy_share
+        Bytes that a call moves, over the time, over the measured copy bandwidth; None where one of
+        the three was not measured. 0.5 is half of what a copy reaches.
+    """
+
+    release: str
+    to_anchor: Link | None
+    to_previous: Link | None
+    step: float | None
+    seconds: float | None
+    copy_share: float | None
+
+
+class Row(_Record):
+    """One benchmark in every release, in their order."""
+
+    benchmark: str
+    cells: list[Cell]
+
+
+class Release(_Record):
+    """One release: its name, commit and key.
+
+    Attributes
+    ----------
+    key
+        Device, driver, CUDA, torch, triton, timer.
+    same_key
+        Whether it is the anchor's, so that seconds may be read side by side.
+    """
+
+    name: str
+    commit: str | None
+    key: list[str]
+    same_key: bool
+
+
+class ChainRecord(_Record):
+    """Releases in their order, and the runs of the gate that it comes from.
+
+    Attributes
+    ----------
+    exit_code
+        The worst of the runs': see `worst`.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    anchor: str
+    releases: list[Release]
+    rows: list[Row]
+    runs: list[NamedRun]
+    exit_code: int
+
+
+def plan_pairs(names: Sequence[str], anchor: str, pairs: Pairs) -> list[tuple[str, str]]:
+    """Pairs of (base, head) to measure, each once.
+
+    Raises
+    ------
+    ReleasesError
+        With fewer than two releases, one named twice, or an anchor that is none of them.
+    """
+    if len(names) < 2:
+        raise ReleasesError(f"{', '.join(names) or 'nothing'}: name at least two to compare")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ReleasesError(f"{', '.join(twice)}: named twice; name each once")
+    if anchor not in names:
+        raise ReleasesError(f"--anchor {anchor}: it is none of {', '.join(names)}")
+    to_anchor = [(anchor, name) for name in names if name != anchor]
+    steps = list(itertools.pairwise(names))
+    wanted = {"anchor": to_anchor, "chain": steps, "both": [*to_anchor, *steps]}[pairs]
+    once: dict[frozenset[str], tuple[str, str]] = {}
+    for pair in wanted:
+        once.setdefault(frozenset(pair), pair)  # whichever way round
+    return list(once.values())
+
+
+def chain(runs: Sequence[NamedRun], names: Sequence[str], anchor: str) -> ChainRecord:
+    """Put runs together.
+
+    Parameters
+    ----------
+    runs
+        Runs of the gate, with names of `names`.
+    names
+        Releases in order.
+    anchor
+        What each is compared with.
+
+    Raises
+    ------
+    ReleasesError
+        Where runs are of different machines, or a release is not the same in all of them.
+    """
+    where = _environments(runs)
+    _refuse_machines(where)
+    releases = []
+    for name in names:
+        side = _the_one(name, runs)
+        key = [] if side is None or side.environment is None else list(side.environment.key)
+        releases.append((name, side, key))
+    anchor_key = next((key for name, _, key in releases if name == anchor), [])
+    same = {name: bool(key) and key == anchor_key for name, _, key in releases}
+    keys = dict.fromkeys(each.key for run in runs for each in run.record.benchmarks if each.timed)
+    return ChainRecord(
+        anchor=anchor,
+        releases=[
+            Release(
+                name=name,
+                commit=None if side is None else side.commit,
+                key=key,
+                same_key=same[name],
+            )
+            for name, side, key in releases
+        ],
+        rows=[Row(benchmark=key, cells=_cells(key, runs, names, anchor, same)) for key in keys],
+        runs=list(runs),
+        exit_code=worst(run.record.exit_code for run in runs),
+    )
+
+
+def worst(codes: Iterable[int]) -> int:
+    """One exit code for several runs: interrupted, harness failed, outputs, worse, undecided."""
+    found = set(codes)
+    return next((code for code in (130, 4, 5, 1, 3) if code in found), max(found, default=4))
+
+
+def share_of_copy(run: GateRecord, benchmark: str, side: Literal["base", "head"]) -> float | None:
+    """Share of the measured copy bandwidth that a benchmark reaches; None if not measured."""
+    contestant = run.base if side == "base" else run.head
+    where = contestant.environment
+    seconds = _seconds(_benchmark(run, benchmark), side)
+    counters = {
+        each.name: getattr(each, side) for each in run.counters if each.benchmark == benchmark
+    }
+    moved = next((counters[name] for name in BYTE_COUNTERS if counters.get(name)), None)
+    if where is None or not where.copy_gbs or seconds is None or moved is None:
+        return None
+    share: float = moved / seconds / (where.copy_gbs * 1e9)
+    return share
+
+
+def machine_key(where: GateEnvironment) -> tuple[str, ...]:
+    """What a machine is, whatever runs on it: a chain may cross versions, never machines."""
+    return (where.device, where.cpu, str(where.cores), where.timer)
+
+
+def _cells(
+    key: str,
+    runs: Sequence[NamedRun],
+    names: Sequence[str],
+    anchor: str,
+    same: dict[str, bool],
+) -> list[Cell]:
+    cells: list[Cell] = []
+    before: str | None = None
+    ratios: dict[str, float | None] = {anchor: 1.0}
+    for name in names:
+        to_anchor = None if name == anchor else _link(key, runs, anchor, name)
+        if to_anchor is not None:
+            ratios[name] = to_anchor.estimate.ratio
+        to_previous = None if before is None else _link(key, runs, before, name)
+        cells.append(
+            Cell(
+                release=name,
+                to_anchor=to_anchor,
+                to_previous=to_previous,
+                step=_step(to_previous, ratios.get(before or ""), ratios.get(name)),
+                seconds=_seconds_of(key, runs, name) if same[name] else None,
+                copy_share=_share_of(key, runs, name),
+            )
+        )
+        before = name
+    return cells
+
+
+def _step(measured: Link | None, before: float | None, now: float | None) -> float | None:
+    if measured is not None:
+        return measured.estimate.ratio
+    return None if before is None or now is None else now / before
+
+
+def _link(key: str, runs: Sequence[NamedRun], base: str, head: str) -> Link | None:
+    """A measured ratio of the two, turned round where they were measured the other way."""
+    for run in runs:
+        found = _benchmark(run.record, key)
+        if found is None or found.estimate is None:
+            continue
+        if (run.base, run.head) == (base, head):
+            return Link(base=base, head=head, estimate=found.estimate, verdict=found.verdict)
+        if (run.base, run.head) == (head, base):
+            turned = _inverse(found.estimate)
+            return Link(base=base, head=head, estimate=turned, verdict=None)
+    return None
+
+
+def _inverse(estimate: Estimate) -> Estimate:
+    return Estimate(
+        ratio=1 / estimate.ratio,
+        low=None if estimate.high is None else 1 / estimate.high,
+        high=None if estimate.low is None else 1 / estimate.low,
+    )
+
+
+def _benchmark(run: GateRecord, key: str) -> BenchmarkRecord | None:
+    return next((each for each in run.benchmarks if each.key == key), None)
+
+
+def _seconds(found: BenchmarkRecord | None, side: Literal["base", "head"]) -> float | None:
+    if found is None or not found.samples:
+        return None
+    if side == "base":
+        return median(sample.base_cpu_s for sample in found.samples)
+    return median(sample.head_cpu_s for sample in found.samples)
+
+
+def _sides(runs: Sequence[NamedRun], name: str) -> list[tuple[GateRecord, Literal["base", "head"]]]:
+    found: list[tuple[GateRecord, Literal["base", "head"]]] = []
+    for run in runs:
+        found += [(run.record, "base")] if run.base == name else []
+        found += [(run.record, "head")] if run.head == name else []
+    return found
+
+
+def _seconds_of(key: str, runs: Sequence[NamedRun], name: str) -> float | None:
+    times = [_seconds(_benchmark(run, key), side) for run, side in _sides(runs, name)]
+    return next((time for time in times if time is not None), None)
+
+
+def _share_of(key: str, runs: Sequence[NamedRun], name: str) -> float | None:
+    shares = [share_of_copy(run, key, side) for run, side in _sides(runs, name)]
+    return next((share for share in shares if share is not None), None)
+
+
+def _environments(runs: Sequence[NamedRun]) -> list[GateEnvironment]:
+    sides = [side.environment for run in runs for side in (run.record.base, run.record.head)]
+    return [where for where in sides if where is not None]
+
+
+def _refuse_machines(where: Sequence[GateEnvironment]) -> None:
+    machines = dict.fromkeys(machine_key(each) for each in where)
+    if len(machines) > 1:
+        said = "; ".join(", ".join(each) for each in machines)
+        raise ReleasesError(
+            f"runs of {len(machines)} machines ({said}): a chain of ratios needs one. Make a chain "
+            f"on each, and put them side by side with --record"
+        )
+
+
+def _the_one(name: str, runs: Sequence[NamedRun]) -> ContestantRecord | None:
+    """The release of a name, if it is the same wherever it was measured."""
+    sides = [run.base if side == "base" else run.head for run, side in _sides(runs, name)]
+    stood = [side for side in sides if side.environment is not None]
+    known = {(side.commit, side.environment.key) for side in stood if side.environment}
+    if len(known) > 1:
+        raise ReleasesError(
+            f"{name} is not the same release in every run: "
+            + "; ".join(
+                f"commit {commit}, {', '.join(key)}" for commit, key in sorted(known, key=str)
+            )
+        )
+    return next(iter(stood or sides), None)
+
+
+def geometric_mean(ratios: Iterable[float]) -> float | None:
+    """The mean of ratios that does not depend on which side is the base; None of none."""
+    logs = [math.log(ratio) for ratio in ratios]
+    return math.exp(sum(logs) / len(logs)) if logs else None

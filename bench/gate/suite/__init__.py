@@ -1,0 +1,44 @@
+"""The benchmarks of the gate: what can be timed without a GPU, and what can be counted anywhere.
+
+The definitions are those of the checkout that runs the gate, for both sides; all that they call is
+each side's own. So nothing here is imported from the rooms before a benchmark is prepared.
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import Final
+
+from bench.gate.benchmark import Benchmark, Count, Output, Prepared
+from bench.gate.suite import allocator, attention, cache, kernels, serving
+
+__all__ = ["SUITE", "Benchmark", "Count", "Output", "Prepared", "chosen"]
+
+SUITE: Final[tuple[Benchmark, ...]] = (
+    *allocator.BENCHMARKS,
+    *serving.BENCHMARKS,
+    *cache.BENCHMARKS,
+    *attention.BENCHMARKS,
+    *kernels.BENCHMARKS,
+)
+"""In the order of reports."""
+
+
+def chosen(
+    patterns: tuple[str, ...], suite: tuple[Benchmark, ...] = SUITE
+) -> tuple[Benchmark, ...]:
+    """Benchmarks that one of the patterns fits; all of them without a pattern.
+
+    A pattern is a part of the key, or has `*` and `?` for any characters of the whole key.
+    """
+    return tuple(
+        benchmark
+        for benchmark in suite
+        if not patterns or any(_fits(benchmark.key, pattern) for pattern in patterns)
+    )
+
+
+def _fits(key: str, pattern: str) -> bool:
+    # Keys have brackets, which fnmatch would take for sets of characters.
+    literal = pattern.replace("[", "[[]")
+    return fnmatchcase(key, literal) or ("*" not in pattern and pattern in key)

@@ -1,0 +1,148 @@
+"""Attention in torch, paged and contiguous, and the float64 truth that kernels are held against.
+
+Small shapes spend their time in dispatching, larger ones in memory; each has a benchmark of its
+own, because a change may well help one and cost the other. Outputs lie in preallocated tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from bench.gate.benchmark import Benchmark, Output, Prepared
+from bench.gate.suite.batches import Shape, contiguous_batch, paged_batch
+
+if TYPE_CHECKING:
+    from reference.contract import AttentionCall
+
+SMALL_DECODE: Final = Shape(num_seqs=2, query_len=1, seq_len=32, num_kv_heads=1, head_dim=32)
+LARGE_DECODE: Final = Shape(num_seqs=2, query_len=1, seq_len=512, group_size=2)
+PREFILL: Final = Shape(num_seqs=1, query_len=32, seq_len=128, group_size=2)
+
+TRUTH_SPEC: Final = "(q8 k48) (q1 k33) h2 g2 d32 b16 fp32"
+
+
+def rounded(tensor: torch.Tensor) -> Output:
+    """A tensor whose type rounds: both sides may round differently."""
+    return Output(tensor.float().numpy().copy(), torch.finfo(tensor.dtype).eps / 2)
+
+
+def _answer(call: AttentionCall) -> Mapping[str, Output]:
+    assert call.lse is not None
+    # The log-sum-exp is float32, of logits of what the query's type holds.
+    return {"out": rounded(call.out), "lse": rounded(call.lse)}
+
+
+def _paged(shape: Shape) -> Prepared:
+    from paged.attention import paged_attention
+
+    batch = paged_batch(shape)
+    return Prepared(call=lambda: paged_attention(batch), outputs=lambda: _answer(batch))
+
+
+def _contiguous(shape: Shape) -> Prepared:
+    from reference.contiguous_attention import contiguous_attention
+
+    batch = contiguous_batch(shape)
+    return Prepared(call=lambda: contiguous_attention(batch), outputs=lambda: _answer(batch))
+
+
+def _truth() -> Prepared:
+    from reference.attention import attend
+    from reference.inputs import make_inputs
+    from reference.problem import AttentionProblem
+
+    inputs = make_inputs(AttentionProblem.parse(TRUTH_SPEC))
+    truth: list[Any] = []
+
+    def call() -> None:
+        truth[:] = [attend(inputs)]
+
+    def outputs() -> Mapping[str, Output]:
+        round_off = torch.finfo(torch.float64).eps / 2
+        return {
+            name: Output(getattr(truth[0], name).numpy().copy(), round_off)
+            for name in ("out", "lse")
+        }
+
+    return Prepared(call=call, outputs=outputs)
+
+
+def _draw() -> Prepared:
+    from reference.inputs import make_inputs
+    from reference.placement import place
+    from reference.problem import AttentionProblem
+
+    problem = AttentionProblem.parse(TRUTH_SPEC)
+    placed: list[Any] = []
+
+    def call() -> None:
+        placed[:] = [place(make_inputs(problem))]
+
+    def outputs() -> Mapping[str, Output]:
+        batch = placed[0].batch
+        slots = placed[0].owned_slots
+        contents = batch.key_cache.flatten(0, 1)[slots].float()
+        return {
+            "query": Output(batch.query.float().numpy().copy()),
+            "keys": Output(contents.numpy().copy()),
+        }
+
+    return Prepared(call=call, outputs=outputs)
+
+
+def _benchmark(name: str, title: str, prepare: Callable[[], Prepared], *needs: str) -> Benchmark:
+    return Benchmark(
+        key=f"attention/{name}",
+        title=title,
+        prepare=prepare,
+        needs=("reference.contract:PagedBatch", *needs),
+    )
+
+
+PAGED: Final = "paged.attention:paged_attention"
+CONTIGUOUS: Final = "reference.contiguous_attention:contiguous_attention"
+
+BENCHMARKS: Final = (
+    _benchmark(
+        "paged-decode[small]",
+        "A decode step of 2 sequences of 32 tokens: dispatching.",
+        partial(_paged, SMALL_DECODE),
+        PAGED,
+    ),
+    _benchmark(
+        "paged-decode[large]",
+        "A decode step of 2 sequences of 512 tokens, 512 KiB of keys and values: memory.",
+        partial(_paged, LARGE_DECODE),
+        PAGED,
+    ),
+    _benchmark(
+        "paged-prefill",
+        "A chunk of 32 tokens at the end of a sequence of 128.",
+        partial(_paged, PREFILL),
+        PAGED,
+    ),
+    _benchmark(
+        "contiguous-decode[large]",
+        "The decode step of 2 sequences of 512 tokens over a contiguous cache.",
+        partial(_contiguous, LARGE_DECODE),
+        CONTIGUOUS,
+    ),
+    _benchmark(
+        "truth",
+        "Float64 attention of a drawn problem of two sequences.",
+        _truth,
+        "reference.attention:attend",
+        "reference.inputs:make_inputs",
+    ),
+    _benchmark(
+        "draw",
+        "The tensors of a problem of two sequences, laid out in pages.",
+        _draw,
+        "reference.placement:place",
+        "reference.inputs:make_inputs",
+    ),
+)

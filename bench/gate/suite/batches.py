@@ -1,0 +1,90 @@
+"""Attention calls of the suite, built from the contract alone, the same bits on both sides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from reference.contiguous_attention import ContiguousBatch
+    from reference.contract import PagedBatch
+
+SEED = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Sequences of one length, the last `query_len` tokens of each asking.
+
+    Attributes
+    ----------
+    num_seqs, query_len, seq_len, block_size
+        As in the contract; `seq_len` is a multiple of the block size.
+    num_kv_heads, group_size, head_dim, dtype
+        Of the layer.
+    """
+
+    num_seqs: int
+    query_len: int
+    seq_len: int
+    block_size: int = 16
+    num_kv_heads: int = 2
+    group_size: int = 4
+    head_dim: int = 64
+    dtype: torch.dtype = torch.bfloat16
+
+
+def contiguous_batch(shape: Shape) -> ContiguousBatch:
+    """Normal numbers in a contiguous cache; output and log-sum-exp preallocated."""
+    from reference.contiguous_attention import ContiguousBatch
+
+    tensors, keys, values = _tensors(shape)
+    return ContiguousBatch(**tensors, key_cache=keys, value_cache=values)
+
+
+def paged_batch(shape: Shape) -> PagedBatch:
+    """The same numbers in shuffled blocks."""
+    from reference.contract import PagedBatch
+
+    tensors, keys, values = _tensors(shape)
+    columns = shape.seq_len // shape.block_size
+    rng = torch.Generator().manual_seed(SEED + 1)
+    table = torch.randperm(shape.num_seqs * columns, generator=rng)
+    caches = []
+    for contiguous in (keys, values):
+        blocks = contiguous.view(-1, shape.block_size, shape.num_kv_heads, shape.head_dim)
+        cache = torch.empty_like(blocks)
+        cache[table] = blocks
+        caches.append(cache)
+    return PagedBatch(
+        **tensors,
+        key_cache=caches[0],
+        value_cache=caches[1],
+        block_table=table.view(shape.num_seqs, columns).to(torch.int32),
+        max_query_len=shape.query_len,
+        max_seq_len=shape.seq_len,
+    )
+
+
+def _tensors(shape: Shape) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
+    rng = torch.Generator().manual_seed(SEED)
+
+    def normal(*size: int) -> torch.Tensor:
+        return torch.randn(size, generator=rng).to(shape.dtype)
+
+    rows = shape.num_seqs * shape.query_len
+    query = normal(rows, shape.num_kv_heads * shape.group_size, shape.head_dim)
+    keys, values = (
+        normal(shape.num_seqs, shape.seq_len, shape.num_kv_heads, shape.head_dim) for _ in "kv"
+    )
+    common = {
+        "query": query,
+        "seq_lens": torch.full((shape.num_seqs,), shape.seq_len, dtype=torch.int32),
+        "query_start_loc": torch.arange(0, rows + 1, shape.query_len, dtype=torch.int32),
+        "out": torch.full_like(query, torch.nan),
+        "lse": torch.full(query.shape[:2], torch.nan),
+        "scale": shape.head_dim**-0.5,
+    }
+    return common, keys, values

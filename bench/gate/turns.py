@@ -1,0 +1,347 @@
+"""Workers, and one launch: two fresh processes that take turns on one core.
+
+Everything whose order could matter is random: which side starts first, is prepared first, goes
+first in each pair, and the order of the benchmarks. A fixed order of preparation alone can make
+identical code differ by 2 to 3 %.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+from bench.gate.contestant import Side
+from bench.gate.record import LaunchRecord
+from bench.gate.worker import SUITE_VARIABLE
+from subjects.process import NotStarted, SubjectDied, SubjectProcess
+
+SIDES: Final = ("base", "head")
+
+FIXED: Final = {
+    "CUDA_VISIBLE_DEVICES": "",
+    "MKL_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "TRITON_DEFAULT_FP_FUSION": "1",
+    "TRITON_INTERPRET": "1",
+    # glibc moves its threshold for mapping memory by what was freed before: a change of one
+    # temporary's size could make all others twice as slow. 32 MiB is the most that it takes.
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
+    "MALLOC_TOP_PAD_": str(16 << 20),
+}
+"""Of every worker's environment."""
+
+MAX_PADDING: Final = 4096
+"""Bytes of the environment's length, which moves the stack."""
+
+
+class GateFailure(RuntimeError):
+    """The harness failed: it says nothing about base or head being faster. The message has why."""
+
+
+class NotThere(Exception):
+    """A side's tree lacks what a benchmark needs."""
+
+
+class Stopped(Exception):
+    """The run is to end; what was measured is kept."""
+
+
+class Worker:
+    """A contestant's process, asked politely.
+
+    Parameters
+    ----------
+    side
+        Tree and interpreter.
+    role
+        `base` or `head`, for messages.
+    environment
+        Added to this process's own.
+    home
+        Tree that the benchmarks come from.
+    time_limit_s
+        For one answer.
+    suite
+        Another suite's module or file; None: the gate's own.
+    """
+
+    def __init__(
+        self,
+        side: Side,
+        role: str,
+        *,
+        environment: Mapping[str, str],
+        home: Path,
+        time_limit_s: float,
+        suite: str | None,
+    ) -> None:
+        self.name = f"{role} ({side.record.name})"
+        variables = {**FIXED, **environment}
+        if suite is not None:
+            variables[SUITE_VARIABLE] = suite
+        bootstrap = home / "bench" / "gate" / "bootstrap.py"
+        command = [side.python, "-P", str(bootstrap), str(side.tree), str(home)]
+        self._process = SubjectProcess(command, environment=variables, time_limit_s=time_limit_s)
+
+    def introduce(self) -> dict[str, Any]:
+        """What it runs on.
+
+        Raises
+        ------
+        GateFailure
+            The tree does not import, or the interpreter does not start.
+        """
+        try:
+            said = self._process.introduce()
+        except (NotStarted, SubjectDied) as error:
+            raise GateFailure(f"{self.name} does not start: {error}") from None
+        if "unusable" in said:
+            raise GateFailure(f"{self.name} does not import: {said['unusable']}")
+        return said
+
+    def ask(self, do: str, *, about: str = "", **question: Any) -> dict[str, Any]:
+        """Ask one thing.
+
+        Parameters
+        ----------
+        do, question
+            See `bench.gate.worker`.
+        about
+            The benchmark, for messages.
+
+        Raises
+        ------
+        NotThere
+            The tree lacks what the benchmark needs.
+        GateFailure
+            It raised, died or hung.
+        """
+        where = f"{about}: {self.name}" if about else self.name
+        try:
+            answer = self._process.ask({"do": do, **question})
+        except (SubjectDied, NotStarted) as death:
+            raise GateFailure(f"{where}, asked to {do}, {death}") from None
+        if "raised" in answer:
+            raise GateFailure(f"{where} raised {answer['raised']}")
+        if "missing" in answer:
+            raise NotThere(answer["missing"])
+        return answer
+
+    def prepare(self, benchmark: str) -> None:
+        """Set a benchmark up."""
+        self.ask("prepare", about=benchmark, benchmark=benchmark)
+
+    def close(self) -> None:
+        """End it."""
+        self._process.close()
+
+
+@contextmanager
+def workers(
+    sides: Mapping[str, Side],
+    order: random.Random,
+    *,
+    environment: Mapping[str, str],
+    home: Path,
+    time_limit_s: float,
+    suite: str | None,
+) -> Iterator[dict[str, Worker]]:
+    """Start both sides at once, and end them whatever happens.
+
+    Raises
+    ------
+    GateFailure
+        One does not start.
+    """
+    with ExitStack() as stack:
+        both = {}
+        for role in random_order(order):
+            both[role] = Worker(
+                sides[role],
+                role,
+                environment=environment,
+                home=home,
+                time_limit_s=time_limit_s,
+                suite=suite,
+            )
+            stack.callback(both[role].close)
+        with ThreadPoolExecutor(len(both)) as pool:
+            for started in [pool.submit(worker.introduce) for worker in both.values()]:
+                started.result()
+        yield both
+
+
+def random_order(order: random.Random) -> Sequence[str]:
+    """Either side first, as likely as the other."""
+    return order.sample(SIDES, 2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """How launches are made.
+
+    Attributes
+    ----------
+    pairs
+        Turns of each side, for each benchmark.
+    cores
+        The launches are pinned to them in turn.
+    home, time_limit_s, suite
+        As in `Worker`.
+    seed
+        Of all orders.
+    order_of
+        Which side goes first in a pair, given the random source. Random; only a test of what a
+        biased order does has another.
+    """
+
+    pairs: int
+    cores: tuple[int, ...]
+    home: Path
+    time_limit_s: float
+    suite: str | None
+    seed: int
+    order_of: Callable[[random.Random], Sequence[str]] = random_order
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One benchmark in one launch; meanings as in `bench.gate.record.Sample`."""
+
+    benchmark: str
+    d_cpu: float
+    d_wall: float
+    base_cpu_s: float
+    head_cpu_s: float
+    base_wall_s: float
+    head_wall_s: float
+
+
+def launch(
+    index: int,
+    sides: Mapping[str, Side],
+    numbers: Mapping[str, Mapping[str, int]],
+    schedule: Schedule,
+    *,
+    began: float,
+    advance: Callable[[int], None],
+    stop: threading.Event,
+) -> tuple[LaunchRecord, list[Measured]]:
+    """Time benchmarks in two fresh processes.
+
+    Parameters
+    ----------
+    index
+        Of the launch.
+    sides
+        `base` and `head`.
+    numbers
+        Calls in a turn, by benchmark and side. They differ only where extra work is planted.
+    schedule
+        How.
+    began
+        When the run did, by `time.monotonic`.
+    advance
+        Told of each benchmark that is done.
+    stop
+        Set to end early: benchmarks that are done are returned.
+
+    Raises
+    ------
+    GateFailure
+        A benchmark raised, or a worker died or hung.
+    """
+    order = random.Random(f"{schedule.seed} {index}")
+    core = schedule.cores[index % len(schedule.cores)]
+    hash_seed, padding = order.randrange(1, 2**32), order.randrange(MAX_PADDING)
+    environment = {"PYTHONHASHSEED": str(hash_seed), "PAGEDBENCH_PADDING": "x" * padding}
+    started, load = time.monotonic(), os.getloadavg()[0]
+    measured: list[Measured] = []
+    keys = order.sample(sorted(numbers), len(numbers))
+    with workers(
+        sides,
+        order,
+        environment=environment,
+        home=schedule.home,
+        time_limit_s=schedule.time_limit_s,
+        suite=schedule.suite,
+    ) as both:
+        for worker in both.values():
+            worker.ask("pin", core=core)
+        for key in keys:
+            try:
+                measured.append(_take_turns(key, both, numbers[key], schedule, order, stop))
+            except Stopped:
+                break
+            advance(1)
+    record = LaunchRecord(
+        index=index,
+        core=core,
+        hash_seed=hash_seed,
+        padding=padding,
+        started_s=started - began,
+        elapsed_s=time.monotonic() - started,
+        load=load,
+        order=[each.benchmark for each in measured],
+    )
+    return record, measured
+
+
+def _take_turns(
+    key: str,
+    both: Mapping[str, Worker],
+    number: Mapping[str, int],
+    schedule: Schedule,
+    order: random.Random,
+    stop: threading.Event,
+) -> Measured:
+    for role in schedule.order_of(order):
+        both[role].prepare(key)
+    cpu: dict[str, list[float]] = {role: [] for role in SIDES}
+    wall: dict[str, list[float]] = {role: [] for role in SIDES}
+    for _ in range(schedule.pairs):
+        if stop.is_set():
+            raise Stopped
+        for role in schedule.order_of(order):
+            turn = both[role].ask("turn", about=key, number=number[role])
+            cpu[role].append(turn["cpu_ns"] * 1e-9)
+            wall[role].append(turn["wall_ns"] * 1e-9)
+    # Planted calls are work that the head does for one of the base's.
+    calls = number["base"]
+    return Measured(
+        key,
+        d_cpu=_median_log_ratio(cpu, key),
+        d_wall=_median_log_ratio(wall, key),
+        base_cpu_s=median(cpu["base"]) / calls,
+        head_cpu_s=median(cpu["head"]) / calls,
+        base_wall_s=median(wall["base"]) / calls,
+        head_wall_s=median(wall["head"]) / calls,
+    )
+
+
+def _median_log_ratio(times: Mapping[str, Sequence[float]], key: str) -> float:
+    """The pair is what cancels the weather: the median of ratios, not the ratio of medians."""
+    pairs = list(zip(times["base"], times["head"], strict=True))
+    if any(min(pair) <= 0 for pair in pairs):
+        raise GateFailure(f"{key}: a turn took no time at all; its calls are too few to be timed")
+    return median(math.log(head / base) for base, head in pairs)
+
+
+def usable_cores() -> tuple[int, ...]:
+    """Cores that this process may use."""
+    if not hasattr(os, "sched_getaffinity"):
+        raise GateFailure(f"the gate pins processes to a core, which {sys.platform} cannot")
+    return tuple(sorted(os.sched_getaffinity(0)))

@@ -1,0 +1,238 @@
+"""One contestant's process: prepares benchmarks, counts, and takes its turns.
+
+`bench.gate.bootstrap` starts it. Questions and answers are JSON lines; see `subjects.process`. The
+introduction has the environment, or {"unusable": REASON} where the tree cannot be imported. Then
+
+    {"do": "prepare", "benchmark": KEY}               sets one up, after forgetting the last
+    {"do": "outputs", "folder": PATH}                 what it computes, as files in the folder
+    {"do": "counters"}                                its exact counters
+    {"do": "calibrate", "turn_s": S}                  calls in a turn of so many CPU seconds
+    {"do": "turn", "number": N}                       N calls: CPU and wall-clock nanoseconds
+    {"do": "pin", "core": C}                          stay on this core
+    {"do": "bandwidth"}                               copy bandwidth of this core
+
+Each is answered with what it asks for, {"missing": NAME} where the tree lacks what the benchmark
+needs, or {"raised": ERROR AND TRACEBACK} where something raised.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import importlib.util
+import json
+import os
+import platform
+import runpy
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+from bench.child import listen, open_answers, speak_when_dying
+from bench.gate.observing import observed
+
+UNTIMED_CALLS: Final = 2
+"""Before anything is measured: imports, caches and allocators settle."""
+
+COPY_BYTES: Final = 1 << 26
+"""Of the bandwidth's copy; beyond the share of a last-level cache that one core usually gets."""
+
+COPIES: Final = 5
+
+SUITE_VARIABLE: Final = "PAGEDBENCH_GATE_SUITE"
+"""`module` or file that has another SUITE, for trying the gate out; the gate's own if not set."""
+
+
+class Missing(Exception):
+    """The tree does not have what a benchmark needs."""
+
+
+def load_suite(where: str | None) -> tuple[Any, ...]:
+    """The benchmarks: the gate's own, or SUITE of another module or file."""
+    if not where:
+        from bench.gate.suite import SUITE
+
+        return SUITE
+    if where.endswith(".py"):
+        spec = importlib.util.spec_from_file_location("gate_suite", where)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["gate_suite"] = module
+        spec.loader.exec_module(module)
+    else:
+        module = importlib.import_module(where)
+    suite: tuple[Any, ...] = module.SUITE
+    return suite
+
+
+class Worker:
+    """What can be asked of a contestant."""
+
+    def __init__(self, suite: tuple[Any, ...]) -> None:
+        self._benchmarks = {benchmark.key: benchmark for benchmark in suite}
+        self._prepared: Any = None
+
+    def prepare(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        """Set a benchmark up, make its untimed calls, and stop collecting garbage."""
+        gc.enable()
+        self._prepared = None
+        gc.unfreeze()
+        gc.collect()
+        benchmark = self._benchmarks[question["benchmark"]]
+        for need in benchmark.needs:
+            check_need(need)
+        self._prepared = benchmark.prepare()
+        for _ in range(UNTIMED_CALLS):
+            self._prepared.call()
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        return {}
+
+    def outputs(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the outputs of the last call; answers name, file and round-off of each."""
+        import numpy as np
+
+        described = []
+        for index, (name, output) in enumerate(self._prepared.outputs().items()):
+            file = Path(question["folder"]) / f"{index}.npy"
+            np.save(file, output.values, allow_pickle=False)
+            described.append({"name": name, "file": str(file), "round_off": output.unit_round_off})
+        return {"outputs": described}
+
+    def counters(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        """Counters of one call: the benchmark's own, and those that are taken of all."""
+        counts = {**self._prepared.counters(), **observed(self._prepared.call)}
+        return {
+            "counters": {
+                name: {
+                    "value": count.value,
+                    "unit": count.unit,
+                    "more_is_better": count.more_is_better,
+                }
+                for name, count in counts.items()
+            }
+        }
+
+    def calibrate(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        """Fewest calls that take `turn_s` of CPU time; by doubling, so that overhead averages."""
+        wanted_ns = question["turn_s"] * 1e9
+        number = 1
+        while True:
+            taken = self.turn({"number": number})["cpu_ns"]
+            if taken >= wanted_ns / 2:
+                return {"number": max(1, round(number * wanted_ns / max(taken, 1)))}
+            number *= 2
+
+    def turn(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        """A turn: CPU time of this process and wall-clock time of so many calls."""
+        call, calls = self._prepared.call, range(question["number"])
+        wall = time.perf_counter_ns()
+        cpu = time.process_time_ns()
+        for _ in calls:
+            call()
+        cpu = time.process_time_ns() - cpu
+        return {"cpu_ns": cpu, "wall_ns": time.perf_counter_ns() - wall}
+
+    def pin(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        """Stay on one core."""
+        os.sched_setaffinity(0, {question["core"]})
+        return {}
+
+    def bandwidth(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        """Copy bandwidth: bytes read and written, 10^9 a second of CPU time, the best of a few."""
+        import numpy as np
+
+        source = np.zeros(COPY_BYTES, np.uint8)
+        target = source + 1  # both are written once: no copy has to fetch fresh pages
+        source += 1
+        best = min(_cpu_ns(lambda: np.copyto(target, source)) for _ in range(COPIES))
+        return {"copy_gbs": 2 * COPY_BYTES / max(best, 1)}
+
+
+def check_need(need: str) -> None:
+    """Look for `module:name`.
+
+    Raises
+    ------
+    Missing
+        The tree does not have it.
+    """
+    module_name, _, name = need.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # Of the need itself, or of a package that it lies in; anything else is a broken tree.
+        if error.name and (module_name + ".").startswith(error.name + "."):
+            raise Missing(need) from None
+        raise
+    if name and not hasattr(module, name):
+        raise Missing(need)
+
+
+def _cpu_ns(call: Callable[[], object]) -> int:
+    before = time.process_time_ns()
+    call()
+    return time.process_time_ns() - before
+
+
+def describe() -> dict[str, Any]:
+    """Fields of `bench.gate.record.GateEnvironment`, as far as this process knows them."""
+    return {
+        "cuda": _cuda_of_torch(),
+        "torch": _version_of("torch"),
+        "triton": _version_of("triton"),
+        "numpy": _version_of("numpy"),
+        "python": platform.python_version(),
+        "timer": "process_time",
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": int(os.environ.get("OMP_NUM_THREADS", "1")),
+        "platform": platform.platform(),
+    }
+
+
+def _cuda_of_torch() -> str | None:
+    """CUDA that torch was built for, without importing torch: benchmarks may not need it."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    version = Path(spec.origin).with_name("version.py")
+    cuda: str | None = runpy.run_path(str(version)).get("cuda") if version.is_file() else None
+    return cuda
+
+
+def _version_of(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def main() -> None:
+    """Answer questions until there are no more."""
+    answers = open_answers()
+    speak_when_dying()
+    questions = listen()
+    try:
+        worker = Worker(load_suite(os.environ.get(SUITE_VARIABLE)))
+        introduction = describe()
+    except BaseException as error:  # whatever it is, it is this tree's or this interpreter's
+        said = traceback.format_exception_only(error)[-1].strip()
+        introduction = {"unusable": f"{said}\n{traceback.format_exc()}"}
+        worker = Worker(())
+    answers.write(json.dumps(introduction) + "\n")
+    while True:
+        question = json.loads(questions.get())
+        try:
+            answer = getattr(worker, question["do"])(question)
+        except Missing as missing:
+            answer = {"missing": str(missing)}
+        except Exception as error:
+            said = traceback.format_exception_only(error)[-1].strip()
+            answer = {"raised": f"{said}\n{traceback.format_exc()}"}
+        answers.write(json.dumps(answer) + "\n")

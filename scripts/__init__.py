@@ -1,0 +1,1 @@
+"""What `make` runs besides the command: each file is a script of its own."""

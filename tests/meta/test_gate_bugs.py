@@ -1,0 +1,470 @@
+"""Wrong gates, each of which the checks beside them must reject.
+
+A bug of the tests or of the verdicts is one change to the text of a module, which is then run as a
+module of its own and held to rates on simulated launches, or to records whose verdicts are known. A
+biased order is planted in a real schedule, between two identical trees whose time depends on who
+was prepared first.
+"""
+
+import math
+import os
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from bench.environment import ROOT
+from bench.gate.contestant import Contestant, standing
+from bench.gate.record import BenchmarkRecord, CounterRecord, GateRecord, OutputRecord, Sample
+from bench.gate.statistics import Design, p_slower
+from bench.gate.turns import SIDES, Schedule, launch, random_order
+from helpers import gate_records, gate_toys
+from helpers.mutants import Mutant, mutate
+
+
+@dataclass(frozen=True)
+class Bug:
+    name: str
+    module: str
+    old: str
+    new: str
+    found_by: str
+
+
+BUGS = [
+    Bug(
+        "every_look_at_the_whole_level",
+        "statistics",
+        "level = design.alpha / len(design.looks)",
+        "level = design.alpha",
+        "suspects at the margin",
+    ),
+    Bug(
+        "no_margin",
+        "statistics",
+        'return _signed_rank(np.asarray(d) - math.log1p(margin), "greater")',
+        'return _signed_rank(np.asarray(d), "greater")',
+        "suspects at the margin",
+    ),
+    Bug(
+        "margin_added",
+        "statistics",
+        'return _signed_rank(np.asarray(d) - math.log1p(margin), "greater")',
+        'return _signed_rank(np.asarray(d) - math.log1p(3 * margin), "greater")',
+        "slowdowns are found",
+    ),
+    Bug(
+        "faster_is_slower",
+        "statistics",
+        'return _signed_rank(np.asarray(d) - math.log1p(margin), "greater")',
+        'return _signed_rank(np.asarray(d) - math.log1p(margin), "less")',
+        "identical code passes",
+    ),
+    Bug(
+        "passes_what_is_not_significant",
+        "statistics",
+        "same = (p_not_slower(seen, design.equivalence) <= level) & ~slow",
+        "same = (p_slower(seen, design.margin) > level) & ~slow",
+        "passes at the bound",
+    ),
+    Bug(
+        "confirmed_by_what_made_it_a_suspect",
+        "statistics",
+        "p = p_slower(confirm[waiting, :look], design.margin)",
+        "p = p_slower(screen[waiting, :look], design.margin)",
+        "fails at the margin",
+    ),
+    Bug(
+        "suspects_fail",
+        "statistics",
+        "failed[waiting] = confirmed\n",
+        "failed[waiting] = True\n",
+        "fails at the margin",
+    ),
+    Bug(
+        "holm_forgets_the_family",
+        "statistics",
+        "values[order] * np.arange(len(values), 0, -1)",
+        "values[order]",
+        "errors of the family",
+    ),
+    Bug(
+        "bounds_too_narrow",
+        "statistics",
+        "<= (1 - confidence) / 2)",
+        "<= 4 * (1 - confidence))",
+        "bounds hold the centre",
+    ),
+    Bug(
+        "one_launch_moves_the_estimate",
+        "statistics",
+        "estimate = float(np.median(walsh))",
+        "estimate = float(np.mean(values))",
+        "a launch gone astray",
+    ),
+    Bug(
+        "verdict_without_confirmation",
+        "verdict",
+        "if found.confirmed and p_holm is not None",
+        "if p_holm is not None",
+        "verdicts of records",
+    ),
+    Bug(
+        "wall_clock_not_looked_at",
+        "verdict",
+        "elif look.p_wall <= level:",
+        "elif look.p_wall < 0:",
+        "verdicts of records",
+    ),
+    Bug(
+        "noise_is_not_said",
+        "verdict",
+        "spread > design.quarantine_sd",
+        "spread > 100 * design.quarantine_sd",
+        "verdicts of records",
+    ),
+    Bug(
+        "confirmation_from_any_launch",
+        "verdict",
+        'confirm = [sample for sample in samples if sample.stage == "confirm"]\n    level',
+        "confirm = list(samples)\n    level",
+        "verdicts of records",
+    ),
+    Bug(
+        "counters_are_only_listed",
+        "verdict",
+        "if counter.fails:",
+        "if counter.fails and counter.limit:",
+        "verdicts of records",
+    ),
+    Bug(
+        "open_is_as_good_as_passed",
+        "verdict",
+        'return "inconclusive", INCONCLUSIVE, f"not decided: {_listed(undecided)}"',
+        'return "pass", PASS, f"not decided: {_listed(undecided)}"',
+        "verdicts of records",
+    ),
+    Bug(
+        "outputs_may_differ",
+        "verdict",
+        'wrong = [each for each in outputs if each.verdict == "differs"]',
+        'wrong = [each for each in outputs if each.verdict == "not there"]',
+        "verdicts of records",
+    ),
+    Bug(
+        "nothing_compared_is_a_pass",
+        "verdict",
+        "    if not passed:\n",
+        "    if passed < 0:\n",
+        "verdicts of records",
+    ),
+    Bug(
+        "improvement_fails",
+        "verdict",
+        "if look.p_slow <= level:",
+        "if min(look.p_slow, look.p_fast) <= level:",
+        "verdicts of records",
+    ),
+]
+
+
+def source_of(module: str) -> str:
+    spec = find_spec(f"bench.gate.{module}")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).read_text()
+
+
+@contextmanager
+def planted(bug: Bug | None, module: str) -> Iterator[ModuleType]:
+    """A module of the gate, with a bug in it."""
+    source = source_of(module)
+    if bug is not None:
+        source = mutate(Mutant(bug.name, f"../bench/gate/{module}", ((bug.old, bug.new),)), source)
+    name = f"wrong_gate_{module}"
+    made = ModuleType(name)
+    sys.modules[name] = made  # dataclasses look their module up
+    try:
+        exec(compile(source, f"{name}.py", "exec"), vars(made))
+        yield made
+    finally:
+        del sys.modules[name]
+
+
+TRIALS = 4000
+SPREAD = 0.02
+
+
+@cache
+def launches(slowdown: float, seed: int) -> tuple[Any, Any]:
+    """Screening and confirmation of many gates, by a runner whose launches spread by 2 %."""
+    rng = np.random.default_rng(seed)
+    centre = math.log1p(slowdown)
+    return rng.normal(centre, SPREAD, (TRIALS, 40)), rng.normal(centre, SPREAD, (TRIALS, 20))
+
+
+def too_often(found: Any, rate: float) -> bool:
+    count = int(np.sum(found))
+    return bool(stats.binomtest(count, TRIALS, rate, alternative="greater").pvalue < 1e-4)
+
+
+def suspects_at_the_margin(module: Any) -> bool:
+    design = module.Design()
+    screen, _ = launches(design.margin, 1)
+    certain = np.full((TRIALS, 20), 1.0)
+    return too_often(module.decide_many(screen, certain, design).failed, design.alpha)
+
+
+def fails_at_the_margin(module: Any) -> bool:
+    design = module.Design()
+    failed = module.decide_many(*launches(design.margin, 2), design).failed
+    return too_often(failed, design.alpha * design.confirm_alpha)
+
+
+def passes_at_the_bound(module: Any) -> bool:
+    design = module.Design()
+    passed = module.decide_many(*launches(design.equivalence, 3), design).passed
+    return too_often(passed, design.alpha)
+
+
+def slowdowns_are_found(module: Any) -> bool:
+    found = [
+        float(module.decide_many(*launches(slowdown, 4), module.Design()).failed.mean())
+        for slowdown in (0.03, 0.05)
+    ]
+    return found[0] < 0.85 or found[1] < 0.95
+
+
+def identical_code_passes(module: Any) -> bool:
+    screen, confirm = launches(0.0, 5)
+    identical = module.decide_many(screen, confirm, module.Design())
+    faster = module.decide_many(screen - 0.05, confirm - 0.05, module.Design())
+    return float(identical.passed.mean()) < 0.99 or float(faster.passed.mean()) < 0.99
+
+
+def errors_of_the_family(module: Any) -> bool:
+    """Uniform p-values of 14 benchmarks: how often one of them is rejected at 5 %."""
+    p = np.random.default_rng(6).uniform(size=(TRIALS, 14))
+    return too_often([float(np.min(module.holm(row))) <= 0.05 for row in p], 0.05)
+
+
+def bounds_hold_the_centre(module: Any) -> bool:
+    screen, _ = launches(0.0, 7)
+    outside = []
+    for row in screen:
+        _, low, high = module.hodges_lehmann(row[:13])
+        outside.append(not low <= 0.0 <= high)
+    return too_often(outside, 0.05)
+
+
+def a_launch_gone_astray(module: Any) -> bool:
+    d = np.append(np.random.default_rng(8).normal(0.0, 0.01, 12), 0.7)
+    return abs(module.hodges_lehmann(d)[0]) > 0.02
+
+
+def steady(centre: float, count: int, *, wall: float | None = None, spread: float = 0.004) -> Any:
+    """Launches of the screening around a ratio."""
+    return [("screen", centre, wall, spread)] * count
+
+
+def fresh(centre: float, count: int, *, wall: float | None = None) -> Any:
+    return [("confirm", centre, wall, 0.004)] * count
+
+
+def benchmark(key: str, launches: Sequence[Any], **changes: Any) -> BenchmarkRecord:
+    rng = np.random.default_rng(sum(map(ord, key)))
+    samples = []
+    for index, (stage, centre, wall, spread) in enumerate(launches):
+        d = math.log1p(centre) + rng.normal(0.0, spread)
+        waits = d if wall is None else math.log1p(wall) + rng.normal(0.0, spread)
+        samples.append(
+            Sample(
+                launch=index,
+                stage=stage,
+                d_cpu=d,
+                d_wall=waits,
+                base_cpu_s=1e-4,
+                head_cpu_s=1e-4 * math.exp(d),
+                base_wall_s=1e-4,
+                head_wall_s=1e-4 * math.exp(waits),
+            )
+        )
+    usual: dict[str, Any] = {
+        "key": key,
+        "title": key,
+        "timed": True,
+        "number": 10,
+        "samples": samples,
+        "verdict": "not run",
+        "reason": "",
+    }
+    return BenchmarkRecord(**{**usual, **changes})
+
+
+def record(*benchmarks: BenchmarkRecord, **changes: Any) -> GateRecord:
+    design = Design()
+    made = gate_records.gate_record(benchmarks=list(benchmarks))
+    parameters = gate_records.parameters(
+        looks=list(design.looks), confirm_looks=list(design.confirm_looks)
+    )
+    empty: dict[str, Any] = {"counters": [], "outputs": [], "verdict": "pass", "complete": True}
+    return made.model_copy(update={"parameters": parameters, **empty, **changes})
+
+
+WORSE = CounterRecord(
+    benchmark="a",
+    name="bytes",
+    unit="bytes",
+    base=100,
+    head=101,
+    more_is_better=False,
+    change=0.01,
+    limit=0.0,
+    verdict="worse",
+    fails=True,
+)
+DIFFERS = OutputRecord(benchmark="a", name="out", verdict="differs", note="1 of 3")
+
+# A record, the exit code that it must have, and the verdict of its first benchmark.
+KNOWN: list[tuple[str, Callable[[], GateRecord], int, str]] = [
+    ("identical", lambda: record(benchmark("a", steady(0.0, 9))), 0, "pass"),
+    ("faster", lambda: record(benchmark("a", steady(-0.1, 9))), 0, "pass"),
+    (
+        "slower",
+        lambda: record(benchmark("a", steady(0.05, 9) + fresh(0.05, 6))),
+        1,
+        "fail",
+    ),
+    ("suspect", lambda: record(benchmark("a", steady(0.05, 9))), 3, "inconclusive"),
+    (
+        "cleared",
+        lambda: record(benchmark("a", steady(0.05, 9) + fresh(0.0, 20))),
+        3,
+        "inconclusive",
+    ),
+    (
+        "waits",
+        lambda: record(benchmark("a", steady(0.0, 9, wall=0.5) + fresh(0.0, 6, wall=0.5))),
+        1,
+        "fail",
+    ),
+    (
+        "noisy",
+        lambda: record(benchmark("a", steady(0.02, 13, spread=0.3))),
+        3,
+        "inconclusive",
+    ),
+    ("open", lambda: record(benchmark("a", steady(0.02, 8))), 3, "inconclusive"),
+    ("counted", lambda: record(benchmark("a", steady(0.0, 9)), counters=[WORSE]), 1, "fail"),
+    ("differs", lambda: record(benchmark("a", steady(0.0, 9)), outputs=[DIFFERS]), 5, "pass"),
+    ("nothing", lambda: record(benchmark("a", [])), 4, "not run"),
+]
+
+
+def verdicts_of_records(module: Any) -> bool:
+    for name, make, code, verdict in KNOWN:
+        judged = module.judge(make())
+        if (judged.exit_code, judged.benchmarks[0].verdict) != (code, verdict):
+            return True
+        # Noise is named as what it is, not as a lack of launches.
+        if name == "noisy" and not judged.benchmarks[0].quarantined:
+            return True
+    return False
+
+
+CHECKS: dict[str, Callable[[Any], bool]] = {
+    "suspects at the margin": suspects_at_the_margin,
+    "fails at the margin": fails_at_the_margin,
+    "passes at the bound": passes_at_the_bound,
+    "slowdowns are found": slowdowns_are_found,
+    "identical code passes": identical_code_passes,
+    "errors of the family": errors_of_the_family,
+    "bounds hold the centre": bounds_hold_the_centre,
+    "a launch gone astray": a_launch_gone_astray,
+    "verdicts of records": verdicts_of_records,
+}
+MODULE_OF = {name: "verdict" if "records" in name else "statistics" for name in CHECKS}
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_the_gate_as_it_is_passes_every_check(check: str) -> None:
+    with planted(None, MODULE_OF[check]) as module:
+        assert not CHECKS[check](module)
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+def test_a_wrong_gate_is_found(bug: Bug) -> None:
+    with planted(bug, bug.module) as module:
+        assert CHECKS[bug.found_by](module)
+
+
+# Who is prepared second in a launch is slower throughout it, as a second process may be that finds
+# the machine's memory in another state.
+SECOND_IS_SLOWER = """
+import os
+from pathlib import Path
+
+FIRST = Path({folder!r}, os.environ["PYTHONHASHSEED"])
+COST_US = 103.0 if FIRST.exists() else 100.0
+FIRST.touch()
+"""
+
+
+def differences(folder: Path, order_of: Callable[[random.Random], Sequence[str]]) -> list[float]:
+    """d of a toy benchmark of two identical trees, over launches."""
+    change = SECOND_IS_SLOWER.format(folder=str(folder))
+    found = []
+    with ExitStack() as stack:
+        sides = {
+            role: stack.enter_context(
+                standing(Contestant(asked=str(gate_toys.tree(folder, role, change))))
+            )
+            for role in SIDES
+        }
+        schedule = Schedule(
+            pairs=4,
+            cores=(min(os.sched_getaffinity(0)),),
+            home=ROOT,
+            time_limit_s=20.0,
+            suite=gate_toys.SUITE,
+            seed=5,
+            order_of=order_of,
+        )
+        for index in range(9):
+            _, measured = launch(
+                index,
+                sides,
+                {"toy/work": {"base": 10, "head": 10}},
+                schedule,
+                began=time.monotonic(),
+                advance=lambda _: None,
+                stop=threading.Event(),
+            )
+            found.append(measured[0].d_cpu)
+    return found
+
+
+def test_a_biased_order_makes_identical_code_differ(tmp_path: Path) -> None:
+    """Base is always prepared first: what was seen as -2 to -3 % between identical trees."""
+    biased = differences(tmp_path, lambda _: SIDES)
+    assert min(biased) > 0
+    assert p_slower(biased, 0.01) <= Design().alpha / len(Design().looks)
+
+
+def test_a_random_order_turns_the_bias_into_noise(tmp_path: Path) -> None:
+    unbiased = differences(tmp_path, random_order)
+    assert min(unbiased) < -0.01
+    assert max(unbiased) > 0.01
+    assert p_slower(unbiased, 0.01) > 0.1

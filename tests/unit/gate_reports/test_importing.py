@@ -1,0 +1,126 @@
+"""Records of other machines: taken in whole, or refused with the reason."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from bench.cli import app
+from bench.gate.importing import ImportRefused, import_record, read_record, stored_records
+from bench.gate.verdict import judge
+from helpers.gate_records import contestant, environment, failing, gate_record
+
+
+def judged(**changes):
+    """A record whose verdicts are those that its own launches give."""
+    return judge(gate_record(**changes))
+
+
+def write(tmp_path, record, name="gate.json", **fields):
+    data = {**json.loads(record.model_dump_json()), **fields}
+    path = tmp_path / name
+    path.write_text(json.dumps(data))
+    return path
+
+
+def test_record_is_taken_in_as_it_is(tmp_path):
+    record = judged()
+    path = import_record(write(tmp_path, record), tmp_path / "store")
+    assert read_record(path) == record
+    assert [found for _, found in stored_records(tmp_path / "store")] == [record]
+
+
+def test_same_record_twice_is_one_file(tmp_path):
+    file = write(tmp_path, judged())
+    paths = {import_record(file, tmp_path / "store") for _ in range(2)}
+    assert len(paths) == 1
+    other = judged(started_at="2026-02-02T00:00:00+00:00")
+    import_record(write(tmp_path, other, "other.json"), tmp_path / "store")
+    assert len(list(stored_records(tmp_path / "store"))) == 2
+
+
+GPU = {"device": "NVIDIA H100", "timer": "cuda_event"}
+
+
+@pytest.mark.parametrize(
+    ("where", "why"),
+    [
+        ({"timer": "perf_counter"}, "timed by 'perf_counter'"),
+        ({"device": " "}, "its device is"),
+        ({"torch": "unknown"}, "its torch is 'unknown'"),
+        ({"triton": "not installed"}, "its triton is"),
+        ({**GPU, "driver": None, "cuda": "13.0"}, "driver None"),
+        ({**GPU, "driver": "580.1", "cuda": None}, "CUDA None"),
+    ],
+)
+def test_unknown_key_is_refused(tmp_path, where, why):
+    side = contestant("a" * 40, environment=environment(**where))
+    with pytest.raises(ImportRefused, match=why):
+        import_record(write(tmp_path, judged(head=side)), tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_side_that_never_started_is_refused(tmp_path):
+    record = judged(base=contestant(environment=None))
+    with pytest.raises(ImportRefused, match="base does not say what it ran on"):
+        import_record(write(tmp_path, record), tmp_path / "store")
+
+
+@pytest.mark.parametrize("version", [0, 2, 99])
+def test_other_schema_is_refused_by_its_number(tmp_path, version):
+    file = write(tmp_path, judged(), schema_version=version, something_new=1)
+    with pytest.raises(ImportRefused, match=f"it has schema {version}, and this version reads 1"):
+        read_record(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("{}", "no schema_version"),
+        ("not JSON", "no schema_version"),
+        ('{"schema_version": 1}', "Field required"),
+        ('{"schema_version": 1', "Invalid JSON"),
+    ],
+)
+def test_what_is_no_record_is_refused(tmp_path, text, why):
+    file = tmp_path / "x.json"
+    file.write_text(text)
+    with pytest.raises(ImportRefused, match=why):
+        read_record(file)
+
+
+def test_missing_file_is_refused(tmp_path):
+    with pytest.raises(ImportRefused, match="No such file"):
+        read_record(tmp_path / "none.json")
+
+
+def test_field_that_is_not_of_the_schema_is_refused(tmp_path):
+    with pytest.raises(ImportRefused, match="extra: Extra inputs"):
+        read_record(write(tmp_path, judged(), extra=1))
+
+
+def test_verdict_that_its_launches_do_not_give_is_refused(tmp_path):
+    slow = judged(benchmarks=[failing()])
+    assert slow.exit_code != 0
+    painted = write(tmp_path, slow, verdict="pass", exit_code=0)
+    with pytest.raises(ImportRefused, match=r"it says 'pass' \(exit code 0\), and its own"):
+        import_record(painted, tmp_path / "store")
+
+
+def test_verdict_of_one_benchmark_that_was_changed_is_refused(tmp_path):
+    slow = judged(benchmarks=[failing(), failing("other")])
+    first, *rest = json.loads(slow.model_dump_json())["benchmarks"]
+    painted = write(tmp_path, slow, benchmarks=[{**first, "verdict": "pass"}, *rest])
+    with pytest.raises(ImportRefused, match=f"verdict on {first['key']} "):
+        import_record(painted, tmp_path / "store")
+
+
+def test_command_takes_in_the_good_and_names_the_bad(tmp_path):
+    good, bad = write(tmp_path, judged()), tmp_path / "bad.json"
+    bad.write_text("{}")
+    store = tmp_path / "store"
+    result = CliRunner().invoke(app, ["import", str(bad), str(good), "--store", str(store)])
+    assert result.exit_code == 2
+    assert "no schema_version" in result.output
+    assert len(list(store.glob("*.json"))) == 1
+    assert CliRunner().invoke(app, ["import", str(good), "--store", str(store)]).exit_code == 0
