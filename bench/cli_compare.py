@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, get_args
+from typing import TYPE_CHECKING, Annotated, Final, cast, get_args
 
 import typer
 
@@ -19,6 +19,7 @@ from bench.cli_common import (
     exit_codes,
     stop_on_interrupt,
 )
+from bench.gate.timers import device_named
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from bench.gate.contestant import Contestant
     from bench.gate.record import GateRecord
     from bench.gate.releases import Pairs
+    from bench.gate.timers import Device
 
 COMPARE_HELP: Final = """
 Compares releases side by side, with the gate's own protocol: commits or tags, folders, or one
@@ -52,6 +54,7 @@ put side by side, as ratios and as shares of each machine's copy bandwidth.
 _USAGE_ERRORS: Final = (
     "bench.gate.importing:ImportRefused",
     "bench.gate.releases:ReleasesError",
+    "bench.gate.timers:NoSuchDevice",
 )
 
 
@@ -85,6 +88,9 @@ def compare(
     time_limit: Annotated[
         float, typer.Option(min=0.1, help="Minutes after which no launch of a pair begins.")
     ] = 9.0,
+    device: Annotated[
+        str, typer.Option(help="What is timed: the cpu, or the benchmarks of a GPU with cuda.")
+    ] = "cpu",
     seed: Annotated[
         int | None, typer.Option(min=0, help="Of all random orders. Default: another each time.")
     ] = None,
@@ -97,6 +103,7 @@ def compare(
     console, errors = QuietlyClosed(), QuietlyClosed(stderr=True)
     with exit_codes(errors, about="the releases", usage=_USAGE_ERRORS):
         check_file("--json", json)
+        chosen_device = device_named(device)
         chosen = [
             name
             for name in ("releases", "--env", "--record")
@@ -125,7 +132,7 @@ def compare(
             said = f"{head} against {base} ({number} of {len(planned)})"
             errors.print(said, markup=False, highlight=False, soft_wrap=True)
             pair = (contestants[base], contestants[head])
-            found = _run(pair, benchmark or [], 60 * time_limit, seed, stop, errors)
+            found = _run(pair, chosen_device, benchmark or [], 60 * time_limit, seed, stop, errors)
             runs.append(NamedRun(base=base, head=head, record=found))
             if store is not None:
                 from bench.gate.importing import store_record
@@ -141,7 +148,7 @@ def _pairs(name: str) -> Pairs:
 
     for known in get_args(Pairs):
         if name == known:
-            return known  # type: ignore[no-any-return]
+            return cast("Pairs", known)
     raise UsageError(f"--pairs {name}: choose {', '.join(get_args(Pairs))}")
 
 
@@ -156,6 +163,7 @@ def _contestant(name: str, *, environment: bool) -> Contestant:
 
 def _run(
     pair: tuple[Contestant, Contestant],
+    device: Device,
     benchmarks: Sequence[str],
     time_limit_s: float,
     seed: int | None,
@@ -174,6 +182,7 @@ def _run(
         base=pair[0],
         head=pair[1],
         benchmarks=tuple(benchmarks),
+        device=device,
         time_limit_s=time_limit_s,
         seed=secrets.randbelow(2**32) if seed is None else seed,
         design=settings.design(),

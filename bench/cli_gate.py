@@ -25,10 +25,12 @@ from bench.cli_common import (
     exit_codes,
     stop_on_interrupt,
 )
+from bench.gate.timers import device_named
 
 if TYPE_CHECKING:
     from bench.gate.contestant import Contestant
     from bench.gate.record import Mode
+    from bench.gate.timers import Device
 
 GATE_HELP: Final = """
 Decides whether a change made anything worse. First outputs of both sides are compared, then exact
@@ -48,6 +50,8 @@ benchmarks are those of this checkout, for both sides.
   pagedbench gate . --python ../py313/bin/python
 
   pagedbench gate torch==2.12.0,triton==3.8.0
+
+  pagedbench gate v1.2 --device cuda
 
   pagedbench gate --aa --time-limit 20
 
@@ -123,9 +127,17 @@ def gate(
         bool, typer.Option("--keep-going", help="Time benchmarks although counters are worse.")
     ] = False,
     compiled: Annotated[
-        bool,
-        typer.Option("--compiled", help="Compare the kernels' machine code, too; takes minutes."),
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--compiled/--no-compiled",
+            help="Compile the kernels of both sides and compare their machine code. Default: where "
+            "kernels or interpreters differ, and no --benchmark is chosen.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="What is timed: the cpu, or the benchmarks of a GPU with cuda.")
+    ] = "cpu",
     seed: Annotated[
         int | None, typer.Option(min=0, help="Of all random orders. Default: another each time.")
     ] = None,
@@ -152,9 +164,9 @@ def gate(
 ) -> None:
     """Decide whether a change made anything worse."""
     console, errors = QuietlyClosed(), QuietlyClosed(stderr=True)
-    with exit_codes(errors, about="base or head", usage=()):
+    with exit_codes(errors, about="base or head", usage=("bench.gate.timers:NoSuchDevice",)):
         if list_benchmarks:
-            _list(tuple(benchmark or ()), console)
+            _list(tuple(benchmark or ()), device_named(device), console)
             return
         from bench.report.gate import Outputs, deliver_reports
 
@@ -198,6 +210,8 @@ def gate(
             time_limit_s=60 * time_limit,
             keep_going=keep_going,
             compiled=compiled,
+            compiled_targets=settings.compiled_targets,
+            device=device_named(device),
             suite=os.environ.get(SUITE_VARIABLE),
         )
         stop = threading.Event()
@@ -231,10 +245,10 @@ def _contestants(
     return first, Contestant(asked=head or here, python=python or "")
 
 
-def _list(patterns: tuple[str, ...], console: Console) -> None:
+def _list(patterns: tuple[str, ...], device: Device, console: Console) -> None:
     from bench.gate.suite import chosen
 
-    for each in chosen(patterns):
+    for each in chosen(patterns, device=device):
         how = "timed" if each.timed else "counted"
         line = f"{each.key:<40} {how:<8} {each.title}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -284,7 +284,7 @@ def _series(record: GateRecord, side: Side) -> list[_Series]:
 
 
 def _times(benchmark: BenchmarkRecord, side: Side) -> list[float]:
-    return [getattr(sample, f"{side}_cpu_s") for sample in benchmark.samples]
+    return [getattr(sample, f"{side}_s") for sample in benchmark.samples]
 
 
 def _refuse_twins(found: Iterable[_Series]) -> None:

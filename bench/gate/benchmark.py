@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from bench.gate.timers import Device
+
 
 @dataclass(frozen=True, slots=True)
 class Output:
@@ -87,6 +89,8 @@ class Benchmark:
         to compare.
     timed
         Whether it is timed; counters and outputs are compared anyway.
+    device
+        Where it runs; a run of the gate is of one device.
     """
 
     key: str
@@ -94,3 +98,4 @@ class Benchmark:
     prepare: Callable[[], Prepared]
     needs: tuple[str, ...] = ()
     timed: bool = True
+    device: Device = "cpu"

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bench.cli_common import UsageError
+from bench.gate.machine_code import TARGETS
 from bench.gate.statistics import Design
 
 
@@ -19,6 +20,8 @@ class GateConfiguration(BaseModel):
     ----------
     margin, equivalence, wall_margin, quarantine_sd
         As in `bench.gate.record.GateParameters`; None: the default.
+    compiled_targets
+        Targets that kernels are compiled for, as `pagedbench compile --target` names them.
     limits
         By how much counters may be worse, as fractions; see `bench.gate.counters.DEFAULT_LIMITS`.
     """
@@ -29,6 +32,7 @@ class GateConfiguration(BaseModel):
     equivalence: float | None = Field(None, gt=0)
     wall_margin: float | None = Field(None, gt=0)
     quarantine_sd: float | None = Field(None, gt=0)
+    compiled_targets: tuple[str, ...] = TARGETS
     limits: dict[str, float] = {}
 
     def design(self) -> Design:

@@ -17,7 +17,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -31,12 +30,10 @@ from packaging.utils import canonicalize_name
 from bench.environment import ROOT
 from bench.gate.bootstrap import ROOMS
 from bench.gate.record import ContestantRecord
+from bench.gate.temporary import temporary_folder
 
 ENVIRONMENTS_VARIABLE: Final = "PAGEDBENCH_GATE_ENVIRONMENTS"
 """Names another folder for environments that are built."""
-
-PREFIX: Final = "pagedbench-gate-"
-"""Of temporary folders."""
 
 
 class NoContestant(RuntimeError):
@@ -172,17 +169,14 @@ def snapshot(folder: Path, *, rooms: Sequence[str] = ROOMS) -> Iterator[Path]:
     Files that change while the gate runs then change nothing, and the paths of both sides are of
     one length.
     """
-    parent = Path(tempfile.mkdtemp(prefix=PREFIX))
-    tree = parent / "tree"
-    try:
+    with temporary_folder() as parent:
+        tree = parent / "tree"
         for room in rooms:
             if (folder / room).is_dir():
                 shutil.copytree(
                     folder / room, tree / room, ignore=shutil.ignore_patterns("__pycache__")
                 )
         yield tree
-    finally:
-        shutil.rmtree(parent, ignore_errors=True)
 
 
 @contextmanager
@@ -194,23 +188,21 @@ def worktree(commit: str, *, root: Path = ROOT) -> Iterator[Path]:
     NoContestant
         Git cannot; the message is git's own.
     """
-    parent = Path(tempfile.mkdtemp(prefix=PREFIX))
-    tree = parent / "tree"
     try:
-        # No hooks: what a checkout does to others is not wanted here.
-        command = ["git", "-C", str(root), "-c", f"core.hooksPath={os.devnull}"]
-        run = subprocess.run(
-            [*command, "worktree", "add", "--quiet", "--detach", str(tree), commit],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if run.returncode:
-            raise NoContestant(f"{commit[:12]}: no worktree: {run.stderr.strip()}")
-        yield tree
+        with temporary_folder() as parent:
+            tree = parent / "tree"
+            # No hooks: what a checkout does to others is not wanted here.
+            command = ["git", "-C", str(root), "-c", f"core.hooksPath={os.devnull}"]
+            run = subprocess.run(
+                [*command, "worktree", "add", "--quiet", "--detach", str(tree), commit],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if run.returncode:
+                raise NoContestant(f"{commit[:12]}: no worktree: {run.stderr.strip()}")
+            yield tree
     finally:
-        # Ctrl-C comes here as well; a second one must not leave half of it.
-        shutil.rmtree(parent, ignore_errors=True)
         with suppress(OSError):
             subprocess.run(
                 ["git", "-C", str(root), "worktree", "prune"],

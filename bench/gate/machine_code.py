@@ -1,20 +1,25 @@
-"""Ahead-of-time figures of a side's kernels as counters, by `pagedbench compile` of its tree."""
+"""Ahead-of-time figures of a side's kernels as counters, by `pagedbench compile` of its tree.
+
+They are facts about the code and its compiler, the same in every run: where sources, interpreter
+and so the compiler are the same on both sides, there is nothing to compile.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
-import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from bench.gate.contestant import Side
 from bench.gate.counters import Counted
-from bench.gate.turns import FIXED, GateFailure
+from bench.gate.temporary import temporary_folder
+from bench.gate.turns import FIXED, OF_DEVICE, GateFailure
 
 FIGURES: Final[Mapping[str, str]] = {
     "registers": "registers",
@@ -26,6 +31,12 @@ FIGURES: Final[Mapping[str, str]] = {
 }
 """Fields of `kernels.compiled.figures.LaunchFigures`, with their units."""
 
+TARGETS: Final = ("sm_90",)
+"""Compiled for unless a configuration names others: half a minute a side."""
+
+SOURCES: Final = ("kernels/**/*.py", "reference/**/*.py", "bench/compile*.py")
+"""That the figures of a tree depend on."""
+
 RIGHT_OR_WORSE: Final = (0, 1)
 """Exit codes of `pagedbench compile` with which there are figures."""
 
@@ -35,10 +46,26 @@ START: Final = (
 )
 
 
-def compiled_counters(side: Side, *, stop: threading.Event) -> dict[str, dict[str, Counted]]:
-    """Figures of every kernel on every target, by `compiled/TARGET/VARIANT`.
+def could_differ(sides: Mapping[str, Side]) -> bool:
+    """Whether the sides' kernels, or what compiles them, are not the same."""
+    return len({(side.python, _digest(side.tree)) for side in sides.values()}) > 1
 
-    A tree that has no `pagedbench compile` has none of these counters.
+
+def _digest(tree: Path) -> str:
+    found = hashlib.sha256()
+    for file in sorted({file for pattern in SOURCES for file in tree.glob(pattern)}):
+        found.update(f"{file.relative_to(tree)}\n".encode())
+        found.update(file.read_bytes())
+    return found.hexdigest()
+
+
+def compiled_counters(
+    side: Side, *, stop: threading.Event, targets: Sequence[str] = TARGETS
+) -> dict[str, dict[str, Counted]]:
+    """Figures of every kernel on some targets, by `compiled/TARGET/VARIANT`.
+
+    What does not compile has no figures, and one failure: from none to one is worse than any limit
+    allows. A tree that has no `pagedbench compile` has none of these counters.
 
     Raises
     ------
@@ -47,26 +74,30 @@ def compiled_counters(side: Side, *, stop: threading.Event) -> dict[str, dict[st
     """
     if not (side.tree / "bench" / "compile.py").is_file():
         return {}
-    with tempfile.TemporaryDirectory(prefix="pagedbench-gate-") as folder:
-        file = Path(folder) / "compiled.json"
+    with temporary_folder() as folder:
+        file = folder / "compiled.json"
         command = [side.python, "-P", "-c", START, str(side.tree), "compile", "--json", str(file)]
-        child = subprocess.Popen(
-            command,
-            env={**os.environ, **FIXED, "TRITON_INTERPRET": "0"},
-            cwd=folder,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            while child.poll() is None and not stop.is_set():
-                time.sleep(0.1)
-        finally:
-            if child.poll() is None:
-                child.terminate()
-            _, said = child.communicate()
-        if stop.is_set():
-            return {}
+        command += [part for target in targets for part in ("--target", target)]
+        # A file, not a pipe: nobody reads while it compiles, and a pipe that is full stops it.
+        with (folder / "stderr").open("w+") as log:
+            child = subprocess.Popen(
+                command,
+                env={**os.environ, **FIXED, **OF_DEVICE["cpu"], "TRITON_INTERPRET": "0"},
+                cwd=folder,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+            )
+            try:
+                while child.poll() is None and not stop.is_set():
+                    time.sleep(0.1)
+            finally:
+                if child.poll() is None:
+                    child.terminate()
+                child.wait()
+            if stop.is_set():
+                return {}
+            log.seek(0)
+            said = log.read()
         if child.returncode not in RIGHT_OR_WORSE or not file.is_file():
             raise GateFailure(
                 f"{side.record.name}: pagedbench compile ended with {child.returncode}: "
@@ -76,12 +107,12 @@ def compiled_counters(side: Side, *, stop: threading.Event) -> dict[str, dict[st
     return {
         f"compiled/{result['target']}/{result['variant']}": dict(_counted(result["figures"]))
         for result in record["results"]
-        if not result["figures"]["failure"]
     }
 
 
 def _counted(figures: Mapping[str, Any]) -> Iterator[tuple[str, Counted]]:
     """Counters of one variant; of several launches each has its own, by kernel and number."""
+    yield "failures", Counted(int(bool(figures["failure"])), "failures to compile")
     for number, launched in enumerate(figures["launches"]):
         where = f"{launched['kernel']}#{number}" if number else launched["kernel"]
         for name, unit in FIGURES.items():

@@ -12,15 +12,17 @@ from bench.gate.benchmark import Count
 def observed(call: Callable[[], object]) -> dict[str, Count]:
     """Counters of one call; it is called several times.
 
-    What torch dispatches is counted where torch is imported: without it nothing can be.
+    What torch dispatches is counted where torch is imported: without it nothing can be. It is
+    counted where it is nothing, too, so that from nothing to something is seen.
     """
     counts = {"calls": Count(function_calls(call), "calls")}
+    operations = moved = 0
     if "torch" in sys.modules:
         from bench.gate.dispatching import Dispatched
 
         with Dispatched() as dispatched:
             call()
-        if dispatched.operations:
-            counts["torch_ops"] = Count(dispatched.operations, "operations")
-            counts["torch_bytes"] = Count(dispatched.bytes, "bytes")
+        operations, moved = dispatched.operations, dispatched.bytes
+    counts["torch_ops"] = Count(operations, "operations")
+    counts["torch_bytes"] = Count(moved, "bytes")
     return counts

@@ -141,7 +141,7 @@ class GateParameters(_Record):
     pairs
         Turns of each side in a launch.
     turn_s
-        Least CPU seconds of a turn, by which `number` is calibrated.
+        Least seconds of a turn by the timer, by which `number` is calibrated.
     quarantine_sd
         A benchmark whose launches spread more than this, as a fraction, is not judged.
     plant
@@ -154,6 +154,8 @@ class GateParameters(_Record):
         Of every random order; with it the schedule of the launches is the same.
     cores
         On which the launches were pinned, in turn.
+    device
+        What was timed: `cpu` or `cuda`.
     """
 
     alpha: float
@@ -172,6 +174,27 @@ class GateParameters(_Record):
     benchmarks: list[str]
     seed: int
     cores: list[int]
+    device: str = "cpu"
+
+
+class GpuState(_Record):
+    """A GPU at one moment, by NVML.
+
+    Attributes
+    ----------
+    sm_mhz, memory_mhz
+        Clocks.
+    power_w, temperature_c
+        Watts, degrees Celsius.
+    slowed_by
+        Reasons for clocks below the highest; see `bench.gate.gpu_state`.
+    """
+
+    sm_mhz: int
+    memory_mhz: int
+    power_w: float
+    temperature_c: int
+    slowed_by: list[str]
 
 
 class LaunchRecord(_Record):
@@ -191,6 +214,11 @@ class LaunchRecord(_Record):
         Load average of the machine at its start, last minute; 1.0 is one busy core.
     order
         Benchmarks in the order in which they were timed.
+    gpu
+        The GPU's state before the first, between them and after the last; empty on the CPU, and
+        where it could not be read.
+    dropped
+        Why none of its samples is used; empty if they are.
     """
 
     index: int
@@ -201,6 +229,8 @@ class LaunchRecord(_Record):
     elapsed_s: float
     load: float
     order: list[str]
+    gpu: list[GpuState] = []
+    dropped: str = ""
 
 
 class Sample(_Record):
@@ -212,18 +242,19 @@ class Sample(_Record):
         Index of the launch.
     stage
         What it counts for.
-    d_cpu, d_wall
-        Median over the pairs of log(head / base).
-    base_cpu_s, head_cpu_s, base_wall_s, head_wall_s
+    d_timer, d_wall
+        Median over the pairs of log(head / base), by the run's timer (CPU seconds, or events of a
+        GPU) and on the wall.
+    base_s, head_s, base_wall_s, head_wall_s
         Median over the turns of the seconds of one call.
     """
 
     launch: int
     stage: Stage
-    d_cpu: float
+    d_timer: float
     d_wall: float
-    base_cpu_s: float
-    head_cpu_s: float
+    base_s: float
+    head_s: float
     base_wall_s: float
     head_wall_s: float
 
@@ -288,7 +319,7 @@ class BenchmarkRecord(_Record):
         Over the screening's launches; of a suspect over those of its confirmation, once there are
         6, since those of the screening made it one. None without launches.
     launch_sd
-        Standard deviation over the launches of `d_cpu`, robust: interquartile range / 1.349. None
+        Standard deviation over the launches of `d_timer`, robust: interquartile range / 1.349. None
         with fewer than 4 launches.
     p_value, p_holm
         Of "no slower than the margin" by the two stages together; and after Holm's procedure over

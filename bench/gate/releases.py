@@ -297,8 +297,8 @@ def _seconds(found: BenchmarkRecord | None, side: Literal["base", "head"]) -> fl
     if found is None or not found.samples:
         return None
     if side == "base":
-        return median(sample.base_cpu_s for sample in found.samples)
-    return median(sample.head_cpu_s for sample in found.samples)
+        return median(sample.base_s for sample in found.samples)
+    return median(sample.head_s for sample in found.samples)
 
 
 def _sides(runs: Sequence[NamedRun], name: str) -> list[tuple[GateRecord, Literal["base", "head"]]]:

@@ -92,9 +92,9 @@ class Pool(_Record):
     Attributes
     ----------
     launch_sd
-        Robust standard deviation of `d_cpu` over the launches.
+        Robust standard deviation of `d_timer` over the launches.
     mean
-        Of `d_cpu`; far from 0 beside `launch_sd / sqrt(launches)` it shows a bias.
+        Of `d_timer`; far from 0 beside `launch_sd / sqrt(launches)` it shows a bias.
     """
 
     benchmark: str
@@ -119,7 +119,7 @@ class Resampled(_Record):
 class _Launches:
     """Figures of one benchmark's launches: [launches]."""
 
-    cpu: Floats
+    timer: Floats
     wall: Floats
 
 
@@ -177,7 +177,7 @@ def resample(
     judged = {
         key: launches
         for key, launches in pools.items()
-        if robust_sd(launches.cpu) <= design.quarantine_sd
+        if robust_sd(launches.timer) <= design.quarantine_sd
     }
     power = []
     for slowdown in slowdowns:
@@ -198,9 +198,9 @@ def resample(
         pools=[
             Pool(
                 benchmark=key,
-                launches=len(launches.cpu),
-                launch_sd=robust_sd(launches.cpu),
-                mean=float(launches.cpu.mean()),
+                launches=len(launches.timer),
+                launch_sd=robust_sd(launches.timer),
+                mean=float(launches.timer.mean()),
                 quarantined=key not in judged,
             )
             for key, launches in pools.items()
@@ -231,7 +231,7 @@ def _pools(records: Sequence[GateRecord], design: Design) -> Mapping[str, _Launc
         ]
         if len(samples) >= design.looks[0]:
             pools[key] = _Launches(
-                np.array([sample.d_cpu for sample in samples]),
+                np.array([sample.d_timer for sample in samples]),
                 np.array([sample.d_wall for sample in samples]),
             )
     if not pools:
@@ -286,17 +286,17 @@ def _trials(
     """Judge trials by either clock, as the gate does."""
     screen, confirm = design.looks[-1], design.confirm_looks[-1]
     shape = (trials, screen + confirm)
-    picks = rng.integers(len(launches.cpu), size=shape)
+    picks = rng.integers(len(launches.timer), size=shape)
     sign = rng.choice((-1.0, 1.0), size=shape) if signs == "random" else np.ones(shape)
     planted = math.log1p(slowdown)
-    cpu = launches.cpu[picks] * sign + planted
+    timer = launches.timer[picks] * sign + planted
     wall = launches.wall[picks] * sign + planted
-    by_cpu = decide_many(cpu[:, :screen], cpu[:, screen:], design)
+    by_timer = decide_many(timer[:, :screen], timer[:, screen:], design)
     # The wall clock only fails what is slower beyond its own margin; it never passes anything.
     lenient = replace(design, margin=design.wall_margin, equivalence=design.wall_margin * 2)
     by_wall = decide_many(wall[:, :screen], wall[:, screen:], lenient)
-    failed = by_cpu.failed | by_wall.failed
-    return _Trials(failed, by_cpu.passed & ~failed, by_cpu.launches)
+    failed = by_timer.failed | by_wall.failed
+    return _Trials(failed, by_timer.passed & ~failed, by_timer.launches)
 
 
 def _power(

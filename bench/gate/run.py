@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,8 @@ from bench.cli_common import Progress, Silence
 from bench.environment import ROOT, cpu_name, version_of
 from bench.gate.contestant import Contestant, NoContestant, Side, snapshot, standing
 from bench.gate.counters import Counted, compare_counters, compare_outputs
-from bench.gate.machine_code import compiled_counters
+from bench.gate.gpu_state import GpuReader
+from bench.gate.machine_code import TARGETS, compiled_counters, could_differ
 from bench.gate.record import (
     BenchmarkRecord,
     ContestantRecord,
@@ -28,6 +28,7 @@ from bench.gate.record import (
     GateEnvironment,
     GateParameters,
     GateRecord,
+    GpuState,
     LaunchRecord,
     Mode,
     NoiseRecord,
@@ -36,6 +37,8 @@ from bench.gate.record import (
 )
 from bench.gate.statistics import Design, resampled, robust_sd
 from bench.gate.suite import Benchmark, chosen
+from bench.gate.temporary import remove_abandoned, temporary_folder
+from bench.gate.timers import Device
 from bench.gate.turns import (
     SIDES,
     GateFailure,
@@ -63,6 +66,9 @@ SLOWDOWNS: Final = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.
 POWER: Final = 0.95
 TRIALS: Final = 1000
 
+MOST_DROPPED: Final = 10
+"""Launches in which the GPU changed."""
+
 SUSPECTS_FIRST: Final = 0.6
 """Share of the time after which launches are for suspects as long as there are any: a finding that
 nobody confirmed is worth less than a benchmark that stays open."""
@@ -88,7 +94,7 @@ class GatePlan:
         Of counters, over the defaults; see `bench.gate.counters.limit_of`.
     benchmarks
         Patterns; empty: all. See `bench.gate.suite.chosen`.
-    pairs, turn_s, plant, seed
+    pairs, turn_s, plant, seed, device
         As in `GateParameters`.
     time_limit_s
         No launch begins that would end after so many seconds.
@@ -97,7 +103,10 @@ class GatePlan:
     keep_going
         Time benchmarks although counters are worse.
     compiled
-        Compile the kernels of both sides, too; minutes.
+        Compile the kernels of both sides, too; None: where they could differ and no benchmarks
+        were chosen.
+    compiled_targets
+        For which, as `pagedbench compile --target` names them.
     cores
         To pin launches to; None: all that this process may use.
     suite
@@ -114,10 +123,12 @@ class GatePlan:
     turn_s: float = 0.003
     plant: float = 0.0
     seed: int = 0
+    device: Device = "cpu"
     time_limit_s: float = 540.0
     answer_limit_s: float = 120.0
     keep_going: bool = False
-    compiled: bool = False
+    compiled: bool | None = None
+    compiled_targets: tuple[str, ...] = TARGETS
     cores: tuple[int, ...] | None = None
     suite: str | None = None
 
@@ -143,7 +154,7 @@ def run_gate(
     stop
         Set it to end early; what is measured is in the record.
     say
-        Told in a line what is going on, at the end of each look.
+        Told in a line what is decided and what is open, whenever that changes.
     """
     run = _Run(plan, progress or Silence(), stop or threading.Event(), say)
     try:
@@ -179,6 +190,7 @@ class _Run:
         self._outputs: list[OutputRecord] = []
         self._contestants = {"base": _unmade(plan.base), "head": _unmade(plan.head)}
         self._cores: tuple[int, ...] = ()
+        self._state: Callable[[], GpuState | None] = lambda: None
         self._complete = False
         self.failure: str | None = None
 
@@ -191,13 +203,15 @@ class _Run:
             The harness failed; what is known stays.
         """
         plan = self._plan
-        self._suite = chosen(plan.benchmarks, load_suite(plan.suite))
+        self._suite = chosen(plan.benchmarks, load_suite(plan.suite), device=plan.device)
         if not self._suite:
             asked = ", ".join(plan.benchmarks) or "an empty suite"
             raise GateFailure(
-                f"{asked}: no benchmark has such a name; 'pagedbench gate --list' has them all"
+                f"{asked}: no benchmark for the {plan.device} has such a name; "
+                f"'pagedbench gate --list' has them all"
             )
         self._cores = plan.cores or usable_cores()
+        remove_abandoned()
         self._progress.begin("contestants", len(SIDES))
         with ExitStack() as stack:
             home = stack.enter_context(snapshot(ROOT, rooms=("bench",)))
@@ -223,7 +237,7 @@ class _Run:
         order = random.Random(self._plan.seed)
         self._progress.begin("outputs and counters", len(self._suite))
         with (
-            tempfile.TemporaryDirectory(prefix="pagedbench-gate-") as folder,
+            temporary_folder() as folder,
             workers(
                 sides,
                 order,
@@ -231,29 +245,38 @@ class _Run:
                 home=home,
                 time_limit_s=self._plan.answer_limit_s,
                 suite=self._plan.suite,
+                device=self._plan.device,
             ) as both,
         ):
             for role, worker in both.items():
-                environment = _environment(worker)
+                environment, uuid = _environment(worker)
+                self._state = GpuReader(uuid).read
                 self._contestants[role] = self._contestants[role].model_copy(
                     update={"environment": environment}
                 )
             for benchmark in self._suite:
                 if self._stop.is_set():
                     return
-                self._count(benchmark, both, Path(folder))
+                self._count(benchmark, both, folder)
                 self._progress.advance(1)
-        if self._plan.compiled:
+        if self._compiles(sides):
             self._progress.begin("machine code", len(SIDES))
             found = {}
             for role in SIDES:
-                found[role] = compiled_counters(sides[role], stop=self._stop)
+                found[role] = compiled_counters(
+                    sides[role], stop=self._stop, targets=self._plan.compiled_targets
+                )
                 self._progress.advance(1)
             for key in dict.fromkeys((*found["head"], *found["base"])):
                 self._counters += compare_counters(
                     key, found["base"].get(key), found["head"].get(key), self._plan.limits
                 )
         self._exact_s = time.monotonic() - began
+
+    def _compiles(self, sides: Mapping[str, Side]) -> bool:
+        if self._plan.compiled is not None:
+            return self._plan.compiled
+        return not self._plan.benchmarks and could_differ(sides)
 
     def _count(self, benchmark: Benchmark, both: Mapping[str, Worker], folder: Path) -> None:
         outputs: dict[str, Any] = {}
@@ -296,6 +319,8 @@ class _Run:
             time_limit_s=plan.answer_limit_s,
             suite=plan.suite,
             seed=plan.seed,
+            device=plan.device,
+            state=self._state,
         )
         if plan.plant:
             self._numbers = {
@@ -303,13 +328,16 @@ class _Run:
             }
         longest = 0.0
         until = 0
+        said = ""
         while not self._stop.is_set():
             examined = {key: examine(self._of(key), plan.design) for key in self._numbers}
             wanted = [key for key, found in examined.items() if self._wants(key, found)]
             if time.monotonic() - self._began > SUSPECTS_FIRST * plan.time_limit_s:
                 suspects = [key for key in wanted if examined[key].suspect is not None]
                 wanted = suspects or wanted
-            self._say(_standing(len(self._launches), examined))
+            if (standing := _standing(examined)) != said:
+                said = standing
+                self._say(f"after {len(self._launches)} launches: {said}")
             if not wanted:
                 self._complete = True
                 return
@@ -330,10 +358,21 @@ class _Run:
             )
             self._launches.append(record)
             longest = max(longest, record.elapsed_s)
+            if record.dropped:
+                self._refuse_to_go_on_dropping()
+                continue
             for each in measured:
                 confirming = examined[each.benchmark].suspect is not None
                 stage: Literal["screen", "confirm"] = "confirm" if confirming else "screen"
                 self._samples.setdefault(each.benchmark, []).append(_sample(each, index, stage))
+
+    def _refuse_to_go_on_dropping(self) -> None:
+        dropped = [each for each in self._launches if each.dropped]
+        if len(dropped) > MOST_DROPPED:
+            raise GateFailure(
+                f"{len(dropped)} launches were dropped, the last because {dropped[-1].dropped}: "
+                f"this GPU is too hot or short of power to be measured on; cool it or cap its power"
+            )
 
     def _wants(self, key: str, found: Examined) -> bool:
         """Whether another launch of the benchmark could tell something."""
@@ -382,6 +421,7 @@ class _Run:
                 benchmarks=list(plan.benchmarks),
                 seed=plan.seed,
                 cores=list(self._cores),
+                device=plan.device,
             ),
             base=self._contestants["base"],
             head=self._contestants["head"],
@@ -425,7 +465,7 @@ class _Run:
     def _noise(self) -> list[NoiseRecord]:
         rng = np.random.default_rng(self._plan.seed)
         return [
-            noise_of(key, [sample.d_cpu for sample in samples], self._plan.design, rng=rng)
+            noise_of(key, [sample.d_timer for sample in samples], self._plan.design, rng=rng)
             for key, samples in self._samples.items()
             if len(samples) >= self._plan.design.looks[0]
         ]
@@ -467,32 +507,31 @@ def _sample(measured: Measured, index: int, stage: Literal["screen", "confirm"])
     return Sample(
         launch=index,
         stage=stage,
-        d_cpu=measured.d_cpu,
+        d_timer=measured.d_timer,
         d_wall=measured.d_wall,
-        base_cpu_s=measured.base_cpu_s,
-        head_cpu_s=measured.head_cpu_s,
+        base_s=measured.base_s,
+        head_s=measured.head_s,
         base_wall_s=measured.base_wall_s,
         head_wall_s=measured.head_wall_s,
     )
 
 
-def _standing(launches: int, examined: Mapping[str, Examined]) -> str:
+def _standing(examined: Mapping[str, Examined]) -> str:
     found = list(examined.values())
     confirming = sum(each.suspect is not None and not each.over for each in found)
     return (
-        f"{launches} launches: {sum(each.passed for each in found)} of {len(found)} passed, "
+        f"{sum(each.passed for each in found)} of {len(found)} passed, "
         f"{sum(not each.over for each in found)} open, {confirming} of them suspect"
     )
 
 
-def _environment(worker: Worker) -> GateEnvironment:
-    return GateEnvironment(
-        device=cpu_name(),
-        driver=None,
-        cpu=cpu_name(),
-        copy_gbs=worker.ask("bandwidth")["copy_gbs"],
-        **worker.introduce(),
-    )
+def _environment(worker: Worker) -> tuple[GateEnvironment, str | None]:
+    """What a worker runs on, and the GPU's identity for NVML; None on the CPU."""
+    cpu = cpu_name()
+    said = {"device": cpu, "driver": None, "uuid": None, **worker.introduce()}
+    uuid = said.pop("uuid")
+    copy_gbs = worker.ask("bandwidth")["copy_gbs"]
+    return GateEnvironment(cpu=cpu, copy_gbs=copy_gbs, **said), uuid
 
 
 def _unmade(contestant: Contestant) -> ContestantRecord:

@@ -22,19 +22,19 @@ from statistics import median
 from typing import Any, Final
 
 from bench.gate.contestant import Side
-from bench.gate.record import LaunchRecord
+from bench.gate.gpu_state import became_another_gpu
+from bench.gate.record import GpuState, LaunchRecord
+from bench.gate.timers import DEVICE_VARIABLE, Device
 from bench.gate.worker import SUITE_VARIABLE
 from subjects.process import NotStarted, SubjectDied, SubjectProcess
 
 SIDES: Final = ("base", "head")
 
 FIXED: Final = {
-    "CUDA_VISIBLE_DEVICES": "",
     "MKL_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "TRITON_DEFAULT_FP_FUSION": "1",
-    "TRITON_INTERPRET": "1",
     # glibc moves its threshold for mapping memory by what was freed before: a change of one
     # temporary's size could make all others twice as slow. 32 MiB is the most that it takes.
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
@@ -42,6 +42,12 @@ FIXED: Final = {
     "MALLOC_TOP_PAD_": str(16 << 20),
 }
 """Of every worker's environment."""
+
+OF_DEVICE: Final[Mapping[Device, Mapping[str, str]]] = {
+    "cpu": {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1", DEVICE_VARIABLE: "cpu"},
+    "cuda": {"TRITON_INTERPRET": "0", DEVICE_VARIABLE: "cuda"},
+}
+"""The same of one device's."""
 
 MAX_PADDING: Final = 4096
 """Bytes of the environment's length, which moves the stack."""
@@ -76,6 +82,8 @@ class Worker:
         For one answer.
     suite
         Another suite's module or file; None: the gate's own.
+    device
+        What it times on.
     """
 
     def __init__(
@@ -87,9 +95,13 @@ class Worker:
         home: Path,
         time_limit_s: float,
         suite: str | None,
+        device: Device = "cpu",
     ) -> None:
         self.name = f"{role} ({side.record.name})"
-        variables = {**FIXED, **environment}
+        variables = {**FIXED, **OF_DEVICE[device], **environment}
+        if device == "cuda":
+            # What one side compiled is not to be found by the other.
+            variables["TRITON_CACHE_DIR"] = str(side.tree.parent / f"triton-{role}")
         if suite is not None:
             variables[SUITE_VARIABLE] = suite
         bootstrap = home / "bench" / "gate" / "bootstrap.py"
@@ -158,6 +170,7 @@ def workers(
     home: Path,
     time_limit_s: float,
     suite: str | None,
+    device: Device = "cpu",
 ) -> Iterator[dict[str, Worker]]:
     """Start both sides at once, and end them whatever happens.
 
@@ -176,6 +189,7 @@ def workers(
                 home=home,
                 time_limit_s=time_limit_s,
                 suite=suite,
+                device=device,
             )
             stack.callback(both[role].close)
         with ThreadPoolExecutor(len(both)) as pool:
@@ -203,6 +217,10 @@ class Schedule:
         As in `Worker`.
     seed
         Of all orders.
+    device
+        As in `Worker`.
+    state
+        Reads the GPU's state; None where there is none to read.
     order_of
         Which side goes first in a pair, given the random source. Random; only a test of what a
         biased order does has another.
@@ -214,6 +232,8 @@ class Schedule:
     time_limit_s: float
     suite: str | None
     seed: int
+    device: Device = "cpu"
+    state: Callable[[], GpuState | None] = lambda: None
     order_of: Callable[[random.Random], Sequence[str]] = random_order
 
 
@@ -222,10 +242,10 @@ class Measured:
     """One benchmark in one launch; meanings as in `bench.gate.record.Sample`."""
 
     benchmark: str
-    d_cpu: float
+    d_timer: float
     d_wall: float
-    base_cpu_s: float
-    head_cpu_s: float
+    base_s: float
+    head_s: float
     base_wall_s: float
     head_wall_s: float
 
@@ -270,6 +290,7 @@ def launch(
     environment = {"PYTHONHASHSEED": str(hash_seed), "PAGEDBENCH_PADDING": "x" * padding}
     started, load = time.monotonic(), os.getloadavg()[0]
     measured: list[Measured] = []
+    states = [schedule.state()]
     keys = order.sample(sorted(numbers), len(numbers))
     with workers(
         sides,
@@ -278,6 +299,7 @@ def launch(
         home=schedule.home,
         time_limit_s=schedule.time_limit_s,
         suite=schedule.suite,
+        device=schedule.device,
     ) as both:
         for worker in both.values():
             worker.ask("pin", core=core)
@@ -286,7 +308,9 @@ def launch(
                 measured.append(_take_turns(key, both, numbers[key], schedule, order, stop))
             except Stopped:
                 break
+            states.append(schedule.state())
             advance(1)
+    gpu = [state for state in states if state is not None]
     record = LaunchRecord(
         index=index,
         core=core,
@@ -296,6 +320,8 @@ def launch(
         elapsed_s=time.monotonic() - started,
         load=load,
         order=[each.benchmark for each in measured],
+        gpu=gpu,
+        dropped="the GPU's reasons to slow down changed" if became_another_gpu(gpu) else "",
     )
     return record, measured
 
@@ -310,23 +336,23 @@ def _take_turns(
 ) -> Measured:
     for role in schedule.order_of(order):
         both[role].prepare(key)
-    cpu: dict[str, list[float]] = {role: [] for role in SIDES}
+    timed: dict[str, list[float]] = {role: [] for role in SIDES}
     wall: dict[str, list[float]] = {role: [] for role in SIDES}
     for _ in range(schedule.pairs):
         if stop.is_set():
             raise Stopped
         for role in schedule.order_of(order):
             turn = both[role].ask("turn", about=key, number=number[role])
-            cpu[role].append(turn["cpu_ns"] * 1e-9)
+            timed[role].append(turn["timer_ns"] * 1e-9)
             wall[role].append(turn["wall_ns"] * 1e-9)
     # Planted calls are work that the head does for one of the base's.
     calls = number["base"]
     return Measured(
         key,
-        d_cpu=_median_log_ratio(cpu, key),
+        d_timer=_median_log_ratio(timed, key),
         d_wall=_median_log_ratio(wall, key),
-        base_cpu_s=median(cpu["base"]) / calls,
-        head_cpu_s=median(cpu["head"]) / calls,
+        base_s=median(timed["base"]) / calls,
+        head_s=median(timed["head"]) / calls,
         base_wall_s=median(wall["base"]) / calls,
         head_wall_s=median(wall["head"]) / calls,
     )

@@ -37,8 +37,8 @@ HARNESS_FAILED: Final = 4
 OUTPUTS_DIFFER: Final = 5
 INTERRUPTED: Final = 130
 
-Clock = Literal["cpu", "wall"]
-CLOCKS: Final[tuple[Clock, ...]] = ("cpu", "wall")
+Clock = Literal["timer", "wall"]
+CLOCKS: Final[tuple[Clock, ...]] = ("timer", "wall")
 
 FEWEST_FOR_SD: Final = 4
 
@@ -112,7 +112,7 @@ def examine(samples: Sequence[Sample], design: Design) -> Examined:
         looks.append(look)
         improved = look.p_fast <= level
         if look.p_slow <= level:
-            suspect = "cpu"
+            suspect = "timer"
         elif look.p_wall <= level:
             suspect = "wall"
         else:
@@ -120,7 +120,7 @@ def examine(samples: Sequence[Sample], design: Design) -> Examined:
         if suspect or passed:
             break
         # From the second look on: the spread of the first is itself known to a quarter only.
-        spread = robust_sd([sample.d_cpu for sample in screen[:number]])
+        spread = robust_sd([sample.d_timer for sample in screen[:number]])
         if number != design.looks[0] and spread > design.quarantine_sd:
             quarantined = True
             break
@@ -156,19 +156,19 @@ def examine(samples: Sequence[Sample], design: Design) -> Examined:
 def _look(
     stage: Literal["screen", "confirm"], samples: Sequence[Sample], design: Design
 ) -> LookRecord:
-    cpu = [sample.d_cpu for sample in samples]
+    d = [sample.d_timer for sample in samples]
     return LookRecord(
         stage=stage,
         launches=len(samples),
-        p_slow=float(p_slower(cpu, design.margin)),
-        p_same=float(p_not_slower(cpu, design.equivalence)),
-        p_fast=float(p_faster(cpu, design.margin)),
+        p_slow=float(p_slower(d, design.margin)),
+        p_same=float(p_not_slower(d, design.equivalence)),
+        p_fast=float(p_faster(d, design.margin)),
         p_wall=float(p_slower([sample.d_wall for sample in samples], design.wall_margin)),
     )
 
 
 def _p(look: LookRecord, clock: Clock) -> float:
-    return look.p_slow if clock == "cpu" else look.p_wall
+    return look.p_slow if clock == "timer" else look.p_wall
 
 
 def _two_stages(
@@ -191,7 +191,7 @@ def _two_stages(
 def _spread(samples: Sequence[Sample]) -> float | None:
     if len(samples) < FEWEST_FOR_SD:
         return None
-    return robust_sd([sample.d_cpu for sample in samples])
+    return robust_sd([sample.d_timer for sample in samples])
 
 
 def judge(record: GateRecord) -> GateRecord:
@@ -269,10 +269,10 @@ def _judged(
 ) -> BenchmarkRecord:
     changes: dict[str, object] = {}
     if found is not None and benchmark.samples:
-        clock = found.suspect or "cpu"
+        clock = found.suspect or "timer"
         changes |= {
             "looks": list(found.looks),
-            "estimate": _estimate(benchmark.samples, found, "cpu"),
+            "estimate": _estimate(benchmark.samples, found, "timer"),
             "wall_estimate": _estimate(benchmark.samples, found, "wall"),
             "launch_sd": found.launch_sd,
             "p_value": None if found.p is None else found.p[clock],
@@ -300,7 +300,7 @@ def _estimate(samples: Sequence[Sample], found: Examined, clock: Clock) -> Estim
     if found.suspect is not None and len(confirm) >= FEWEST_FOR_BOUNDS:
         used = confirm
     centre, low, high = hodges_lehmann(
-        [sample.d_cpu if clock == "cpu" else sample.d_wall for sample in used]
+        [sample.d_timer if clock == "timer" else sample.d_wall for sample in used]
     )
     return Estimate(ratio=math.exp(centre), low=_bound(low), high=_bound(high))
 
@@ -327,7 +327,7 @@ def _timed_verdict(
             f"{how}: {100 * design.equivalence:g} % slower is ruled out after {screened} launches"
         )
     if found.suspect is not None:
-        what = "slower" if found.suspect == "cpu" else "waits longer: wall-clock time"
+        what = "slower" if found.suspect == "timer" else "waits longer: wall-clock time"
         if found.confirmed and p_holm is not None and p_holm <= design.family_alpha:
             return "fail", f"{what}, {change}, confirmed by {fresh} fresh launches"
         if found.confirmed:

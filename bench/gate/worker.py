@@ -6,10 +6,10 @@ introduction has the environment, or {"unusable": REASON} where the tree cannot 
     {"do": "prepare", "benchmark": KEY}               sets one up, after forgetting the last
     {"do": "outputs", "folder": PATH}                 what it computes, as files in the folder
     {"do": "counters"}                                its exact counters
-    {"do": "calibrate", "turn_s": S}                  calls in a turn of so many CPU seconds
-    {"do": "turn", "number": N}                       N calls: CPU and wall-clock nanoseconds
-    {"do": "pin", "core": C}                          stay on this core
-    {"do": "bandwidth"}                               copy bandwidth of this core
+    {"do": "calibrate", "turn_s": S}                  calls in a turn of so many seconds
+    {"do": "turn", "number": N}                       N calls: the timer's and wall nanoseconds
+    {"do": "pin", "core": C}                          stay on this core, and warm the device up
+    {"do": "bandwidth"}                               copy bandwidth of this core, or of the GPU
 
 Each is answered with what it asks for, {"missing": NAME} where the tree lacks what the benchmark
 needs, or {"raised": ERROR AND TRACEBACK} where something raised.
@@ -25,23 +25,18 @@ import os
 import platform
 import runpy
 import sys
-import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
 from bench.child import listen, open_answers, speak_when_dying
 from bench.gate.observing import observed
+from bench.gate.timers import DEVICE_VARIABLE, CpuTimer, Timer, device_named, timer_of
 
 UNTIMED_CALLS: Final = 2
 """Before anything is measured: imports, caches and allocators settle."""
-
-COPY_BYTES: Final = 1 << 26
-"""Of the bandwidth's copy; beyond the share of a last-level cache that one core usually gets."""
-
-COPIES: Final = 5
 
 SUITE_VARIABLE: Final = "PAGEDBENCH_GATE_SUITE"
 """`module` or file that has another SUITE, for trying the gate out; the gate's own if not set."""
@@ -73,8 +68,9 @@ def load_suite(where: str | None) -> tuple[Any, ...]:
 class Worker:
     """What can be asked of a contestant."""
 
-    def __init__(self, suite: tuple[Any, ...]) -> None:
+    def __init__(self, suite: tuple[Any, ...], timer: Timer) -> None:
         self._benchmarks = {benchmark.key: benchmark for benchmark in suite}
+        self._timer = timer
         self._prepared: Any = None
 
     def prepare(self, question: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,39 +116,29 @@ class Worker:
         }
 
     def calibrate(self, question: Mapping[str, Any]) -> dict[str, Any]:
-        """Fewest calls that take `turn_s` of CPU time; by doubling, so that overhead averages."""
+        """Fewest calls that take `turn_s` of the timer; by doubling, so that overhead averages."""
         wanted_ns = question["turn_s"] * 1e9
         number = 1
         while True:
-            taken = self.turn({"number": number})["cpu_ns"]
+            taken = self.turn({"number": number})["timer_ns"]
             if taken >= wanted_ns / 2:
                 return {"number": max(1, round(number * wanted_ns / max(taken, 1)))}
             number *= 2
 
     def turn(self, question: Mapping[str, Any]) -> dict[str, Any]:
-        """A turn: CPU time of this process and wall-clock time of so many calls."""
-        call, calls = self._prepared.call, range(question["number"])
-        wall = time.perf_counter_ns()
-        cpu = time.process_time_ns()
-        for _ in calls:
-            call()
-        cpu = time.process_time_ns() - cpu
-        return {"cpu_ns": cpu, "wall_ns": time.perf_counter_ns() - wall}
+        """A turn: so many calls, by the timer and by the clock on the wall."""
+        turn = self._timer.turn(self._prepared.call, question["number"])
+        return {"timer_ns": turn.timer_ns, "wall_ns": turn.wall_ns}
 
     def pin(self, question: Mapping[str, Any]) -> dict[str, Any]:
-        """Stay on one core."""
+        """Stay on one core; a GPU is brought to its clocks under load."""
         os.sched_setaffinity(0, {question["core"]})
+        self._timer.preheat()
         return {}
 
     def bandwidth(self, question: Mapping[str, Any]) -> dict[str, Any]:
-        """Copy bandwidth: bytes read and written, 10^9 a second of CPU time, the best of a few."""
-        import numpy as np
-
-        source = np.zeros(COPY_BYTES, np.uint8)
-        target = source + 1  # both are written once: no copy has to fetch fresh pages
-        source += 1
-        best = min(_cpu_ns(lambda: np.copyto(target, source)) for _ in range(COPIES))
-        return {"copy_gbs": 2 * COPY_BYTES / max(best, 1)}
+        """Copy bandwidth: bytes read and written, 10^9 a second, the best of a few."""
+        return {"copy_gbs": self._timer.copy_gbs()}
 
 
 def check_need(need: str) -> None:
@@ -175,21 +161,16 @@ def check_need(need: str) -> None:
         raise Missing(need)
 
 
-def _cpu_ns(call: Callable[[], object]) -> int:
-    before = time.process_time_ns()
-    call()
-    return time.process_time_ns() - before
-
-
-def describe() -> dict[str, Any]:
+def describe(timer: Timer) -> dict[str, Any]:
     """Fields of `bench.gate.record.GateEnvironment`, as far as this process knows them."""
     return {
+        **timer.describe(),
         "cuda": _cuda_of_torch(),
         "torch": _version_of("torch"),
         "triton": _version_of("triton"),
         "numpy": _version_of("numpy"),
         "python": platform.python_version(),
-        "timer": "process_time",
+        "timer": timer.name,
         "cores": len(os.sched_getaffinity(0)),
         "threads": int(os.environ.get("OMP_NUM_THREADS", "1")),
         "platform": platform.platform(),
@@ -219,12 +200,14 @@ def main() -> None:
     speak_when_dying()
     questions = listen()
     try:
-        worker = Worker(load_suite(os.environ.get(SUITE_VARIABLE)))
-        introduction = describe()
+        suite = load_suite(os.environ.get(SUITE_VARIABLE))
+        timer = timer_of(device_named(os.environ.get(DEVICE_VARIABLE, "cpu")))
+        worker = Worker(suite, timer)
+        introduction = describe(timer)
     except BaseException as error:  # whatever it is, it is this tree's or this interpreter's
         said = traceback.format_exception_only(error)[-1].strip()
         introduction = {"unusable": f"{said}\n{traceback.format_exc()}"}
-        worker = Worker(())
+        worker = Worker((), CpuTimer())
     answers.write(json.dumps(introduction) + "\n")
     while True:
         question = json.loads(questions.get())

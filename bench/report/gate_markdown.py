@@ -202,7 +202,7 @@ def _details(summary: str, body: str) -> str:
 
 
 def _head_seconds(each: BenchmarkRecord) -> float:
-    times = sorted(sample.head_cpu_s for sample in each.samples)
+    times = sorted(sample.head_s for sample in each.samples)
     return times[len(times) // 2] if times else float("nan")
 
 

@@ -85,12 +85,12 @@ def samples(
     for launch in range(count):
         d = math.log1p(slowdown) + 0.001 * (launch - (count - 1) / 2)
         base = base_s * (1 + 0.002 * launch)
-        times = {"base_cpu_s": base, "head_cpu_s": base * math.exp(d)}
+        times = {"base_s": base, "head_s": base * math.exp(d)}
         found.append(
             Sample(
                 launch=launch,
                 stage=stage,
-                d_cpu=d,
+                d_timer=d,
                 d_wall=d,
                 base_wall_s=base,
                 head_wall_s=base * math.exp(d),

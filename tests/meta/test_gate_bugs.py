@@ -293,10 +293,10 @@ def benchmark(key: str, launches: Sequence[Any], **changes: Any) -> BenchmarkRec
             Sample(
                 launch=index,
                 stage=stage,
-                d_cpu=d,
+                d_timer=d,
                 d_wall=waits,
-                base_cpu_s=1e-4,
-                head_cpu_s=1e-4 * math.exp(d),
+                base_s=1e-4,
+                head_s=1e-4 * math.exp(d),
                 base_wall_s=1e-4,
                 head_wall_s=1e-4 * math.exp(waits),
             )
@@ -452,7 +452,7 @@ def differences(folder: Path, order_of: Callable[[random.Random], Sequence[str]]
                 advance=lambda _: None,
                 stop=threading.Event(),
             )
-            found.append(measured[0].d_cpu)
+            found.append(measured[0].d_timer)
     return found
 
 

@@ -1,4 +1,4 @@
-"""The benchmarks of the gate: what can be timed without a GPU, and what can be counted anywhere.
+"""The benchmarks of the gate: timed on the CPU or on a GPU, and counted.
 
 The definitions are those of the checkout that runs the gate, for both sides; all that they call is
 each side's own. So nothing here is imported from the rooms before a benchmark is prepared.
@@ -10,7 +10,8 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from bench.gate.benchmark import Benchmark, Count, Output, Prepared
-from bench.gate.suite import allocator, attention, cache, kernels, serving
+from bench.gate.suite import allocator, attention, cache, gpu, kernels, serving
+from bench.gate.timers import Device
 
 __all__ = ["SUITE", "Benchmark", "Count", "Output", "Prepared", "chosen"]
 
@@ -20,21 +21,26 @@ SUITE: Final[tuple[Benchmark, ...]] = (
     *cache.BENCHMARKS,
     *attention.BENCHMARKS,
     *kernels.BENCHMARKS,
+    *gpu.BENCHMARKS,
 )
 """In the order of reports."""
 
 
 def chosen(
-    patterns: tuple[str, ...], suite: tuple[Benchmark, ...] = SUITE
+    patterns: tuple[str, ...],
+    suite: tuple[Benchmark, ...] = SUITE,
+    *,
+    device: Device = "cpu",
 ) -> tuple[Benchmark, ...]:
-    """Benchmarks that one of the patterns fits; all of them without a pattern.
+    """Benchmarks of a device that one of the patterns fits; all of them without a pattern.
 
     A pattern is a part of the key, or has `*` and `?` for any characters of the whole key.
     """
     return tuple(
         benchmark
         for benchmark in suite
-        if not patterns or any(_fits(benchmark.key, pattern) for pattern in patterns)
+        if benchmark.device == device
+        and (not patterns or any(_fits(benchmark.key, pattern) for pattern in patterns))
     )
 
 

@@ -24,6 +24,8 @@ class Shape:
         As in the contract; `seq_len` is a multiple of the block size.
     num_kv_heads, group_size, head_dim, dtype
         Of the layer.
+    cache_dtype
+        Of keys and values; None: as `dtype`.
     """
 
     num_seqs: int
@@ -34,6 +36,12 @@ class Shape:
     group_size: int = 4
     head_dim: int = 64
     dtype: torch.dtype = torch.bfloat16
+    cache_dtype: torch.dtype | None = None
+
+    @property
+    def kv_dtype(self) -> torch.dtype:
+        """Of keys and values."""
+        return self.cache_dtype or self.dtype
 
 
 def contiguous_batch(shape: Shape) -> ContiguousBatch:
@@ -44,20 +52,22 @@ def contiguous_batch(shape: Shape) -> ContiguousBatch:
     return ContiguousBatch(**tensors, key_cache=keys, value_cache=values)
 
 
-def paged_batch(shape: Shape) -> PagedBatch:
-    """The same numbers in shuffled blocks."""
+def paged_batch(shape: Shape, *, device: str = "cpu", seed: int = SEED) -> PagedBatch:
+    """The same numbers in shuffled blocks; another seed gives other numbers and places."""
     from reference.contract import PagedBatch
 
-    tensors, keys, values = _tensors(shape)
+    tensors, keys, values = _tensors(shape, device=device, seed=seed)
     columns = shape.seq_len // shape.block_size
-    rng = torch.Generator().manual_seed(SEED + 1)
-    table = torch.randperm(shape.num_seqs * columns, generator=rng)
+    rng = torch.Generator(device).manual_seed(seed + 1)
+    table = torch.randperm(shape.num_seqs * columns, generator=rng, device=device)
     caches = []
     for contiguous in (keys, values):
         blocks = contiguous.view(-1, shape.block_size, shape.num_kv_heads, shape.head_dim)
-        cache = torch.empty_like(blocks)
-        cache[table] = blocks
-        caches.append(cache)
+        # torch scatters no float8, but its bytes.
+        moved = blocks.view(torch.uint8) if blocks.element_size() == 1 else blocks
+        cache = torch.empty_like(moved)
+        cache[table] = moved
+        caches.append(cache.view(shape.kv_dtype))
     return PagedBatch(
         **tensors,
         key_cache=caches[0],
@@ -68,23 +78,34 @@ def paged_batch(shape: Shape) -> PagedBatch:
     )
 
 
-def _tensors(shape: Shape) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
-    rng = torch.Generator().manual_seed(SEED)
+def _tensors(
+    shape: Shape, *, device: str = "cpu", seed: int = SEED
+) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
+    rng = torch.Generator(device).manual_seed(seed)
 
-    def normal(*size: int) -> torch.Tensor:
-        return torch.randn(size, generator=rng).to(shape.dtype)
+    def normal(*size: int, dtype: torch.dtype = shape.dtype) -> torch.Tensor:
+        return torch.randn(size, generator=rng, device=device).to(dtype)
 
     rows = shape.num_seqs * shape.query_len
     query = normal(rows, shape.num_kv_heads * shape.group_size, shape.head_dim)
     keys, values = (
-        normal(shape.num_seqs, shape.seq_len, shape.num_kv_heads, shape.head_dim) for _ in "kv"
+        normal(
+            shape.num_seqs,
+            shape.seq_len,
+            shape.num_kv_heads,
+            shape.head_dim,
+            dtype=shape.kv_dtype,
+        )
+        for _ in "kv"
     )
     common = {
         "query": query,
-        "seq_lens": torch.full((shape.num_seqs,), shape.seq_len, dtype=torch.int32),
-        "query_start_loc": torch.arange(0, rows + 1, shape.query_len, dtype=torch.int32),
+        "seq_lens": torch.full((shape.num_seqs,), shape.seq_len, dtype=torch.int32, device=device),
+        "query_start_loc": torch.arange(
+            0, rows + 1, shape.query_len, dtype=torch.int32, device=device
+        ),
         "out": torch.full_like(query, torch.nan),
-        "lse": torch.full(query.shape[:2], torch.nan),
+        "lse": torch.full(query.shape[:2], torch.nan, device=device),
         "scale": shape.head_dim**-0.5,
     }
     return common, keys, values

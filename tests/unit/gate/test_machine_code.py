@@ -2,13 +2,14 @@
 
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bench.gate.contestant import Contestant, Side
-from bench.gate.counters import compare_counters
-from bench.gate.machine_code import compiled_counters
+from bench.gate.counters import Counted, compare_counters
+from bench.gate.machine_code import compiled_counters, could_differ
 from bench.gate.run import run_gate
 from bench.gate.turns import GateFailure
 from helpers import gate_records, gate_toys
@@ -18,6 +19,8 @@ import json, sys
 
 def main():
     assert sys.argv[1:3] == ["compile", "--json"], sys.argv
+    assert sys.argv[4:] == ["--target", "sm_90"], sys.argv
+    print("x" * 200_000, file=sys.stderr)  # more than a pipe holds
     launch = dict(kernel="decode_kernel", registers={registers}, spill_bytes=0, stack_bytes=0,
                   spill_instructions=0, shared_bytes=1024, instructions={instructions},
                   loop=dict(instructions=100))
@@ -40,17 +43,19 @@ def side(folder: Path, **values: int) -> Side:
 def test_figures_are_counters_by_target_variant_and_kernel(tmp_path: Path) -> None:
     # 1 says that something is worse than a stored baseline: there are figures all the same.
     found = compiled_counters(side(tmp_path, code=1), stop=threading.Event())
-    assert set(found) == {"compiled/sm_90/decode"}, "what does not compile has no figures"
+    assert set(found) == {"compiled/sm_90/decode", "compiled/sm_80/decode"}
+    broken = {name: each.value for name, each in found["compiled/sm_80/decode"].items()}
+    assert broken == {"failures": 1}, "what does not compile has no figures"
     counters = found["compiled/sm_90/decode"]
     assert counters["registers.decode_kernel"].value == 64
     assert counters["instructions.loop.decode_kernel#1"].value == 100
-    assert len(counters) == 14
+    assert len(counters) == 15
 
 
-def test_one_register_more_fails_and_a_few_instructions_do_not(tmp_path: Path) -> None:
+def test_one_register_more_fails_and_an_instruction_or_two_do_not(tmp_path: Path) -> None:
     stop = threading.Event()
     base = compiled_counters(side(tmp_path / "base"), stop=stop)["compiled/sm_90/decode"]
-    head = compiled_counters(side(tmp_path / "head", registers=65, instructions=1015), stop=stop)[
+    head = compiled_counters(side(tmp_path / "head", registers=65, instructions=1004), stop=stop)[
         "compiled/sm_90/decode"
     ]
     worse = {
@@ -84,3 +89,32 @@ def test_a_run_compares_them(tmp_path: Path) -> None:
     assert (record.verdict, record.exit_code) == ("fail", 1)
     assert record.reason == "worse: compiled/sm_90/decode"
     assert plan.base == Contestant(asked=str(base))
+
+
+def test_a_kernel_that_compiles_no_more_fails(tmp_path: Path) -> None:
+    stop = threading.Event()
+    broken = compiled_counters(side(tmp_path), stop=stop)["compiled/sm_80/decode"]
+    (record,) = compare_counters("compiled", {"failures": Counted(0, "")}, broken, {})
+    assert record.fails
+    assert not compare_counters("compiled", broken, {"failures": Counted(0, "")}, {})[0].fails
+
+
+def test_the_same_kernels_under_the_same_interpreter_are_not_compiled(tmp_path: Path) -> None:
+    one, other = side(tmp_path / "base"), side(tmp_path / "head", registers=80)
+    assert not could_differ({"base": one, "head": other}), "neither has a kernel"
+    (other.tree / "kernels").mkdir()
+    (other.tree / "kernels" / "decode.py").write_text("")
+    assert could_differ({"base": one, "head": other})
+    elsewhere = Side(one.record, one.tree, "/another/python")
+    assert could_differ({"base": one, "head": elsewhere})
+
+
+def test_a_run_compiles_by_itself_where_kernels_differ(tmp_path: Path) -> None:
+    base, head = side(tmp_path / "base").tree, side(tmp_path / "head", registers=80).tree
+    plan = gate_toys.plan(base, head, device="cpu")
+    assert run_gate(plan).verdict == "pass", "the same kernels: none"
+    (head / "kernels").mkdir()
+    (head / "kernels" / "decode.py").write_text("")
+    assert run_gate(plan).reason == "worse: compiled/sm_90/decode"
+    assert run_gate(replace(plan, compiled=False)).verdict == "pass"
+    assert run_gate(replace(plan, benchmarks=("toy/work",))).verdict == "pass"

@@ -236,10 +236,10 @@ def sample(stage: Stage, d: float) -> Sample:
     return Sample(
         launch=0,
         stage=stage,
-        d_cpu=d,
+        d_timer=d,
         d_wall=d,
-        base_cpu_s=1.0,
-        head_cpu_s=1.0,
+        base_s=1.0,
+        head_s=1.0,
         base_wall_s=1.0,
         head_wall_s=1.0,
     )

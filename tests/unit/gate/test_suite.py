@@ -2,8 +2,10 @@
 
 import importlib
 import json
+import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +13,25 @@ import pytest
 
 from bench.environment import ROOT
 from bench.gate.benchmark import Benchmark
+from bench.gate.counters import Counted, compare_counters
 from bench.gate.observing import observed
 from bench.gate.suite import SUITE, chosen
 from bench.gate.worker import Missing, check_need
 
-every_benchmark = pytest.mark.parametrize("benchmark_", SUITE, ids=lambda each: each.key)
+HERE = [each for each in SUITE if each.device == "cpu"]
+every_benchmark = pytest.mark.parametrize("benchmark_", HERE, ids=lambda each: each.key)
 
 
 def test_enough_is_timed_and_every_kind_is_counted() -> None:
-    timed = [each.key for each in SUITE if each.timed]
+    timed = [each.key for each in HERE if each.timed]
     assert len(timed) >= 12
     assert len({each.key for each in SUITE}) == len(SUITE)
     assert all(" " not in each.key for each in SUITE)
-    assert {each.key.partition("/")[0] for each in SUITE} == {
+    assert {each.key.partition("/")[0] for each in HERE} == {
         *("allocator", "serving", "waste", "cache", "attention", "kernels")
     }
+    assert {each.device for each in SUITE if each.key.startswith("gpu/")} == {"cuda"}
+    assert set(chosen(())) | set(chosen((), device="cuda")) == set(SUITE)
 
 
 @every_benchmark
@@ -49,10 +55,26 @@ def test_a_benchmark_says_the_same_however_often_it_is_called(benchmark_: Benchm
             assert values.size or name == "cached_tokens"
             assert values.dtype.kind != "f" or np.isfinite(values).all(), name
     assert {name: count.value for name, count in prepared.counters().items()} == counted
+    every = {**prepared.counters(), **observed(prepared.call)}
+    base = {
+        name: Counted(each.value, each.unit, each.more_is_better) for name, each in every.items()
+    }
+    head = {name: one_per_cent_worse(each) for name, each in base.items()}
+    missed = [
+        each.name
+        for each in compare_counters(benchmark_.key, base, head, {})
+        if not each.fails and each.base
+    ]
+    assert not missed, "one per cent more work of any counted kind is found"
+
+
+def one_per_cent_worse(count: Counted) -> Counted:
+    change = math.ceil(count.value / 100)
+    return replace(count, value=count.value + (-change if count.more_is_better else change))
 
 
 @pytest.mark.parametrize(
-    "benchmark_", [each for each in SUITE if each.timed], ids=lambda each: each.key
+    "benchmark_", [each for each in HERE if each.timed], ids=lambda each: each.key
 )
 def test_what_is_counted_of_every_benchmark_is_exact(benchmark_: Benchmark) -> None:
     """After a history of as many calls: a heap or a list of ghosts is tidied up now and then."""
@@ -66,7 +88,7 @@ def test_what_is_counted_of_every_benchmark_is_exact(benchmark_: Benchmark) -> N
 
 
 def test_names_are_chosen_by_part_or_pattern() -> None:
-    keys = [each.key for each in SUITE]
+    keys = [each.key for each in HERE]
     assert [each.key for each in chosen(())] == keys
     assert {each.key for each in chosen(("allocator",))} == {k for k in keys if "allocator" in k}
     assert [each.key for each in chosen(("*[caching=on]",))] == ["allocator/churn[caching=on]"]

@@ -95,7 +95,7 @@ def test_asv_reads_medians_of_launches_as_samples(tmp_path):
     head = load(project, exported, 1)
     assert head.commit_hash == project.commits[1]
     (stored,) = head.get_result_samples(DECODE, [])
-    assert stored == [sample.head_cpu_s for sample in record.benchmarks[0].samples]
+    assert stored == [sample.head_s for sample in record.benchmarks[0].samples]
     (stats,) = head.get_result_stats(DECODE, [])
     assert stats["repeat"] == 9
     assert stats["number"] == 1

@@ -17,7 +17,7 @@ def recorded(*, spread, mean=0.0, wall=None, launches=40, key="decode", seed=0, 
     drawn = rng.normal(mean, spread, launches)
     walls = drawn if wall is None else rng.normal(wall, spread, launches)
     some = [
-        sample.model_copy(update={"d_cpu": float(cpu), "d_wall": float(elapsed)})
+        sample.model_copy(update={"d_timer": float(cpu), "d_wall": float(elapsed)})
         for sample, cpu, elapsed in zip(samples(count=launches), drawn, walls, strict=True)
     ]
     return gate_record(**{**SAME, "benchmarks": [benchmark(key, samples=some)], **changes})

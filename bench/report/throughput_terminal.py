@@ -1,0 +1,174 @@
+"""`pagedbench throughput` in the terminal: a table for each point, then the bars, in 80 columns."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bench.throughput.record import (
+    TIMED,
+    BarRecord,
+    LoopRecord,
+    PointRecord,
+    RoofRecord,
+    SubjectRecord,
+    ThroughputRecord,
+)
+
+NAME_WIDTH: Final = 22
+"""Of a subject's name, columns."""
+
+_STYLES: Final = {"wrong": "bold red", "raised": "red", "missed": "red", "met": "green"}
+
+
+def show(record: ThroughputRecord, console: Console) -> None:
+    """Print a record."""
+    for point in record.points:
+        _show_point(point, record, console)
+    if record.bars:
+        _show_bars(record.bars, console)
+    if record.loops:
+        _show_loops(record.loops, console)
+    for line in _last_lines(record):
+        console.print(line, soft_wrap=True)
+
+
+def _show_point(point: PointRecord, record: ThroughputRecord, console: Console) -> None:
+    console.print(Text(point.name, style="bold"), soft_wrap=True)
+    cold = "cold" if point.cold else "not cold: too few fit in memory"
+    console.print(
+        Text(
+            f"{point.context_tokens:,} tokens, {point.kv_bytes / 1e6:,.1f} MB of keys and values, "
+            f"{point.intensity:,.1f} FLOP/byte; {point.copies} inputs in turn, {cold}"
+        ),
+        soft_wrap=True,
+    )
+    first = next((each for each in point.subjects if each.status == TIMED), None)
+    if first is not None:
+        console.print(_timed(point, first))
+    for each in point.subjects:
+        if each.status != TIMED:
+            line = Text(f"{each.name}: ").append(each.status, style=_STYLES.get(each.status, ""))
+            console.print(line.append(f", {each.why}" if each.why else ""), soft_wrap=True)
+    console.print()
+
+
+def _timed(point: PointRecord, first: SubjectRecord) -> Table:
+    rows = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    rows.add_column("subject", overflow="fold", max_width=NAME_WIDTH)
+    warm = any(each.warm_seconds for each in point.subjects)
+    prefill = point.kind == "prefill"
+    columns = ["ms", "GB/s", "copy", "TFLOP/s"] + ["dense"] * prefill
+    columns += ["warm ms"] * warm + ["ratio", "95 %"]
+    for column in columns:
+        rows.add_column(column, justify="right", no_wrap=True)
+    for each in point.subjects:
+        if each.status != TIMED or each.seconds is None:
+            continue
+        ratio = each.times_of.get(first.name)
+        cells = [
+            f"{1e3 * each.seconds.median:,.3f}",
+            f"{each.gigabytes_per_s:,.2f}",
+            f"{each.bandwidth_share:.1%}",
+            f"{each.teraflops_per_s:,.3g}",
+        ]
+        cells += [f"{each.matrix_share:.1%}"] * prefill
+        if warm:
+            cells.append(f"{1e3 * each.warm_seconds.median:,.3f}" if each.warm_seconds else "")
+        cells += [f"{ratio.median:.2f}x", ratio.spread] if ratio else ["1.00x", ""]
+        rows.add_row(Text(each.name + ("*" if each.captured else "")), *cells)
+    return rows
+
+
+def _show_bars(bars: list[BarRecord], console: Console) -> None:
+    rows = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    rows.add_column("bar", overflow="fold")
+    for column in ("wanted", "got", "verdict"):
+        rows.add_column(column, justify="right", no_wrap=True)
+    for bar in bars:
+        if bar.got is not None:
+            name = Text(f"{bar.what}: {bar.point}")
+            verdict = Text(bar.state, style=_STYLES[bar.state])
+            rows.add_row(name, f"{bar.wanted:.2f}", f"{bar.got:.3f}", verdict)
+    if rows.row_count:
+        console.print(rows)
+    missing: dict[str, int] = {}
+    for bar in bars:
+        if bar.got is None:
+            missing[bar.why] = missing.get(bar.why, 0) + 1
+    for why, count in missing.items():
+        console.print(Text(f"{count} of {len(bars)} bars not measured: {why}"), soft_wrap=True)
+    console.print()
+
+
+def _show_loops(loops: list[LoopRecord], console: Console) -> None:
+    console.print(
+        Text(f"our Triton kernel, compiled for {loops[0].target}; no time, see docs/compiled.md"),
+        soft_wrap=True,
+    )
+    rows = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    rows.add_column("launch", overflow="fold")
+    for column in ("regs", "spills", "shared", "occ.", "instr./key"):
+        rows.add_column(column, justify="right", no_wrap=True)
+    for loop in loops:
+        if loop.failure:
+            rows.add_row(Text(f"{loop.problem}: {loop.failure.splitlines()[0]}", style="red"))
+            continue
+        per_key, occupancy = loop.instructions_per_key, loop.occupancy or 0.0
+        rows.add_row(
+            Text(loop.problem),
+            str(loop.registers),
+            str(loop.spill_instructions),
+            f"{loop.shared_bytes:,}",
+            f"{occupancy:.0%}",
+            "-" if per_key is None else f"{per_key:.1f}",
+        )
+    console.print(rows)
+    console.print()
+
+
+def _last_lines(record: ThroughputRecord) -> list[Text]:
+    lines = []
+    for point, subject in record.wrong:
+        lines.append(Text(f"wrong: {subject.name} on {point.name}", style="bold red"))
+    if record.roof is not None:
+        lines.append(Text(roof_words(record.roof)))
+    if any(each.captured for point in record.points for each in point.subjects):
+        lines.append(Text("*: timed as a CUDA graph"))
+    if record.points:
+        lines.append(
+            Text(
+                "ms: median of the rounds, cold cache; GB/s: keys and values, each read once; "
+                "copy: as a share of the copy bandwidth; dense: of the dense product; ratio: time "
+                "over the first subject's, median of the rounds' own ratios, with its interval"
+            )
+        )
+    where = record.environment
+    if record.clock == "process_time":
+        clock = f"CPU seconds, torch threads {where.threads}"
+    else:
+        clock = f"CUDA events, driver {where.driver}; clocks {record.clocks}"
+    lines.append(Text(f"{where.device}, torch {where.torch}, triton {where.triton}; {clock}"))
+    verdict = {0: "right", 1: "wrong", 130: "incomplete"}[record.exit_code]
+    colour = {0: "green", 1: "red"}.get(record.exit_code, "yellow")
+    lines.append(
+        Text(verdict, style=f"bold {colour}").append(
+            f" in {record.elapsed_s:.0f} s, {record.rounds} rounds, seed {record.seed}, exit code "
+            f"{record.exit_code}",
+            style="not bold default",
+        )
+    )
+    return lines
+
+
+def roof_words(roof: RoofRecord) -> str:
+    """The measured roofs in a line."""
+    return (
+        f"copy bandwidth {roof.copy_gigabytes_per_s:,.1f} GB/s (median "
+        f"{roof.copy_median_gigabytes_per_s:,.1f}), dense {roof.matrix_dtype} product "
+        f"{roof.matrix_teraflops_per_s:,.3g} TFLOP/s"
+    )
