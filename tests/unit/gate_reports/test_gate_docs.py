@@ -86,11 +86,12 @@ def test_every_report_has_its_row():
 def test_example_of_a_configuration_is_one(tmp_path):
     start = INDENTED.index("[tool.pagedbench.gate]")
     file = tmp_path / "pyproject.toml"
-    file.write_text("\n".join(INDENTED[start : start + 6]))
+    file.write_text("\n".join(INDENTED[start : start + 7]))
     found = read_configuration(file)
     assert found != GateConfiguration()
     assert found.limits == {"calls": 0.01, "waste/*:peak_slots": 0.02}
     assert found.design().equivalence == 0.05
+    assert found.compiled_targets == ("sm_80", "sm_90", "gfx942")
 
 
 def test_links_lead_somewhere():

@@ -133,7 +133,9 @@ def test_alarm_on_identical_code_misses_the_bar(folder):
 
 def test_slowdowns_that_are_not_found_miss_the_bar(folder):
     fill(folder)
-    wide = [sample.model_copy(update={"d_timer": 8 * sample.d_timer}) for sample in samples(count=40)]
+    wide = [
+        sample.model_copy(update={"d_timer": 8 * sample.d_timer}) for sample in samples(count=40)
+    ]
     store(folder, "identical-0", **identical(benchmarks=[benchmark("noisy", samples=wide)]))
     code, summary = run(folder)
     assert code == gate_power.BAR_MISSED
