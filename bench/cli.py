@@ -34,6 +34,7 @@ from bench.cli_gate import GATE_HELP, gate
 from bench.cli_history import HISTORY_HELP, history
 from bench.cli_import import IMPORT_HELP, import_records
 from bench.cli_race import RACE_HELP, race
+from bench.cli_throughput import THROUGHPUT_HELP, throughput
 from bench.cli_waste import WASTE_HELP, waste
 
 # torch takes seconds to import: what needs it is imported where it is used; --help is quick.
@@ -66,6 +67,8 @@ A test bench for paged-attention kernels and KV-cache allocators.
   pagedbench fuzz --allocator my_pool.py:make
 
   pagedbench compile --target sm_90 --kernel decode
+
+  pagedbench throughput --batch 8x1024
 
   pagedbench gate HEAD~1
 
@@ -368,6 +371,9 @@ app.command(help=FUZZ_HELP, short_help="Fuzz a KV-cache allocator.")(fuzz)
 app.command(
     "compile", help=COMPILE_HELP, short_help="Compile kernels ahead of time, without a GPU."
 )(compile_kernels)
+app.command(help=THROUGHPUT_HELP, short_help="Time kernels against peers and the device.")(
+    throughput
+)
 app.command(help=GATE_HELP, short_help="Decide whether a change made anything worse.")(gate)
 app.command(help=COMPARE_HELP, short_help="Compare releases side by side.")(compare)
 app.command(help=HISTORY_HELP, short_help="List the steps in stored results.")(history)

@@ -6,13 +6,21 @@ and slots are not checked, because a check would wait for the device.
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-COPY_ELEMENTS = 2048
-"""Elements that one program of `copy_kernel` moves."""
+COPY_BYTES: Final = 4096
+"""Bytes of keys, and as many of values, that one program of `copy_kernel` moves: 16 for each lane
+of four warps of 64, as AMD has them, and 32 for each lane of NVIDIA's."""
+
+LANE_BYTES: Final = 16
+"""Bytes of a token's keys that one lane of `write_kernel` moves: the widest load there is."""
+
+MAX_WARPS: Final = 8
 
 
 @triton.jit
@@ -117,6 +125,8 @@ def write_slots(
     if not num_tokens:
         return
     quantised = key_cache.element_size() == 1
+    block_heads, block_d = triton.next_power_of_2(num_heads), triton.next_power_of_2(head_dim)
+    token_bytes = block_heads * block_d * keys.element_size()
     write_kernel[(num_tokens,)](
         keys,
         values,
@@ -134,10 +144,11 @@ def write_slots(
         *value_cache.stride()[:3],
         NUM_HEADS=num_heads,
         HEAD_DIM=head_dim,
-        BLOCK_HEADS=triton.next_power_of_2(num_heads),
-        BLOCK_D=triton.next_power_of_2(head_dim),
+        BLOCK_HEADS=block_heads,
+        BLOCK_D=block_d,
         BLOCK_SIZE=key_cache.shape[1],
         QUANTISE=quantised,
+        num_warps=min(max(token_bytes // (LANE_BYTES * _lanes_of_a_warp()), 1), MAX_WARPS),
     )
 
 
@@ -163,7 +174,7 @@ def copy_blocks(key_cache: Tensor, value_cache: Tensor, pairs: Tensor) -> None:
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[key_cache.element_size()]
     slot_elements = num_heads * head_dim
     block_elements = block_size * slot_elements
-    block = min(COPY_ELEMENTS, triton.next_power_of_2(block_elements))
+    block = min(COPY_BYTES // key_cache.element_size(), triton.next_power_of_2(block_elements))
     copy_kernel[(pairs.shape[0], triton.cdiv(block_elements, block))](
         key_cache.view(integers),
         value_cache.view(integers),
@@ -174,3 +185,11 @@ def copy_blocks(key_cache: Tensor, value_cache: Tensor, pairs: Tensor) -> None:
         BLOCK_ELEMENTS=block_elements,
         BLOCK=block,
     )
+
+
+def _lanes_of_a_warp() -> int:
+    """Threads of a warp, or of a wave: 64 on AMD. Nothing depends on it in the interpreter."""
+    if triton.knobs.runtime.interpret:
+        return 32
+    lanes: int = triton.runtime.driver.active.get_current_target().warp_size
+    return lanes

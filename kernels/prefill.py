@@ -1,9 +1,36 @@
-"""Prefill, chunked prefill and mixed batches: ragged queries over `query_start_loc`."""
+"""Prefill, chunked prefill and mixed batches: ragged queries over `query_start_loc`.
+
+Bound by the products. They take 4 * head_dim operations for each row and each key that it sees, so
+65,536 for a tile of 128 rows at head size 128, and in bfloat16 that tile does 128 of them for each
+byte of keys and values. Clocks of a multiprocessor for one key of such a tile, from the makers'
+dense rates (4,096 operations a clock on H100, 2,048 on A100), and what the other instructions of
+the main loop take of the four schedulers' issue slots (`pagedbench compile`, Triton 3.9.0):
+
+| target | instructions for a warp and key | of these products | products, clocks | others, clocks |
+| --- | --- | --- | --- | --- |
+| sm_90 | 7.0 | 0.2 HGMMA | 16 | 14 |
+| sm_80 | 10.8 | 2.0 HMMA | 32 | 18 |
+
+So the matrix units can be kept busy only while other warps are in their softmax. On sm_90 that has
+to overlap nearly without a gap, which this kernel does not arrange.
+"""
 
 import triton
 import triton.language as tl
 
 from kernels.sweep import add_sink, finish, sweep
+
+
+def multiplies_from_shared_memory() -> bool:
+    """Whether products take keys and values from shared memory and not through registers.
+
+    So do wgmma (sm_90) and tcgen05 (sm_100). Triton is asked, and not torch, because it also knows
+    of a target that is compiled for where there is none. In the interpreter nothing does.
+    """
+    if triton.knobs.runtime.interpret:
+        return False
+    target = triton.runtime.driver.active.get_current_target()
+    return target.backend == "cuda" and target.arch // 10 in (9, 10)
 
 
 @triton.jit

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -17,26 +19,29 @@ def paged_attention(batch: PagedBatch) -> None:
     the block table are never used as an index.
     """
     block_size = batch.block_size
-    keys, values = _gatherable(batch.key_cache), _gatherable(batch.value_cache)
+    caches = _gatherable(batch.key_cache), _gatherable(batch.value_cache)
+    table = _without_spare_columns(batch)
 
-    def fetch(sequences: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        columns = torch.arange(start // block_size, -(-stop // block_size), device=keys.device)
-        table = batch.block_table[sequences][:, columns]
-        has = columns * block_size < batch.seq_lens[sequences].unsqueeze(1)
-        # A column that the sequence does not use becomes one that it does: its tokens are masked.
-        blocks = torch.where(has, table, table[:, :1]).flatten()
-        n, length = len(sequences), stop - start
-        skip = start - int(columns[0]) * block_size
-        gathered = (
-            cache.index_select(0, blocks)
-            .view(n, -1, *cache.shape[2:])[:, skip : skip + length]
-            .view(batch.key_cache.dtype)
-            for cache in (keys, values)
-        )
-        return next(gathered), next(gathered)
+    def fetch(sequences: Tensor, start: int, stop: int) -> Iterator[Tensor]:
+        blocks = table[sequences, start // block_size : -(-stop // block_size)].flatten()
+        n, length, skip = len(sequences), stop - start, start % block_size
+        for cache in caches:
+            gathered = cache.index_select(0, blocks).view(n, -1, *cache.shape[2:])
+            yield gathered[:, skip : skip + length].view(batch.key_cache.dtype)
 
     chunk = max(CHUNK_TOKENS, block_size)  # whole blocks: none is gathered twice
     attend_in_chunks(batch, fetch, num_kv_heads=batch.num_kv_heads, chunk=chunk)
+
+
+def _without_spare_columns(batch: PagedBatch) -> Tensor:
+    """The block table, where a column that a sequence does not use becomes one that it does.
+
+    Its tokens are masked.
+    """
+    table = batch.block_table
+    column = torch.arange(table.shape[1], device=table.device)
+    has = column * batch.block_size < batch.seq_lens.unsqueeze(1)
+    return torch.where(has, table, table[:, :1])
 
 
 def _gatherable(cache: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ Computed in float32 with an online softmax, so memory stays bounded by the chunk
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
@@ -21,9 +21,10 @@ CHUNK_TOKENS: Final = 64
 """Keys of one sequence in a chunk. 32 sequences of 8 heads of 128 elements are then 8 MiB of keys
 in float32, which stay in a CPU's cache between gathering and use; 256 took twice the time."""
 
-Fetch = Callable[[Tensor, int, int], tuple[Tensor, Tensor]]
-"""(sequences [n] int64, start, stop) -> keys and values [n, stop - start, num_kv_heads, head_dim]
-in the cache's dtype. Rows past a sequence's end may hold anything."""
+Fetch = Callable[[Tensor, int, int], Iterable[Tensor]]
+"""(sequences [n] int64, start, stop) -> keys, then values, each of the cache's dtype and of shape
+[n, stop - start, num_kv_heads, head_dim]. Rows past a sequence's end may hold anything. Values are
+asked for once the keys have been copied: what is gathered is used while a CPU's cache has it."""
 
 
 @dataclass(slots=True)
@@ -69,6 +70,10 @@ def _attend_group(
 
     oldest = (position[:, 0] - (call.window or 1) + 1).clamp(min=0)
     first_key = oldest if call.window else torch.zeros_like(seq_len)
+    # Room for a chunk in float32, used again by every one: memory that a CPU's allocator gives back
+    # to the system is zeroed page by page when it is asked for again.
+    shape = (len(group), heads, chunk, call.query.shape[2])
+    room = tuple(torch.empty(shape, device=device).flatten() for _ in "kv")
     begin = int(first_key.min()) // chunk * chunk
     for start in range(begin, int(seq_len.max()), chunk):
         stop = min(start + chunk, int(seq_len.max()))
@@ -78,7 +83,8 @@ def _attend_group(
         if since >= until:
             continue  # a gap between the windows of a long and a short sequence
         active = slice(since, until)
-        keys, values = fetch(sequences[active], start, stop)
+        fetched = fetch(sequences[active], start, stop)
+        keys, values = (_heads_first(*each) for each in zip(fetched, room, strict=True))
         _fold(call, rows, active, start, keys, values, seq_len[active], first_key[active])
     _store(call, rows, token, heads)
 
@@ -106,15 +112,15 @@ def _fold(
     seq_len: Tensor,
     first_key: Tensor,
 ) -> None:
-    n, length, heads, _ = keys.shape
+    n, heads, length, _ = keys.shape
     key_at = torch.arange(start, start + length, device=keys.device)
     owned = (key_at < seq_len.unsqueeze(1)) & (key_at >= first_key.unsqueeze(1))
-    keys, values = _heads_first(keys), _heads_first(values)
     if not bool(owned.all()):
-        # What nobody owns may be NaN, and a weight of zero does not silence NaN.
-        nobody = ~owned.view(n, 1, length, 1)
-        keys.masked_fill_(nobody, 0.0)
-        values.masked_fill_(nobody, 0.0)
+        # What nobody owns may be NaN, and a weight of zero does not silence NaN. By index: most
+        # of a chunk is owned, and a mask would go through all of it again.
+        sequence, key = (~owned).nonzero(as_tuple=True)
+        keys[sequence, :, key] = 0.0
+        values[sequence, :, key] = 0.0
     position = rows.position[active]
     count = position.shape[1]
     logits = torch.matmul(rows.query[active], keys.transpose(2, 3))
@@ -144,11 +150,10 @@ def _fold(
     rows.maximum[active] = maximum
 
 
-def _heads_first(chunk: Tensor) -> Tensor:
-    """[n, length, heads, dim] in any dtype -> [n, heads, length, dim], a float32 copy."""
-    return chunk.permute(0, 2, 1, 3).to(
-        torch.float32, memory_format=torch.contiguous_format, copy=True
-    )
+def _heads_first(chunk: Tensor, room: Tensor) -> Tensor:
+    """[n, length, heads, dim] in any dtype -> [n, heads, length, dim], a float32 copy in `room`."""
+    turned = chunk.permute(0, 2, 1, 3)
+    return room[: chunk.numel()].view(turned.shape).copy_(turned)
 
 
 def _store(call: AttentionCall, rows: _Rows, token: Tensor, heads: int) -> None:

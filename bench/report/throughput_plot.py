@@ -68,7 +68,7 @@ def draw(record: ThroughputRecord, file: Path) -> None:
             _roofs(axes, record.roof, record.points)
         axes.set_xlabel("FLOP for each byte of keys and values")
         axes.set_ylabel("GB/s of keys and values")
-        if points:
+        if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=8, loc="best")
     figure.savefig(file, dpi=160)
 
@@ -76,6 +76,8 @@ def draw(record: ThroughputRecord, file: Path) -> None:
 def _points(axes: Axes, points: list[PointRecord], looks: dict[str, tuple[str, str]]) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:,g}")
     axes.grid(visible=True, which="major", color="#dddddd", linewidth=0.6)
     for name, (colour, marker) in looks.items():
         found = [
@@ -113,11 +115,11 @@ def _roofs(axes: Axes, roof: RoofRecord, points: list[PointRecord]) -> None:
         xytext=(2, 4),
         fontsize=8,
     )
+    middle = (ridge * high) ** 0.5
     axes.annotate(
         f"dense {roof.matrix_dtype} {roof.matrix_teraflops_per_s:,.3g} TFLOP/s",
-        (high, over[-1]),
+        (middle, roof.matrix_teraflops_per_s * 1e3 / middle),
         textcoords="offset points",
-        xytext=(-2, 6),
-        ha="right",
+        xytext=(6, 4),
         fontsize=8,
     )

@@ -1,0 +1,442 @@
+"""Times calls on a GPU, or on the CPU in the same way: rounds in turns, cold caches, paired ratios.
+
+What is compared are *sides*. A side has one call for each of several inputs that hold the same
+problem in memory of its own. A round runs every side once, in random order, through all of its
+inputs: together they are several times as large as the last-level cache, so each call finds its
+input cold. Zeroing a large buffer between calls would not do: it leaves dirty lines, whose eviction
+is billed to the call. *Warm* times are those of one input again and again.
+
+On a GPU the whole round is queued and waited for once. The device spins until the host has queued
+enough, so no time has launch latency in it. Calls too short for that are captured in a CUDA graph.
+Times of a round are compared within the round: the ratio is the median of the rounds' own ratios,
+and its interval that of order statistics, which assumes nothing of the noise.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeVar
+
+Call = Callable[[], object]
+Name = TypeVar("Name")
+
+COLD_FACTOR: Final = 3
+"""Inputs in turn hold at least so many times the last-level cache."""
+
+SHORT_CALL_S: Final = 20e-6
+"""A shorter call is captured: about what a launch from Python takes."""
+
+LEAST_QUEUED_S: Final = 500e-6
+"""What a side runs at least in a round on a GPU: an event resolves half a microsecond."""
+
+MOST_QUEUED: Final = 512
+"""Calls of a side in a round at most: a stream takes about a thousand before the host waits."""
+
+MOST_AHEAD_S: Final = 50e-3
+"""The device spins no longer than this for the host."""
+
+FALLBACK_CACHE_BYTES: Final = 32 * 2**20
+"""Assumed of a CPU that does not say."""
+
+
+class Device(Protocol):
+    """What is needed of a device to time on it.
+
+    Attributes
+    ----------
+    clock
+        What times are of.
+    cache_bytes
+        Of the last-level cache.
+    queues
+        Whether calls return before they are done.
+    """
+
+    clock: str
+    cache_bytes: int
+    queues: bool
+
+    def mark(self) -> Any:
+        """Note this place in the order of the calls."""
+
+    def seconds(self, before: Any, after: Any) -> float:
+        """Between two marks, once `synchronize` has returned."""
+
+    def synchronize(self) -> None:
+        """Wait until all calls are done."""
+
+    def run_ahead(self, seconds: float) -> None:
+        """Keep the device busy, so that what is queued meanwhile runs without gaps."""
+
+    def capture(self, calls: Sequence[Call]) -> Call | None:
+        """All calls as one; None where that cannot be done."""
+
+
+class CpuDevice:
+    """The processor time of this process: what other processes do is not in it."""
+
+    clock = "process_time"
+    queues = False
+
+    def __init__(self) -> None:
+        self.cache_bytes = cpu_cache_bytes()
+
+    def mark(self) -> float:
+        """Read the clock, in seconds."""
+        return time.process_time()
+
+    def seconds(self, before: float, after: float) -> float:
+        """The difference."""
+        return after - before
+
+    def synchronize(self) -> None:
+        """Nothing is ever queued."""
+
+    def run_ahead(self, seconds: float) -> None:
+        """Nothing is ever queued."""
+
+    def capture(self, calls: Sequence[Call]) -> Call | None:
+        """There are no graphs."""
+        return None
+
+
+class CudaDevice:
+    """Events in the current stream of the current CUDA device."""
+
+    clock = "cuda_event"
+    queues = True
+    SPIN_HERTZ: Final = 2e9
+    """Cycles of a spinning second: at a lower clock it spins longer, which harms nothing."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self._cuda = torch.cuda
+        properties = self._cuda.get_device_properties(self._cuda.current_device())
+        self.cache_bytes = int(properties.L2_cache_size)
+
+    def mark(self) -> Any:
+        """Record an event."""
+        event = self._cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self, before: Any, after: Any) -> float:
+        """Between two events."""
+        return float(before.elapsed_time(after)) / 1e3
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        self._cuda.synchronize()
+
+    def run_ahead(self, seconds: float) -> None:
+        """Queue a kernel that counts cycles."""
+        self._cuda._sleep(int(seconds * self.SPIN_HERTZ))
+
+    def capture(self, calls: Sequence[Call]) -> Call | None:
+        """Capture the calls in a CUDA graph; None if one of them waits for the device."""
+        graph = self._cuda.CUDAGraph()
+        self.synchronize()
+        try:
+            with self._cuda.graph(graph):
+                for call in calls:
+                    call()
+        except Exception:
+            # Each library says in its own way that it cannot be captured; it is timed uncaptured.
+            self.synchronize()
+            return None
+        return graph.replay
+
+
+def cpu_cache_bytes() -> int:
+    """Size of the largest cache that the first core has, as Linux says."""
+    sizes = []
+    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        number, unit = file.read_text().strip()[:-1], file.read_text().strip()[-1:]
+        if number.isdigit() and unit in {"K", "M"}:
+            sizes.append(int(number) * {"K": 2**10, "M": 2**20}[unit])
+    return max(sizes, default=FALLBACK_CACHE_BYTES)
+
+
+def copies_needed(input_bytes: int, cache_bytes: int) -> int:
+    """Inputs in turn that find the cache cold: `COLD_FACTOR` times its size, and at least two."""
+    return max(2, -(-COLD_FACTOR * cache_bytes // max(input_bytes, 1)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """What is timed.
+
+    Attributes
+    ----------
+    name
+        Of the side.
+    calls
+        One for each input.
+    """
+
+    name: str
+    calls: tuple[Call, ...]
+
+
+@dataclass(slots=True, kw_only=True)
+class Times:
+    """Of one side.
+
+    Attributes
+    ----------
+    cold_s, warm_s
+        Seconds of a call, round by round; round n of every side is the same round.
+    captured
+        Whether the calls ran as a CUDA graph.
+    wrong, raised
+        Why the side was taken out of the rounds; empty if it was not.
+    """
+
+    cold_s: list[float] = field(default_factory=list)
+    warm_s: list[float] = field(default_factory=list)
+    captured: bool = False
+    wrong: str = ""
+    raised: str = ""
+
+    @property
+    def out(self) -> bool:
+        """Whether the side was taken out."""
+        return bool(self.wrong or self.raised)
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A median, and where it lies with 95 % confidence; None where the rounds are too few."""
+
+    median: float
+    low: float | None
+    high: float | None
+
+
+def median_interval(values: Sequence[float], *, confidence: float = 0.95) -> Interval:
+    """The median and its interval by order statistics.
+
+    The number of values below the true median is binomial(n, 1/2), whatever they are distributed
+    like, if they are independent (Conover, Practical Nonparametric Statistics, 3.2).
+
+    Raises
+    ------
+    ValueError
+        There is no value.
+    """
+    if not values:
+        raise ValueError("the median of no rounds: time at least one")
+    ordered, rank = sorted(values), _values_beyond(len(values), confidence)
+    # At most `rank` values may lie beyond each end.
+    if rank < 0:
+        return Interval(statistics.median(ordered), None, None)
+    return Interval(statistics.median(ordered), ordered[rank], ordered[-1 - rank])
+
+
+def _values_beyond(count: int, confidence: float) -> int:
+    """Values that may lie beyond each end of the interval; negative where there is none."""
+    beyond, chance = -1, 0.0
+    while True:
+        chance += math.comb(count, beyond + 1) / 2**count
+        if chance > (1 - confidence) / 2:
+            return beyond
+        beyond += 1
+
+
+def paired_ratio(times: Sequence[float], others: Sequence[float]) -> Interval:
+    """Median over rounds of one side's time over the other's of the same round."""
+    pairs = zip(times, others, strict=False)  # a side that was taken out has fewer rounds
+    return median_interval([mine / other for mine, other in pairs])
+
+
+def balanced_orders(names: Sequence[Name], rng: random.Random) -> Iterator[list[Name]]:
+    """Random orders in which, over as many as there are names, each stands in each place once."""
+    while names:
+        start, shifts = list(names), list(range(len(names)))
+        rng.shuffle(start)
+        rng.shuffle(shifts)
+        for shift in shifts:
+            yield start[shift:] + start[:shift]
+
+
+def _no_finding(name: str) -> str:
+    return ""
+
+
+class Timer:
+    """Times sides in rounds.
+
+    Parameters
+    ----------
+    device
+        Where.
+    rounds, warm_up
+        Rounds that count, and those before them that do not.
+    seed
+        Of the orders.
+    warm
+        Whether warm times are taken as well.
+    """
+
+    def __init__(
+        self, device: Device, *, rounds: int, warm_up: int = 2, seed: int = 0, warm: bool = False
+    ) -> None:
+        if rounds < 1 or warm_up < 1:
+            raise ValueError(f"rounds={rounds}, warm_up={warm_up}: at least one of each")
+        self._device = device
+        self._rounds, self._warm_up = rounds, warm_up
+        self._seed = seed
+        self._warm = warm
+
+    def time(
+        self,
+        sides: Sequence[Side],
+        *,
+        before_round: Callable[[], object] = lambda: None,
+        judge: Callable[[str], str] = _no_finding,
+        advance: Callable[[int], object] = lambda _: None,
+        stop: threading.Event | None = None,
+    ) -> dict[str, Times]:
+        """Run the rounds.
+
+        Parameters
+        ----------
+        sides
+            What to time.
+        before_round
+            Called before each round, such as to make old outputs unusable.
+        judge
+            Called after each round with the name of each side, warm-up included: what is wrong with
+            its outputs, or an empty string. A side that is wrong, or that raises, is taken out.
+        advance
+            Told of each round.
+        stop
+            Set it to end early.
+        """
+        times = {side.name: Times() for side in sides}
+        if not times:
+            return times
+        plans = {side.name: _Plan(side) for side in sides}
+        orders = balanced_orders([side.name for side in sides], random.Random(self._seed))
+        for number in range(self._warm_up + self._rounds):
+            if stop is not None and stop.is_set():
+                break
+            if number == self._warm_up:
+                self._shorten(plans, times)
+            before_round()
+            order = [name for name in next(orders) if not times[name].out]
+            cold, warm = self._round(order, plans, times, warm=self._warm)
+            for name in order:
+                if not times[name].out:
+                    times[name].wrong = judge(name)
+                if times[name].out:
+                    continue
+                plans[name].seconds = cold[name]
+                if number >= self._warm_up:
+                    times[name].cold_s.append(cold[name])
+                    times[name].warm_s += [warm[name]] if name in warm else []
+            advance(1)
+        return times
+
+    def _round(
+        self, order: list[str], plans: dict[str, _Plan], times: dict[str, Times], *, warm: bool
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Seconds of a call of each side, cold and warm."""
+        marks: dict[tuple[str, bool], tuple[Any, Any, int]] = {}
+        host_s = sum(plans[name].host_s * plans[name].count(self._device) for name in order)
+        self._device.run_ahead(min(host_s, MOST_AHEAD_S))
+        for is_warm in (False, True) if warm else (False,):
+            for name in order:
+                if times[name].out:
+                    continue
+                plan = plans[name]
+                run, count = plan.warm(self._device) if is_warm else plan.cold(self._device)
+                began = time.perf_counter()
+                try:
+                    if is_warm:
+                        plan.side.calls[-1]()  # brings its input into the cache
+                    before = self._device.mark()
+                    for call in run:
+                        call()
+                    marks[name, is_warm] = before, self._device.mark(), count
+                except Exception as error:  # somebody's kernel: whatever it raises is its result
+                    times[name].raised = describe(error)
+                if not is_warm:
+                    plan.host_s = (time.perf_counter() - began) / count
+        self._device.synchronize()
+        seconds = {key: self._device.seconds(a, b) / count for key, (a, b, count) in marks.items()}
+        found: tuple[dict[str, float], dict[str, float]] = ({}, {})
+        for (name, is_warm), value in seconds.items():
+            found[is_warm][name] = value
+        return found
+
+    def _shorten(self, plans: dict[str, _Plan], times: dict[str, Times]) -> None:
+        """Capture the sides if one of them has short calls: all, so that they are timed alike."""
+        left = {name: plan for name, plan in plans.items() if not times[name].out}
+        if not self._device.queues or all(p.seconds >= SHORT_CALL_S for p in left.values()):
+            return
+        for name, plan in left.items():
+            times[name].captured = plan.capture(self._device)
+
+
+@dataclass(slots=True)
+class _Plan:
+    """How a side runs in a round: so many times through its inputs, captured or not."""
+
+    side: Side
+    seconds: float = LEAST_QUEUED_S
+    host_s: float = 0.0
+    captured: dict[bool, Call] = field(default_factory=dict)
+    captured_count: int = 0
+
+    def count(self, device: Device) -> int:
+        """Calls in a round."""
+        inputs = len(self.side.calls)
+        if self.captured_count:
+            return self.captured_count
+        if not device.queues:
+            return inputs
+        wanted = max(1, -int(-LEAST_QUEUED_S // max(self.seconds, 1e-9)))
+        passes = max(1, min(-(-wanted // inputs), MOST_QUEUED // inputs))
+        return passes * inputs
+
+    def cold(self, device: Device) -> tuple[Sequence[Call], int]:
+        """What to run, and how many calls that is: every input in turn."""
+        count = self.count(device)
+        if self.captured:
+            return [self.captured[False]], count
+        return self.side.calls * (count // len(self.side.calls)), count
+
+    def warm(self, device: Device) -> tuple[Sequence[Call], int]:
+        """What to run, and how many calls that is: the last input again and again.
+
+        The first would still be in the cache when the next round begins with it.
+        """
+        count = self.count(device)
+        if self.captured:
+            return [self.captured[True]], count
+        return self.side.calls[-1:] * count, count
+
+    def capture(self, device: Device) -> bool:
+        """Capture what `cold` and `warm` run."""
+        count = self.count(device)
+        graphs = [device.capture(self.cold(device)[0]), device.capture(self.warm(device)[0])]
+        if graphs[0] is None or graphs[1] is None:
+            return False
+        self.captured = {False: graphs[0], True: graphs[1]}
+        self.captured_count = count
+        return True
+
+
+def describe(error: BaseException) -> str:
+    """An exception in one line, as it is shown of a kernel that raised it."""
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__

@@ -1,0 +1,141 @@
+"""Who is timed: a name becomes something that makes a timed call of a batch.
+
+What a serving engine does once for a step, or once for a cache, is no part of the call: a plan, a
+mask, the layout that a kernel wants its cache in. It is done here, for each input, before the first
+round.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+from bench.cuda_timing import Call
+from bench.throughput.tensors import contiguous_batch
+from reference.contract import AttentionKernel, Capabilities, PagedBatch
+from reference.problem import AttentionProblem
+from subjects.loading import SubjectError
+from subjects.resolve import resolve_kernel
+
+OURS: Final = {"cuda": "triton", "cpu": "torch"}
+"""What is compared with the others, where nothing is named."""
+
+DEFAULT: Final = {
+    "cuda": ("triton", "flashinfer", "flex", "vllm-unified", "flash-attn"),
+    "cpu": ("torch", "contiguous", "flex"),
+}
+"""Ours first, then all that can be there."""
+
+CONTIGUOUS: Final = "contiguous"
+"""torch over a contiguous cache, with the arithmetic of our paged torch: what paging costs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One who can be timed.
+
+    Attributes
+    ----------
+    name
+        As it was asked for, and for our Triton kernel the splits, `triton splits=8`.
+    subject
+        The name without that.
+    plan
+        Does what is not timed for one input, and returns the timed call, which fills `batch.out`.
+    capabilities
+        What it declares.
+    num_splits
+        Programs that share a sequence's keys, where that was asked for.
+    """
+
+    name: str
+    subject: str
+    plan: Callable[[PagedBatch], Call]
+    capabilities: Capabilities
+    num_splits: int | None = None
+
+    def refusal(self, problem: AttentionProblem) -> str:
+        """Why it is not run on a problem; empty if it is."""
+        if self.num_splits is not None and problem.max_query_len > 1:
+            return "prefill has no splits"
+        if self.subject == CONTIGUOUS and problem.max_query_len > 1:
+            return "is the baseline of decode"
+        return self.capabilities.refusal(problem) or ""
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """One who cannot be timed here, and why."""
+
+    name: str
+    why: str
+
+
+def find_candidates(
+    names: Sequence[str], *, device: str, splits: Sequence[int | None] = (None,)
+) -> Iterator[Candidate | Absent]:
+    """Resolve names; what is a usage error for one kernel is a fact about a peer.
+
+    Parameters
+    ----------
+    names
+        Built-in ones, `contiguous`, `module:function` or `file.py:function`.
+    device
+        `cpu` or `cuda`.
+    splits
+        For our Triton kernel: it is timed with each; None is its own choice.
+
+    Raises
+    ------
+    SubjectError
+        For a name that is not built in, and leads to no kernel.
+    """
+    if device == "cuda":
+        os.environ["TRITON_INTERPRET"] = "0"  # read when triton is imported
+    for name in dict.fromkeys(names):
+        if name == CONTIGUOUS:
+            yield Candidate(name=name, subject=name, plan=_contiguous, capabilities=Capabilities())
+            continue
+        if name == "triton" and device == "cpu":
+            yield Absent(name, "is compiled for GPUs, and interpreted here: its time means nothing")
+            continue
+        try:
+            subject = resolve_kernel(name, device=device)
+        except SubjectError as error:
+            if ":" in name:
+                raise
+            yield Absent(name, str(error).removeprefix(f"{name}: "))
+            continue
+        for num_splits in dict.fromkeys(splits if name == "triton" else [None]):
+            yield Candidate(
+                name=name if num_splits is None else f"{name} splits={num_splits}",
+                subject=name,
+                plan=_planner(name, subject.kernel, num_splits),
+                capabilities=subject.capabilities,
+                num_splits=num_splits,
+            )
+
+
+def _planner(
+    name: str, kernel: AttentionKernel, num_splits: int | None
+) -> Callable[[PagedBatch], Call]:
+    from bench.throughput import planned
+
+    planners: dict[str, Callable[[PagedBatch], Call]] = {
+        "flashinfer": planned.flashinfer_call,
+        "flex": planned.flex_call,
+        "vllm-unified": planned.vllm_call,
+    }
+    if name in planners:
+        return planners[name]
+    options: dict[str, Any] = {} if num_splits is None else {"num_splits": num_splits}
+    return lambda batch: partial(kernel, batch, **options)
+
+
+def _contiguous(batch: PagedBatch) -> Call:
+    from reference.contiguous_attention import contiguous_attention
+
+    return partial(contiguous_attention, contiguous_batch(batch))

@@ -1,0 +1,192 @@
+"""What is timed: one attention call over a batch, as data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import Final
+
+from bench.timing import running_lengths
+from bench.workloads.builtin import STREAM_LAWS, builtin_stream
+from reference.problem import AttentionProblem, InvalidProblem, Request
+
+_UNIFORM: Final = re.compile(r"([1-9]\d{0,6})x([1-9]\d{0,8})")
+_RAGGED: Final = re.compile(r"([a-z][a-z-]*):([1-9]\d{0,5})")
+
+ALIASES: Final = {"azure": "azure-conv", "mooncake": "mooncake-conv"}
+"""Short names of built-in streams."""
+
+
+class InvalidPoint(ValueError):
+    """A batch, or a size, of which no call can be made; the message has the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One attention call.
+
+    Attributes
+    ----------
+    batch
+        As it was asked for: `64x4096`, or `azure-conv:32`.
+    problem
+        The call. Its seed is that of the lengths and of the tensors.
+    """
+
+    batch: str
+    problem: AttentionProblem
+
+    @property
+    def kind(self) -> str:
+        """`decode` or `prefill`."""
+        return "prefill" if self.problem.max_query_len > 1 else "decode"
+
+    @property
+    def ragged(self) -> bool:
+        """Whether the sequences have lengths of their own."""
+        return len(set(self.problem.requests)) > 1
+
+    @property
+    def name(self) -> str:
+        """All that tells it from other points, `decode 64x4096 h8 g4 d128 b16 bf16`."""
+        problem = self.problem
+        words = [
+            self.kind,
+            self.batch,
+            f"h{problem.num_kv_heads}",
+            f"g{problem.group_size}",
+            f"d{problem.head_dim}",
+            f"b{problem.block_size}",
+            problem.dtype,
+        ]
+        return " ".join(words + [f"kv={problem.kv_dtype}"] * problem.quantised)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Of the keys and values of one token."""
+        problem = self.problem
+        return 2 * problem.num_kv_heads * problem.head_dim * problem.torch_kv_dtype.itemsize
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the keys and values that some query sees, each once.
+
+        Every token of a causal batch without a window is seen by the sequence's last query. Equal
+        to `kernels.traffic.needed_bytes`, its keys and values.
+        """
+        return self.problem.cache_tokens * self.bytes_per_token
+
+    @cached_property
+    def flops(self) -> int:
+        """Multiplications and additions of the two products, over the keys that a query sees."""
+        seen = sum(
+            # The queries are a sequence's last; the first of them sees seq_len - query_len + 1.
+            request.query_len * (2 * request.seq_len - request.query_len + 1) // 2
+            for request in self.problem.requests
+        )
+        return 4 * self.problem.num_q_heads * self.problem.head_dim * seen
+
+    @property
+    def intensity(self) -> float:
+        """Floating-point operations for each byte of keys and values."""
+        return self.flops / self.kv_bytes
+
+
+def decode_requests(batch: str, *, seed: int = 0) -> tuple[Request, ...]:
+    """Requests of one token each: `BATCHxCONTEXT`, or `STREAM:BATCH`, lengths from a stream.
+
+    Those of a stream are the lengths of requests that run at once, longest first, as a server that
+    sorts its batch has them; see `bench.timing.running_lengths`.
+
+    Raises
+    ------
+    InvalidPoint
+        It is neither.
+    """
+    if match := _UNIFORM.fullmatch(batch):
+        return (Request(1, int(match[2])),) * int(match[1])
+    match = _RAGGED.fullmatch(batch)
+    name = ALIASES.get(match[1], match[1]) if match else ""
+    if match is None or name not in STREAM_LAWS:
+        raise InvalidPoint(
+            f"--batch {batch}: give BATCHxCONTEXT, as in 64x4096, or STREAM:BATCH, as in "
+            f"azure-conv:32; streams are {', '.join(STREAM_LAWS)}"
+        )
+    lengths = running_lengths(builtin_stream(name), int(match[2]), seed=seed)
+    return tuple(Request(1, length) for length in sorted(lengths, reverse=True))
+
+
+def prefill_requests(batch: str) -> tuple[Request, ...]:
+    """Whole prompts, `BATCHxTOKENS`.
+
+    Raises
+    ------
+    InvalidPoint
+        It is not that.
+    """
+    match = _UNIFORM.fullmatch(batch)
+    if match is None:
+        raise InvalidPoint(f"--prefill {batch}: give BATCHxTOKENS, as in 16x2048")
+    return (Request(int(match[2]), int(match[2])),) * int(match[1])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """Points by their parts: every combination of them.
+
+    Attributes
+    ----------
+    batches, prefills
+        See `decode_requests` and `prefill_requests`.
+    heads
+        (KV heads, query heads for each).
+    block_sizes, head_dims, dtypes, kv_dtypes
+        As in `AttentionProblem`; a cache dtype is empty for the query's.
+    seed
+        Of the lengths and the tensors.
+    """
+
+    batches: Sequence[str] = ()
+    prefills: Sequence[str] = ()
+    block_sizes: Sequence[int] = (16,)
+    heads: Sequence[tuple[int, int]] = ((8, 4),)
+    head_dims: Sequence[int] = (128,)
+    dtypes: Sequence[str] = ("bf16",)
+    kv_dtypes: Sequence[str] = ("",)
+    seed: int = 0
+
+    def points(self) -> tuple[Point, ...]:
+        """All points, decode first.
+
+        Raises
+        ------
+        InvalidPoint
+            There is none, or a part makes no problem.
+        """
+        batches = [(batch, decode_requests(batch, seed=self.seed)) for batch in self.batches]
+        batches += [(batch, prefill_requests(batch)) for batch in self.prefills]
+        if not batches:
+            raise InvalidPoint("no batch: give --batch 64x4096 or --prefill 16x2048")
+        sizes = (self.heads, self.head_dims, self.dtypes, self.kv_dtypes, self.block_sizes)
+        found = []
+        for (batch, requests), (heads, head_dim, dtype, kv, block) in product(
+            batches, product(*sizes)
+        ):
+            try:
+                problem = AttentionProblem(
+                    requests=requests,
+                    num_kv_heads=heads[0],
+                    group_size=heads[1],
+                    head_dim=head_dim,
+                    block_size=block,
+                    dtype=dtype,
+                    kv_dtype=kv,
+                    seed=self.seed,
+                )
+            except InvalidProblem as error:
+                raise InvalidPoint(f"{batch}: {error}") from None
+            found.append(Point(batch=batch, problem=problem))
+        return tuple(dict.fromkeys(found))

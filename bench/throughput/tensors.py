@@ -1,0 +1,192 @@
+"""The tensors of a point, several times over, and what the answers have to be.
+
+Every copy has keys, values, queries and pages of its own, so that a call that reads another copy's
+is wrong, and that copies in turn find the cache cold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from bench.cuda_timing import copies_needed
+from bench.throughput.points import Point
+from reference.attention import Truth, attend
+from reference.contiguous_attention import ContiguousBatch
+from reference.contract import PagedBatch
+from reference.inputs import Inputs
+from reference.problem import AttentionProblem, Request
+from reference.tolerance import worst_excess
+from subjects.peers.sequences import Sequence, gathered
+
+CHECKED_TOKENS: Final = {"cpu": 2**14, "cuda": 2**17}
+"""Keys of the sequences whose answers are held against float64, over all copies, where the shortest
+sequence of each copy does not have more. In float64 the larger number takes 2 GiB at 8 heads of
+128."""
+
+CHECKED_QUERIES: Final = 16
+"""Last queries of a prompt that are checked; as many of the prompt's first half."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Rows of a call's output, and the truth about them."""
+
+    problem: AttentionProblem
+    truth: Truth
+    rows: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """One input: the call, and what is checked of its answer.
+
+    Attributes
+    ----------
+    batch
+        The call; `out` is to be replaced by each side's own, `lse` is not asked for.
+    sample
+        Some sequences, all heads.
+    """
+
+    batch: PagedBatch
+    sample: Sample
+
+    def finding(self, out: Tensor) -> str:
+        """What is wrong with an answer; empty if nothing is seen.
+
+        Every row must be finite, and the sample's within the tolerance.
+        """
+        if not bool(out.isfinite().all()):
+            rows = (~out.isfinite()).flatten(1).any(1).nonzero().flatten()
+            return f"{len(rows)} of {len(out)} rows are not finite, row {int(rows[0])} the first"
+        sample = self.sample
+        excess = worst_excess(sample.problem, sample.truth, out[sample.rows], None)
+        return "" if excess is None else str(excess)
+
+
+def make_copies(
+    point: Point, *, device: str, cache_bytes: int, most_bytes: int
+) -> tuple[Copy, ...]:
+    """Inputs that find the cache cold in turn, or as many as fit `most_bytes`, at least one."""
+    wanted = copies_needed(point.kv_bytes, cache_bytes)
+    count = max(1, min(wanted, most_bytes // max(point.kv_bytes, 1)))
+    budget = CHECKED_TOKENS[device] // count
+    return tuple(_copy(point, index, device=device, budget=budget) for index in range(count))
+
+
+def _copy(point: Point, index: int, *, device: str, budget: int) -> Copy:
+    batch = paged_batch(point.problem, device=device, seed=point.problem.seed + index)
+    return Copy(batch, _sample(point.problem, batch, budget=budget))
+
+
+def paged_batch(problem: AttentionProblem, *, device: str, seed: int) -> PagedBatch:
+    """Normal numbers in shuffled pages. Slots that no sequence owns hold finite ones as well."""
+    rng = torch.Generator(device=device).manual_seed(seed)
+    counts = [-(-request.seq_len // problem.block_size) for request in problem.requests]
+    shape = (sum(counts), problem.block_size, problem.num_kv_heads, problem.head_dim)
+
+    def normal(*size: int) -> Tensor:
+        numbers = torch.empty(size, dtype=problem.torch_dtype, device=device)
+        return numbers.normal_(generator=rng)
+
+    physical = torch.randperm(sum(counts), generator=rng, device=device).int()
+    table = torch.zeros(len(counts), max(counts), dtype=torch.int32, device=device)
+    for row, blocks in enumerate(physical.split(counts)):
+        table[row, : len(blocks)] = blocks
+    query = normal(problem.num_tokens, problem.num_q_heads, problem.head_dim)
+    lens = [request.seq_len for request in problem.requests]
+    return PagedBatch(
+        query=query,
+        key_cache=normal(*shape).to(problem.torch_kv_dtype),
+        value_cache=normal(*shape).to(problem.torch_kv_dtype),
+        block_table=table,
+        seq_lens=torch.tensor(lens, dtype=torch.int32, device=device),
+        query_start_loc=torch.tensor(problem.query_starts, dtype=torch.int32, device=device),
+        out=torch.empty_like(query),
+        lse=None,
+        max_query_len=problem.max_query_len,
+        max_seq_len=problem.max_seq_len,
+        scale=problem.softmax_scale,
+    )
+
+
+def contiguous_batch(batch: PagedBatch) -> ContiguousBatch:
+    """The same tokens, each sequence in a row of its own."""
+    caches = []
+    for cache in (batch.key_cache, batch.value_cache):
+        shape = (len(batch.seq_lens), batch.max_seq_len, *cache.shape[2:])
+        rows = torch.zeros(shape, dtype=cache.dtype, device=cache.device)
+        for index, seq_len in enumerate(batch.seq_lens.tolist()):
+            one = Sequence(index, slice(0, 0), seq_len)
+            rows[index, :seq_len] = gathered(cache, batch, one)
+        caches.append(rows)
+    return ContiguousBatch(
+        query=batch.query,
+        key_cache=caches[0],
+        value_cache=caches[1],
+        seq_lens=batch.seq_lens,
+        query_start_loc=batch.query_start_loc,
+        out=batch.out,
+        lse=None,
+        scale=batch.scale,
+    )
+
+
+def _sample(problem: AttentionProblem, batch: PagedBatch, *, budget: int) -> Sample:
+    starts = problem.query_starts
+    picks: list[tuple[int, Request]] = []
+    rows: list[int] = []
+    for index in _checked(problem, budget):
+        request = problem.requests[index]
+        for part in _parts(request):
+            picks.append((index, part))
+            last = starts[index + 1] - (request.seq_len - part.seq_len)
+            rows += range(last - part.query_len, last)
+    part_problem = problem.replace(requests=tuple(part for _, part in picks))
+    at = torch.tensor(rows, device=batch.query.device)
+    tokens = [
+        torch.cat(
+            [
+                _numbers(gathered(cache, batch, Sequence(index, slice(0, 0), part.seq_len)))
+                for index, part in picks
+            ]
+        )
+        for cache in (batch.key_cache, batch.value_cache)
+    ]
+    inputs = Inputs(part_problem, batch.query[at], tokens[0], tokens[1], None, None)
+    return Sample(part_problem, attend(inputs), at)
+
+
+def _numbers(tokens: Tensor) -> Tensor:
+    # float8 is exact in bfloat16, and torch joins no float8.
+    return tokens.bfloat16() if tokens.element_size() == 1 else tokens
+
+
+def _checked(problem: AttentionProblem, budget: int) -> Iterator[int]:
+    """Sequences to check: the shortest, the longest, and others, as long as the budget lasts."""
+    order = sorted(range(len(problem.requests)), key=lambda s: problem.requests[s].seq_len)
+    rng = torch.Generator().manual_seed(problem.seed)
+    middle = [order[1:-1][i] for i in torch.randperm(len(order[1:-1]), generator=rng).tolist()]
+    left = budget
+    for place, index in enumerate(dict.fromkeys([order[0], order[-1], *middle])):
+        left -= problem.requests[index].seq_len
+        if place and left < 0:
+            continue
+        yield index
+
+
+def _parts(request: Request) -> Iterator[Request]:
+    """What is checked of a sequence: its only query, or some of its last and of its first half."""
+    if request.query_len == 1:
+        yield request
+        return
+    last = min(CHECKED_QUERIES, request.query_len)
+    yield Request(last, request.seq_len)
+    first = request.query_len - request.query_len // 2 - last
+    if first > 0:
+        yield Request(last, request.seq_len - request.query_len // 2)

@@ -1,0 +1,875 @@
+"""Attention of sequences that begin alike: a shared prefix once for a group, then each one's rest.
+
+Decode reads the whole context of every sequence. Where several begin with the same blocks, as all
+do that follow one system prompt, those blocks need to be read once. Three launches:
+
+`prefix_kernel`  the queries of all members of a group, stacked as rows of one tile, over the prefix
+`suffix_kernel`  the queries of each sequence over what follows its prefix
+`join_kernel`    both partial results of a row, joined by their log-sum-exp
+
+Every query lies behind its group's prefix, so all rows of the stack see all of the prefix and no
+causal mask touches it. The answer is that of `kernels.attention.paged_attention` within rounding,
+not to the bit: keys are summed in another order.
+"""
+
+# Parameters of the kernels are Triton values, which have no Python type to write down.
+# mypy: disallow-untyped-decorators=False, disallow-untyped-defs=False
+# mypy: disallow-incomplete-defs=False, disallow-untyped-calls=False, check-untyped-defs=False
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Final
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.attention import _check, paged_attention
+from kernels.launch import Tiles, choose_launch, choose_splits, prefill_tiles, processors_of
+from kernels.sweep import finish, sweep
+from reference.contract import Capabilities, PagedBatch, declares
+
+LOG2_E: Final = math.log2(math.e)
+
+LAUNCH_BYTES: Final = 8 * 2**20
+"""What one more launch costs, as the bytes that memory moves meanwhile: 2 us at 4 TB/s. Assumed,
+not measured."""
+
+EXTRA_LAUNCHES: Final = 2
+"""Launches of the cascade beyond the one that plain attention needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class SharedPrefix:
+    """Sequences that begin with the same blocks.
+
+    Attributes
+    ----------
+    members
+        Rows of the block table, two at least.
+    num_blocks
+        Whole blocks that all of them begin with, one at least.
+    """
+
+    members: tuple[int, ...]
+    num_blocks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PrefixGroups:
+    """The shared prefixes of a batch, as `cascade_attention` takes them.
+
+    Made by `PrefixGroups.of`, or found by `find_prefix_groups`.
+
+    Attributes
+    ----------
+    tokens
+        [stacked] int32, the query tokens of all members, group after group.
+    sequences
+        [stacked] int32, the sequence of each.
+    starts
+        [num_groups + 1] int32, where each group begins in `tokens`.
+    prefix_lens
+        [num_seqs] int32, tokens of its group's prefix for each sequence; 0 for one without a group.
+    query_lens
+        For each group the query lengths of its members, on the host.
+    prefixes
+        For each group the length of its prefix in tokens, on the host.
+    longest_suffix
+        Most tokens of a sequence behind its prefix, on the host.
+    """
+
+    tokens: Tensor
+    sequences: Tensor
+    starts: Tensor
+    prefix_lens: Tensor
+    query_lens: tuple[tuple[int, ...], ...]
+    prefixes: tuple[int, ...]
+    longest_suffix: int
+
+    @classmethod
+    def of(
+        cls,
+        shared: Sequence[SharedPrefix],
+        *,
+        seq_lens: Sequence[int],
+        query_lens: Sequence[int],
+        block_size: int,
+        device: torch.device | str = "cpu",
+    ) -> PrefixGroups:
+        """What an engine knows of its batch, made into tensors.
+
+        Parameters
+        ----------
+        shared
+            The groups; a sequence is a member of one at most.
+        seq_lens, query_lens
+            Of every sequence, tokens.
+        block_size
+            Tokens in one block.
+        device
+            Where the batch lies.
+
+        Raises
+        ------
+        ValueError
+            If there is no group, if a group is of one sequence or shares no block, if a sequence
+            is in two, if it is not in the batch, or if a query lies within the prefix.
+        """
+        if not shared:
+            raise ValueError("no group: call paged_attention where nothing is shared")
+        prefix_lens = [0] * len(seq_lens)
+        for group in shared:
+            prefix = group.num_blocks * block_size
+            if len(group.members) < 2 or group.num_blocks < 1:
+                raise ValueError(f"{group}: two sequences or more share one block or more")
+            for member in group.members:
+                if not 0 <= member < len(seq_lens):
+                    raise ValueError(f"{group}: sequence {member} is not one of {len(seq_lens)}")
+                if prefix_lens[member]:
+                    raise ValueError(f"{group}: sequence {member} is in a group already")
+                if prefix > seq_lens[member] - query_lens[member]:
+                    raise ValueError(
+                        f"{group}: the {query_lens[member]} query tokens of sequence {member} are "
+                        f"the last of {seq_lens[member]}, and a prefix of {prefix} reaches into "
+                        f"them; share fewer blocks"
+                    )
+                prefix_lens[member] = prefix
+        first = [0, *accumulate(query_lens)]
+        tokens: list[int] = []
+        sequences: list[int] = []
+        starts = [0]
+        for group in shared:
+            for member in group.members:
+                tokens += range(first[member], first[member + 1])
+                sequences += [member] * query_lens[member]
+            starts.append(len(tokens))
+        return cls(
+            tokens=_int32(tokens, device),
+            sequences=_int32(sequences, device),
+            starts=_int32(starts, device),
+            prefix_lens=_int32(prefix_lens, device),
+            query_lens=tuple(tuple(query_lens[m] for m in group.members) for group in shared),
+            prefixes=tuple(group.num_blocks * block_size for group in shared),
+            longest_suffix=max(
+                length - prefix for length, prefix in zip(seq_lens, prefix_lens, strict=True)
+            ),
+        )
+
+
+def find_prefix_groups(
+    block_table: Tensor, *, seq_lens: Sequence[int], query_lens: Sequence[int], block_size: int
+) -> list[SharedPrefix]:
+    """The groups that save the most reading, found in the block table itself.
+
+    Rows that begin alike stand together once the table is sorted. Sharing `d` blocks among `k` rows
+    that follow each other saves `(k - 1) * d`, which is a rectangle under the lengths that
+    neighbours share. The largest one is a group; what stands before and after it is searched again.
+
+    Parameters
+    ----------
+    block_table
+        [num_seqs, max_blocks_per_seq], on the CPU: the host's copy.
+    seq_lens, query_lens
+        Of every sequence, tokens. Only whole blocks before the query count, and a sequence without
+        a query has no use for a group.
+    block_size
+        Tokens in one block.
+
+    Returns
+    -------
+    Empty where nothing is shared.
+
+    Raises
+    ------
+    ValueError
+        If the table is on a device: reading it would wait for everything before it.
+    """
+    if block_table.device.type != "cpu":
+        raise ValueError(f"block_table is on {block_table.device}: give the host's copy")
+    cached = np.asarray(seq_lens) - np.asarray(query_lens)
+    usable = np.where(np.asarray(query_lens) > 0, np.maximum(cached, 0) // block_size, 0)
+    rows = np.ascontiguousarray(block_table.numpy()[:, : usable.max(initial=0)])
+    # Bytes, because they compare from the first one on; any order does that keeps equals together.
+    keys = [row[:count].tobytes() for row, count in zip(rows, usable, strict=True)]
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    common = _common_blocks(rows[order], usable[order])
+    return [
+        SharedPrefix(tuple(sorted(order[begin : end + 1])), depth)
+        for begin, end, depth in _rectangles(common)
+    ]
+
+
+def _common_blocks(rows: np.ndarray[Any, Any], usable: np.ndarray[Any, Any]) -> list[int]:
+    """Blocks that each row shares with the next one, [num_rows - 1]."""
+    if len(rows) < 2 or not rows.shape[1]:
+        return []
+    differs = rows[:-1] != rows[1:]
+    equal = np.where(differs.any(1), differs.argmax(1), rows.shape[1])
+    common: list[int] = np.minimum(equal, np.minimum(usable[:-1], usable[1:])).tolist()
+    return common
+
+
+def _rectangles(heights: list[int]) -> Iterator[tuple[int, int, int]]:
+    """Disjoint rectangles (begin, end, height) under a histogram, the largest first.
+
+    Heights stand between rows, so what is left and right of a rectangle loses the height next to
+    it: that one belongs to a row of the rectangle.
+    """
+    pieces = [(0, len(heights))]
+    while pieces:
+        low, high = pieces.pop()
+        best, found = 0, None
+        growing: list[tuple[int, int]] = []  # (height, where it begins), heights rising
+        for at in range(low, high + 1):
+            height = heights[at] if at < high else 0
+            begin = at
+            while growing and growing[-1][0] >= height:
+                tall, begin = growing.pop()
+                if tall * (at - begin) > best:
+                    best, found = tall * (at - begin), (begin, at, tall)
+            growing.append((height, begin))
+        if found is not None:
+            yield found
+            pieces += [(low, found[0] - 1), (found[1] + 1, high)]
+
+
+# The kernels
+
+
+@triton.jit
+def prefix_kernel(
+    query,
+    key_cache,
+    value_cache,
+    block_table,
+    seq_lens,
+    query_start_loc,
+    partial_out,
+    partial_lse,
+    slopes,
+    tokens,
+    sequences,
+    group_starts,
+    prefix_lens,
+    num_groups,
+    num_parts,
+    logit_factor,
+    cap_factor,
+    value_scale,
+    stride_token_q,
+    stride_head_q,
+    stride_block_k,
+    stride_slot_k,
+    stride_head_k,
+    stride_block_v,
+    stride_slot_v,
+    stride_head_v,
+    stride_seq_t,
+    GROUP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_GROUPS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    ALIBI: tl.constexpr,
+):
+    """Program (row tile, KV head, split of the prefix); rows are (stacked token, query head) pairs.
+
+    Row tiles are numbered as in `prefill_kernel`: group g owns the numbers from
+    `group_starts[g] // BLOCK_Q + g` on. The prefix is read through the table row of the tile's
+    first member. `partial_out` [num_tokens, num_q_heads, num_parts, head_dim] and `partial_lse`
+    [num_tokens, num_q_heads, num_parts] are contiguous float32, the latter in units of log 2; the
+    splits of the prefix are the first parts.
+    """
+    BLOCK_Q: tl.constexpr = BLOCK_M // GROUP
+    tile = tl.program_id(0)
+    kv_head = tl.program_id(1)
+    split = tl.program_id(2)
+    candidate = tl.arange(0, BLOCK_GROUPS)
+    starts = tl.load(group_starts + candidate, mask=candidate < num_groups, other=0)
+    mine = (candidate < num_groups) & (starts // BLOCK_Q + candidate <= tile)
+    group = tl.sum(mine.to(tl.int32), 0) - 1
+    group_start = tl.load(group_starts + group)
+    group_end = tl.load(group_starts + group + 1)
+    first_row = group_start + (tile - (group_start // BLOCK_Q + group)) * BLOCK_Q
+    if first_row >= group_end:
+        return
+
+    leader = tl.load(sequences + first_row)
+    prefix = tl.load(prefix_lens + leader)
+    end_tile = tl.cdiv(prefix, BLOCK_N)
+    tiles_a_split = tl.cdiv(end_tile, tl.num_programs(2))
+    begin = split * tiles_a_split
+    end = tl.minimum(begin + tiles_a_split, end_tile)
+
+    row = tl.arange(0, BLOCK_M)
+    dim = tl.arange(0, BLOCK_D)
+    stacked = first_row + row // GROUP
+    valid = (stacked < group_end) & (row < BLOCK_Q * GROUP)
+    head = kv_head * GROUP + row % GROUP
+    token = tl.load(tokens + stacked, mask=valid, other=0).to(tl.int64)
+    real = valid[:, None] & (dim < HEAD_DIM)[None, :]
+    rows_at = query + (token * stride_token_q + head * stride_head_q)[:, None] + dim[None, :]
+    rows = tl.load(rows_at, mask=real, other=0.0)
+    slope = tl.zeros([BLOCK_M], dtype=tl.float32)
+    query_at = tl.zeros([BLOCK_M], dtype=tl.int32)
+    if ALIBI:
+        slope = tl.load(slopes + head, mask=valid, other=0.0) * 1.4426950408889634
+        sequence = tl.load(sequences + stacked, mask=valid, other=0)
+        behind = tl.load(query_start_loc + sequence + 1, mask=valid, other=0) - token.to(tl.int32)
+        query_at = tl.load(seq_lens + sequence, mask=valid, other=0) - behind
+    acc, denominator, maximum = sweep(
+        rows,
+        query_at,
+        slope,
+        begin,
+        end,
+        0,
+        prefix,
+        0,
+        prefix,
+        key_cache + kv_head * stride_head_k,
+        value_cache + kv_head * stride_head_v,
+        block_table + leader.to(tl.int64) * stride_seq_t,
+        stride_block_k,
+        stride_slot_k,
+        stride_block_v,
+        stride_slot_v,
+        logit_factor,
+        cap_factor,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_SIZE,
+        HEAD_DIM,
+        BLOCK_D,
+        False,  # every query lies behind the prefix
+        0,
+        False,
+        SOFTCAP,
+        ALIBI,
+    )
+    result, row_lse = finish(acc, denominator, maximum, value_scale)
+    part = (token * (tl.num_programs(1) * GROUP) + head) * num_parts + split
+    tl.store(partial_out + part[:, None] * HEAD_DIM + dim[None, :], result, mask=real)
+    tl.store(partial_lse + part, row_lse, mask=valid)
+
+
+@triton.jit
+def suffix_kernel(
+    query,
+    key_cache,
+    value_cache,
+    block_table,
+    seq_lens,
+    query_start_loc,
+    partial_out,
+    partial_lse,
+    slopes,
+    prefix_lens,
+    num_seqs,
+    num_prefix_parts,
+    logit_factor,
+    cap_factor,
+    value_scale,
+    stride_token_q,
+    stride_head_q,
+    stride_block_k,
+    stride_slot_k,
+    stride_head_k,
+    stride_block_v,
+    stride_slot_v,
+    stride_head_v,
+    stride_seq_t,
+    GROUP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_SEQS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ONE_TOKEN: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    ALIBI: tl.constexpr,
+):
+    """Program (query tile, KV head, split of the suffix); rows are (token, query head) pairs.
+
+    With ONE_TOKEN a query tile is a sequence, else tiles are numbered as in `prefill_kernel`. The
+    splits of the suffix are the last parts of the partial results. A sequence without a prefix gets
+    a log-sum-exp of -inf in the parts that the prefix has for others.
+    """
+    BLOCK_Q: tl.constexpr = BLOCK_M // GROUP
+    tile = tl.program_id(0)
+    kv_head = tl.program_id(1)
+    split = tl.program_id(2)
+    if ONE_TOKEN:
+        sequence = tile
+        first_token = tl.load(query_start_loc + sequence)
+        first_query = 0
+    else:
+        candidate = tl.arange(0, BLOCK_SEQS)
+        starts = tl.load(query_start_loc + candidate, mask=candidate < num_seqs, other=0)
+        mine = (candidate < num_seqs) & (starts // BLOCK_Q + candidate <= tile)
+        sequence = tl.sum(mine.to(tl.int32), 0) - 1
+        first_token = tl.load(query_start_loc + sequence)
+        first_query = (tile - (first_token // BLOCK_Q + sequence)) * BLOCK_Q
+    query_len = tl.load(query_start_loc + sequence + 1) - first_token
+    if first_query >= query_len:
+        return
+
+    seq_len = tl.load(seq_lens + sequence)
+    prefix = tl.load(prefix_lens + sequence)
+    row = tl.arange(0, BLOCK_M)
+    dim = tl.arange(0, BLOCK_D)
+    in_sequence = first_query + row // GROUP
+    valid = (in_sequence < query_len) & (row < BLOCK_Q * GROUP)
+    query_at = seq_len - query_len + in_sequence
+    end_key = seq_len
+    all_see_until = seq_len
+    if CAUSAL:
+        end_key = seq_len - query_len + tl.minimum(first_query + BLOCK_Q, query_len)
+        all_see_until = seq_len - query_len + first_query + 1
+    first_tile = prefix // BLOCK_N
+    end_tile = tl.cdiv(end_key, BLOCK_N)
+    tiles_a_split = tl.cdiv(end_tile - first_tile, tl.num_programs(2))
+    begin = first_tile + split * tiles_a_split
+    end = tl.minimum(begin + tiles_a_split, end_tile)
+
+    head = kv_head * GROUP + row % GROUP
+    token = (first_token + in_sequence).to(tl.int64)
+    real = valid[:, None] & (dim < HEAD_DIM)[None, :]
+    rows_at = query + (token * stride_token_q + head * stride_head_q)[:, None] + dim[None, :]
+    rows = tl.load(rows_at, mask=real, other=0.0)
+    slope = tl.zeros([BLOCK_M], dtype=tl.float32)
+    if ALIBI:
+        slope = tl.load(slopes + head, mask=valid, other=0.0) * 1.4426950408889634
+    acc, denominator, maximum = sweep(
+        rows,
+        query_at,
+        slope,
+        begin,
+        end,
+        prefix,
+        all_see_until,
+        prefix,
+        end_key,
+        key_cache + kv_head * stride_head_k,
+        value_cache + kv_head * stride_head_v,
+        block_table + sequence.to(tl.int64) * stride_seq_t,
+        stride_block_k,
+        stride_slot_k,
+        stride_block_v,
+        stride_slot_v,
+        logit_factor,
+        cap_factor,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_SIZE,
+        HEAD_DIM,
+        BLOCK_D,
+        CAUSAL,
+        0,
+        True,  # a prefix may end within a tile
+        SOFTCAP,
+        ALIBI,
+    )
+    result, row_lse = finish(acc, denominator, maximum, value_scale)
+    num_parts = num_prefix_parts + tl.num_programs(2)
+    first_part = (token * (tl.num_programs(1) * GROUP) + head) * num_parts
+    part = first_part + num_prefix_parts + split
+    tl.store(partial_out + part[:, None] * HEAD_DIM + dim[None, :], result, mask=real)
+    tl.store(partial_lse + part, row_lse, mask=valid)
+    if (prefix == 0) & (split == 0):
+        for absent in range(num_prefix_parts):
+            nothing = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
+            tl.store(partial_lse + first_part + absent, nothing, mask=valid)
+
+
+@triton.jit
+def join_kernel(
+    partial_out,
+    partial_lse,
+    out,
+    lse,
+    sinks,
+    num_parts,
+    stride_token_o,
+    stride_head_o,
+    stride_token_l,
+    stride_head_l,
+    GROUP: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_PARTS: tl.constexpr,
+    SINKS: tl.constexpr,
+    WITH_LSE: tl.constexpr,
+):
+    """Program (token, KV head): all query heads of the group.
+
+    A part whose log-sum-exp is -inf saw no key; what it holds is not read, and need not be written.
+    """
+    token = tl.program_id(0).to(tl.int64)
+    row = tl.arange(0, BLOCK_HEADS)
+    head = tl.program_id(1) * GROUP + row
+    here = row < GROUP
+    dim = tl.arange(0, BLOCK_D)
+    part = tl.arange(0, BLOCK_PARTS)
+    first_part = (token * (tl.num_programs(1) * GROUP) + head) * num_parts
+    lses = tl.load(
+        partial_lse + first_part[:, None] + part[None, :],
+        mask=here[:, None] & (part < num_parts)[None, :],
+        other=float("-inf"),
+    )
+    maximum = tl.max(lses, 1)
+    sink = tl.full([BLOCK_HEADS], float("-inf"), dtype=tl.float32)
+    if SINKS:
+        sink = tl.load(sinks + head, mask=here, other=0.0) * 1.4426950408889634
+        maximum = tl.maximum(maximum, sink)
+    # A row that saw nothing: exp2(-inf - 0) is the zero that it needs, not NaN.
+    reference = tl.where(maximum == float("-inf"), 0.0, maximum)
+    denominator = tl.sum(tl.exp2(lses - reference[:, None]), 1) + tl.exp2(sink - reference)
+    empty = denominator == 0.0
+    divisor = tl.where(empty, 1.0, denominator)
+    real = here[:, None] & (dim < HEAD_DIM)[None, :]
+    result = tl.zeros([BLOCK_HEADS, BLOCK_D], dtype=tl.float32)
+    for index in range(num_parts):
+        part_lse = tl.load(partial_lse + first_part + index, mask=here, other=float("-inf"))
+        saw = real & (part_lse > float("-inf"))[:, None]
+        part_at = partial_out + (first_part + index)[:, None] * HEAD_DIM + dim[None, :]
+        weight = tl.exp2(part_lse - reference) / divisor
+        result += weight[:, None] * tl.load(part_at, mask=saw, other=0.0)
+    result_at = out + token * stride_token_o + head[:, None] * stride_head_o + dim[None, :]
+    tl.store(result_at, result.to(out.dtype.element_ty), mask=real)
+    if WITH_LSE:
+        joined = tl.where(empty, float("-inf"), reference + tl.log2(divisor))
+        lse_at = lse + token * stride_token_l + head * stride_head_l
+        tl.store(lse_at, joined * 0.6931471805599453, mask=here)
+
+
+# The host side
+
+
+@dataclass(frozen=True, slots=True)
+class CascadeLaunch:
+    """How a cascade is launched.
+
+    Attributes
+    ----------
+    prefix_tiles, suffix_tiles
+        Tile sizes and Triton's options of the two attention kernels.
+    prefix_splits, suffix_splits
+        Programs that share the KV range of one prefix, and of one suffix.
+    """
+
+    prefix_tiles: Tiles
+    suffix_tiles: Tiles
+    prefix_splits: int = 1
+    suffix_splits: int = 1
+
+    @property
+    def num_parts(self) -> int:
+        """Partial results of a row."""
+        return self.prefix_splits + self.suffix_splits
+
+
+def choose_cascade(batch: PagedBatch, groups: PrefixGroups) -> CascadeLaunch:
+    """The launch of a cascade: stacked rows are tiled as in prefill, splits fill the device."""
+    group_size, kv_heads = batch.group_size, batch.num_kv_heads
+    prefix_tiles = prefill_tiles(
+        group_size=group_size,
+        head_dim=batch.query.shape[2],
+        max_query_len=max(sum(lens) for lens in groups.query_lens),
+        is_float32=batch.query.dtype == torch.float32,
+    )
+    suffix_tiles = choose_launch(batch, num_splits=1).tiles
+    processors = processors_of(batch.query.device)
+    row_tiles = sum(_row_tiles(groups, prefix_tiles.block_m // group_size))
+    prefix_splits = choose_splits(
+        programs=row_tiles * kv_heads,
+        tiles=triton.cdiv(max(groups.prefixes), prefix_tiles.block_n),
+        processors=processors,
+    )
+    suffix_splits = 1
+    if batch.max_query_len <= 1:
+        suffix_splits = choose_splits(
+            programs=batch.seq_lens.shape[0] * kv_heads,
+            tiles=triton.cdiv(groups.longest_suffix, suffix_tiles.block_n),
+            processors=processors,
+        )
+    return CascadeLaunch(prefix_tiles, suffix_tiles, prefix_splits, suffix_splits)
+
+
+def cascade_attention(
+    batch: PagedBatch, *, groups: PrefixGroups, launch: CascadeLaunch | None = None
+) -> None:
+    """Fill `batch.out` and `batch.lse`, reading each group's prefix once for a tile of its rows.
+
+    Parameters
+    ----------
+    batch
+        Decode, prefill or mixed, any variant but a sliding window.
+    groups
+        Who shares what; the tensors lie where the batch lies. They are believed: whether the block
+        table agrees is not looked at, because that would wait for the device.
+    launch
+        Tiles and splits; chosen if None.
+
+    Raises
+    ------
+    ValueError
+        For a sliding window, under which a prefix is seen in part or not at all, for groups of
+        another batch or on another device, and as `paged_attention`.
+    """
+    if batch.window is not None:
+        raise ValueError(
+            f"window={batch.window}: a cascade has no sliding window; call paged_attention"
+        )
+    if groups.prefix_lens.shape != batch.seq_lens.shape:
+        raise ValueError(
+            f"groups of {groups.prefix_lens.shape[0]} sequences for a batch of "
+            f"{batch.seq_lens.shape[0]}: make them from this batch"
+        )
+    if groups.prefix_lens.device != batch.query.device:
+        raise ValueError(
+            f"groups on {groups.prefix_lens.device}, the batch on {batch.query.device}: "
+            f"give PrefixGroups.of the batch's device"
+        )
+    launch = launch or choose_cascade(batch, groups)
+    _check(batch, launch.prefix_splits, launch.prefix_tiles)
+    _check(batch, launch.suffix_splits, launch.suffix_tiles)
+    num_tokens, num_q_heads, head_dim = batch.query.shape
+    num_seqs, num_groups = batch.seq_lens.shape[0], len(groups.prefixes)
+    kv_heads, group_size = batch.num_kv_heads, batch.group_size
+    shape = (num_tokens, num_q_heads, launch.num_parts)
+    partial_out = batch.query.new_empty((*shape, head_dim), dtype=torch.float32)
+    partial_lse = batch.query.new_empty(shape, dtype=torch.float32)
+    shared = _shared_arguments(batch)
+    shared |= {"partial_out": partial_out, "partial_lse": partial_lse}
+
+    block_q = launch.prefix_tiles.block_m // group_size
+    row_tiles = groups.tokens.shape[0] // block_q + num_groups
+    prefix_kernel[(row_tiles, kv_heads, launch.prefix_splits)](
+        **shared,
+        tokens=groups.tokens,
+        sequences=groups.sequences,
+        group_starts=groups.starts,
+        prefix_lens=groups.prefix_lens,
+        num_groups=num_groups,
+        num_parts=launch.num_parts,
+        BLOCK_GROUPS=triton.next_power_of_2(num_groups),
+        **_tile_arguments(launch.prefix_tiles),
+    )
+    one_token = batch.max_query_len <= 1
+    query_tiles = num_seqs
+    if not one_token:
+        query_tiles += num_tokens // (launch.suffix_tiles.block_m // group_size)
+    suffix_kernel[(query_tiles, kv_heads, launch.suffix_splits)](
+        **shared,
+        prefix_lens=groups.prefix_lens,
+        num_seqs=num_seqs,
+        num_prefix_parts=launch.prefix_splits,
+        BLOCK_SEQS=triton.next_power_of_2(num_seqs),
+        ONE_TOKEN=one_token,
+        # One token is the last: it sees every key, and needs no mask.
+        CAUSAL=batch.causal and not one_token,
+        **_tile_arguments(launch.suffix_tiles),
+    )
+    lse = batch.lse
+    join_kernel[(num_tokens, kv_heads)](
+        partial_out,
+        partial_lse,
+        batch.out,
+        lse,
+        batch.sinks,
+        launch.num_parts,
+        batch.out.stride(0),
+        batch.out.stride(1),
+        lse.stride(0) if lse is not None else 0,
+        lse.stride(1) if lse is not None else 0,
+        GROUP=group_size,
+        BLOCK_HEADS=triton.next_power_of_2(group_size),
+        HEAD_DIM=head_dim,
+        BLOCK_D=triton.next_power_of_2(head_dim),
+        BLOCK_PARTS=triton.next_power_of_2(launch.num_parts),
+        SINKS=batch.sinks is not None,
+        WITH_LSE=lse is not None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class CascadeBytes:
+    """What a cascade saves and costs against plain attention, bytes.
+
+    Attributes
+    ----------
+    saved
+        Keys and values of prefixes that are not read again.
+    partials
+        Partial results, written once and read once.
+    launches
+        What memory would move while the additional launches start.
+    """
+
+    saved: int
+    partials: int
+    launches: int
+
+    @property
+    def pays(self) -> bool:
+        """Whether it saves more than it costs."""
+        return self.saved > self.partials + self.launches
+
+
+def cascade_bytes(
+    batch: PagedBatch, groups: PrefixGroups, launch: CascadeLaunch, *, launch_bytes: int
+) -> CascadeBytes:
+    """The cost model by which the cascade is chosen.
+
+    Plain attention reads a prefix once for each query tile of each member, the cascade once for
+    each tile of stacked rows. In return it writes and reads float32 partial results: of the
+    prefix's splits for the stacked tokens, of the suffix's for all. The partial results of plain
+    attention, if it splits, are left out, so the cascade is chosen too rarely rather than too
+    often.
+
+    Parameters
+    ----------
+    batch, groups, launch
+        What is launched. No tensor is looked into.
+    launch_bytes
+        Cost of one launch in bytes, such as `LAUNCH_BYTES`.
+    """
+    num_tokens, num_q_heads, head_dim = batch.query.shape
+    slot = 2 * batch.num_kv_heads * head_dim * batch.key_cache.element_size()
+    plain_q = launch.suffix_tiles.block_m // batch.group_size if batch.max_query_len > 1 else 1
+    cascade_q = launch.prefix_tiles.block_m // batch.group_size
+    plain = [sum(-(-length // plain_q) for length in lens) for lens in groups.query_lens]
+    saved = sum(
+        (before - after) * prefix * slot
+        for before, after, prefix in zip(
+            plain, _row_tiles(groups, cascade_q), groups.prefixes, strict=True
+        )
+    )
+    rows = groups.tokens.shape[0] * launch.prefix_splits + num_tokens * launch.suffix_splits
+    partials = 2 * rows * num_q_heads * (head_dim + 1) * torch.float32.itemsize
+    return CascadeBytes(saved, partials, EXTRA_LAUNCHES * launch_bytes)
+
+
+@declares(Capabilities())
+def paged_attention_with_cascade(batch: PagedBatch, *, groups: PrefixGroups | None = None) -> None:
+    """Attention by the cascade where it pays, and by `paged_attention` elsewhere.
+
+    Parameters
+    ----------
+    batch
+        Any call of the contract.
+    groups
+        Who shares what. If None they are looked for in the block table where that is on the host;
+        where it is on a device nothing is shared, because reading it would wait.
+
+    Raises
+    ------
+    ValueError
+        As `paged_attention`.
+    """
+    on_device = batch.query.device.type == "cuda"
+    _attend(batch, groups, launch_bytes=LAUNCH_BYTES if on_device else 0)
+
+
+@declares(Capabilities())
+def cascade_wherever_shared(batch: PagedBatch) -> None:
+    """The cascade wherever two sequences share a block, whatever it costs: for tests of it."""
+    _attend(batch, None, launch_bytes=None)
+
+
+def _attend(batch: PagedBatch, groups: PrefixGroups | None, *, launch_bytes: int | None) -> None:
+    """By the cascade if it pays, or whenever it can if `launch_bytes` is None."""
+    if batch.window is None:
+        groups = groups or _groups_on_the_host(batch)
+        if groups is not None:
+            launch = choose_cascade(batch, groups)
+            if (
+                launch_bytes is None
+                or cascade_bytes(batch, groups, launch, launch_bytes=launch_bytes).pays
+            ):
+                cascade_attention(batch, groups=groups, launch=launch)
+                return
+    paged_attention(batch)
+
+
+def _groups_on_the_host(batch: PagedBatch) -> PrefixGroups | None:
+    """The groups of a batch whose block table is on the host; None if there are none."""
+    if batch.block_table.device.type != "cpu":
+        return None
+    seq_lens = batch.seq_lens.tolist()
+    query_lens = batch.query_start_loc.diff().tolist()
+    lengths: dict[str, Any] = {
+        "seq_lens": seq_lens,
+        "query_lens": query_lens,
+        "block_size": batch.block_size,
+    }
+    shared = find_prefix_groups(batch.block_table, **lengths)
+    return PrefixGroups.of(shared, **lengths) if shared else None
+
+
+def _row_tiles(groups: PrefixGroups, block_q: int) -> list[int]:
+    """Tiles of stacked rows of each group, `block_q` tokens in a tile."""
+    return [-(-sum(lens) // block_q) for lens in groups.query_lens]
+
+
+def _shared_arguments(batch: PagedBatch) -> dict[str, Any]:
+    """Arguments that both attention kernels take, by name."""
+    logit_factor = batch.scale * batch.k_scale * LOG2_E
+    cap_factor = 0.0
+    if batch.softcap is not None:
+        # cap tanh(x) as exp2 of 2 log2(e) x: see `kernels.sweep.attend_tile`.
+        logit_factor, cap_factor = 2.0 * logit_factor / batch.softcap, batch.softcap * LOG2_E
+    return {
+        "query": batch.query,
+        "key_cache": batch.key_cache,
+        "value_cache": batch.value_cache,
+        "block_table": batch.block_table,
+        "seq_lens": batch.seq_lens,
+        "query_start_loc": batch.query_start_loc,
+        "slopes": batch.alibi_slopes,
+        "logit_factor": logit_factor,
+        "cap_factor": cap_factor,
+        "value_scale": batch.v_scale,
+        "stride_token_q": batch.query.stride(0),
+        "stride_head_q": batch.query.stride(1),
+        "stride_block_k": batch.key_cache.stride(0),
+        "stride_slot_k": batch.key_cache.stride(1),
+        "stride_head_k": batch.key_cache.stride(2),
+        "stride_block_v": batch.value_cache.stride(0),
+        "stride_slot_v": batch.value_cache.stride(1),
+        "stride_head_v": batch.value_cache.stride(2),
+        "stride_seq_t": batch.block_table.stride(0),
+        "GROUP": batch.group_size,
+        "BLOCK_SIZE": batch.block_size,
+        "HEAD_DIM": batch.query.shape[2],
+        "BLOCK_D": triton.next_power_of_2(batch.query.shape[2]),
+        "SOFTCAP": batch.softcap is not None,
+        "ALIBI": batch.alibi_slopes is not None,
+    }
+
+
+def _tile_arguments(tiles: Tiles) -> dict[str, Any]:
+    return {
+        "BLOCK_M": tiles.block_m,
+        "BLOCK_N": tiles.block_n,
+        "num_warps": tiles.num_warps,
+        "num_stages": tiles.num_stages,
+    }
+
+
+def _int32(numbers: list[int], device: torch.device | str) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.int32, device=device)
