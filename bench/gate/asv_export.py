@@ -62,7 +62,7 @@ class Exported:
 
 
 @dataclass(frozen=True, slots=True)
-class _Series:
+class Series:
     """One benchmark of asv's: its definition, and the samples or the one value of a side."""
 
     name: str
@@ -74,6 +74,7 @@ class _Series:
 
     @property
     def definition(self) -> dict[str, Any]:
+        """Its entry in asv's list of benchmarks."""
         return {
             "name": self.name,
             "pretty_name": self.pretty,
@@ -120,7 +121,7 @@ def export(record: GateRecord, results_dir: Path, repo: Path = ROOT) -> Exported
     for side, contestant in sides:
         why = _reason_to_leave_out(record, side, contestant)
         commit, where = contestant.commit, contestant.environment
-        date = None if commit is None else _commit_date(commit, repo)
+        date = None if commit is None else commit_date(commit, repo)
         if why is None and date is None:
             why = f"commit {commit} is not in {repo}; fetch it and export again"
         if why is not None or commit is None or where is None or date is None:
@@ -128,7 +129,7 @@ def export(record: GateRecord, results_dir: Path, repo: Path = ROOT) -> Exported
             continue
         machine = machine_of(where)
         results = Results(
-            {**machine, **_parameters(where)},
+            {**machine, **parameters_of(where)},
             {},
             commit,
             date,
@@ -138,9 +139,9 @@ def export(record: GateRecord, results_dir: Path, repo: Path = ROOT) -> Exported
         )
         results.load_data(str(results_dir))
         series = _series(record, side)
-        _add(results, series, record.started_at)
+        add_series(results, series, record.started_at)
         results.save(str(results_dir))
-        _write_machine(results_dir, machine)
+        write_machine(results_dir, machine)
         definitions |= {each.name: each.definition for each in series}
         paths.append(results_dir / results._filename)
     if definitions:
@@ -219,7 +220,8 @@ def _reason_to_leave_out(
     return None
 
 
-def _parameters(where: GateEnvironment) -> dict[str, str]:
+def parameters_of(where: GateEnvironment) -> dict[str, str]:
+    """What tells results apart besides the machine: no graph joins two of them."""
     return {
         "python": ".".join(where.python.split(".")[:2]),
         "device": where.device,
@@ -231,7 +233,7 @@ def _parameters(where: GateEnvironment) -> dict[str, str]:
     }
 
 
-def _commit_date(commit: str, repo: Path) -> int | None:
+def commit_date(commit: str, repo: Path) -> int | None:
     """Milliseconds since the epoch, as asv counts; None where the repository lacks the commit."""
     asked = subprocess.run(
         ["git", "show", "--no-patch", "--format=%ct", f"{commit}^{{commit}}"],
@@ -243,14 +245,14 @@ def _commit_date(commit: str, repo: Path) -> int | None:
     return int(asked.stdout) * 1000 if asked.returncode == 0 else None
 
 
-def _series(record: GateRecord, side: Side) -> list[_Series]:
+def _series(record: GateRecord, side: Side) -> list[Series]:
     found = []
     for benchmark in record.benchmarks:
         name = series_name(benchmark.key)
         times = _times(benchmark, side)
         if times:
             found.append(
-                _Series(f"gate.{name}.time", "time", "seconds", benchmark.key, samples=times)
+                Series(f"gate.{name}.time", "time", "seconds", benchmark.key, samples=times)
             )
         counters = {
             each.name: (each, getattr(each, side))
@@ -260,7 +262,7 @@ def _series(record: GateRecord, side: Side) -> list[_Series]:
         for each, value in counters.values():
             module = "gate_more" if each.more_is_better else "gate"
             found.append(
-                _Series(
+                Series(
                     f"{module}.{name}.{series_name(each.name)}",
                     "track",
                     each.unit,
@@ -271,7 +273,7 @@ def _series(record: GateRecord, side: Side) -> list[_Series]:
         moved = next((counters[each][1] for each in BYTE_COUNTERS if each in counters), None)
         if times and moved:
             found.append(
-                _Series(
+                Series(
                     f"gate_more.{name}.throughput",
                     "track",
                     "GB/s",
@@ -279,7 +281,7 @@ def _series(record: GateRecord, side: Side) -> list[_Series]:
                     value=moved / median(times) / 1e9,
                 )
             )
-    _refuse_twins(found)
+    refuse_twins(found)
     return found
 
 
@@ -287,7 +289,8 @@ def _times(benchmark: BenchmarkRecord, side: Side) -> list[float]:
     return [getattr(sample, f"{side}_s") for sample in benchmark.samples]
 
 
-def _refuse_twins(found: Iterable[_Series]) -> None:
+def refuse_twins(found: Iterable[Series]) -> None:
+    """Raise ExportError where two series have one name in asv."""
     seen: dict[str, str] = {}
     for each in found:
         if each.name in seen:
@@ -309,7 +312,8 @@ class _Measured:
     profile: None = None
 
 
-def _add(results: Results, series: Iterable[_Series], started_at: str) -> None:
+def add_series(results: Results, series: Iterable[Series], started_at: str) -> None:
+    """Add series to the results of one commit and environment; twice adds nothing."""
     began = datetime.fromisoformat(started_at)
     for each in series:
         stored = _stored_samples(results, each.name)
@@ -335,7 +339,8 @@ def _stored_samples(results: Results, name: str) -> set[float]:
     return {sample for samples in stored if samples is not None for sample in samples}
 
 
-def _write_machine(results_dir: Path, machine: dict[str, str]) -> None:
+def write_machine(results_dir: Path, machine: dict[str, str]) -> None:
+    """Describe a machine as asv wants it beside its results."""
     folder = results_dir / machine["machine"]
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({**machine, "version": 1}, indent=4)

@@ -48,7 +48,7 @@ def export(record: ThroughputRecord, results_dir: Path, repo: Path = ROOT) -> Ex
             "asv is not installed, and its format is written by its own code: pip install asv"
         ) from None
     commit, dirty = record.environment.commit, record.environment.dirty
-    date = None if commit is None else asv_export._commit_date(commit, repo)
+    date = None if commit is None else asv_export.commit_date(commit, repo)
     if commit is None or dirty or date is None:
         why = (
             "it has changes that are not committed, and asv's results belong to commits"
@@ -59,7 +59,7 @@ def export(record: ThroughputRecord, results_dir: Path, repo: Path = ROOT) -> Ex
     where = _environment(record)
     machine = asv_export.machine_of(where)
     results = Results(
-        {**machine, **asv_export._parameters(where)},
+        {**machine, **asv_export.parameters_of(where)},
         {},
         commit,
         date,
@@ -69,9 +69,9 @@ def export(record: ThroughputRecord, results_dir: Path, repo: Path = ROOT) -> Ex
     )
     results.load_data(str(results_dir))
     series = _series(record)
-    asv_export._add(results, series, record.started_at)
+    asv_export.add_series(results, series, record.started_at)
     results.save(str(results_dir))
-    asv_export._write_machine(results_dir, machine)
+    asv_export.write_machine(results_dir, machine)
     asv_export.add_definitions(results_dir, {each.name: each.definition for each in series})
     return Exported((results_dir / results._filename,), ())
 
@@ -95,7 +95,7 @@ def _environment(record: ThroughputRecord) -> GateEnvironment:
     )
 
 
-def _series(record: ThroughputRecord) -> list[asv_export._Series]:
+def _series(record: ThroughputRecord) -> list[asv_export.Series]:
     found = []
     for point in record.points:
         for each in point.subjects:
@@ -104,12 +104,12 @@ def _series(record: ThroughputRecord) -> list[asv_export._Series]:
             name = f"throughput.{series_name(point.name)}.{series_name(each.name)}"
             pretty = f"{point.name}, {each.name}"
             found.append(
-                asv_export._Series(
+                asv_export.Series(
                     f"gate.{name}.time", "time", "seconds", pretty, samples=list(each.cold_s)
                 )
             )
             found.append(
-                asv_export._Series(
+                asv_export.Series(
                     f"gate_more.{name}.bandwidth",
                     "track",
                     "GB/s",
@@ -117,5 +117,5 @@ def _series(record: ThroughputRecord) -> list[asv_export._Series]:
                     value=each.gigabytes_per_s,
                 )
             )
-    asv_export._refuse_twins(found)
+    asv_export.refuse_twins(found)
     return found

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -24,17 +23,14 @@ FLEX_QUERY_BLOCK = 128
 def flashinfer_call(batch: PagedBatch) -> Call:
     """FlashInfer's `run`, planned; the cache is in FlashInfer's own layout, both halves in one."""
     decode = batch.max_query_len == 1 and batch.query.shape[0] == batch.seq_lens.shape[0]
-    wrapper = flashinfer._decode(batch) if decode else flashinfer._prefill(batch)
-    cache, query = flashinfer._both_halves(batch), batch.query.contiguous()
+    wrapper = flashinfer.decode_wrapper(batch) if decode else flashinfer.prefill_wrapper(batch)
+    cache, query = flashinfer.both_halves(batch), batch.query.contiguous()
     return functools.partial(wrapper.run, query, cache, out=batch.out)
 
 
 def vllm_call(batch: PagedBatch) -> Call:
     """The launcher of vLLM with the arguments that the adapter makes, scratch memory among them."""
-    launcher, arguments = vllm_unified._launcher, {}
-    with mock.patch.object(vllm_unified, "_launcher", lambda **given: arguments.update(given)):
-        vllm_unified.attention(batch)
-    return functools.partial(launcher, **arguments)
+    return functools.partial(vllm_unified.launcher(), **vllm_unified.arguments_of(batch))
 
 
 def flex_call(batch: PagedBatch) -> Call:

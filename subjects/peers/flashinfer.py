@@ -81,11 +81,11 @@ class Pages:
 def attention(batch: PagedBatch) -> None:
     """Fill `batch.out` and `batch.lse`."""
     decode = batch.max_query_len == 1 and batch.query.shape[0] == batch.seq_lens.shape[0]
-    wrapper = _decode(batch) if decode else _prefill(batch)
+    wrapper = decode_wrapper(batch) if decode else prefill_wrapper(batch)
     quantised = batch.key_cache.element_size() == 1
     out, lse = wrapper.run(
         batch.query.contiguous(),
-        _both_halves(batch),
+        both_halves(batch),
         k_scale=batch.k_scale if quantised else None,
         v_scale=batch.v_scale if quantised else None,
         return_lse=True,
@@ -95,7 +95,8 @@ def attention(batch: PagedBatch) -> None:
         batch.lse.copy_(lse * math.log(2.0))
 
 
-def _decode(batch: PagedBatch) -> Any:
+def decode_wrapper(batch: PagedBatch) -> Any:
+    """FlashInfer's decode, planned for a batch."""
     wrapper = _package.BatchDecodeWithPagedKVCacheWrapper(
         _workspace(batch), "NHD", use_tensor_cores=batch.group_size not in CUDA_CORE_GROUPS
     )
@@ -113,7 +114,8 @@ def _decode(batch: PagedBatch) -> Any:
     return wrapper
 
 
-def _prefill(batch: PagedBatch) -> Any:
+def prefill_wrapper(batch: PagedBatch) -> Any:
+    """FlashInfer's prefill, planned for a batch."""
     wrapper = _package.BatchPrefillWithPagedKVCacheWrapper(_workspace(batch), "NHD")
     pages = Pages.of(batch)
     wrapper.plan(
@@ -146,7 +148,8 @@ def _workspace(batch: PagedBatch) -> Tensor:
     return torch.zeros(WORKSPACE_BYTES, dtype=torch.uint8, device=batch.query.device)
 
 
-def _both_halves(batch: PagedBatch) -> Tensor:
+def both_halves(batch: PagedBatch) -> Tensor:
+    """[num_blocks, 2, block_size, num_kv_heads, head_dim]: keys and values in one tensor."""
     caches = (batch.key_cache, batch.value_cache)
     if batch.key_cache.element_size() == 1:
         # As bytes: not every release of torch stacks float8.

@@ -52,6 +52,16 @@ def _prepare(device: str) -> None:
 )
 def attention(batch: PagedBatch) -> None:
     """Fill `batch.out`."""
+    launcher()(**arguments_of(batch))
+
+
+def launcher() -> Any:
+    """The host function of vLLM, once the subject was prepared."""
+    return _launcher
+
+
+def arguments_of(batch: PagedBatch) -> dict[str, Any]:
+    """What vLLM's backend gives it for a batch; the scratch memory is made here, once a step."""
     num_tokens, num_q_heads, head_dim = batch.query.shape
     device = batch.query.device
     scratch = (num_tokens, num_q_heads, NUM_SEGMENTS)
@@ -63,29 +73,29 @@ def attention(batch: PagedBatch) -> None:
         for scale in (batch.k_scale, batch.v_scale)
     )
     quantised = batch.key_cache.element_size() == 1
-    _launcher(
-        q=batch.query,
-        k=batch.key_cache,
-        v=batch.value_cache,
-        out=batch.out,
-        cu_seqlens_q=batch.query_start_loc,
-        max_seqlen_q=batch.max_query_len,
-        seqused_k=batch.seq_lens,
-        max_seqlen_k=batch.max_seq_len,
-        softmax_scale=batch.scale,
-        causal=batch.causal,
-        alibi_slopes=batch.alibi_slopes,
-        window_size=(-1, -1) if batch.window is None else (batch.window - 1, 0),
-        block_table=batch.block_table,
-        softcap=batch.softcap or 0,
-        q_descale=None,
-        k_descale=k_scale,
-        v_descale=v_scale,
-        seq_threshold_3D=MIN_LAUNCH_GRID_SIZE_2D // batch.num_kv_heads,
-        num_par_softmax_segments=NUM_SEGMENTS,
-        softmax_segm_output=torch.empty((*scratch, padded), dtype=torch.float32, device=device),
-        softmax_segm_max=torch.empty(scratch, dtype=torch.float32, device=device),
-        softmax_segm_expsum=torch.empty(scratch, dtype=torch.float32, device=device),
-        sinks=batch.sinks,
-        kv_quant_mode=KVQuantMode.FP8_PER_TENSOR if quantised else KVQuantMode.NONE,
-    )
+    return {
+        "q": batch.query,
+        "k": batch.key_cache,
+        "v": batch.value_cache,
+        "out": batch.out,
+        "cu_seqlens_q": batch.query_start_loc,
+        "max_seqlen_q": batch.max_query_len,
+        "seqused_k": batch.seq_lens,
+        "max_seqlen_k": batch.max_seq_len,
+        "softmax_scale": batch.scale,
+        "causal": batch.causal,
+        "alibi_slopes": batch.alibi_slopes,
+        "window_size": (-1, -1) if batch.window is None else (batch.window - 1, 0),
+        "block_table": batch.block_table,
+        "softcap": batch.softcap or 0,
+        "q_descale": None,
+        "k_descale": k_scale,
+        "v_descale": v_scale,
+        "seq_threshold_3D": MIN_LAUNCH_GRID_SIZE_2D // batch.num_kv_heads,
+        "num_par_softmax_segments": NUM_SEGMENTS,
+        "softmax_segm_output": torch.empty((*scratch, padded), dtype=torch.float32, device=device),
+        "softmax_segm_max": torch.empty(scratch, dtype=torch.float32, device=device),
+        "softmax_segm_expsum": torch.empty(scratch, dtype=torch.float32, device=device),
+        "sinks": batch.sinks,
+        "kv_quant_mode": KVQuantMode.FP8_PER_TENSOR if quantised else KVQuantMode.NONE,
+    }

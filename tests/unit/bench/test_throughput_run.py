@@ -309,7 +309,7 @@ def test_flashinfer_and_vllm_are_planned_once_and_run_in_the_call(monkeypatch):
             keys, values = cache.unbind(1)
             paged_attention(batch.replace(key_cache=keys, value_cache=values, out=out))
 
-    monkeypatch.setattr(flashinfer, "_decode", lambda _: log.append("plan") or Wrapper())
+    monkeypatch.setattr(flashinfer, "decode_wrapper", lambda _: log.append("plan") or Wrapper())
     call = planned.flashinfer_call(batch)
     call()
     call()
