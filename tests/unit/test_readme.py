@@ -22,6 +22,7 @@ WASTE = [command for command in PAGEDBENCH if "pagedbench waste" in command]
 ALLOCATORS = [c for c in PAGEDBENCH if "pagedbench fuzz" in c or "pagedbench race" in c]
 GATE = [command for command in PAGEDBENCH if "pagedbench gate" in command]
 COMPILE = [command for command in PAGEDBENCH if "pagedbench compile" in command]
+THROUGHPUT = [command for command in PAGEDBENCH if "pagedbench throughput" in command]
 PYTEST = [command for command in COMMANDS if "pytest" in command]
 
 TRACE = """TIMESTAMP,ContextTokens,GeneratedTokens
@@ -64,8 +65,20 @@ def test_no_command_is_left_out():
     assert MAKE == ["make run", "make test"]
     assert (len(CHECK), len(WASTE)) == (3, 3)
     assert len(ALLOCATORS) == 2
-    assert len(PYTEST) == len(COMPILE) == len(GATE) == 1
-    assert sorted(COMMANDS) == sorted(MAKE + CHECK + WASTE + ALLOCATORS + PYTEST + COMPILE + GATE)
+    assert len(PYTEST) == len(COMPILE) == len(GATE) == len(THROUGHPUT) == 1
+    others = PYTEST + COMPILE + GATE + THROUGHPUT
+    assert sorted(COMMANDS) == sorted(MAKE + CHECK + WASTE + ALLOCATORS + others)
+
+
+@pytest.mark.parametrize("command", THROUGHPUT)
+def test_a_command_times_kernels(command, folder):
+    line = command.replace(".venv/bin/pagedbench", f"{sys.executable} -m bench.cli")
+    line = line.replace("azure-conv:32", "azure-conv:2")
+    line += " --subject torch --subject contiguous --no-compile --rounds 3"
+    run = shell(line, folder, PYTHONPATH=str(ROOT))
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "contiguous" in run.stdout
+    assert (folder / "roofline.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("command", GATE)
