@@ -12,13 +12,14 @@ import torch
 import triton
 
 from kernels.decode import decode_kernel
-from kernels.launch import Tiles, choose_launch
+from kernels.launch import Launch, Tiles, choose_launch, invariant_launch
 from kernels.merge import merge_kernel
 from kernels.prefill import prefill_kernel
 from reference.contract import Capabilities, PagedBatch, declares
 
 LOG2_E = math.log2(math.e)
-LN_2 = math.log(2.0)
+SPLITS_AT_ONCE = 16
+"""Partial results that the merge reads at once."""
 
 
 @declares(Capabilities())
@@ -28,14 +29,21 @@ def paged_attention(
     """Fill `batch.out` and `batch.lse`.
 
     Batches whose queries are all one token long go to the decode kernel, others to the prefill
-    kernel. Nothing is read back from the device.
+    kernel. Nothing is read back from the device, and grids depend on nothing but shapes and the
+    two maxima of the batch: a CUDA graph of a call is right for whatever lengths lie below them
+    when it is replayed.
+
+    The same call gives the same bits every time. What a sequence gets may differ in its last bits
+    beside other sequences, since splits are sized by the whole batch; under
+    `batch_invariant_attention` it does not.
 
     Parameters
     ----------
     batch
         The call. `batch.lse` may be None.
     num_splits
-        Programs that share one sequence's KV range in decode; chosen by `launch` if None.
+        Programs that share the KV range of each sequence in decode; if None all share that of the
+        batch evenly (`kernels.decode.share_out`).
     tiles
         Launch parameters; chosen by `launch` if None.
 
@@ -44,60 +52,112 @@ def paged_attention(
     ValueError
         For tensors that break the contract: the shape or dtype at fault is in the message.
     """
-    _check(batch, num_splits, tiles)
+    check_batch(batch, num_splits, tiles)
     if batch.query.shape[0] == 0:
         return
     launch = choose_launch(batch, num_splits=num_splits, tiles=tiles)
     if batch.max_query_len <= 1:
-        _decode(batch, launch.num_splits, launch.tiles)
+        _decode(batch, launch)
     else:
         _prefill(batch, launch.tiles)
 
 
-def _decode(batch: PagedBatch, num_splits: int, tiles: Tiles) -> None:
-    num_tokens, num_q_heads, head_dim = batch.query.shape
-    num_seqs = batch.seq_lens.shape[0]
-    direct = num_splits == 1
-    out, lse = batch.out, batch.lse
-    if not direct:
-        shape = (num_tokens, num_q_heads, num_splits)
-        out = torch.empty((*shape, head_dim), dtype=torch.float32, device=batch.query.device)
-        lse = torch.empty(shape, dtype=torch.float32, device=batch.query.device)
-    decode_kernel[(num_seqs, batch.num_kv_heads, num_splits)](
-        **_shared_arguments(batch),
-        out=out,
-        lse=lse,
-        value_scale=batch.v_scale,
-        lse_factor=LN_2 if direct else 1.0,
-        stride_token_o=out.stride(0),
-        stride_head_o=out.stride(1),
-        stride_split_o=0 if direct else out.stride(2),
-        stride_token_l=lse.stride(0) if lse is not None else 0,
-        stride_head_l=lse.stride(1) if lse is not None else 0,
-        stride_split_l=0 if direct or lse is None else lse.stride(2),
-        SINKS=direct and batch.sinks is not None,
-        WITH_LSE=lse is not None,
-        **_tile_arguments(batch, tiles),
-    )
-    if direct:
+@declares(Capabilities())
+def batch_invariant_attention(batch: PagedBatch, *, tiles: Tiles | None = None) -> None:
+    """Fill `batch.out` and `batch.lse`; what a sequence gets depends on no other sequence.
+
+    A sequence with the same queries, keys and values gets the same bits alone and in any batch,
+    whatever the number, lengths and query lengths of the others, `max_query_len` and `max_seq_len`,
+    and on any device that runs the same compiled code. What is not promised: the same bits
+    for a prompt in one piece and in chunks, or as from `paged_attention`.
+
+    Queries of one token go to the decode kernel also where the batch has longer ones. The price:
+    splits do not adapt to the batch, so a small one may leave multiprocessors idle; their merge is
+    always launched; short chunks have the tile of long ones; and a mixed batch takes both kernels.
+
+    Parameters
+    ----------
+    batch
+        The call. `batch.lse` may be None. Partial results take up to
+        `num_seqs * num_q_heads * splits * (head_dim + 1)` float32 (splits: `invariant_launch`).
+    tiles
+        Launch parameters of both kernels; chosen by `launch` if None.
+
+    Raises
+    ------
+    ValueError
+        As `paged_attention`.
+    """
+    check_batch(batch, None, tiles)
+    if batch.query.shape[0] == 0:
         return
-    merge_kernel[(num_tokens, num_q_heads)](
-        out,
-        lse,
-        batch.out,
-        batch.lse,
-        batch.sinks,
-        num_splits,
-        batch.out.stride(0),
-        batch.out.stride(1),
-        batch.lse.stride(0) if batch.lse is not None else 0,
-        batch.lse.stride(1) if batch.lse is not None else 0,
-        HEAD_DIM=head_dim,
-        BLOCK_D=triton.next_power_of_2(head_dim),
-        BLOCK_SPLITS=triton.next_power_of_2(num_splits),
+    launch, prefill_tiles = invariant_launch(batch, tiles=tiles)
+    if batch.max_query_len > 1:
+        # Here a sequence with one query token has no keys, and so costs nothing; its row is
+        # overwritten by decode.
+        longer = batch.query_start_loc.diff() > 1
+        _prefill(batch.replace(seq_lens=batch.seq_lens * longer), prefill_tiles)
+    _decode(batch, launch, always_split=True)
+
+
+def _decode(batch: PagedBatch, launch: Launch, *, always_split: bool = False) -> None:
+    """Decode, in one launch if no sequence can have several splits, else with their merge.
+
+    With `always_split` the code that can split runs in any case: it is another compiled kernel.
+    """
+    num_q_heads, head_dim = batch.query.shape[1:]
+    num_seqs = batch.seq_lens.shape[0]
+    splits = launch.splits
+    split = splits.needed or always_split
+    items = splits.items(num_seqs)
+    lse = batch.lse
+    partial_out = partial_lse = plan = None
+    if split:
+        partial_out = batch.query.new_empty((items, num_q_heads, head_dim), dtype=torch.float32)
+        partial_lse = batch.query.new_empty((items, num_q_heads), dtype=torch.float32)
+        plan = batch.seq_lens.new_empty((num_seqs, 2))
+    strides = {
+        "stride_token_o": batch.out.stride(0),
+        "stride_head_o": batch.out.stride(1),
+        "stride_token_l": lse.stride(0) if lse is not None else 0,
+        "stride_head_l": lse.stride(1) if lse is not None else 0,
+    }
+    decode_kernel[(items, batch.num_kv_heads)](
+        **shared_arguments(batch),
+        **strides,
+        out=batch.out,
+        lse=lse,
+        partial_out=partial_out,
+        partial_lse=partial_lse,
+        plan=plan,
+        num_seqs=num_seqs,
+        parts=splits.parts,
+        least_tiles=splits.least_tiles,
+        most_splits=splits.most_splits,
+        value_scale=batch.v_scale,
+        BLOCK_SEQS=triton.next_power_of_2(num_seqs) if splits.shared else 1,
         SINKS=batch.sinks is not None,
-        WITH_LSE=batch.lse is not None,
+        WITH_LSE=lse is not None,
+        SPLIT=split,
+        SHARED=split and splits.shared,
+        **tile_arguments(batch, launch.tiles),
     )
+    if split:
+        merge_kernel[(num_seqs, num_q_heads)](
+            partial_out,
+            partial_lse,
+            plan,
+            batch.query_start_loc,
+            batch.out,
+            lse,
+            batch.sinks,
+            **strides,
+            HEAD_DIM=head_dim,
+            BLOCK_D=triton.next_power_of_2(head_dim),
+            BLOCK_SPLITS=SPLITS_AT_ONCE,
+            SINKS=batch.sinks is not None,
+            WITH_LSE=lse is not None,
+        )
 
 
 def _prefill(batch: PagedBatch, tiles: Tiles) -> None:
@@ -105,7 +165,7 @@ def _prefill(batch: PagedBatch, tiles: Tiles) -> None:
     query_tiles = num_tokens // (tiles.block_m // batch.group_size) + num_seqs
     lse = batch.lse
     prefill_kernel[(query_tiles, batch.num_kv_heads)](
-        **_shared_arguments(batch),
+        **shared_arguments(batch),
         out=batch.out,
         lse=lse,
         num_seqs=num_seqs,
@@ -118,11 +178,12 @@ def _prefill(batch: PagedBatch, tiles: Tiles) -> None:
         CAUSAL=batch.causal,
         SINKS=batch.sinks is not None,
         WITH_LSE=lse is not None,
-        **_tile_arguments(batch, tiles),
+        **tile_arguments(batch, tiles),
     )
 
 
-def _shared_arguments(batch: PagedBatch) -> dict[str, Any]:
+def shared_arguments(batch: PagedBatch) -> dict[str, Any]:
+    """What every attention kernel takes of a batch, by the name of its parameter."""
     logit_factor = batch.scale * batch.k_scale * LOG2_E
     cap_factor = 0.0
     if batch.softcap is not None:
@@ -152,7 +213,8 @@ def _shared_arguments(batch: PagedBatch) -> dict[str, Any]:
     }
 
 
-def _tile_arguments(batch: PagedBatch, tiles: Tiles) -> dict[str, Any]:
+def tile_arguments(batch: PagedBatch, tiles: Tiles) -> dict[str, Any]:
+    """The constants that a kernel is compiled for, and its launch options."""
     return {
         "GROUP": batch.group_size,
         "BLOCK_M": tiles.block_m,
@@ -168,7 +230,8 @@ def _tile_arguments(batch: PagedBatch, tiles: Tiles) -> dict[str, Any]:
     }
 
 
-def _check(batch: PagedBatch, num_splits: int | None, tiles: Tiles | None) -> None:
+def check_batch(batch: PagedBatch, num_splits: int | None, tiles: Tiles | None) -> None:
+    """Raise ValueError for tensors that break the contract."""
     query, keys, values = batch.query, batch.key_cache, batch.value_cache
     if tiles is not None and tiles.block_m < batch.group_size:
         raise ValueError(

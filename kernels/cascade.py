@@ -30,7 +30,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.attention import _check, paged_attention
+from kernels.attention import check_batch, paged_attention, shared_arguments, tile_arguments
 from kernels.launch import Tiles, choose_launch, choose_splits, prefill_tiles, processors_of
 from kernels.sweep import finish, sweep
 from reference.contract import Capabilities, PagedBatch, declares
@@ -645,16 +645,21 @@ def cascade_attention(
             f"give PrefixGroups.of the batch's device"
         )
     launch = launch or choose_cascade(batch, groups)
-    _check(batch, launch.prefix_splits, launch.prefix_tiles)
-    _check(batch, launch.suffix_splits, launch.suffix_tiles)
+    check_batch(batch, launch.prefix_splits, launch.prefix_tiles)
+    check_batch(batch, launch.suffix_splits, launch.suffix_tiles)
     num_tokens, num_q_heads, head_dim = batch.query.shape
     num_seqs, num_groups = batch.seq_lens.shape[0], len(groups.prefixes)
     kv_heads, group_size = batch.num_kv_heads, batch.group_size
     shape = (num_tokens, num_q_heads, launch.num_parts)
     partial_out = batch.query.new_empty((*shape, head_dim), dtype=torch.float32)
     partial_lse = batch.query.new_empty(shape, dtype=torch.float32)
-    shared = _shared_arguments(batch)
-    shared |= {"partial_out": partial_out, "partial_lse": partial_lse}
+    shared = {
+        **shared_arguments(batch),
+        "partial_out": partial_out,
+        "partial_lse": partial_lse,
+        "value_scale": batch.v_scale,
+    }
+    del shared["sinks"]  # counted once, when parts are joined
 
     block_q = launch.prefix_tiles.block_m // group_size
     row_tiles = groups.tokens.shape[0] // block_q + num_groups
@@ -667,7 +672,7 @@ def cascade_attention(
         num_groups=num_groups,
         num_parts=launch.num_parts,
         BLOCK_GROUPS=triton.next_power_of_2(num_groups),
-        **_tile_arguments(launch.prefix_tiles),
+        **_tiles(batch, launch.prefix_tiles),
     )
     one_token = batch.max_query_len <= 1
     query_tiles = num_seqs
@@ -682,7 +687,7 @@ def cascade_attention(
         ONE_TOKEN=one_token,
         # One token is the last: it sees every key, and needs no mask.
         CAUSAL=batch.causal and not one_token,
-        **_tile_arguments(launch.suffix_tiles),
+        **_tiles(batch, launch.suffix_tiles),
     )
     lse = batch.lse
     join_kernel[(num_tokens, kv_heads)](
@@ -826,49 +831,10 @@ def _row_tiles(groups: PrefixGroups, block_q: int) -> list[int]:
     return [-(-sum(lens) // block_q) for lens in groups.query_lens]
 
 
-def _shared_arguments(batch: PagedBatch) -> dict[str, Any]:
-    """Arguments that both attention kernels take, by name."""
-    logit_factor = batch.scale * batch.k_scale * LOG2_E
-    cap_factor = 0.0
-    if batch.softcap is not None:
-        # cap tanh(x) as exp2 of 2 log2(e) x: see `kernels.sweep.attend_tile`.
-        logit_factor, cap_factor = 2.0 * logit_factor / batch.softcap, batch.softcap * LOG2_E
-    return {
-        "query": batch.query,
-        "key_cache": batch.key_cache,
-        "value_cache": batch.value_cache,
-        "block_table": batch.block_table,
-        "seq_lens": batch.seq_lens,
-        "query_start_loc": batch.query_start_loc,
-        "slopes": batch.alibi_slopes,
-        "logit_factor": logit_factor,
-        "cap_factor": cap_factor,
-        "value_scale": batch.v_scale,
-        "stride_token_q": batch.query.stride(0),
-        "stride_head_q": batch.query.stride(1),
-        "stride_block_k": batch.key_cache.stride(0),
-        "stride_slot_k": batch.key_cache.stride(1),
-        "stride_head_k": batch.key_cache.stride(2),
-        "stride_block_v": batch.value_cache.stride(0),
-        "stride_slot_v": batch.value_cache.stride(1),
-        "stride_head_v": batch.value_cache.stride(2),
-        "stride_seq_t": batch.block_table.stride(0),
-        "GROUP": batch.group_size,
-        "BLOCK_SIZE": batch.block_size,
-        "HEAD_DIM": batch.query.shape[2],
-        "BLOCK_D": triton.next_power_of_2(batch.query.shape[2]),
-        "SOFTCAP": batch.softcap is not None,
-        "ALIBI": batch.alibi_slopes is not None,
-    }
-
-
-def _tile_arguments(tiles: Tiles) -> dict[str, Any]:
-    return {
-        "BLOCK_M": tiles.block_m,
-        "BLOCK_N": tiles.block_n,
-        "num_warps": tiles.num_warps,
-        "num_stages": tiles.num_stages,
-    }
+def _tiles(batch: PagedBatch, tiles: Tiles) -> dict[str, Any]:
+    arguments = tile_arguments(batch, tiles)
+    del arguments["WINDOW"]  # refused
+    return arguments
 
 
 def _int32(numbers: list[int], device: torch.device | str) -> Tensor:

@@ -8,10 +8,11 @@ import triton.language as tl
 def merge_kernel(
     partial_out,
     partial_lse,
+    plan,
+    query_start_loc,
     out,
     lse,
     sinks,
-    num_splits,
     stride_token_o,
     stride_head_o,
     stride_token_l,
@@ -22,42 +23,49 @@ def merge_kernel(
     SINKS: tl.constexpr,
     WITH_LSE: tl.constexpr,
 ):
-    """Program (token, query head).
+    """Program (sequence, query head); ends at once where the sequence has one split or no query.
 
-    `partial_out` [num_tokens, num_q_heads, num_splits, head_dim] and `partial_lse` [num_tokens,
-    num_q_heads, num_splits] are contiguous float32, the latter in units of log 2. The sink is
-    counted here, once, and not in the splits.
+    `partial_out` [items, num_q_heads, head_dim] and `partial_lse` [items, num_q_heads] are
+    contiguous float32, the latter in units of log 2; `plan` [num_seqs, 2] int32 has the first item
+    of each sequence and how many there are. The sink is counted here, once, and not in the splits.
+
+    BLOCK_SPLITS of them are read at once, whatever their number: so the order of the sum depends
+    on nothing but the sequence.
     """
-    token = tl.program_id(0).to(tl.int64)
+    sequence = tl.program_id(0)
     head = tl.program_id(1)
-    row = token * tl.num_programs(1) + head
-    split = tl.arange(0, BLOCK_SPLITS)
+    num_heads = tl.num_programs(1)
+    token = tl.load(query_start_loc + sequence).to(tl.int64)
+    if tl.load(query_start_loc + sequence + 1) - token != 1:
+        return
+    first_item = tl.load(plan + 2 * sequence).to(tl.int64)
+    num_splits = tl.load(plan + 2 * sequence + 1)
+    if num_splits == 1:
+        return
+
     dim = tl.arange(0, BLOCK_D)
-    lses = tl.load(
-        partial_lse + row * num_splits + split, mask=split < num_splits, other=float("-inf")
-    )
-    maximum = tl.max(lses, 0)
+    acc = tl.zeros([BLOCK_D], dtype=tl.float32)
+    denominator = 0.0
+    maximum = float("-inf")
     if SINKS:
-        sink = tl.load(sinks + head) * 1.4426950408889634
-        maximum = tl.maximum(maximum, sink)
-    reference = tl.where(maximum == float("-inf"), 0.0, maximum)
-    weights = tl.exp2(lses - reference)
-    denominator = tl.sum(weights, 0)
-    if SINKS:
-        denominator += tl.exp2(sink - reference)
-    empty = denominator == 0.0
-    weights = weights / tl.where(empty, 1.0, denominator)
-    partial_at = partial_out + (row * num_splits + split)[:, None] * HEAD_DIM + dim[None, :]
-    real = (split < num_splits)[:, None] & (dim < HEAD_DIM)[None, :]
-    parts = tl.load(partial_at, mask=real, other=0.0)
-    result = tl.sum(parts * weights[:, None], 0)
-    tl.store(
-        out + token * stride_token_o + head * stride_head_o + dim,
-        result.to(out.dtype.element_ty),
-        mask=dim < HEAD_DIM,
-    )
+        maximum = tl.load(sinks + head) * 1.4426950408889634
+        denominator = 1.0
+    for start in range(0, num_splits, BLOCK_SPLITS):
+        split = start + tl.arange(0, BLOCK_SPLITS)
+        row = (first_item + split) * num_heads + head
+        real = split < num_splits
+        lses = tl.load(partial_lse + row, mask=real, other=float("-inf"))
+        parts_at = partial_out + row[:, None] * HEAD_DIM + dim[None, :]
+        parts = tl.load(parts_at, mask=real[:, None] & (dim < HEAD_DIM)[None, :], other=0.0)
+        new_maximum = tl.maximum(maximum, tl.max(lses, 0))
+        rescale = tl.exp2(maximum - new_maximum)
+        weights = tl.exp2(lses - new_maximum)
+        denominator = denominator * rescale + tl.sum(weights, 0)
+        acc = acc * rescale + tl.sum(parts * weights[:, None], 0)
+        maximum = new_maximum
+    result_at = out + token * stride_token_o + head * stride_head_o + dim
+    result = acc / denominator
+    tl.store(result_at, result.to(out.dtype.element_ty), mask=dim < HEAD_DIM)
     if WITH_LSE:
-        joined = tl.where(
-            empty, float("-inf"), reference + tl.log2(tl.where(empty, 1.0, denominator))
-        )
-        tl.store(lse + token * stride_token_l + head * stride_head_l, joined * 0.6931471805599453)
+        joined = (maximum + tl.log2(denominator)) * 0.6931471805599453
+        tl.store(lse + token * stride_token_l + head * stride_head_l, joined)

@@ -6,10 +6,49 @@ holds whole tiles, one table entry and one pointer serve a tile (the fast path).
 
 Logits are kept in units of log 2: `exp2` is the hardware's, and the factor log2(e) is folded into
 the softmax scale on the host.
+
+Both products are taken in the query's dtype, but for a float8 cache under bfloat16 queries: those
+are taken in float16. Every float8 number is one of float16 as well, and the hardware converts two
+at once, while to bfloat16 it goes one by one through float32. `as_half` brings the queries over.
 """
 
 import triton
 import triton.language as tl
+
+WEIGHT_SCALE = tl.constexpr(32768.0)
+"""Softmax weights are multiplied by 2^15 before they become float16. The largest is 1, and one of
+2^-25 would be rounded to zero, of which a long context may hold enough to be seen; so is 2^-40."""
+
+
+@triton.jit
+def as_half(query):
+    """Rows in float16, and the factors [BLOCK_M] that undo their scaling.
+
+    A row is multiplied by the power of two that brings its largest element to 2^14 or above, below
+    2^15. The 8 bits of a bfloat16 fit into the 11 of a float16 down to 2^-17; what is smaller
+    than that is rounded by 2^-39 of the row's largest element at most, far below the round-off of
+    the float32 sum that it goes into. Infinity and NaN stay what they are.
+    """
+    largest = tl.max(tl.abs(query.to(tl.float32)), 1)
+    # The exponent field of a float32; a row of zeros counts as a tiny one.
+    exponent = tl.maximum(largest.to(tl.int32, bitcast=True) >> 23, 15)
+    scale = ((127 + 14 + 127 - exponent) << 23).to(tl.float32, bitcast=True)
+    undo = ((exponent - 14) << 23).to(tl.float32, bitcast=True)
+    return (query.to(tl.float32) * scale[:, None]).to(tl.float16), undo
+
+
+@triton.jit
+def widen(values, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Float8 values [BLOCK_N, BLOCK_D] in float16, the same numbers.
+
+    In halves, because the compiler would move the conversion of a whole tile behind the exchange
+    of data between threads: it then fetches the bytes one by one, 8 at once from the cache, and
+    needs half as many registers again.
+    """
+    halves = tl.permute(tl.reshape(values, [2, BLOCK_N // 2, BLOCK_D]), (1, 2, 0))
+    first, second = tl.split(halves)
+    wide = tl.join(first.to(tl.float16), second.to(tl.float16))
+    return tl.reshape(tl.permute(wide, (2, 0, 1)), [BLOCK_N, BLOCK_D])
 
 
 @triton.jit
@@ -149,6 +188,10 @@ def attend_tile(
     weights = tl.exp2(logits - reference[:, None])
     rescale = tl.exp2(maximum - reference)
     denominator = denominator * rescale + tl.sum(weights, 1)
+    if query.dtype == tl.float16:
+        weights *= WEIGHT_SCALE
+    if values.dtype.primitive_bitwidth == 8 and query.dtype == tl.float16:
+        values = widen(values, BLOCK_N, BLOCK_D)
     acc = acc * rescale[:, None]
     acc += tl.dot(weights.to(query.dtype), values.to(query.dtype), input_precision="ieee")
     return acc, denominator, new_maximum
@@ -193,6 +236,9 @@ def sweep(
     Returns acc [BLOCK_M, BLOCK_D], the weighted sum of values; denominator and maximum [BLOCK_M],
     the latter in units of log 2.
     """
+    if key_cache.dtype.element_ty.primitive_bitwidth == 8 and query.dtype == tl.bfloat16:
+        query, undo = as_half(query)
+        logit_factor = (logit_factor * undo)[:, None]
     acc = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
     denominator = tl.zeros([BLOCK_M], dtype=tl.float32)
     maximum = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
@@ -260,7 +306,10 @@ def sweep(
             SOFTCAP,
             ALIBI,
         )
-    for tile in range(main_end, end):
+    # Unless causal, at most one tile is left, and nothing to prefetch: a pipeline would only take
+    # registers from the main loop. In float32 it takes fewer than it saves.
+    STAGES: tl.constexpr = 1 if not CAUSAL and query.dtype != tl.float32 else None
+    for tile in tl.range(main_end, end, num_stages=STAGES):
         acc, denominator, maximum = attend_tile(
             acc,
             denominator,
@@ -290,6 +339,8 @@ def sweep(
             SOFTCAP,
             ALIBI,
         )
+    if query.dtype == tl.float16:
+        acc *= 1.0 / WEIGHT_SCALE
     return acc, denominator, maximum
 
 

@@ -48,13 +48,12 @@ def launched_bytes(batch: PagedBatch, launch: Launch) -> AttentionBytes:
     of splits are not counted.
     """
     if batch.max_query_len <= 1:
-        keys = rows = 0
-        for query_len, seq_len in _lengths(batch):
-            if query_len:
-                first, end = _visible(batch, seq_len, seq_len - 1, seq_len - 1)
-                keys += end - first
-                rows += launch.num_splits
-        return _in_bytes(batch, rows=rows, keys=keys)
+        asking = [seq_len for query_len, seq_len in _lengths(batch) if query_len]
+        seen = [_visible(batch, seq_len, seq_len - 1, seq_len - 1) for seq_len in asking]
+        size = launch.tiles.block_n
+        splits = launch.splits.of([-(-end // size) - first // size for first, end in seen])
+        keys = sum(end - first for first, end in seen)
+        return _in_bytes(batch, rows=sum(splits), keys=keys)
     block_q = launch.tiles.block_m // batch.group_size
     keys = 0
     for query_len, seq_len in _lengths(batch):

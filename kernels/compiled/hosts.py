@@ -1,15 +1,14 @@
-"""Host functions of our kernels, each as a function of one batch, for compiling what they launch.
-
-The number of splits is fixed: it depends on the device's multiprocessors otherwise, and only
-whether it is 1 changes what is compiled.
-"""
+"""Host functions of our kernels, each a function of one batch: what `variants` compiles."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from kernels.attention import paged_attention
+from kernels.attention import batch_invariant_attention, paged_attention
 from kernels.cache_ops import copy_blocks, write_slots
+from kernels.cascade import PrefixGroups, SharedPrefix, cascade_attention, choose_cascade
 from reference.contract import PagedBatch
 
 SPLITS = 8
@@ -21,13 +20,37 @@ def decode(batch: PagedBatch) -> None:
 
 
 def split_decode(batch: PagedBatch) -> None:
-    """Decode in several splits: the decode kernel, then the merge of its partial results."""
+    """Decode in so many splits of each sequence, and the merge of their partial results."""
     paged_attention(batch, num_splits=SPLITS)
+
+
+def ragged_decode(batch: PagedBatch) -> None:
+    """Decode as it is launched by default: splits of one length for the whole batch, and merge."""
+    paged_attention(batch)
+
+
+def invariant_decode(batch: PagedBatch) -> None:
+    """Decode whose bits depend on no other sequence."""
+    batch_invariant_attention(batch)
 
 
 def prefill(batch: PagedBatch) -> None:
     """Prefill, chunked prefill and mixed batches."""
     paged_attention(batch)
+
+
+def cascade(batch: PagedBatch) -> None:
+    """All sequences share the first half of the shortest one, in eight splits."""
+    seq_lens, query_lens = batch.seq_lens.tolist(), batch.query_start_loc.diff().tolist()
+    blocks = min(seq_lens) // 2 // batch.block_size
+    groups = PrefixGroups.of(
+        [SharedPrefix(tuple(range(len(seq_lens))), blocks)],
+        seq_lens=seq_lens,
+        query_lens=query_lens,
+        block_size=batch.block_size,
+    )
+    launch = replace(choose_cascade(batch, groups), prefix_splits=SPLITS, suffix_splits=1)
+    cascade_attention(batch, groups=groups, launch=launch)
 
 
 def write(batch: PagedBatch) -> None:

@@ -33,7 +33,7 @@ class Variant:
 
     @property
     def group(self) -> str:
-        """First word of the name: decode, prefill, write, copy."""
+        """First word of the name: decode, prefill, cascade, write, copy."""
         return self.name.partition(" ")[0]
 
     def refusal(self, target: str) -> str | None:
@@ -56,6 +56,10 @@ _OURS: Final = (
     ("decode bf16, cache e4m3", "decode", f"{_DECODE} d128 b16 bf16 kv=e4m3"),
     ("decode bf16, cache e5m2", "decode", f"{_DECODE} d128 b16 bf16 kv=e5m2"),
     ("decode fp32", "decode", f"{_DECODE} d128 b16 fp32"),
+    ("decode bf16, ragged", "ragged_decode", f"{_DECODE} d128 b16 bf16"),
+    ("decode bf16, ragged, block 128", "ragged_decode", f"{_DECODE} d128 b128 bf16"),
+    ("decode bf16, ragged, cache e4m3", "ragged_decode", f"{_DECODE} d128 b16 bf16 kv=e4m3"),
+    ("decode bf16, invariant", "invariant_decode", f"{_DECODE} d128 b16 bf16"),
     ("decode bf16, split, sinks", "split_decode", f"{_DECODE} d128 b16 bf16 sinks"),
     ("decode fp16, split, all", "split_decode", f"{_DECODE} d128 b16 fp16 {_ALL}"),
     ("prefill bf16", "prefill", f"{_PREFILL} d128 b16 bf16"),
@@ -64,6 +68,10 @@ _OURS: Final = (
     ("prefill bf16, all", "prefill", f"{_PREFILL} d128 b16 bf16 {_ALL} sinks"),
     ("prefill fp16, 4 tokens, d96", "prefill", "16x(q4 k1024) h8 g4 d96 b16 fp16"),
     ("prefill fp32", "prefill", f"{_PREFILL} d128 b16 fp32"),
+    ("cascade bf16", "cascade", f"{_DECODE} d128 b16 bf16"),
+    ("cascade bf16, cache e4m3", "cascade", f"{_DECODE} d128 b16 bf16 kv=e4m3"),
+    ("cascade bf16, all", "cascade", f"{_DECODE} d128 b16 bf16 softcap=30.0 alibi sinks"),
+    ("cascade bf16, prefill", "cascade", "4x(q64 k1024) h8 g4 d128 b16 bf16"),
     ("write bf16", "write", f"{_DECODE} d128 b16 bf16"),
     ("write e4m3", "write", f"{_DECODE} d128 b16 bf16 kv=e4m3"),
     ("write e5m2", "write", f"{_DECODE} d128 b16 bf16 kv=e5m2"),

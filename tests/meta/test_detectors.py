@@ -17,7 +17,7 @@ from tests.meta.test_kernel_bugs import BUGS
 
 NEEDED: Final = {
     "numbers": "quantised_by_multiplying",
-    "needle": "no_maximum_subtracted",
+    "needle": "query_too_large_for_float16",
     "poison": "range_of_the_whole_pool_looked_at",
     "laws": "splits_without_lse_are_merged_from_nothing",
     "overflow": "block_index_times_stride_in_int32",

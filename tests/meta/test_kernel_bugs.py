@@ -97,6 +97,7 @@ def bug(
 SMALL: Final = (16, 16)
 DECODE = attention(prefill=False, tiles=SMALL)
 SPLIT = attention(prefill=False, tiles=SMALL, splits=3)
+MANY_SPLITS = attention(problem="(q1 k500) d16 b16 fp32", tiles=SMALL, splits=64)
 PREFILL = attention(prefill=True, tiles=SMALL)
 WRITE, COPY = caches("write"), caches("copy")
 
@@ -117,7 +118,7 @@ bug(
 bug(
     "partial_tile_lost",
     "decode",
-    ("end_tile = tl.cdiv(end_key, BLOCK_N)", "end_tile = end_key // BLOCK_N"),
+    ("(seq_len + BLOCK_N - 1) // BLOCK_N", "seq_len // BLOCK_N"),
     by=DECODE,
 )
 bug(
@@ -159,29 +160,38 @@ bug(
 bug(
     "remainder_of_the_split_lost",
     "decode",
-    ("tl.cdiv(end_tile - first_tile, num_splits)", "(end_tile - first_tile) // num_splits"),
+    (
+        "tl.minimum(begin + split_tiles, end_tile)",
+        "tl.minimum(begin + (end_tile - first_tile) // parts, end_tile)",
+    ),
     by=SPLIT,
 )
 bug(
     "splits_overlap_by_a_tile",
     "decode",
     (
-        "tl.minimum(begin + tiles_a_split, end_tile)",
-        "tl.minimum(begin + tiles_a_split + 1, end_tile)",
+        "tl.minimum(begin + split_tiles, end_tile)",
+        "tl.minimum(begin + split_tiles + 1, end_tile)",
     ),
     by=SPLIT,
 )
 bug(
     "last_split_not_merged",
     "merge",
-    ("mask=split < num_splits, other", "mask=split < num_splits - 1, other"),
+    ("real = split < num_splits", "real = split < num_splits - 1"),
     by=SPLIT,
 )
 bug(
     "splits_start_at_the_first_tile",
     "decode",
-    ("begin = first_tile + split * tiles_a_split", "begin = split * tiles_a_split"),
+    ("begin = first_tile + split * split_tiles", "begin = split * split_tiles"),
     by=attention(prefill=False, tiles=SMALL, splits=3, window=True),
+)
+bug(
+    "split_behind_the_end_answers_for_its_sequence",
+    "decode",
+    ("(split > 0) & (begin >= end_tile)", "(split > 0) & (begin > end_tile)"),
+    by=SPLIT,
 )
 
 # Which page
@@ -314,7 +324,7 @@ bug(
 bug(
     "lse_of_every_group_in_the_first",
     "decode",
-    ("split * stride_split_l + head * stride", "split * stride_split_l + row * stride"),
+    ("stride_token_l + head * stride", "stride_token_l + row * stride"),
     by=attention(prefill=False, tiles=SMALL, num_kv_heads=2),
 )
 bug(
@@ -378,14 +388,14 @@ bug(
 bug(
     "window_one_token_wide",
     "decode",
-    ("tl.maximum(end_key - WINDOW, 0)", "tl.maximum(end_key - WINDOW - 1, 0)"),
+    ("tl.maximum(seq_len - WINDOW, 0)", "tl.maximum(seq_len - WINDOW - 1, 0)"),
     by=attention(prefill=False, tiles=SMALL, window=True),
     seen="huggingface/transformers#39408",
 )
 bug(
     "window_one_token_short",
     "decode",
-    ("tl.maximum(end_key - WINDOW, 0)", "tl.maximum(end_key - WINDOW + 1, 0)"),
+    ("tl.maximum(seq_len - WINDOW, 0)", "tl.maximum(seq_len - WINDOW + 1, 0)"),
     by=attention(prefill=False, tiles=SMALL, window=True),
 )
 bug(
@@ -604,37 +614,41 @@ bug(
 # Merging the splits
 
 bug(
-    "merge_of_empty_splits",
-    "merge",
-    ('reference = tl.where(maximum == float("-inf"), 0.0, maximum)', "reference = maximum"),
-    by=SPLIT,
-    finding=NAN,
-    seen="vllm-project/vllm#39148",
-)
-bug(
-    "empty_split_has_a_finite_lse",
+    "row_without_a_key_has_a_finite_lse",
     "sweep",
     ('lse = tl.where(empty, float("-inf"),', "lse = tl.where(empty, 0.0,"),
-    by=SPLIT,
+    by=DECODE,
     seen="vllm-project/vllm#49294",
 )
 bug(
     "merge_weights_not_normalised",
     "merge",
-    ("weights = weights / tl.where(empty, 1.0, denominator)", "weights = weights"),
+    ("result = acc / denominator", "result = acc"),
     by=SPLIT,
 )
 bug(
+    "merge_of_the_first_splits_only",
+    "merge",
+    ("range(0, num_splits, BLOCK_SPLITS)", "range(0, tl.minimum(num_splits, 16), BLOCK_SPLITS)"),
+    by=MANY_SPLITS,
+)
+bug(
+    "merge_not_rescaled",
+    "merge",
+    ("acc = acc * rescale + tl.sum", "acc = acc + tl.sum"),
+    by=MANY_SPLITS,
+)
+bug(
     "splits_hand_natural_logs_to_a_binary_merge",
-    "attention",
-    ("LN_2 if direct else 1.0", "LN_2"),
+    "decode",
+    ("partial_lse + at, part_lse,", "partial_lse + at, part_lse * 0.6931471805599453,"),
     by=SPLIT,
     seen="sgl-project/sglang#40903",
 )
 bug(
     "lse_in_binary_units",
-    "attention",
-    ("LN_2 if direct else 1.0", "1.0"),
+    "decode",
+    ("row_lse * 0.6931471805599453", "row_lse"),
     by=DECODE,
     finding=r"^lse\[",
     seen="vllm-project/vllm#47079",
@@ -642,27 +656,35 @@ bug(
 bug(
     "merged_lse_in_binary_units",
     "merge",
-    ("joined * 0.6931471805599453", "joined"),
+    ("(maximum + tl.log2(denominator)) * 0.6931471805599453", "maximum + tl.log2(denominator)"),
     by=SPLIT,
     finding=r"^lse\[",
 )
 bug(
     "sink_counted_in_every_split",
-    "attention",
-    ("SINKS=direct and batch.sinks is not None", "SINKS=batch.sinks is not None"),
+    "decode",
+    (
+        "part, part_lse = finish(acc, denominator, maximum, value_scale)",
+        "more = tl.load(sinks + head, mask=row < GROUP, other=0.0) * 1.4426950408889634\n"
+        "            acc, denominator, maximum = add_sink(acc, denominator, maximum, more)\n"
+        "            part, part_lse = finish(acc, denominator, maximum, value_scale)",
+    ),
     by=attention(prefill=False, tiles=SMALL, splits=3, sinks=True),
     seen="ROCm/rocm-libraries#12227",
 )
 bug(
     "sink_missing_in_the_merge",
     "merge",
-    ("denominator += tl.exp2(sink - reference)", "denominator += 0.0"),
+    ("denominator = 1.0", "denominator = 0.0 * maximum"),
     by=attention(prefill=False, tiles=SMALL, splits=3, sinks=True),
 )
 bug(
     "sink_missing_in_the_merged_lse",
     "merge",
-    ("tl.log2(tl.where(empty, 1.0, denominator))", "tl.log2(tl.sum(tl.exp2(lses - reference), 0))"),
+    (
+        "tl.log2(denominator)",
+        "tl.log2(denominator - tl.exp2(tl.load(sinks + head) * 1.4426950408889634 - maximum))",
+    ),
     by=attention(prefill=False, tiles=SMALL, splits=3, sinks=True),
     finding=r"^lse\[",
 )
@@ -685,24 +707,15 @@ bug(
 bug(
     "sink_above_every_logit",
     "merge",
-    ("maximum = tl.maximum(maximum, sink)", "maximum = maximum"),
-    by=attention(
-        prefill=False,
-        tiles=SMALL,
-        splits=3,
-        sinks=True,
-        inputs="loud",
-        max_len=1,
-        group_size=8,
-        softcap=None,
-    ),
+    ("tl.maximum(maximum, tl.max(lses, 0))", "tl.max(lses, 0)"),
+    by=attention(prefill=False, tiles=SMALL, splits=3, sinks=True, inputs="sunken"),
 )
 bug(
     "splits_without_lse_are_merged_from_nothing",
-    "attention",
+    "decode",
     (
-        "SINKS=direct and batch.sinks is not None,\n        WITH_LSE=lse is not None",
-        "SINKS=direct and batch.sinks is not None,\n        WITH_LSE=batch.lse is not None",
+        "            tl.store(partial_lse + at",
+        "            if WITH_LSE:\n                tl.store(partial_lse + at",
     ),
     by=attention(check="without-lse", prefill=False, tiles=SMALL, splits=3),
 )
@@ -710,10 +723,9 @@ bug(
     "splits_chosen_anew_at_every_call",
     "attention",
     (
-        "direct = num_splits == 1",
+        "splits = launch.splits\n",
         "_decode.calls = getattr(_decode, 'calls', 0) + 1\n"
-        "    num_splits = 1 + _decode.calls % 3\n"
-        "    direct = num_splits == 1",
+        "    splits = type(launch.splits)(_decode.calls % 3 + 1, 1, _decode.calls % 3 + 1)\n",
     ),
     by=attention(check="repeated", prefill=False, tiles=SMALL),
 )
@@ -730,7 +742,7 @@ bug(
 bug(
     "value_scale_ignored",
     "attention",
-    ("value_scale=batch.v_scale,\n        lse_factor", "value_scale=1.0,\n        lse_factor"),
+    ("value_scale=batch.v_scale,\n        BLOCK_SEQS", "value_scale=1.0,\n        BLOCK_SEQS"),
     by=attention(prefill=False, fp8=True),
 )
 bug(
@@ -746,16 +758,41 @@ bug(
     "key_scale_applied_to_the_values",
     "attention",
     (
-        "value_scale=batch.v_scale,\n        lse_factor",
-        "value_scale=batch.k_scale,\n        lse_factor",
+        "value_scale=batch.v_scale,\n        BLOCK_SEQS",
+        "value_scale=batch.k_scale,\n        BLOCK_SEQS",
     ),
     by=attention(prefill=False, fp8=True),
 )
 bug(
     "float8_bits_taken_for_integers",
     "sweep",
-    ("values.to(query.dtype)", "values.to(tl.uint8, bitcast=True).to(query.dtype)"),
+    ("tl.join(first.to(", "tl.join(first.to(tl.uint8, bitcast=True).to("),
     by=attention(fp8=True),
+)
+bug(
+    "halves_of_a_float8_tile_swapped",
+    "sweep",
+    ("first, second = tl.split(halves)", "second, first = tl.split(halves)"),
+    by=attention(fp8=True),
+)
+bug(
+    "query_too_large_for_float16",
+    "sweep",
+    (" * scale[:, None]).to(tl.float16), undo", ").to(tl.float16), undo * 0 + 1"),
+    by=attention(dtypes=("bf16",), fp8=True, inputs="loud", scale=1e-4),
+    finding=NAN,
+)
+bug(
+    "query_scaled_back_by_half",
+    "sweep",
+    ("((exponent - 14) << 23)", "((exponent - 13) << 23)"),
+    by=attention(dtypes=("bf16",), fp8=True),
+)
+bug(
+    "weights_in_float16_scaled_back_in_part",
+    "sweep",
+    ("acc *= 1.0 / WEIGHT_SCALE", "acc *= 0.00003"),
+    by=attention(dtypes=("fp16",)),
 )
 bug(
     "e4m3_bits_taken_for_e5m2",
@@ -1001,8 +1038,8 @@ bug(
     "partial_results_of_absent_splits_read",
     "merge",
     (
-        "parts = tl.load(partial_at, mask=real, other=0.0)",
-        "parts = tl.where(real, tl.load(partial_at), 0.0)",
+        "parts = tl.load(parts_at, mask=real[:, None] & (dim < HEAD_DIM)[None, :], other=0.0)",
+        "parts = tl.where(real[:, None], tl.load(parts_at), 0.0)",
     ),
     by=attention(check="memory", prefill=False, tiles=SMALL, splits=3),
     finding="outside the tensor: load of partial_out",
