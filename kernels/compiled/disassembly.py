@@ -68,9 +68,10 @@ class Listing:
 def main_loop(listing: Listing) -> tuple[Instruction, ...]:
     """The loop that does the work; empty if no loop multiplies.
 
-    Of the innermost loops with matrix instructions the one with the most, and of equals the
-    shortest: loops that a kernel peels off for masked tiles have as many, and more around them.
-    Without matrix instructions, multiply-adds are counted instead.
+    Of the innermost loops with matrix instructions the one with the most. Loops that a kernel peels
+    off for masked tiles have as many: of equals it is the one that copies ahead, since what runs
+    once is not pipelined, and then the shortest, since masks are more work. Without matrix
+    instructions, multiply-adds are counted instead.
     """
     loops = [
         listing.instructions[listing.labels[branch.label] : at + 1]
@@ -82,8 +83,14 @@ def main_loop(listing: Listing) -> tuple[Instruction, ...]:
         # A loop around another one has all that the inner one has: it is not the one that repeats.
         inner = [loop for loop in working if not any(_inside(o, loop) for o in working)]
         if inner:
-            return max(inner, key=lambda loop: (_count(loop, kind), -len(loop)))
+            return max(
+                inner, key=lambda loop: (_count(loop, kind), _copies_ahead(loop), -len(loop))
+            )
     return ()
+
+
+def _copies_ahead(loop: Sequence[Instruction]) -> bool:
+    return any(instruction.kind == "async copy" for instruction in loop)
 
 
 def _count(loop: Sequence[Instruction], kind: str) -> int:

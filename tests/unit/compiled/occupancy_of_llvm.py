@@ -15,7 +15,7 @@ target = TARGETS[sys.argv[1]]
 install(target)
 rows = []
 for host, spec in (
-    (split_decode, "4x(q1 k64) h8 g4 d128 b16 bf16"),
+    (split_decode, "4x(q1 k1024) h8 g4 d128 b16 bf16"),
     (decode, "4x(q1 k64) h8 g4 d128 b16 fp32"),
     (prefill, "4x(q8 k64) h8 g4 d64 b16 fp16"),
 ):

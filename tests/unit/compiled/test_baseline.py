@@ -18,6 +18,7 @@ from kernels.compiled.baseline import (
     read_baseline,
     write_baseline,
 )
+from kernels.compiled.explain import SLACK
 from kernels.compiled.targets import TARGETS
 from kernels.compiled.variants import VARIANTS
 
@@ -138,12 +139,16 @@ def test_our_baselines_have_every_variant_and_target(triton):
 
 @pytest.mark.parametrize("triton", known_versions())
 @pytest.mark.parametrize("target", ["sm_80", "sm_89", "sm_90", "sm_100", "sm_120"])
-def test_no_stored_decode_spills_and_all_read_16_bytes_at_once(triton, target):
+def test_no_stored_decode_loop_spills_and_all_read_16_bytes_at_once(triton, target):
     variants = read_baseline(built_in_path(triton)).targets[target].variants
     for name, figures in variants.items():
         if name.startswith("decode"):
             decode = figures.launches[0]
-            assert decode.spill_instructions == 0, name
+            # At 96 registers, where one program more is resident, ptxas keeps an address or two
+            # of the prologue on the stack. The loop never touches it.
+            assert "spill" not in decode.loop.classes, name
+            assert decode.spill_instructions <= SLACK.spill_instructions, name
+            assert decode.spill_bytes <= SLACK.spill_bytes, name
             assert decode.fits, name
             if "cache" not in name:
                 assert decode.loop.sources["keys"].keys() == {"async copy 16 B"}, name

@@ -113,7 +113,7 @@ def a_baseline(path, *, triton=None, **variants):
     ("arguments", "message"),
     [
         (["--target", "sm_70"], "--target sm_70: choose one of sm_80"),
-        (["--kernel", "encode"], "--kernel encode: choose decode, prefill, write, copy"),
+        (["--kernel", "encode"], "--kernel encode: choose decode, prefill, cascade, write, copy"),
         (["--kernel", "decode", "--problem", PROBLEM], "our variants have their own problems"),
         (["--kernel", "f.py:f", "--problem", "(q1)"], "is not a word of a problem"),
         (["--baseline", "none.json"], "No such file or directory; make one with --save none.json"),
