@@ -43,7 +43,7 @@ SLOW_BUGS: Final = {
         Mutant(
             "token_numbers_of_64_bits",
             "sweep",
-            (("token = start + lane\n", "token = (start + lane).to(tl.int64)\n"),),
+            (("token = start + lane\n", "token = start.to(tl.int64) + lane\n"),),
         ),
     )
 }
