@@ -41,9 +41,14 @@ SLOW_BUGS: Final = {
             (("block_n = 32 if head_dim > 128 or block_m > 64 else 64", "block_n = 512"),),
         ),
         Mutant(
-            "token_numbers_of_64_bits",
+            "keys_multiplied_in_float32",
             "sweep",
-            (("token = start + lane\n", "token = start.to(tl.int64) + lane\n"),),
+            (
+                (
+                    "tl.dot(query, keys.to(query.dtype), input",
+                    "tl.dot(query.to(tl.float32), keys.to(tl.float32), input",
+                ),
+            ),
         ),
     )
 }
