@@ -10,9 +10,8 @@ import hashlib
 import json
 import os
 import subprocess
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,7 +59,7 @@ def _digest(tree: Path) -> str:
 
 
 def compiled_counters(
-    side: Side, *, stop: threading.Event, targets: Sequence[str] = TARGETS
+    side: Side, *, stopped: Callable[[], bool], targets: Sequence[str] = TARGETS
 ) -> dict[str, dict[str, Counted]]:
     """Figures of every kernel on some targets, by `compiled/TARGET/VARIANT`.
 
@@ -72,7 +71,7 @@ def compiled_counters(
     GateFailure
         Compiling failed, which is no finding about a kernel.
     """
-    if not (side.tree / "bench" / "compile.py").is_file():
+    if stopped() or not (side.tree / "bench" / "compile.py").is_file():
         return {}
     with temporary_folder() as folder:
         file = folder / "compiled.json"
@@ -88,13 +87,13 @@ def compiled_counters(
                 stderr=log,
             )
             try:
-                while child.poll() is None and not stop.is_set():
+                while child.poll() is None and not stopped():
                     time.sleep(0.1)
             finally:
                 if child.poll() is None:
                     child.terminate()
                 child.wait()
-            if stop.is_set():
+            if stopped():
                 return {}
             log.seek(0)
             said = log.read()

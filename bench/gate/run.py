@@ -6,8 +6,9 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -236,7 +237,19 @@ class _Run:
         began = time.monotonic()
         order = random.Random(self._plan.seed)
         self._progress.begin("outputs and counters", len(self._suite))
+        enough = threading.Event()
+
+        def compile_side(role: str) -> dict[str, dict[str, Counted]]:
+            return compiled_counters(
+                sides[role],
+                stopped=lambda: self._stop.is_set() or enough.is_set(),
+                targets=self._plan.compiled_targets,
+            )
+
         with (
+            # Beside the counting, one side after the other: what is exact minds no company.
+            ThreadPoolExecutor(1) as beside,
+            _set_at_the_end(enough),
             temporary_folder() as folder,
             workers(
                 sides,
@@ -248,6 +261,11 @@ class _Run:
                 device=self._plan.device,
             ) as both,
         ):
+            compiled = (
+                {role: beside.submit(compile_side, role) for role in SIDES}
+                if self._compiles(sides)
+                else {}
+            )
             for role, worker in both.items():
                 environment, uuid = _environment(worker)
                 self._state = GpuReader(uuid).read
@@ -259,18 +277,16 @@ class _Run:
                     return
                 self._count(benchmark, both, folder)
                 self._progress.advance(1)
-        if self._compiles(sides):
-            self._progress.begin("machine code", len(SIDES))
-            found = {}
-            for role in SIDES:
-                found[role] = compiled_counters(
-                    sides[role], stop=self._stop, targets=self._plan.compiled_targets
-                )
-                self._progress.advance(1)
-            for key in dict.fromkeys((*found["head"], *found["base"])):
-                self._counters += compare_counters(
-                    key, found["base"].get(key), found["head"].get(key), self._plan.limits
-                )
+            if compiled:
+                self._progress.begin("machine code", len(SIDES))
+                found = {}
+                for role, figures in compiled.items():
+                    found[role] = figures.result()
+                    self._progress.advance(1)
+                for key in dict.fromkeys((*found["head"], *found["base"])):
+                    self._counters += compare_counters(
+                        key, found["base"].get(key), found["head"].get(key), self._plan.limits
+                    )
         self._exact_s = time.monotonic() - began
 
     def _compiles(self, sides: Mapping[str, Side]) -> bool:
@@ -532,6 +548,15 @@ def _environment(worker: Worker) -> tuple[GateEnvironment, str | None]:
     uuid = said.pop("uuid")
     copy_gbs = worker.ask("bandwidth")["copy_gbs"]
     return GateEnvironment(cpu=cpu, copy_gbs=copy_gbs, **said), uuid
+
+
+@contextmanager
+def _set_at_the_end(event: threading.Event) -> Iterator[None]:
+    """Tell whoever works beside that nobody waits for it any more."""
+    try:
+        yield
+    finally:
+        event.set()
 
 
 def _unmade(contestant: Contestant) -> ContestantRecord:

@@ -1,7 +1,6 @@
 """Figures of compiled kernels as counters: from whatever the tree's own command writes."""
 
 import sys
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +31,10 @@ def main():
 """
 
 
+def never() -> bool:
+    return False
+
+
 def side(folder: Path, **values: int) -> Side:
     tree = gate_toys.tree(folder, "tree")
     text = COMMAND.format(**{"registers": 64, "instructions": 1000, "code": 0, **values})
@@ -42,7 +45,7 @@ def side(folder: Path, **values: int) -> Side:
 
 def test_figures_are_counters_by_target_variant_and_kernel(tmp_path: Path) -> None:
     # 1 says that something is worse than a stored baseline: there are figures all the same.
-    found = compiled_counters(side(tmp_path, code=1), stop=threading.Event())
+    found = compiled_counters(side(tmp_path, code=1), stopped=never)
     assert set(found) == {"compiled/sm_90/decode", "compiled/sm_80/decode"}
     broken = {name: each.value for name, each in found["compiled/sm_80/decode"].items()}
     assert broken == {"failures": 1}, "what does not compile has no figures"
@@ -53,11 +56,10 @@ def test_figures_are_counters_by_target_variant_and_kernel(tmp_path: Path) -> No
 
 
 def test_one_register_more_fails_and_an_instruction_or_two_do_not(tmp_path: Path) -> None:
-    stop = threading.Event()
-    base = compiled_counters(side(tmp_path / "base"), stop=stop)["compiled/sm_90/decode"]
-    head = compiled_counters(side(tmp_path / "head", registers=65, instructions=1004), stop=stop)[
-        "compiled/sm_90/decode"
-    ]
+    base = compiled_counters(side(tmp_path / "base"), stopped=never)["compiled/sm_90/decode"]
+    head = compiled_counters(
+        side(tmp_path / "head", registers=65, instructions=1004), stopped=never
+    )["compiled/sm_90/decode"]
     worse = {
         each.name: each.fails
         for each in compare_counters("compiled/sm_90/decode", base, head, {})
@@ -73,13 +75,15 @@ def test_one_register_more_fails_and_an_instruction_or_two_do_not(tmp_path: Path
 
 def test_a_tree_without_the_command_has_none(tmp_path: Path) -> None:
     bare = gate_toys.tree(tmp_path, "tree")
-    stop = threading.Event()
-    assert compiled_counters(Side(gate_records.contestant(), bare, sys.executable), stop=stop) == {}
+    assert (
+        compiled_counters(Side(gate_records.contestant(), bare, sys.executable), stopped=never)
+        == {}
+    )
 
 
 def test_a_command_that_fails_is_no_finding(tmp_path: Path) -> None:
     with pytest.raises(GateFailure, match="ended with 4"):
-        compiled_counters(side(tmp_path, code=4), stop=threading.Event())
+        compiled_counters(side(tmp_path, code=4), stopped=never)
 
 
 def test_a_run_compares_them(tmp_path: Path) -> None:
@@ -92,8 +96,7 @@ def test_a_run_compares_them(tmp_path: Path) -> None:
 
 
 def test_a_kernel_that_compiles_no_more_fails(tmp_path: Path) -> None:
-    stop = threading.Event()
-    broken = compiled_counters(side(tmp_path), stop=stop)["compiled/sm_80/decode"]
+    broken = compiled_counters(side(tmp_path), stopped=never)["compiled/sm_80/decode"]
     (record,) = compare_counters("compiled", {"failures": Counted(0, "")}, broken, {})
     assert record.fails
     assert not compare_counters("compiled", broken, {"failures": Counted(0, "")}, {})[0].fails
