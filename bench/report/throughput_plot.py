@@ -78,6 +78,7 @@ def _points(axes: Axes, points: list[PointRecord], looks: dict[str, tuple[str, s
     axes.set_yscale("log")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(lambda value, _: f"{value:,g}")
+        axis.set_minor_formatter(_between)
     axes.grid(visible=True, which="major", color="#dddddd", linewidth=0.6)
     for name, (colour, marker) in looks.items():
         found = [
@@ -123,3 +124,8 @@ def _roofs(axes: Axes, roof: RoofRecord, points: list[PointRecord]) -> None:
         xytext=(6, 4),
         fontsize=8,
     )
+
+
+def _between(value: float, _: float) -> str:
+    """Label 2 and 5 between powers of ten: a panel may hold no power at all."""
+    return f"{value:,g}" if f"{value:e}"[0] in "25" else ""
