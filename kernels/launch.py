@@ -214,8 +214,8 @@ def _most_tiles(batch: PagedBatch, tiles: Tiles) -> int:
 def decode_tiles(*, group_size: int, head_dim: int, is_float32: bool) -> Tiles:
     """Tiles of the decode kernel.
 
-    Without spills on sm_80, sm_90, sm_100 and sm_120 (`pagedbench compile`):
-    float32 runs on the ordinary cores, where only narrow tiles over many warps fit the registers.
+    With them no main loop spills on any target of `pagedbench compile`. Float32 runs on the
+    ordinary cores, where only narrow tiles over many warps fit the registers.
     """
     block_m = max(16, triton.next_power_of_2(group_size))
     if is_float32:

@@ -38,7 +38,7 @@ class Dispatched(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call] # torch does not annotate it
         self.operations = 0
         self.bytes = 0
 
