@@ -9,7 +9,7 @@ ARGS ?=
 ENGINES ?= vllm sglang transformers
 # What `make test-triton` runs, and with which release: whatever imports Triton.
 TRITON ?= 3.6.0
-TRITON_TESTS ?= tests/unit/interpreter tests/unit/compiled tests/property/test_kernels.py tests/property/test_cache_ops.py \
+TRITON_TESTS ?= tests/unit/kernels/interpreter tests/unit/kernels/compiled tests/property/test_kernels.py tests/property/test_cache_ops.py \
 	tests/property/test_memory_checker.py tests/meta/test_kernel_bugs.py tests/meta/test_detectors.py
 # Passed on to pip, for example an extra index that holds CPU builds of torch.
 PIP_ARGS ?=
@@ -62,7 +62,7 @@ asv: $(PROJECT) $(DEV) ## run bench/suite on the current commit and publish the 
 
 # Hours for the whole series: end it at any time, and it goes on where it was.
 gate-power: $(PROJECT) $(DEV) ## false alarms and power of the gate, beside asv and pytest-benchmark
-	$(BIN)/python scripts/gate_power.py $(ARGS)
+	$(BIN)/python studies/gate_power.py $(ARGS)
 
 compile: $(PROJECT) ## compile every kernel for every target, and compare with the stored figures
 	$(BIN)/pagedbench compile $(ARGS)

@@ -1,1 +1,1 @@
-"""What is measured and decided: request streams, memory arithmetic, the main job and the gate."""
+"""What is measured and decided: a room for each job, and the rooms that all jobs use."""

@@ -2,54 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
-import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import Annotated
 
 # A distribution of the same name as one of the rooms may be installed; ours lie beside this file.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import typer
-from rich.console import Console
 
-from bench.cli_common import (
-    HARNESS_FAILED,
-    Bar,
-    Lines,
-    QuietlyClosed,
-    UsageError,
-    check_file,
-    deliver,
-    exit_codes,
-    say_harness_failed,
-    stop_on_interrupt,
-)
-from bench.cli_compare import COMPARE_HELP, compare
-from bench.cli_compile import COMPILE_HELP, compile_kernels
-from bench.cli_fuzz import FUZZ_HELP, fuzz
-from bench.cli_gate import GATE_HELP, gate
-from bench.cli_history import HISTORY_HELP, history
-from bench.cli_import import IMPORT_HELP, import_records
-from bench.cli_race import RACE_HELP, race
-from bench.cli_throughput import THROUGHPUT_HELP, throughput
-from bench.cli_waste import WASTE_HELP, waste
-
-# torch takes seconds to import: what needs it is imported where it is used; --help is quick.
-if TYPE_CHECKING:
-    from bench.check import CheckPlan
-    from bench.record import CheckRecord
-    from bench.workloads.stream import RequestStream
-    from reference.conformance.expected import ExpectedFailure
-
-_USAGE_ERRORS: Final = (
-    "bench.expected_file:ExpectedFileError",
-    "bench.workloads.traces:TraceError",
-    "reference.problem:InvalidProblem",
-    "subjects.loading:SubjectError",
-)
+from bench.command.session import HARNESS_FAILED, say_harness_failed
+from bench.commands.check import CHECK_HELP, check
+from bench.commands.compare import COMPARE_HELP, compare
+from bench.commands.compile import COMPILE_HELP, compile_kernels
+from bench.commands.fuzz import FUZZ_HELP, fuzz
+from bench.commands.gate import GATE_HELP, gate
+from bench.commands.history import HISTORY_HELP, history
+from bench.commands.import_ import IMPORT_HELP, import_records
+from bench.commands.race import RACE_HELP, race
+from bench.commands.throughput import THROUGHPUT_HELP, throughput
+from bench.commands.waste import WASTE_HELP, waste
 
 HELP = """
 A test bench for paged-attention kernels and KV-cache allocators.
@@ -75,28 +47,6 @@ A test bench for paged-attention kernels and KV-cache allocators.
   pagedbench waste --help
 """
 
-CHECK_HELP = """
-Draws attention problems, hostile ones first, and holds each kernel against float64 attention over
-a contiguous cache; times a decode step of the stream, contiguous against paged; and prints what
-both need in memory.
-
-[bold]Examples[/]
-
-  pagedbench check
-
-  pagedbench check --trace AzureLLMInferenceTrace_conv.csv --json check.json
-
-  pagedbench check --kernel my_kernel.py:attention --problems 2000
-
-  pagedbench check --kernel my_kernel.py:attention --expected expected.toml --coverage
-
-  pagedbench check --kernel triton --problem "(q1 k129) g4 d80 b16 bf16"
-
-[bold]Exit codes[/]
-
-  0 right, 1 wrong, 2 usage, 4 the harness itself failed, 130 interrupted
-"""
-
 app = typer.Typer(
     name="pagedbench",
     no_args_is_help=True,
@@ -109,7 +59,7 @@ app = typer.Typer(
 
 def _print_version(*, wanted: bool) -> None:
     if wanted:
-        from bench.environment import version_of
+        from bench.machine.environment import version_of
 
         for name in ("pagedbench", "torch", "triton"):
             typer.echo(f"{name} {version_of(name)}")
@@ -132,240 +82,9 @@ def pagedbench(
     """Print help where no command is given."""
 
 
-@app.command(help=CHECK_HELP, short_help="Cross-check kernels, time paging, account for memory.")
-def check(
-    *,
-    trace: Annotated[
-        Path | None,
-        typer.Option(help="Request trace: Azure or ShareGPT CSV, Mooncake JSONL; plain or gzip."),
-    ] = None,
-    stream: Annotated[
-        str, typer.Option(help="Built-in stream, where no trace is given.")
-    ] = "azure-conv",
-    kernel: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Kernel to check: torch, triton, a peer (sdpa, flex, vllm-unified, ...), "
-            "module:function or file.py:function. May be repeated. Default: torch and triton."
-        ),
-    ] = None,
-    engine_python: Annotated[
-        str | None, typer.Option(help="Interpreter to run the kernels with.", metavar="PATH")
-    ] = None,
-    problems: Annotated[int, typer.Option(min=1, help="Problems to draw for each kernel.")] = 300,
-    problem: Annotated[
-        str | None, typer.Option(help="Run every check on this one problem, and nothing else.")
-    ] = None,
-    max_len: Annotated[
-        int, typer.Option(min=1, help="Longest context taken from the stream, tokens.")
-    ] = 1024,
-    seed: Annotated[
-        int, typer.Option(min=0, max=2**32 - 1, help="The same seed draws the same problems.")
-    ] = 0,
-    device: Annotated[
-        str, typer.Option(help="cpu (Triton is interpreted), cuda, or auto.")
-    ] = "auto",
-    lanes: Annotated[
-        int, typer.Option(min=0, help="Processes per kernel; 0: one a core, four at most.")
-    ] = 0,
-    time_limit: Annotated[
-        float,
-        typer.Option(min=0.1, help="Seconds for one check of one problem; more is a hang."),
-    ] = 120.0,
-    timing: Annotated[bool, typer.Option(help="Time contiguous against paged decode.")] = True,
-    expected: Annotated[
-        Path | None,
-        typer.Option(
-            help="TOML file of failures that are expected, with reasons; they fail nothing."
-        ),
-    ] = None,
-    coverage: Annotated[
-        bool, typer.Option("--coverage", help="Print what was shown of each capability.")
-    ] = False,
-    coverage_md: Annotated[
-        Path | None, typer.Option(help="Write that to this file, as markdown.", metavar="FILE")
-    ] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the record to this file.")] = None,
-    save: Annotated[
-        Path, typer.Option(help="Where failing problems are kept for the next run.")
-    ] = Path(".pagedbench"),
-) -> None:
-    """Cross-check kernels, time paging, account for memory."""
-    console, errors = QuietlyClosed(), QuietlyClosed(stderr=True)
-    kernels = tuple(dict.fromkeys(kernel or ["torch", "triton"]))
-    with exit_codes(errors, about="the kernel", usage=_USAGE_ERRORS):
-        _check_interpreter(engine_python, kernel)
-        if problem is not None:
-            recorded = {"--json": json, "--coverage-md": coverage_md}
-            for option in (name for name, file in recorded.items() if file is not None):
-                raise UsageError(
-                    f"{option} {recorded[option]}: --problem prints, and makes no record; drop one"
-                )
-            if coverage:
-                raise UsageError("--coverage: --problem covers one problem; drop one of the two")
-            raise typer.Exit(
-                _replay(
-                    kernels,
-                    _device(device),
-                    problem,
-                    time_limit,
-                    console,
-                    engine_python,
-                    _expected(expected),
-                )
-            )
-        _check_writable(json, save)
-        check_file("--coverage-md", coverage_md)
-        where = _device(device)
-        from bench.check import CheckPlan
-        from bench.cross_check import default_lanes
-        from bench.failures import FailureStore
-        from bench.timing import DecodeShape
-
-        plan = CheckPlan(
-            kernels=kernels,
-            stream=_stream(trace, stream),
-            problems=problems,
-            max_len=max_len,
-            seed=seed,
-            device=where,
-            lanes=lanes or default_lanes(),
-            store=FailureStore(save / "failures"),
-            timed=DecodeShape() if timing else None,
-            time_limit_s=time_limit,
-            python=engine_python,
-            expected=_expected(expected),
-        )
-        record = _check(plan, errors)
-
-        def show_record() -> None:
-            from bench.report.coverage import show_coverage
-            from bench.report.terminal import show
-
-            if coverage:
-                show_coverage(record, console)
-            show(record, console)
-
-        try:
-            if coverage_md is not None:
-                from bench.report.coverage_markdown import markdown
-
-                coverage_md.write_text(markdown(record))
-        finally:
-            deliver(record, json, show_record)
-        raise typer.Exit(record.exit_code)
-
-
-def _check(plan: CheckPlan, errors: Console) -> CheckRecord:
-    import torch
-
-    from bench.check import run_check
-
-    # With several threads every small operation waits for the slowest one: times of a busy machine
-    # are then of its other work. The children have one thread anyway.
-    torch.set_num_threads(1)
-    stop = threading.Event()
-    bar = Bar(errors) if errors.is_terminal else Lines(errors)
-    with bar, stop_on_interrupt(stop, errors):
-        return run_check(plan, progress=bar, stop=stop)
-
-
-def _expected(file: Path | None) -> tuple[ExpectedFailure, ...]:
-    from bench.expected_file import read_expected
-
-    return () if file is None else read_expected(file)
-
-
-def _replay(
-    kernels: tuple[str, ...],
-    device: str,
-    spec: str,
-    time_limit_s: float,
-    console: Console,
-    python: str | None,
-    expected: tuple[ExpectedFailure, ...],
-) -> int:
-    from bench.check import RIGHT, WRONG
-    from bench.cross_check import replay
-    from bench.report.terminal import show_moved, show_replay
-    from reference.conformance.expected import Expectations
-    from reference.inputs import make_inputs
-    from reference.problem import AttentionProblem
-    from reference.verdict import Status
-
-    parsed = AttentionProblem.parse(spec)
-    make_inputs(parsed)  # refuses here what no kernel can be asked
-    wrong, unable = False, []
-    for name in kernels:
-        known = Expectations.of(expected, name)
-        replayed = replay(name, device, parsed, time_limit_s=time_limit_s, python=python)
-        verdicts = [known.judge(parsed, verdict) for verdict in replayed.verdicts]
-        show_replay(name, parsed, verdicts, console)
-        if replayed.moved is not None:
-            show_moved(replayed.moved, console)
-        wrong = wrong or any(verdict.wrong for verdict in verdicts)
-        if all(verdict.status is Status.NOT_SUPPORTED for verdict in verdicts):
-            unable.append(name)
-    if wrong:
-        return WRONG
-    if unable:
-        raise UsageError(
-            f"--problem {spec}: nothing was checked of {', '.join(unable)}; choose a problem "
-            f"within what the kernel declares"
-        )
-    return RIGHT
-
-
-def _stream(trace: Path | None, name: str) -> RequestStream:
-    from bench.workloads.builtin import STREAM_LAWS, builtin_stream
-    from bench.workloads.traces import read_trace
-
-    if trace is None:
-        if name not in STREAM_LAWS:
-            raise UsageError(f"--stream {name}: choose one of {', '.join(STREAM_LAWS)}")
-        return builtin_stream(name)
-    try:
-        stream = read_trace(trace)
-    except OSError as error:
-        raise UsageError(
-            f"--trace {trace}: {error.strerror or error}; name a file that can be read"
-        ) from None
-    if not stream.output_tokens.any():
-        raise UsageError(
-            f"--trace {trace}: no request generates a token, so none is ever in the cache; "
-            f"choose a trace with outputs"
-        )
-    return stream
-
-
-def _device(name: str) -> str:
-    if name not in {"auto", "cpu", "cuda"}:
-        raise UsageError(f"--device {name}: choose cpu, cuda or auto")
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"--device cuda: torch {torch.__version__} finds none; use --device cpu")
-    return name
-
-
-def _check_interpreter(python: str | None, kernels: list[str] | None) -> None:
-    if python is None:
-        return
-    if not kernels:
-        raise UsageError(f"--engine-python {python}: name the kernel that needs it with --kernel")
-    if shutil.which(python) is None:
-        raise UsageError(f"--engine-python {python}: that is no program; name a python")
-
-
-def _check_writable(json: Path | None, save: Path) -> None:
-    check_file("--json", json)
-    there = next(path for path in (save, *save.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UsageError(f"--save {save}: {there} is no folder to write to; choose another one")
-
-
+app.command(help=CHECK_HELP, short_help="Cross-check kernels, time paging, account for memory.")(
+    check
+)
 app.command(help=WASTE_HELP, short_help="Account for every slot of a KV cache.")(waste)
 app.command(help=FUZZ_HELP, short_help="Fuzz a KV-cache allocator.")(fuzz)
 app.command(

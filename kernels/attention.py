@@ -15,7 +15,7 @@ from kernels.decode import decode_kernel
 from kernels.launch import Launch, Tiles, choose_launch, invariant_launch
 from kernels.merge import merge_kernel
 from kernels.prefill import prefill_kernel
-from reference.contract import Capabilities, PagedBatch, declares
+from reference.attention.contract import Capabilities, PagedBatch, declares
 
 LOG2_E = math.log2(math.e)
 SPLITS_AT_ONCE = 16

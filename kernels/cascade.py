@@ -33,7 +33,7 @@ from torch import Tensor
 from kernels.attention import check_batch, paged_attention, shared_arguments, tile_arguments
 from kernels.launch import Tiles, choose_launch, choose_splits, prefill_tiles, processors_of
 from kernels.sweep import finish, sweep
-from reference.contract import Capabilities, PagedBatch, declares
+from reference.attention.contract import Capabilities, PagedBatch, declares
 
 LOG2_E: Final = math.log2(math.e)
 

@@ -11,7 +11,7 @@ import torch
 import triton
 
 from kernels.prefill import multiplies_from_shared_memory
-from reference.contract import PagedBatch
+from reference.attention.contract import PagedBatch
 
 MIN_TILES_A_SPLIT: Final = 4
 """A split shorter than this spends more on starting and merging than on reading keys."""
@@ -31,7 +31,7 @@ MOST_SPLITS: Final = 128
 PROGRAMS_A_PROCESSOR: Final = 12
 """Splits that a decode batch is cut into, for each multiprocessor. Four programs are resident on
 one at once, so those that follow even out what the first leave uneven. Chosen with the model in
-`tests/unit/test_split_choice.py`, not on a GPU."""
+`tests/unit/kernels/test_split_choice.py`, not on a GPU."""
 
 WIDEST_QUERY: Final = 1024
 """A query length from which the tiles of prefill no longer depend on it."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kernels.launch import Launch
-from reference.contract import PagedBatch
+from reference.attention.contract import PagedBatch
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from reference.chunked import CHUNK_TOKENS, attend_in_chunks
-from reference.contract import Capabilities, PagedBatch, declares
+from reference.attention.chunked import CHUNK_TOKENS, attend_in_chunks
+from reference.attention.contract import Capabilities, PagedBatch, declares
 
 
 @declares(Capabilities())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from paged.errors import BadSize
-from reference.inputs import quantise
+from reference.attention.inputs import quantise
 
 FLOAT8: Final = (torch.float8_e4m3fn, torch.float8_e5m2)
 DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16, *FLOAT8)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from paged.allocator import PagedAllocator
 from paged.errors import OutOfBlocks
-from reference.allocator_contract import AllocatorCapabilities, declares_allocator
+from reference.allocator.contract import AllocatorCapabilities, declares_allocator
 
 
 class PagedSubject:

@@ -24,7 +24,7 @@ from asv.machine import Machine, MachineCollection
 from asv.results import Results, get_filename
 from asv.util import UserError
 
-from bench.gate.asv_export import add_definitions, gate_definitions
+from bench.asv.series import add_definitions, gate_definitions
 from scripts.asv_offline import OfflineError, make_offline
 
 ROOT = Path(__file__).parents[1]

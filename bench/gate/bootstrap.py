@@ -1,8 +1,8 @@
 """Starts a worker of the gate: the rooms of one tree, the benchmarks of another.
 
 Run by path, `python -P bootstrap.py TREE HOME`. The rooms come from TREE, whatever else is
-installed in the interpreter; `bench.gate`, and the two modules of `bench` that it needs, come from
-HOME, the checkout that runs the gate, whether or not TREE has them. The standard library only.
+installed in the interpreter; `bench.gate`, `bench.machine` and `bench.search` come from HOME,
+the checkout that runs the gate, whether or not TREE has them. The standard library only.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from types import ModuleType
 
 ROOMS = ("bench", "kernels", "paged", "reference", "subjects")
 FROM_HOME = {
-    "bench.calls": "bench/calls.py",
-    "bench.child": "bench/child.py",
     "bench.gate": "bench/gate/__init__.py",
+    "bench.machine": "bench/machine/__init__.py",
+    "bench.search": "bench/search/__init__.py",
 }
 
 

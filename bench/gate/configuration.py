@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bench.cli_common import UsageError
+from bench.command.session import UsageError
 from bench.gate.machine_code import TARGETS
 from bench.gate.statistics import Design
 

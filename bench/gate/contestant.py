@@ -27,10 +27,10 @@ from filelock import FileLock
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from bench.environment import ROOT
 from bench.gate.bootstrap import ROOMS
 from bench.gate.record import ContestantRecord
 from bench.gate.temporary import temporary_folder
+from bench.machine.environment import ROOT
 
 ENVIRONMENTS_VARIABLE: Final = "PAGEDBENCH_GATE_ENVIRONMENTS"
 """Names another folder for environments that are built."""

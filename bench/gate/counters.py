@@ -26,7 +26,7 @@ benchmark and the name as in `waste/*:peak_slots`; the last one that fits holds.
 
 ROUNDINGS: Final = 4
 """Of either side, in unit round-offs of the largest magnitude: its result is rounded, and what that
-is computed from; two right answers differ by twice as much at most. `bench.timing` allows the same.
+is computed from; two right answers differ by twice as much at most.
 """
 
 

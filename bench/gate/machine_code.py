@@ -33,7 +33,7 @@ FIGURES: Final[Mapping[str, str]] = {
 TARGETS: Final = ("sm_90",)
 """Compiled for unless a configuration names others: half a minute a side."""
 
-SOURCES: Final = ("kernels/**/*.py", "reference/**/*.py", "bench/compile*.py")
+SOURCES: Final = ("kernels/**/*.py", "reference/**/*.py", "bench/compile/*.py", "bench/compile*.py")
 """That the figures of a tree depend on."""
 
 RIGHT_OR_WORSE: Final = (0, 1)
@@ -71,7 +71,8 @@ def compiled_counters(
     GateFailure
         Compiling failed, which is no finding about a kernel.
     """
-    if stopped() or not (side.tree / "bench" / "compile.py").is_file():
+    bench = side.tree / "bench"
+    if stopped() or not ((bench / "compile").is_dir() or (bench / "compile.py").is_file()):
         return {}
     with temporary_folder() as folder:
         file = folder / "compiled.json"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from bench.calls import function_calls
 from bench.gate.benchmark import Count
+from bench.machine.calls import function_calls
 
 
 def observed(call: Callable[[], object]) -> dict[str, Count]:
@@ -18,7 +18,7 @@ def observed(call: Callable[[], object]) -> dict[str, Count]:
     counts = {"calls": Count(function_calls(call), "calls")}
     operations = moved = 0
     if "torch" in sys.modules:
-        from bench.gate.dispatching import Dispatched
+        from bench.machine.dispatched import Dispatched
 
         with Dispatched() as dispatched:
             call()

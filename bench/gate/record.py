@@ -187,7 +187,7 @@ class GpuState(_Record):
     power_w, temperature_c
         Watts, degrees Celsius.
     slowed_by
-        Reasons for clocks below the highest; see `bench.gate.gpu_state`.
+        Reasons for clocks below the highest; see `bench.machine.gpu`.
     """
 
     sm_mhz: int

@@ -19,7 +19,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from bench.gate.asv_export import BYTE_COUNTERS
+from bench.asv.series import BYTE_COUNTERS
 from bench.gate.record import (
     BenchmarkRecord,
     ContestantRecord,

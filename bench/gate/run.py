@@ -16,11 +16,9 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from bench.cli_common import Progress, Silence
-from bench.environment import ROOT, cpu_name, version_of
+from bench.command.session import Progress, Silence
 from bench.gate.contestant import Contestant, NoContestant, Side, snapshot, standing
 from bench.gate.counters import Counted, compare_counters, compare_outputs
-from bench.gate.gpu_state import GpuReader
 from bench.gate.machine_code import TARGETS, compiled_counters, could_differ
 from bench.gate.record import (
     BenchmarkRecord,
@@ -60,6 +58,8 @@ from bench.gate.verdict import (
     judge_run,
 )
 from bench.gate.worker import load_suite
+from bench.machine.environment import ROOT, cpu_name, version_of
+from bench.machine.gpu import GpuReader
 
 SLOWDOWNS: Final = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5)
 """That `--aa` tries out on its launches."""

@@ -31,9 +31,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-from bench.child import listen, open_answers, speak_when_dying
 from bench.gate.observing import observed
 from bench.gate.timers import DEVICE_VARIABLE, CpuTimer, Timer, device_named, timer_of
+from bench.search.child import listen, open_answers, speak_when_dying
 
 UNTIMED_CALLS: Final = 2
 """Before anything is measured: imports, caches and allocators settle."""

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.calls import function_calls
+from bench.machine.calls import function_calls
 from bench.workloads.builtin import builtin_stream
 from paged.allocator import PagedAllocator
 

@@ -14,10 +14,10 @@ from typing import Final, TypeVar
 
 import torch
 
-from bench.timing import DecodeShape, decode_batches
+from bench.check.timing import DecodeShape, decode_batches
 from paged.attention import paged_attention
-from reference.contiguous_attention import ContiguousBatch, contiguous_attention
-from reference.contract import AttentionCall, PagedBatch
+from reference.attention.contiguous import ContiguousBatch, contiguous_attention
+from reference.attention.contract import AttentionCall, PagedBatch
 
 BLOCK_SIZES: Final = (1, 16, 128)
 CONTEXT_TOKENS: Final = (512, 2048)
@@ -32,7 +32,7 @@ _Call = TypeVar("_Call", bound=AttentionCall)
 
 
 class ContiguousTorch:
-    """`reference.contiguous_attention` on the CPU: what paging is compared with."""
+    """`reference.attention.contiguous` on the CPU: what paging is compared with."""
 
     version = "1"
     params = (CONTEXT_TOKENS,)

@@ -1,14 +1,14 @@
 """What a request stream wastes of the cache memory that is allocated to it, and what it takes.
 
 Arithmetic over the built-in streams, 2,000 requests drawn with seed 0 and the shape of Llama-3-8B
-in a 16-bit type (`bench.memory`). Exact, and the same on every machine.
+in a 16-bit type (`bench.check.need`). Exact, and the same on every machine.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from bench.memory import LLAMA_3_8B, contiguous_need, paged_need
+from bench.check.need import LLAMA_3_8B, contiguous_need, paged_need
 from bench.workloads.builtin import builtin_stream
 
 STREAMS: Final = ("azure-conv", "azure-code", "sharegpt", "sharegpt-first-turns", "mooncake-conv")

@@ -10,17 +10,17 @@ from functools import cache
 from itertools import starmap
 from typing import ClassVar, Final
 
-from bench.contiguous_serving import ContiguousPolicy, serve_contiguous
-from bench.figures.sosp23 import MAX_MODEL_LEN, SLOTS, sosp23
-from bench.prefix_replay import ReplayOrder, replay
-from bench.simulate import Policy, lengths_of, simulate
+from bench.waste.contiguous import ContiguousPolicy, serve_contiguous
+from bench.waste.figures.sosp23 import MAX_MODEL_LEN, SLOTS, sosp23
+from bench.waste.prefix_replay import ReplayOrder, replay
+from bench.waste.simulate import Policy, lengths_of, simulate
 from bench.workloads.conversations import ConversationFit
 from bench.workloads.fits import fitted
 from paged.accounting import Serving
 from paged.arrivals import Request
 from paged.counting import serve_by_counts
 from paged.policy import PagedPolicy
-from reference.contiguous import ArenaName, ReservationName
+from reference.allocator.arenas import ArenaName, ReservationName
 
 REQUESTS: Final = 2000
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.environment import ROOT
-from bench.gate import asv_export
-from bench.gate.asv_export import Exported, ExportError, series_name
+from bench.asv import series as asv_export
+from bench.asv.series import Exported, ExportError, series_name
 from bench.gate.record import GateEnvironment
+from bench.machine.environment import ROOT
 from bench.throughput.record import TIMED, ThroughputRecord
 
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from bench.cuda_timing import Call
+from bench.machine.timing import Call
 from bench.throughput.tensors import contiguous_batch
-from reference.contract import AttentionKernel, Capabilities, PagedBatch
-from reference.problem import AttentionProblem
+from reference.attention.contract import AttentionKernel, Capabilities, PagedBatch
+from reference.attention.problem import AttentionProblem
+from subjects.attention.resolve import resolve_kernel
 from subjects.loading import SubjectError
-from subjects.resolve import resolve_kernel
 
 OURS: Final = {"cuda": "triton", "cpu": "torch"}
 """What is compared with the others, where nothing is named."""
@@ -136,6 +136,6 @@ def _planner(
 
 
 def _contiguous(batch: PagedBatch) -> Call:
-    from reference.contiguous_attention import contiguous_attention
+    from reference.attention.contiguous import contiguous_attention
 
     return partial(contiguous_attention, contiguous_batch(batch))

@@ -6,14 +6,14 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from bench.cli_common import Progress
-from bench.compile import ask, start
+from bench.command.session import Progress
+from bench.compile.run import ask, start
 from bench.throughput.points import Point
 from bench.throughput.record import LoopRecord
 from kernels.compiled.figures import LaunchFigures
 from kernels.compiled.targets import find_target
 from kernels.compiled.variants import Variant
-from reference.problem import Request
+from reference.attention.problem import Request
 
 TARGET: Final = "sm_90"
 

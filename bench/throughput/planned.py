@@ -1,6 +1,6 @@
 """Calls of peers that plan: what is done once for a step stands before the call, and is not timed.
 
-The adapters in `subjects.peers` do it all in every call, which is right where only the answer
+The adapters of peers do it all in every call, which is right where only the answer
 matters.
 """
 
@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.cuda_timing import Call
-from reference.contract import PagedBatch
-from subjects.peers import flashinfer, vllm_unified
+from bench.machine.timing import Call
+from reference.attention.contract import PagedBatch
+from subjects.attention.peers import flashinfer, vllm_unified
 
 FLEX_QUERY_BLOCK = 128
 """Rows of a block of FlexAttention's mask, torch's default."""

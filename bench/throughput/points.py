@@ -9,9 +9,9 @@ from functools import cached_property
 from itertools import product
 from typing import Final
 
-from bench.timing import running_lengths
+from bench.check.timing import running_lengths
 from bench.workloads.builtin import STREAM_LAWS, builtin_stream
-from reference.problem import AttentionProblem, InvalidProblem, Request
+from reference.attention.problem import AttentionProblem, InvalidProblem, Request
 
 _UNIFORM: Final = re.compile(r"([1-9]\d{0,6})x([1-9]\d{0,8})")
 _RAGGED: Final = re.compile(r"([a-z][a-z-]*):([1-9]\d{0,5})")
@@ -99,7 +99,7 @@ def decode_requests(batch: str, *, seed: int = 0) -> tuple[Request, ...]:
     """Requests of one token each: `BATCHxCONTEXT`, or `STREAM:BATCH`, lengths from a stream.
 
     Those of a stream are the lengths of requests that run at once, longest first, as a server that
-    sorts its batch has them; see `bench.timing.running_lengths`.
+    sorts its batch has them; see `bench.check.timing.running_lengths`.
 
     Raises
     ------

@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from bench.environment import Environment
+from bench.machine.environment import Environment
 
 Status = Literal["timed", "wrong", "raised", "not run", "interrupted"]
 
@@ -20,7 +20,7 @@ class _Record(BaseModel):
 
 
 class IntervalRecord(_Record):
-    """A median over rounds and its 95 % interval; see `bench.cuda_timing.median_interval`."""
+    """A median over rounds and its 95 % interval; see `bench.machine.timing.median_interval`."""
 
     median: float
     low: float | None

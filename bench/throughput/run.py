@@ -15,8 +15,10 @@ from typing import Final
 
 import torch
 
-from bench.cli_common import Progress
-from bench.cuda_timing import (
+from bench.command.session import Progress
+from bench.machine.environment import describe_environment
+from bench.machine.roof import measure_roof, read_clocks
+from bench.machine.timing import (
     Call,
     Device,
     Interval,
@@ -27,7 +29,6 @@ from bench.cuda_timing import (
     median_interval,
     paired_ratio,
 )
-from bench.environment import describe_environment
 from bench.throughput.bars import judge_bars
 from bench.throughput.candidates import Absent, Candidate
 from bench.throughput.points import Point
@@ -39,7 +40,6 @@ from bench.throughput.record import (
     SubjectRecord,
     ThroughputRecord,
 )
-from bench.throughput.roofs import measure_roof, read_clocks
 from bench.throughput.tensors import Copy, make_copies
 
 RIGHT: Final = 0
@@ -63,7 +63,7 @@ class ThroughputPlan:
     device
         `cpu` or `cuda`.
     rounds, seed
-        As in `bench.cuda_timing.Timer`.
+        As in `bench.machine.timing.Timer`.
     with_bars
         Whether the bars are judged.
     loops

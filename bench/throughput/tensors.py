@@ -13,15 +13,15 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from bench.cuda_timing import copies_needed
+from bench.machine.timing import copies_needed
 from bench.throughput.points import Point
-from reference.attention import Truth, attend
-from reference.contiguous_attention import ContiguousBatch
-from reference.contract import PagedBatch
-from reference.inputs import Inputs
-from reference.problem import AttentionProblem, Request
-from reference.tolerance import worst_excess
-from subjects.peers.sequences import Sequence, gathered
+from reference.attention.contiguous import ContiguousBatch
+from reference.attention.contract import PagedBatch
+from reference.attention.inputs import Inputs
+from reference.attention.problem import AttentionProblem, Request
+from reference.attention.tolerance import worst_excess
+from reference.attention.truth import Truth, attend
+from subjects.attention.peers.sequences import Sequence, gathered
 
 CHECKED_TOKENS: Final = {"cpu": 2**14, "cuda": 2**17}
 """Keys of the sequences whose answers are held against float64, over all copies, where the shortest

@@ -3,7 +3,7 @@
 Each law is discrete and has exact moments: prompts have a lognormal or gamma density's weights at
 the whole numbers of tokens, outputs likewise, both cut off at the stated ends. The constants are
 such that the moments *after* cutting off meet the published ones; `python -m
-bench.workloads.derive_fits` solves for them again. What each law is fitted to, and what follows
+studies.derive_fits` solves for them again. What each law is fitted to, and what follows
 unfitted, stands in `FITS` and in docs/workloads.md.
 
 A request's lengths depend on name, seed and the request's number only: requests are drawn in blocks

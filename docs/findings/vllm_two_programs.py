@@ -16,11 +16,11 @@ from typing import Any
 
 from torch import Tensor
 
-from bench.worker import introduction
-from reference.inputs import make_inputs
-from reference.placement import place
-from reference.problem import AttentionProblem
-from subjects.peers import vllm_unified
+from bench.check.worker import introduction
+from reference.attention.inputs import make_inputs
+from reference.attention.placement import place
+from reference.attention.problem import AttentionProblem
+from subjects.attention.peers import vllm_unified
 
 QUERY_LEN = 60
 PROBLEMS = (

@@ -5,5 +5,5 @@ function, `measure` reads the machine code, `figures` holds what is read. `basel
 figures that are stored, and `explain` puts each change into words.
 
 Compiling needs a process in which Triton was imported without TRITON_INTERPRET: `capture` and
-`measure` are for such a process (`bench.compile_worker`). The other modules import no Triton.
+`measure` are for such a process (`bench.compile.worker`). The other modules import no Triton.
 """

@@ -1,6 +1,6 @@
 """A batch as an engine has it: what a host function is given to compile its launches for.
 
-`reference.placement` lays a problem out as badly as the contract allows, for finding bugs. Here the
+`placement.place` lays a problem out as badly as the contract allows, for finding bugs. Here the
 strides are those of a serving engine, because they decide what the compiler may do: a stride that
 is divisible by 16 is what makes 16-byte loads.
 """
@@ -12,8 +12,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from reference.contract import PagedBatch
-from reference.problem import AttentionProblem
+from reference.attention.contract import PagedBatch
+from reference.attention.problem import AttentionProblem
 
 MAX_CONTEXT: Final = 131_072
 """Tokens for which a row of the block table has room, as in an engine that serves such a model."""

@@ -19,7 +19,7 @@ from triton.runtime.jit import JITFunction
 
 from kernels.compiled.stub_driver import StubDriver, no_time
 from kernels.compiled.targets import Target
-from reference.contract import AttentionKernel, PagedBatch
+from reference.attention.contract import AttentionKernel, PagedBatch
 
 SIMPLE: Final = (bool, int, float, str, type(None))
 """Constexprs that a record can hold; others, such as a function, are named."""

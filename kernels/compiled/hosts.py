@@ -9,7 +9,7 @@ import torch
 from kernels.attention import batch_invariant_attention, paged_attention
 from kernels.cache_ops import copy_blocks, write_slots
 from kernels.cascade import PrefixGroups, SharedPrefix, cascade_attention, choose_cascade
-from reference.contract import PagedBatch
+from reference.attention.contract import PagedBatch
 
 SPLITS = 8
 

@@ -10,7 +10,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from paged.allocator import PagedAllocator
 from paged.subject import PagedSubject
-from subjects.mixed_stream import Request, mixed_stream, serve
+from subjects.allocators.mixed_stream import Request, mixed_stream, serve
 
 BLOCK_SIZE = 16
 PROMPT = list(range(256))

@@ -10,15 +10,15 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.timing import sdpa_one_by_one
+from bench.check.timing import sdpa_one_by_one
 from paged.attention import paged_attention
-from reference.attention import Truth, attend
-from reference.conformance.attention import judge
-from reference.contiguous_attention import ContiguousBatch, contiguous_attention
-from reference.inputs import Inputs, make_inputs
-from reference.placement import place
-from reference.problem import AttentionProblem
-from reference.tolerance import worst_excess
+from reference.attention.checks import judge
+from reference.attention.contiguous import ContiguousBatch, contiguous_attention
+from reference.attention.inputs import Inputs, make_inputs
+from reference.attention.placement import place
+from reference.attention.problem import AttentionProblem
+from reference.attention.tolerance import worst_excess
+from reference.attention.truth import Truth, attend
 
 DECODE = "8x(q1 k1024) h8 g4 d128 b16 bf16"
 PREFILL = "(q128 k1024) h8 g4 d128 b16 bf16"

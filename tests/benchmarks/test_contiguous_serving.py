@@ -9,10 +9,10 @@ from functools import cache
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.contiguous_serving import ContiguousPolicy, serve_contiguous
+from bench.waste.contiguous import ContiguousPolicy, serve_contiguous
 from bench.workloads.fits import fitted
 from paged.accounting import Serving
-from reference.contiguous import ArenaName, ReservationName
+from reference.allocator.arenas import ArenaName, ReservationName
 
 SLOTS = 15_728
 MAX_MODEL_LEN = 2048

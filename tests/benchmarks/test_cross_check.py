@@ -16,14 +16,14 @@ from kernels import interpreter
 from kernels.attention import paged_attention as triton_attention
 from kernels.interpreter.memory import watch_attention
 from paged.attention import paged_attention as torch_attention
-from reference.attention import attend
-from reference.conformance.attention import TRUTH, judge, run_check
-from reference.contract import PagedBatch
-from reference.inputs import make_inputs
-from reference.placement import place
-from reference.problem import AttentionProblem
-from reference.strategies import problems
-from reference.verdict import Status
+from reference.attention.checks import TRUTH, judge, run_check
+from reference.attention.contract import PagedBatch
+from reference.attention.inputs import make_inputs
+from reference.attention.placement import place
+from reference.attention.problem import AttentionProblem
+from reference.attention.strategies import problems
+from reference.attention.truth import attend
+from reference.attention.verdict import Status
 
 SPECS = {
     "decode": "2x(q1 k129) (q1 k40) h2 g4 d64 b16 bf16",

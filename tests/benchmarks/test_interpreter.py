@@ -12,9 +12,9 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from kernels import interpreter
 from kernels.attention import paged_attention
 from kernels.interpreter.memory import watch_attention
-from reference.inputs import make_inputs
-from reference.placement import place
-from reference.problem import AttentionProblem
+from reference.attention.inputs import make_inputs
+from reference.attention.placement import place
+from reference.attention.problem import AttentionProblem
 
 LAUNCHES = pytest.mark.parametrize(
     ("spec", "num_splits"),

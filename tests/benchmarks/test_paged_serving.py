@@ -5,8 +5,8 @@ from itertools import starmap
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.figures.sosp23 import SLOTS, sosp23
-from bench.simulate import lengths_of
+from bench.waste.figures.sosp23 import SLOTS, sosp23
+from bench.waste.simulate import lengths_of
 from bench.workloads.fits import fitted
 from paged.arrivals import Request
 from paged.counting import serve_by_counts

@@ -17,12 +17,12 @@ from kernels.cascade import (
     paged_attention_with_cascade,
 )
 from paged import cache as torch_ops
-from reference.attention import attend
-from reference.conformance.attention import judge
-from reference.contract import VARIANTS, Capabilities
-from reference.inputs import make_inputs
-from reference.placement import place
-from reference.problem import AttentionProblem
+from reference.attention.checks import judge
+from reference.attention.contract import VARIANTS, Capabilities
+from reference.attention.inputs import make_inputs
+from reference.attention.placement import place
+from reference.attention.problem import AttentionProblem
+from reference.attention.truth import attend
 
 SHARING = AttentionProblem.parse("40x(q1 k2100) h8 g4 d128 b16 bf16 shared=2048")
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from kernels.attention import batch_invariant_attention, paged_attention
-from reference.attention import attend
-from reference.conformance.attention import judge
-from reference.contract import PagedBatch
-from reference.inputs import make_inputs
-from reference.placement import Placement, place
-from reference.problem import AttentionProblem
+from reference.attention.checks import judge
+from reference.attention.contract import PagedBatch
+from reference.attention.inputs import make_inputs
+from reference.attention.placement import Placement, place
+from reference.attention.problem import AttentionProblem
+from reference.attention.truth import attend
 
 RAGGED = "(q1 k9000) 3x(q1 k700) (q1 k0) (q1 k130) 30x(q1 k1500) h4 g4 d128 b16 bf16 sinks"
 MIXED = "(q1 k3000) (q60 k700) (q1 k130) (q7 k7) h4 g4 d128 b16 bf16 sinks"

@@ -10,14 +10,14 @@ from kernels import cache_ops
 from kernels.attention import paged_attention
 from kernels.launch import Tiles
 from paged import cache as torch_ops
-from reference.attention import attend
-from reference.conformance.attention import TRUTH, applicable, judge, run_check
-from reference.contract import Capabilities
-from reference.inputs import make_inputs
-from reference.placement import place
-from reference.problem import AttentionProblem
-from reference.strategies import problems
-from reference.verdict import Status
+from reference.attention.checks import TRUTH, applicable, judge, run_check
+from reference.attention.contract import Capabilities
+from reference.attention.inputs import make_inputs
+from reference.attention.placement import place
+from reference.attention.problem import AttentionProblem
+from reference.attention.strategies import problems
+from reference.attention.truth import attend
+from reference.attention.verdict import Status
 
 
 def on_this_device():

@@ -8,9 +8,9 @@ import torch
 from typer.testing import CliRunner
 
 from bench.cli import app
-from bench.cuda_timing import CudaDevice, Side, Timer, copies_needed
+from bench.machine.roof import measure_roof, read_clocks
+from bench.machine.timing import CudaDevice, Side, Timer, copies_needed
 from bench.throughput.record import ThroughputRecord
-from bench.throughput.roofs import measure_roof, read_clocks
 
 MIB = 2**20
 

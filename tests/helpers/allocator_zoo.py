@@ -25,8 +25,8 @@ from paged.pool import BlockPool
 from paged.prefix import PrefixChain, PrefixIndex
 from paged.subject import PagedSubject, paged_allocator
 from paged.table import BlockTable
-from reference.allocator_contract import AllocatorCapabilities, AllocatorFactory
-from reference.conformance.allocator import CHECKS
+from reference.allocator.contract import AllocatorCapabilities, AllocatorFactory
+from reference.allocator.machine import CHECKS
 
 PLACES: Final[dict[type, tuple[str, ...]]] = {
     PagedAllocator: ("paged.subject.PagedAllocator",),

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from kernels.cascade import CascadeLaunch, PrefixGroups, SharedPrefix
 from kernels.launch import Tiles
 from kernels.traffic import AttentionBytes
-from reference.contract import VARIANTS, Capabilities, PagedBatch
-from reference.problem import AttentionProblem, Request
-from reference.strategies import problems
+from reference.attention.contract import VARIANTS, Capabilities, PagedBatch
+from reference.attention.problem import AttentionProblem, Request
+from reference.attention.strategies import problems
 
 NO_WINDOW = Capabilities(variants=frozenset(VARIANTS) - {"window"})
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 import kernels.compiled.hosts
-from bench.compile import ask, start
+from bench.compile.run import ask, start
 from helpers.mutants import Mutant, renamed, write_package
 from kernels.compiled.explain import explain, is_worse
 from kernels.compiled.figures import VariantFigures

@@ -30,13 +30,13 @@ from kernels.interpreter.memory import attention_roles, watch_attention, watch_m
 from kernels.launch import Tiles, choose_launch
 from kernels.traffic import AttentionBytes, launched_bytes, needed_bytes
 from paged import cache as right_cache
-from reference.attention import Truth, attend
-from reference.conformance.attention import applicable, run_check
-from reference.contract import AttentionKernel, Capabilities, declares
-from reference.inputs import make_inputs
-from reference.placement import GUARD_BLOCKS, Placement, place
-from reference.problem import QUERY_DTYPES, AttentionProblem
-from reference.tolerance import worst_excess
+from reference.attention.checks import applicable, run_check
+from reference.attention.contract import AttentionKernel, Capabilities, declares
+from reference.attention.inputs import make_inputs
+from reference.attention.placement import GUARD_BLOCKS, Placement, place
+from reference.attention.problem import QUERY_DTYPES, AttentionProblem
+from reference.attention.tolerance import worst_excess
+from reference.attention.truth import Truth, attend
 
 Judge = Callable[[Kernels, Harness, Any], Findings]
 

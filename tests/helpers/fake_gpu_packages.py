@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from paged.attention import paged_attention
-from reference.contract import PagedBatch
+from reference.attention.contract import PagedBatch
 
 
 def solve(batch: PagedBatch) -> tuple[Tensor, Tensor]:

@@ -37,11 +37,11 @@ import kernels
 from kernels import interpreter
 from kernels.interpreter.memory import watch_attention
 from paged import cache as right_cache
-from reference.conformance.attention import CHECKS, run_check
-from reference.contract import AttentionKernel, Capabilities, PagedBatch
-from reference.placement import GUARD_BLOCKS
-from reference.problem import FP8_DTYPES, QUERY_DTYPES, AttentionProblem, Request
-from reference.strategies import problems
+from reference.attention.checks import CHECKS, run_check
+from reference.attention.contract import AttentionKernel, Capabilities, PagedBatch
+from reference.attention.placement import GUARD_BLOCKS
+from reference.attention.problem import FP8_DTYPES, QUERY_DTYPES, AttentionProblem, Request
+from reference.attention.strategies import problems
 
 SOURCES: Final = Path(kernels.__file__).parent
 
@@ -362,13 +362,13 @@ def attention(
     Parameters
     ----------
     check
-        A member of `reference.conformance.CHECKS`.
+        A member of `reference.attention.checks.CHECKS`.
     splits, tiles
         Forced upon the launch; tiles are (keys, rows).
     problem
         The spec of the only problem; nothing is drawn then.
     prefill, head_dims, dtypes, max_len, max_seqs
-        As in `reference.strategies.problems` and `reference.contract.Capabilities`.
+        As in `strategies.problems` and `contract.Capabilities`.
     fp8, window, noncausal, idle
         Every problem has a float8 cache with scales, a sliding window, no causal mask, a sequence
         in front that asks for nothing in this step.

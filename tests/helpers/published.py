@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from helpers.places import ROOT
+
 FILES = {
     "azure-conv": "azure_llm_2023_conv.csv",
     "azure-code": "azure_llm_2023_code.csv",
@@ -18,7 +20,7 @@ def trace_folder() -> Path:
     """Find the traces: PAGEDBENCH_TRACES, else the folder that is kept beside a checkout."""
     if stated := os.environ.get("PAGEDBENCH_TRACES"):
         return Path(stated)
-    return Path(__file__).resolve().parents[3] / "shared" / "traces"
+    return ROOT.parent / "shared" / "traces"
 
 
 def published_file(name: str) -> Path:

@@ -18,15 +18,15 @@ import torch
 from hypothesis import Phase, given, seed, settings
 from torch import Tensor
 
-from bench.drawing import only_our_constants
+from bench.search.drawing import only_our_constants
 from helpers.mutants import Harness, Kernels, as_on_a_gpu, programs_in_reverse
 from helpers.tolerance_rules import Answer, Yardsticks, rejecting, yardsticks
 from paged.attention import paged_attention
-from reference.chunked import attend_in_chunks
-from reference.contract import AttentionKernel, PagedBatch
-from reference.inputs import Inputs, make_inputs, quantise
-from reference.placement import place
-from reference.problem import (
+from reference.attention.chunked import attend_in_chunks
+from reference.attention.contract import AttentionKernel, PagedBatch
+from reference.attention.inputs import Inputs, make_inputs, quantise
+from reference.attention.placement import place
+from reference.attention.problem import (
     INPUT_KINDS,
     QUERY_DTYPES,
     AttentionProblem,

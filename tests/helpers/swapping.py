@@ -7,7 +7,7 @@ from paged.errors import OutOfBlocks
 from paged.pool import BlockPool
 from paged.prefix import KeyedPrompt
 from paged.subject import PagedSubject
-from reference.allocator_contract import AllocatorCapabilities, declares_allocator
+from reference.allocator.contract import AllocatorCapabilities, declares_allocator
 
 HOST_BLOCKS = 24
 

@@ -20,10 +20,10 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
-from reference.attention import Truth, attend, positions, visible
-from reference.inputs import Inputs
-from reference.problem import AttentionProblem
-from reference.tolerance import worst_excess
+from reference.attention.inputs import Inputs
+from reference.attention.problem import AttentionProblem
+from reference.attention.tolerance import worst_excess
+from reference.attention.truth import Truth, attend, positions, visible
 
 # What an output is held against
 

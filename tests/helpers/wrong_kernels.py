@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from paged.attention import paged_attention
-from reference.contract import Capabilities, PagedBatch, declares
-from reference.problem import AttentionProblem
+from reference.attention.contract import Capabilities, PagedBatch, declares
+from reference.attention.problem import AttentionProblem
 
 SHORT = 40
 PATH = Path(__file__).resolve()

@@ -16,15 +16,15 @@ import pytest
 from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from bench.cli_fuzz import DEFAULT_EXAMPLES
-from bench.fuzzing.campaign import Campaign, Found, run_campaign
+from bench.commands.fuzz import DEFAULT_EXAMPLES
+from bench.fuzz.campaign import Campaign, Found, run_campaign
 from helpers.allocator_zoo import BUGS, Bug
 from helpers.swapping import swapping_allocator
 from paged.eviction import LRU
 from paged.pool import BlockPool
 from paged.subject import paged_allocator
-from reference.allocator_contract import capabilities_of_factory
-from reference.conformance.allocator import CHECKS, run_program
+from reference.allocator.contract import capabilities_of_factory
+from reference.allocator.machine import CHECKS, run_program
 from tests.property.test_allocator import PoolMachine
 
 MAX_STEPS = 8

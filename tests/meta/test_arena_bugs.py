@@ -18,16 +18,16 @@ from hypothesis import Phase, given, settings
 
 from helpers.mutants import Mutant, StaleMutant, mutate
 from paged.accounting import IdentityBroken
-from reference.contiguous import ArenaName
+from reference.allocator.arenas import ArenaName
 from tests.property.test_contiguous_serving import Case, cases, check_serving
-from tests.unit.reference.test_arenas import PROGRAMS, SLOTS, check_arena
+from tests.unit.reference.allocator.test_arenas import PROGRAMS, SLOTS, check_arena
 
 # The rarest bug takes 330 to 760 from one seed to the next; what Hypothesis draws also depends on
 # which modules are loaded.
 MAX_EXAMPLES = 6000
 
-ARENA = "reference.contiguous"
-SERVING = "bench.contiguous_serving"
+ARENA = "reference.allocator.arenas"
+SERVING = "bench.waste.contiguous"
 
 
 @dataclass(frozen=True)

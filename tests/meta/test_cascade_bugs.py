@@ -1,6 +1,6 @@
 """Wrong cascades, each of which the project's own checks must reject.
 
-Every bug is one change to the text of `kernels/cascade.py`. It is held to `reference.conformance`,
+Every bug is one change to the text of `kernels/cascade.py`. It is held to the checks,
 or to the bytes of the closed form, over drawn problems whose sequences share blocks.
 """
 
@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from helpers.cascades import cascade_traffic, groupings, launches, sharing_problems
 from helpers.mutants import Findings, Harness, Kernels, Mutant, hunt, plant
 from kernels.interpreter.memory import attention_roles, watch_attention, watch_memory
-from reference.conformance.attention import MEMORY, TRUTH, run_check
-from reference.contract import AttentionKernel, PagedBatch
-from reference.inputs import make_inputs
-from reference.placement import place
-from reference.problem import AttentionProblem
+from reference.attention.checks import MEMORY, TRUTH, run_check
+from reference.attention.contract import AttentionKernel, PagedBatch
+from reference.attention.inputs import make_inputs
+from reference.attention.placement import place
+from reference.attention.problem import AttentionProblem
 
 RIGHT_EXAMPLES: Final = 5
 """Examples of each harness that the unchanged cascade must pass."""

@@ -25,11 +25,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bench.environment import ROOT
 from bench.gate.contestant import Contestant, standing
 from bench.gate.record import BenchmarkRecord, CounterRecord, GateRecord, OutputRecord, Sample
 from bench.gate.statistics import Design, p_slower
 from bench.gate.turns import SIDES, Schedule, launch, random_order
+from bench.machine.environment import ROOT
 from helpers import gate_records, gate_toys
 from helpers.mutants import Mutant, mutate
 

@@ -1,6 +1,6 @@
 """Wrong kernels, each of which the project's own checks must reject.
 
-Every bug is one change to the text of `kernels/`. Attention is held to `reference.conformance` over
+Every bug is one change to the text of `kernels/`. Attention is held to the checks over
 drawn problems, cache writes and block copies to `paged.cache`, bit for bit. A harness narrows what
 is drawn until the bug can show, and no further. README.md has the table of what rejects what.
 """
@@ -30,9 +30,9 @@ from helpers.mutants import (
     hunt,
     plant,
 )
-from reference.conformance.attention import LAWS
-from reference.problem import INPUT_KINDS, AttentionProblem
-from reference.strategies import HEAD_DIMS
+from reference.attention.checks import LAWS
+from reference.attention.problem import INPUT_KINDS, AttentionProblem
+from reference.attention.strategies import HEAD_DIMS
 
 README: Final = Path(__file__).with_name("README.md")
 TABLE_COMMAND: Final = (

@@ -29,10 +29,10 @@ from helpers.tolerance_rules import (
     vllm,
     yardsticks,
 )
-from reference.attention import attend
-from reference.derive_tolerance import DESIGNS, simulate
-from reference.inputs import Inputs, make_inputs
-from reference.problem import QUERY_DTYPES, AttentionProblem
+from reference.attention.inputs import Inputs, make_inputs
+from reference.attention.problem import QUERY_DTYPES, AttentionProblem
+from reference.attention.truth import attend
+from studies.derive_tolerance import DESIGNS, simulate
 from tests.meta.test_kernel_bugs import BUGS
 from tests.meta.tolerance_rules import ALARMING, BEGIN, DOC, END, alarms, bugs_rejected, compared
 

@@ -18,12 +18,13 @@ import torch
 from rich.progress import track
 
 from helpers.mutants import plant
+from helpers.places import DOCS
 from helpers.rule_trials import CONTEXTS, Judged, Trials, cases_of, try_bugs
 from helpers.tolerance_rules import OURS_WITHOUT_LSE, RULES
-from reference.problem import QUERY_DTYPES
+from reference.attention.problem import QUERY_DTYPES
 from tests.meta.test_kernel_bugs import BUGS, Bug
 
-DOC: Final = Path(__file__).parents[2] / "docs" / "tolerance-rules.md"
+DOC: Final = DOCS / "tolerance-rules.md"
 BEGIN: Final = "<!-- tables of the rules -->\n"
 END: Final = "<!-- end of the tables of the rules -->\n"
 

@@ -11,9 +11,9 @@ from paged.allocator import PagedAllocator
 from paged.errors import OutOfBlocks
 from paged.pool import BlockPool
 from paged.subject import paged_allocator
-from reference.allocator_contract import AllocatorFactory, capabilities_of_factory
-from reference.conformance.allocator import AllocatorMachine
-from reference.moves import Drawn, Prompt, drawn_programs, page_tokens, run_drawn
+from reference.allocator.contract import AllocatorFactory, capabilities_of_factory
+from reference.allocator.machine import AllocatorMachine
+from reference.allocator.moves import Drawn, Prompt, drawn_programs, page_tokens, run_drawn
 
 
 class Watched(AllocatorMachine):

@@ -10,12 +10,12 @@ from helpers.profiles import examples
 from kernels import interpreter
 from kernels.attention import batch_invariant_attention, paged_attention
 from kernels.launch import Tiles
-from reference.conformance.attention import TRUTH, applicable, run_check
-from reference.inputs import make_inputs
-from reference.placement import place
-from reference.problem import AttentionProblem
-from reference.strategies import problems
-from reference.verdict import Status
+from reference.attention.checks import TRUTH, applicable, run_check
+from reference.attention.inputs import make_inputs
+from reference.attention.placement import place
+from reference.attention.problem import AttentionProblem
+from reference.attention.strategies import problems
+from reference.attention.verdict import Status
 
 MIXED = "(q1 k200) (q0 k30) (q7 k150) (q1 k0) (q1 k90) h2 g4 d64 b16 bf16"
 

@@ -38,13 +38,13 @@ from kernels.interpreter.memory import (
 )
 from kernels.launch import Tiles
 from kernels.traffic import AttentionBytes, needed_bytes
-from reference.attention import attend
-from reference.conformance.attention import LAWS, MEMORY, TRUTH, judge, run_check
-from reference.inputs import make_inputs
-from reference.placement import place
-from reference.problem import AttentionProblem
-from reference.strategies import problems
-from reference.verdict import Status
+from reference.attention.checks import LAWS, MEMORY, TRUTH, judge, run_check
+from reference.attention.inputs import make_inputs
+from reference.attention.placement import place
+from reference.attention.problem import AttentionProblem
+from reference.attention.strategies import problems
+from reference.attention.truth import attend
+from reference.attention.verdict import Status
 
 CASCADE_LAUNCHES = 3
 OTHER_BITS = "shared-prefix"

@@ -1,6 +1,6 @@
 """Contiguous serving against a model that takes every step and looks at every slot.
 
-The model paints a pool slot by slot, finds holes by reading it (`tests.unit.reference.test_arenas`)
+The model paints a pool slot by slot, finds holes by reading it (`test_arenas`)
 and counts classes with a histogram. It has no sums that could drift, no events and no closed form.
 """
 
@@ -14,12 +14,12 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.contiguous_serving import ContiguousPolicy, Piece, serve_contiguous
+from bench.waste.contiguous import ContiguousPolicy, Piece, serve_contiguous
 from helpers.profiles import examples
 from paged.accounting import Counters, Series, Serving
 from paged.clock import StepTime
-from reference.contiguous import ArenaName, ReservationName
-from tests.unit.reference.test_arenas import MODELS, place
+from reference.allocator.arenas import ArenaName, ReservationName
+from tests.unit.reference.allocator.test_arenas import MODELS, place
 
 Stream = list[tuple[int, int, int | None]]
 

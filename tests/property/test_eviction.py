@@ -27,7 +27,7 @@ from paged.allocator import PagedAllocator
 from paged.errors import OutOfBlocks
 from paged.eviction import FIFO, LFU, LRU, EvictionOrder, GhostList
 from paged.prefix import KeyedPrompt
-from reference.shadow import ShadowCache
+from reference.allocator.shadow import ShadowCache
 
 ORDERS = {"lru": LRU, "fifo": FIFO, "lfu": LFU}
 TENANTS = range(3)

@@ -15,13 +15,13 @@ from helpers.profiles import examples
 from kernels import interpreter
 from kernels.attention import paged_attention
 from kernels.launch import Tiles
-from reference.attention import attend
-from reference.conformance.attention import LAWS, TRUTH, applicable, judge, run_check
-from reference.inputs import make_inputs
-from reference.placement import place
-from reference.problem import AttentionProblem
-from reference.strategies import problems
-from reference.verdict import Status
+from reference.attention.checks import LAWS, TRUTH, applicable, judge, run_check
+from reference.attention.inputs import make_inputs
+from reference.attention.placement import place
+from reference.attention.problem import AttentionProblem
+from reference.attention.strategies import problems
+from reference.attention.truth import attend
+from reference.attention.verdict import Status
 
 
 @st.composite

@@ -11,10 +11,10 @@ from kernels.attention import paged_attention
 from kernels.interpreter.memory import MemoryReport, attention_roles, watch_memory
 from kernels.launch import Tiles, choose_launch
 from kernels.traffic import AttentionBytes, launched_bytes, needed_bytes
-from reference.inputs import make_inputs
-from reference.placement import place
-from reference.problem import QUERY_DTYPES, AttentionProblem
-from reference.strategies import problems
+from reference.attention.inputs import make_inputs
+from reference.attention.placement import place
+from reference.attention.problem import QUERY_DTYPES, AttentionProblem
+from reference.attention.strategies import problems
 
 TILES = st.sampled_from((None, 16, 32, 64))
 

@@ -9,8 +9,8 @@ from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 
 from helpers.profiles import examples
-from reference.contract import VARIANTS, Capabilities, variants_of
-from reference.problem import (
+from reference.attention.contract import VARIANTS, Capabilities, variants_of
+from reference.attention.problem import (
     FP8_DTYPES,
     INPUT_KINDS,
     MAX_SEED,
@@ -18,7 +18,7 @@ from reference.problem import (
     AttentionProblem,
     Request,
 )
-from reference.strategies import BLOCK_SIZES, GROUP_SIZES, HEAD_DIMS, problems, seq_lens
+from reference.attention.strategies import BLOCK_SIZES, GROUP_SIZES, HEAD_DIMS, problems, seq_lens
 
 FACTORS = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
 

@@ -21,11 +21,11 @@ from paged import cache as torch_cache
 from paged.allocator import PagedAllocator
 from paged.cache import KVCache
 from paged.errors import OutOfBlocks
-from reference.attention import attend
-from reference.contract import PagedBatch
-from reference.inputs import Inputs
-from reference.problem import AttentionProblem, Request
-from reference.tolerance import worst_excess
+from reference.attention.contract import PagedBatch
+from reference.attention.inputs import Inputs
+from reference.attention.problem import AttentionProblem, Request
+from reference.attention.tolerance import worst_excess
+from reference.attention.truth import attend
 
 HEADS, GROUP, HEAD_DIM = 2, 2, 16
 

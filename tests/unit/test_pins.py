@@ -2,14 +2,14 @@
 
 import tomllib
 from itertools import chain
-from pathlib import Path
 
 import pytest
 from asv.config import Config
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).parents[2]
+from helpers.places import ROOT
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 

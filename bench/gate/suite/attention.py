@@ -16,7 +16,7 @@ from bench.gate.benchmark import Benchmark, Output, Prepared
 from bench.gate.suite.batches import Shape, contiguous_batch, paged_batch
 
 if TYPE_CHECKING:
-    from reference.contract import AttentionCall
+    from reference.attention.contract import AttentionCall
 
 SMALL_DECODE: Final = Shape(num_seqs=2, query_len=1, seq_len=32, num_kv_heads=1, head_dim=32)
 LARGE_DECODE: Final = Shape(num_seqs=2, query_len=1, seq_len=512, group_size=2)
@@ -44,16 +44,16 @@ def _paged(shape: Shape) -> Prepared:
 
 
 def _contiguous(shape: Shape) -> Prepared:
-    from reference.contiguous_attention import contiguous_attention
+    from reference.attention.contiguous import contiguous_attention
 
     batch = contiguous_batch(shape)
     return Prepared(call=lambda: contiguous_attention(batch), outputs=lambda: _answer(batch))
 
 
 def _truth() -> Prepared:
-    from reference.attention import attend
-    from reference.inputs import make_inputs
-    from reference.problem import AttentionProblem
+    from reference.attention.inputs import make_inputs
+    from reference.attention.problem import AttentionProblem
+    from reference.attention.truth import attend
 
     inputs = make_inputs(AttentionProblem.parse(TRUTH_SPEC))
     truth: list[Any] = []
@@ -72,9 +72,9 @@ def _truth() -> Prepared:
 
 
 def _draw() -> Prepared:
-    from reference.inputs import make_inputs
-    from reference.placement import place
-    from reference.problem import AttentionProblem
+    from reference.attention.inputs import make_inputs
+    from reference.attention.placement import place
+    from reference.attention.problem import AttentionProblem
 
     problem = AttentionProblem.parse(TRUTH_SPEC)
     placed: list[Any] = []
@@ -99,12 +99,12 @@ def _benchmark(name: str, title: str, prepare: Callable[[], Prepared], *needs: s
         key=f"attention/{name}",
         title=title,
         prepare=prepare,
-        needs=("reference.contract:PagedBatch", *needs),
+        needs=("reference.attention.contract:PagedBatch", *needs),
     )
 
 
 PAGED: Final = "paged.attention:paged_attention"
-CONTIGUOUS: Final = "reference.contiguous_attention:contiguous_attention"
+CONTIGUOUS: Final = "reference.attention.contiguous:contiguous_attention"
 
 BENCHMARKS: Final = (
     _benchmark(
@@ -135,14 +135,14 @@ BENCHMARKS: Final = (
         "truth",
         "Float64 attention of a drawn problem of two sequences.",
         _truth,
-        "reference.attention:attend",
-        "reference.inputs:make_inputs",
+        "reference.attention.truth:attend",
+        "reference.attention.inputs:make_inputs",
     ),
     _benchmark(
         "draw",
         "The tensors of a problem of two sequences, laid out in pages.",
         _draw,
-        "reference.placement:place",
-        "reference.inputs:make_inputs",
+        "reference.attention.placement:place",
+        "reference.attention.inputs:make_inputs",
     ),
 )

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from reference.contiguous_attention import ContiguousBatch
-    from reference.contract import PagedBatch
+    from reference.attention.contiguous import ContiguousBatch
+    from reference.attention.contract import PagedBatch
 
 SEED = 0
 
@@ -46,7 +46,7 @@ class Shape:
 
 def contiguous_batch(shape: Shape) -> ContiguousBatch:
     """Normal numbers in a contiguous cache; output and log-sum-exp preallocated."""
-    from reference.contiguous_attention import ContiguousBatch
+    from reference.attention.contiguous import ContiguousBatch
 
     tensors, keys, values = _tensors(shape)
     return ContiguousBatch(**tensors, key_cache=keys, value_cache=values)
@@ -54,7 +54,7 @@ def contiguous_batch(shape: Shape) -> ContiguousBatch:
 
 def paged_batch(shape: Shape, *, device: str = "cpu", seed: int = SEED) -> PagedBatch:
     """The same numbers in shuffled blocks; another seed gives other numbers and places."""
-    from reference.contract import PagedBatch
+    from reference.attention.contract import PagedBatch
 
     tensors, keys, values = _tensors(shape, device=device, seed=seed)
     columns = shape.seq_len // shape.block_size

@@ -24,7 +24,7 @@ from bench.gate.suite.attention import rounded
 from bench.gate.suite.batches import Shape, paged_batch
 
 if TYPE_CHECKING:
-    from reference.contract import PagedBatch
+    from reference.attention.contract import PagedBatch
 
 LLAMA: Final = Shape(
     num_seqs=32, query_len=1, seq_len=2048, num_kv_heads=8, group_size=4, head_dim=128

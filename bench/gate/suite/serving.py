@@ -108,7 +108,7 @@ def _by_counts() -> Prepared:
 
 
 def _contiguous(**policy: Any) -> Prepared:
-    from bench.contiguous_serving import ContiguousPolicy, serve_contiguous
+    from bench.waste.contiguous import ContiguousPolicy, serve_contiguous
 
     lengths = _lengths()
     rule = ContiguousPolicy(max_model_len=MAX_MODEL_LEN, **policy)
@@ -116,9 +116,9 @@ def _contiguous(**policy: Any) -> Prepared:
 
 
 def _waste(policy: str) -> Prepared:
-    from bench.figures.sosp23 import SLOTS as PAPER_SLOTS
-    from bench.policy_spec import parse_policy
-    from bench.simulate import simulate
+    from bench.waste.figures.sosp23 import SLOTS as PAPER_SLOTS
+    from bench.waste.policies import parse_policy
+    from bench.waste.simulate import simulate
     from bench.workloads.fits import fitted
 
     stream = fitted("sharegpt-fit", num_requests=2000)
@@ -127,7 +127,7 @@ def _waste(policy: str) -> Prepared:
 
 
 def _conversations() -> Prepared:
-    from bench.simulate import simulate
+    from bench.waste.simulate import simulate
     from bench.workloads.conversations import ConversationFit
     from paged.policy import PagedPolicy
 
@@ -178,7 +178,7 @@ BENCHMARKS: Final = (
         key="serving/contiguous[oracle,first-fit]",
         title="12 short requests in pieces of their final length, first fit.",
         prepare=partial(_contiguous, reservation="oracle", arena="first-fit"),
-        needs=("bench.contiguous_serving:serve_contiguous",),
+        needs=("bench.waste.contiguous:serve_contiguous",),
     ),
     Benchmark(
         key="serving/draw",
@@ -192,9 +192,9 @@ BENCHMARKS: Final = (
             title="2,000 requests with ShareGPT lengths, counted and not timed.",
             prepare=partial(_waste, policy),
             needs=(
-                "bench.simulate:simulate",
+                "bench.waste.simulate:simulate",
                 "bench.workloads.fits:fitted",
-                "bench.policy_spec:parse_policy",
+                "bench.waste.policies:parse_policy",
             ),
             timed=False,
         )
@@ -204,7 +204,7 @@ BENCHMARKS: Final = (
         key="waste/conversations[prefix-caching]",
         title="300 requests of conversations with common prefixes, counted and not timed.",
         prepare=_conversations,
-        needs=("bench.simulate:simulate", "bench.workloads.conversations:ConversationFit"),
+        needs=("bench.waste.simulate:simulate", "bench.workloads.conversations:ConversationFit"),
         timed=False,
     ),
 )

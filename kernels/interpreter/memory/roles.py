@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reference.contract import PagedBatch
+from reference.attention.contract import PagedBatch
 
 Access = Literal["read", "write", "both"]
 Bools = NDArray[np.bool_]

@@ -16,7 +16,7 @@ from kernels.interpreter.memory.hooks import judged
 from kernels.interpreter.memory.judge import Judge
 from kernels.interpreter.memory.regions import AddressBook, Traffic
 from kernels.interpreter.memory.roles import Role, attention_roles
-from reference.contract import PagedBatch
+from reference.attention.contract import PagedBatch
 
 
 class MemoryReport:
@@ -84,7 +84,7 @@ def watch_memory(roles: Iterable[Role] = ()) -> Iterator[MemoryReport]:
 def watch_attention(kernel: Callable[[PagedBatch], object], batch: PagedBatch) -> list[str] | None:
     """Call an attention kernel and say what it touched that is not its to touch.
 
-    A `reference.conformance.attention.Watch`. Masked loads without `other` count only if what the
+    A `reference.attention.checks.Watch`. Masked loads without `other` count only if what the
     lanes hold reaches the answer: kernels often leave them undefined and never use them.
 
     Returns

@@ -13,11 +13,11 @@ from helpers.profiles import examples
 from paged.attention import paged_attention
 from paged.cache import KVCache, as_pairs, copy_blocks, write_slots
 from paged.errors import BadSize
-from reference.attention import attend
-from reference.inputs import make_inputs, quantise
-from reference.placement import place
-from reference.problem import AttentionProblem
-from reference.tolerance import worst_excess
+from reference.attention.inputs import make_inputs, quantise
+from reference.attention.placement import place
+from reference.attention.problem import AttentionProblem
+from reference.attention.tolerance import worst_excess
+from reference.attention.truth import attend
 
 DTYPES = {
     "fp32": torch.float32,

@@ -1,0 +1,45 @@
+"""`pagedbench history` in the terminal: a line for each step, series by series."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.text import Text
+
+from bench.asv.history import History, Step
+
+
+def show(history: History, console: Console) -> None:
+    """Print a history. Commits are shortened to 8 digits."""
+    last = None
+    for step in history.steps:
+        where = (step.benchmark, step.machine, step.environment)
+        if where != last:
+            console.print(Text(f"{step.benchmark}", style="bold"), soft_wrap=True)
+            console.print(Text(f"  {step.machine}; {step.environment}"), soft_wrap=True)
+            last = where
+        style = "red" if step.kind == "worse" else "green"
+        console.print(Text(f"  {_words(step)}", style=style), soft_wrap=True)
+    worse = sum(step.kind == "worse" for step in history.steps)
+    console.print(
+        Text(
+            f"{len(history.steps)} steps, {worse} for the worse, in {history.series:,} series over "
+            f"{history.commits:,} commits"
+        )
+    )
+    if history.unknown_commits:
+        console.print(
+            Text(
+                f"{len(history.unknown_commits)} commits are not in this repository and were left "
+                f"out, such as {history.unknown_commits[0][:12]}: fetch them"
+            ),
+            soft_wrap=True,
+        )
+
+
+def _words(step: Step) -> str:
+    change = "from 0" if step.change is None else f"{100 * step.change:+.3g} %"
+    unit = f" {step.unit}" if step.unit else ""
+    return (
+        f"{step.kind} by {change}: {step.before:.6g} to {step.after:.6g}{unit}, "
+        f"{step.last_before[:8]}..{step.first_after[:8]}, {step.points} points"
+    )

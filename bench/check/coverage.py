@@ -1,0 +1,79 @@
+"""The coverage matrix in the terminal: a row for each feature, a column for each check."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Final
+
+from rich.console import Console
+from rich.text import Text
+
+from bench.check.record import CellRecord, CheckRecord, KernelRecord
+from reference.attention.checks import CHECKS
+
+NAME_WIDTH: Final = 16
+CELL_WIDTH: Final = 6
+"""Columns: with ten checks a line has 76."""
+
+LEGEND: Final = (
+    "N passed  !N failed  ~N failed as expected  ? not run",
+    "- not supported  . no problem with it can show the check",
+)
+_MARKS: Final = {"not run": "?", "not supported": "-", "no problem shows it": "."}
+_STYLES: Final = {
+    "passed": "green",
+    "failed": "bold red",
+    "failed as expected": "yellow",
+    "not run": "yellow",
+    "not supported": "dim",
+    "no problem shows it": "dim",
+}
+
+
+def show_coverage(record: CheckRecord, console: Console) -> None:
+    """Print the matrix of each kernel."""
+    for kernel in record.kernels:
+        for line in matrix(kernel):
+            console.print(line, soft_wrap=True)
+        console.print()
+
+
+def matrix(kernel: KernelRecord) -> list[Text]:
+    """The lines of one kernel's matrix."""
+    names = [check.name for check in CHECKS]
+    lines = [Text(f"{kernel.name}: problems by what they show and by check", style="bold")]
+    lines += _header(names)
+    for group, rows in groupby(kernel.coverage, key=lambda row: row.group):
+        lines.append(Text(group, style="bold"))
+        for row in rows:
+            line = Text(f"  {_short(row.feature):<{NAME_WIDTH - 2}}")
+            for name in names:
+                line.append(_cell(row.cells[name]))
+            lines.append(line)
+    lines += [Text(f"{check}: not run: {why}", "yellow") for check, why in kernel.unseen.items()]
+    return lines + [Text(line, style="dim") for line in LEGEND]
+
+
+def _header(names: list[str]) -> list[Text]:
+    """Names like stairs, each above its column: the last one on top."""
+    lines = []
+    for number in reversed(range(len(names))):
+        end = NAME_WIDTH + CELL_WIDTH * (number + 1)
+        bars = f"{'|':>{CELL_WIDTH}}" * (len(names) - number - 1)
+        lines.append(Text(f"{names[number]:>{end}}{bars}"))
+    return lines
+
+
+def _cell(cell: CellRecord) -> Text:
+    style = _STYLES[cell.state]
+    if cell.state in _MARKS:
+        return Text(f"{_MARKS[cell.state]:>{CELL_WIDTH}}", style)
+    if cell.state == "passed":
+        return Text(f"{cell.counts['passed']:>{CELL_WIDTH}}", style)
+    mark = "!" if cell.state == "failed" else "~"
+    return Text(f"{f'{mark}{cell.failed}':>{CELL_WIDTH}}", style)
+
+
+def _short(feature: str) -> str:
+    """`dtype=bf16` under the heading `query dtype` is `bf16`; a flag keeps its name."""
+    return feature.partition("=")[2] or feature

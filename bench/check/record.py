@@ -1,0 +1,370 @@
+"""The record of `pagedbench check`, as JSON."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict
+
+from bench.check.need import MemoryNeed
+from bench.check.search import Failure, Outcome
+from bench.check.timing import TimedBatch
+from bench.machine.environment import Environment
+from bench.workloads.stream import RequestStream
+from reference.attention.coverage import Row
+from reference.attention.expected import Met
+from reference.attention.verdict import Status
+
+EXPECTED: Final = Status.EXPECTED.value
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class FailureRecord(_Record):
+    """A problem that a kernel got wrong; see `bench.check.search.Failure`.
+
+    Attributes
+    ----------
+    replay
+        The command that shows it again, to be typed in the same folder.
+    saved_to
+        File from which the next run takes it first; None where it could not be written.
+    """
+
+    problem: str
+    check: str
+    status: str
+    findings: list[str]
+    first_problem: str
+    replay: str
+    saved_to: str | None
+
+
+class ExpectedRecord(_Record):
+    """An expected failure, and what came of it; see `reference.attention.expected`.
+
+    Attributes
+    ----------
+    when
+        Features that narrow it down.
+    problems, failed
+        Problems that it covers and that were run, and those of them that failed.
+    finding, problem
+        What the first that failed showed, and its spec; empty if none did.
+    state
+        `failed as expected`, `no longer fails` or `no problem met it`.
+    said
+        All of this in a sentence, and what is to be done about it.
+    """
+
+    kernel: str
+    check: str
+    when: list[str]
+    reason: str
+    problems: int
+    failed: int
+    finding: str
+    problem: str
+    state: str
+    said: str
+
+
+class CellRecord(_Record):
+    """One feature under one check; see `reference.attention.coverage`.
+
+    Attributes
+    ----------
+    state
+        `passed`, `failed`, `failed as expected`, `not run`, `not supported` or `no problem shows
+        it`.
+    counts
+        Verdicts by status.
+    """
+
+    state: str
+    counts: dict[str, int]
+
+    @property
+    def failed(self) -> int:
+        """Problems that failed, expected or not."""
+        return sum(self.counts.get(status, 0) for status in ("failed", "crashed", EXPECTED))
+
+
+class CoverageRow(_Record):
+    """One feature under every check; cells by the check's name."""
+
+    feature: str
+    group: str
+    cells: dict[str, CellRecord]
+
+
+class KernelRecord(_Record):
+    """Outcome of one kernel's cross-check.
+
+    Attributes
+    ----------
+    asked
+        Problems that were to be run: as many as asked for, and those that an earlier run saved.
+    problems
+        Problems that were run, each different, and passed, but for failures that are expected.
+    checks
+        Verdicts by check and status.
+    unseen
+        Checks that could see nothing of the kernel, and why.
+    expected
+        The failures that are expected of it.
+    coverage
+        Verdicts by feature of the problems and by check.
+    complete
+        Whether all that were asked for were run, or all that the kernel's capabilities leave.
+    """
+
+    name: str
+    asked: int
+    problems: int
+    checks: dict[str, dict[str, int]]
+    unseen: dict[str, str]
+    expected: list[ExpectedRecord]
+    coverage: list[CoverageRow]
+    complete: bool
+    failure: FailureRecord | None
+
+    def count(self, status: str) -> int:
+        """Verdicts of one status, over all checks."""
+        return sum(by_status.get(status, 0) for by_status in self.checks.values())
+
+    def cells(self, state: str) -> int:
+        """Cells of the coverage matrix in one state."""
+        return sum(cell.state == state for row in self.coverage for cell in row.cells.values())
+
+
+class TimingRecord(_Record):
+    """One implementation's times; see `bench.check.timing.Timing`."""
+
+    name: str
+    median_ms: float
+    fastest_ms: float
+    slowest_ms: float
+    ratio: float
+    gigabytes_per_s: float
+    bandwidth_share: float | None
+
+
+class DecodeTimes(_Record):
+    """The timed batch and its times; see `bench.check.timing.TimedBatch`."""
+
+    batch_size: int
+    context_tokens: int
+    kv_bytes: int
+    num_q_heads: int
+    num_kv_heads: int
+    head_dim: int
+    block_size: int
+    dtype: str
+    copy_gigabytes_per_s: float | None
+    timings: list[TimingRecord]
+
+
+class MemoryRecord(_Record):
+    """What the cache needs under one policy, in slot-steps; see `bench.check.need.MemoryNeed`."""
+
+    policy: str
+    granule_tokens: int
+    token: int
+    reserve: int
+    internal: int
+    roundup: int
+    allocated: int
+    waste_fraction: float
+    bytes_per_request: float
+    requests_in_pool: int
+
+
+class StreamRecord(_Record):
+    """Which stream was used."""
+
+    name: str
+    source: str
+    requests: int
+    mean_prompt_tokens: float
+    mean_output_tokens: float
+
+
+class CheckRecord(_Record):
+    """Everything that `pagedbench check` found.
+
+    Attributes
+    ----------
+    schema_version
+        Raised when a field changes its meaning.
+    seed, max_len
+        With the kernels' `asked` and the stream, what decides which problems are drawn.
+    verdict
+        `right`, `wrong`, `as expected` where nothing failed but what was expected to, or
+        `incomplete` where it was interrupted.
+    warnings
+        Expected failures that no longer happen, or that nothing met.
+    exit_code
+        What the command returned.
+    pool_bytes
+        Pool for which `requests_in_pool` is given.
+    """
+
+    schema_version: int = 2
+    started_at: str
+    elapsed_s: float
+    seed: int
+    max_len: int
+    environment: Environment
+    stream: StreamRecord
+    kernels: list[KernelRecord]
+    decode: DecodeTimes | None
+    memory: list[MemoryRecord]
+    pool_bytes: int
+    verdict: str
+    warnings: list[str]
+    exit_code: int
+
+
+def replay_command(kernel: str, device: str, problem: str, *, python: str | None = None) -> str:
+    """The command that shows a failure again, quoted for a shell."""
+    interpreter = ["--engine-python", python] if python is not None else []
+    options = ["--kernel", kernel, *interpreter, "--device", device, "--problem", problem]
+    return shlex.join(["pagedbench", "check", *options])
+
+
+def kernel_record(
+    outcome: Outcome,
+    *,
+    device: str = "cpu",
+    saved_to: str | None = None,
+    python: str | None = None,
+) -> KernelRecord:
+    """Turn a search's outcome into data."""
+    checks: dict[str, dict[str, int]] = {}
+    for (check, status), count in sorted(outcome.counts.items()):
+        checks.setdefault(check, {})[status.value] = count
+    failure = outcome.failure
+    return KernelRecord(
+        name=outcome.kernel,
+        asked=outcome.asked,
+        problems=outcome.problems,
+        checks=checks,
+        # What a check saw of one problem it can see: of the others it had nothing to look at.
+        unseen={
+            check: why
+            for check, why in outcome.unseen.items()
+            if set(checks[check]) <= {Status.NOT_RUN, Status.NOT_SUPPORTED}
+        },
+        expected=[_expected(met) for met in outcome.expectations.met],
+        coverage=[_coverage(row) for row in outcome.coverage.matrix(outcome.capabilities)],
+        complete=outcome.complete,
+        failure=None
+        if failure is None
+        else _failure(
+            failure,
+            saved_to,
+            replay_command(outcome.kernel, device, failure.problem, python=python),
+        ),
+    )
+
+
+def _failure(failure: Failure, saved_to: str | None, replay: str) -> FailureRecord:
+    return FailureRecord(
+        problem=failure.problem,
+        check=failure.check,
+        status=failure.status.value,
+        findings=list(failure.findings),
+        first_problem=failure.first_problem,
+        replay=replay,
+        saved_to=saved_to,
+    )
+
+
+def _expected(met: Met) -> ExpectedRecord:
+    expected = met.expected
+    return ExpectedRecord(
+        kernel=expected.kernel,
+        check=expected.check,
+        when=list(expected.when),
+        reason=expected.reason,
+        problems=met.problems,
+        failed=met.failed,
+        finding=met.finding,
+        problem=met.problem,
+        state=met.state.value,
+        said=str(met),
+    )
+
+
+def _coverage(row: Row) -> CoverageRow:
+    return CoverageRow(
+        feature=row.feature,
+        group=row.group,
+        cells={
+            check: CellRecord(
+                state=cell.state.value,
+                counts={status.value: count for status, count in cell.counts.items()},
+            )
+            for check, cell in row.cells.items()
+        },
+    )
+
+
+def decode_record(timed: TimedBatch) -> DecodeTimes:
+    """Turn measured times into data."""
+    shape = timed.shape
+    return DecodeTimes(
+        batch_size=shape.batch_size,
+        context_tokens=timed.context_tokens,
+        kv_bytes=timed.kv_bytes,
+        num_q_heads=shape.num_kv_heads * shape.group_size,
+        num_kv_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        block_size=shape.block_size,
+        dtype=str(shape.dtype).removeprefix("torch."),
+        copy_gigabytes_per_s=timed.copy_gigabytes_per_s,
+        timings=[
+            TimingRecord(
+                name=timing.name,
+                median_ms=timing.median_ms,
+                fastest_ms=timing.fastest_ms,
+                slowest_ms=timing.slowest_ms,
+                ratio=timing.ratio,
+                gigabytes_per_s=timing.gigabytes_per_s,
+                bandwidth_share=timing.bandwidth_share,
+            )
+            for timing in timed.timings
+        ],
+    )
+
+
+def memory_record(need: MemoryNeed, *, pool_bytes: int) -> MemoryRecord:
+    """Turn a need into data."""
+    return MemoryRecord(
+        policy=need.policy,
+        granule_tokens=need.granule_tokens,
+        token=need.token,
+        reserve=need.reserve,
+        internal=need.internal,
+        roundup=need.roundup,
+        allocated=need.allocated,
+        waste_fraction=need.waste_fraction,
+        bytes_per_request=need.bytes_per_request,
+        requests_in_pool=need.requests_that_fit(pool_bytes),
+    )
+
+
+def stream_record(stream: RequestStream) -> StreamRecord:
+    """Turn a stream's description into data."""
+    summary = stream.describe()
+    return StreamRecord(
+        name=stream.name,
+        source=stream.source,
+        requests=len(stream),
+        mean_prompt_tokens=summary.prompt.mean,
+        mean_output_tokens=summary.output.mean,
+    )

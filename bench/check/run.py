@@ -1,0 +1,237 @@
+"""The main job: whether a kernel is right, what paging costs in time and saves in memory."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, Protocol
+
+import numpy as np
+
+from bench.check.failures import FailureStore
+from bench.check.need import contiguous_need, paged_need
+from bench.check.record import (
+    EXPECTED,
+    CheckRecord,
+    DecodeTimes,
+    KernelRecord,
+    decode_record,
+    kernel_record,
+    memory_record,
+    stream_record,
+)
+from bench.check.search import (
+    MAX_SHRINKS,
+    TIME_LIMIT_S,
+    Outcome,
+    Search,
+    describe,
+    search,
+    shrink,
+)
+from bench.check.timing import ROUNDS, WARM_UP, DecodeShape, time_decode
+from bench.machine.environment import describe_environment
+from bench.workloads.stream import RequestStream
+from reference.attention.contract import Capabilities
+from reference.attention.expected import ExpectedFailure, strangers
+
+RIGHT: Final = 0
+WRONG: Final = 1
+USAGE: Final = 2
+HARNESS_FAILED: Final = 4
+INTERRUPTED: Final = 130
+
+POOL_BYTES: Final = 24 * 2**30
+"""Pool for which the report says how many requests fit: what a server with 24 GiB for its cache
+serves at once."""
+
+MAX_DRAWN_REQUESTS: Final = 256
+"""Requests of the stream that problems take their lengths from, spread evenly over its lengths."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckPlan:
+    """What to check.
+
+    Attributes
+    ----------
+    kernels
+        Names of the subjects.
+    stream
+        Where lengths come from.
+    problems
+        Drawn problems for each kernel.
+    max_len
+        Longest context of a problem that takes its lengths from the stream, tokens.
+    seed
+        Of everything that is drawn.
+    device
+        `cpu` or `cuda`.
+    lanes
+        Processes that run one kernel at once.
+    store
+        Where failures are kept.
+    timed
+        What to time; None to time nothing.
+    time_limit_s
+        Seconds that a kernel may take for one check of one problem.
+    python
+        Interpreter to run the kernels with; None for the one that each needs.
+    expected
+        Failures that do not make a kernel wrong.
+    """
+
+    kernels: Sequence[str]
+    stream: RequestStream
+    problems: int
+    max_len: int
+    seed: int
+    device: str
+    lanes: int
+    store: FailureStore
+    timed: DecodeShape | None
+    time_limit_s: float = TIME_LIMIT_S
+    python: str | None = None
+    expected: tuple[ExpectedFailure, ...] = ()
+
+
+class Progress(Protocol):
+    """Told how far the job is."""
+
+    def begin(self, what: str, total: int) -> None:
+        """A step of so many units begins."""
+
+    def advance(self, count: int) -> None:
+        """So many units of the step are done."""
+
+
+def run_check(plan: CheckPlan, *, progress: Progress, stop: threading.Event) -> CheckRecord:
+    """Cross-check, time and account; what is done when `stop` is set is in the record.
+
+    Raises
+    ------
+    SubjectError
+        If a kernel cannot be imported, or what it declares leaves nothing to check.
+    ValueError
+        If no request of the stream generates a token.
+    """
+    started = datetime.now(UTC)
+    clock = time.monotonic()
+    needs = [contiguous_need(plan.stream), paged_need(plan.stream)]
+    # All of them before the first search: a misspelt name should not cost a minute.
+    declared = {
+        kernel: describe(kernel, plan.device, python=plan.python) for kernel in plan.kernels
+    }
+    kernels = [
+        _cross_check(plan, kernel, capabilities, progress, stop)
+        for kernel, capabilities in declared.items()
+    ]
+    wrong = any(kernel.failure is not None for kernel in kernels)
+    said = "as expected" if any(kernel.count(EXPECTED) for kernel in kernels) else "right"
+    # A wrong kernel's time is nobody's concern, and the reader's is elsewhere.
+    decode = None if wrong else _time(plan, progress, stop)
+    complete = not stop.is_set() and all(kernel.complete for kernel in kernels)
+    verdict = "wrong" if wrong else "incomplete" if not complete else said
+    return CheckRecord(
+        started_at=started.isoformat(timespec="seconds"),
+        elapsed_s=time.monotonic() - clock,
+        seed=plan.seed,
+        max_len=plan.max_len,
+        environment=describe_environment(plan.device),
+        stream=stream_record(plan.stream),
+        kernels=kernels,
+        decode=decode,
+        memory=[memory_record(need, pool_bytes=POOL_BYTES) for need in needs],
+        pool_bytes=POOL_BYTES,
+        verdict=verdict,
+        warnings=_warnings(plan.expected, kernels),
+        exit_code={"wrong": WRONG, "incomplete": INTERRUPTED}.get(verdict, RIGHT),
+    )
+
+
+def stream_lengths(stream: RequestStream) -> list[tuple[int, int]]:
+    """(prompt, output) tokens of requests spread evenly over a stream, shortest first."""
+    order = np.argsort(stream.final_tokens, kind="stable")
+    count = min(len(stream), MAX_DRAWN_REQUESTS)
+    picks = order[np.linspace(0, len(stream) - 1, count).astype(np.int64)]
+    prompts, outputs = stream.prompt_tokens[picks], stream.output_tokens[picks]
+    return list(zip(prompts.tolist(), outputs.tolist(), strict=True))
+
+
+def _cross_check(
+    plan: CheckPlan,
+    kernel: str,
+    capabilities: Capabilities,
+    progress: Progress,
+    stop: threading.Event,
+) -> KernelRecord:
+    saved = plan.store.load(kernel)
+    if stop.is_set():
+        return kernel_record(Outcome(kernel, capabilities, asked=plan.problems + len(saved)))
+    this = Search(
+        kernel=kernel,
+        device=plan.device,
+        problems=plan.problems,
+        lengths=stream_lengths(plan.stream),
+        max_len=plan.max_len,
+        lanes=plan.lanes,
+        seed=plan.seed,
+        time_limit_s=plan.time_limit_s,
+        saved=tuple(saved),
+        expected=plan.expected,
+        capabilities=capabilities,
+        python=plan.python,
+    )
+    progress.begin(f"cross-checking {kernel}", plan.problems + len(saved))
+    outcome = search(this, advance=progress.advance, stop=stop)
+    if outcome.failure is None:
+        return kernel_record(outcome)
+    progress.begin("making the failure smaller", MAX_SHRINKS)
+    outcome.failure = shrink(this, outcome, advance=progress.advance, stop=stop)
+    saved_to = _saved(plan.store, kernel, outcome.failure.problem)
+    return kernel_record(outcome, device=plan.device, saved_to=saved_to, python=plan.python)
+
+
+def _warnings(expected: tuple[ExpectedFailure, ...], kernels: list[KernelRecord]) -> list[str]:
+    """What is to be done about expected failures that did not happen."""
+    names = [kernel.name for kernel in kernels]
+    said = [
+        f"{one} is about no kernel of this run: {', '.join(names)}"
+        for one in strangers(expected, names)
+    ]
+    for kernel in kernels:
+        if kernel.complete:  # a search that ended early proves nothing
+            said += [one.said for one in kernel.expected if one.state != EXPECTED]
+    return said
+
+
+def _saved(store: FailureStore, kernel: str, problem: str) -> str | None:
+    try:
+        return str(store.save(kernel, problem))
+    except OSError:
+        return None  # a full disk is no reason to lose the finding
+
+
+class _Stopped(Exception):
+    """Ends timing from within."""
+
+
+def _time(plan: CheckPlan, progress: Progress, stop: threading.Event) -> DecodeTimes | None:
+    def advance(count: int) -> None:
+        progress.advance(count)
+        if stop.is_set():
+            raise _Stopped
+
+    if plan.timed is None or stop.is_set():
+        return None
+    progress.begin("timing decode", WARM_UP + ROUNDS)
+    try:
+        timed = time_decode(
+            plan.stream, shape=plan.timed, device=plan.device, seed=plan.seed, advance=advance
+        )
+    except _Stopped:
+        return None
+    return decode_record(timed)

@@ -1,0 +1,46 @@
+"""Who can watch the memory accesses of a kernel in this process."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+
+from reference.attention.checks import Watch
+from reference.attention.contract import AttentionKernel
+from reference.attention.inputs import make_inputs
+from reference.attention.placement import place
+from reference.attention.problem import AttentionProblem
+
+
+def watcher() -> Watch | None:
+    """The memory checker where Triton kernels are interpreted; None where nothing can be seen.
+
+    Call it when the kernel has been imported: only then is it known whether that needs Triton.
+    Where it does, the interpreter has its corrections afterwards.
+    """
+    if "triton" not in sys.modules:
+        return None
+    from kernels.interpreter import interpreting
+    from kernels.interpreter.memory import watch_attention
+
+    return watch_attention if interpreting() else None
+
+
+def bytes_moved(
+    kernel: AttentionKernel, problem: AttentionProblem
+) -> dict[str, dict[str, int]] | None:
+    """Bytes that a Triton kernel loads and stores of each tensor; None where nothing can be seen.
+
+    For each tensor the fields of `kernels.interpreter.memory.Traffic`. A tensor without a role in
+    the call, such as scratch memory, goes by the name of the kernel and its parameter.
+    """
+    if watcher() is None:
+        return None
+    from kernels.interpreter.memory import attention_roles, watch_memory
+
+    batch = place(make_inputs(problem)).batch
+    with watch_memory(attention_roles(batch)) as memory:
+        kernel(batch)
+    if not memory.launches:
+        return None
+    return {name: asdict(traffic) for name, traffic in memory.traffic.items()}

@@ -1,0 +1,113 @@
+"""The child of `pagedbench check`: runs one kernel on the problems that it is asked about.
+
+It is started with a kernel's name and a device. Questions and answers are JSON lines; see
+`subjects.process`. The introduction is {"capabilities": ...}, or {"error": ...} where the name
+leads to no kernel. The question {"check": NAME, "problem": SPEC} is answered with a verdict, or
+with {"harness": TRACEBACK} where what went wrong is ours; {"moved": SPEC} with {"moved": ...}, the
+bytes that the kernel moves of each tensor, null where nobody can see.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from typing import Any
+
+import torch
+
+# Imported before the subject, to be found again afterwards: where it lies there may be folders of
+# the same names.
+import kernels
+import paged
+from bench.check.watching import bytes_moved, watcher
+from bench.search.child import listen, open_answers, speak_when_dying
+from reference.attention.checks import CHECKS, run_check
+from reference.attention.contract import Capabilities
+from reference.attention.problem import AttentionProblem
+from subjects.attention.resolve import Subject, resolve_kernel
+from subjects.loading import SubjectError
+
+CHECK_BY_NAME = {check.name: check for check in CHECKS}
+ROOMS = (kernels, paged)
+
+
+def answer(subject: Subject, question: dict[str, Any], device: str) -> dict[str, Any]:
+    """Answer one question."""
+    if "moved" in question:
+        return {"moved": _moved(subject, AttentionProblem.parse(question["moved"]))}
+    try:
+        check = CHECK_BY_NAME[question["check"]]
+        problem = AttentionProblem.parse(question["problem"])
+        verdict = run_check(check, subject.kernel, problem, device=device, watch=watcher())
+    except Exception:
+        return {"harness": traceback.format_exc()}  # what the kernel raises is in the verdict
+    return {
+        "status": verdict.status.value,
+        "findings": list(verdict.findings),
+        "spent": verdict.wrong and _context_lost(device),
+    }
+
+
+def _moved(subject: Subject, problem: AttentionProblem) -> dict[str, dict[str, int]] | None:
+    try:
+        return bytes_moved(subject.kernel, problem)
+    except Exception:
+        return None  # what the kernel raises is in the verdicts
+
+
+def _context_lost(device: str) -> bool:
+    """Whether the kernel broke the device for this process, as an illegal access does."""
+    if device != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
+def introduction(name: str, device: str = "cpu") -> tuple[Subject | None, dict[str, Any]]:
+    """The kernel that a name stands for, and what is said of it."""
+    try:
+        subject = resolve_kernel(name, device=device)
+    except SubjectError as error:
+        return None, {"error": str(error)}
+    if "triton" in sys.modules:
+        # Anybody's Triton kernel gets the interpreter's corrections, not only ours.
+        import kernels.interpreter  # noqa: F401
+    return subject, {"capabilities": capabilities_as_json(subject.capabilities)}
+
+
+def capabilities_as_json(capabilities: Capabilities) -> dict[str, Any]:
+    """Sets as sorted lists; None stays None."""
+    return {
+        name: sorted(value) if isinstance(value, set | frozenset | list | tuple) else value
+        for name in Capabilities.__dataclass_fields__
+        for value in [getattr(capabilities, name)]
+    }
+
+
+def capabilities_from_json(fields: dict[str, Any]) -> Capabilities:
+    """The inverse of `capabilities_as_json`."""
+    values: dict[str, Any] = {
+        name: frozenset(v) if isinstance(v, list) else v for name, v in fields.items()
+    }
+    return Capabilities(**values)
+
+
+def main() -> None:
+    """Answer until standard input ends."""
+    name, device = sys.argv[1:]
+    torch.set_num_threads(1)
+    speak_when_dying()
+    questions = listen()
+    with open_answers() as answers:
+        subject, said = introduction(name, device)
+        answers.write(json.dumps(said) + "\n")
+        while subject is not None:
+            answers.write(json.dumps(answer(subject, json.loads(questions.get()), device)) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The commands, a file each: options in, a plan out. The work is done in the rooms of the jobs."""

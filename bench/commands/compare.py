@@ -1,0 +1,203 @@
+"""`pagedbench compare`: releases against each other. The work is the gate's."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, cast, get_args
+
+import typer
+
+from bench.command.session import (
+    Bar,
+    Lines,
+    QuietlyClosed,
+    UsageError,
+    check_file,
+    deliver,
+    exit_codes,
+    stop_on_interrupt,
+)
+from bench.gate.timers import device_named
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bench.gate.contestant import Contestant
+    from bench.gate.record import GateRecord
+    from bench.gate.releases import Pairs
+    from bench.gate.timers import Device
+
+COMPARE_HELP: Final = """
+Compares releases side by side, with the gate's own protocol: commits or tags, folders, or one
+commit in several environments. Every release is measured against an anchor, the first unless
+another is named, in one run of the gate each; the step from release to release is the quotient of
+two such ratios, or is measured, too. Absolute times are shown only under the anchor's own device,
+driver, CUDA, torch, triton and timer. With --record nothing is run: records of several machines are
+put side by side, as ratios and as shares of each machine's copy bandwidth.
+
+[bold]Examples[/]
+
+  pagedbench compare v1.2 v1.3 v1.4
+
+  pagedbench compare --env torch==2.12.0,triton==3.8.0 --env torch==2.13.0,triton==3.9.0
+
+  pagedbench compare --record h100.json --record b200.json
+
+[bold]Exit codes[/]
+
+  0 nothing is worse, 1 confirmed worse, 2 usage, 3 inconclusive, 4 the harness failed, 5 outputs
+  differ, 130 interrupted; of several pairs the worst: 130, 4, 5, 1, 3. With --record 0
+"""
+
+_USAGE_ERRORS: Final = (
+    "bench.gate.importing:ImportRefused",
+    "bench.gate.releases:ReleasesError",
+    "bench.gate.timers:NoSuchDevice",
+)
+
+
+def compare(
+    *,
+    releases: Annotated[
+        list[str] | None,
+        typer.Argument(help="Commits, tags or folders, in order.", show_default=False),
+    ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Environment to run this checkout in: exact requirements such as "
+            "torch==2.12.0,triton==3.8.0, or the path of a python. May be repeated."
+        ),
+    ] = None,
+    record: Annotated[
+        list[Path] | None,
+        typer.Option(help="Show these records, of any machines, and run nothing."),
+    ] = None,
+    anchor: Annotated[
+        str | None, typer.Option(help="Release that the others are compared with.")
+    ] = None,
+    pairs: Annotated[
+        str,
+        typer.Option(help="What to measure: each with the anchor, each with the last, or both."),
+    ] = "anchor",
+    benchmark: Annotated[
+        list[str] | None, typer.Option(help="Pattern of benchmarks. May be repeated.")
+    ] = None,
+    time_limit: Annotated[
+        float, typer.Option(min=0.1, help="Minutes after which no launch of a pair begins.")
+    ] = 9.0,
+    device: Annotated[
+        str, typer.Option(help="What is timed: the cpu, or the benchmarks of a GPU with cuda.")
+    ] = "cpu",
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of all random orders. Default: another each time.")
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="Keep each pair's record in this folder.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the chain to this file.")] = None,
+) -> None:
+    """Compare releases side by side."""
+    console, errors = QuietlyClosed(), QuietlyClosed(stderr=True)
+    with exit_codes(errors, about="the releases", usage=_USAGE_ERRORS):
+        check_file("--json", json)
+        chosen_device = device_named(device)
+        chosen = [
+            name
+            for name in ("releases", "--env", "--record")
+            if {"releases": releases, "--env": env, "--record": record}[name]
+        ]
+        if len(chosen) != 1:
+            raise UsageError(
+                f"compare takes releases, or --env, or --record, and got "
+                f"{' and '.join(chosen) or 'none of them'}"
+            )
+        if record:
+            _show_records(record, json, console)
+            return
+        from bench.gate.releases import NamedRun, chain, plan_pairs
+        from bench.gate.report.releases import show_chain
+
+        names = list(releases or env or [])
+        first = anchor or names[0]
+        planned = plan_pairs(names, first, _pairs(pairs))
+        contestants = {name: _contestant(name, environment=bool(env)) for name in names}
+        runs: list[NamedRun] = []
+        stop = threading.Event()
+        for number, (base, head) in enumerate(planned, start=1):
+            if stop.is_set():
+                break
+            said = f"{head} against {base} ({number} of {len(planned)})"
+            errors.print(said, markup=False, highlight=False, soft_wrap=True)
+            pair = (contestants[base], contestants[head])
+            found = _run(pair, chosen_device, benchmark or [], 60 * time_limit, seed, stop, errors)
+            runs.append(NamedRun(base=base, head=head, record=found))
+            if store is not None:
+                from bench.gate.importing import store_record
+
+                store_record(found, store)
+        result = chain(runs, names, first)
+        deliver(result, json, lambda: show_chain(result, console))
+        raise typer.Exit(result.exit_code)
+
+
+def _pairs(name: str) -> Pairs:
+    from bench.gate.releases import Pairs
+
+    for known in get_args(Pairs):
+        if name == known:
+            return cast("Pairs", known)
+    raise UsageError(f"--pairs {name}: choose {', '.join(get_args(Pairs))}")
+
+
+def _contestant(name: str, *, environment: bool) -> Contestant:
+    from bench.gate.contestant import Contestant
+    from bench.machine.environment import ROOT
+
+    if not environment or "==" in name:
+        return Contestant(asked=name)
+    return Contestant(asked=str(ROOT), python=name)
+
+
+def _run(
+    pair: tuple[Contestant, Contestant],
+    device: Device,
+    benchmarks: Sequence[str],
+    time_limit_s: float,
+    seed: int | None,
+    stop: threading.Event,
+    errors: Console,
+) -> GateRecord:
+    import secrets
+
+    from bench.gate.configuration import GateConfiguration, read_configuration
+    from bench.gate.run import GatePlan, run_gate
+    from bench.machine.environment import ROOT
+
+    pyproject = ROOT / "pyproject.toml"
+    settings = read_configuration(pyproject) if pyproject.is_file() else GateConfiguration()
+    plan = GatePlan(
+        base=pair[0],
+        head=pair[1],
+        benchmarks=tuple(benchmarks),
+        device=device,
+        time_limit_s=time_limit_s,
+        seed=secrets.randbelow(2**32) if seed is None else seed,
+        design=settings.design(),
+        limits=settings.limits,
+        keep_going=True,
+    )
+    progress = Bar(errors) if errors.is_terminal else Lines(errors)
+    with progress, stop_on_interrupt(stop, errors):
+        return run_gate(plan, progress=progress, stop=stop)
+
+
+def _show_records(files: Sequence[Path], json: Path | None, console: Console) -> None:
+    from bench.gate.importing import read_record
+    from bench.gate.report.releases import show_machines
+
+    if json is not None:
+        raise UsageError(f"--json {json}: the records are JSON already; drop it")
+    show_machines([read_record(file) for file in files], console)

@@ -1,0 +1,270 @@
+"""`pagedbench compile`: what is asked for, and what comes of it. The work is done elsewhere."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from bench.command.session import (
+    INTERRUPTED,
+    Bar,
+    Lines,
+    QuietlyClosed,
+    UsageError,
+    check_file,
+    deliver,
+    exit_codes,
+    stop_on_interrupt,
+)
+
+if TYPE_CHECKING:
+    from bench.compile.run import Compiled
+    from kernels.compiled.baseline import Baseline
+    from kernels.compiled.variants import Variant
+
+WORSE: Final = 1
+
+COMPILE_HELP: Final = """
+Compiles Triton kernels for real GPUs, without one, and prints what came out: registers, spills,
+shared memory, occupancy, widths of loads, instructions of the main loop for each KV token. Figures
+are compared with those that are stored for this version of Triton, and each change is put into
+words. docs/compiled.md says where each figure comes from.
+
+[bold]Examples[/]
+
+  pagedbench compile
+
+  pagedbench compile --target sm_90 --kernel decode
+
+  pagedbench compile --kernel my_kernel.py:attention --problem "16x(q1 k1024) h8 g4 d128 b16 bf16"
+
+  pagedbench compile --target sm_90 --kernel base.py:attention --problem "..." --save base.json
+
+  pagedbench compile --target sm_90 --kernel head.py:attention --problem "..." --baseline base.json
+
+[bold]Exit codes[/]
+
+  0 as the baseline or better, 1 worse, or does not compile, 2 usage, 4 the harness itself failed,
+  130 interrupted
+"""
+
+_USAGE_ERRORS: Final = (
+    "kernels.compiled.baseline:BaselineError",
+    "kernels.compiled.targets:UnknownTarget",
+    "reference.attention.problem:InvalidProblem",
+    "subjects.loading:SubjectError",
+)
+
+
+def compile_kernels(
+    *,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="GPU to compile for: sm_80, sm_89, sm_90, sm_100, sm_120, gfx942, gfx950. May be "
+            "repeated. Default: all."
+        ),
+    ] = None,
+    kernel: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What to compile: decode, prefill, write, copy, one variant's full name, triton, "
+            "module:function or file.py:function. May be repeated. Default: all of ours."
+        ),
+    ] = None,
+    problem: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Spec of the batch that module:function is called with; decides shapes, strides "
+            "and dtypes. May be repeated. Default: our decode and prefill in bfloat16."
+        ),
+    ] = None,
+    keys: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Constexpr that holds the keys of one iteration of the main loop. May be "
+            "repeated. Default: BLOCK_N, TILE_SIZE or BLOCK_KV."
+        ),
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="Compare with this file, which --save wrote.")
+    ] = None,
+    compare: Annotated[
+        bool | None,
+        typer.Option(
+            help="Compare, and fail where there is nothing to compare with; or do not compare. "
+            "Default: compare with our own baseline if there is one for this Triton."
+        ),
+    ] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the figures as a baseline.")] = None,
+    update_baseline: Annotated[
+        bool, typer.Option("--update-baseline", help="Write them into our own baseline.")
+    ] = False,
+    time_limit: Annotated[
+        float,
+        typer.Option(min=0.1, help="Seconds to compile one variant for one target."),
+    ] = 120.0,
+    lanes: Annotated[int, typer.Option(min=0, help="Processes; 0: one a core, four at most.")] = 0,
+    json: Annotated[Path | None, typer.Option(help="Write the record to this file.")] = None,
+) -> None:
+    """Compile kernels ahead of time and compare what comes out."""
+    console, errors = QuietlyClosed(), QuietlyClosed(stderr=True)
+    with exit_codes(errors, about="the kernel", usage=_USAGE_ERRORS):
+        check_file("--json", json)
+        check_file("--save", save)
+        if compare is False and baseline is not None:
+            raise UsageError(f"--no-compare --baseline {baseline}: drop one of the two")
+
+        from bench.compile.record import as_baseline, compile_record
+        from bench.compile.report import show
+        from bench.compile.run import Plan, default_lanes, run_compile
+        from bench.machine.environment import version_of
+        from kernels.compiled.baseline import write_baseline
+        from kernels.compiled.targets import TARGETS, find_target
+
+        triton = version_of("triton")
+        variants, ours = _variants(kernel, problem)
+        stored = _baseline(baseline, triton, wanted=compare, ours=ours)
+        if update_baseline and not ours:
+            raise UsageError(
+                f"--update-baseline: our baseline has our kernels, not {kernel}; use --save FILE"
+            )
+        plan = Plan(
+            targets=tuple(find_target(name) for name in dict.fromkeys(target or TARGETS)),
+            variants=variants,
+            key_names=tuple(keys or ()),
+            lanes=lanes or default_lanes(),
+            time_limit_s=time_limit,
+        )
+        stop, began = threading.Event(), time.monotonic()
+        progress = Bar(errors) if errors.is_terminal else Lines(errors)
+        with progress, stop_on_interrupt(stop, errors):
+            compiled = run_compile(plan, progress=progress, stop=stop)
+        record = compile_record(
+            compiled,
+            stored.baseline,
+            baseline_name=stored.name,
+            not_compared=stored.missing,
+            pagedbench=version_of("pagedbench"),
+            elapsed_s=time.monotonic() - began,
+        )
+        deliver(record, json, lambda: show(record, console))
+        if not record.complete:
+            raise typer.Exit(INTERRUPTED)
+        if not record.results:
+            reasons = "; ".join(sorted({each.reason for each in record.refused}))
+            raise UsageError(f"nothing was compiled: {reasons}; name a problem that it can do")
+        if save is not None:
+            write_baseline(as_baseline(compiled), save)
+        if update_baseline:
+            _update(compiled, errors)
+            return
+        if compare and not record.compared:
+            raise UsageError(
+                f"--compare: {stored.name} has none of these variants for {_tools(compiled)}; "
+                f"make a baseline with --save FILE, and give it with --baseline FILE"
+            )
+        if record.worse:
+            raise typer.Exit(WORSE)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """What to compare with and what it is called, or why there is nothing."""
+
+    baseline: Baseline | None = None
+    name: str | None = None
+    missing: str | None = None
+
+
+def _baseline(file: Path | None, triton: str, *, wanted: bool | None, ours: bool) -> _Stored:
+    """Find what to compare with; if it is demanded and not there, that is a usage error."""
+    from kernels.compiled.baseline import built_in_path, known_versions, read_baseline
+
+    if wanted is False:
+        return _Stored(missing="--no-compare")
+    path = file or built_in_path(triton)
+    if file is None:
+        missing = None
+        if not ours:
+            missing = "our baseline has our kernels only; --save FILE, then --baseline FILE"
+        elif not path.is_file():
+            known = ", ".join(known_versions()) or "no other"
+            missing = (
+                f"there is no baseline for triton {triton}, only for {known}; make one with "
+                f"--update-baseline, or --save FILE"
+            )
+        if missing and wanted:
+            raise UsageError(f"--compare: {missing}")
+        if missing:
+            return _Stored(missing=missing)
+    stored = read_baseline(path)
+    if stored.triton != triton:
+        raise UsageError(
+            f"--baseline {path}: figures of triton {stored.triton}, and this is {triton}; under "
+            f"another version they say nothing. Make one with --save FILE"
+        )
+    return _Stored(stored, path.name)
+
+
+def _variants(
+    kernels: list[str] | None, problems: list[str] | None
+) -> tuple[tuple[Variant, ...], bool]:
+    """What to compile, and whether all of it is ours."""
+    from kernels.compiled.variants import GROUPS, VARIANTS, Variant
+    from reference.attention.problem import AttentionProblem
+    from subjects.attention.resolve import BUILT_IN
+
+    names = list(dict.fromkeys(kernels or GROUPS))
+    foreign = [name for name in names if ":" in name or name in BUILT_IN]
+    chosen = []
+    for name in names:
+        found = [each for each in VARIANTS if name in {each.group, each.name}]
+        if not found and name not in foreign:
+            raise UsageError(
+                f"--kernel {name}: choose {', '.join(GROUPS)}, the full name of a variant such as "
+                f"{VARIANTS[0].name!r}, module:function or path/to/file.py:function"
+            )
+        chosen += found
+    if problems and not foreign:
+        raise UsageError(
+            f"--problem {problems[0]}: our variants have their own problems; name the kernel "
+            f"that it is for, such as --kernel triton"
+        )
+    specs = [str(AttentionProblem.parse(spec)) for spec in problems or []]
+    specs = specs or [each.problem for each in VARIANTS if each.name in _FOREIGN_DEFAULTS]
+    # Without the subject in its name, a variant is the same one for two versions of a kernel.
+    chosen += [
+        Variant(f"{subject} {spec}" if len(foreign) > 1 else spec, subject, spec)
+        for subject in foreign
+        for spec in dict.fromkeys(specs)
+    ]
+    return tuple(dict.fromkeys(chosen)), not foreign
+
+
+_FOREIGN_DEFAULTS: Final = ("decode bf16", "prefill bf16")
+"""Our variants whose problems a kernel of somebody else's is given if none is named."""
+
+
+def _update(compiled: Compiled, errors: QuietlyClosed) -> None:
+    from bench.compile.record import as_baseline
+    from kernels.compiled.baseline import built_in_path, read_baseline, write_baseline
+
+    failed = [each for each in compiled.results if each.figures.failure is not None]
+    if failed:
+        names = ", ".join(f"{each.target} {each.variant}" for each in failed)
+        errors.print(f"--update-baseline: nothing is written, because of {names}", style="red")
+        raise typer.Exit(WORSE)
+    path = built_in_path(compiled.triton)
+    new = as_baseline(compiled)
+    write_baseline(read_baseline(path).updated(new) if path.is_file() else new, path)
+    errors.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _tools(compiled: Compiled) -> str:
+    return ", ".join(f"{name} ({tools})" for name, tools in compiled.toolchains.items())

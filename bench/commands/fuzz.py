@@ -1,0 +1,399 @@
+"""`pagedbench fuzz`: what is asked for, and what comes of it. The work is done elsewhere."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from bench.command.session import (
+    INTERRUPTED,
+    QuietlyClosed,
+    UsageError,
+    check_file,
+    deliver,
+    exit_codes,
+    stop_on_interrupt,
+)
+
+# --help is quick: what takes time to import is imported where it is used. Never torch.
+if TYPE_CHECKING:
+    from typing import Self
+
+    from bench.fuzz.campaign import Found, Tally
+    from bench.fuzz.record import FindingRecord, FuzzEnvironment, Subject
+    from reference.allocator.contract import AllocatorCapabilities
+
+RIGHT: Final = 0
+WRONG: Final = 1
+
+DEFAULT_EXAMPLES: Final = 2000
+
+LINE_EVERY_S: Final = 10.0
+"""Progress in a log."""
+
+FUZZ_HELP: Final = """
+Draws programs of calls for a KV-cache allocator, hostile ones among them, runs each from an empty
+pool, and checks everything that can be seen from outside after every call: that each sequence reads
+its own prefixes back through its own table, that blocks add up, that refusals leave no trace. What
+is found is made as small as it gets, saved, and can be replayed.
+
+The allocator runs in a process of its own, in an interpreter of its own if it needs one: a crash or
+a hang is a finding like any other.
+
+[bold]Examples[/]
+
+  pagedbench fuzz
+
+  pagedbench fuzz --allocator my_pool.py:make --examples 20000
+
+  pagedbench fuzz --allocator vllm --time 300 --json fuzz.json
+
+  pagedbench fuzz --allocator my_engine.adapter:make --engine-python /opt/engine/bin/python
+
+  pagedbench fuzz --allocator vllm --known findings/
+
+  pagedbench fuzz --replay .pagedbench/findings/my-pool-make-content-1a2b3c4d.json
+
+[bold]Allocators[/]
+
+  paged                                ours
+
+  vllm, sglang, transformers, torch    engines' own, once 'make engines' has built what they need
+
+  module:factory, file.py:factory      yours; docs/allocator-contract.md says what it is asked
+
+[bold]Databases[/]
+
+  FOLDER                   of this machine
+
+  redis://HOST:6379/0      shared by many; needs the package redis
+
+  github:OWNER/REPO        artifacts of a workflow, read only; this machine's own go to the folder
+
+  none                     nothing is kept
+
+[bold]Exit codes[/]
+
+  0 no finding, 1 at least one, 2 usage, 4 the harness itself failed, 130 interrupted
+"""
+
+_USAGE_ERRORS: Final = (
+    "subjects.loading:SubjectError",
+    "bench.fuzz.record:TraceError",
+    "bench.fuzz.databases:DatabaseError",
+)
+
+
+def fuzz(
+    *,
+    allocator: Annotated[
+        str | None,
+        typer.Option(help="Built-in name, module:factory or file.py:factory. Default: paged."),
+    ] = None,
+    engine_python: Annotated[
+        str | None, typer.Option(help="Interpreter to run the allocator with.", metavar="PATH")
+    ] = None,
+    examples: Annotated[
+        int | None,
+        typer.Option(min=1, help="Programs to run. Default: 2000, or no limit with --time."),
+    ] = None,
+    time: Annotated[
+        float | None, typer.Option(min=0.1, help="Seconds to spend.", metavar="SECONDS")
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=2**32 - 1,
+            help="The same seed draws the same programs. Default: a new one, which is printed.",
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Moves of a program, at most.")] = 40,
+    block_size: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Tokens per block; may be repeated. Default: all that it does."),
+    ] = None,
+    num_blocks: Annotated[
+        int | None, typer.Option(min=1, help="Blocks of the pool. Default: drawn.")
+    ] = None,
+    prefix_caching: Annotated[
+        bool | None, typer.Option(help="With or without prefix caching only. Default: both.")
+    ] = None,
+    findings: Annotated[
+        int, typer.Option(min=1, help="Different findings after which to end.")
+    ] = 10,
+    time_limit: Annotated[
+        float, typer.Option(min=0.01, help="Seconds for one call; more is a hang.")
+    ] = 5.0,
+    in_process: Annotated[
+        bool,
+        typer.Option(
+            "--in-process", help="Import the allocator here: faster, but a crash is ours."
+        ),
+    ] = False,
+    database: Annotated[
+        str | None,
+        typer.Option(help="Where examples that failed are kept. Default: SAVE/examples."),
+    ] = None,
+    save: Annotated[
+        Path, typer.Option(help="Folder for findings and examples; made when needed.")
+    ] = Path(".pagedbench"),
+    known: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Saved finding, or a folder of them, that is known: it is run, and not looked "
+            "for. May be repeated."
+        ),
+    ] = None,
+    replay: Annotated[
+        Path | None, typer.Option(help="Run a saved finding again, and nothing else.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the record to this file.")] = None,
+) -> None:
+    """Fuzz a KV-cache allocator."""
+    console, errors = QuietlyClosed(), QuietlyClosed(stderr=True)
+    with exit_codes(errors, about="the allocator", usage=_USAGE_ERRORS):
+        if replay is not None:
+            if json is not None:
+                raise UsageError(f"--json {json}: --replay prints, and makes no record; drop one")
+            raise typer.Exit(
+                _replay(
+                    replay,
+                    allocator,
+                    engine_python,
+                    console,
+                    in_process=in_process,
+                    limit=time_limit,
+                )
+            )
+        check_file("--json", json)
+        raise typer.Exit(
+            _fuzz(
+                allocator or "paged",
+                engine_python,
+                console,
+                errors,
+                examples=examples if examples or time else DEFAULT_EXAMPLES,
+                seconds=time,
+                seed=random.getrandbits(32) if seed is None else seed,
+                max_moves=steps,
+                pool={
+                    key: value
+                    for key, value in (
+                        ("num_blocks", num_blocks),
+                        ("prefix_caching", prefix_caching),
+                    )
+                    if value is not None
+                },
+                block_sizes=frozenset(block_size or ()),
+                max_findings=findings,
+                time_limit=time_limit,
+                in_process=in_process,
+                database=database or str(save / "examples"),
+                save=save,
+                known=known or [],
+                json=json,
+            )
+        )
+
+
+def _fuzz(
+    name: str,
+    python: str | None,
+    console: Console,
+    errors: Console,
+    *,
+    examples: int | None,
+    seconds: float | None,
+    seed: int,
+    max_moves: int,
+    pool: dict[str, int | bool],
+    block_sizes: frozenset[int],
+    max_findings: int,
+    time_limit: float,
+    in_process: bool,
+    database: str,
+    save: Path,
+    known: list[Path],
+    json: Path | None,
+) -> int:
+    from bench.fuzz.campaign import Campaign, run_campaign
+    from bench.fuzz.databases import open_database
+    from bench.fuzz.record import Subject, campaign_record, fuzz_environment, read_known
+    from bench.fuzz.report import show
+    from subjects.allocators.resolve import open_allocator
+
+    kept = open_database(database, local=save / "examples")
+    expected = read_known(known, name)
+    stop = threading.Event()
+    with open_allocator(
+        name, python=python, in_process=in_process, time_limit_s=time_limit
+    ) as subject:
+        capabilities = _narrowed(name, subject.capabilities, pool, block_sizes)
+        campaign = Campaign(
+            name=name,
+            factory=subject.factory,
+            capabilities=capabilities,
+            examples=examples,
+            seconds=seconds,
+            seed=seed,
+            database=kept,
+            max_findings=max_findings,
+            max_moves=max_moves,
+            pool=pool,
+            known=expected,
+        )
+        progress = _Live(errors) if errors.is_terminal else _Log(errors)
+        with progress, stop_on_interrupt(stop, errors):
+            tally = run_campaign(campaign, tell=progress.tell, stop=stop)
+        about = Subject(name=name, engine_python=python, version=subject.version)
+    environment = fuzz_environment()
+    saved = [_save(found, about, seed, environment, save) for found in tally.found]
+    record = campaign_record(
+        campaign,
+        tally,
+        saved,
+        allocator=about,
+        environment=environment,
+        exit_codes={"no finding": RIGHT, "wrong": WRONG, "incomplete": INTERRUPTED},
+    )
+    deliver(record, json, lambda: show(record, console))
+    return record.exit_code
+
+
+def _save(
+    found: Found, about: Subject, seed: int, environment: FuzzEnvironment, save: Path
+) -> FindingRecord:
+    from bench.fuzz.pytest_file import pytest_file
+    from bench.fuzz.record import FindingRecord, replay_command, slug, trace_of
+
+    trace = trace_of(found, allocator=about, seed=seed, environment=environment)
+    folder = save / "findings"
+    path = folder / f"{slug(trace)}.json"
+    test = folder / f"test_{slug(trace).replace('-', '_')}.py"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(trace.to_json())
+        test.write_text(pytest_file(trace))
+    except OSError:
+        # A full disk is no reason to lose the finding.
+        return FindingRecord(trace=trace, saved_to=None, pytest_file=None, replay=None)
+    return FindingRecord(
+        trace=trace,
+        saved_to=str(path),
+        pytest_file=str(test),
+        replay=replay_command(path),
+    )
+
+
+def _replay(
+    path: Path,
+    allocator: str | None,
+    python: str | None,
+    console: Console,
+    *,
+    in_process: bool,
+    limit: float,
+) -> int:
+    from bench.fuzz.record import read_trace
+    from bench.fuzz.report import show_replay
+    from reference.allocator.machine import run_program
+    from subjects.allocators.resolve import open_allocator
+
+    trace = read_trace(path)
+    name = allocator or trace.allocator.name
+    python = python or (trace.allocator.engine_python if allocator is None else None)
+    with open_allocator(name, python=python, in_process=in_process, time_limit_s=limit) as subject:
+        shown = run_program(subject.factory, trace.program, capabilities=subject.capabilities)
+    show_replay(trace, shown, console)
+    return RIGHT if shown is None else WRONG
+
+
+def _narrowed(
+    name: str,
+    can: AllocatorCapabilities,
+    pool: dict[str, int | bool],
+    block_sizes: frozenset[int],
+) -> AllocatorCapabilities:
+    """What is to be asked of an allocator, if it does that at all."""
+    if can.block_sizes is not None and not block_sizes <= can.block_sizes:
+        wrong = min(block_sizes - can.block_sizes)
+        does = ", ".join(map(str, sorted(can.block_sizes)))
+        raise UsageError(f"--block-size {wrong}: {name} does {does}")
+    blocks = pool.get("num_blocks")
+    if blocks is not None and blocks < can.min_blocks:
+        raise UsageError(f"--num-blocks {blocks}: {name} needs {can.min_blocks}")
+    if pool.get("prefix_caching") and not can.prefix_caching:
+        raise UsageError(f"--prefix-caching: {name} declares none")
+    return replace(can, block_sizes=block_sizes) if block_sizes else can
+
+
+def _said(tally: Tally) -> str:
+    said = f"{tally.examples:,} programs, {tally.steps_per_s:,.0f} steps/s, "
+    said += f"{len(tally.states):,} states, {len(tally.calls)} calls"
+    if tally.found:
+        said += f", {len(tally.found)} found"
+    if tally.shrinking:
+        said += f"; making a finding smaller, {tally.shrinking:,} attempts"
+    return said
+
+
+class _Live:
+    """Progress on a terminal: one line that changes."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            SpinnerColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}", markup=False),
+            console=console,
+            transient=True,
+        )
+        self._task = self._progress.add_task("starting", total=None)
+        self._next = 0.0
+
+    def tell(self, tally: Tally) -> None:
+        """Say how far it is, a few times a second."""
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + 0.25
+            self._progress.update(self._task, description=_said(tally))
+
+    def __enter__(self) -> Self:
+        """Show the line."""
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Take it away."""
+        self._progress.stop()
+
+
+class _Log:
+    """Progress in a log: a line now and then."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._next = time.monotonic() + LINE_EVERY_S
+
+    def tell(self, tally: Tally) -> None:
+        """Say how far it is, every ten seconds."""
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + LINE_EVERY_S
+            self._console.print(_said(tally), markup=False, highlight=False, soft_wrap=True)
+
+    def __enter__(self) -> Self:
+        """Print nothing yet."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Print nothing more."""

@@ -1,0 +1,270 @@
+"""`pagedbench gate`: what is asked for, and what comes of it. The work is done elsewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+from rich.console import Console
+
+from bench.command.session import (
+    Bar,
+    Lines,
+    Progress,
+    QuietlyClosed,
+    UsageError,
+    check_file,
+    exit_codes,
+    stop_on_interrupt,
+)
+from bench.gate.timers import device_named
+
+if TYPE_CHECKING:
+    from bench.gate.contestant import Contestant
+    from bench.gate.record import Mode
+    from bench.gate.timers import Device
+
+GATE_HELP: Final = """
+Decides whether a change made anything worse. First outputs of both sides are compared, then exact
+counters, then time: two processes take turns on one core, in fresh pairs of processes, until an
+exact test says slower or not slower. A suspect fails only if fresh launches confirm it.
+
+BASE and HEAD are commits, folders, or exact requirements ("torch==2.12.0,triton==3.8.0": this
+checkout in an environment that is built once). HEAD is this checkout as it stands if not given. The
+benchmarks are those of this checkout, for both sides.
+
+[bold]Examples[/]
+
+  pagedbench gate HEAD~1
+
+  pagedbench gate v1.2 v1.3 --json gate.json --markdown gate.md
+
+  pagedbench gate . --python ../py313/bin/python
+
+  pagedbench gate torch==2.12.0,triton==3.8.0
+
+  pagedbench gate v1.2 --device cuda
+
+  pagedbench gate --aa --time-limit 20
+
+  pagedbench gate --plant 3% --benchmark allocator
+
+[bold]Exit codes[/]
+
+  0 not worse, 1 confirmed worse, 2 usage, 3 inconclusive, 4 the harness itself failed,
+  5 outputs differ, 130 interrupted
+"""
+
+PERCENT: Final = re.compile(r"(\d+(?:\.\d+)?)\s*%")
+
+MAX_PLANT: Final = 1.0
+
+
+def percentage(text: str) -> float:
+    """Read `3%` as 0.03.
+
+    Raises
+    ------
+    UsageError
+        It is no percentage above 0 and up to 100.
+    """
+    match = PERCENT.fullmatch(text.strip())
+    value = float(match[1]) / 100 if match else 0.0
+    if not 0 < value <= MAX_PLANT:
+        raise UsageError(f"--plant {text}: give a percentage above 0 and up to 100, as in 3%")
+    return value
+
+
+def gate(
+    *,
+    base: Annotated[
+        str | None,
+        typer.Argument(help="What to compare with; may be left out with --aa and --plant."),
+    ] = None,
+    head: Annotated[
+        str | None, typer.Argument(help="What is judged. Default: this checkout as it stands.")
+    ] = None,
+    python: Annotated[str | None, typer.Option(help="Interpreter of head.", metavar="PATH")] = None,
+    base_python: Annotated[
+        str | None, typer.Option(help="Interpreter of base.", metavar="PATH")
+    ] = None,
+    benchmark: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Part of a benchmark's name, or a pattern with * and ?. May be repeated. "
+            "Default: all.",
+            metavar="PATTERN",
+        ),
+    ] = None,
+    list_benchmarks: Annotated[
+        bool, typer.Option("--list", help="Print the benchmarks and do nothing else.")
+    ] = False,
+    aa: Annotated[
+        bool,
+        typer.Option(
+            "--aa",
+            help="Compare base with itself: noise, false alarms, and the smallest slowdown that "
+            "is found on this machine.",
+        ),
+    ] = False,
+    plant: Annotated[
+        str | None,
+        typer.Option(help="Slow head by so much real extra work.", metavar="PERCENT"),
+    ] = None,
+    time_limit: Annotated[
+        float, typer.Option(min=0.1, help="Minutes after which no launch begins.")
+    ] = 9.0,
+    pairs: Annotated[int, typer.Option(min=4, help="Turns of each side in a launch.")] = 16,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Time benchmarks although counters are worse.")
+    ] = False,
+    compiled: Annotated[
+        bool | None,
+        typer.Option(
+            "--compiled/--no-compiled",
+            help="Compile the kernels of both sides and compare their machine code. Default: where "
+            "kernels or interpreters differ, and no --benchmark is chosen.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="What is timed: the cpu, or the benchmarks of a GPU with cuda.")
+    ] = "cpu",
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of all random orders. Default: another each time.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML with margins and limits. Default: [tool.pagedbench.gate] of pyproject.toml."
+        ),
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the record to this file.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(help="Write a report for a pull request to this file.")
+    ] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML to this file.")] = None,
+    github: Annotated[
+        bool, typer.Option("--github", help="Print annotations for a GitHub Actions job.")
+    ] = False,
+    asv: Annotated[
+        Path | None, typer.Option(help="Folder of asv results to export to.", metavar="DIR")
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="Folder of records to add this one to.", metavar="DIR")
+    ] = None,
+) -> None:
+    """Decide whether a change made anything worse."""
+    console, errors = QuietlyClosed(), QuietlyClosed(stderr=True)
+    with exit_codes(errors, about="base or head", usage=("bench.gate.timers:NoSuchDevice",)):
+        if list_benchmarks:
+            _list(tuple(benchmark or ()), device_named(device), console)
+            return
+        from bench.gate.report.deliver import Outputs, deliver_reports
+
+        outputs = Outputs(
+            json=json, markdown=markdown, junit=junit, github=github, asv=asv, store=store
+        )
+        outputs.check()
+        if config is not None:
+            check_file("--config", config)
+        if aa and plant is not None:
+            raise UsageError("--aa and --plant: head cannot be the same and slower; choose one")
+        slowdown = percentage(plant) if plant is not None else 0.0
+        mode: Mode = "aa" if aa else "plant" if slowdown else "gate"
+        if base is None and mode == "gate":
+            raise UsageError("BASE is missing: give a commit or a folder, as in HEAD~1")
+        if mode != "gate" and (head is not None or python is not None):
+            raise UsageError("with --aa and --plant base is compared with itself: give no HEAD")
+
+        import secrets
+
+        from bench.gate.configuration import GateConfiguration, read_configuration
+        from bench.gate.run import GatePlan, run_gate
+        from bench.gate.worker import SUITE_VARIABLE
+        from bench.machine.environment import ROOT
+
+        pyproject = ROOT / "pyproject.toml"
+        if config is None and pyproject.is_file():
+            config = pyproject
+        settings = GateConfiguration() if config is None else read_configuration(config)
+        contestants = _contestants(base, head, base_python, python, mode)
+        plan = GatePlan(
+            base=contestants[0],
+            head=contestants[1],
+            mode=mode,
+            design=settings.design(),
+            limits=settings.limits,
+            benchmarks=tuple(benchmark or ()),
+            pairs=pairs,
+            plant=slowdown,
+            seed=secrets.randbelow(2**32) if seed is None else seed,
+            time_limit_s=60 * time_limit,
+            keep_going=keep_going,
+            compiled=compiled,
+            compiled_targets=settings.compiled_targets,
+            device=device_named(device),
+            suite=os.environ.get(SUITE_VARIABLE),
+        )
+        stop = threading.Event()
+        progress: Progress = Bar(errors) if errors.is_terminal else Lines(errors)
+        with progress, stop_on_interrupt(stop, errors), _stop_when_cancelled(stop):
+            record = run_gate(
+                plan,
+                progress=progress,
+                stop=stop,
+                say=lambda line: errors.print(line, markup=False, highlight=False, soft_wrap=True),
+            )
+        deliver_reports(record, console, outputs)
+        if record.exit_code:
+            raise typer.Exit(record.exit_code)
+
+
+def _contestants(
+    base: str | None,
+    head: str | None,
+    base_python: str | None,
+    python: str | None,
+    mode: Mode,
+) -> tuple[Contestant, Contestant]:
+    from bench.gate.contestant import Contestant
+    from bench.machine.environment import ROOT
+
+    here = str(ROOT)
+    first = Contestant(asked=base or here, python=base_python or "")
+    if mode != "gate":
+        return first, first
+    return first, Contestant(asked=head or here, python=python or "")
+
+
+def _list(patterns: tuple[str, ...], device: Device, console: Console) -> None:
+    from bench.gate.suite import chosen
+
+    for each in chosen(patterns, device=device):
+        how = "timed" if each.timed else "counted"
+        line = f"{each.key:<40} {how:<8} {each.title}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _stop_when_cancelled(stop: threading.Event) -> Iterator[None]:
+    """A job that is cancelled gets SIGTERM: it ends like one that is interrupted."""
+
+    def cancelled(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = signal.signal(signal.SIGTERM, cancelled)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,71 @@
+"""A finding as a test: a file that pytest runs as it is, anywhere pagedbench is installed."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Final
+
+from bench.fuzz.record import Trace, slug
+from reference.allocator.programs import Pool, Step
+
+_TEMPLATE: Final = '''"""{title}
+
+{message}
+
+Found by `pagedbench fuzz`, version {version}, after {examples} programs.
+"""
+
+from reference.allocator.machine import run_program
+from reference.allocator.programs import Pool, Program, Step
+from subjects.allocators.resolve import open_allocator
+
+PROGRAM = Program(
+    {pool},
+    (
+{steps}    ),
+)
+
+
+def test_{name}() -> None:
+    with open_allocator({allocator}) as subject:
+        finding = run_program(subject.factory, PROGRAM, capabilities=subject.capabilities)
+    assert finding is None, f"{{finding}}\\n{{finding.program}}"
+'''
+
+
+def pytest_file(trace: Trace) -> str:
+    """The text of the file."""
+    arguments = repr(trace.allocator.name)
+    if trace.allocator.engine_python is not None:
+        arguments += f", python={trace.allocator.engine_python!r}"
+    version = f" ({trace.allocator.version})" if trace.allocator.version else ""
+    message = "\n".join(
+        textwrap.fill(line, 98) for line in trace.message.splitlines() if line.strip()
+    )
+    return _TEMPLATE.format(
+        title=f"{trace.allocator.name}{version}: {trace.check}.",
+        message=message.replace("\\", "\\\\").replace('"""', "'''"),
+        version=trace.environment.pagedbench,
+        examples=f"{trace.examples:,}",
+        pool=_said(trace.program.pool),
+        steps="".join(f"        {_said(step)},\n" for step in trace.program.steps),
+        name=slug(trace).replace("-", "_"),
+        allocator=arguments,
+    )
+
+
+def _said(what: Pool | Step) -> str:
+    """The call that makes it, without what is as by default."""
+    if isinstance(what, Pool):
+        given = [f"num_blocks={what.num_blocks}", f"block_size={what.block_size}"]
+        given += [] if what.prefix_caching else ["prefix_caching=False"]
+        given += [] if what.window is None else [f"window={what.window}"]
+        given += ["batching=True"] if what.batching else []
+        return f"Pool({', '.join(given)})"
+    given = [repr(what.call)]
+    given += [repr(what.sequence)] if what.sequence else []
+    given += [f"parent={what.parent!r}"] if what.parent else []
+    given += [f"tokens={what.tokens!r}"] if what.tokens else []
+    given += [f"num_tokens={what.num_tokens}"] if what.num_tokens is not None else []
+    given += [f"salt={what.salt!r}"] if what.salt else []
+    return f"Step({', '.join(given)})"

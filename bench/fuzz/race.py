@@ -1,0 +1,211 @@
+"""How many operations a second allocators do on the same stream, side by side.
+
+Each serves the stream in its own process and interpreter, one after another in an order that is
+drawn anew in each round, and is timed by the CPU time of its process. Of several rounds the fastest
+counts: what else the machine does can only make one slower.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Final, NamedTuple, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from reference.allocator.contract import AllocatorDied, AllocatorRaised
+from subjects.allocators.mixed_stream import Served
+from subjects.allocators.resolve import AllocatorSubject, open_allocator
+
+TIME_LIMIT_S: Final = 600.0
+"""For serving the stream once."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class RaceEntry(_Record):
+    """One allocator, with or without prefix caching.
+
+    Attributes
+    ----------
+    allocator, version
+        Who it is.
+    prefix_caching
+        Whether prefixes were cached.
+    batched
+        Whether one call appended a token to every running sequence.
+    rates
+        Operations per CPU-second, in each round.
+    operations
+        Admissions, appends and frees.
+    hit_tokens
+        Prompt tokens found cached.
+    preemptions
+        Sequences that had to be given up for want of room.
+    failed
+        Why it did not come to the end; empty if it did.
+    """
+
+    allocator: str
+    version: str
+    prefix_caching: bool
+    batched: bool
+    rates: list[float] = []
+    operations: int = 0
+    hit_tokens: int = 0
+    preemptions: int = 0
+    failed: str = ""
+
+    @property
+    def rate(self) -> float:
+        """Operations per CPU-second in the fastest round; 0 if there was none."""
+        return max(self.rates, default=0.0)
+
+
+class RaceRecord(_Record):
+    """A race.
+
+    Attributes
+    ----------
+    requests, max_running, num_blocks, block_size, rounds
+        What was served, from which pool, how often.
+    entries
+        In the order in which they were named, first without prefix caching.
+    cpu, python
+        Where, and pagedbench's own interpreter.
+    complete
+        Whether every round was run.
+    """
+
+    requests: int
+    max_running: int
+    num_blocks: int
+    block_size: int
+    rounds: int
+    seed: int
+    entries: list[RaceEntry]
+    cpu: str
+    python: str
+    complete: bool
+
+
+class _Heat(NamedTuple):
+    name: str
+    caching: bool
+    batched: bool
+
+
+class Progress(Protocol):
+    """Told how far the race is."""
+
+    def begin(self, what: str, total: int) -> None:
+        """Servings to come."""
+
+    def advance(self, count: int) -> None:
+        """So many are done."""
+
+
+def race(
+    names: Sequence[str],
+    *,
+    requests: int,
+    max_running: int,
+    num_blocks: int,
+    block_size: int,
+    rounds: int,
+    seed: int,
+    cpu: str,
+    python: str,
+    progress: Progress,
+    stop: threading.Event | None = None,
+) -> RaceRecord:
+    """Let allocators serve the same stream.
+
+    Raises
+    ------
+    SubjectError
+        A name leads nowhere.
+    """
+    draw = random.Random(seed)
+    done: dict[_Heat, list[Served]] = {}
+    failed: dict[_Heat, str] = {}
+    with ExitStack() as stack:
+        subjects = {
+            name: stack.enter_context(open_allocator(name, time_limit_s=TIME_LIMIT_S))
+            for name in dict.fromkeys(names)
+        }
+        heats = [
+            _Heat(name, caching, batched)
+            for caching in (False, True)
+            for name, subject in subjects.items()
+            if _does(subject, block_size, caching=caching)
+            for batched in ((False, True) if subject.capabilities.append_each else (False,))
+        ]
+        progress.begin(f"serving {requests:,} requests", rounds * len(heats))
+        complete = True
+        for _ in range(rounds):
+            for heat in draw.sample(heats, len(heats)):
+                if stop is not None and stop.is_set():
+                    complete = False
+                    break
+                if heat not in failed:
+                    subject = subjects[heat.name]
+                    try:
+                        served = subject.serve(
+                            requests=requests,
+                            max_running=max_running,
+                            commits=heat.caching and subject.capabilities.commit,
+                            batched=heat.batched,
+                            pool={
+                                "num_blocks": num_blocks,
+                                "block_size": block_size,
+                                "prefix_caching": heat.caching,
+                                "window": None,
+                            },
+                        )
+                        done.setdefault(heat, []).append(served)
+                    except (AllocatorDied, AllocatorRaised) as error:
+                        failed[heat] = str(error)
+                progress.advance(1)
+        entries = [
+            _entry(heat, subjects[heat.name].version, done.get(heat, []), failed.get(heat, ""))
+            for heat in heats
+        ]
+    return RaceRecord(
+        requests=requests,
+        max_running=max_running,
+        num_blocks=num_blocks,
+        block_size=block_size,
+        rounds=rounds,
+        seed=seed,
+        entries=entries,
+        cpu=cpu,
+        python=python,
+        complete=complete,
+    )
+
+
+def _does(subject: AllocatorSubject, block_size: int, *, caching: bool) -> bool:
+    sizes = subject.capabilities.block_sizes
+    return (not caching or subject.capabilities.prefix_caching) and (
+        sizes is None or block_size in sizes
+    )
+
+
+def _entry(heat: _Heat, version: str, served: Sequence[Served], failed: str) -> RaceEntry:
+    last = served[-1] if served else Served(0, 0, 0, 0.0)
+    return RaceEntry(
+        allocator=heat.name,
+        version=version,
+        prefix_caching=heat.caching,
+        batched=heat.batched,
+        rates=[each.operations / each.cpu_s for each in served],
+        operations=last.operations,
+        hit_tokens=last.hit_tokens,
+        preemptions=last.preemptions,
+        failed=failed,
+    )

@@ -1,0 +1,319 @@
+"""What is kept of a campaign, and of each finding: JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bench.fuzz.campaign import Campaign, Found, Tally, checks_run
+from bench.machine.environment import cpu_name, git, version_of
+from reference.allocator.contract import HOSTILE_CALLS
+from reference.allocator.machine import Finding
+from reference.allocator.programs import Program
+
+FORMAT: Final = "pagedbench fuzz trace 1"
+
+
+class TraceError(ValueError):
+    """A file that is no trace of a finding; the message has its name, and what is wrong."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FuzzEnvironment(_Record):
+    """Machine and versions."""
+
+    pagedbench: str
+    commit: str | None
+    dirty: bool | None
+    hypothesis: str
+    python: str
+    cpu: str
+
+
+class Subject(_Record):
+    """An allocator, and how to get at it.
+
+    Attributes
+    ----------
+    name
+        As it was asked for.
+    engine_python
+        Interpreter that was named; None for the one that it needs.
+    version
+        What it says of its version; may be empty.
+    """
+
+    name: str
+    engine_python: str | None = None
+    version: str = ""
+
+
+class Trace(_Record):
+    """A finding, to be run again.
+
+    Attributes
+    ----------
+    format
+        Of the file.
+    allocator
+        Whose it is.
+    check, message, at_the_end
+        As in `reference.allocator.machine.Finding`.
+    repeats
+        Whether the same program showed it every time.
+    program
+        What shows it.
+    examples, first_steps, attempts
+        As in `bench.fuzz.campaign.Found`.
+    seed
+        Of the campaign.
+    environment
+        Where it was found.
+    """
+
+    format: Literal["pagedbench fuzz trace 1"] = FORMAT
+    allocator: Subject
+    check: str
+    message: str
+    at_the_end: bool
+    repeats: bool
+    program: Program
+    examples: int
+    first_steps: int
+    attempts: int
+    seed: int
+    environment: FuzzEnvironment
+
+    @property
+    def finding(self) -> Finding:
+        """What is to be shown again."""
+        return Finding(self.check, self.message, self.program, self.at_the_end)
+
+    def to_json(self) -> str:
+        """The file's text; fields of steps that say nothing are left out."""
+        text = self.model_dump_json(indent=1, exclude_defaults=True)
+        # Tokens in a row, not in a column.
+        text = re.sub(
+            r"\[[\d\s,-]+\]", lambda row: "[" + " ".join(row[0][1:-1].split()) + "]", text
+        )
+        return f'{{\n "format": "{FORMAT}",{text[1:]}\n'
+
+
+class FindingRecord(_Record):
+    """A finding in the record of a campaign.
+
+    Attributes
+    ----------
+    trace
+        The finding itself.
+    saved_to, pytest_file
+        Files that it was written to; None where that failed.
+    replay
+        The command that shows it again, to be typed in the same folder.
+    """
+
+    trace: Trace
+    saved_to: str | None
+    pytest_file: str | None
+    replay: str | None
+
+
+class KnownRecord(_Record):
+    """A finding that was known before.
+
+    Attributes
+    ----------
+    file
+        Its trace.
+    check
+        What it fails.
+    still_shows
+        Whether it does; if not, it is not known any more but mended.
+    """
+
+    file: str
+    check: str
+    still_shows: bool
+
+
+class FuzzRecord(_Record):
+    """A campaign: what was done, and what was found.
+
+    Attributes
+    ----------
+    asked_examples, asked_seconds
+        The budget.
+    examples, steps, seconds, steps_per_s, states, calls
+        As in `bench.fuzz.campaign.Tally`; shrinking is not in them.
+    checks
+        By check: `passed`, `failed`, or `not run: REASON`.
+    not_asked
+        Calls that make no sense and that the allocator cannot be asked.
+    known
+        Findings that were known, and not looked for.
+    verdict
+        `no finding`, `wrong`, or `incomplete` where it was interrupted before it found anything.
+    """
+
+    allocator: Subject
+    seed: int
+    asked_examples: int | None
+    asked_seconds: float | None
+    examples: int
+    steps: int
+    seconds: float
+    steps_per_s: float
+    states: int
+    calls: dict[str, int]
+    checks: dict[str, str]
+    not_asked: list[str]
+    known: list[KnownRecord] = Field(default_factory=list)
+    findings: list[FindingRecord] = Field(default_factory=list)
+    verdict: Literal["no finding", "wrong", "incomplete"]
+    exit_code: int
+    environment: FuzzEnvironment
+
+
+def fuzz_environment() -> FuzzEnvironment:
+    """Collect the environment of this process."""
+    status = git("status", "--porcelain", "--untracked-files=no")
+    return FuzzEnvironment(
+        pagedbench=version_of("pagedbench"),
+        commit=git("rev-parse", "HEAD"),
+        dirty=None if status is None else bool(status),
+        hypothesis=version_of("hypothesis"),
+        python=platform.python_version(),
+        cpu=cpu_name(),
+    )
+
+
+def trace_of(found: Found, *, allocator: Subject, seed: int, environment: FuzzEnvironment) -> Trace:
+    """Put a finding down."""
+    finding = found.finding
+    return Trace(
+        allocator=allocator,
+        check=finding.check,
+        message=finding.message,
+        at_the_end=finding.at_the_end,
+        repeats=found.repeats,
+        program=finding.program,
+        examples=found.examples,
+        first_steps=found.first_steps,
+        attempts=found.attempts,
+        seed=seed,
+        environment=environment,
+    )
+
+
+def read_trace(path: Path) -> Trace:
+    """Read a trace back.
+
+    Raises
+    ------
+    TraceError
+        It cannot be read, or is none.
+    """
+    try:
+        return Trace.model_validate_json(path.read_text())
+    except OSError as error:
+        raise TraceError(
+            f"{path}: {error.strerror or error}; name a file that can be read"
+        ) from None
+    except (ValidationError, UnicodeDecodeError) as error:
+        first = str(error).splitlines()
+        raise TraceError(
+            f"{path} is no trace of a finding: {' '.join(line.strip() for line in first[1:3])}"
+        ) from None
+
+
+def read_known(paths: Sequence[Path], allocator: str) -> dict[str, Finding]:
+    """Read the known findings of an allocator, by the name of their file.
+
+    Parameters
+    ----------
+    paths
+        Traces, and folders of traces. In folders those of other allocators are left out.
+    allocator
+        Whose they are.
+
+    Raises
+    ------
+    TraceError
+        A file cannot be read, is no trace, or is named and that of another allocator.
+    """
+    known = {}
+    for path in paths:
+        for file in sorted(path.glob("*.json")) if path.is_dir() else [path]:
+            trace = read_trace(file)
+            if trace.allocator.name == allocator:
+                known[str(file)] = trace.finding
+            elif not path.is_dir():
+                raise TraceError(f"{file}: a finding of {trace.allocator.name}, not of {allocator}")
+    return known
+
+
+def slug(trace: Trace) -> str:
+    """A file's name for a finding: the same for the same program."""
+    name = Path(trace.allocator.name).name.replace(".py:", "-")
+    digest = hashlib.sha256(str(trace.program).encode()).hexdigest()[:8]
+    words = f"{name}-{trace.check}-{digest}"
+    return re.sub(r"[^A-Za-z0-9]+", "-", words).strip("-").lower()
+
+
+def campaign_record(
+    campaign: Campaign,
+    tally: Tally,
+    findings: list[FindingRecord],
+    *,
+    allocator: Subject,
+    environment: FuzzEnvironment,
+    exit_codes: Mapping[str, int],
+) -> FuzzRecord:
+    """Put a campaign down. `exit_codes` are those of the verdicts."""
+    failed = {record.trace.check for record in findings}
+    reasons = checks_run(campaign.capabilities)
+    verdict: Literal["no finding", "wrong", "incomplete"] = "no finding"
+    if findings:
+        verdict = "wrong"
+    elif not tally.complete:
+        verdict = "incomplete"
+    return FuzzRecord(
+        allocator=allocator,
+        seed=campaign.seed,
+        asked_examples=campaign.examples,
+        asked_seconds=campaign.seconds,
+        examples=tally.examples,
+        steps=tally.steps,
+        seconds=tally.seconds,
+        steps_per_s=tally.steps_per_s,
+        states=len(tally.states),
+        calls=dict(tally.calls.most_common()),
+        checks={
+            check: "failed" if check in failed else f"not run: {why}" if why else "passed"
+            for check, why in reasons.items()
+        },
+        not_asked=[call for call in HOSTILE_CALLS if call not in campaign.capabilities.hostile],
+        known=[
+            KnownRecord(file=file, check=campaign.known[file].check, still_shows=still)
+            for file, still in tally.known.items()
+        ],
+        findings=findings,
+        verdict=verdict,
+        exit_code=exit_codes[verdict],
+        environment=environment,
+    )
+
+
+def replay_command(path: Path) -> str:
+    """The command that runs a trace again."""
+    return f"pagedbench fuzz --replay {shlex.quote(str(path))}"

@@ -1,0 +1,106 @@
+"""`pagedbench fuzz` in the terminal: each finding with its steps, then what was done."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.text import Text
+
+from bench.fuzz.record import FindingRecord, FuzzRecord, Trace
+from reference.allocator.machine import CHECKS, Finding
+
+
+def show(record: FuzzRecord, console: Console) -> None:
+    """Print a record."""
+    for found in record.findings:
+        show_finding(found, console)
+    version = f" ({record.allocator.version})" if record.allocator.version else ""
+    _print(
+        console,
+        f"{record.allocator.name}{version}: {record.examples:,} programs, "
+        f"{record.steps:,} steps in {record.seconds:.1f} s, {record.steps_per_s:,.0f} steps/s",
+    )
+    _print(console, f"{record.states:,} different states")
+    calls = "  ".join(f"{call} {count:,}" for call, count in record.calls.items())
+    console.print(Text(f"calls    {calls}"), highlight=False)
+    for word, colour in (("passed", "green"), ("failed", "red")):
+        names = [check for check, status in record.checks.items() if status == word]
+        if names:
+            console.print(
+                Text(f"{word:<9}", style=colour).append("  ".join(names), style="default")
+            )
+    missing = [
+        check if status.endswith(f" {check}") else f"{check} ({status.removeprefix('not run: ')})"
+        for check, status in record.checks.items()
+        if status.startswith("not run")
+    ]
+    if missing:
+        console.print(Text(f"not run  {'  '.join(missing)}", "yellow"))
+    if record.not_asked:
+        console.print(Text(f"not asked  {'  '.join(record.not_asked)}", "yellow"))
+    for known in record.known:
+        if known.still_shows:
+            _print(console, f"known    {known.check}: {known.file}")
+        else:
+            gone = f"{known.file} does not fail {known.check} any more: remove it"
+            console.print(Text(f"warning  {gone}", "yellow"), soft_wrap=True)
+    colour = {"no finding": "green", "wrong": "red"}.get(record.verdict, "yellow")
+    count = len(record.findings)
+    said = record.verdict if not count else f"{count} finding{'s' if count > 1 else ''}"
+    console.print(
+        Text(said, style=f"bold {colour}").append(
+            f", seed {record.seed}, exit code {record.exit_code}", style="not bold default"
+        )
+    )
+
+
+def show_finding(found: FindingRecord, console: Console) -> None:
+    """Print a finding, its steps and what to do with it."""
+    trace = found.trace
+    title = Text(trace.check, style="bold red")
+    title.append(f": {CHECKS.get(trace.check, '')}", style="not bold default")
+    console.print(title)
+    _show_steps(trace.finding, console)
+    if not trace.repeats:
+        console.print(
+            Text("  the same steps did not show it again: it depends on chance", style="yellow")
+        )
+    _print(
+        console,
+        f"  after {trace.examples:,} programs; {trace.first_steps} steps made "
+        f"{len(trace.program.steps)} in {trace.attempts:,} attempts",
+    )
+    if found.replay is not None:
+        # Never wrapped: it is there to be copied.
+        _print(console, f"  replay: {found.replay}")
+    if found.pytest_file is not None:
+        _print(console, f"  pytest: {found.pytest_file}")
+    console.print()
+
+
+def show_replay(trace: Trace, shown: Finding | None, console: Console) -> None:
+    """Print what a trace shows now."""
+    _print(console, f"{trace.allocator.name}: {trace.check}, as it was found")
+    _show_steps(trace.finding, console)
+    console.print()
+    if shown is None:
+        console.print(Text("shows nothing any more", style="bold green"))
+    elif shown.check == trace.check:
+        console.print(Text("still shows it", style="bold red"))
+        _print(console, f"  {shown}")
+    else:
+        console.print(Text("shows something else", style="bold red"))
+        _show_steps(shown, console)
+
+
+def _show_steps(finding: Finding, console: Console) -> None:
+    for line in str(finding.program).splitlines():
+        _print(console, f"  {line}")
+    where = "after the last step" if finding.program.steps else "when it was made"
+    where = "then everything was freed" if finding.at_the_end else where
+    _print(console, f"  {where}:")
+    for line in finding.message.splitlines():
+        console.print(Text(f"    {line}", style="red"), soft_wrap=True)
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(Text(line), soft_wrap=True)

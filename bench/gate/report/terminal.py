@@ -1,0 +1,168 @@
+"""`pagedbench gate` in the terminal: what differs, the table of times, the verdict last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bench.gate.record import BenchmarkRecord, GateRecord, NoiseRecord
+from bench.gate.report.words import (
+    bounds,
+    contestant,
+    count,
+    counter_change,
+    counters_that_matter,
+    environments,
+    launches,
+    not_run,
+    on_purpose,
+    one_line,
+    outputs_that_matter,
+    percent,
+    plural,
+    runner_noise,
+    said_verdict,
+    some_of,
+)
+
+ROWS: Final = 30
+"""Rows of counters and outputs that are shown; the record has more."""
+
+KEY_WIDTH: Final = 80
+"""Characters of a benchmark's key; they fold within the column."""
+
+_STYLES: Final = {
+    "fail": "bold red",
+    "outputs differ": "bold red",
+    "harness failed": "bold red",
+    "inconclusive": "yellow",
+    "interrupted": "yellow",
+    "noisy": "yellow",
+    "not run": "dim",
+    "pass": "green",
+    "faster": "green",
+}
+
+
+def show(record: GateRecord, console: Console) -> None:
+    """Print a record."""
+    sides = {"base": contestant(record.base), "head": contestant(record.head)}
+    for side, name in sides.items():
+        _say(console, f"{side}  {name}")
+    if note := on_purpose(record):
+        _say(console, note)
+    _outputs(record, console)
+    _counters(record, console)
+    timed = [each for each in record.benchmarks if each.timed and each.verdict != "not run"]
+    if timed:
+        console.print()
+        console.print(_times(timed))
+    for each in record.benchmarks:
+        if each.verdict in {"fail", "inconclusive"}:
+            _say(console, f"{each.key}: {each.reason}", _STYLES[said_verdict(each)])
+    for reason, keys in not_run(record).items():
+        _say(console, f"not run: {some_of(keys)}: {reason}", _STYLES["not run"])
+    if record.noise:
+        console.print()
+        console.print(_noise(record.noise))
+    console.print()
+    for line in environments(record):
+        _say(console, line)
+    _say(console, f"{runner_noise(record)}; {plural(len(record.launches), 'launch', 'launches')}")
+    _say(console, f"{record.verdict}: {record.reason}", _STYLES[record.verdict])
+    _say(console, f"in {record.elapsed_s:.0f} s, exit code {record.exit_code}")
+
+
+def _say(console: Console, words: str, style: str = "") -> None:
+    console.print(Text(one_line(words), style=style), soft_wrap=True)
+
+
+def _short(key: str) -> str:
+    return one_line(key, limit=KEY_WIDTH)
+
+
+def _table(first: str, columns: Iterable[str], rows: Iterable[Sequence[str | Text]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(first, overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _outputs(record: GateRecord, console: Console) -> None:
+    other = outputs_that_matter(record)
+    same = len(record.outputs) - len(other)
+    if record.outputs:
+        _say(console, f"outputs: {same} of {len(record.outputs)} are the same bits")
+    for each in other[:ROWS]:
+        line = f"  {each.benchmark} {each.name}: {each.verdict}"
+        if each.difference is not None and each.limit is not None:
+            line += f", off by {each.difference:.3g}, allowed {each.limit:.3g}"
+        if each.note:
+            line += f": {each.note}"
+        _say(console, line, "red" if each.verdict == "differs" else "")
+    _more(len(other), console)
+
+
+def _counters(record: GateRecord, console: Console) -> None:
+    other = counters_that_matter(record)
+    if record.counters:
+        equal = len(record.counters) - len(other)
+        _say(console, f"counters: {equal} of {len(record.counters)} are equal")
+    for each in other[:ROWS]:
+        words = f"  {each.benchmark} {each.name}: {each.verdict}"
+        if each.verdict != "not there":
+            words += (
+                f", {count(each.base, '')} to {count(each.head, each.unit)} ({counter_change(each)}"
+            )
+            words += f", allowed {100 * each.limit:.3g} %)" if each.verdict == "worse" else ")"
+        style = "red" if each.fails else "green" if each.verdict == "better" else ""
+        _say(console, words, style)
+    _more(len(other), console)
+
+
+def _more(number: int, console: Console) -> None:
+    if number > ROWS:
+        _say(console, f"  and {number - ROWS:,} more, in the record")
+
+
+def _times(benchmarks: Sequence[BenchmarkRecord]) -> Table:
+    return _table(
+        "benchmark",
+        ("head", "95 % bounds", "launches", "SD", "verdict"),
+        (
+            (
+                Text(_short(each.key)),
+                "-" if each.estimate is None else percent(each.estimate.ratio),
+                bounds(each.estimate),
+                launches(each),
+                "-" if each.launch_sd is None else f"{100 * each.launch_sd:.1f} %",
+                Text(said_verdict(each), style=_STYLES[said_verdict(each)]),
+            )
+            for each in benchmarks
+        ),
+    )
+
+
+def _noise(noise: Sequence[NoiseRecord]) -> Table:
+    return _table(
+        "on identical code",
+        ("launches", "SD", "false alarms", "smallest seen"),
+        (
+            (
+                Text(_short(each.benchmark)),
+                str(each.launches),
+                f"{100 * each.launch_sd:.1f} %",
+                f"{100 * each.found['0.0']:.1f} %" if "0.0" in each.found else "-",
+                "none" if each.detectable is None else f"+{100 * each.detectable:.3g} %",
+            )
+            for each in noise
+        ),
+    )

@@ -1,0 +1,1 @@
+"""What a job knows of the machine that it runs on: environment, clocks, bandwidth, GPU, calls."""

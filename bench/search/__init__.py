@@ -1,0 +1,1 @@
+"""Drawing examples, making a failure smaller, and the child processes that run them."""

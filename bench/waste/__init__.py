@@ -1,0 +1,1 @@
+"""Where the memory goes: servers simulated over request streams, and every slot accounted for."""

@@ -1,0 +1,402 @@
+"""A request stream through a contiguous cache, every slot of every step accounted for.
+
+Continuous batching as in Orca: each running request gets a token per step, and its piece of the
+cache is reserved as a whole before the first. In each step
+
+1. the pieces of the requests that ended with the step before are freed,
+2. running requests get one token each,
+3. waiting requests are admitted in order, while a hole is large enough,
+4. the state is counted: of a request with prompt `i` and output `o` first `i + 1` tokens, at last
+   `i + o`, in `o` steps altogether.
+
+Between two events (a request ends, or arrives) only the tokens grow, by one per request and step,
+so what lies between is added up in closed form. All sums are exact integers.
+
+A saturated stream (no arrival times) is a backlog: of those who wait, one has arrived, and the next
+arrives when somebody is admitted. In a timed stream a request has arrived in the first step that
+begins at or after its arrival. The clock begins at 0; while nobody runs and nobody waits it jumps
+to the next arrival, and there are no steps.
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from typing import Final, SupportsIndex, get_args
+
+from paged.accounting import Counters, IdentityBroken, Series, Serving
+from paged.clock import StepTime
+from paged.errors import checked_size
+from reference.allocator.arenas import ARENAS, RESERVATIONS, Arena, ArenaName, ReservationName
+
+NEVER: Final = sys.maxsize
+"""A step, a number of requests or of completions that no run reaches."""
+
+_STEP_TIME: Final = StepTime()
+
+Piece = tuple[int, int, int, int, int, int]
+"""Address; slots granted, slots requested, final and current tokens; number of the request."""
+
+Observer = Callable[[int, list[Piece]], None]
+
+BACKLOG: Final = -1
+"""The arrival of a request that has none."""
+
+# Number in the stream, prompt and output tokens, arrival, slots requested and granted. A request
+# that can never fit requests 0 slots.
+_Request = tuple[int, int, int, int, int, int]
+
+# Last step, number in the stream, address, final tokens, slots requested and granted.
+_Running = tuple[int, int, int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContiguousPolicy:
+    """How a contiguous cache is shared out.
+
+    Attributes
+    ----------
+    reservation
+        How many slots a request asks for: "max", "pow2" or "oracle" (`reference.allocator.arenas`).
+    arena
+        Where its piece lies and how it is rounded up: "buddy", "first-fit" or "best-fit".
+    max_model_len
+        Most tokens of a request, prompt and output. Longer ones are refused.
+    look_ahead
+        Requests behind the head of the queue that may be admitted past it, when it finds no hole.
+        0: first come, first served.
+    max_running
+        Most requests that run at once; None: as many as fit.
+
+    Raises
+    ------
+    BadSize
+        A number is too small.
+    ValueError
+        No reservation, or no arena, has this name.
+    """
+
+    reservation: ReservationName
+    arena: ArenaName
+    max_model_len: int
+    look_ahead: int = 0
+    max_running: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("reservation", self.reservation, get_args(ReservationName)),
+            ("arena", self.arena, get_args(ArenaName)),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} = {value!r}: choose one of {', '.join(known)}")
+        checked_size("max_model_len", self.max_model_len, at_least=1)
+        checked_size("look_ahead", self.look_ahead, at_least=0)
+        if self.max_running is not None:
+            checked_size("max_running", self.max_running, at_least=1)
+
+
+def serve_contiguous(
+    requests: Iterable[tuple[int, int, int | None]],
+    policy: ContiguousPolicy,
+    *,
+    slots: int,
+    warmup: int = 0,
+    time: StepTime = _STEP_TIME,
+    observe: Observer | None = None,
+    observe_every: int = 1,
+) -> Serving:
+    """Serve a stream to its end, and say where the slots were.
+
+    The stream is read as it is served. Memory grows with the requests that run or wait, not with
+    the stream.
+
+    Parameters
+    ----------
+    requests
+        (prompt tokens, output tokens, arrival in nanoseconds or None), in order of arrival. Either
+        all have an arrival or none has one.
+    policy
+        Reservation, arena and admission.
+    slots
+        Slots of the pool: tokens that it can hold.
+    warmup
+        Completions after which `Serving.loaded` begins.
+    time
+        How long a step takes; without meaning for a saturated stream.
+    observe
+        Called with the step and the pieces of the running requests, by address, at the end of
+        every `observe_every`th step. A piece is (address, slots granted, slots requested, final
+        tokens, current tokens, number of the request in the stream from 0 on).
+    observe_every
+        Steps from one call of `observe` to the next.
+
+    Raises
+    ------
+    BadSize
+        `slots` or `observe_every` is less than 1, or `warmup` less than 0.
+    IdentityBroken
+        The arena has lost slots.
+    ValueError
+        There is no request, or one that is none: no output, a negative prompt, or an arrival that
+        is missing, not an integer or earlier than the one before.
+    """
+    slots = checked_size("slots", slots, at_least=1)
+    warmup = checked_size("warmup", warmup, at_least=0)
+    observe_every = checked_size("observe_every", observe_every, at_least=1)
+    arena = ARENAS[policy.arena](slots)
+    stream = _read(requests, policy, arena)
+    allocate, release = arena.allocate, arena.free
+    max_running = NEVER if policy.max_running is None else policy.max_running
+    window = policy.look_ahead + 1
+    step_ns, prefill_ns_per_token = time.step_ns, time.prefill_ns_per_token
+
+    upcoming = next(stream, None)
+    if upcoming is None:
+        raise ValueError("the stream is empty: give at least one request")
+    timed = upcoming[3] != BACKLOG
+    waiting: deque[_Request] = deque()
+    running: list[_Running] = []  # a heap: who ends first
+
+    # Sums over the requests that run now: their number, what they will hold, asked for and got,
+    # and their tokens at the end of the last step.
+    batch = final = requested = granted = tokens = 0
+    # Sums of these over the steps so far.
+    steps = now = 0
+    token = final_steps = requested_steps = granted_steps = running_steps = 0
+    free_frag = free_short = free_idle = 0
+    waiting_frag = waiting_short = waiting_limit = queued = 0
+    arrived = admitted = completed = refused = prompt_tokens = 0
+    peak_batch = peak_granted = 0
+
+    def so_far() -> Counters:
+        return Counters(
+            slots=slots,
+            steps=steps,
+            token=token,
+            reserve=final_steps - token,
+            internal=requested_steps - final_steps,
+            roundup=granted_steps - requested_steps,
+            free_frag=free_frag,
+            free_short=free_short,
+            free_idle=free_idle,
+            logical_token=token,
+            running=running_steps,
+            running_requests=running_steps,
+            queued=queued,
+            waiting_short=waiting_short,
+            waiting_frag=waiting_frag,
+            waiting_limit=waiting_limit,
+            arrived=arrived,
+            admitted=admitted,
+            completed=completed,
+            refused=refused,
+            prompt_tokens=prompt_tokens,
+            computed_tokens=prompt_tokens + running_steps,
+            generated_tokens=running_steps,
+        )
+
+    series = Series()
+    series_due = series.due
+    picture_due = NEVER if observe is None else observe_every
+    warm_at = warmup or NEVER
+    warm = None if warmup else so_far()
+    done: Counters | None = None
+
+    while upcoming is not None or waiting or running:
+        # Who has arrived. Of a backlog, as many as may be looked at.
+        if timed:
+            if upcoming is not None and not waiting and not running:
+                now = max(now, upcoming[3])
+            while upcoming is not None and upcoming[3] <= now:
+                waiting.append(upcoming)
+                arrived += 1
+                upcoming = next(stream, None)
+        else:
+            while upcoming is not None and len(waiting) < window:
+                waiting.append(upcoming)
+                upcoming = next(stream, None)
+
+        # Who is admitted. Space only shrinks meanwhile: what was too large once still is.
+        prefill = index = 0
+        too_large = NEVER
+        while index < window and index < len(waiting):
+            number, prompt, output, _, asked, taken = waiting[index]
+            if not asked:
+                refused += 1
+            elif batch == max_running:
+                break
+            elif taken >= too_large:
+                index += 1
+                continue
+            else:
+                address = allocate(asked)
+                if address is None:
+                    too_large = taken
+                    index += 1
+                    continue
+                end = prompt + output
+                heappush(running, (steps + output, number, address, end, asked, taken))
+                admitted += 1
+                prefill += prompt
+                batch += 1
+                final += end
+                requested += asked
+                granted += taken
+            del waiting[index]
+            if upcoming is not None and not timed:
+                waiting.append(upcoming)
+                upcoming = next(stream, None)
+        prompt_tokens += prefill
+        tokens += prefill
+        if not timed:
+            arrived = admitted + refused + bool(waiting)
+
+        if not batch:
+            if waiting:
+                raise IdentityBroken(
+                    f"request {waiting[0][0]} finds no hole in an empty pool: {arena.num_free} of "
+                    f"{slots} slots are free, the largest hole has {arena.largest_hole}"
+                )
+            continue
+        peak_batch = max(peak_batch, batch)
+        peak_granted = max(peak_granted, granted)
+
+        # Until when nothing happens.
+        until = min(running[0][0], series_due, picture_due)
+        drained = upcoming is None and not waiting and done is None
+        if drained:
+            until = steps + 1
+        if timed:
+            # The first of the steps computes the prompts.
+            now += step_ns + prefill * prefill_ns_per_token
+            if upcoming is not None:
+                late = max(0, upcoming[3] - now)
+                until = min(until, steps + 1 + -(-late // step_ns))
+        span = until - steps
+        if timed:
+            now += (span - 1) * step_ns
+
+        # What happened until then.
+        free = arena.num_free
+        if not waiting:
+            free_idle += span * free
+        else:
+            queued += span * (len(waiting) if timed else 1)
+            _, _, _, _, asked, taken = waiting[0]
+            if asked > free:
+                free_short += span * free
+                waiting_short += span
+            elif batch < max_running or taken > arena.largest_hole:
+                free_frag += span * free
+                waiting_frag += span
+            else:
+                free_idle += span * free
+                waiting_limit += span
+        new = span * batch
+        token += span * tokens + new * (span + 1) // 2
+        tokens += new
+        running_steps += new
+        final_steps += span * final
+        requested_steps += span * requested
+        granted_steps += span * granted
+        steps = until
+
+        if steps == picture_due and observe is not None:
+            observe(steps, _pieces(running, steps))
+            picture_due += observe_every
+        while running and running[0][0] == steps:
+            _, _, address, end, asked, taken = heappop(running)
+            release(address)
+            completed += 1
+            batch -= 1
+            tokens -= end
+            final -= end
+            requested -= asked
+            granted -= taken
+        if completed >= warm_at:
+            warm = so_far()
+            warm_at = NEVER
+        if drained:
+            done = so_far()
+        if steps == series_due:
+            series.add(so_far())
+            series_due = series.due
+
+    total = so_far()
+    return Serving.of(
+        total,
+        series,
+        warm=warm,
+        # Where the last request is refused while nobody runs, no step follows.
+        done=done or total,
+        peak_running=peak_batch,
+        peak_requests=peak_batch,
+        peak_allocated=peak_granted,
+    )
+
+
+def _read(
+    requests: Iterable[tuple[int, int, int | None]], policy: ContiguousPolicy, arena: Arena
+) -> Iterator[_Request]:
+    """Check the requests, and say what each of them asks of the empty `arena`."""
+    reserve = RESERVATIONS[policy.reservation]
+    max_model_len = policy.max_model_len
+    granted = arena.granted
+    largest = arena.largest_hole
+    last = 0
+    backlog = True
+    for number, (prompt, output, arrival_ns) in enumerate(requests):
+        # Numpy's integers are welcome and would overflow, where Python's grow: each is replaced by
+        # its equal.
+        if type(prompt) is not int or type(output) is not int:
+            prompt = _integer(number, "prompt tokens", prompt)  # noqa: PLW2901
+            output = _integer(number, "output tokens", output)  # noqa: PLW2901
+        if prompt < 0 or output < 1:
+            raise ValueError(
+                f"request {number} has {prompt} prompt tokens and {output} output tokens: a "
+                "request has at least 0 and 1; leave others out of the stream"
+            )
+        if number == 0:
+            backlog = arrival_ns is None
+        elif backlog != (arrival_ns is None):
+            raise ValueError(
+                f"request {number} arrives at {arrival_ns} and the ones before "
+                f"{'at no time' if backlog else f'at {last} at the latest'}: "
+                "give an arrival to all requests or to none"
+            )
+        if arrival_ns is None:
+            arrival = BACKLOG
+        else:
+            arrival = _integer(number, "arrival in nanoseconds", arrival_ns)
+            if arrival < last:
+                raise ValueError(
+                    f"request {number} arrives at {arrival} ns, before {last} ns: "
+                    "sort the stream by arrival, and count from 0"
+                )
+            last = arrival
+        asked = taken = 0
+        if prompt + output <= max_model_len:
+            asked = reserve(prompt, output, max_model_len)
+            taken = granted(asked)
+            if taken > largest:
+                asked = 0
+        yield number, prompt, output, arrival, asked, taken
+
+
+def _integer(number: int, name: str, value: SupportsIndex) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"request {number}: {name} = {value!r}; give an integer") from None
+
+
+def _pieces(running: list[_Running], steps: int) -> list[Piece]:
+    """Return the pieces at the end of step `steps`, by address."""
+    return sorted(
+        (address, taken, asked, final, final - (last - steps), number)
+        for last, number, address, final, asked, taken in running
+    )

@@ -1,0 +1,378 @@
+"""The record of `pagedbench waste`, as JSON: integers first, shares derived from them.
+
+Every set of counters in it holds the accounting identity (`paged.accounting`), and is held to it
+again when a record is read: a record that was edited, or cut short, does not load.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from typing import Final, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
+
+from bench.machine.environment import cpu_name, git, version_of
+from bench.waste.policies import Policy, format_policy
+from bench.workloads.source import StreamSource
+from paged.accounting import SLOT_CLASSES, Counters, Serving
+from paged.clock import StepTime
+
+SCHEMA_VERSION: Final = 1
+"""Raised when a field changes its meaning."""
+
+MAX_POINTS: Final = 200
+"""Most moments that a row's series keeps."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Machine(_Record):
+    """Where the simulations were run. None of their figures depends on it, but for the seconds.
+
+    Attributes
+    ----------
+    cores
+        Cores that this process may use.
+    commit, dirty
+        Of the checkout that pagedbench runs from, and whether it has uncommitted changes; None
+        where it is not a checkout.
+    """
+
+    pagedbench: str
+    python: str
+    numpy: str
+    cpu: str
+    cores: int
+    commit: str | None
+    dirty: bool | None
+
+
+class PoolRecord(_Record):
+    """The cache: slots of so many bytes. Of a pool in bytes, what is no whole slot is left out."""
+
+    slots: int = Field(ge=1)
+    bytes_per_token: int = Field(ge=1)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def gibibytes(self) -> float:
+        """Size in GiB."""
+        return self.slots * self.bytes_per_token / 2**30
+
+
+class StreamRecord(_Record):
+    """Which requests were served.
+
+    Attributes
+    ----------
+    label
+        Name by which the rows refer to it; no two streams have the same.
+    source
+        Where the requests come from.
+    requests
+        How many they are.
+    mean_prompt_tokens, mean_output_tokens, longest_request
+        Lengths; the longest is of prompt and output together.
+    timed
+        Whether they arrive at times of their own; otherwise the next one always waits.
+    prefixes
+        Whether it is known which prompts begin alike.
+    without_output
+        Requests of the trace that generate nothing, and were left out.
+    """
+
+    label: str
+    source: str
+    requests: int
+    mean_prompt_tokens: float
+    mean_output_tokens: float
+    longest_request: int
+    timed: bool
+    prefixes: bool
+    without_output: int
+
+
+class SeriesRecord(_Record):
+    """A run through time, column by column: sums from its first step to the end of each moment.
+
+    What happened between two moments is the difference of their sums.
+    """
+
+    slots: int
+    steps: list[int]
+    token: list[int]
+    reserve: list[int]
+    internal: list[int]
+    roundup: list[int]
+    free_frag: list[int]
+    free_short: list[int]
+    free_idle: list[int]
+    cached_idle: list[int]
+    running_requests: list[int]
+    queued: list[int]
+    completed: list[int]
+    preemptions: list[int]
+
+    @model_validator(mode="after")
+    def _holds_the_identity(self) -> Self:
+        columns = {name: getattr(self, name) for name in SERIES_COLUMNS}
+        if any(len(column) != len(self.steps) for column in columns.values()):
+            raise ValueError("the columns of a series are not equally long")
+        for moment in zip(*columns.values(), strict=True):
+            Counters(slots=self.slots, **dict(zip(columns, moment, strict=True)))
+        return self
+
+    @classmethod
+    def of(cls, serving: Serving) -> Self:
+        """Thin a run's series to at most `MAX_POINTS`, the end included."""
+        moments = list(serving.series)
+        if serving.total.steps > (moments[-1].steps if moments else 0):
+            moments.append(serving.total)
+        count = min(len(moments), MAX_POINTS)
+        kept = [moments[at] for at in np.linspace(0, len(moments) - 1, count).round().astype(int)]
+        return cls(
+            slots=serving.total.slots,
+            **{name: [getattr(moment, name) for moment in kept] for name in SERIES_COLUMNS},
+        )
+
+    def mean_batch(self) -> tuple[list[float], list[float]]:
+        """Return the middle of each interval, in steps, and the requests that ran in it."""
+        steps, sums = np.array([0, *self.steps]), np.array([0, *self.running_requests])
+        middle = (steps[1:] + steps[:-1]) / 2
+        return middle.tolist(), (np.diff(sums) / np.diff(steps)).tolist()
+
+
+SERIES_COLUMNS: Final = tuple(name for name in SeriesRecord.model_fields if name != "slots")
+"""Counters that a series keeps."""
+
+
+class WasteRow(_Record):
+    """One policy on one stream.
+
+    Attributes
+    ----------
+    stream
+        Label of the stream.
+    policy
+        As it is typed; `bench.waste.policies` reads it.
+    total
+        From the first step to the last.
+    loaded
+        The part to judge by; see `paged.accounting.Serving`.
+    peak_running, peak_requests, peak_allocated
+        Most sequences and requests at once, and most slots that were allocated at once.
+    seconds
+        How long the simulation took.
+    """
+
+    stream: str
+    policy: str
+    total: Counters
+    loaded: Counters
+    peak_running: int
+    peak_requests: int
+    peak_allocated: int
+    series: SeriesRecord
+    seconds: float
+
+    @model_validator(mode="after")
+    def _is_of_one_pool(self) -> Self:
+        slots = {self.total.slots, self.loaded.slots, self.series.slots}
+        if len(slots) > 1:
+            raise ValueError(f"{self.policy} on {self.stream}: pools of {sorted(slots)} slots")
+        # Raises if the part is no part of the whole.
+        _ = self.total - self.loaded
+        return self
+
+    @property
+    def judged(self) -> Counters:
+        """The loaded part; all of the run, where there was none."""
+        return self.loaded if self.loaded.steps else self.total
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of the pool that each class has, 0 to 1, in what is judged."""
+        judged = self.judged
+        return {name: judged.share(getattr(judged, name)) for name in SLOT_CLASSES}
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def mean_batch(self) -> float:
+        """Requests that run at once, averaged over the steps of what is judged."""
+        return self.judged.mean_batch
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def sharing(self) -> float:
+        """Logical tokens for each physical one in what is judged."""
+        return self.judged.sharing
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def hit_rate(self) -> float:
+        """Share of the prompt tokens that the prefix cache had, in what is judged."""
+        return self.judged.hit_rate
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def completed_per_1000_steps(self) -> float:
+        """Requests that end in 1,000 steps of what is judged."""
+        judged = self.judged
+        return 1000 * judged.completed / judged.steps if judged.steps else 0.0
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def preemptions_per_request(self) -> float:
+        """Times that a request loses its memory, in what is judged."""
+        judged = self.judged
+        return judged.preemptions / judged.admitted if judged.admitted else 0.0
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def recomputed_per_generated(self) -> float:
+        """Tokens computed again, for each token generated, in what is judged."""
+        judged = self.judged
+        return (
+            judged.recomputed_tokens / judged.generated_tokens if judged.generated_tokens else 0.0
+        )
+
+
+class WasteRecord(_Record):
+    """Everything that `pagedbench waste` found.
+
+    Attributes
+    ----------
+    command
+        The arguments of the command.
+    complete
+        Whether all that was asked for was run; False after an interrupt.
+    asked
+        Rows that a complete record has.
+    warmup
+        Completed requests before the part to judge by; None: a tenth of the stream.
+    clients
+        Most requests that wait or run at once; None: no limit.
+    step_ns, prefill_ns_per_token
+        Duration of a step, for streams with arrival times.
+    base
+        The policy that the others vary (`bench.waste.whatif`); None: they stand side by side.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    started_at: str
+    elapsed_s: float
+    command: list[str]
+    complete: bool
+    asked: int
+    machine: Machine
+    pool: PoolRecord
+    warmup: int | None
+    clients: int | None
+    step_ns: int
+    prefill_ns_per_token: int
+    base: str | None
+    streams: list[StreamRecord]
+    rows: list[WasteRow]
+
+    @model_validator(mode="after")
+    def _refers_to_what_it_has(self) -> Self:
+        if self.schema_version != SCHEMA_VERSION:
+            raise ValueError(
+                f"schema_version is {self.schema_version}; this pagedbench reads {SCHEMA_VERSION}"
+            )
+        labels = {stream.label for stream in self.streams}
+        for row in self.rows:
+            if row.stream not in labels or row.total.slots != self.pool.slots:
+                raise ValueError(
+                    f"{row.policy} on {row.stream}: no such stream, or another pool than "
+                    f"{self.pool.slots} slots"
+                )
+        return self
+
+    @property
+    def time(self) -> StepTime:
+        """Duration of a step."""
+        return StepTime(step_ns=self.step_ns, prefill_ns_per_token=self.prefill_ns_per_token)
+
+    def rows_of(self, stream: str) -> list[WasteRow]:
+        """Return the rows of one stream, in the order in which they were asked for."""
+        return [row for row in self.rows if row.stream == stream]
+
+
+def waste_row(stream: str, policy: Policy, serving: Serving, *, seconds: float) -> WasteRow:
+    """Turn a run into data."""
+    return WasteRow(
+        stream=stream,
+        policy=format_policy(policy),
+        total=serving.total,
+        loaded=serving.loaded,
+        peak_running=serving.peak_running,
+        peak_requests=serving.peak_requests,
+        peak_allocated=serving.peak_allocated,
+        series=SeriesRecord.of(serving),
+        seconds=seconds,
+    )
+
+
+def stream_record(source: StreamSource, *, label: str) -> StreamRecord:
+    """Read a stream once and describe it, requests without output apart.
+
+    Raises
+    ------
+    ValueError
+        No request generates a token, so none is ever in the cache.
+    """
+    requests = without = prompt = output = longest = 0
+    prefixes = False
+    for part in source.chunks():
+        generates = part.output_tokens > 0
+        requests += int(np.count_nonzero(generates))
+        without += int(np.count_nonzero(~generates))
+        prompt += int(part.prompt_tokens[generates].sum())
+        output += int(part.output_tokens.sum())
+        longest = max(longest, int(part.final_tokens[generates].max(initial=0)))
+        prefixes = prefixes or part.prefix is not None
+    if not requests:
+        raise ValueError(
+            f"{label}: no request generates a token, so none is ever in the cache; choose a "
+            f"stream with outputs"
+        )
+    return StreamRecord(
+        label=label,
+        source=source.source,
+        requests=requests,
+        mean_prompt_tokens=prompt / requests,
+        mean_output_tokens=output / requests,
+        longest_request=longest,
+        timed=source.timed,
+        prefixes=prefixes,
+        without_output=without,
+    )
+
+
+def unique_labels(names: Sequence[str]) -> list[str]:
+    """Number the names that come more than once."""
+    return [
+        name if names.count(name) == 1 else f"{name} ({names[: at + 1].count(name)})"
+        for at, name in enumerate(names)
+    ]
+
+
+def describe_machine() -> Machine:
+    """Collect the versions and the machine of this process, without importing torch."""
+    status = git("status", "--porcelain", "--untracked-files=no")
+    return Machine(
+        pagedbench=version_of("pagedbench"),
+        python=platform.python_version(),
+        numpy=np.__version__,
+        cpu=cpu_name(),
+        cores=len(os.sched_getaffinity(0)),
+        commit=git("rev-parse", "HEAD"),
+        dirty=None if status is None else bool(status),
+    )

@@ -1,0 +1,117 @@
+"""A stream of requests through a pool: the one door to every simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain, repeat, starmap
+
+import numpy as np
+
+from bench.waste.contiguous import ContiguousPolicy, serve_contiguous
+from bench.workloads.source import StreamSource
+from bench.workloads.stream import RequestStream
+from paged.accounting import Serving
+from paged.arrivals import Request
+from paged.clock import StepTime
+from paged.counting import serve_by_counts
+from paged.policy import PagedPolicy
+from paged.scheduler import serve
+
+Policy = ContiguousPolicy | PagedPolicy
+
+WARMUP_SHARE = 0.1
+"""Share of the requests whose completion ends the warm-up, where nothing else is asked for."""
+
+_NS_PER_S = 1_000_000_000
+
+
+def simulate(
+    source: StreamSource,
+    policy: Policy,
+    *,
+    slots: int,
+    warmup: int | None = None,
+    time: StepTime | None = None,
+    clients: int | None = None,
+) -> Serving:
+    """Serve a stream from a pool and account for every slot.
+
+    Parameters
+    ----------
+    source
+        The requests; read or drawn as they are needed.
+    policy
+        Reservation in one piece, or paging. Paging is simulated by counts where counts decide it,
+        and block by block elsewhere: the figures are the same.
+    slots
+        Slots of the pool: tokens that it has room for.
+    warmup
+        Completed requests before `Serving.loaded` begins; None: a tenth of the stream.
+    time
+        Duration of a step, for streams with arrival times.
+    clients
+        For paging, and streams without them: most requests that wait or run at once.
+
+    Raises
+    ------
+    ValueError
+        The pool, the stream and the policy do not go together; the message says where.
+    """
+    if warmup is None:
+        warmup = int(WARMUP_SHARE * num_requests(source))
+    if isinstance(policy, ContiguousPolicy):
+        if clients is not None:
+            raise ValueError(f"clients = {clients}: a closed loop is for paged policies; leave out")
+        return serve_contiguous(
+            lengths_of(source), policy, slots=slots, warmup=warmup, time=time or StepTime()
+        )
+    if policy.by_counts:
+        return serve_by_counts(
+            requests_of(source), policy, slots=slots, warmup=warmup, time=time, clients=clients
+        )
+    key_block_size = policy.block_size if policy.prefix_caching else None
+    requests = requests_of(source, key_block_size=key_block_size)
+    return serve(requests, policy, slots=slots, warmup=warmup, time=time, clients=clients)
+
+
+def num_requests(source: StreamSource) -> int:
+    """Count the requests of a stream; where they are not known, by a pass over it."""
+    if source.num_requests is not None:
+        return source.num_requests
+    return sum(len(part) for part in source.chunks())
+
+
+def requests_of(source: StreamSource, *, key_block_size: int | None = None) -> Iterator[Request]:
+    """Yield the requests of a stream, read in parts.
+
+    Parameters
+    ----------
+    source
+        The stream.
+    key_block_size
+        Tokens per block for which each prompt gets its keys; None: no keys, which is quicker.
+    """
+    if key_block_size is None:
+        return starmap(Request, lengths_of(source))
+    return chain.from_iterable(_with_keys(part, key_block_size) for part in source.chunks())
+
+
+def lengths_of(source: StreamSource) -> Iterator[tuple[int, int, int | None]]:
+    """Yield prompt tokens, output tokens and arrival in nanoseconds of each request, in parts."""
+    return chain.from_iterable(_lengths(part) for part in source.chunks())
+
+
+def _lengths(part: RequestStream) -> Iterator[tuple[int, int, int | None]]:
+    arrivals: Iterable[int | None] = repeat(None)
+    if part.arrival_s is not None:
+        arrivals = np.rint(part.arrival_s * _NS_PER_S).astype(np.int64).tolist()
+    return zip(part.prompt_tokens.tolist(), part.output_tokens.tolist(), arrivals, strict=False)
+
+
+def _with_keys(part: RequestStream, block_size: int) -> Iterator[Request]:
+    prefix = part.prefix
+    tenants: Iterable[int] = repeat(0) if part.tenant is None else part.tenant.tolist()
+    lengths = enumerate(_lengths(part))
+    for (at, (prompt, output, arrival_ns)), tenant in zip(lengths, tenants, strict=False):
+        keys = () if prefix is None else tuple(prefix.keys(at, block_size, prompt).tolist())
+        yield Request(prompt, output, arrival_ns, keys, tenant)

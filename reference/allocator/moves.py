@@ -1,0 +1,398 @@
+"""What is drawn for allocators: pools, and moves that become steps as the machine goes along.
+
+A move names no sequence: it says `the second live one`, and what that is, is known only when it is
+made. Each move is one choice out of a table, simplest first, so that Hypothesis shrinks a program
+by leaving moves out and by exchanging them for simpler ones.
+
+The prompts come from a small library of whole blocks, with lengths on and next to the ends of
+blocks: prefixes have to meet, and to part, for anything to happen at all.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final
+
+from hypothesis import strategies as st
+
+from reference.allocator.contract import HOSTILE_CALLS, AllocatorCapabilities
+from reference.allocator.machine import NOBODY, AllocatorMachine, Life
+from reference.allocator.programs import Pool, Step
+
+MAX_MOVES: Final = 40
+"""Moves of a program, at most. Most calls of a longer one are repetitions."""
+
+BLOCK_SIZES: Final = (1, 2, 3, 4, 5, 6, 7, 8, 16)
+MAX_BLOCKS: Final = 16
+"""Small pools are full soon, and full pools are where things go wrong."""
+
+AMPLE_BLOCKS: Final = (64, 200)
+"""Now and then there is room for everything: what is then not found again was lost."""
+
+APPENDED: Final = (1, 1, 1, 2, 3, 4, 8, 20)
+"""Tokens that are appended at a time."""
+
+OTHER_SALT: Final = "tenant"
+
+_PAGE: Final = 100
+"""Tokens of page `p` of the library are `100 * p + offset`."""
+
+
+def page_tokens(page: int, start: int, count: int, block_size: int) -> list[int]:
+    """Tokens at positions `start`.. of a sequence made of one page of the library over and over.
+
+    What a sequence appends so fills the same blocks that a prompt is made of.
+    """
+    return [_PAGE * page + position % block_size for position in range(start, start + count)]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Whole pages of the library, a part of one more, and perhaps one change.
+
+    Attributes
+    ----------
+    pages
+        Pages that it begins with.
+    tail
+        Tokens of page 0 behind them, modulo the block size; negative ones count from its end.
+    change
+        `last`, `first` or `middle`: that token is another one. `swapped`: the last two tokens have
+        changed places.
+    """
+
+    pages: tuple[int, ...]
+    tail: int = 0
+    change: str = ""
+
+    def tokens(self, block_size: int) -> list[int]:
+        """The token ids."""
+        tokens: list[int] = []
+        for page in self.pages:
+            tokens += page_tokens(page, 0, block_size, block_size)
+        tokens += page_tokens(0, 0, self.tail % block_size, block_size)
+        return changed(tokens, self.change)
+
+
+def changed(tokens: list[int], change: str) -> list[int]:
+    """The tokens with one change of `Prompt.change`."""
+    if not tokens or not change:
+        return tokens
+    if change == "swapped":
+        return [*tokens[:-2], *reversed(tokens[-2:])]
+    at = {"last": -1, "first": 0, "middle": len(tokens) // 2}[change]
+    tokens = tokens.copy()
+    tokens[at] += _PAGE // 2
+    return tokens
+
+
+PROMPTS: Final = tuple(
+    Prompt(pages, tail, change)
+    for change in ("", "last", "first", "middle", "swapped")
+    for pages in ((0,), (), (0, 0), (1,), (0, 1), (1, 0), (0, 0, 0), (0, 0, 1), (0, 0, 0, 0))
+    for tail in (0, 1, -1, 2)
+    if not change or tail == 0 or len(pages) == 1
+)
+
+TOO_LONG: Final = Prompt((2,))
+"""Stands for a prompt that is longer than the pool."""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Something to do, to whomever it fits.
+
+    Attributes
+    ----------
+    kind
+        A call, or one of those of `steps_of`.
+    target
+        Which of the sequences in question, the oldest being 0; modulo how many there are.
+    prompt
+        Of an admission.
+    count
+        Tokens to append, or to keep of another sequence's; children to fork.
+    page
+        Page of the library that is appended.
+    salted
+        Whether an admission has the other salt.
+    chunk
+        `one` or `half`: how much of a prompt there is to be room for at first.
+    change
+        As in `Prompt`, to what another sequence holds.
+    """
+
+    kind: str
+    target: int = 0
+    prompt: Prompt | None = None
+    count: int = 0
+    page: int = 0
+    salted: bool = False
+    chunk: str = ""
+    change: str = ""
+
+
+STOP: Final = Move("stop")
+
+_TABLE_SIZE: Final = 1500
+"""Moves of a table, about: enough for small shares to come out right."""
+
+
+@cache
+def move_table(can: AllocatorCapabilities, *, batching: bool) -> tuple[Move, ...]:
+    """Every move that may be drawn, simplest first, the frequent ones several times."""
+    targets = range(3)
+    salted = [False, True] if can.salt else [False]
+    some = PROMPTS[: len(PROMPTS) // 2]
+    likes = [
+        Move("admit_like", t, count=count, change=change)
+        for change in ("", "last", "first", "swapped")
+        for count in (0, -1, 1, 2, 3)
+        for t in targets
+    ]
+    # (share of what is drawn, per cent; moves), as far as the allocator can do it.
+    groups: list[tuple[float, bool, list[Move]]] = [
+        (10, True, [Move("free", t) for t in targets]),
+        (
+            13,
+            True,
+            [Move("append", t, count=n) for n in (1, 1, 1, 2, 3, 4, 8, 20) for t in targets],
+        ),
+        (5, True, [Move("append", t, count=n, page=1) for n in (1, 2, 4) for t in targets]),
+        (6, True, [Move("append_to_the_end", t, count=n) for n in (-1, 0, 1) for t in targets]),
+        (8, True, [Move("decode", page=page) for page in (0, 0, 0, 1)]),
+        (14, True, [Move("admit", prompt=prompt) for prompt in PROMPTS]),
+        (1, True, [Move("admit", prompt=TOO_LONG, count=n) for n in (1, -1, 0, 0)]),
+        (10, True, likes),
+        (6, True, [Move("replace", t, prompt=prompt) for prompt in some for t in targets]),
+        (2, can.salt, [Move("admit", prompt=p, salted=True) for p in some]),
+        (4, can.salt, [Move("admit_like", t, salted=s) for t in targets for s in salted]),
+        (
+            5,
+            can.chunked_prefill,
+            [Move("admit", prompt=p, chunk=c) for p in some for c in ("one", "half")],
+        ),
+        (5, can.chunked_prefill, [Move("prefill", t, count=n) for n in (1, 3, 0) for t in targets]),
+        (1, can.chunked_prefill, [Move("abort", prompt=p, chunk="half") for p in some]),
+        (8, can.fork, [Move("fork", t, count=n) for n in (1, 1, 2, 3) for t in targets]),
+        (6, can.fork, [Move("beam", t, count=n) for n in (1, 2) for t in targets]),
+        (3, True, [Move("preempt", t) for t in targets]),
+        (3, True, [Move("resume", t) for t in range(2)]),
+        (3, can.swap, [Move("swap_out", t) for t in targets]),
+        (4, can.swap, [Move("swap_in", t) for t in range(2)]),
+        (10, batching, [Move("settle")]),
+        (2, can.reset, [Move("reset", page=page, count=n) for n in (0, 1) for page in (0, 1)]),
+        (4, True, [Move(c, t) for c in HOSTILE_CALLS if c in can.hostile for t in range(2)]),
+    ]
+    placed = []
+    for share, possible, group in groups:
+        if possible and group:
+            wanted = max(round(share * _TABLE_SIZE / 100), len(group))
+            # Every part of the table holds the same mixture, for Hypothesis draws the beginning of
+            # a list more often than the rest; within each group the simplest still come first.
+            placed += [
+                ((at + 0.5) / wanted, group[at * len(group) // wanted]) for at in range(wanted)
+            ]
+    placed.sort(key=lambda entry: entry[0])
+    return (STOP, *(move for _, move in placed))
+
+
+def steps_of(move: Move, machine: AllocatorMachine, names: Iterator[str]) -> Iterator[Step]:
+    """The steps that a move comes to, given what is there now.
+
+    They are computed one at a time: what the second one says may depend on what the first one did.
+    """
+    size = machine.pool.block_size
+    kind = move.kind
+    if kind in ("admit", "abort"):
+        yield from _admission(move, machine, next(names))
+        if kind == "abort" and machine.lives:
+            yield Step("free", next(reversed(machine.lives)))
+    elif kind == "decode":
+        for name in list(machine.lives):
+            yield _append(name, machine.lives[name], 1, move.page, size)
+    elif kind == "settle":
+        yield Step("settle")
+    elif kind == "reset":
+        yield Step("reset")
+        # What runs on fills blocks that rest on the old weights.
+        for name in list(machine.lives) * move.count:
+            yield _append(name, machine.lives[name], size, move.page, size)
+    elif kind == "resume":
+        for name, life in _pick(machine.waiting, move.target):
+            yield Step("admit", name, tokens=(*life.tokens, *life.rest), salt=life.salt)
+    elif kind == "swap_in":
+        for name, _ in _pick(machine.swapped, move.target):
+            yield Step("swap_in", name)
+    elif kind in HOSTILE_CALLS:
+        yield from _hostile(move, machine)
+    else:
+        for name, life in _pick(machine.lives, move.target):
+            yield from _on_a_live_one(move, machine, names, name, life)
+
+
+def _on_a_live_one(
+    move: Move, machine: AllocatorMachine, names: Iterator[str], name: str, life: Life
+) -> Iterator[Step]:
+    size = machine.pool.block_size
+    kind = move.kind
+    if kind in ("free", "preempt", "swap_out"):
+        yield Step(kind, name)
+    elif kind == "append":
+        yield _append(name, life, move.count, move.page, size)
+    elif kind == "append_to_the_end":
+        # To the end of the block, one token short of it, or one beyond.
+        yield _append(name, life, -len(life.tokens) % size + move.count, move.page, size)
+    elif kind == "prefill":
+        if life.rest:
+            yield _append(name, life, min(move.count or len(life.rest), len(life.rest)), 0, size)
+    elif kind == "fork":
+        for _ in range(move.count):
+            yield Step("fork", next(names), parent=name)
+    elif kind == "beam":
+        # As beam search goes on: children that each take a token, and the parent is dropped.
+        for page in range(move.count):
+            child = next(names)
+            yield Step("fork", child, parent=name)
+            if child in machine.lives:
+                yield _append(child, machine.lives[child], 1, page, size)
+        yield Step("free", name)
+    elif kind == "replace":
+        salt = life.salt
+        yield Step("free", name)
+        assert move.prompt is not None
+        tokens = tuple(move.prompt.tokens(size))
+        yield Step("admit", next(names), tokens=tokens, salt=salt)
+    elif kind == "admit_like":
+        held = [*life.tokens, *life.rest]
+        # Whole, without its last token, or so many whole blocks of it.
+        keep = {0: len(held), -1: len(held) - 1}.get(move.count, move.count * size)
+        salt = life.salt
+        if move.salted:
+            salt = "" if salt else OTHER_SALT
+        yield Step(
+            "admit",
+            next(names),
+            tokens=tuple(changed(held[: max(keep, 0)], move.change)),
+            salt=salt,
+        )
+
+
+def _admission(move: Move, machine: AllocatorMachine, name: str) -> Iterator[Step]:
+    size = machine.pool.block_size
+    assert move.prompt is not None
+    tokens = move.prompt.tokens(size)
+    if move.prompt is TOO_LONG:
+        tokens = page_tokens(2, 0, machine.pool.num_slots + move.count, size)
+    num_tokens = None
+    if move.chunk and len(tokens) > 1:
+        num_tokens = 1 if move.chunk == "one" else len(tokens) // 2
+    salt = OTHER_SALT if move.salted else ""
+    yield Step("admit", name, tokens=tuple(tokens), num_tokens=num_tokens, salt=salt)
+
+
+def _append(name: str, life: Life, count: int, page: int, block_size: int) -> Step:
+    count = max(count, 0)
+    more = life.rest[:count]
+    length = len(life.tokens) + len(more)
+    more = [*more, *page_tokens(page, length, count - len(more), block_size)]
+    return Step("append", name, tokens=tuple(more))
+
+
+def _hostile(move: Move, machine: AllocatorMachine) -> Iterator[Step]:
+    live = [name for name, _ in _pick(machine.lives, move.target)]
+    tokens = tuple(page_tokens(0, 0, machine.pool.block_size, machine.pool.block_size))
+    if move.kind == "admit_live":
+        yield from (Step(move.kind, name, tokens=tokens) for name in live)
+    elif move.kind == "fork_onto_live":
+        others = (other for other in machine.lives if other not in live)
+        yield from (Step(move.kind, name, parent=next(others, name)) for name in live)
+    elif move.kind.startswith("admit"):
+        yield Step(move.kind, NOBODY, tokens=tokens)
+    else:
+        yield Step(move.kind)
+
+
+def _pick(lives: dict[str, Life], target: int) -> list[tuple[str, Life]]:
+    """The one at `target`, modulo how many there are; none if there is none."""
+    if not lives:
+        return []
+    return [next(itertools.islice(lives.items(), target % len(lives), None))]
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A pool, and moves to be made in it."""
+
+    pool: Pool
+    moves: tuple[Move, ...]
+
+
+@st.composite
+def drawn_programs(
+    draw: st.DrawFn,
+    /,
+    can: AllocatorCapabilities,
+    *,
+    max_moves: int = MAX_MOVES,
+    **fixed: Any,
+) -> Drawn:
+    """Pools and moves for an allocator of such capabilities.
+
+    Parameters
+    ----------
+    can
+        What the allocator declares.
+    max_moves
+        Moves of a program, at most.
+    fixed
+        Fields of the `Pool` that are not drawn.
+    """
+    pool = Pool(**({**draw(_pools(can)), **fixed}))
+    table = move_table(can, batching=pool.batching)
+    choice = st.sampled_from(table)
+    moves: list[Move] = []
+    while len(moves) < max_moves and (move := draw(choice)) is not STOP:
+        moves.append(move)
+    return Drawn(pool, tuple(moves))
+
+
+@cache
+def _pools(can: AllocatorCapabilities) -> st.SearchStrategy[dict[str, Any]]:
+    sizes = sorted(can.block_sizes) if can.block_sizes else BLOCK_SIZES
+    smallest = can.min_blocks
+    blocks = [*range(smallest, smallest + MAX_BLOCKS), *(max(b, smallest) for b in AMPLE_BLOCKS)]
+    windows: list[int | None] = [None]
+    if can.sliding_window:
+        windows = [None] * 30 + [*range(1, 10), 16]
+    pools = [
+        {"prefix_caching": caching, "window": window, "batching": batching}
+        for window in windows
+        for batching in ([False, True] if can.batching else [False])
+        for caching in ([False, True, True] if can.prefix_caching else [False])
+        if window is None or not caching or can.window_with_caching
+    ]
+    return st.builds(
+        lambda pool, blocks, size: {**pool, "num_blocks": blocks, "block_size": size},
+        st.sampled_from(pools),
+        st.sampled_from(blocks),
+        st.sampled_from(sizes),
+    )
+
+
+def run_drawn(drawn: Drawn, machine: AllocatorMachine) -> None:
+    """Make the moves, and end.
+
+    Raises
+    ------
+    CheckFailed
+        As the machine does.
+    """
+    names = (f"s{number}" for number in itertools.count(1))
+    for move in drawn.moves:
+        for step in steps_of(move, machine, names):
+            machine.run(step)
+    machine.finish()

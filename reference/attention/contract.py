@@ -1,0 +1,221 @@
+"""The attention contract: what a kernel is given, what it fills in, and what it may decline.
+
+The shapes are those of flash-attention's varlen call with a block table, of vLLM's unified
+attention and of FlashInfer's NHD layout, so an adapter is a few lines.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Self, TypeVar
+
+from torch import Tensor
+
+from reference.attention.problem import FP8_DTYPES, MAX_HEAD_DIM, QUERY_DTYPES, AttentionProblem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionCall:
+    """A ragged batch of queries, the attention asked for, and the tensors to fill.
+
+    Attributes
+    ----------
+    query
+        [num_tokens, num_q_heads, head_dim] float32, float16 or bfloat16.
+    seq_lens
+        [num_seqs] int32, tokens in the cache, this step's included.
+    query_start_loc
+        [num_seqs + 1] int32, running total of the query lengths.
+    out
+        As query, filled with NaN.
+    lse
+        [num_tokens, num_q_heads] float32, filled with NaN; natural log. None if not asked for.
+    scale, causal, window, softcap, alibi_slopes, sinks, k_scale, v_scale
+        The variant, as in `reference.attention.problem.AttentionProblem`; slopes and sinks are
+        [num_q_heads] float32.
+    """
+
+    query: Tensor
+    seq_lens: Tensor
+    query_start_loc: Tensor
+    out: Tensor
+    lse: Tensor | None
+    scale: float
+    causal: bool = True
+    window: int | None = None
+    softcap: float | None = None
+    alibi_slopes: Tensor | None = None
+    sinks: Tensor | None = None
+    k_scale: float = 1.0
+    v_scale: float = 1.0
+
+    def replace(self, **changes: Any) -> Self:
+        """The same call with some tensors or options changed."""
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PagedBatch(AttentionCall):
+    """One call over a paged cache: what a kernel under test is given.
+
+    Decode, prefill, chunked prefill and mixed batches all look like this. The kernel writes every
+    element of `out` and `lse` and nothing else. A row that sees no key is 0, its lse -inf.
+
+    Attributes
+    ----------
+    key_cache, value_cache
+        [num_blocks, block_size, num_kv_heads, head_dim], the query's dtype or float8. The last
+        dimension is contiguous; the others may have any stride. Slots that no sequence owns hold
+        NaN.
+    block_table
+        [num_seqs, max_blocks_per_seq] int32. Columns past a sequence's blocks hold an index
+        outside the pool.
+    max_query_len, max_seq_len
+        On the host, so that a launch needs no synchronisation.
+    """
+
+    key_cache: Tensor
+    value_cache: Tensor
+    block_table: Tensor
+    max_query_len: int
+    max_seq_len: int
+
+    @property
+    def block_size(self) -> int:
+        """Tokens in one block."""
+        return self.key_cache.shape[1]
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Key/value heads."""
+        return self.key_cache.shape[2]
+
+    @property
+    def group_size(self) -> int:
+        """Query heads that share a KV head."""
+        return self.query.shape[1] // self.key_cache.shape[2]
+
+
+AttentionKernel = Callable[[PagedBatch], object]
+"""Anything that takes a `PagedBatch` and fills its `out` and `lse`."""
+
+Kernel = TypeVar("Kernel", bound=Callable[..., object])
+
+VARIANTS: Final = ("prefill", "noncausal", "window", "softcap", "alibi", "sinks", "lse")
+"""What a kernel may be unable to do besides causal decode. `prefill` is any query longer than 1."""
+
+SIZES_AND_DTYPES: Final = ("dtype", "kv_dtype", "head_dim", "block_size")
+"""Fields of a problem that `Capabilities.never_together` may name with their value."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a kernel can do. Asking for more is an error, never a silent fallback.
+
+    Declare them with `declares`; without a declaration a kernel is held to everything.
+
+    Attributes
+    ----------
+    dtypes, kv_dtypes
+        Names of `QUERY_DTYPES`, and of `FP8_DTYPES` for caches other than the query's dtype.
+    head_dims, block_sizes
+        The sizes that work; None for all of the contract.
+    variants
+        Members of `VARIANTS`.
+    never_together
+        What works alone and not at once, words separated by blanks: members of `VARIANTS`,
+        `dtype=`, `kv_dtype=`, `head_dim=` and `block_size=`. `"kv_dtype=e4m3 head_dim=80"` is a
+        kernel without a float8 cache at that head size.
+    needs_finite_cache
+        The kernel reads slots that no sequence owns and multiplies them by zero: they then hold
+        large finite numbers instead of NaN.
+    """
+
+    dtypes: frozenset[str] = frozenset(QUERY_DTYPES)
+    kv_dtypes: frozenset[str] = frozenset(FP8_DTYPES)
+    head_dims: frozenset[int] | None = None
+    block_sizes: frozenset[int] | None = None
+    max_head_dim: int = MAX_HEAD_DIM
+    variants: frozenset[str] = frozenset(VARIANTS)
+    never_together: frozenset[str] = frozenset()
+    needs_finite_cache: bool = False
+
+    def __post_init__(self) -> None:
+        for field, known in (
+            ("dtypes", QUERY_DTYPES),
+            ("kv_dtypes", FP8_DTYPES),
+            ("variants", VARIANTS),
+        ):
+            for name in getattr(self, field) - set(known):
+                raise ValueError(f"capability {field}: {name!r} is unknown; use {', '.join(known)}")
+        for words in self.never_together:
+            for word in words.split():
+                if word not in VARIANTS and word.partition("=")[0] not in SIZES_AND_DTYPES:
+                    raise ValueError(
+                        f"capability never_together: {word!r} in {words!r} is unknown; use "
+                        f"{', '.join(VARIANTS)}, or {'=, '.join(SIZES_AND_DTYPES)}="
+                    )
+
+    def refusal(self, problem: AttentionProblem) -> str | None:
+        """Why the kernel cannot solve a problem, or None if it can."""
+        if problem.dtype not in self.dtypes:
+            return f"dtype {problem.dtype}"
+        if problem.quantised and problem.kv_dtype not in self.kv_dtypes:
+            return f"cache dtype {problem.kv_dtype}"
+        if self.head_dims is not None and problem.head_dim not in self.head_dims:
+            return f"head size {problem.head_dim}"
+        if problem.head_dim > self.max_head_dim:
+            return f"head size {problem.head_dim}"
+        if self.block_sizes is not None and problem.block_size not in self.block_sizes:
+            return f"block size {problem.block_size}"
+        missing = variants_of(problem) - self.variants
+        if missing:
+            return f"variant {', '.join(sorted(missing))}"
+        shown = variants_of(problem) | {
+            f"{name}={getattr(problem, name)}" for name in SIZES_AND_DTYPES
+        }
+        at_once = [
+            words for words in sorted(self.never_together) if shown.issuperset(words.split())
+        ]
+        return f"{at_once[0]} together" if at_once else None
+
+
+def variants_of(problem: AttentionProblem) -> frozenset[str]:
+    """The members of `VARIANTS` that a problem needs."""
+    needs = {
+        "prefill": problem.max_query_len > 1,
+        "noncausal": not problem.causal,
+        "window": problem.window is not None,
+        "softcap": problem.softcap is not None,
+        "alibi": problem.alibi,
+        "sinks": problem.sinks,
+    }
+    return frozenset(name for name, needed in needs.items() if needed)
+
+
+def declares(capabilities: Capabilities) -> Callable[[Kernel], Kernel]:
+    """Decorate a kernel with what it can do.
+
+    >>> @declares(Capabilities(dtypes=frozenset({"bf16"}), block_sizes=frozenset({16, 32})))
+    ... def attention(batch: PagedBatch) -> None: ...
+    """
+
+    def mark(kernel: Kernel) -> Kernel:
+        vars(kernel)["capabilities"] = capabilities
+        return kernel
+
+    return mark
+
+
+def capabilities_of(kernel: AttentionKernel) -> Capabilities:
+    """What a kernel declares, or everything."""
+    declared = getattr(kernel, "capabilities", None)
+    if declared is None:
+        return Capabilities()
+    if not isinstance(declared, Capabilities):
+        raise TypeError(
+            f"{kernel!r}.capabilities is {declared!r}; it must be a pagedbench.Capabilities"
+        )
+    return declared

@@ -1,0 +1,131 @@
+"""What a run has shown of a kernel: verdicts by feature of the problem and by check.
+
+A cell of the matrix is one feature and one check. *Not supported* is what the kernel declares that
+it cannot do; *not run* is what it declares that it can do and no problem showed; they are never
+taken for each other. What no problem of the contract can show is neither.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from reference.attention.checks import CHECKS, Check
+from reference.attention.contract import Capabilities
+from reference.attention.features import Feature, features_for, features_of, witnesses
+from reference.attention.problem import AttentionProblem
+from reference.attention.verdict import Status, Verdict
+
+_EVERYTHING = Capabilities()
+
+
+class CellState(StrEnum):
+    """What is known of one feature under one check.
+
+    `SHOWN_BY_NONE`: no problem of the contract has the feature and can show the check, such as a
+    batch of decodes for a law about prefill.
+    """
+
+    PASSED = "passed"
+    FAILED = "failed"
+    EXPECTED = "failed as expected"
+    NOT_RUN = "not run"
+    NOT_SUPPORTED = "not supported"
+    SHOWN_BY_NONE = "no problem shows it"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One feature under one check.
+
+    Attributes
+    ----------
+    state
+        What is known.
+    counts
+        Verdicts by status, of problems that have the feature.
+    """
+
+    state: CellState
+    counts: Mapping[Status, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One feature under every check.
+
+    Attributes
+    ----------
+    feature
+        Its name.
+    group
+        What it is one of.
+    cells
+        By the check's name, in the order of `CHECKS`.
+    """
+
+    feature: str
+    group: str
+    cells: Mapping[str, Cell]
+
+
+@dataclass(slots=True)
+class Coverage:
+    """Accumulates verdicts.
+
+    Attributes
+    ----------
+    counts
+        Verdicts by (feature, check, status).
+    """
+
+    counts: Counter[tuple[str, str, Status]] = field(default_factory=Counter)
+
+    def add(self, problem: AttentionProblem, verdict: Verdict) -> None:
+        """Count a verdict for each feature of its problem."""
+        self.counts.update((name, verdict.check, verdict.status) for name in features_of(problem))
+
+    def matrix(self, capabilities: Capabilities) -> list[Row]:
+        """Every feature under every check, for a kernel of these capabilities."""
+        seen = {name for name, _, _ in self.counts}
+        return [
+            Row(
+                feature.name,
+                feature.group,
+                {check.name: self._cell(feature, check, capabilities) for check in CHECKS},
+            )
+            for feature in features_for(capabilities, seen)
+        ]
+
+    def _cell(self, feature: Feature, check: Check, capabilities: Capabilities) -> Cell:
+        counts = {
+            status: count
+            for status in Status
+            if (count := self.counts[feature.name, check.name, status])
+        }
+        return Cell(_state(feature, check, capabilities, counts), counts)
+
+
+def _state(
+    feature: Feature, check: Check, capabilities: Capabilities, counts: Mapping[Status, int]
+) -> CellState:
+    if not feature.supported_by(capabilities):
+        return CellState.NOT_SUPPORTED
+    if Status.FAILED in counts or Status.CRASHED in counts:
+        return CellState.FAILED
+    if Status.EXPECTED in counts:
+        return CellState.EXPECTED
+    if Status.PASSED in counts:
+        return CellState.PASSED
+    if can_show(check, capabilities, feature):
+        return CellState.NOT_RUN
+    if can_show(check, _EVERYTHING, feature):
+        return CellState.NOT_SUPPORTED
+    return CellState.SHOWN_BY_NONE
+
+
+def can_show(check: Check, capabilities: Capabilities, *features: Feature) -> bool:
+    """Whether a problem within capabilities, that has these features, can show a check."""
+    return any(check.applies(problem) for problem in witnesses(capabilities, features))

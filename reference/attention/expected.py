@@ -1,0 +1,175 @@
+"""Failures that are known and are to stay for now: each with its reason, each watched.
+
+An expected failure does not make a kernel wrong. One that no longer fails, or that no problem met,
+is told: a list of waivers that nobody prunes hides the next bug.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from reference.attention.checks import CHECKS
+from reference.attention.contract import Capabilities
+from reference.attention.coverage import can_show
+from reference.attention.features import feature, features_of
+from reference.attention.problem import AttentionProblem
+from reference.attention.verdict import Status, Verdict
+
+_CHECKS: Final = {check.name: check for check in CHECKS}
+_URL = re.compile(r"https?://\S+\.\S+")
+_MIN_WORDS: Final = 3
+"""Of a reason in words: `todo` and `known bug` tell a later reader nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectedFailure:
+    """A check that a kernel is known to fail.
+
+    Attributes
+    ----------
+    kernel
+        Its name as for `--kernel`, or the function's name alone.
+    check
+        Name of the check.
+    reason
+        A URL, or a sentence that says why.
+    when
+        Names of features; problems that have all of them are expected to fail, and no others. Every
+        problem, if there are none.
+
+    Raises
+    ------
+    ValueError
+        If the kernel is empty, the check or a feature is unknown, or the reason is neither a URL
+        nor a sentence.
+    """
+
+    kernel: str
+    check: str
+    reason: str
+    when: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.kernel.strip():
+            raise ValueError(f"kernel={self.kernel!r}: name the kernel that fails")
+        if self.check not in _CHECKS:
+            raise ValueError(f"check={self.check!r} is no check; use one of {', '.join(_CHECKS)}")
+        if isinstance(self.when, str):
+            raise ValueError(f"when={self.when!r}: features are a list, such as [{self.when!r}]")
+        object.__setattr__(self, "when", tuple(self.when))
+        features = [feature(name) for name in self.when]
+        if not can_show(_CHECKS[self.check], Capabilities(), *features):
+            raise ValueError(
+                f"when={list(self.when)}: no problem has all of these and can show "
+                f"{self.check}; leave some out"
+            )
+        url = _URL.fullmatch(self.reason.strip())
+        if url is None and len(self.reason.split()) < _MIN_WORDS:
+            raise ValueError(
+                f"reason={self.reason!r} for {self}: give the URL of a report, or a sentence that "
+                f"says why it fails"
+            )
+
+    def __str__(self) -> str:
+        narrowed = f" [{' '.join(self.when)}]" if self.when else ""
+        return f"{self.kernel} {self.check}{narrowed}"
+
+    def is_of(self, kernel: str) -> bool:
+        """Whether it is about a kernel of this name."""
+        return self.kernel in {kernel, kernel.rpartition(":")[2]}
+
+    def covers(self, check: str, problem: AttentionProblem) -> bool:
+        """Whether a problem is expected to fail a check."""
+        return check == self.check and features_of(problem).issuperset(self.when)
+
+
+class ExpectedState(StrEnum):
+    """What came of an expected failure."""
+
+    FAILED = "failed as expected"
+    STALE = "no longer fails"
+    UNMET = "no problem met it"
+
+
+@dataclass(slots=True)
+class Met:
+    """An expected failure, and the problems that it covers.
+
+    Attributes
+    ----------
+    expected
+        The failure.
+    problems, failed
+        Problems that it covers and that were run, and those of them that failed.
+    finding, problem
+        What the first that failed showed, and its spec; empty if none did.
+    """
+
+    expected: ExpectedFailure
+    problems: int = 0
+    failed: int = 0
+    finding: str = ""
+    problem: str = ""
+
+    @property
+    def state(self) -> ExpectedState:
+        """What came of it."""
+        if self.failed:
+            return ExpectedState.FAILED
+        return ExpectedState.STALE if self.problems else ExpectedState.UNMET
+
+    def __str__(self) -> str:
+        if self.state is ExpectedState.FAILED:
+            return (
+                f"{self.expected} fails {self.failed} of {self.problems} problems, as expected: "
+                f"{self.expected.reason}"
+            )
+        if self.state is ExpectedState.STALE:
+            passed = f"passed on {self.problems} of {self.problems} problems"
+            return f"{self.expected} no longer fails: {passed}; remove it, or narrow it down"
+        return f"{self.expected} met no problem: draw more problems, or remove it"
+
+
+@dataclass(slots=True)
+class Expectations:
+    """The expected failures of one kernel in one run.
+
+    Attributes
+    ----------
+    met
+        What came of each.
+    """
+
+    met: list[Met] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, expected: Iterable[ExpectedFailure], kernel: str) -> Expectations:
+        """Those of a list that are about a kernel."""
+        return cls([Met(one) for one in expected if one.is_of(kernel)])
+
+    def cover(self, check: str, problem: AttentionProblem) -> bool:
+        """Whether a problem is expected to fail a check."""
+        return any(met.expected.covers(check, problem) for met in self.met)
+
+    def judge(self, problem: AttentionProblem, verdict: Verdict) -> Verdict:
+        """The same verdict, or that it failed as expected; counts what it meets."""
+        if verdict.status in (Status.NOT_RUN, Status.NOT_SUPPORTED):
+            return verdict
+        covering = [met for met in self.met if met.expected.covers(verdict.check, problem)]
+        for met in covering:
+            met.problems += 1
+            met.failed += verdict.wrong
+            if verdict.wrong and not met.finding:
+                met.finding, met.problem = "; ".join(verdict.findings), str(problem)
+        if covering and verdict.wrong:
+            return Verdict(verdict.check, Status.EXPECTED, verdict.findings)
+        return verdict
+
+
+def strangers(expected: Sequence[ExpectedFailure], kernels: Sequence[str]) -> list[ExpectedFailure]:
+    """Those that are about none of the kernels of a run."""
+    return [one for one in expected if not any(one.is_of(kernel) for kernel in kernels)]

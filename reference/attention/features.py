@@ -1,0 +1,306 @@
+"""Features of attention problems: what a problem shows of a kernel, by name.
+
+A feature is what a kernel may or may not be able to do (`kv_dtype=e5m2`, `window`), or a kind of
+batch that kernels like to get wrong (`mixed`, `shared_prefix`). Coverage is counted by them, and
+expected failures are narrowed by them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from typing import Any, Final
+
+from reference.attention.contract import Capabilities
+from reference.attention.problem import (
+    FP8_DTYPES,
+    INPUT_KINDS,
+    MAX_BLOCK_SIZE,
+    MAX_HEAD_DIM,
+    MIN_HEAD_DIM,
+    QUERY_DTYPES,
+    AttentionProblem,
+    InvalidProblem,
+    Request,
+)
+from reference.attention.strategies import BLOCK_SIZES, HEAD_DIMS
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Feature:
+    """Something that a problem shows. There is one object for each name: see `feature`.
+
+    Attributes
+    ----------
+    name
+        As printed, and as written in an expected failure.
+    group
+        What it is one of, such as `head size`.
+    shown_by
+        Whether a problem shows it.
+    supported_by
+        Whether a kernel of these capabilities can be asked for it.
+    fields
+        Of a problem: with these, most problems show it.
+    """
+
+    name: str
+    group: str
+    shown_by: Callable[[AttentionProblem], bool]
+    supported_by: Callable[[Capabilities], bool]
+    fields: Mapping[str, Any]
+
+
+class UnknownFeature(ValueError):
+    """A name that is no feature; the message has those that are."""
+
+
+def _always(_: Capabilities) -> bool:
+    return True
+
+
+def _query_dtype(name: str) -> Feature:
+    return Feature(
+        f"dtype={name}",
+        "query dtype",
+        lambda problem: problem.dtype == name,
+        lambda able: name in able.dtypes,
+        {"dtype": name},
+    )
+
+
+def _cache_dtype(name: str) -> Feature:
+    return Feature(
+        f"kv_dtype={name}",
+        "cache dtype",
+        lambda problem: problem.kv_dtype == name,
+        lambda able: name in able.kv_dtypes,
+        {"kv_dtype": name},
+    )
+
+
+def _head_dim(size: int) -> Feature:
+    return Feature(
+        f"head_dim={size}",
+        "head size",
+        lambda problem: problem.head_dim == size,
+        lambda able: (
+            size <= able.max_head_dim and (able.head_dims is None or size in able.head_dims)
+        ),
+        {"head_dim": size},
+    )
+
+
+def _block_size(size: int) -> Feature:
+    return Feature(
+        f"block_size={size}",
+        "block size",
+        lambda problem: problem.block_size == size,
+        lambda able: able.block_sizes is None or size in able.block_sizes,
+        {"block_size": size},
+    )
+
+
+def _variant(
+    name: str, shown_by: Callable[[AttentionProblem], bool], fields: Mapping[str, Any]
+) -> Feature:
+    return Feature(name, "variant", shown_by, lambda able: name in able.variants, fields)
+
+
+def _batch(
+    name: str,
+    shown_by: Callable[[AttentionProblem], bool],
+    supported_by: Callable[[Capabilities], bool] = _always,
+) -> Feature:
+    return Feature(name, "batch", shown_by, supported_by, {})
+
+
+def _heads(
+    name: str, shown_by: Callable[[AttentionProblem], bool], num_kv_heads: int, group_size: int
+) -> Feature:
+    fields = {"num_kv_heads": num_kv_heads, "group_size": group_size}
+    return Feature(f"heads={name}", "heads", shown_by, _always, fields)
+
+
+def _inputs(kind: str) -> Feature:
+    return Feature(
+        f"inputs={kind}",
+        "inputs",
+        lambda problem: problem.inputs == kind,
+        _always,
+        {"inputs": kind},
+    )
+
+
+def _prefills(able: Capabilities) -> bool:
+    return "prefill" in able.variants
+
+
+def _decodes(problem: AttentionProblem) -> bool:
+    return any(r.query_len == 1 and r.seq_len > 0 for r in problem.requests)
+
+
+FEATURES: Final = (
+    *(_query_dtype(name) for name in QUERY_DTYPES),
+    Feature(
+        "kv_dtype=same",
+        "cache dtype",
+        lambda problem: not problem.quantised,
+        _always,
+        {"kv_dtype": ""},
+    ),
+    *(_cache_dtype(name) for name in FP8_DTYPES),
+    *(_head_dim(size) for size in HEAD_DIMS),
+    *(_block_size(size) for size in sorted(BLOCK_SIZES)),
+    _variant("noncausal", lambda problem: not problem.causal, {"causal": False}),
+    _variant("window", lambda problem: problem.window is not None, {"window": 5}),
+    _variant("softcap", lambda problem: problem.softcap is not None, {"softcap": 30.0}),
+    _variant("alibi", lambda problem: problem.alibi, {"alibi": True}),
+    _variant("sinks", lambda problem: problem.sinks, {"sinks": True}),
+    # A kernel that can give a log-sum-exp is asked for one by every problem.
+    _variant("lse", lambda problem: problem.num_tokens > 0, {}),
+    Feature(
+        "scale", "variant", lambda problem: problem.scale is not None, _always, {"scale": 0.125}
+    ),
+    _batch("decode", lambda problem: problem.max_query_len <= 1 and _decodes(problem)),
+    _batch("prefill", lambda problem: problem.max_query_len > 1, _prefills),
+    _batch("mixed", lambda problem: problem.max_query_len > 1 and _decodes(problem), _prefills),
+    _batch(
+        "chunked",
+        lambda problem: any(1 < r.query_len < r.seq_len for r in problem.requests),
+        _prefills,
+    ),
+    _batch("padding", lambda problem: any(r == Request(1, 0) for r in problem.requests)),
+    _batch("waiting", lambda problem: any(r.query_len == 0 for r in problem.requests)),
+    _batch("shared_prefix", lambda problem: problem.shares_blocks),
+    _heads("mha", lambda problem: problem.group_size == 1, 2, 1),
+    _heads("mqa", lambda problem: problem.num_kv_heads == 1 and problem.group_size > 1, 1, 3),
+    _heads("gqa", lambda problem: problem.num_kv_heads > 1 and problem.group_size > 1, 2, 3),
+    *(_inputs(kind) for kind in INPUT_KINDS),
+)
+"""What is counted for every kernel; sizes that a kernel declares besides are added to them.
+
+`prefill` is any query longer than one token, as in a kernel's capabilities; `mixed` holds decode
+beside it, `chunked` a prefill with earlier tokens in the cache. `padding` is a row q1 k0, `waiting`
+a sequence that has no query in this step.
+"""
+
+_BY_NAME: Final = {feature.name: feature for feature in FEATURES}
+
+
+@cache
+def feature(name: str) -> Feature:
+    """The feature of a name; `head_dim=N` and `block_size=N` are features for each legal N.
+
+    Raises
+    ------
+    UnknownFeature
+        For any other name.
+    """
+    if name in _BY_NAME:
+        return _BY_NAME[name]
+    kind, _, size = name.partition("=")
+    if kind in {"head_dim", "block_size"} and size.isascii() and size.isdecimal():
+        number = int(size)
+        if kind == "head_dim" and MIN_HEAD_DIM <= number <= MAX_HEAD_DIM and number % 8 == 0:
+            return _head_dim(number)
+        if kind == "block_size" and 1 <= number <= MAX_BLOCK_SIZE and not number & (number - 1):
+            return _block_size(number)
+    raise UnknownFeature(
+        f"{name!r} is no feature of a problem; use one of {', '.join(_BY_NAME)}, or another legal "
+        f"head_dim=N or block_size=N"
+    )
+
+
+def features_of(problem: AttentionProblem) -> frozenset[str]:
+    """Names of all features that a problem shows."""
+    shown = {feature.name for feature in FEATURES if feature.shown_by(problem)}
+    sizes = {f"head_dim={problem.head_dim}", f"block_size={problem.block_size}"}
+    return frozenset(shown | sizes)
+
+
+def features_for(capabilities: Capabilities, seen: Iterable[str] = ()) -> list[Feature]:
+    """All features to report for a kernel, group by group.
+
+    Parameters
+    ----------
+    capabilities
+        What it declares; sizes that are declared have their features.
+    seen
+        Names of features that its problems showed.
+    """
+    declared = {f"head_dim={size}" for size in capabilities.head_dims or ()}
+    declared |= {f"block_size={size}" for size in capabilities.block_sizes or ()}
+    others = [feature(name) for name in {*declared, *seen} - _BY_NAME.keys()]
+    groups = {feature.group: number for number, feature in reversed([*enumerate(FEATURES)])}
+
+    def place(feature: Feature) -> tuple[int, int]:
+        value = feature.name.partition("=")[2]
+        return groups[feature.group], int(value) if value.isdecimal() else 0
+
+    return sorted([*FEATURES, *others], key=place)
+
+
+def witnesses(
+    capabilities: Capabilities, features: tuple[Feature, ...] = ()
+) -> Iterator[AttentionProblem]:
+    """Small problems within capabilities that show features, of every kind of batch that does.
+
+    Where none of them shows something that a check needs, no drawn problem does either: they hold
+    every combination of what the checks ask of a problem (see the tests).
+    """
+    for dtype, block_size, head_dim in _bases(capabilities):
+        for problem in _candidates(dtype, block_size, head_dim, features):
+            if capabilities.refusal(problem) is None and all(f.shown_by(problem) for f in features):
+                yield problem
+
+
+def _bases(capabilities: Capabilities) -> Iterator[tuple[str, int, int]]:
+    """Dtypes, block sizes and head sizes to start from.
+
+    The first of each, and others only where a kernel cannot do everything at once: then those that
+    are named there, and one that is not.
+    """
+    named = {word for words in capabilities.never_together for word in words.split()}
+
+    def some(kind: str, values: list[Any]) -> list[Any]:
+        unnamed = [value for value in values if f"{kind}={value}" not in named]
+        return [*unnamed[:1], *(value for value in values if value not in unnamed)]
+
+    dtypes = [name for name in QUERY_DTYPES if name in capabilities.dtypes]
+    # In the order in which they are drawn, the usual ones first.
+    blocks = BLOCK_SIZES if capabilities.block_sizes is None else sorted(capabilities.block_sizes)
+    heads = HEAD_DIMS if capabilities.head_dims is None else sorted(capabilities.head_dims)
+    return product(some("dtype", dtypes), some("block_size", [*blocks]), some("head_dim", [*heads]))
+
+
+@cache
+def _candidates(
+    dtype: str, block_size: int, head_dim: int, features: tuple[Feature, ...]
+) -> tuple[AttentionProblem, ...]:
+    fields: dict[str, Any] = {"dtype": dtype, "block_size": block_size, "head_dim": head_dim}
+    for wanted in features:
+        fields |= wanted.fields
+    size = int(fields["block_size"])
+    long = 2 * size + 3
+    batches = (
+        (Request(1, long),),
+        (Request(1, long), Request(1, long)),
+        (Request(3, long),),
+        (Request(3, 3), Request(3, long)),
+        (Request(3, long), Request(1, long)),
+        (Request(1, long), Request(1, long), Request(1, 0), Request(0, long)),
+        (Request(3, long), Request(1, long), Request(1, 0), Request(0, long)),
+    )
+    found = []
+    for requests, shared, causal in product(batches, (0, size), (True, False)):
+        try:
+            problem = AttentionProblem(
+                requests=requests, **{"shared_prefix": shared, "causal": causal, **fields}
+            )
+        except InvalidProblem:
+            continue  # a window needs causal attention
+        found.append(problem)
+    return tuple(dict.fromkeys(found))

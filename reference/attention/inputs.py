@@ -1,0 +1,183 @@
+"""The tensors of a problem, contiguous: what an engine without paging would hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final, Self
+
+import torch
+from torch import Tensor
+
+from reference.attention.problem import AttentionProblem, InvalidProblem, Request
+
+NEEDLE_LOGIT: Final = 24.0
+"""Logit of the key that a needle query points at; the others' are near zero."""
+
+SUNKEN_LOGIT: Final = -80_000.0
+"""Where all logits of `sunken` inputs lie: below -50,000 and -65,504, which kernels and float16
+offer as the lowest number (flashinfer issue 4267)."""
+
+SUNKEN_OFFSET: Final = 4.0
+"""What the elements of `sunken` keys have in common, in standard deviations."""
+
+LOUD_GAIN: Final = 40.0
+"""Standard deviation of the logits of `loud` inputs: some exceed 100 in every row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """A problem's tensors before they are laid out in pages.
+
+    Attributes
+    ----------
+    problem
+        What they were made from.
+    query
+        [num_tokens, num_q_heads, head_dim], the problem's dtype.
+    keys, values
+        [cache_tokens, num_kv_heads, head_dim], the cache's dtype, sequence after sequence. A
+        float8 cache holds the true value divided by `problem.k_scale` or `v_scale`.
+    alibi_slopes, sinks
+        [num_q_heads] float32, or None.
+    """
+
+    problem: AttentionProblem
+    query: Tensor
+    keys: Tensor
+    values: Tensor
+    alibi_slopes: Tensor | None
+    sinks: Tensor | None
+
+    def select(self, picks: list[tuple[int, Request]]) -> Self:
+        """Part of the batch: for each pick, a sequence's index and the request that replaces it.
+
+        The new request keeps the first `seq_len` tokens of the sequence, and asks for the last
+        `query_len` of those; their queries must be among the sequence's own.
+        """
+        query, keys, values = [], [], []
+        none = self.query[:0]
+        q_starts, k_starts = self.problem.query_starts, self.problem.cache_starts
+        for index, request in picks:
+            old = self.problem.requests[index]
+            last = q_starts[index + 1] - (old.seq_len - request.seq_len)
+            lacks_query = request.query_len and last - request.query_len < q_starts[index]
+            if request.seq_len > old.seq_len or lacks_query:
+                raise ValueError(f"{request} asks for tokens that sequence {index}, {old}, lacks")
+            query.append(self.query[last - request.query_len : last] if request.query_len else none)
+            span = slice(k_starts[index], k_starts[index] + request.seq_len)
+            keys.append(self.keys[span])
+            values.append(self.values[span])
+        return replace(
+            self,
+            problem=self.problem.replace(requests=tuple(request for _, request in picks)),
+            query=torch.cat(query),
+            keys=_cat(keys),
+            values=_cat(values),
+        )
+
+
+def make_inputs(problem: AttentionProblem, *, device: str = "cpu") -> Inputs:
+    """Draw a problem's tensors from its seed; the same numbers on every device."""
+    rng = torch.Generator().manual_seed(problem.seed)
+    heads, head_dim = problem.num_kv_heads, problem.head_dim
+    keys, values = (_cache_contents(problem, rng) for _ in range(2))
+    if problem.inputs == "sunken":
+        keys += SUNKEN_OFFSET
+    keys = _store(keys, problem, problem.k_scale)
+    values = _store(values, problem, problem.v_scale)
+    query = torch.randn(problem.num_tokens, heads, problem.group_size, head_dim, generator=rng)
+    if problem.inputs == "needle":
+        query = _point_at_keys(problem, keys.float() * problem.k_scale, rng)
+    elif problem.inputs == "sunken":
+        # Every key has a part along (1, 1, ...), and the query points the other way.
+        offset = SUNKEN_LOGIT / (problem.softmax_scale * SUNKEN_OFFSET * head_dim)
+        query = offset + query / (problem.softmax_scale * head_dim**0.5)
+    elif problem.inputs == "loud":
+        query = query * (LOUD_GAIN / (problem.softmax_scale * head_dim**0.5))
+    else:
+        query = query / (problem.softmax_scale * head_dim**0.5)
+    num_q_heads = problem.num_q_heads
+    query = query.to(problem.torch_dtype)
+    if not query.isfinite().all():
+        raise InvalidProblem(
+            f"scale={problem.softmax_scale:g}: queries that give logits of the usual size overflow "
+            f"{problem.dtype}; choose a larger scale, or bf16 or fp32"
+        )
+    slopes = 2.0 ** (-8.0 * torch.arange(1, num_q_heads + 1) / num_q_heads)
+    sinks = torch.randn(num_q_heads, generator=rng)
+    return Inputs(
+        problem=problem,
+        query=query.reshape(-1, num_q_heads, head_dim).to(device),
+        keys=keys.to(device),
+        values=values.to(device),
+        alibi_slopes=slopes.to(device) if problem.alibi else None,
+        sinks=sinks.to(device) if problem.sinks else None,
+    )
+
+
+def quantise(tensor: Tensor, dtype: torch.dtype, scale: float) -> Tensor:
+    """What a float8 cache stores: tensor / scale in float32, saturated, rounded to nearest even."""
+    largest = torch.finfo(dtype).max
+    return (tensor.float() / scale).clamp(-largest, largest).to(dtype)
+
+
+def _cache_contents(problem: AttentionProblem, rng: torch.Generator) -> Tensor:
+    shape = (problem.cache_tokens, problem.num_kv_heads, problem.head_dim)
+    contents = torch.randn(shape, generator=rng)
+    longest = min(problem.shared_prefix, problem.max_seq_len)
+    prefix = torch.randn((longest, *shape[1:]), generator=rng)
+    for start, request in zip(problem.cache_starts, problem.requests, strict=False):
+        length = min(longest, request.seq_len)
+        contents[start : start + length] = prefix[:length]
+    return contents
+
+
+def _store(tensor: Tensor, problem: AttentionProblem, scale: float) -> Tensor:
+    if problem.quantised:
+        return quantise(tensor, problem.torch_kv_dtype, scale)
+    return tensor.to(problem.torch_kv_dtype)
+
+
+def _point_at_keys(problem: AttentionProblem, keys: Tensor, rng: torch.Generator) -> Tensor:
+    """Queries that each pick out one visible key, mostly one where addressing errs.
+
+    Favoured are the first and the last visible key and the two sides of a block boundary: off by
+    one in a mask, a tile or a page shows there. The rest fall anywhere.
+    """
+    shape = (problem.num_kv_heads, problem.group_size)
+    rows = []
+    for start, request in zip(problem.cache_starts, problem.requests, strict=False):
+        count = request.query_len
+        kind = torch.randint(0, 5, (count, *shape), generator=rng)
+        share = torch.rand((count, *shape), generator=rng)
+        if request.seq_len == 0:
+            rows.append(torch.randn(count, *shape, problem.head_dim, generator=rng))
+            continue
+        position = torch.arange(request.seq_len - count, request.seq_len).view(-1, 1, 1)
+        last = position if problem.causal else torch.full_like(position, request.seq_len - 1)
+        first = (
+            (last - problem.window + 1).clamp(min=0) if problem.window else torch.zeros_like(last)
+        )
+        anywhere = (first + (share * (last - first + 1)).long()).clamp(max=last)
+        boundary = anywhere // problem.block_size * problem.block_size
+        choices = [
+            first,
+            last,
+            boundary.clamp(min=first),
+            (boundary - 1).clamp(min=first),
+            anywhere,
+        ]
+        target = torch.stack([c.expand(count, *shape) for c in choices])
+        target = target.gather(0, kind.unsqueeze(0)).squeeze(0)
+        head = torch.arange(problem.num_kv_heads).view(1, -1, 1)
+        key = keys[start + target, head]
+        norm = key.square().sum(-1, keepdim=True).clamp(min=1e-6)
+        rows.append(key * (NEEDLE_LOGIT / problem.softmax_scale) / norm)
+    return torch.cat(rows)
+
+
+def _cat(parts: list[Tensor]) -> Tensor:
+    # torch.cat has no float8 kernel on the CPU for an empty list of rows; bytes always work.
+    if parts[0].element_size() == 1:
+        return torch.cat([part.view(torch.uint8) for part in parts]).view(parts[0].dtype)
+    return torch.cat(parts)

@@ -1,0 +1,123 @@
+"""Attention over contiguous keys and values in float64: the truth for kernels.
+
+The formulas are written out in `docs/contract.md`; this file is their plainest form. Nothing is
+rounded to the working type, not even at the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reference.attention.inputs import Inputs
+from reference.attention.problem import AttentionProblem, Request
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """The exact answer, as far as float64 carries.
+
+    Attributes
+    ----------
+    out
+        [num_tokens, num_q_heads, head_dim] float64. A row that sees no key is zero.
+    lse
+        [num_tokens, num_q_heads] float64, natural log of the softmax's denominator, the sink
+        counted; -inf where there is nothing to sum.
+    score_bound
+        [num_tokens, num_q_heads] float64, a bound of the magnitudes that meet in one logit:
+        scale * |q| * max |k|, plus the bias, plus the soft-cap. Rounding errors of a logit are
+        proportional to it.
+    keys
+        [num_tokens] float64, how many keys a query sees.
+    value_bound
+        [num_tokens, num_q_heads] float64, largest magnitude of a value in the sequence and head.
+    """
+
+    out: Tensor
+    lse: Tensor
+    score_bound: Tensor
+    keys: Tensor
+    value_bound: Tensor
+
+
+def attend(inputs: Inputs) -> Truth:
+    """Answer a problem, one sequence after the other."""
+    problem = inputs.problem
+    parts = [_attend_one(inputs, index) for index in range(len(problem.requests))]
+    return Truth(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+
+def positions(request: Request, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where in the sequence the query tokens, [query_len], and the keys, [seq_len], stand."""
+    key_at = torch.arange(request.seq_len, device=device)
+    return torch.arange(request.seq_len - request.query_len, request.seq_len, device=device), key_at
+
+
+def visible(problem: AttentionProblem, request: Request, device: torch.device) -> Tensor:
+    """Which keys a query sees: [query_len, seq_len] bool."""
+    query_at, key_at = positions(request, device)
+    query_at = query_at.unsqueeze(1)
+    seen = torch.ones(request.query_len, request.seq_len, dtype=torch.bool, device=device)
+    if problem.causal:
+        seen &= key_at <= query_at
+    if problem.window is not None:
+        seen &= key_at > query_at - problem.window
+    return seen
+
+
+def _attend_one(inputs: Inputs, index: int) -> tuple[Tensor, ...]:
+    problem = inputs.problem
+    request = problem.requests[index]
+    q_starts, k_starts = problem.query_starts, problem.cache_starts
+    heads, group = problem.num_kv_heads, problem.group_size
+    shape = (request.query_len, heads, group)
+    query = (
+        inputs.query[q_starts[index] : q_starts[index + 1]].double().view(*shape, problem.head_dim)
+    )
+    keys = inputs.keys[k_starts[index] : k_starts[index + 1]].double() * problem.k_scale
+    values = inputs.values[k_starts[index] : k_starts[index + 1]].double() * problem.v_scale
+
+    logits = torch.einsum("qhgd,khd->qhgk", query, keys) * problem.softmax_scale
+    bound = query.norm(dim=-1) * problem.softmax_scale
+    if request.seq_len:
+        bound = bound * keys.norm(dim=-1).amax(0).view(1, heads, 1)
+    if problem.softcap is not None:
+        logits = problem.softcap * torch.tanh(logits / problem.softcap)
+        bound = bound + problem.softcap
+    if inputs.alibi_slopes is not None:
+        slopes = inputs.alibi_slopes.double().view(1, heads, group, 1)
+        query_at, key_at = positions(request, logits.device)
+        distance = (query_at.unsqueeze(1) - key_at).abs().to(logits)
+        logits = logits - slopes * distance.view(request.query_len, 1, 1, request.seq_len)
+        bound = bound + slopes.squeeze(-1) * request.seq_len
+    hidden = ~visible(problem, request, logits.device)
+    logits = logits.masked_fill(hidden.view(request.query_len, 1, 1, request.seq_len), -torch.inf)
+
+    denominator = logits
+    if inputs.sinks is not None:
+        sink = inputs.sinks.double().view(1, heads, group, 1).expand(*shape, 1)
+        denominator = torch.cat([logits, sink], dim=-1)
+        bound = bound + sink.squeeze(-1).abs()
+    lse = torch.logsumexp(denominator, dim=-1) if denominator.shape[-1] else _nothing(shape, logits)
+    # A row without any key has lse = -inf: exp(-inf - 0) is the zero weight that it needs.
+    weights = torch.exp(logits - torch.where(lse.isinf(), 0.0, lse).unsqueeze(-1))
+    out = torch.einsum("qhgk,khd->qhgd", weights, values)
+    rows = (request.query_len, problem.num_q_heads)
+    keys_seen = (~hidden).sum(-1).double()
+    largest = torch.zeros(shape, dtype=torch.float64, device=values.device)
+    if request.seq_len:
+        largest += values.abs().amax((0, 2)).view(1, heads, 1)
+    return (
+        out.reshape(*rows, problem.head_dim),
+        lse.reshape(rows),
+        bound.reshape(rows),
+        keys_seen,
+        largest.reshape(rows),
+    )
+
+
+def _nothing(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    return torch.full(shape, -torch.inf, dtype=like.dtype, device=like.device)

@@ -1,0 +1,42 @@
+"""What a check says: a status, and findings that a person can act on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Status(StrEnum):
+    """Outcome of one check on one problem."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    NOT_SUPPORTED = "not supported"
+    CRASHED = "crashed"
+    NOT_RUN = "not run"
+    EXPECTED = "failed as expected"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Outcome of one named check.
+
+    Attributes
+    ----------
+    check
+        Name of the check, as in `reference.attention.checks`.
+    status
+        Passed, failed, not supported by the kernel, crashed, not run (the check can see nothing of
+        this kernel here), or failed as somebody said it would, with a reason.
+    findings
+        What was seen, or why nothing could be, one sentence each; empty if passed.
+    """
+
+    check: str
+    status: Status
+    findings: tuple[str, ...] = ()
+
+    @property
+    def wrong(self) -> bool:
+        """Whether the kernel is to blame."""
+        return self.status in (Status.FAILED, Status.CRASHED)

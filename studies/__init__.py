@@ -1,0 +1,1 @@
+"""Run once, by hand: where constants come from, and how well a method works."""

@@ -1,0 +1,1 @@
+"""Allocators by name: ours, those of engines, and the user's."""

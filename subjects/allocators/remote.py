@@ -1,0 +1,235 @@
+"""An allocator in a process, and an interpreter, of its own; to its user it is an `Allocator`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from reference.allocator.contract import AllocatorCapabilities, AllocatorDied, AllocatorRaised
+from subjects.loading import SubjectError
+from subjects.process import SubjectDied, SubjectProcess
+
+ROOT: Final = Path(__file__).parents[2]
+
+TIME_LIMIT_S: Final = 10.0
+"""For one call. It takes microseconds as a rule; one that takes longer than this hangs."""
+
+GRACE_S: Final = 20.0
+"""On top of the time limit, for the worker to say that it was exceeded."""
+
+
+class RemoteFactory:
+    """A factory of allocators that live in another process.
+
+    There is one allocator at a time: making one ends the one before.
+
+    Parameters
+    ----------
+    name
+        `module:factory` or `path/to/file.py:factory`.
+    python
+        Interpreter to run it with; this one if not given.
+    time_limit_s
+        Seconds for one call.
+    """
+
+    def __init__(
+        self, name: str, *, python: str | None = None, time_limit_s: float = TIME_LIMIT_S
+    ) -> None:
+        # Our rooms stay importable in our own interpreter only: an engine may look for packages of
+        # the same names, and has to find its own or none.
+        keep = f"sys.path.append({str(ROOT)!r}); " if python in (None, sys.executable) else ""
+        start = (
+            f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
+            "import subjects.allocators.worker as w; "
+            f"sys.path.pop(0); {keep}w.main({name!r}, {time_limit_s!r})"
+        )
+        # The folder that it is started in may hold anything, and -c puts it first on the path.
+        start = f"import sys; sys.path[:] = [p for p in sys.path if p]; {start}"
+        self._process = SubjectProcess(
+            [python or sys.executable, "-u", "-c", start],
+            environment={"OMP_NUM_THREADS": "1"},
+            time_limit_s=time_limit_s + GRACE_S,
+        )
+        self._name = name
+        self.capabilities = AllocatorCapabilities()
+        self.version = ""
+
+    def introduce(self) -> None:
+        """Start the process, and take over what the subject declares.
+
+        Raises
+        ------
+        SubjectError
+            The name leads to no allocator, or what it declares makes no sense.
+        NotStarted
+            The process ended before it came to the subject.
+        """
+        try:
+            said = self._process.introduce()
+        except SubjectDied as death:
+            raise SubjectError(f"importing {self._name}: the process {death.how}") from None
+        if "error" in said:
+            raise SubjectError(said["error"])
+        try:
+            self.capabilities = AllocatorCapabilities.from_mapping(said["capabilities"])
+        except ValueError as error:
+            raise SubjectError(f"{self._name}: {error}") from None
+        self.version = said["version"]
+
+    def __call__(
+        self, num_blocks: int, block_size: int, *, prefix_caching: bool, window: int | None
+    ) -> RemoteAllocator:
+        """Make an empty allocator."""
+        pool = {
+            "num_blocks": num_blocks,
+            "block_size": block_size,
+            "prefix_caching": prefix_caching,
+            "window": window,
+            "watch_idle": prefix_caching and self.capabilities.eviction is not None,
+        }
+        allocator = RemoteAllocator(self)
+        allocator.take(self.ask({"new": pool}))
+        return allocator
+
+    def ask(self, question: dict[str, Any]) -> dict[str, Any]:
+        """Ask the worker.
+
+        Raises
+        ------
+        AllocatorDied
+            The subject's process ended, or had to be ended.
+        """
+        try:
+            answer = self._process.ask(question)
+        except SubjectDied as death:
+            raise AllocatorDied(death.how, timed_out=death.timed_out) from None
+        while not answer:
+            answer = self._process.next_answer()
+        if "died" in answer:
+            words = self._process.last_words()
+            how = f"{answer['died']}: {words}" if words else answer["died"]
+            raise AllocatorDied(how, timed_out=answer["timed_out"])
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.close()
+
+    def __enter__(self) -> Self:
+        """Nothing is started before it is needed."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the process."""
+        self.close()
+
+
+class RemoteAllocator:
+    """What a `RemoteFactory` makes. Methods are those of `reference.allocator.contract.Allocator`.
+
+    Each call brings back what can be seen afterwards, so that looking costs nothing.
+    """
+
+    def __init__(self, factory: RemoteFactory) -> None:
+        self._factory = factory
+        self._counts: tuple[int, int, int] = (0, 0, 0)
+        self._slots: dict[str, list[int]] = {}
+        self._idle: list[int] = []
+
+    def take(self, answer: dict[str, Any]) -> Any:
+        """Take over what an answer shows, and return what was answered.
+
+        Raises
+        ------
+        AllocatorRaised
+            The call raised.
+        """
+        if "counts" in answer:
+            free, idle, used = answer["counts"]
+            self._counts = (free, idle, used)
+            self._slots |= answer["slots"]
+            self._idle = answer.get("idle", [])
+        if "raised" in answer:
+            raise AllocatorRaised(answer["raised"])
+        return answer["answer"]
+
+    def _call(self, call: str, *given: Any, **named: Any) -> Any:
+        return self.take(self._factory.ask({"call": call, "with": given, "named": named}))
+
+    def counts(self) -> tuple[int, int, int]:
+        """As of the last call."""
+        return self._counts
+
+    def slots(self, sequence: str) -> list[int]:
+        """As of the last call."""
+        return self._slots[sequence]
+
+    def idle_blocks(self) -> list[int]:
+        """As of the last call."""
+        return self._idle
+
+    def admit(
+        self, sequence: str, tokens: Sequence[int], *, num_tokens: int, salt: str
+    ) -> int | None:
+        """Make the call."""
+        hit: int | None = self._call(
+            "admit", sequence, list(tokens), num_tokens=num_tokens, salt=salt
+        )
+        return hit
+
+    def append(self, sequence: str, tokens: Sequence[int]) -> bool:
+        """Make the call."""
+        granted: bool = self._call("append", sequence, list(tokens))
+        return granted
+
+    def free(self, sequence: str) -> None:
+        """Make the call."""
+        self._call("free", sequence)
+
+    def commit(self, sequence: str) -> None:
+        """Make the call."""
+        self._call("commit", sequence)
+
+    def take_copies(self) -> list[tuple[int, int]]:
+        """Make the call."""
+        return [(source, destination) for source, destination in self._call("take_copies")]
+
+    def fork(self, parent: str, child: str) -> bool:
+        """Make the call."""
+        granted: bool = self._call("fork", parent, child)
+        return granted
+
+    def preempt(self, sequence: str) -> None:
+        """Make the call."""
+        self._call("preempt", sequence)
+
+    def can_admit(self, tokens: Sequence[int], *, num_tokens: int, salt: str) -> bool:
+        """Make the call."""
+        promised: bool = self._call("can_admit", list(tokens), num_tokens=num_tokens, salt=salt)
+        return promised
+
+    def reset(self) -> bool:
+        """Make the call."""
+        done: bool = self._call("reset")
+        return done
+
+    def swap_out(self, sequence: str) -> list[tuple[int, int]] | None:
+        """Make the call."""
+        return _pairs(self._call("swap_out", sequence))
+
+    def swap_in(self, sequence: str) -> list[tuple[int, int]] | None:
+        """Make the call."""
+        return _pairs(self._call("swap_in", sequence))
+
+
+def _pairs(answer: list[list[int]] | None) -> list[tuple[int, int]] | None:
+    return None if answer is None else [(source, destination) for source, destination in answer]

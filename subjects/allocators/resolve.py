@@ -1,0 +1,130 @@
+"""From a name on the command line to an allocator.
+
+A name is a built-in one, `module:factory`, or `path/to/file.py:factory`. The built-in engines live
+in environments of their own, which `make engines` builds; nothing of theirs is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from reference.allocator.contract import (
+    AllocatorCapabilities,
+    AllocatorFactory,
+    AllocatorRaised,
+    capabilities_of_factory,
+)
+from subjects.allocators.mixed_stream import Served
+from subjects.allocators.remote import TIME_LIMIT_S, RemoteFactory
+from subjects.environments import BuiltIn, engine_python
+from subjects.loading import SubjectError, load, split
+
+ADAPTERS: Final = Path(__file__).parent / "engines"
+
+
+BUILT_IN: Final = {
+    "paged": BuiltIn("paged.subject:paged_allocator"),
+    "vllm": BuiltIn(f"{ADAPTERS / 'vllm_kv_cache_manager.py'}:make", "vllm"),
+    "sglang": BuiltIn(f"{ADAPTERS / 'sglang_radix_cache.py'}:make", "sglang"),
+    "sglang-pages": BuiltIn(f"{ADAPTERS / 'sglang_radix_cache.py'}:make_pages", "sglang"),
+    "transformers": BuiltIn(f"{ADAPTERS / 'transformers_paged_cache.py'}:make", "transformers"),
+    "torch": BuiltIn(f"{ADAPTERS / 'torch_paged_attention.py'}:make"),
+}
+"""Ours and the engines', on equal terms with everybody's: run by the same code."""
+
+
+@dataclass(frozen=True, slots=True)
+class AllocatorSubject:
+    """An allocator under test.
+
+    Attributes
+    ----------
+    name
+        As it was asked for.
+    factory
+        Makes the allocators.
+    capabilities
+        What it declares.
+    version
+        What it says of its version; may be empty.
+    """
+
+    name: str
+    factory: AllocatorFactory
+    capabilities: AllocatorCapabilities
+    version: str
+
+    def serve(self, **question: Any) -> Served:
+        """Serve a stream in the allocator's own process; see `mixed_stream.serve`.
+
+        Raises
+        ------
+        AllocatorDied
+            The process ended, or took longer than its time limit.
+        AllocatorRaised
+            The allocator raised.
+        """
+        if not isinstance(self.factory, RemoteFactory):
+            raise SubjectError(f"{self.name} runs in this process: open it without in_process")
+        answer = self.factory.ask({"serve": question})
+        if "raised" in answer:
+            raise AllocatorRaised(answer["raised"])
+        return Served(**answer)
+
+
+@contextmanager
+def open_allocator(
+    name: str,
+    *,
+    python: str | None = None,
+    in_process: bool = False,
+    time_limit_s: float = TIME_LIMIT_S,
+) -> Iterator[AllocatorSubject]:
+    """Find an allocator, start its process, and end it afterwards.
+
+    Parameters
+    ----------
+    name
+        Built-in, `module:factory` or `path/to/file.py:factory`.
+    python
+        Interpreter to run it with, instead of the one that it needs.
+    in_process
+        Whether to import it here instead: faster, and a crash or a hang is then ours.
+    time_limit_s
+        Seconds for one call.
+
+    Raises
+    ------
+    SubjectError
+        The name leads nowhere, or what the allocator declares makes no sense.
+    """
+    known = BUILT_IN.get(name)
+    where = known.where if known is not None else name
+    split(where, what="allocator", built_in=tuple(BUILT_IN))  # the worker knows no short names
+    if in_process:
+        if python is not None or (known is not None and known.environment):
+            raise SubjectError(
+                f"{name} runs in an interpreter of its own: it cannot run in process"
+            )
+        yield _imported(name, where)
+        return
+    if python is None and known is not None and known.environment:
+        python = str(engine_python(known.environment))
+    with RemoteFactory(where, python=python, time_limit_s=time_limit_s) as factory:
+        factory.introduce()
+        yield AllocatorSubject(name, factory, factory.capabilities, factory.version)
+
+
+def _imported(name: str, where: str) -> AllocatorSubject:
+    factory = load(where, what="allocator")
+    if not callable(factory):
+        raise SubjectError(f"{name} is {type(factory).__name__}, not callable: name a factory")
+    try:
+        capabilities = capabilities_of_factory(factory)
+    except (TypeError, ValueError) as error:
+        raise SubjectError(f"{name}: {error}") from None
+    return AllocatorSubject(name, factory, capabilities, str(getattr(factory, "version", "")))

@@ -1,0 +1,1 @@
+"""Attention kernels by name: ours, other people's, and the user's."""

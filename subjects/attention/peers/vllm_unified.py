@@ -1,0 +1,101 @@
+"""vLLM's unified attention in Triton: one kernel for all batches, and a split one for decode.
+
+The launcher, `unified_attention`, is called as `TritonAttentionImpl.forward` does
+(vllm/v1/attention/backends/triton_attn.py). What that class declares is declared here. Small
+batches of decode take the split path, 16 segments of each sequence and `reduce_segments` after
+them, as `TritonAttentionMetadataBuilder` has it; all others take the other one.
+
+In float32 Triton multiplies matrices in tf32 unless told otherwise, and vLLM does not say. Here it
+is told to use float32, so that the kernel's own errors show; docs/peers.md has how far off tf32 is.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, Final
+
+import torch
+
+from reference.attention.contract import Capabilities, PagedBatch, declares
+from subjects.attention.peers import prepared_by
+from subjects.attention.peers.vllm_wheel import KVQuantMode, load_unified_attention
+from subjects.loading import SubjectError
+
+NUM_SEGMENTS: Final = 16
+"""`NUM_PAR_SOFTMAX_SEGMENTS` of vLLM's backend."""
+
+MIN_LAUNCH_GRID_SIZE_2D: Final = 128
+"""Of vLLM's backend: a batch of decode that gives fewer programs is split."""
+
+_launcher: Any = None
+
+
+def _prepare(device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SubjectError(
+            f"vllm-unified: torch {torch.__version__} in {sys.prefix} finds no GPU; name an "
+            f"interpreter that has vLLM and finds one with --engine-python"
+        )
+    os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
+    global _launcher  # noqa: PLW0603 - one kernel in one process
+    _launcher = load_unified_attention().unified_attention
+
+
+@prepared_by(_prepare)
+@declares(
+    Capabilities(
+        head_dims=frozenset({32, 64, 80, 96, 128, 256}),
+        block_sizes=frozenset({16, 32, 64, 128, 256}),
+        variants=frozenset({"prefill", "noncausal", "window", "softcap", "alibi", "sinks"}),
+    )
+)
+def attention(batch: PagedBatch) -> None:
+    """Fill `batch.out`."""
+    launcher()(**arguments_of(batch))
+
+
+def launcher() -> Any:
+    """The host function of vLLM, once the subject was prepared."""
+    return _launcher
+
+
+def arguments_of(batch: PagedBatch) -> dict[str, Any]:
+    """What vLLM's backend gives it for a batch; the scratch memory is made here, once a step."""
+    num_tokens, num_q_heads, head_dim = batch.query.shape
+    device = batch.query.device
+    scratch = (num_tokens, num_q_heads, NUM_SEGMENTS)
+    padded = 1 << (head_dim - 1).bit_length()
+    # One scale for the whole tensor, shown to the kernel as one for each sequence and head.
+    scales = (batch.seq_lens.shape[0], batch.num_kv_heads)
+    k_scale, v_scale = (
+        torch.full((), scale, dtype=torch.float32, device=device).expand(scales)
+        for scale in (batch.k_scale, batch.v_scale)
+    )
+    quantised = batch.key_cache.element_size() == 1
+    return {
+        "q": batch.query,
+        "k": batch.key_cache,
+        "v": batch.value_cache,
+        "out": batch.out,
+        "cu_seqlens_q": batch.query_start_loc,
+        "max_seqlen_q": batch.max_query_len,
+        "seqused_k": batch.seq_lens,
+        "max_seqlen_k": batch.max_seq_len,
+        "softmax_scale": batch.scale,
+        "causal": batch.causal,
+        "alibi_slopes": batch.alibi_slopes,
+        "window_size": (-1, -1) if batch.window is None else (batch.window - 1, 0),
+        "block_table": batch.block_table,
+        "softcap": batch.softcap or 0,
+        "q_descale": None,
+        "k_descale": k_scale,
+        "v_descale": v_scale,
+        "seq_threshold_3D": MIN_LAUNCH_GRID_SIZE_2D // batch.num_kv_heads,
+        "num_par_softmax_segments": NUM_SEGMENTS,
+        "softmax_segm_output": torch.empty((*scratch, padded), dtype=torch.float32, device=device),
+        "softmax_segm_max": torch.empty(scratch, dtype=torch.float32, device=device),
+        "softmax_segm_expsum": torch.empty(scratch, dtype=torch.float32, device=device),
+        "sinks": batch.sinks,
+        "kv_quant_mode": KVQuantMode.FP8_PER_TENSOR if quantised else KVQuantMode.NONE,
+    }

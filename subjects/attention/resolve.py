@@ -1,0 +1,148 @@
+"""From a name on the command line to a kernel.
+
+A name is a built-in one, `module:function`, or `path/to/file.py:function`. Built-in are ours
+(`torch`, `triton`) and the peers, other people's kernels. Some of those need an interpreter of
+their own, and the kernel's process then runs there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from reference.attention.contract import AttentionKernel, Capabilities, capabilities_of
+from reference.attention.problem import MAX_BLOCK_SIZE, MAX_HEAD_DIM
+from subjects.environments import BuiltIn, engine_python
+from subjects.loading import SubjectError, load
+
+BUILT_IN: Final = {
+    "torch": BuiltIn("paged.attention:paged_attention"),
+    "triton": BuiltIn("kernels.attention:paged_attention"),
+    "sdpa": BuiltIn("subjects.attention.peers.sdpa:attention"),
+    "flex": BuiltIn("subjects.attention.peers.flex:attention"),
+    "vllm-unified": BuiltIn("subjects.attention.peers.vllm_unified:attention", "vllm"),
+    "vllm-cpu": BuiltIn("subjects.attention.peers.vllm_cpu:attention", "vllm"),
+    "flash-attn": BuiltIn("subjects.attention.peers.flash_attn:attention"),
+    "flashinfer": BuiltIn("subjects.attention.peers.flashinfer:attention"),
+}
+"""Ours and the peers, on equal terms with everybody's: resolved by the same code."""
+
+SMALLEST_HEAD_DIM: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A kernel under test.
+
+    Attributes
+    ----------
+    name
+        As it was asked for.
+    kernel
+        The callable.
+    capabilities
+        What it declares, or everything.
+    """
+
+    name: str
+    kernel: AttentionKernel
+    capabilities: Capabilities
+
+
+def python_of(name: str) -> str | None:
+    """The interpreter that a built-in kernel needs; None if pagedbench's own will do.
+
+    Raises
+    ------
+    SubjectError
+        Its environment has not been built.
+    """
+    known = BUILT_IN.get(name)
+    if known is None or not known.environment:
+        return None
+    return str(engine_python(known.environment))
+
+
+def resolve_kernel(name: str, *, device: str = "cpu") -> Subject:
+    """Import the kernel that a name stands for.
+
+    A kernel may have an attribute `prepare`. It is called once with the device's name, before the
+    kernel gets its first problem, and raises SubjectError where it lacks something.
+
+    Raises
+    ------
+    SubjectError
+        If the name has no function part, the module or file does not import, the function is
+        missing or not callable, it lacks something here, or what it declares leaves no problem
+        that it could be given.
+    """
+    known = BUILT_IN.get(name)
+    where = known.where if known is not None else name
+    return as_subject(load(where, what="kernel", built_in=tuple(BUILT_IN)), name, device=device)
+
+
+def as_subject(kernel: Any, name: str, *, device: str = "cpu") -> Subject:
+    """Take a kernel that is at hand for a subject, and prepare it.
+
+    Raises
+    ------
+    SubjectError
+        If it is not callable, it lacks something here, or what it declares leaves no problem that
+        it could be given.
+    """
+    if not callable(kernel):
+        raise SubjectError(
+            f"{name} is {type(kernel).__name__}, not callable: "
+            f"name a function that takes a PagedBatch"
+        )
+    try:
+        capabilities = capabilities_of(kernel)
+    except TypeError as error:
+        raise SubjectError(str(error)) from None
+    for complaint in _complaints(capabilities):
+        raise SubjectError(f"{name}: its capabilities' {complaint}")
+    prepare: Callable[[str], object] | None = getattr(kernel, "prepare", None)
+    if prepare is not None:
+        prepare(device)
+    return Subject(name, kernel, capabilities)
+
+
+def _complaints(capabilities: Capabilities) -> Iterator[str]:
+    """What leaves no problem to draw, or no problem of the contract."""
+    if not capabilities.dtypes:
+        yield "dtypes is empty, so there is nothing to check; name at least one"
+    largest = capabilities.max_head_dim
+    if not isinstance(largest, int) or largest < SMALLEST_HEAD_DIM:
+        yield f"max_head_dim is {largest!r}; the smallest head size is {SMALLEST_HEAD_DIM}"
+    head_dims = capabilities.head_dims
+    if head_dims is not None and not _all(_is_head_dim, head_dims):
+        yield (
+            f"head_dims is {_shown(head_dims)}; name multiples of 8 from {SMALLEST_HEAD_DIM} to "
+            f"{MAX_HEAD_DIM}, or None for all"
+        )
+    elif head_dims is not None and max(head_dims) > largest:
+        yield f"head_dims has {max(head_dims)}, but max_head_dim is {largest}; raise or drop it"
+    sizes = capabilities.block_sizes
+    if sizes is not None and not _all(_is_block_size, sizes):
+        yield (
+            f"block_sizes is {_shown(sizes)}; name powers of two from 1 to {MAX_BLOCK_SIZE}, or "
+            f"None for all"
+        )
+
+
+def _all(check: Callable[[object], bool], values: object) -> bool:
+    # Annotations bind nobody: a list, or a single number, may stand where a frozenset should.
+    return isinstance(values, Collection) and len(values) > 0 and all(map(check, values))
+
+
+def _is_head_dim(size: object) -> bool:
+    return isinstance(size, int) and SMALLEST_HEAD_DIM <= size <= MAX_HEAD_DIM and size % 8 == 0
+
+
+def _is_block_size(size: object) -> bool:
+    return isinstance(size, int) and 1 <= size <= MAX_BLOCK_SIZE and not size & (size - 1)
+
+
+def _shown(values: object) -> str:
+    return repr(sorted(values, key=repr)) if isinstance(values, Collection) else repr(values)

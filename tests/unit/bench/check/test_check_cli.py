@@ -1,0 +1,610 @@
+"""`pagedbench check` as it is typed: exit codes, what is printed where, and what is left behind."""
+
+import functools
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from contextlib import chdir
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from typer.testing import CliRunner
+
+import bench.check.run
+import bench.check.timing
+from bench import cli
+from bench.check import search as cross_check
+from bench.check.record import CheckRecord
+from bench.command.session import Bar, Lines
+from helpers.places import ROOT
+from helpers.wrong_kernels import NARROW, SHORT, named
+from reference.attention.problem import AttentionProblem
+
+# What the installed command does, without its being installed.
+COMMAND = [
+    *(sys.executable, "-P", "-c"),
+    f"import sys; sys.path.insert(0, {str(ROOT)!r}); from bench.cli import main; main()",
+]
+
+KERNEL = """
+from paged.attention import paged_attention
+
+def attend(batch):
+    paged_attention(batch)
+    if batch.max_seq_len > 40:
+        batch.out.mul_({factor})
+"""
+
+
+def typed(*arguments: str, folder: Path | None = None):
+    """Run the command in this process."""
+    with chdir(folder or Path.cwd()):
+        return CliRunner().invoke(cli.app, ["check", *arguments], prog_name="pagedbench")
+
+
+@pytest.fixture(autouse=True)
+def somewhere_else(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+@dataclass
+class Run:
+    folder: Path
+    result: object
+    record: CheckRecord
+
+    @property
+    def stdout(self) -> str:
+        return self.result.stdout
+
+
+def checked(folder: Path, *arguments: str) -> Run:
+    result = typed(*arguments, "--json", "record.json", "--lanes", "1", folder=folder)
+    assert (folder / "record.json").exists(), result.output
+    record = CheckRecord.model_validate_json((folder / "record.json").read_text())
+    assert result.exit_code == record.exit_code, result.output
+    return Run(folder, result, record)
+
+
+@pytest.fixture(scope="module")
+def wrong(tmp_path_factory) -> Run:
+    folder = tmp_path_factory.mktemp("wrong")
+    (folder / "mine.py").write_text(KERNEL.format(factor=1.01))
+    return checked(folder, "--kernel", "mine.py:attend", "--problems", "30")
+
+
+@pytest.fixture(scope="module")
+def right(tmp_path_factory) -> Run:
+    with pytest.MonkeyPatch.context() as patch:
+        small = functools.partial(
+            bench.check.timing.DecodeShape, batch_size=2, num_kv_heads=1, head_dim=16
+        )
+        patch.setattr(bench.check.timing, "DecodeShape", small)
+        return checked(
+            tmp_path_factory.mktemp("right"),
+            *("--kernel", named("narrow"), "--problems", "9", "--seed", "3", "--max-len", "64"),
+        )
+
+
+# 1: wrong
+
+
+def test_a_wrong_kernel_exits_1_with_a_small_problem_and_its_worst_row(wrong):
+    assert wrong.record.exit_code == 1
+    assert wrong.record.verdict == "wrong"
+    failure = wrong.record.kernels[0].failure
+    assert failure.check == "truth"
+    assert failure.status == "failed"
+    problem = AttentionProblem.parse(failure.problem)
+    assert [(r.query_len, r.seq_len) for r in problem.requests] == [(1, SHORT + 1)]
+    assert len(failure.problem) < len(failure.first_problem)
+    row = r"out\[token 0, head 0\] is \S+, the truth is \S+: off by \S+, allowed \S+"
+    assert re.search(row, failure.findings[0])
+    printed = " ".join(wrong.stdout.replace("│", " ").split())
+    for part in ("mine.py:attend is wrong", failure.problem, *failure.findings):
+        assert part in printed
+    assert re.search(r"mine\.py:attend +failed +truth, after \d+ problems? *\n", wrong.stdout)
+    assert "exit code 1" in wrong.stdout
+    assert wrong.record.decode is None  # nobody times a wrong kernel
+
+
+def test_the_printed_command_shows_the_same_failure(wrong):
+    lines = wrong.stdout.splitlines()
+    words = shlex.split(lines[lines.index("replay it:") + 1])
+    failure = wrong.record.kernels[0].failure
+    assert words == shlex.split(failure.replay)
+    assert words[0] == "pagedbench"
+    again = subprocess.run(
+        [*COMMAND, *words[1:]], cwd=wrong.folder, capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 1, again.stderr
+    assert f"mine.py:attend on {failure.problem}" in again.stdout
+    assert re.search(r"^truth +failed +out\[token 0, head 0\]", again.stdout, re.M)
+    assert re.search(r"^repeated +passed", again.stdout, re.M)  # wrong in the same way each time
+    assert (failure.findings[0].partition(",")[0]) in again.stdout
+
+
+@pytest.mark.slow
+def test_a_failure_is_tried_first_next_time_and_a_corrected_kernel_passes_it(wrong, tmp_path):
+    folder = shutil.copytree(wrong.folder, tmp_path / "copy")
+    options = ("--kernel", "mine.py:attend", "--problems", "3", "--no-timing", "--seed", "1")
+    failure = wrong.record.kernels[0].failure
+    saved = (folder / failure.saved_to).read_text()
+    assert saved == f"{failure.problem}\n"
+
+    still_wrong = checked(folder, *options).record.kernels[0]
+    assert still_wrong.problems == 0
+    assert still_wrong.failure.first_problem == failure.problem
+    assert (folder / failure.saved_to).read_text() == saved
+
+    (folder / "mine.py").write_text(KERNEL.format(factor=1.0))
+    corrected = checked(folder, *options).record
+    assert corrected.verdict == "right"
+    assert (corrected.kernels[0].problems, corrected.kernels[0].asked) == (4, 4)
+    assert not (folder / ".hypothesis").exists()
+
+
+# 0: right
+
+
+def test_a_right_kernel_exits_0_and_is_only_asked_for_what_it_declares(right):
+    assert right.record.exit_code == 0
+    assert right.record.verdict == "right"
+    (kernel,) = right.record.kernels
+    assert (kernel.problems, kernel.asked, kernel.complete, kernel.failure) == (9, 9, True, None)
+    assert kernel.checks["memory"] == {"not run": 9}  # nobody can watch torch
+    seen = [by_status for check, by_status in kernel.checks.items() if check != "memory"]
+    assert {tuple(by_status) for by_status in seen} == {("passed",)}
+    assert kernel.checks["truth"] == {"passed": 9}
+    assert len(seen) > 1
+    assert not (right.folder / ".pagedbench").exists()
+    assert not (right.folder / ".hypothesis").exists()
+
+
+def test_the_record_says_where_and_on_what_it_was_made(right):
+    machine, stream = right.record.environment, right.record.stream
+    assert machine.torch == torch.__version__
+    assert machine.triton[0].isdigit()
+    assert machine.device == machine.cpu != ""
+    assert machine.driver is None
+    assert machine.threads == torch.get_num_threads()
+    if (ROOT / ".git").exists():
+        assert re.fullmatch(r"[0-9a-f]{40}", machine.commit)
+        assert machine.dirty in {True, False}
+    assert (right.record.seed, right.record.max_len) == (3, 64)
+    assert (stream.name, stream.requests) == ("azure-conv", 2000)
+    assert stream.mean_prompt_tokens > stream.mean_output_tokens > 0
+    need = {memory.policy: memory for memory in right.record.memory}
+    assert need["paged"].bytes_per_request < need["contiguous"].bytes_per_request
+    assert need["paged"].requests_in_pool > need["contiguous"].requests_in_pool > 0
+    assert need["paged"].token == need["contiguous"].token
+
+
+def test_times_are_consistent_with_each_other(right):
+    decode = right.record.decode
+    names = [timing.name for timing in decode.timings]
+    assert names == ["contiguous, torch", "paged, torch", "contiguous, torch SDPA"]
+    assert decode.timings[0].ratio == 1.0
+    assert decode.kv_bytes == decode.context_tokens * 2 * 1 * 16 * 2
+    for timing in decode.timings:
+        assert timing.fastest_ms <= timing.median_ms <= timing.slowest_ms
+        assert timing.gigabytes_per_s == pytest.approx(decode.kv_bytes / timing.median_ms / 1e6)
+        assert timing.bandwidth_share is None
+    # A round's ratio cannot leave the range that the extremes allow.
+    paged, contiguous = decode.timings[1], decode.timings[0]
+    assert (
+        paged.fastest_ms / contiguous.slowest_ms
+        <= paged.ratio
+        <= paged.slowest_ms / contiguous.fastest_ms
+    )
+
+
+def test_the_table_goes_to_standard_output_and_progress_to_standard_error(right):
+    passed = right.record.kernels[0].count("passed")
+    assert passed > 9
+    assert re.search(rf"right +9 problems, {passed} checks *$", right.stdout, re.M)
+    for words in ("decode time", "cache memory", "exit code 0"):
+        assert words in right.stdout
+    lines = right.result.stderr.splitlines()
+    assert re.fullmatch(r"cross-checking \S+:narrow: 9 of 9 in \d+ s", lines[0])
+    assert re.fullmatch(r"timing decode: 11 of 11 in \d+ s", lines[1])
+    assert len(lines) == 2  # in a log nothing moves
+    assert "\x1b" not in right.result.output
+
+
+# What is expected to fail, and what was shown
+
+
+E5M2 = """
+import torch
+from paged.attention import paged_attention
+from reference.attention.contract import Capabilities, declares
+
+@declares(Capabilities(
+    dtypes=frozenset({"bf16"}), kv_dtypes=frozenset({"e5m2"}), head_dims=frozenset({32}),
+    block_sizes=frozenset({16}), variants=frozenset({"window"}),
+))
+def attend(batch):
+    paged_attention(batch)
+    if batch.key_cache.dtype == torch.float8_e5m2:
+        batch.out.mul_(1.5)
+"""
+
+EXPECTED = """
+[[expected]]
+kernel = "attend"
+check = "truth"
+when = ["kv_dtype=e5m2"]
+reason = "https://example.org/issues/12"
+
+[[expected]]
+kernel = "mine.py:attend"
+check = "repeated"
+reason = "It adds up in another order each time."
+"""
+
+
+@pytest.fixture(scope="module")
+def waived(tmp_path_factory) -> Run:
+    folder = tmp_path_factory.mktemp("waived")
+    (folder / "mine.py").write_text(E5M2)
+    (folder / "expected.toml").write_text(EXPECTED)
+    options = ("--problems", "30", "--no-timing", "--coverage", "--coverage-md", "coverage.md")
+    return checked(folder, "--kernel", "mine.py:attend", "--expected", "expected.toml", *options)
+
+
+def test_an_expected_failure_exits_0_and_is_shown_with_its_reason(waived):
+    assert (waived.record.verdict, waived.record.exit_code) == ("as expected", 0)
+    (kernel,) = waived.record.kernels
+    assert (kernel.problems, kernel.failure) == (30, None)
+    failing, stale = kernel.expected
+    assert 1 < failing.failed <= failing.problems < 30  # a batch may have no row to get wrong
+    assert failing.state == "failed as expected"
+    assert stale.state == "no longer fails"
+    assert waived.record.warnings == [stale.said]
+    said = f"attend truth [kv_dtype=e5m2] fails {failing.failed} of {failing.problems} problems, "
+    assert f"expected  {said}as expected: https://example.org/issues/12\n" in waived.stdout
+    assert "warning   mine.py:attend repeated no longer fails: passed on " in waived.stdout
+    assert re.search(r"^as expected in \d+ s, seed 0, exit code 0$", waived.stdout, re.M)
+    assert not (waived.folder / ".pagedbench").exists()
+
+
+def test_the_same_failure_is_wrong_where_nobody_expects_it(waived):
+    again = checked(waived.folder, *("--kernel", "mine.py:attend", "--problems", "30"))
+    assert again.record.exit_code == 1
+    assert again.record.kernels[0].expected == []
+
+
+def test_a_replay_knows_what_is_expected(waived):
+    problem = "(q1 k9) d32 b16 bf16 kv=e5m2"
+    options = ("--kernel", "mine.py:attend", "--problem", problem)
+    expected = typed(*options, "--expected", "expected.toml", folder=waived.folder)
+    assert expected.exit_code == 0
+    assert re.search(r"truth +failed as expected +out\[token 0", expected.stdout)
+    assert typed(*options, folder=waived.folder).exit_code == 1
+
+
+def test_coverage_is_printed_written_and_recorded_from_the_same_verdicts(waived):
+    (kernel,) = waived.record.kernels
+    rows = {row.feature: row.cells for row in kernel.coverage}
+    assert rows["kv_dtype=e5m2"]["truth"].state == "failed as expected"
+    assert rows["kv_dtype=same"]["truth"].state == "passed"
+    assert rows["kv_dtype=e4m3"]["truth"].state == "not supported"
+    assert rows["dtype=bf16"]["memory"].state == "not run"
+    by_truth = rows["dtype=bf16"]["truth"].counts
+    assert by_truth == kernel.checks["truth"]
+    assert sum(by_truth.values()) == 30
+
+    matrix = waived.stdout.partition("problems by what they show")[2]
+    assert max(map(len, waived.stdout.partition("azure-conv")[0].splitlines())) <= 80
+    failed = by_truth["failed as expected"]
+    assert re.search(rf"^  bf16 +\? +~{failed} ", matrix, re.M)
+    assert re.search(r"^  e4m3( +-)+$", matrix, re.M)
+    markdown = (waived.folder / "coverage.md").read_text()
+    assert f"| `dtype=bf16` | not run | **{failed}** of 30 failed as expected |" in markdown
+    shown = kernel.cells("passed") + kernel.cells("failed as expected")
+    summary = f"coverage {shown}/{shown + kernel.cells('not run')}, memory not run"
+    assert summary in " ".join(waived.stdout.split())
+
+
+def test_without_the_option_only_the_summary_of_coverage_is_printed(right):
+    assert "problems by what they show" not in right.stdout
+    assert re.search(r"coverage \d+/\d+, memory not run", " ".join(right.stdout.split()))
+    assert right.record.kernels[0].coverage
+
+
+# 2: usage
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--problem", "(q1 k4) d64 b16 bf16 fast"], "'fast' is not a word of a problem; the"),
+        (["--problem", "(q9 k4) d64 b16 bf16"], "k must be at least q"),
+        (["--problem", "(q1 k1) d64 b16 bf16", "--json", "r.json"], "makes no record; drop one"),
+        (["--trace", "bad.csv"], "bad.csv, line 3: read GeneratedTokens = 'x'; expected a whole"),
+        (["--trace", "silent.csv"], "no request generates a token"),
+        (["--trace", "absent.csv"], "--trace absent.csv: No such file or directory; name a file"),
+        (["--trace", "."], "--trace .: Is a directory"),
+        (["--stream", "azure"], "--stream azure: choose one of azure-conv, azure-code"),
+        (["--json", "absent/r.json"], "the folder absent does not exist; make it"),
+        (["--json", "."], "--json .: that is a folder; name a file in it"),
+        (["--save", "bad.csv"], "bad.csv is no folder to write to; choose another one"),
+        (["--device", "cuda"], "--device cuda: torch"),
+        (["--device", "tpu"], "--device tpu: choose cpu, cuda or auto"),
+        (["--problems", "0"], "Invalid value for '--problems'"),
+        (["--seed", "4294967296"], "Invalid value for '--seed'"),
+        (["--time-limit", "0"], "Invalid value for '--time-limit'"),
+        (["--lines", "3"], "No such option"),
+        (["--expected", "absent.toml"], "absent.toml: No such file or directory; name a file"),
+        (["--expected", "no-reason.toml"], "entry 1 of [[expected]]: reason='todo' for torch trut"),
+        (["--coverage-md", "absent/c.md"], "the folder absent does not exist; make it"),
+        (["--problem", "(q1 k1) d64 b16 bf16", "--coverage"], "--coverage: --problem covers one"),
+        (
+            ["--problem", "(q1 k1) d64 b16 bf16", "--coverage-md", "c.md"],
+            "--coverage-md c.md: --problem prints, and makes no record; drop one",
+        ),
+        (["--kernel", "nonsense"], "'nonsense' names no kernel: use module:function"),
+        (["--kernel", named("NOT_CALLABLE")], "is int, not callable"),
+    ],
+)
+def test_a_usage_error_exits_2_and_says_what_and_how_to_mend_it(arguments, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    header = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.68,1,"
+    Path("bad.csv").write_text(f"{header}1\n2023-11-16 18:15:47.68,1,x\n")
+    Path("silent.csv").write_text(f"{header}0\n")
+    Path("no-reason.toml").write_text(
+        '[[expected]]\nkernel = "torch"\ncheck = "truth"\nreason = "todo"\n'
+    )
+    result = typed(*arguments)
+    assert result.exit_code == 2, result.output
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+    assert result.stdout == ""
+
+
+def test_a_replay_of_what_the_kernel_does_not_support_is_shown_and_is_not_right():
+    problem = "(q1 k20) d32 b16 fp16"
+    assert NARROW.refusal(AttentionProblem.parse(problem)) == "dtype fp16"
+    result = typed("--kernel", named("narrow"), "--problem", problem)
+    assert result.exit_code == 2
+    assert re.search(r"truth +not supported +dtype fp16", result.stdout)
+    assert "nothing was checked of" in result.stderr
+
+
+def test_a_kernel_that_supports_nothing_it_was_drawn_is_not_right():
+    options = ("--problems", "2", "--lanes", "1", "--no-timing")
+    result = typed("--kernel", named("refuses_everything"), *options)
+    assert result.exit_code == 2
+    assert "supports none of the 2 problems" in result.stderr
+    assert "right" not in result.stdout
+
+
+# 4: the harness
+
+
+@pytest.mark.parametrize("arguments", [["--problems", "2"], ["--problem", "(q1 k1) d32 b16 bf16"]])
+def test_a_worker_that_cannot_start_exits_4(arguments, monkeypatch, tmp_path):
+    # A package without a worker: an empty folder would leave the one that is installed.
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "__init__.py").touch()
+    monkeypatch.setattr(cross_check, "ROOT", tmp_path)
+    result = typed("--kernel", "torch", *arguments)
+    assert result.exit_code == 4
+    assert "the harness itself failed; this says nothing about the kernel" in result.stderr
+    assert "No module named 'bench.check.worker'" in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "error", [ModuleNotFoundError("torch"), ValueError("a bug"), MemoryError()]
+)
+def test_an_error_of_ours_exits_4_whatever_its_type(error, monkeypatch):
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(bench.check.run, "run_check", fails)
+    result = typed("--kernel", "torch")
+    assert result.exit_code == 4
+    assert type(error).__name__ in result.stderr
+
+
+def test_an_error_outside_every_command_exits_4(monkeypatch, capsys):
+    def fails(**_: object) -> None:
+        raise RuntimeError("no commands")
+
+    monkeypatch.setattr(cli, "app", fails)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 4
+    assert "the harness itself failed" in capsys.readouterr().err
+
+
+def test_a_record_that_cannot_be_written_exits_4_and_the_table_is_printed(right, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(bench.check.run, "run_check", lambda *_, **__: right.record)
+    monkeypatch.setattr(Path, "write_text", full)
+    result = typed("--json", "record.json")
+    assert result.exit_code == 4
+    assert "No space left on device" in result.stderr
+    assert "cache memory" in result.stdout
+
+
+def test_a_reader_that_leaves_changes_no_exit_code(right, monkeypatch):
+    monkeypatch.setattr(bench.check.run, "run_check", lambda *_, **__: right.record)
+    reads, writes = os.pipe()
+    os.close(reads)
+    monkeypatch.setattr(sys, "argv", ["pagedbench", "check"])
+    with os.fdopen(writes, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    assert ended.value.code == 0
+
+
+# 130: interrupted
+
+
+def interruptible(
+    tmp_path: Path, kernel: str, *, source: str = COMMAND[-1]
+) -> tuple[subprocess.Popen, str]:
+    """Start a check whose kernel hangs after a while, and wait until it does."""
+    mark = f"PAGEDBENCH_TEST={uuid.uuid4()}"
+    name, value = mark.split("=")
+    hangs = tmp_path / "hangs"
+    options = ("--kernel", kernel, "--no-timing", "--json", "record.json", "--lanes", "1")
+    command = subprocess.Popen(
+        [*COMMAND[:-1], source, "check", *options, "--kernel", "torch"],
+        cwd=tmp_path,
+        env={**os.environ, name: value, "HANGS": str(hangs), "COLUMNS": "80"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    give_up = time.monotonic() + 120
+    while not hangs.exists() and command.poll() is None and time.monotonic() < give_up:
+        time.sleep(0.05)
+    assert hangs.exists(), command.communicate()
+    return command, mark
+
+
+def left_behind(mark: str) -> list[Path]:
+    """Processes with a mark in their environment; those that are being reaped have none."""
+    found = []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if mark.encode() in environment.read_bytes():
+                found.append(environment.parent)
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.slow
+def test_ctrl_c_reports_what_is_done_and_leaves_no_process(tmp_path):
+    command, mark = interruptible(tmp_path, named("hangs_after_a_while"))
+    assert left_behind(mark)
+    command.send_signal(signal.SIGINT)
+    stdout, stderr = command.communicate(timeout=120)
+    assert command.returncode == 130, stderr
+    assert "stopping; what is done is reported" in stderr
+    assert left_behind(mark) == []
+    record = CheckRecord.model_validate_json((tmp_path / "record.json").read_text())
+    assert (record.verdict, record.exit_code) == ("incomplete", 130)
+    hung, not_begun = record.kernels
+    assert 0 < hung.problems < hung.asked
+    assert (not_begun.name, not_begun.problems, not_begun.checks) == ("torch", 0, {})
+    assert re.search(rf"incomplete +{hung.problems} of 300 problems", stdout)
+    assert re.search(r"torch +not run +0 of 300 problems", stdout)
+    assert "exit code 130" in stdout
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_aborts_at_once_and_leaves_no_process(tmp_path):
+    patient = COMMAND[-1].replace("from", "import bench.check.search as c; c.GRACE_S = 1e9; from")
+    command, mark = interruptible(tmp_path, named("hangs_after_a_while"), source=patient)
+    command.send_signal(signal.SIGINT)
+    line = command.stderr.readline()
+    while "stopping" not in line:
+        line = command.stderr.readline()
+    command.send_signal(signal.SIGINT)
+    stdout, stderr = command.communicate(timeout=120)
+    assert command.returncode == 130, stderr
+    assert stdout == ""
+    assert not (tmp_path / "record.json").exists()
+    assert left_behind(mark) == []
+
+
+# Where it is typed
+
+
+@pytest.mark.slow
+def test_folders_named_like_ours_where_it_is_typed_do_not_matter(tmp_path):
+    for room in ("bench", "kernels", "paged", "reference", "subjects", "numpy_of_theirs"):
+        (tmp_path / room).mkdir()
+        (tmp_path / room / "__init__.py").write_text("raise ImportError('junk')")
+    (tmp_path / "numpy_of_theirs" / "__init__.py").write_text("factor = 1.0")
+    (tmp_path / "mine.py").write_text(
+        "import triton\nfrom numpy_of_theirs import factor\n" + KERNEL.format(factor="factor")
+    )
+    options = ("--problems", "3", "--no-timing", "--lanes", "1")
+    command = [*COMMAND, "check", "--kernel", "mine.py:attend", *options]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "3 problems" in run.stdout
+    assert not (tmp_path / ".hypothesis").exists()
+
+
+# Help
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--help"], ["pagedbench check --kernel my_kernel.py:attention", "--version"]),
+        (["check", "--help"], ['--problem "(q1 k129) g4 d80 b16 bf16"', "--time-limit", "130"]),
+        (["--version"], [f"torch {torch.__version__}", "triton ", "pagedbench "]),
+    ],
+)
+def test_help_and_version_come_without_torch(arguments, words):
+    source = COMMAND[-1].replace("main()", "") + (
+        "import atexit\n"
+        "heavy = {'torch', 'triton', 'numpy', 'hypothesis'}\n"
+        "atexit.register(lambda: sys.stderr.write(repr(heavy & set(sys.modules))))\n"
+        "main()"
+    )
+    run = subprocess.run(
+        [*COMMAND[:-1], source, *arguments],
+        env={**os.environ, "COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    for word in words:
+        assert word in run.stdout
+    assert run.stderr == "set()"
+
+
+# Progress
+
+
+def test_progress_in_a_log_is_one_plain_line_for_each_step_also_one_that_is_cut_short():
+    output = StringIO()
+    with Lines(Console(file=output, width=40)) as lines:
+        lines.begin("cross-checking [red]a[/red]_name_that_is_long.py:attend", 2000)
+        lanes = [threading.Thread(target=lines.advance, args=(500,)) for _ in range(3)]
+        for lane in lanes:
+            lane.start()
+        for lane in lanes:
+            lane.join()
+        assert output.getvalue() == ""
+        lines.begin("timing decode", 11)
+    assert re.sub(r"\d+ s", "N s", output.getvalue()).splitlines() == [
+        "cross-checking [red]a[/red]_name_that_is_long.py:attend: 1,500 of 2,000 in N s",
+        "timing decode: 0 of 11 in N s",
+    ]
+
+
+def test_progress_on_a_terminal_shows_names_as_they_are():
+    output = StringIO()
+    console = Console(file=output, force_terminal=True, width=100)
+    with Bar(console) as bar:
+        bar.begin("cross-checking odd[/red].py:100:attend", 4)
+        bar.advance(3)
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", output.getvalue())
+    assert "cross-checking odd[/red].py:100:attend" in plain
+    assert "3/4" in plain

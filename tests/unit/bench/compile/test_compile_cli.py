@@ -1,0 +1,248 @@
+"""`pagedbench compile` as it is typed: exit codes, what is printed, and what is kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from bench import cli
+from bench.machine.environment import version_of
+from helpers.places import ROOT
+from kernels.compiled import baseline as baselines
+from kernels.compiled.baseline import Baseline, TargetBaseline, read_baseline, write_baseline
+from tests.unit.kernels.compiled.samples import variant_of
+
+COMMAND = [
+    *(sys.executable, "-P", "-c"),
+    f"import sys; sys.path.insert(0, {str(ROOT)!r}); from bench.cli import main; main()",
+    "compile",
+]
+
+KERNELS = """
+import os
+import time
+
+import torch
+import triton
+import triton.language as tl
+
+from reference.attention.contract import Capabilities, declares
+
+
+@triton.jit
+def double_kernel(source, target, n, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(target + at, 2 * tl.load(source + at, mask=at < n, other=0.0), mask=at < n)
+
+
+def double(batch):
+    double_kernel[(8,)](batch.query, batch.out, batch.query.numel(), BLOCK=1024)
+
+
+@triton.autotune([triton.Config({"BLOCK": size}) for size in (256, 512)], key=["n"])
+@triton.jit
+def tuned_kernel(source, target, n, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(target + at, tl.load(source + at, mask=at < n, other=0.0), mask=at < n)
+
+
+def tuned(batch):
+    tuned_kernel[(8,)](batch.query, batch.out, batch.query.numel())
+
+
+@triton.jit
+def leaving_kernel(source, target, n, BLOCK: tl.constexpr):
+    for start in range(0, n, BLOCK):
+        if start > 100:
+            break
+        tl.store(target + start + tl.arange(0, BLOCK), 0.0)
+
+
+def leaving(batch):
+    leaving_kernel[(8,)](batch.query, batch.out, batch.query.numel(), BLOCK=1024)
+
+
+def in_torch(batch):
+    batch.out.zero_()
+
+
+def asleep(batch):
+    time.sleep(600)
+
+
+def aborting(batch):
+    os.abort()
+
+
+@declares(Capabilities(dtypes=frozenset({"fp32"})))
+def in_float32(batch):
+    double(batch)
+"""
+
+PROBLEM = "(q1 k16) h2 g4 d64 b16 bf16"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """The command in this process, with a cache of its own, in a folder with the kernels."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PAGEDBENCH_COMPILE_CACHE", str(tmp_path / "cache"))
+    Path("kernels_of_mine.py").write_text(KERNELS)
+
+    def invoke(*arguments):
+        return CliRunner().invoke(cli.app, ["compile", *arguments])
+
+    return invoke
+
+
+def a_baseline(path, *, triton=None, **variants):
+    target = TargetBaseline(toolchain="ptxas 13.4", variants=variants)
+    write_baseline(Baseline(triton=triton or version_of("triton"), targets={"sm_90": target}), path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target", "sm_70"], "--target sm_70: choose one of sm_80"),
+        (["--kernel", "encode"], "--kernel encode: choose decode, prefill, cascade, write, copy"),
+        (["--kernel", "decode", "--problem", PROBLEM], "our variants have their own problems"),
+        (["--kernel", "f.py:f", "--problem", "(q1)"], "is not a word of a problem"),
+        (["--baseline", "none.json"], "No such file or directory; make one with --save none.json"),
+        (["--no-compare", "--baseline", "base.json"], "drop one of the two"),
+        (["--baseline", "old.json"], "figures of triton 2.0.0, and this is"),
+        (["--kernel", "f.py:f", "--update-baseline"], "use --save FILE"),
+        (["--save", "no/such.json"], "the folder no does not exist"),
+        (["--kernel", "gone.py:f", "--target", "sm_90"], "gone.py is not a file"),
+        (
+            ["--kernel", "kernels_of_mine.py:gone", "--target", "sm_90"],
+            "kernels_of_mine.py has no 'gone'; it offers",
+        ),
+        (
+            ["--kernel", "kernels_of_mine.py:in_float32", "--problem", PROBLEM, "--target=sm_90"],
+            "nothing was compiled: it declares that it cannot do dtype bf16",
+        ),
+    ],
+)
+def test_usage_errors(run, arguments, message):
+    a_baseline(Path("old.json"), triton="2.0.0")
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+
+
+def test_a_missing_baseline_is_said_and_fails_only_where_it_was_asked_for(run, monkeypatch):
+    monkeypatch.setattr(baselines, "FOLDER", Path.cwd())
+    result = run("--target", "sm_90", "--kernel", "copy")
+    assert result.exit_code == 0, result.output
+    assert f"not compared: there is no baseline for triton {version_of('triton')}" in result.stdout
+    result = run("--target", "sm_90", "--kernel", "copy", "--compare")
+    assert result.exit_code == 2
+    assert "there is no baseline for triton" in result.stderr
+
+
+def test_a_baseline_that_has_none_of_it_is_no_comparison(run):
+    a_baseline(Path("other.json"), other=variant_of())
+    arguments = ["--target", "sm_90", "--kernel", "copy", "--baseline", "other.json"]
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    assert "not in the baseline: sm_90 copy bf16" in result.stdout
+    result = run(*arguments, "--compare")
+    assert result.exit_code == 2
+    assert "other.json has none of these variants for sm_90 (ptxas" in result.stderr
+
+
+def test_what_is_saved_compares_equal_and_what_is_doctored_does_not(run):
+    copy = ["--target", "sm_90", "--kernel", "copy"]
+    assert run(*copy, "--no-compare", "--save", "base.json").exit_code == 0
+    result = run(*copy, "--baseline", "base.json", "--json", "record.json")
+    assert result.exit_code == 0, result.output
+    assert "beside base.json: 1 same" in result.stdout
+    record = json.loads(Path("record.json").read_text())
+    (launch,) = record["results"][0]["figures"]["launches"]
+    assert launch["kernel"] == "copy_kernel"
+    assert record["complete"]
+    assert record["toolchains"]["sm_90"].startswith("ptxas ")
+
+    text = Path("base.json").read_text()
+    Path("base.json").write_text(text.replace('"store 16 B"', '"store 32 B"'))
+    result = run(*copy, "--baseline", "base.json")
+    assert result.exit_code == 1, result.output
+    assert "- results fell from 32-byte stores to 16-byte stores" in result.stdout
+    assert result.stdout.splitlines()[-1].startswith("worse in ")
+
+
+def test_foreign_kernels_each_get_their_own_result(run):
+    names = ["double", "tuned", "leaving", "in_torch", "asleep", "aborting"]
+    kernels = [f"--kernel=kernels_of_mine.py:{name}" for name in names]
+    result = run(
+        *kernels, "--problem", PROBLEM, "--target", "sm_90", "--time-limit=12", "--json=r.json"
+    )
+    assert result.exit_code == 1, result.output
+    figures = {
+        each["variant"].split()[0].rpartition(":")[2]: each["figures"]
+        for each in json.loads(Path("r.json").read_text())["results"]
+    }
+    assert list(figures) == names
+    (launch,) = figures["double"]["launches"]
+    assert launch["constexprs"] == {"BLOCK": 1024}
+    assert launch["memory"] == {"load 16 B": 1, "store 16 B": 1}
+    assert launch["arguments"] == {"source": "*bf16:16", "target": "*bf16:16", "n": "i32:16"}
+    (tuned,) = figures["tuned"]["launches"]
+    assert tuned["constexprs"] == {"BLOCK": 256}
+    assert "autotuned over 2 configurations" in figures["tuned"]["notes"][0]
+    assert "break" in figures["leaving"]["failure"]
+    assert "launched no Triton kernel" in figures["in_torch"]["failure"]
+    assert "gave no answer within 12 s" in figures["asleep"]["failure"]
+    assert "was killed by SIGABRT" in figures["aborting"]["failure"]
+    assert f"kernels_of_mine.py:leaving {PROBLEM}: does not compile" in " ".join(
+        result.stdout.split()
+    )
+
+
+@pytest.mark.slow
+def test_an_interrupt_keeps_what_is_done(tmp_path):
+    (tmp_path / "mine.py").write_text(KERNELS)
+    command = [*COMMAND, "--target=sm_90", "--lanes=1", "--json=r.json", f"--problem={PROBLEM}"]
+    command += ["--kernel=mine.py:double", "--kernel=mine.py:asleep", "--kernel=mine.py:tuned"]
+    environment = os.environ | {"PAGEDBENCH_COMPILE_CACHE": str(tmp_path / "cache")}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    ) as child:
+        # The second variant sleeps: the first is done when its binary is in the cache.
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("cache/*/double_kernel.cubin")):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        time.sleep(3)
+        child.send_signal(signal.SIGINT)
+        said, _ = child.communicate(timeout=60)
+    assert child.returncode == 130, said
+    assert "incomplete" in said
+    record = json.loads((tmp_path / "r.json").read_text())
+    assert not record["complete"]
+    assert [each["variant"].split()[0] for each in record["results"]] == ["mine.py:double"]
+
+
+@pytest.mark.slow
+def test_figures_do_not_depend_on_process_cache_or_hash_seed(run, tmp_path, monkeypatch):
+    saved = []
+    for seed, cache in (("0", "one"), ("1", "two"), ("2", "two")):
+        monkeypatch.setenv("PYTHONHASHSEED", seed)
+        monkeypatch.setenv("PAGEDBENCH_COMPILE_CACHE", str(tmp_path / cache))
+        file = Path(f"{seed}.json")
+        result = run(
+            *("--target", "sm_90", "--target", "gfx942", "--kernel", "decode bf16"),
+            *("--no-compare", "--save", str(file)),
+        )
+        assert result.exit_code == 0, result.output
+        saved.append(file.read_bytes())
+    assert saved[0] == saved[1] == saved[2]
+    assert read_baseline(Path("0.json")).targets.keys() == {"sm_90", "gfx942"}

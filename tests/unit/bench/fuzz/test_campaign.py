@@ -1,0 +1,601 @@
+"""The search for wrong programs: what it finds, when it ends, and what it keeps."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis.database import (
+    DirectoryBasedExampleDatabase,
+    ExampleDatabase,
+    InMemoryExampleDatabase,
+    MultiplexedDatabase,
+)
+
+import bench.fuzz.campaign
+from bench.fuzz.campaign import Campaign, Tally, checks_run, run_campaign
+from bench.fuzz.databases import DatabaseError, Drawer, open_database
+from bench.fuzz.minimise import minimise
+from helpers.allocator_zoo import BUGS
+from paged.allocator import PagedAllocator
+from paged.subject import PagedSubject, paged_allocator
+from reference.allocator.contract import AllocatorCapabilities, capabilities_of_factory
+from reference.allocator.machine import CHECKS, Finding, run_program
+from reference.allocator.programs import Pool, Program, Step
+
+PAGED = capabilities_of_factory(paged_allocator)
+
+PLANTED = BUGS["missing_copy_on_write"]
+
+
+def campaign(**changes: Any) -> Campaign:
+    usual: dict[str, Any] = {
+        "name": "paged",
+        "factory": paged_allocator,
+        "capabilities": PAGED,
+        "examples": 300,
+        "max_moves": 12,
+    }
+    return Campaign(**(usual | changes))
+
+
+def made_of(kind: type[PagedSubject]) -> Callable[..., PagedSubject]:
+    def make(
+        num_blocks: int, block_size: int, *, prefix_caching: bool, window: int | None
+    ) -> PagedSubject:
+        allocator = PagedAllocator(num_blocks, block_size, prefix_caching=prefix_caching)
+        return kind(allocator, window=window)
+
+    return make
+
+
+class RefusesForks(PagedSubject):
+    def fork(self, parent: str, child: str) -> bool:
+        return False
+
+
+class RefusesForksAndLongAppends(RefusesForks):
+    def append(self, sequence: str, tokens: Any) -> bool:
+        return len(tokens) < 4 and super().append(sequence, tokens)
+
+
+def programs_run(monkeypatch: pytest.MonkeyPatch) -> list[Program]:
+    """Everything that is run by the campaign, drawn or made smaller."""
+    seen: list[Program] = []
+    find_fault = bench.fuzz.campaign.find_fault
+
+    def watched(factory: Any, pool: Pool, run: Any, **options: Any) -> Finding | None:
+        machines = []
+
+        def watching(machine: Any) -> None:
+            machines.append(machine)
+            run(machine)
+
+        try:
+            return find_fault(factory, pool, watching, **options)
+        finally:
+            seen.append(Program(pool, tuple(machines[0].steps) if machines else ()))
+
+    monkeypatch.setattr(bench.fuzz.campaign, "find_fault", watched)
+    return seen
+
+
+# What is found
+
+
+def test_a_planted_bug_is_found_and_made_small() -> None:
+    with PLANTED.planted():
+        tally = run_campaign(campaign(examples=1000, max_findings=1))
+    (found,) = tally.found
+    assert found.finding.check == "ownership"
+    steps = found.finding.program.steps
+    assert [step.call for step in steps] == ["admit", "fork", "append"]
+    assert found.first_steps > 3
+    assert found.examples == tally.examples <= 1000
+    assert found.attempts > 0
+    assert found.repeats
+    assert tally.complete
+    with PLANTED.planted():
+        assert run_program(paged_allocator, found.finding.program) == found.finding
+    assert run_program(paged_allocator, found.finding.program) is None
+
+
+def test_the_right_one_is_run_to_the_end_of_the_budget() -> None:
+    told: list[int] = []
+    tally = run_campaign(campaign(examples=123), tell=lambda t: told.append(t.examples))
+    assert tally.found == []
+    assert tally.complete
+    assert tally.examples == 123
+    assert told == list(range(1, 124))
+    assert tally.steps == tally.calls.total() - tally.calls["copy"] > 123
+    assert len(tally.states) > 123
+    assert tally.seconds > 0
+    assert tally.steps_per_s == tally.steps / tally.seconds
+    assert tally.shrinking == 0
+
+
+def test_the_search_goes_on_for_another_finding() -> None:
+    wrong = made_of(RefusesForksAndLongAppends)
+    tally = run_campaign(campaign(factory=wrong, examples=300))
+    calls = [found.finding.program.steps[-1].call for found in tally.found]
+    assert sorted(calls) == ["append", "fork"]
+    assert {found.finding.check for found in tally.found} == {"refusal"}
+    first, second = tally.found
+    assert first.examples < second.examples <= tally.examples == 300
+    assert tally.complete
+
+
+def test_enough_findings_end_it() -> None:
+    wrong = made_of(RefusesForksAndLongAppends)
+    tally = run_campaign(campaign(factory=wrong, examples=300, max_findings=1))
+    assert len(tally.found) == 1
+    assert tally.examples == tally.found[0].examples < 600
+    assert tally.complete
+
+
+def test_a_call_that_makes_no_sense_and_does_damage_is_not_made_again() -> None:
+    class FreesTwice(PagedSubject):
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
+            self.free = self.twice
+            self.last: list[int] = []
+
+        def twice(self, sequence: str) -> None:
+            if sequence not in self.allocator._tables:
+                self.allocator.pool._free.extend(self.last)
+                self.last = []
+            else:
+                self.last = self.allocator._tables[sequence].held()
+                self.allocator.free(sequence)
+
+    tally = run_campaign(campaign(factory=made_of(FreesTwice)))
+    calls = [found.finding.program.steps[-1].call for found in tally.found]
+    assert calls
+    assert len(set(calls)) == len(calls)
+    assert set(calls) <= {"free_twice", "free_unknown"}
+    assert {found.finding.check for found in tally.found} == {"trace"}
+
+
+def test_known_findings_are_run_and_not_looked_for() -> None:
+    wrong = made_of(RefusesForks)
+    steps = (Step("admit", "a", tokens=(0,)), Step("fork", "b", parent="a"))
+    program = Program(Pool(num_blocks=4, block_size=2), steps)
+    known = run_program(wrong, program, capabilities=PAGED)
+    assert known is not None
+    gone = replace(known, program=replace(program, steps=steps[:1]))
+    tally = run_campaign(
+        campaign(factory=wrong, examples=100, known={"still": known, "gone": gone})
+    )
+    assert tally.known == {"still": True, "gone": False}
+    assert tally.found == []
+    assert tally.examples == 100
+
+
+def test_an_allocator_that_depends_on_chance_is_reported_as_such() -> None:
+    forks = 0
+
+    class Moody(PagedSubject):
+        def fork(self, parent: str, child: str) -> bool:
+            nonlocal forks
+            forks += self.allocator.num_free > 2
+            return forks != 3 and super().fork(parent, child)
+
+    tally = run_campaign(campaign(factory=made_of(Moody), examples=200))
+    (found,) = tally.found
+    assert found.finding.check == "refusal"
+    assert not found.repeats
+    assert found.finding.program.steps[-1].call == "fork"
+    assert tally.examples == 200
+
+
+def test_an_error_of_ours_is_no_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(bench.fuzz.campaign, "run_drawn", broken)
+    with pytest.raises(ZeroDivisionError):
+        run_campaign(campaign(examples=5))
+
+
+# When it ends
+
+
+@pytest.mark.parametrize("examples", [1, 2, 50])
+def test_as_many_programs_run_as_were_asked_for(examples: int) -> None:
+    assert run_campaign(campaign(examples=examples)).examples == examples
+
+
+def test_more_than_a_round_is_drawn_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.fuzz.campaign, "ROUND", 20)
+    seen = programs_run(monkeypatch)
+    assert run_campaign(campaign(examples=50)).examples == 50
+    # The simplest program comes first in each; most of the others are new ones.
+    assert len(seen) == 50
+    assert (
+        len({str(program) for program in seen[20:]} - {str(program) for program in seen[:20]}) > 9
+    )
+
+
+def test_a_budget_larger_than_what_there_is_to_draw_is_spent_all_the_same() -> None:
+    pool = {"num_blocks": 4, "block_size": 1, "prefix_caching": False}
+    least = AllocatorCapabilities(prefix_caching=False, hostile=frozenset())
+    tally = run_campaign(campaign(capabilities=least, pool=pool, max_moves=1, examples=400))
+    assert tally.examples == 400
+    assert tally.complete
+
+
+def test_the_same_seed_draws_the_same_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    for seed in (7, 7, 8):
+        with monkeypatch.context() as patch:
+            seen = programs_run(patch)
+            run_campaign(campaign(examples=30, seed=seed))
+        drawn.append([str(program) for program in seen])
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn[0]) & set(drawn[2])) < 10
+
+
+def test_numbers_in_loaded_sources_do_not_change_what_is_drawn(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def drawn() -> list[str]:
+        with monkeypatch.context() as patch:
+            seen = programs_run(patch)
+            run_campaign(campaign(examples=60))
+        return [str(program) for program in seen]
+
+    monkeypatch.chdir(tmp_path)
+    before = drawn()
+    (tmp_path / "numbers_of_mine.py").write_text("\n".join(f"n{n} = {n}" for n in range(201, 251)))
+    monkeypatch.syspath_prepend(tmp_path)
+    __import__("numbers_of_mine")
+    try:
+        assert drawn() == before
+    finally:
+        del sys.modules["numbers_of_mine"]
+    assert not (tmp_path / ".hypothesis").exists()
+
+
+def test_the_time_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, step_s=1.0)
+    tally = run_campaign(campaign(examples=None, seconds=50.0))
+    assert tally.complete
+    assert 5 <= tally.examples <= 50
+    assert clock.now >= 50.0
+
+
+def test_a_campaign_has_to_end() -> None:
+    with pytest.raises(ValueError, match="would never end"):
+        campaign(examples=None)
+
+
+def test_it_stops_when_told_to() -> None:
+    stop = threading.Event()
+
+    def tell(tally: Tally) -> None:
+        if tally.examples == 7:
+            stop.set()
+
+    tally = run_campaign(campaign(), tell=tell, stop=stop)
+    assert tally.examples == 7
+    assert not tally.complete
+
+
+def test_a_stop_while_shrinking_keeps_the_finding() -> None:
+    stop = threading.Event()
+
+    def tell(tally: Tally) -> None:
+        if tally.shrinking == 5:
+            stop.set()
+
+    tally = run_campaign(campaign(factory=made_of(RefusesForks)), tell=tell, stop=stop)
+    (found,) = tally.found
+    assert found.finding.program.steps[-1].call == "fork"
+    assert 5 <= found.attempts <= 6
+    assert not tally.complete
+
+
+def test_the_time_for_shrinking_is_limited_and_the_best_so_far_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+
+    def tell(tally: Tally) -> None:
+        if tally.shrinking:
+            clock.now += 1.0
+
+    wrong = made_of(RefusesForks)
+    tally = run_campaign(campaign(factory=wrong, shrink_limit_s=20.0), tell=tell)
+    (found,) = tally.found
+    assert 15 <= found.attempts <= 25
+    assert run_program(wrong, found.finding.program, capabilities=PAGED) == found.finding
+    assert len(found.finding.program.steps) <= found.first_steps
+    assert tally.examples == 300  # and the search went on
+    clock.now = 0.0
+    patient = run_campaign(campaign(factory=wrong, shrink_limit_s=1e6), tell=tell).found[0]
+    assert len(patient.finding.program.steps) == 2
+    assert patient.attempts > found.attempts
+
+
+class Clock:
+    """Time for the campaign alone."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, step_s: float = 0.0) -> None:
+        self.now = 0.0
+        self.step_s = step_s
+        clock = types.SimpleNamespace(monotonic=self.monotonic)
+        monkeypatch.setattr(bench.fuzz.campaign, "time", clock)
+
+    def monotonic(self) -> float:
+        self.now += self.step_s
+        return self.now
+
+
+# What is kept for the next time
+
+
+@contextmanager
+def counted_saves(database: ExampleDatabase) -> Iterator[list[bytes]]:
+    keys: list[bytes] = []
+    save = database.save
+    database.save = lambda key, value: (keys.append(key), save(key, value))  # type: ignore[method-assign]
+    yield keys
+
+
+def test_the_next_campaign_finds_it_with_the_first_program() -> None:
+    database = InMemoryExampleDatabase()
+    wrong = made_of(RefusesForksAndLongAppends)
+    first = run_campaign(campaign(factory=wrong, examples=300, database=database))
+    assert [found.examples > 1 for found in first.found] == [True, True]
+    second = run_campaign(campaign(factory=wrong, examples=300, database=database, seed=99))
+    assert second.found[0].examples == 1
+    kinds = [
+        [(f.finding.check, f.finding.program.steps[-1].call) for f in tally.found]
+        for tally in (first, second)
+    ]
+    assert sorted(kinds[0]) == sorted(kinds[1])
+    # The second one has a drawer of its own, and is as near.
+    assert second.found[1].examples < 10
+
+
+def test_what_is_kept_is_run_first_and_then_the_search_goes_on() -> None:
+    database = InMemoryExampleDatabase()
+    run_campaign(campaign(factory=made_of(RefusesForks), examples=300, database=database))
+    mended = run_campaign(campaign(examples=40, database=database))
+    assert (mended.found, mended.examples) == ([], 40)
+
+
+def test_a_folder_keeps_it_too(tmp_path: Path) -> None:
+    wrong = made_of(RefusesForks)
+    for expected_first in (False, True):
+        database = open_database(str(tmp_path / "examples"))
+        tally = run_campaign(
+            campaign(factory=wrong, database=database, seed=int(expected_first), max_findings=1)
+        )
+        assert (tally.found[0].examples == 1) == expected_first
+    assert any((tmp_path / "examples").rglob("*"))
+
+
+def test_each_allocator_and_each_finding_has_a_drawer_of_its_own() -> None:
+    database = InMemoryExampleDatabase()
+    with counted_saves(database) as keys:
+        wrong = made_of(RefusesForksAndLongAppends)
+        run_campaign(campaign(name="mine", factory=wrong, examples=300, database=database))
+    names = {key.removesuffix(b".secondary").removesuffix(b".pareto") for key in keys}
+    assert names == {b"pagedbench fuzz mine 0", b"pagedbench fuzz mine 1"}
+    others = run_campaign(
+        campaign(name="other", factory=wrong, database=database, max_findings=1, seed=5)
+    )
+    assert others.found[0].examples > 1
+
+
+def test_nothing_is_left_behind_without_a_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_campaign(campaign(factory=made_of(RefusesForks), max_findings=1))
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(
+    ("key", "kept"),
+    [
+        (b"digest of a test", b"drawer"),
+        (b"digest.secondary", b"drawer.secondary"),
+        (b"digest.pareto", b"drawer.pareto"),
+        (b"digest.with.dots", b"drawer"),
+    ],
+)
+def test_a_drawer_keeps_its_values_whatever_the_test_is_called(key: bytes, kept: bytes) -> None:
+    database = InMemoryExampleDatabase()
+    drawer = Drawer(database, "drawer")
+    drawer.save(key, b"value")
+    assert set(database.fetch(kept)) == {b"value"}
+    assert set(drawer.fetch(key)) == {b"value"}
+    assert set(Drawer(database, "another").fetch(key)) == set()
+    drawer.delete(key, b"value")
+    assert set(drawer.fetch(key)) == set()
+
+
+# Databases
+
+
+def test_a_folder_is_a_database(tmp_path: Path) -> None:
+    database = open_database(str(tmp_path / "some" / "folder"))
+    assert isinstance(database, DirectoryBasedExampleDatabase)
+    database.save(b"key", b"value")
+    assert set(open_database(str(tmp_path / "some" / "folder")).fetch(b"key")) == {b"value"}
+
+
+def test_none_is_no_database() -> None:
+    assert open_database("none") is None
+
+
+def test_a_workflows_artifacts_are_read_only_and_ours_go_to_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    database = open_database("github:some-owner/some.repo")
+    assert isinstance(database, MultiplexedDatabase)
+    ours, theirs = database._wrapped
+    assert isinstance(ours, DirectoryBasedExampleDatabase)
+    theirs.save(b"key", b"value")  # read only: nothing happens, and nothing is fetched either
+    ours.save(b"key", b"value")
+    assert (tmp_path / ".pagedbench" / "examples").is_dir()
+
+
+@pytest.mark.parametrize("name", ["github:", "github:owner", "github:a/b/c", "github:a b/c"])
+def test_a_repository_has_an_owner_and_a_name(name: str) -> None:
+    with pytest.raises(DatabaseError, match=f"database {name}: write github:OWNER/REPOSITORY"):
+        open_database(name)
+
+
+def test_a_file_is_no_database(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DatabaseError, match="file: that is a file; name a folder"):
+        open_database(str(tmp_path / "file"))
+
+
+def test_redis_is_asked_for_by_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Redis:
+        @classmethod
+        def from_url(cls, url: str) -> Redis:
+            asked.append(url)
+            return cls()
+
+    stub = types.ModuleType("redis")
+    stub.Redis = Redis
+    kept = types.ModuleType("hypothesis.extra.redis")
+    kept.RedisExampleDatabase = lambda redis: ("database of", type(redis).__name__)
+    monkeypatch.setitem(sys.modules, "redis", stub)
+    monkeypatch.setitem(sys.modules, "hypothesis.extra.redis", kept)
+    for url in ("redis://host:6379/0", "rediss://host:6379/1"):
+        assert open_database(url) == ("database of", "Redis")
+    assert asked == ["redis://host:6379/0", "rediss://host:6379/1"]
+
+
+def test_a_missing_redis_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "redis", None)
+    with pytest.raises(DatabaseError, match="redis is not installed; pip install redis"):
+        open_database("redis://host:6379/0")
+
+
+# Making smaller, by itself
+
+
+POOL = Pool(num_blocks=9, block_size=4, window=3, batching=True)
+
+
+def steps(count: int) -> tuple[Step, ...]:
+    return tuple(
+        Step("admit", f"s{number}", tokens=(7, 8, 9), num_tokens=1, salt="t")
+        for number in range(count)
+    )
+
+
+def shows_if(condition: Callable[[Program], bool]) -> Callable[[Program], Program | None]:
+    return lambda program: program if condition(program) else None
+
+
+def test_what_is_not_needed_is_left_out() -> None:
+    needed = {"s3", "s17"}
+
+    def both(program: Program) -> bool:
+        return needed <= {step.sequence for step in program.steps}
+
+    smallest = minimise(Program(POOL, steps(20)), shows_if(both))
+    assert smallest == Program(
+        Pool(num_blocks=1, block_size=4, prefix_caching=False),
+        (Step("admit", "s3"), Step("admit", "s17")),
+    )
+
+
+def test_what_is_needed_of_the_pool_stays() -> None:
+    def needs(program: Program) -> bool:
+        pool = program.pool
+        return pool.num_blocks >= 3 and pool.batching and pool.prefix_caching
+
+    smallest = minimise(Program(POOL, steps(3)), shows_if(needs))
+    assert smallest == Program(Pool(num_blocks=3, block_size=4, batching=True), ())
+
+
+def test_tokens_become_fewer_and_zero() -> None:
+    def two(program: Program) -> bool:
+        return any(len(step.tokens) >= 2 for step in program.steps)
+
+    (step,) = minimise(Program(POOL, steps(5)), shows_if(two)).steps
+    assert step.tokens == (0, 0)
+
+
+def test_two_steps_that_need_each_other_go_together() -> None:
+    def even(program: Program) -> bool:
+        return len(program.steps) % 2 == 0
+
+    assert minimise(Program(POOL, steps(6)), shows_if(even)).steps == ()
+
+    def pairs(program: Program) -> bool:
+        names = [step.sequence for step in program.steps]
+        return ("s0" in names) == ("s5" in names) and "s2" in names
+
+    smallest = minimise(Program(POOL, steps(6)), shows_if(pairs))
+    assert [step.sequence for step in smallest.steps] == ["s2"]
+
+
+def test_a_smaller_pool_may_take_a_step_less_to_fill() -> None:
+    def full(program: Program) -> bool:
+        return len(program.steps) == program.pool.num_blocks
+
+    assert len(minimise(Program(replace(POOL, num_blocks=6), steps(6)), shows_if(full)).steps) == 1
+
+
+def test_what_was_run_of_a_program_is_what_counts() -> None:
+    def runs_two(program: Program) -> Program | None:
+        return replace(program, steps=program.steps[:2]) if len(program.steps) >= 2 else None
+
+    smallest = minimise(Program(POOL, steps(16)), runs_two)
+    assert len(smallest.steps) == 2
+
+
+def test_what_cannot_be_made_smaller_is_given_back() -> None:
+    program = Program(POOL, steps(4))
+    assert minimise(program, lambda _: None) is program
+
+
+def test_attempts_are_limited() -> None:
+    tried: list[Program] = []
+
+    def still_shows(program: Program) -> Program | None:
+        tried.append(program)
+        return program if len(program.steps) >= 1 else None
+
+    program = Program(POOL, steps(40))
+    smaller = minimise(program, still_shows, attempts=3)
+    assert len(tried) == 3
+    assert 1 <= len(smaller.steps) < 40
+    assert len(minimise(program, still_shows).steps) == 1
+    assert minimise(program, still_shows, attempts=0) is program
+
+
+# Checks
+
+
+def test_checks_that_are_not_run_have_their_reason() -> None:
+    least = checks_run(AllocatorCapabilities(prefix_caching=False))
+    assert least.keys() == CHECKS.keys()
+    assert least["copies"] == "no fork"
+    assert least["hit"] == "no prefix_caching"
+    assert {check for check, why in least.items() if not why} == {
+        *("content", "table", "ownership", "conservation", "refusal", "trace"),
+        *("drain", "capacity", "answer", "died"),
+    }
+    everything = replace(PAGED, swap=True)
+    assert set(checks_run(everything).values()) == {""}

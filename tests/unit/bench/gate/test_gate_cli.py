@@ -1,0 +1,158 @@
+"""`pagedbench gate` as it is typed: exit codes, and what Ctrl-C leaves behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from bench import cli
+from bench.command.session import UsageError
+from bench.commands.gate import percentage
+from bench.gate.configuration import read_configuration
+from bench.gate.record import GateRecord
+from bench.gate.worker import SUITE_VARIABLE
+from helpers import gate_toys
+from helpers.places import ROOT
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.app, ["gate", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "BASE is missing"),
+        (("--aa", "--plant", "3%"), "choose one"),
+        (("HEAD", "--plant", "3"), "as in 3%"),
+        (("--plant", "0%"), "above 0"),
+        (("--aa", "HEAD", "HEAD~1"), "give no HEAD"),
+        (("HEAD", "--json", "/no/such/folder/x.json"), "does not exist"),
+        (("HEAD", "--config", "/no/such/folder/x.toml"), "does not exist"),
+    ],
+)
+def test_what_cannot_be_meant_is_a_usage_error(arguments: tuple[str, ...], words: str) -> None:
+    result = invoke(*arguments)
+    assert result.exit_code == 2, result.output
+    assert words in result.output
+
+
+def test_the_suite_is_listed() -> None:
+    result = invoke("--list", "--benchmark", "allocator")
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert len(lines) == 7
+    assert all(line.startswith("allocator/") for line in lines)
+
+
+def test_a_percentage_is_read_as_one() -> None:
+    assert percentage("3%") == 0.03
+    assert percentage(" 12.5 % ") == 0.125
+    for text in ("3", "-3%", "101%", "three"):
+        with pytest.raises(UsageError, match="as in 3%"):
+            percentage(text)
+
+
+def test_limits_and_margins_are_read_from_toml(tmp_path: Path) -> None:
+    file = tmp_path / "gate.toml"
+    file.write_text('margin = 0.02\nequivalence = 0.05\n[limits]\n"waste/*:peak_slots" = 0.1\n')
+    settings = read_configuration(file)
+    assert settings.design().margin == 0.02
+    assert settings.limits == {"waste/*:peak_slots": 0.1}
+    project = tmp_path / "pyproject.toml"
+    project.write_text("[tool.pagedbench.gate.limits]\ncalls = 0.5\n")
+    assert read_configuration(project).limits == {"calls": 0.5}
+    assert read_configuration(project).design().margin == 0.01
+    file.write_text("margin = 0.05\n")
+    with pytest.raises(UsageError, match=r"margin 0\.05 and equivalence 0\.03"):
+        read_configuration(file).design()
+    for wrong in ("marign = 0.1\n", "margin = \n", "margin = -1\n"):
+        file.write_text(wrong)
+        with pytest.raises(UsageError, match=r"gate\.toml"):
+            read_configuration(file)
+
+
+def environment(places: Path) -> dict[str, str]:
+    places.mkdir(exist_ok=True)
+    return {**os.environ, SUITE_VARIABLE: gate_toys.SUITE, "TMPDIR": str(places)}
+
+
+def command(*arguments: str) -> list[str]:
+    start = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from bench.cli import main; main()"
+    return [sys.executable, "-P", "-c", start, "gate", *arguments]
+
+
+def test_the_exit_code_of_the_command_is_that_of_the_run(tmp_path: Path) -> None:
+    base = gate_toys.tree(tmp_path, "base")
+    head = gate_toys.tree(tmp_path, "head", "ANSWER = [3, 2, 1]")
+    file = tmp_path / "gate.json"
+    run = subprocess.run(
+        command(str(base), str(head), "--json", str(file)),
+        env=environment(tmp_path / "places"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 5, run.stderr
+    record = GateRecord.model_validate(json.loads(file.read_text()))
+    assert record.exit_code == 5
+    assert "outputs and counters: 3 of 3" in run.stderr, "progress is shown in a log, too"
+
+
+def children(parent: int) -> list[int]:
+    """Processes that a process started, from the system's table."""
+    said = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True, check=False
+    )
+    return [int(line) for line in said.stdout.split()]
+
+
+def two_children(parent: int, *, other_than: set[int]) -> set[int]:
+    """Wait for two that are not of the last launch."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        found = set(children(parent)) - other_than
+        if len(found) == 2:
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"no two processes but {other_than} within a minute")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_no_worker_and_no_tree(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    slow = "import time\ndef work(clock, name):\n    clock.spend(COST_US)\n    time.sleep(0.002)"
+    trees = [gate_toys.tree(tmp_path, name, slow) for name in ("base", "head")]
+    places, file = tmp_path / "places", tmp_path / "gate.json"
+    with subprocess.Popen(
+        command(*map(str, trees), "--json", str(file)),
+        env=environment(places),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as run:
+        assert run.stderr is not None
+        for line in run.stderr:
+            if line.startswith("after 0 launches"):
+                break
+        of_the_first = two_children(run.pid, other_than=set())
+        workers = two_children(run.pid, other_than=of_the_first)
+        assert list(places.glob("pagedbench-gate-*"))
+        run.send_signal(number)
+        run.stderr.read()
+    assert run.returncode == 130
+    assert list(places.iterdir()) == []
+    for worker in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(worker, 0)
+    record = GateRecord.model_validate(json.loads(file.read_text()))
+    assert record.verdict == "interrupted"
+    assert len(record.benchmarks[0].samples) >= 1, "what was measured is kept"

@@ -1,0 +1,184 @@
+"""Times of a GPU without one: what is timed, what is not, and which launches are not used.
+
+The device is made up; that events are read rightly from a real one is for tests/gpu.
+"""
+
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench.gate import run as gate_run
+from bench.gate import turns
+from bench.gate.record import GpuState
+from bench.gate.run import MOST_DROPPED, run_gate
+from bench.gate.suite import gpu
+from bench.gate.timers import (
+    UNTIMED_LAUNCHES,
+    CpuTimer,
+    CudaTimer,
+    NoSuchDevice,
+    device_named,
+    timer_of,
+)
+from bench.machine.gpu import GpuReader, became_another_gpu
+from helpers import gate_toys
+from helpers.fake_cuda import FakeCuda, FakeNvml
+
+
+def test_events_time_the_calls_and_not_those_before_them() -> None:
+    cuda = FakeCuda()
+    slow_at_first = [10_000_000] * UNTIMED_LAUNCHES
+
+    def call() -> None:
+        cuda.now_ns += slow_at_first.pop() if slow_at_first else 250_000
+
+    turn = CudaTimer(cuda).turn(call, 8)
+    assert turn.timer_ns == 8 * 250_000
+    assert cuda.synchronised == 1, "nothing waits within a turn"
+
+
+def test_without_a_gpu_it_says_so() -> None:
+    with pytest.raises(RuntimeError, match="finds no GPU"):
+        CudaTimer(FakeCuda(there=False))
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="finds no GPU"):
+            timer_of("cuda")
+    assert isinstance(timer_of("cpu"), CpuTimer)
+    with pytest.raises(NoSuchDevice, match="choose cpu or cuda"):
+        device_named("tpu")
+
+
+def test_the_timer_is_part_of_the_key() -> None:
+    assert {CpuTimer.name, CudaTimer.name} == {"process_time", "cuda_event"}
+    assert CudaTimer(FakeCuda()).describe() == {
+        "device": "a GPU",
+        "driver": None,
+        "uuid": "GPU-12-34",
+    }
+
+
+def test_the_state_of_the_gpu_is_read_by_its_identity() -> None:
+    reader = GpuReader("GPU-12-34", FakeNvml(0x1 | 0x4 | 0x40))  # type: ignore[arg-type]
+    assert reader.read() == GpuState(
+        sm_mhz=1980,
+        memory_mhz=3201,
+        power_w=512.345,
+        temperature_c=61,
+        slowed_by=["power cap", "heat, by hardware"],
+    )
+    assert GpuReader("GPU-other", FakeNvml(0)).read() is None  # type: ignore[arg-type]
+    assert GpuReader(None, FakeNvml(0)).read() is None  # type: ignore[arg-type]
+    assert GpuReader("GPU-12-34", None).read() is None or "pynvml" in sys.modules
+
+
+def state(*slowed_by: str) -> GpuState:
+    return GpuState(sm_mhz=1, memory_mhz=1, power_w=1.0, temperature_c=1, slowed_by=list(slowed_by))
+
+
+def test_heat_that_comes_or_goes_makes_it_another_gpu_and_the_power_cap_does_not() -> None:
+    assert not became_another_gpu([])
+    assert not became_another_gpu([state(), state("power cap"), state()])
+    assert not became_another_gpu([state("power brake"), state("power brake", "power cap")])
+    assert became_another_gpu([state(), state("heat, by software")])
+    assert became_another_gpu([state("hardware slowdown"), state()])
+
+
+def hot_at(monkeypatch: pytest.MonkeyPatch, launches: range) -> None:
+    """A GPU that is hot at the end of some launches."""
+    number = -1
+
+    def launch(index: int, *rest: Any, **options: Any) -> Any:
+        nonlocal number
+        number += 1
+        record, measured = turns.launch(index, *rest, **options)
+        if number in launches:
+            record = record.model_copy(update={"dropped": "it was hot"})
+        return record, measured
+
+    monkeypatch.setattr(gate_run, "launch", launch)
+
+
+def test_launches_in_which_the_gpu_changed_are_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hot_at(monkeypatch, range(1, 4))
+    trees = (gate_toys.tree(tmp_path, name) for name in ("base", "head"))
+    record = run_gate(gate_toys.plan(*trees, benchmarks=("toy/work",)))
+    assert record.verdict == "pass"
+    assert [bool(each.dropped) for each in record.launches] == [False, *[True] * 3, *[False] * 4]
+    (benchmark,) = record.benchmarks
+    assert [sample.launch for sample in benchmark.samples] == [0, 4, 5, 6, 7]
+
+
+def test_a_gpu_that_always_changes_is_no_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hot_at(monkeypatch, range(1000))
+    trees = (gate_toys.tree(tmp_path, name) for name in ("base", "head"))
+    record = run_gate(gate_toys.plan(*trees, benchmarks=("toy/work",)))
+    assert (record.verdict, record.exit_code) == ("harness failed", 4)
+    assert f"{MOST_DROPPED + 1} launches were dropped" in record.reason
+
+
+def test_a_launch_reads_the_state_around_every_benchmark(tmp_path: Path) -> None:
+    trees = [gate_toys.tree(tmp_path, name) for name in ("base", "head")]
+    record = run_gate(gate_toys.plan(*trees, benchmarks=("toy/work",)))
+    assert all(each.gpu == [] and not each.dropped for each in record.launches), "there is none"
+    assert record.parameters.device == "cpu"
+
+
+def test_a_gpu_that_is_not_there_is_no_verdict(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    trees = [gate_toys.tree(tmp_path, name) for name in ("base", "head")]
+    record = run_gate(gate_toys.plan(*trees, device="cuda", suite=None, benchmarks=("gpu/copy",)))
+    assert record.exit_code == 4
+    assert "torch finds no GPU here" in record.reason
+
+
+TINY = gpu.Shape(num_seqs=2, query_len=1, seq_len=32, num_kv_heads=1, group_size=2, head_dim=16)
+
+
+def test_cold_calls_go_round_over_inputs_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "_l2_bytes", lambda _: gpu.bytes_of(TINY))
+    seen: list[int] = []
+    monkeypatch.setattr(
+        "kernels.attention.paged_attention", lambda batch: seen.append(id(batch.key_cache))
+    )
+    prepared = gpu.attention(TINY, device="cpu", graph=lambda launches: launches)
+    prepared.call()
+    assert len(seen) == len(set(seen)) == 3, "three times what L2 holds"
+    prepared.call()
+    assert seen[3:] == seen[:3]
+    counted = prepared.counters()
+    assert counted["bytes"].value == 3 * gpu.bytes_of(TINY) == 3 * 2 * 32 * 2 * 16 * 2
+
+    seen.clear()
+    warm = gpu.attention(TINY, warm=True, device="cpu", graph=lambda launches: launches)
+    warm.call()
+    assert len(seen) == gpu.WARM_LAUNCHES
+    assert len(set(seen)) == 1
+
+
+@pytest.mark.parametrize("num_bytes", [1, 1000, 10**6, 10**9])
+def test_copies_are_three_times_l2_whatever_their_size(num_bytes: int) -> None:
+    l2 = random.Random(num_bytes).randrange(1, 10**8)
+    copies = gpu.copies_for(num_bytes, l2)
+    assert copies >= 2
+    assert copies * num_bytes >= 3 * l2
+    assert copies == 2 or (copies - 1) * num_bytes < 3 * l2
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float8_e4m3fn])
+def test_a_batch_of_the_gpu_suite_is_right_in_the_interpreter(dtype: torch.dtype | None) -> None:
+    shape = gpu.replace(TINY, cache_dtype=dtype)
+    prepared = gpu.attention(shape, device="cpu", graph=lambda launches: launches)
+    prepared.call()
+    answers = prepared.outputs()
+    assert set(answers) == {"out.first", "lse.first", "out.last", "lse.last"}
+    assert all(torch.from_numpy(each.values).isfinite().all() for each in answers.values())
+    assert (answers["out.first"].values != answers["out.last"].values).any()

@@ -1,0 +1,125 @@
+"""The benchmarks of the gate: called any number of times, each says the same."""
+
+import importlib
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.gate.benchmark import Benchmark
+from bench.gate.counters import Counted, compare_counters
+from bench.gate.observing import observed
+from bench.gate.suite import SUITE, chosen
+from bench.gate.worker import Missing, check_need
+from bench.machine.environment import ROOT
+
+HERE = [each for each in SUITE if each.device == "cpu"]
+every_benchmark = pytest.mark.parametrize("benchmark_", HERE, ids=lambda each: each.key)
+
+
+def test_enough_is_timed_and_every_kind_is_counted() -> None:
+    timed = [each.key for each in HERE if each.timed]
+    assert len(timed) >= 12
+    assert len({each.key for each in SUITE}) == len(SUITE)
+    assert all(" " not in each.key for each in SUITE)
+    assert {each.key.partition("/")[0] for each in HERE} == {
+        *("allocator", "serving", "waste", "cache", "attention", "kernels")
+    }
+    assert {each.device for each in SUITE if each.key.startswith("gpu/")} == {"cuda"}
+    assert set(chosen(())) | set(chosen((), device="cuda")) == set(SUITE)
+
+
+@every_benchmark
+def test_a_benchmark_says_the_same_however_often_it_is_called(benchmark_: Benchmark) -> None:
+    for need in benchmark_.needs:
+        check_need(need)
+    prepared, other = benchmark_.prepare(), benchmark_.prepare()
+    for _ in range(2):
+        prepared.call()
+    first = {name: output.values.copy() for name, output in prepared.outputs().items()}
+    counted = {name: count.value for name, count in prepared.counters().items()}
+    for _ in range(3):
+        prepared.call()
+    other.call()
+    assert first, "a benchmark without an output is not checked"
+    for again in (prepared, other):
+        outputs = again.outputs()
+        assert set(outputs) == set(first)
+        for name, values in first.items():
+            np.testing.assert_array_equal(outputs[name].values, values, err_msg=name)
+            assert values.size or name == "cached_tokens"
+            assert values.dtype.kind != "f" or np.isfinite(values).all(), name
+    assert {name: count.value for name, count in prepared.counters().items()} == counted
+    every = {**prepared.counters(), **observed(prepared.call)}
+    base = {
+        name: Counted(each.value, each.unit, each.more_is_better) for name, each in every.items()
+    }
+    head = {name: one_per_cent_worse(each) for name, each in base.items()}
+    missed = [
+        each.name
+        for each in compare_counters(benchmark_.key, base, head, {})
+        if not each.fails and each.base
+    ]
+    assert not missed, "one per cent more work of any counted kind is found"
+
+
+def one_per_cent_worse(count: Counted) -> Counted:
+    change = math.ceil(count.value / 100)
+    return replace(count, value=count.value + (-change if count.more_is_better else change))
+
+
+@pytest.mark.parametrize(
+    "benchmark_", [each for each in HERE if each.timed], ids=lambda each: each.key
+)
+def test_what_is_counted_of_every_benchmark_is_exact(benchmark_: Benchmark) -> None:
+    """After a history of as many calls: a heap or a list of ghosts is tidied up now and then."""
+    counted = []
+    for prepared in (benchmark_.prepare(), benchmark_.prepare()):
+        for _ in range(2):
+            prepared.call()
+        counted.append({name: count.value for name, count in observed(prepared.call).items()})
+    assert counted[0] == counted[1]
+    assert counted[0]["calls"] > 0
+
+
+def test_names_are_chosen_by_part_or_pattern() -> None:
+    keys = [each.key for each in HERE]
+    assert [each.key for each in chosen(())] == keys
+    assert {each.key for each in chosen(("allocator",))} == {k for k in keys if "allocator" in k}
+    assert [each.key for each in chosen(("*[caching=on]",))] == ["allocator/churn[caching=on]"]
+    assert [each.key for each in chosen(("kernels/copy", "cache/copy"))] == [
+        *("cache/copy", "kernels/copy")
+    ]
+    assert chosen(("nothing",)) == ()
+
+
+def test_the_suite_imports_no_room_before_it_is_asked_to() -> None:
+    """They are the contestants': whose they are is known in the worker only."""
+    probe = (
+        "import json, sys; import bench.gate.suite, bench.gate.worker; "
+        "print(json.dumps([m for m in sys.modules if m.partition('.')[0] in "
+        "('kernels', 'paged', 'reference', 'subjects')]))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert json.loads(run.stdout) == []
+
+
+def test_a_need_is_missing_only_where_it_is_itself_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "gate_need.py").write_text("import gate_need_of_a_need\n")
+    importlib.invalidate_caches()
+    check_need("json:loads")
+    for need in ("json:lods", "no_such_module:name", "json.no_such:name"):
+        with pytest.raises(Missing, match=need):
+            check_need(need)
+    with pytest.raises(ModuleNotFoundError, match="gate_need_of_a_need"):
+        check_need("gate_need:anything")

@@ -1,0 +1,164 @@
+"""What is timed, and how many bytes and operations that is."""
+
+import pytest
+import torch
+
+from bench.throughput.bars import bar_points
+from bench.throughput.points import InvalidPoint, Point, Sweep, decode_requests
+from bench.throughput.tensors import contiguous_batch, make_copies, paged_batch
+from kernels.traffic import needed_bytes
+from paged.attention import paged_attention
+from reference.attention.contiguous import contiguous_attention
+from reference.attention.problem import AttentionProblem, Request
+
+
+def point(spec: str) -> Point:
+    return Point(batch="by hand", problem=AttentionProblem.parse(spec))
+
+
+def test_every_combination_is_a_point_with_a_name_of_its_own():
+    points = Sweep(
+        batches=["4x64", "azure:3"],
+        prefills=["2x32"],
+        block_sizes=[1, 16],
+        heads=[(2, 4), (1, 1)],
+        head_dims=[64, 128],
+        dtypes=["bf16", "fp16"],
+        kv_dtypes=["", "e4m3"],
+    ).points()
+    assert len(points) == len({each.name for each in points}) == 3 * 2**5
+    assert points[0].name == "decode 4x64 h2 g4 d64 b1 bf16"
+    assert points[-1].name == "prefill 2x32 h1 g1 d128 b16 fp16 kv=e4m3"
+    assert {each.ragged for each in points if each.batch == "azure:3"} == {True}
+    assert {each.ragged for each in points if each.batch != "azure:3"} == {False}
+
+
+def test_a_ragged_batch_has_the_lengths_of_running_requests_longest_first():
+    requests = decode_requests("azure-conv:32")
+    lengths = [request.seq_len for request in requests]
+    # The same batch as that of `pagedbench check`.
+    assert sum(lengths) == 30_693
+    assert lengths == sorted(lengths, reverse=True)
+    assert requests == decode_requests("azure:32") != decode_requests("azure:32", seed=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"batches": ["64"]}, "--batch 64: give BATCHxCONTEXT"),
+        ({"batches": ["0x64"]}, "--batch 0x64"),
+        ({"batches": ["nobody:3"]}, "streams are azure-conv"),
+        ({"prefills": ["azure:3"]}, "--prefill azure:3: give BATCHxTOKENS"),
+        ({}, "no batch"),
+        ({"batches": ["1x8"], "block_sizes": [3]}, "powers of two"),
+        ({"batches": ["1x8"], "kv_dtypes": ["fp16"]}, "the cache has the query's dtype"),
+    ],
+)
+def test_what_makes_no_call_is_refused_with_the_remedy(options, said):
+    with pytest.raises(InvalidPoint, match=said):
+        Sweep(**options).points()
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "3x(q1 k50) h2 g4 d64 b16 bf16",
+        "(q1 k50) (q1 k7) h2 g4 d64 b1 fp16",
+        "2x(q40 k40) h2 g1 d32 b16 fp32",
+        "(q1 k33) g4 d128 b32 bf16 kv=e4m3",
+    ],
+)
+def test_bytes_are_those_that_any_kernel_has_to_move(spec):
+    one = point(spec)
+    needed = needed_bytes(paged_batch(one.problem, device="cpu", seed=0))
+    assert one.kv_bytes == needed.keys + needed.values
+
+
+def test_operations_are_those_of_the_keys_that_are_seen():
+    assert point("(q1 k10) d16 b16 bf16").flops == 4 * 16 * 10
+    # Queries at 7, 8, 9 of a causal sequence see 8, 9 and 10 keys.
+    assert point("(q3 k10) g2 d16 b16 bf16").flops == 4 * 16 * 2 * 27
+    assert point("(q1 k10) h2 g4 d16 b16 bf16").intensity == 4  # group size x 2 / bytes of bfloat16
+
+
+# --- tensors -------------------------------------------------------------------------------------
+
+SMALL = "(q1 k40) (q1 k17) (q1 k3) h2 g2 d16 b8 bf16"
+
+
+def copies_of(spec, **options):
+    usual = {"device": "cpu", "cache_bytes": 20_000, "most_bytes": 10**9}
+    return make_copies(point(spec), **{**usual, **options})
+
+
+def test_copies_are_several_caches_large_and_hold_different_things():
+    copies = copies_of(SMALL)
+    assert len(copies) * point(SMALL).kv_bytes >= 60_000
+    caches = [copy.batch.key_cache for copy in copies]
+    assert len({cache.data_ptr() for cache in caches}) == len(copies)
+    assert not torch.equal(caches[0], caches[1])
+    assert not torch.equal(copies[0].batch.block_table, copies[1].batch.block_table)
+    table = copies[0].batch.block_table
+    used = torch.cat([table[0, :5], table[1, :3], table[2, :1]])
+    assert sorted(used.tolist()) == list(range(9))  # each block has one owner
+
+
+def test_memory_is_a_limit_and_one_copy_is_the_least():
+    assert len(copies_of(SMALL, most_bytes=3 * point(SMALL).kv_bytes)) == 3
+    assert len(copies_of(SMALL, most_bytes=1)) == 1
+
+
+def test_contiguous_rows_hold_the_same_tokens():
+    batch = paged_batch(point(SMALL).problem, device="cpu", seed=0)
+    rows = contiguous_batch(batch)
+    paged_attention(batch)
+    rows = rows.replace(out=torch.empty_like(rows.out))
+    contiguous_attention(rows)
+    torch.testing.assert_close(rows.out, batch.out)
+
+
+@pytest.mark.parametrize(
+    "spec", [SMALL, "2x(q40 k40) g2 d16 b8 bf16", "(q1 k9) d16 b8 bf16 kv=e4m3"]
+)
+def test_a_right_answer_has_no_finding_and_a_wrong_one_has(spec):
+    copy, other = copies_of(spec, most_bytes=10**5)[:2]
+    paged_attention(copy.batch)
+    assert copy.finding(copy.batch.out) == ""
+    assert "the truth is" in other.finding(copy.batch.out)  # the answer of another input
+    sample = copy.batch.out.clone()
+    sample[copy.sample.rows[-1], -1] += 1.0
+    assert "the truth is" in copy.finding(sample)
+    copy.batch.out[0, 0, 0] = torch.nan
+    assert copy.finding(copy.batch.out).startswith("1 of")
+
+
+def test_the_shortest_and_the_longest_sequence_are_checked_however_small_the_budget():
+    spec = "(q1 k500) (q1 k700) (q1 k3) (q1 k900) d16 b8 bf16"
+    copies = make_copies(point(spec), device="cpu", cache_bytes=10**7, most_bytes=10**8)
+    assert len(copies) > 100  # 16,384 keys are to be checked: fewer than 164 of each
+    assert [request.seq_len for request in copies[0].sample.problem.requests] == [3]
+    few = make_copies(point(spec), device="cpu", cache_bytes=1, most_bytes=10**8)
+    assert {r.seq_len for r in few[0].sample.problem.requests} == {3, 500, 700, 900}
+
+
+def test_a_prompt_is_checked_at_its_end_and_in_its_first_half():
+    (copy, *_) = copies_of("(q100 k100) d16 b8 bf16")
+    assert copy.sample.problem.requests == (Request(16, 100), Request(16, 50))
+    assert copy.sample.rows.tolist() == [*range(84, 100), *range(34, 50)]
+
+
+def test_the_bars_need_these_points_and_no_others():
+    names = [each.name for each in bar_points("cuda")]
+    assert names == [
+        *(
+            f"decode {batch} h8 g4 d128 b{size} bf16"
+            for batch in ("64x4096", "16x32768")
+            for size in (16, 32, 64, 128)
+        ),
+        "decode 64x4096 h8 g4 d128 b1 bf16",
+        "decode 16x32768 h8 g4 d128 b1 bf16",
+        "decode 1x131072 h8 g4 d128 b16 bf16",
+        "decode azure-conv:32 h8 g4 d128 b16 bf16",
+        "prefill 16x2048 h8 g4 d128 b16 bf16",
+    ]
+    assert [each.name for each in bar_points("cpu")] == ["decode azure-conv:32 h8 g4 d128 b16 bf16"]

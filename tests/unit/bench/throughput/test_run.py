@@ -1,0 +1,434 @@
+"""A run from points to record, with subjects that are wrong in ways that only rounds show."""
+
+import contextlib
+import itertools
+import json
+import subprocess
+import threading
+import time
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from bench.command.session import Silence
+from bench.machine import roof as roofs
+from bench.machine.timing import CpuDevice
+from bench.throughput import asv, planned
+from bench.throughput.bars import judge_bars
+from bench.throughput.candidates import Absent, Candidate, find_candidates
+from bench.throughput.points import Point, Sweep
+from bench.throughput.record import RoofRecord, ThroughputRecord
+from bench.throughput.run import ThroughputPlan, TooLong, run_throughput, time_limit
+from bench.throughput.tensors import make_copies, paged_batch
+from paged.attention import paged_attention
+from reference.attention.contract import Capabilities, PagedBatch
+from reference.attention.problem import AttentionProblem
+from subjects.attention.peers import flashinfer, vllm_unified
+from subjects.loading import SubjectError
+
+SMALL = Point(
+    batch="by hand",
+    problem=AttentionProblem.parse("(q1 k40) (q1 k17) (q1 k3) h2 g2 d16 b8 bf16"),
+)
+
+ROOF = RoofRecord(
+    copy_bytes=1,
+    copy_gigabytes_per_s=10.0,
+    copy_median_gigabytes_per_s=9.0,
+    matrix_dtype="float32",
+    matrix_teraflops_per_s=0.1,
+    matrix_median_teraflops_per_s=0.1,
+)
+
+
+class SmallCache(CpuDevice):
+    """A CPU whose cache is so small that a few small inputs leave it."""
+
+    def __init__(self) -> None:
+        self.cache_bytes = 3 * SMALL.kv_bytes
+
+
+@pytest.fixture(autouse=True)
+def _roof(monkeypatch):
+    """The machine's own roof takes seconds to measure; `test_the_roofs...` does so once."""
+    monkeypatch.setattr("bench.throughput.run.measure_roof", lambda name, device: ROOF)
+
+
+def candidate(name, plan, capabilities=Capabilities()):  # noqa: B008 - frozen
+    return Candidate(name=name, subject=name, plan=plan, capabilities=capabilities)
+
+
+RIGHT = candidate("right", lambda batch: partial(paged_attention, batch))
+
+
+def run(*candidates, points=(SMALL,), stop=None, **options) -> ThroughputRecord:
+    usual = {"device": "cpu", "rounds": 6, "points": points, "candidates": candidates}
+    return run_throughput(
+        ThroughputPlan(**{**usual, **options}),
+        SmallCache(),
+        progress=Silence(),
+        stop=stop or threading.Event(),
+    )
+
+
+def test_a_record_has_times_rates_and_ratios_of_everybody():
+    record = run(RIGHT, candidate("twice", lambda batch: partial(twice, batch)))
+    (point,) = record.points
+    assert record.exit_code == 0
+    assert record.complete
+    assert point.copies == 9
+    assert point.cold
+    right, slow = point.subjects
+    assert len(right.cold_s) == len(slow.cold_s) == 6
+    assert right.warm_seconds is not None  # the input fits the cache
+    assert right.gigabytes_per_s == pytest.approx(SMALL.kv_bytes / right.seconds.median / 1e9)
+    assert right.bandwidth_share == pytest.approx(right.gigabytes_per_s / 10)
+    assert right.teraflops_per_s == pytest.approx(SMALL.flops / right.seconds.median / 1e12)
+    assert right.matrix_share == pytest.approx(right.teraflops_per_s / 0.1)
+    assert slow.times_of["right"].median > 1.2
+    assert right.times_of["twice"].median < 0.8
+    assert ThroughputRecord.model_validate_json(record.model_dump_json()) == record
+
+
+def twice(batch: PagedBatch) -> None:
+    paged_attention(batch)
+    paged_attention(batch)
+
+
+# --- wrong answers -------------------------------------------------------------------------------
+
+
+def wrong_from_the_third_call_on(batch: PagedBatch):
+    calls = itertools.count(1)
+
+    def call() -> None:
+        paged_attention(batch)
+        if next(calls) >= 3:
+            batch.out[0] += 1.0
+
+    return call
+
+
+def wrong_for_one_input(planned_before=itertools.count()):  # noqa: B008 - counts the inputs
+    def plan(batch: PagedBatch):
+        number = next(planned_before)
+
+        def call() -> None:
+            paged_attention(batch)
+            if number == 4:
+                batch.out[1, 2] = 0.0
+
+        return call
+
+    return plan
+
+
+def answers_another_input():
+    batches = []
+
+    def plan(batch: PagedBatch):
+        batches.append(batch)
+
+        def call() -> None:
+            paged_attention(batches[0].replace(out=batch.out))
+
+        return call
+
+    return plan
+
+
+def writes_nothing(batch: PagedBatch):
+    return lambda: None
+
+
+def writes_only_the_first_time(batch: PagedBatch):
+    calls = itertools.count(1)
+    return lambda: paged_attention(batch) if next(calls) == 1 else None
+
+
+@pytest.mark.parametrize(
+    ("plan", "where", "what"),
+    [
+        # The last input is also timed warm, so that its third call comes first.
+        (wrong_from_the_third_call_on, "input 9 of 9", "the truth is"),
+        (wrong_for_one_input(), "input 5 of 9", "the truth is"),
+        (answers_another_input(), "input 2 of 9", "the truth is"),
+        (writes_nothing, "input 1 of 9", "3 of 3 rows are not finite"),
+        (writes_only_the_first_time, "input 1 of 9", "3 of 3 rows are not finite"),
+    ],
+)
+def test_a_wrong_answer_in_any_round_is_seen_and_the_others_go_on(plan, where, what):
+    record = run(RIGHT, candidate("wrong", plan))
+    right, wrong = record.points[0].subjects
+    assert wrong.status == "wrong"
+    assert where in wrong.why
+    assert what in wrong.why
+    assert wrong.cold_s == []  # what was not computed has no time
+    assert right.status == "timed"
+    assert len(right.cold_s) == 6
+    assert "wrong" not in right.times_of
+    assert record.exit_code == 1
+    assert [(point.name, each.name) for point, each in record.wrong] == [(SMALL.name, "wrong")]
+
+
+# --- who is not timed ----------------------------------------------------------------------------
+
+
+def test_who_cannot_or_raises_ends_nobody_elses_run():
+    def raises(batch: PagedBatch):
+        raise RuntimeError("no kernel image\nfor this device")
+
+    def raises_when_called(batch: PagedBatch):
+        return lambda: 1 / 0
+
+    record = run(
+        Absent("absent", "is not installed"),
+        candidate("unable", writes_nothing, Capabilities(block_sizes=frozenset({16}))),
+        candidate("raises", raises),
+        candidate("raises later", raises_when_called),
+        RIGHT,
+    )
+    said = {each.name: (each.status, each.why) for each in record.points[0].subjects}
+    assert said == {
+        "absent": ("not run", "is not installed"),
+        "unable": ("not run", "block size 8"),
+        "raises": ("raised", "RuntimeError: no kernel image"),
+        "raises later": ("raised", "ZeroDivisionError: division by zero"),
+        "right": ("timed", ""),
+    }
+    assert record.exit_code == 0
+
+
+def test_who_plans_for_too_long_is_not_run():
+    def forever(batch: PagedBatch):
+        while True:
+            # As a compiler that takes every exception for an error of its own.
+            with contextlib.suppress(Exception):
+                threading.Event().wait(0.01)
+
+    record = run(candidate("slow", forever), RIGHT, time_limit_s=0.05)
+    slow, right = record.points[0].subjects
+    assert slow.status == "not run"
+    assert "longer than 0.05 s" in slow.why
+    assert right.status == "timed"
+
+
+def test_a_time_limit_that_is_kept_leaves_no_alarm():
+    with time_limit(0.02):
+        pass
+    threading.Event().wait(0.04)
+    with pytest.raises(TooLong), time_limit(0.01):
+        threading.Event().wait(5)
+
+
+def test_an_interrupted_run_keeps_what_is_done():
+    stop = threading.Event()
+
+    class StopsLater(Silence):
+        points = 0
+
+        def begin(self, what: str, total: int) -> None:
+            self.points += "rounds" in what
+            if self.points == 2:
+                stop.set()
+
+    record = run_throughput(
+        ThroughputPlan(device="cpu", rounds=6, points=(SMALL,) * 3, candidates=(RIGHT,)),
+        SmallCache(),
+        progress=StopsLater(),
+        stop=stop,
+    )
+    assert [point.subjects[0].status for point in record.points] == ["timed", "interrupted"]
+    assert not record.complete
+    assert record.exit_code == 130
+
+
+# --- who there is --------------------------------------------------------------------------------
+
+
+def test_names_become_candidates_or_reasons():
+    found = {
+        each.name: each
+        for each in find_candidates(
+            ["torch", "contiguous", "triton", "flash-attn", "flashinfer"], device="cpu"
+        )
+    }
+    assert isinstance(found["torch"], Candidate)
+    assert found["contiguous"].refusal(SMALL.problem) == ""
+    assert "its time means nothing" in found["triton"].why
+    assert "runs on a GPU only" in found["flash-attn"].why
+    assert "runs on a GPU only" in found["flashinfer"].why
+    with pytest.raises(SubjectError):
+        list(find_candidates(["nowhere_at_all.py:kernel"], device="cpu"))
+
+
+def test_splits_are_candidates_of_their_own(monkeypatch):
+    asked = []
+
+    def kernel(batch, *, num_splits=None):
+        asked.append(num_splits)
+
+    monkeypatch.setattr(
+        "bench.throughput.candidates.resolve_kernel",
+        lambda name, device: SimpleNamespace(kernel=kernel, capabilities=Capabilities()),
+    )
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    found = list(find_candidates(["triton", "sdpa"], device="cuda", splits=[None, 8, 8]))
+    assert [each.name for each in found] == ["triton", "triton splits=8", "sdpa"]
+    for each in found:
+        each.plan(paged_batch(SMALL.problem, device="cpu", seed=0))()
+    assert asked == [None, 8, None]
+    prompt = AttentionProblem.parse("(q4 k4) d16 b8 bf16")
+    assert found[1].refusal(prompt) == "prefill has no splits"
+    assert found[0].refusal(prompt) == ""
+
+
+def test_flex_plans_all_sequences_in_one_call(monkeypatch):
+    from torch.nn.attention import flex_attention
+
+    # What is compiled is torch's matter; whether it is asked the right thing is ours.
+    monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    monkeypatch.setattr(planned, "_compiled_flex", lambda: flex_attention.flex_attention)
+    for spec in (str(SMALL.problem), "2x(q40 k40) h2 g2 d16 b8 bf16"):
+        point = Point(batch="by hand", problem=AttentionProblem.parse(spec))
+        (copy,) = make_copies(point, device="cpu", cache_bytes=1, most_bytes=1)
+        call = planned.flex_call(copy.batch)
+        copy.batch.out.fill_(torch.nan)
+        call()
+        assert copy.finding(copy.batch.out) == ""
+
+
+def test_flashinfer_and_vllm_are_planned_once_and_run_in_the_call(monkeypatch):
+    batch = paged_batch(SMALL.problem, device="cpu", seed=0)
+    log = []
+
+    class Wrapper:
+        def run(self, query, cache, *, out):
+            log.append("run")
+            keys, values = cache.unbind(1)
+            paged_attention(batch.replace(key_cache=keys, value_cache=values, out=out))
+
+    monkeypatch.setattr(flashinfer, "decode_wrapper", lambda _: log.append("plan") or Wrapper())
+    call = planned.flashinfer_call(batch)
+    call()
+    call()
+    assert log == ["plan", "run", "run"]
+    assert batch.out.isfinite().all()
+
+    launches = []
+    monkeypatch.setattr(vllm_unified, "_launcher", lambda **given: launches.append(given))
+    call = planned.vllm_call(batch)
+    assert launches == []
+    call()
+    call()
+    assert len(launches) == 2
+    assert launches[0]["out"] is launches[1]["out"] is batch.out
+    assert launches[0]["softmax_segm_output"] is launches[1]["softmax_segm_output"]
+
+
+# --- bars, roofs, exports ------------------------------------------------------------------------
+
+
+def bar_record(ratio: float):
+    (point,) = Sweep(batches=["azure-conv:32"]).points()
+    record = run(RIGHT).points[0]
+    ours = record.subjects[0]
+    interval = ours.seconds.model_copy(update={"median": ratio, "low": None, "high": None})
+    torch_, contiguous = (
+        ours.model_copy(update={"name": name, "subject": name, "times_of": times})
+        for name, times in (("torch", {"contiguous": interval}), ("contiguous", {}))
+    )
+    return record.model_copy(update={"name": point.name, "subjects": [torch_, contiguous]})
+
+
+@pytest.mark.parametrize(("ratio", "state"), [(1.0, "met"), (1.15, "met"), (1.16, "missed")])
+def test_the_bar_of_the_cpu_is_the_most_that_paging_may_cost(ratio, state):
+    first, *others = judge_bars([bar_record(ratio)], device="cpu")
+    assert (first.state, first.got) == (state, ratio)
+    assert {bar.state for bar in others} == {"not measured"}
+    assert {bar.why for bar in others} == {"this run has no GPU"}
+
+
+def gpu_record(name, *, share, matrix_share=0.0, peer_ratio=None):
+    record = bar_record(1.0)
+    base = record.subjects[1]
+    ours = base.model_copy(
+        update={
+            "name": "triton",
+            "subject": "triton",
+            "bandwidth_share": share,
+            "matrix_share": matrix_share,
+        }
+    )
+    subjects = [ours]
+    if peer_ratio is not None:
+        ratio = base.seconds.model_copy(update={"median": peer_ratio})
+        subjects.append(
+            base.model_copy(
+                update={"name": "flex", "subject": "flex", "times_of": {"triton": ratio}}
+            )
+        )
+    return record.model_copy(update={"name": name, "subjects": subjects})
+
+
+def test_the_bars_of_a_gpu_are_shares_and_speeds_beside_peers():
+    points = [
+        gpu_record("decode 64x4096 h8 g4 d128 b16 bf16", share=0.86, peer_ratio=1.1),
+        gpu_record("decode 64x4096 h8 g4 d128 b1 bf16", share=0.69, peer_ratio=0.9),
+        gpu_record("prefill 16x2048 h8 g4 d128 b16 bf16", share=0.1, matrix_share=0.6),
+    ]
+    bars = judge_bars(points, device="cuda")
+    got = {
+        (bar.what, bar.point.split()[1], bar.point.split()[5]): bar.state
+        for bar in bars
+        if bar.got is not None
+    }
+    assert got == {
+        ("share of the copy bandwidth", "64x4096", "b16"): "met",
+        ("share of the copy bandwidth", "64x4096", "b1"): "missed",
+        ("speed beside flex", "64x4096", "b16"): "met",
+        ("speed beside flex", "64x4096", "b1"): "missed",
+        ("share of the dense matrix rate", "16x2048", "b16"): "met",
+    }
+    assert len(bars) == 12 * 4 + 1
+    whys = {bar.why for bar in bars if bar.got is None}
+    assert whys == {"not a point of this run", "not a subject of this run"}
+
+
+def test_the_roofs_are_measured(monkeypatch):
+    monkeypatch.setattr(roofs, "COPY_BYTES", {"cpu": 2**20})
+    monkeypatch.setattr(roofs, "MATRIX_SIZE", {"cpu": 128})
+    monkeypatch.setattr(SmallCache, "mark", lambda self: time.perf_counter())
+    roof = roofs.measure_roof("cpu", SmallCache())
+    assert roof.copy_bytes == 2**20
+    assert 0.01 < roof.copy_median_gigabytes_per_s <= roof.copy_gigabytes_per_s < 10_000
+    assert 0 < roof.matrix_median_teraflops_per_s <= roof.matrix_teraflops_per_s < 100
+
+
+def test_clocks_are_read_or_it_is_said_that_they_are_not():
+    assert roofs.read_clocks("cpu") == "not read: no GPU"
+
+
+def test_asv_gets_a_series_of_times_and_one_of_bandwidth(tmp_path):
+    pytest.importorskip("asv")
+    record = run(RIGHT)
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=asv.ROOT
+    ).stdout.strip()
+    if not commit:
+        pytest.skip("not a git checkout")
+    clean = record.environment.model_copy(update={"commit": commit, "dirty": False})
+    record = record.model_copy(update={"environment": clean})
+    for _ in "twice":
+        exported = asv.export(record, tmp_path)
+    (path,) = exported.paths
+    results = json.loads(path.read_text())["results"]
+    name = "throughput.decode_by_hand_h2_g2_d16_b8_bf16.right"
+    assert set(results) == {f"gate.{name}.time", f"gate_more.{name}.bandwidth"}
+    listed = json.loads((tmp_path / "benchmarks.json").read_text())
+    assert listed[f"gate.{name}.time"]["unit"] == "seconds"
+
+    dirty = record.model_copy(update={"environment": clean.model_copy(update={"dirty": True})})
+    assert "not committed" in asv.export(dirty, tmp_path).left_out[0]

@@ -1,0 +1,157 @@
+"""`pagedbench throughput` as a user types it, and its reports."""
+
+import json
+import re
+from io import StringIO
+
+import pytest
+import torch
+from rich.cells import cell_len
+from rich.console import Console
+from typer.testing import CliRunner
+
+from bench.cli import app
+from bench.commands import throughput as cli_throughput
+from bench.throughput.plot import draw
+from bench.throughput.record import LoopRecord, RoofRecord, ThroughputRecord
+from bench.throughput.report import show
+
+ROOF = RoofRecord(
+    copy_bytes=1,
+    copy_gigabytes_per_s=20.0,
+    copy_median_gigabytes_per_s=19.0,
+    matrix_dtype="float32",
+    matrix_teraflops_per_s=0.1,
+    matrix_median_teraflops_per_s=0.09,
+)
+
+SMALL = ("--batch", "2x32", "--heads", "2x2", "--head-dim", "16", "--rounds", "2", "--no-compile")
+PAIR = ("--subject", "torch", "--subject", "contiguous")
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    """The roof, and the truth about inputs of many times the machine's cache, take seconds."""
+    monkeypatch.setattr("bench.throughput.run.measure_roof", lambda name, device: ROOF)
+    monkeypatch.setattr("bench.machine.timing.cpu_cache_bytes", lambda: 20_000)
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(app, ["throughput", *arguments])
+
+
+def test_a_run_prints_a_table_and_writes_record_and_picture(tmp_path):
+    file, plot = tmp_path / "t.json", tmp_path / "roof.png"
+    result = run(*SMALL, *PAIR, "--batch", "azure:2", "--json", str(file), "--plot", str(plot))
+    assert result.exit_code == 0, result.output
+    assert "decode 2x32 h2 g2 d16 b16 bf16" in result.output
+    assert re.search(r"contiguous +[\d.]+ +[\d.]+ +[\d.]+%", result.output)
+    assert "copy bandwidth 20.0 GB/s" in result.output
+    assert "right in" in result.output
+    record = ThroughputRecord.model_validate_json(file.read_text())
+    assert [point.ragged for point in record.points] == [False, True]
+    assert record.environment.torch == torch.__version__
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_sweeps_are_lists(tmp_path):
+    file = tmp_path / "t.json"
+    result = run(
+        *SMALL, "--subject", "torch", "--block-size", "1, 16", "--dtype", "bf16,fp32",
+        "--kv-dtype", "same,e5m2", "--json", str(file),
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert len(json.loads(file.read_text())["points"]) == 8
+
+
+def test_a_kernel_of_ones_own_that_is_wrong_ends_with_1(tmp_path):
+    kernel = tmp_path / "mine.py"
+    kernel.write_text("def attention(batch):\n    batch.out.zero_()\n")
+    result = run(*SMALL, "--subject", "torch", "--subject", f"{kernel}:attention")
+    assert result.exit_code == 1
+    assert "the truth is" in result.output
+    assert "wrong: " in result.output
+
+
+def test_without_a_gpu_the_bars_of_one_are_not_measured(monkeypatch):
+    monkeypatch.setattr(cli_throughput, "ROUNDS", {"cpu": 1})
+    monkeypatch.setattr(
+        "bench.throughput.bars.RAGGED_BATCH", "azure-conv:1"
+    )  # the bar's own batch takes half a minute
+    result = run("--preset", "bars", *PAIR, "--no-compile")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"1\.15 +\d\.\d{3} +(met|missed)", result.output)
+    assert "49 of 50 bars not measured: this run has no GPU" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--batch", "64"], "give BATCHxCONTEXT"),
+        (["--batch", "nobody:3"], "streams are"),
+        (["--prefill", "16"], "give BATCHxTOKENS"),
+        (["--preset", "all"], "choose bars"),
+        (["--preset", "bars", "--batch", "1x8"], "has its own batches"),
+        (["--block-size", "16,x"], "'x' is no number"),
+        (["--block-size", "3"], "powers of two"),
+        (["--heads", "8"], "as in 8x4"),
+        (["--dtype", "int8"], "choose one of"),
+        (["--kv-dtype", "e9"], "the cache has the query's dtype"),
+        (["--splits", "0"], "at least 1"),
+        (["--subject", "nowhere_at_all.py:kernel"], "nowhere_at_all"),
+        (["--device", "tpu"], "choose cpu, cuda or auto"),
+        (["--plot", "roof.gif"], ".png"),
+        (["--json", "no/such/folder/t.json"], "does not exist"),
+    ],
+)
+def test_what_cannot_be_done_is_a_usage_error_with_the_remedy(arguments, said):
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert said in result.output
+
+
+def test_the_device_must_be_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = run("--device", "cuda")
+    assert result.exit_code == 2
+    assert "use --device cpu" in result.output
+
+
+def test_a_failure_of_ours_says_nothing_about_a_kernel(monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr("bench.throughput.run.make_copies", fails)
+    result = run(*SMALL, *PAIR)
+    assert result.exit_code == 4
+
+
+def test_the_report_fits_80_columns_and_takes_no_name_for_markup(tmp_path):
+    file = tmp_path / "t.json"
+    assert run(*SMALL, *PAIR, "--json", str(file)).exit_code == 0
+    record = ThroughputRecord.model_validate_json(file.read_text())
+    (point,) = record.points
+    torch_, contiguous = point.subjects
+    odd = contiguous.model_copy(update={"name": "[red]odd[/]:k", "captured": True})
+    long = contiguous.model_copy(update={"name": "a/folder/and_a_rather_long_name.py:attention"})
+    loop = LoopRecord(problem="16x(q1 k1024) d16 b16 bf16", target="sm_90", failure="no [/] way")
+    changed = point.model_copy(update={"subjects": [torch_, odd, long]})
+    out = StringIO()
+    show(
+        record.model_copy(update={"points": [changed], "loops": [loop]}),
+        Console(file=out, width=80),
+    )
+    assert "[red]odd[/]:k*" in out.getvalue()
+    assert "no [/] way" in out.getvalue()
+    table = [line for line in out.getvalue().splitlines() if re.search(r"\d%", line)]
+    assert len(table) == 3
+    assert max(map(cell_len, table)) <= 80
+
+
+def test_a_picture_of_nothing_is_no_error(tmp_path):
+    file = tmp_path / "t.json"
+    assert run(*SMALL, "--subject", "triton", "--json", str(file)).exit_code == 0
+    record = ThroughputRecord.model_validate_json(file.read_text())
+    draw(record, tmp_path / "roof.svg")
+    draw(record.model_copy(update={"points": []}), tmp_path / "none.svg")
+    assert "copy 20 GB/s" in (tmp_path / "roof.svg").read_text()

@@ -1,0 +1,126 @@
+"""The published figures: what must come out of the simulators, component by component."""
+
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from bench.waste.figures.block_size import block_size
+from bench.waste.figures.figure import Component, Figure
+from bench.waste.figures.jenga import jenga
+from bench.waste.figures.sharing import SEED, saving, sharing
+from bench.waste.figures.sosp23 import BATCHES, SHARES, SLOTS, sosp23
+from bench.waste.figures.watermark import watermark
+from bench.waste.layer_mix import JENGA, LayerGroup, layer_mix_waste
+from bench.workloads.fits import fitted
+from bench.workloads.source import read_all
+
+
+def by_name(figure: Figure) -> dict[tuple[str, str], Component]:
+    return {(component.bar, component.name): component for component in figure.components}
+
+
+def test_the_papers_memory_figure_is_met_in_every_component() -> None:
+    figure = sosp23()
+    found = by_name(figure)
+    for bar, shares in SHARES.items():
+        names = ("token", "reserve", "internal", "external & others")
+        for name, published in zip(names, shares, strict=True):
+            if published is not None:
+                assert found[bar, name].measured == pytest.approx(published, abs=2.5)
+    for bar in ("Orca (Pow2)", "Orca (Oracle)"):
+        assert found[bar, "mean batch"].measured == pytest.approx(BATCHES[bar], rel=0.05)
+    assert found["Orca (Max)", "mean batch"].measured == 7
+    remainder = found["Orca (Max)", "remainder of the pool"].measured
+    assert Fraction(15_728 - 7 * 2048, 15_728) == Fraction(remainder / 100).limit_denominator(10**6)
+    assert found["Orca (Max)", "external & others"].measured == remainder
+    assert figure.met
+    assert sum(component.judged for component in figure.components) == 17
+
+
+def test_internal_waste_meets_its_closed_form_up_to_blocks_of_64() -> None:
+    figure = block_size()
+    judged = [component for component in figure.components if component.judged]
+    assert len(judged) == 2 * 7
+    for component in judged:
+        assert component.published is not None
+        assert component.measured == pytest.approx(component.published, abs=0.3)
+    assert figure.met
+
+
+def test_preemptions_fall_with_the_watermark_as_published() -> None:
+    figure = watermark()
+    measured = [c.measured for c in figure.components if c.name == "preemptions"]
+    assert measured == sorted(measured, reverse=True)
+    for component in figure.components:
+        if component.judged and component.published:
+            assert component.measured == pytest.approx(component.published, rel=0.2)
+    assert figure.met
+
+
+def test_sharing_saves_as_much_as_published() -> None:
+    figure = sharing()
+    found = [c.measured for c in figure.components if c.bar.startswith("ShareGPT") and c.judged]
+    two, four, six, _ = found
+    assert 16.2 <= two < four < six <= 30.5
+    assert figure.met
+    beams = [c for c in figure.components if c.bar.endswith("beams")]
+    assert [c.judged for c in beams] == [False] * 6
+
+
+@pytest.mark.parametrize("samples", [2, 6])
+def test_the_saving_by_blocks_is_the_saving_by_arithmetic(samples: int) -> None:
+    """Blocks of the prompt that are full are saved for all samples but one, at every step."""
+    stream = read_all(fitted("alpaca-fit", num_requests=200, seed=SEED))
+    prompt, output = stream.prompt_tokens, stream.output_tokens
+    saved = (samples - 1) * int((output * (prompt // 16)).sum())
+    blocks = sum(
+        int(np.ceil((i + np.arange(1, o + 1)) / 16).sum())
+        for i, o in zip(prompt.tolist(), output.tolist(), strict=True)
+    )
+    measured = saving("alpaca-fit", num_requests=200, samples=samples)
+    # Nobody gives way: their pool holds all of them.
+    assert measured == pytest.approx(saved / (samples * blocks), rel=1e-12)
+
+
+def test_jengas_figures_are_exact() -> None:
+    assert [mix.waste for mix in JENGA] == [
+        1 - Fraction(32 * 43 + 8 * 6193, 40 * 6236),
+        Fraction(1, 4),
+        Fraction(9, 16),
+    ]
+    assert round(float(100 * JENGA[0].waste), 2) == 79.59
+    assert jenga().met
+
+
+def test_layers_that_keep_everything_waste_nothing() -> None:
+    groups = (LayerGroup(layers=3, kept_tokens=10), LayerGroup(layers=5, kept_tokens=10))
+    assert layer_mix_waste(groups, tokens=10) == 0
+    assert layer_mix_waste((LayerGroup(layers=1, kept_tokens=0),), tokens=10) == 1
+
+
+def test_layers_that_cannot_be_are_refused() -> None:
+    group = LayerGroup(layers=1, kept_tokens=10)
+    with pytest.raises(ValueError, match="a layer keeps 10 of 9 tokens"):
+        layer_mix_waste((group,), tokens=9)
+    with pytest.raises(ValueError, match="tokens is 0"):
+        layer_mix_waste((group,), tokens=0)
+    with pytest.raises(ValueError, match="no layers"):
+        layer_mix_waste((), tokens=9)
+    with pytest.raises(ValueError, match="0 layers that keep 5"):
+        LayerGroup(layers=0, kept_tokens=5)
+
+
+def test_a_component_outside_its_bar_fails_the_figure() -> None:
+    component = Component(bar="a", name="b", unit="%", published=5, measured=5, lowest=4, highest=6)
+    figure = Figure(name="f", title="", source="", setup="", components=(component,))
+    assert figure.met
+    for measured in (3.999, 6.001, float("nan")):
+        assert not replace(figure, components=(replace(component, measured=measured),)).met
+    shown = replace(component, measured=9, lowest=None, highest=None)
+    assert replace(figure, components=(component, shown)).met
+
+
+def test_the_pool_is_that_of_the_paper() -> None:
+    assert SLOTS == 15_728

@@ -1,0 +1,427 @@
+"""`pagedbench waste` as it is typed: exit codes, what is printed where, and what is left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import chdir
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from bench import cli
+from bench.commands import waste as cli_waste
+from bench.waste import parallel as sweep
+from bench.waste.figures.figure import Component, Figure
+from bench.waste.figures.mooncake import TraceMissing
+from bench.waste.record import WasteRecord
+from helpers.places import ROOT
+
+COMMAND = [
+    *(sys.executable, "-P", "-c"),
+    f"import sys; sys.path.insert(0, {str(ROOT)!r}); from bench.cli import main; main()",
+]
+SMALL = ("--stream", "alpaca-fit", "--requests", "80", "--slots", "2500")
+
+
+@pytest.fixture(autouse=True)
+def somewhere_else(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def typed(*arguments: str, folder: Path | None = None):
+    with chdir(folder or Path.cwd()):
+        return CliRunner().invoke(cli.app, ["waste", *arguments], prog_name="pagedbench")
+
+
+def written(file: str = "waste.json") -> WasteRecord:
+    return WasteRecord.model_validate_json(Path(file).read_text())
+
+
+def policies(record: WasteRecord) -> list[str]:
+    return [row.policy for row in record.rows]
+
+
+def words(result) -> str:
+    return " ".join(result.output.split())
+
+
+# 0: done
+
+
+def test_the_default_policies_are_compared_on_a_stream():
+    result = typed(*SMALL, "--json", "waste.json")
+    assert result.exit_code == 0, result.output
+    record = written()
+    assert record.complete
+    # No request has more than 512 tokens, so that is what a reservation provides for.
+    assert record.streams[0].longest_request in range(257, 513)
+    assert policies(record) == [
+        "max/buddy:max-model-len=512",
+        "pow2/buddy:max-model-len=512",
+        "oracle/buddy:max-model-len=512",
+        "oracle/first-fit:max-model-len=512",
+        "paged:block=16",
+    ]
+    assert {row.total.completed for row in record.rows} == {80}
+    assert {row.stream for row in record.rows} == {"alpaca-fit"}
+    assert record.rows[0].judged.slots == 2500
+    assert "paged, block 16, holds" in words(result)
+    assert "simulations: 5 of 5" in result.stderr
+    assert "simulations" not in result.stdout.replace("5 of 5 simulations", "")
+
+
+def test_quiet_shows_no_progress():
+    result = typed(*SMALL, "--policy", "paged", "--quiet")
+    assert result.exit_code == 0
+    assert result.stderr == ""
+
+
+def test_streams_policies_and_block_sizes_are_crossed():
+    result = typed(
+        *("--stream", "alpaca-fit:requests=30", "--stream", "alpaca-fit:requests=40,seed=7"),
+        *("--policy", "paged", "--policy", "max/buddy:max-model-len=256"),
+        *("--block-size", "8", "--block-size", "32", "--slots", "3000", "--json", "waste.json"),
+    )
+    assert result.exit_code == 0, result.output
+    record = written()
+    assert [stream.requests for stream in record.streams] == [30, 40]
+    assert policies(record) == [
+        *("paged:block=8", "paged:block=32", "max/buddy:max-model-len=256"),
+        *("paged:block=8", "paged:block=32", "max/buddy:max-model-len=256"),
+    ]
+    assert "seed=7" in record.rows[-1].stream
+
+
+def test_processes_change_nothing_but_the_seconds():
+    assert typed(*SMALL, "--jobs", "1", "--json", "one.json").exit_code == 0
+    assert typed(*SMALL, "--jobs", "2", "--json", "two.json").exit_code == 0
+    one, two = (
+        [row.model_copy(update={"seconds": 0.0}) for row in written(file).rows]
+        for file in ("one.json", "two.json")
+    )
+    assert one == two
+
+
+@pytest.mark.parametrize(
+    ("options", "slots", "bytes_per_token"),
+    [
+        ((), 15_728, 819_200),
+        (("--pool", "1GB", "--bytes-per-token", "1000"), 10**6, 1000),
+        (("--pool", "0.5 gib", "--model", "32x8x128"), 4096, 131_072),
+        (("--pool", "1MiB", "--model", "1x1x32x1"), 2**14, 64),
+        (("--slots", "777"), 777, 819_200),
+    ],
+)
+def test_the_pool_is_as_large_as_it_is_said(options, slots, bytes_per_token):
+    result = typed("--stream", "alpaca-fit:requests=9", "--policy", "paged", *options, "--json=w.j")
+    assert result.exit_code == 0, result.output
+    pool = written("w.j").pool
+    assert (pool.slots, pool.bytes_per_token) == (slots, bytes_per_token)
+
+
+@pytest.mark.parametrize(
+    ("spec", "completed"),
+    [
+        ("alpaca-fit", "alpaca-fit:seed=5,requests=9"),
+        ("alpaca-fit:requests=4", "alpaca-fit:requests=4,seed=5"),
+        ("alpaca-fit:seed=1,requests=4", "alpaca-fit:seed=1,requests=4"),
+        (
+            "sharegpt-fit:share=0.2+alpaca-fit+:rate=4",
+            "sharegpt-fit:share=0.2,seed=5,requests=9+alpaca-fit:seed=6,requests=9+:rate=4,seed=5",
+        ),
+        ("azure-fit:saturated", "azure-fit:saturated,seed=5,requests=9"),
+    ],
+)
+def test_requests_and_seed_go_into_specs_that_do_not_say(spec, completed):
+    assert cli_waste._with_defaults(spec, requests=9, seed=5) == completed
+
+
+def test_a_trace_is_read_and_calls_without_output_are_left_out():
+    Path("calls.csv").write_text(
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+        "2023-11-16 18:17:03.0000000,100,20\n"
+        "2023-11-16 18:17:04.0000000,50,0\n"
+        "2023-11-16 18:17:05.0000000,60,30\n"
+    )
+    result = typed("--trace", "calls.csv", "--slots", "1000", "--json", "waste.json")
+    assert result.exit_code == 0, result.output
+    (stream,) = written().streams
+    assert (stream.label, stream.requests, stream.timed) == ("calls", 2, True)
+    assert {row.total.completed for row in written().rows} == {2}
+
+
+def test_what_if_varies_the_base():
+    result = typed(
+        *SMALL, "--whatif", "--policy", "paged:watermark=0.05", "--block-size", "64", "--json=w.j"
+    )
+    assert result.exit_code == 0, result.output
+    record = written("w.j")
+    assert record.base == "paged:block=64,watermark=0.05"
+    assert policies(record)[0] == record.base
+    assert "paged:block=64" in policies(record)
+    assert "paged:block=8,watermark=0.05" in policies(record)
+    assert not any("prefix" in policy for policy in policies(record))  # the stream knows none
+    assert "gives back most" in words(result) or "Nothing that was tried" in words(result)
+
+
+def test_what_if_tries_prefix_caching_where_prefixes_are_known():
+    result = typed(
+        *("--stream", "alpaca-fit:requests=60,system=64", "--slots", "2500", "--whatif"),
+        *("--json", "waste.json"),
+    )
+    assert result.exit_code == 0, result.output
+    assert {f"paged:block=16,prefix={kind}" for kind in ("lru", "lfu", "fifo")} <= {
+        *policies(written())
+    }
+    assert "prefix caching" in words(result)
+
+
+def test_a_plot_is_drawn_for_each_stream():
+    result = typed(
+        *("--stream", "alpaca-fit:requests=30", "--stream", "alpaca-fit:requests=30,seed=2"),
+        *("--policy", "paged", "--slots", "2500", "--plot", "pool.svg"),
+    )
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in Path().glob("*.svg")) == [
+        "pool-alpaca-fit-requests-30-seed-2.svg",
+        "pool-alpaca-fit-requests-30.svg",
+    ]
+    assert result.stdout.count("drawn to pool-alpaca") == 2
+
+
+# 1: a figure is missed
+
+
+@pytest.mark.parametrize(("measured", "code", "verdict"), [(1.0, 0, "met"), (9.0, 1, "missed")])
+def test_a_figure_that_is_missed_exits_1(monkeypatch, measured, code, verdict):
+    component = Component(
+        bar="a", name="b", unit="%", published=1, measured=measured, lowest=0, highest=2
+    )
+    made = Figure(name="x", title="X", source="Y", setup="Z", components=(component,))
+    monkeypatch.setattr(cli_waste, "_figures", lambda: {"made": lambda: made})
+    result = typed("--figure", "made", "--json", "figure.json")
+    assert result.exit_code == code, result.output
+    assert verdict in result.stdout
+    assert f'"measured": {measured}' in Path("figure.json").read_text()
+
+
+# 2: usage
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--stream", "nothing-fit"), "--stream nothing-fit: 'nothing-fit' is neither"),
+        (("--trace", "none.csv"), "--trace none.csv: 'none.csv' is neither a file"),
+        (("--policy", "pagd"), "did you mean paged?"),
+        (("--policy", "max/buddy", "--clients", "3"), "a closed loop is for paged policies"),
+        (("--pool", "12"), "--pool 12: give a number and one of B, kB"),
+        (("--pool", "12parsec"), "--pool 12parsec: give a number"),
+        (("--pool", "100B"), "--pool 100B: less than one token"),
+        (("--pool", "1GiB", "--slots", "5"), "--slots 5 and --pool 1GiB: give one"),
+        (("--model", "32x8"), "--model 32x8: give layers x KV heads x head size"),
+        (("--model", "32x0x128"), "--model 32x0x128: give layers"),
+        (("--model", "1x1x1", "--bytes-per-token", "4"), "give one of them"),
+        (("--json", "gone/waste.json"), "the folder gone does not exist; make it"),
+        (("--plot", "gone/waste.png"), "--plot gone/waste.png: the folder gone"),
+        (("--plot", "waste.gif"), "--plot waste.gif: end the name with .png, .svg, .pdf"),
+        (("--figure", "sosp99"), "--figure sosp99: choose one of made"),
+        (("--figure", "absent"), "the trace is not there"),
+        (("--figure", "made", "--trace", "a.csv"), "only mooncake reads a trace"),
+        (("--whatif", "--policy", "max/buddy"), "--whatif with max/buddy: give one paged"),
+        (("--whatif", "--block-size", "8", "--block-size", "16"), "give one paged policy"),
+        (("--slots", "8"), "slots = 8"),
+    ],
+)
+def test_what_cannot_be_met_exits_2_with_a_remedy(monkeypatch, options, said):
+    def absent():
+        raise TraceMissing("the trace is not there")
+
+    monkeypatch.setattr(cli_waste, "_figures", lambda: {"made": absent, "absent": absent})
+    given = () if {"--stream", "--trace"} & {*options} else ("--stream", "alpaca-fit:requests=9")
+    result = typed(*given, *options)
+    assert result.exit_code == 2, result.output
+    assert said in words(result)
+    assert "Traceback" not in result.output
+
+
+def test_a_trace_that_breaks_off_names_the_line():
+    Path("calls.csv").write_text(
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.0000000,100,x\n"
+    )
+    result = typed("--trace", "calls.csv")
+    assert result.exit_code == 2
+    assert "calls.csv, line 2" in words(result)
+
+
+def test_the_mooncake_figure_says_where_the_trace_is_to_be(monkeypatch):
+    monkeypatch.delenv("PAGEDBENCH_TRACES", raising=False)
+    missing = typed("--figure", "mooncake")
+    assert missing.exit_code == 2
+    assert "PAGEDBENCH_TRACES is not set: put conversation_trace.jsonl" in words(missing)
+    unreadable = typed("--figure", "mooncake", "--trace", "gone.jsonl")
+    assert unreadable.exit_code == 2
+    assert "--trace gone.jsonl: No such file or directory" in words(unreadable)
+    Path("calls.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n")
+    other = typed("--figure", "mooncake", "--trace", "calls.csv")
+    assert other.exit_code == 2
+    assert "calls.csv, line 1" in words(other)
+
+
+def test_the_mooncake_figure_reads_the_trace_that_is_named():
+    row = '{"timestamp": 0, "input_length": 600, "output_length": 5, "hash_ids": [1, 2]}\n'
+    Path("small.jsonl").write_text(row * 3)
+    result = typed("--figure", "mooncake", "--trace", "small.jsonl")
+    # Not the trace: two of three prompts are found, and the bars are missed.
+    assert result.exit_code == 1
+    assert "66.67" in words(result)
+
+
+def test_a_bug_of_a_figure_is_no_usage_error(monkeypatch):
+    def broken():
+        raise ValueError("a bug of ours")
+
+    monkeypatch.setattr(cli_waste, "_figures", lambda: {"broken": broken})
+    assert typed("--figure", "broken").exit_code == 4
+
+
+def test_without_ray_the_remedy_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    result = typed(*SMALL, "--ray")
+    assert result.exit_code == 2
+    assert 'pip install "pagedbench[ray]"' in words(result)
+
+
+# 4: the harness
+
+
+def test_slots_that_are_lost_are_not_a_verdict(monkeypatch):
+    from paged.accounting import IdentityBroken
+
+    def broken(index, job):
+        raise IdentityBroken("planted")
+
+    monkeypatch.setattr(sweep, "run", broken)
+    result = typed(*SMALL)
+    assert result.exit_code == 4
+    assert "the harness itself failed" in result.stderr
+    assert "planted" in result.stderr
+
+
+# 130: interrupted
+
+
+def test_what_is_done_before_an_interrupt_is_reported(monkeypatch):
+    run, begun = sweep.run, []
+
+    def interrupted(index, job):
+        begun.append(index)
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        return run(index, job)
+
+    monkeypatch.setattr(sweep, "run", interrupted)
+    result = typed(*SMALL, "--jobs", "1", "--json", "waste.json", "--plot", "waste.png")
+    assert result.exit_code == 130, result.output
+    record = written()
+    assert not record.complete
+    assert (record.asked, len(record.rows)) == (5, 2)
+    assert "incomplete: 2 of 5 simulations" in result.stdout
+    assert "what is done is reported" in result.stderr
+    assert not Path("waste.png").exists()
+
+
+def test_an_interrupt_while_reporting_aborts(monkeypatch):
+    def interrupted(record, console):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bench.waste.report.show", interrupted)
+    result = typed(*SMALL)
+    assert result.exit_code == 130
+    assert "aborted" in result.stderr
+
+
+def test_ctrl_c_stops_the_processes_too():
+    # A group of its own, as a terminal's job: the signal reaches parent and children alike.
+    process = subprocess.Popen(
+        [*COMMAND, "waste", "--requests", "1000000", "--jobs", "2", "--json", "w.j"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        # What joblib counts its files with, and two that work.
+        while len(_group(process.pid)) < 4 or not _listens(process.pid):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 130, err
+    assert "what is done is reported" in err
+    assert "Traceback" not in err
+    assert "Warning" not in err
+    while _group(process.pid):
+        time.sleep(0.05)
+
+
+def _listens(pid: int) -> bool:
+    """Whether a process has a handler for SIGINT; it ignores it while it starts others."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+    return bool(caught >> (signal.SIGINT - 1) & 1)
+
+
+def _group(pid: int) -> list[int]:
+    members = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[2]) == pid and fields[0] != "Z":
+            members.append(int(stat.parent.name))
+    return members
+
+
+# What comes along
+
+
+def imported(*arguments: str) -> set[str]:
+    program = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[1:] = {list(arguments)!r}\n"
+        "from bench.cli import main\n"
+        "try:\n    main()\n"
+        "except SystemExit as end:\n    assert not end.code\n"
+        "print('MODULES', *sys.modules)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True
+    )
+    return {*run.stdout.rpartition("MODULES")[2].split()}
+
+
+def test_help_imports_nothing_heavy():
+    heavy = {"torch", "numpy", "matplotlib", "joblib", "ray", "scipy"}
+    assert not heavy & imported("--help")
+    assert not heavy & imported("waste", "--help")
+
+
+def test_waste_never_imports_torch():
+    came = imported("waste", *SMALL, "--plot", "w.svg", "--whatif")
+    assert "matplotlib" in came
+    assert not {"torch", "triton", "scipy"} & came
+
+
+def test_help_shows_examples_and_exit_codes():
+    result = typed("--help")
+    assert result.exit_code == 0
+    for part in ("pagedbench waste --figure sosp23", "130 interrupted", "look-ahead=8"):
+        assert part in words(result)

@@ -1,0 +1,160 @@
+"""What-if: one option at a time, held against the base, and honest where nothing helps."""
+
+from dataclasses import replace
+
+import pytest
+
+from bench.waste.policies import format_policy, parse_policy
+from bench.waste.record import (
+    Machine,
+    PoolRecord,
+    StreamRecord,
+    WasteRecord,
+    WasteRow,
+    waste_row,
+    whatif,
+)
+from bench.waste.whatif import compare, variations
+from paged.accounting import Counters, Serving
+from paged.policy import PagedPolicy
+
+BASE = PagedPolicy()
+OPTIONS = ("block_size", "watermark", "look_ahead", "preemption")
+
+
+def test_a_variation_differs_from_the_base_in_one_option():
+    base = replace(BASE, watermark=0.02, max_running=9)
+    varied = variations(base, prefixes=False)
+    assert {v.group for v in varied} == {"block size", "watermark", "look-ahead", "preemption"}
+    for variation in varied:
+        differing = [
+            name for name in OPTIONS if getattr(variation.policy, name) != getattr(base, name)
+        ]
+        assert len(differing) == 1, variation
+        assert variation.policy.max_running == 9
+    policies = [variation.policy for variation in varied]
+    assert base not in policies
+    assert len(set(policies)) == len(policies) == 8 + 4 + 1 + 1
+
+
+def test_prefix_caching_is_varied_where_prefixes_are_known():
+    cached = [v for v in variations(BASE, prefixes=True) if v.group == "prefix caching"]
+    assert [v.label for v in cached] == ["lru", "lfu", "fifo"]
+    assert all(v.policy.prefix_caching and v.policy.eviction == v.label for v in cached)
+    base = replace(BASE, prefix_caching=True, eviction="lfu", tenant_quotas=((0, 5),))
+    cached = [v for v in variations(base, prefixes=True) if v.group == "prefix caching"]
+    assert [v.label for v in cached] == ["off", "lru", "fifo"]
+    assert cached[0].policy == BASE
+
+
+def test_small_blocks_are_tried_only_where_their_number_is_all_that_counts():
+    def sizes(base):
+        return {
+            v.policy.block_size for v in variations(base, prefixes=True) if v.group == "block size"
+        }
+
+    assert min(sizes(BASE)) == 1
+    assert sizes(replace(BASE, prefix_caching=True)) == {8, 32, 64, 128, 256}
+
+
+def test_what_does_not_go_with_the_base_is_left_out():
+    groups = {v.group for v in variations(replace(BASE, sliding_window=64), prefixes=True)}
+    assert groups == {"block size", "watermark", "look-ahead"}
+
+
+def row(spec: str, *, completed: int, token: int, preemptions: int = 0) -> WasteRow:
+    """100 slots for 10 steps; the rest is free while somebody waits."""
+    total = Counters(
+        slots=100,
+        steps=10,
+        token=token,
+        free_short=1000 - token,
+        completed=completed,
+        admitted=completed,
+        running_requests=completed,
+        preemptions=preemptions,
+    )
+    serving = Serving(
+        total=total, loaded=total, series=(), peak_running=1, peak_requests=1, peak_allocated=100
+    )
+    return waste_row("s", parse_policy(spec), serving, seconds=0.0)
+
+
+def record(*rows: WasteRow, base: str | None = "paged:block=16") -> WasteRecord:
+    machine = Machine(
+        pagedbench="1", python="3", numpy="2", cpu="c", cores=1, commit=None, dirty=None
+    )
+    stream = StreamRecord(
+        label="s",
+        source="",
+        requests=9,
+        mean_prompt_tokens=1,
+        mean_output_tokens=1,
+        longest_request=2,
+        timed=False,
+        prefixes=True,
+        without_output=0,
+    )
+    return WasteRecord(
+        started_at="",
+        elapsed_s=0,
+        command=[],
+        complete=True,
+        asked=len(rows),
+        machine=machine,
+        pool=PoolRecord(slots=100, bytes_per_token=2**30),
+        warmup=None,
+        clients=None,
+        step_ns=1,
+        prefill_ns_per_token=1,
+        base=base,
+        streams=[stream],
+        rows=list(rows),
+    )
+
+
+def test_more_completed_requests_win_and_tokens_decide_a_tie():
+    found = compare(
+        record(
+            row("paged:block=16", completed=100, token=500),
+            row("paged:block=8", completed=110, token=600),
+            row("paged:block=4", completed=110, token=700),
+            row("paged:block=64", completed=90, token=900),
+        ),
+        "s",
+    )
+    assert [effect.label for effect in found.effects] == ["4", "8", "64"]
+    best = found.best
+    assert best.label == "4"
+    assert best.completed == 1000
+    assert best.gain == pytest.approx(0.1)
+    assert best.token_share == pytest.approx(0.2)
+    assert best.batch == pytest.approx(1)
+
+
+def test_where_nothing_helps_nothing_is_recommended():
+    rows = [
+        row("paged:block=16", completed=1000, token=500),
+        row("paged:block=8", completed=1005, token=900),
+        row("paged:block=64", completed=900, token=400),
+    ]
+    assert compare(record(*rows), "s").best is None
+    rows[1] = row("paged:block=8", completed=1006, token=900)
+    assert compare(record(*rows), "s").best.label == "8"
+
+
+def test_without_the_base_there_is_nothing_to_hold_against():
+    other = row("paged:block=8", completed=1, token=1)
+    assert compare(record(other), "s") is None
+    assert compare(record(row("paged:block=16", completed=1, token=1)), "s").best is None
+    with pytest.raises(ValueError, match="no base; make it with --whatif"):
+        compare(record(other, base=None), "s")
+
+
+def test_every_variation_is_found_again_in_the_record():
+    varied = variations(BASE, prefixes=True)
+    rows = [row("paged:block=16", completed=1, token=1)]
+    rows += [row(format_policy(v.policy), completed=1, token=1) for v in varied]
+    effects = compare(record(*rows), "s").effects
+    assert [(e.group, e.label) for e in effects] == [(v.group, v.label) for v in varied]
+    assert whatif.CRITERION.startswith("ranked by requests completed")

