@@ -47,18 +47,12 @@ EXTRA_LAUNCHES: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class SharedPrefix:
-    """Sequences that begin with the same blocks.
-
-    Attributes
-    ----------
-    members
-        Rows of the block table, two at least.
-    num_blocks
-        Whole blocks that all of them begin with, one at least.
-    """
+    """Sequences that begin with the same blocks."""
 
     members: tuple[int, ...]
+    """Rows of the block table, two at least."""
     num_blocks: int
+    """Whole blocks that all of them begin with, one at least."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -66,32 +60,23 @@ class PrefixGroups:
     """The shared prefixes of a batch, as `cascade_attention` takes them.
 
     Made by `PrefixGroups.of`, or found by `find_prefix_groups`.
-
-    Attributes
-    ----------
-    tokens
-        [stacked] int32, the query tokens of all members, group after group.
-    sequences
-        [stacked] int32, the sequence of each.
-    starts
-        [num_groups + 1] int32, where each group begins in `tokens`.
-    prefix_lens
-        [num_seqs] int32, tokens of its group's prefix for each sequence; 0 for one without a group.
-    query_lens
-        For each group the query lengths of its members, on the host.
-    prefixes
-        For each group the length of its prefix in tokens, on the host.
-    longest_suffix
-        Most tokens of a sequence behind its prefix, on the host.
     """
 
     tokens: Tensor
+    """[stacked] int32, the query tokens of all members, group after group."""
     sequences: Tensor
+    """[stacked] int32, the sequence of each."""
     starts: Tensor
+    """[num_groups + 1] int32, where each group begins in `tokens`."""
     prefix_lens: Tensor
+    """[num_seqs] int32, tokens of its group's prefix for each sequence; 0 for one without a group.
+    """
     query_lens: tuple[tuple[int, ...], ...]
+    """For each group the query lengths of its members, on the host."""
     prefixes: tuple[int, ...]
+    """For each group the length of its prefix in tokens, on the host."""
     longest_suffix: int
+    """Most tokens of a sequence behind its prefix, on the host."""
 
     @classmethod
     def of(
@@ -561,20 +546,14 @@ def join_kernel(
 
 @dataclass(frozen=True, slots=True)
 class CascadeLaunch:
-    """How a cascade is launched.
-
-    Attributes
-    ----------
-    prefix_tiles, suffix_tiles
-        Tile sizes and Triton's options of the two attention kernels.
-    prefix_splits, suffix_splits
-        Programs that share the KV range of one prefix, and of one suffix.
-    """
+    """How a cascade is launched."""
 
     prefix_tiles: Tiles
     suffix_tiles: Tiles
+    """Tile sizes and Triton's options of the two attention kernels."""
     prefix_splits: int = 1
     suffix_splits: int = 1
+    """Programs that share the KV range of one prefix, and of one suffix."""
 
     @property
     def num_parts(self) -> int:
@@ -713,21 +692,14 @@ def cascade_attention(
 
 @dataclass(frozen=True, slots=True)
 class CascadeBytes:
-    """What a cascade saves and costs against plain attention, bytes.
-
-    Attributes
-    ----------
-    saved
-        Keys and values of prefixes that are not read again.
-    partials
-        Partial results, written once and read once.
-    launches
-        What memory would move while the additional launches start.
-    """
+    """What a cascade saves and costs against plain attention, bytes."""
 
     saved: int
+    """Keys and values of prefixes that are not read again."""
     partials: int
+    """Partial results, written once and read once."""
     launches: int
+    """What memory would move while the additional launches start."""
 
     @property
     def pays(self) -> bool:

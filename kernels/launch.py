@@ -47,22 +47,15 @@ INTERPRETED_PROCESSORS: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """Launch parameters of the attention kernels.
-
-    Attributes
-    ----------
-    block_n
-        Keys in a tile, a power of two from 16.
-    block_m
-        Rows (token, query head) in a tile of queries, a power of two from 16.
-    num_warps, num_stages
-        As Triton's launch options.
-    """
+    """Launch parameters of the attention kernels."""
 
     block_n: int
+    """Keys in a tile, a power of two from 16."""
     block_m: int
+    """Rows (token, query head) in a tile of queries, a power of two from 16."""
     num_warps: int = 4
     num_stages: int = 3
+    """As Triton's launch options."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,24 +64,17 @@ class Splits:
 
     Lengths are in key tiles. The device applies the rule to the lengths that it finds, in
     `kernels.decode`; `of` is the same rule on the host.
-
-    Attributes
-    ----------
-    parts
-        Splits that are wanted: of the whole batch if `shared`, else of each sequence.
-    least_tiles
-        Length of a split at least, but for a sequence's last one.
-    most_splits
-        Splits of one sequence at most.
-    shared
-        Whether splits are equally long throughout the batch, so that no program has more to do
-        than another. Else a sequence is cut by its own length alone.
     """
 
     parts: int
+    """Splits that are wanted: of the whole batch if `shared`, else of each sequence."""
     least_tiles: int = 1
+    """Length of a split at least, but for a sequence's last one."""
     most_splits: int = 1
+    """Splits of one sequence at most."""
     shared: bool = False
+    """Whether splits are equally long throughout the batch, so that no program has more to do than
+    another. Else a sequence is cut by its own length alone."""
 
     @property
     def needed(self) -> bool:
@@ -116,18 +102,12 @@ class Splits:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How a batch is launched.
-
-    Attributes
-    ----------
-    tiles
-        Tile sizes and Triton's options.
-    splits
-        How KV ranges are cut in decode; nothing is cut in prefill.
-    """
+    """How a batch is launched."""
 
     tiles: Tiles
+    """Tile sizes and Triton's options."""
     splits: Splits
+    """How KV ranges are cut in decode; nothing is cut in prefill."""
 
 
 def choose_launch(

@@ -51,61 +51,12 @@ class IdentityBroken(ArithmeticError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counters:
-    """What happened from the first step on, or between two moments. All integers, none negative.
-
-    Attributes
-    ----------
-    slots
-        Slots of the pool.
-    steps
-        Steps that were watched.
-    token, reserve, internal, roundup, free_frag, free_short, free_idle, cached_idle
-        Slot-steps, as the module's text defines them.
-    logical_token
-        Token-steps, a shared slot counted once for each sequence that reads it.
-    running
-        Sequence-steps: sequences that hold memory, summed over the steps. The samples of one
-        request are sequences of their own.
-    running_requests
-        Request-steps of the requests that hold memory.
-    queued
-        Request-steps: requests that have arrived and hold none.
-    waiting_short, waiting_watermark, waiting_frag
-        Steps at whose end the next request waits because too few slots are free; because admitting
-        it would leave fewer free than the watermark; because no hole is large enough.
-    waiting_limit, waiting_budget
-        Steps at whose end it waits although there is memory: as many requests run as may; the
-        tokens that a step may compute are spent.
-    arrived, admitted, completed
-        Requests. One that was preempted and comes back is admitted once.
-    refused
-        Requests that can never fit, turned away.
-    preemptions
-        Times that a running request lost its memory.
-    swapped_out, swapped_in
-        Blocks copied to the host, and back.
-    copies
-        Blocks copied because a sequence wrote into one that it shared (copy-on-write).
-    prompt_tokens
-        Prompt tokens of the requests that were admitted.
-    computed_tokens
-        Tokens whose keys and values were computed, prompt and output, those computed again
-        included.
-    recomputed_tokens
-        Those among them that had been computed before their request was preempted.
-    generated_tokens
-        Output tokens, those of each sample counted.
-    queried_tokens, hit_tokens
-        Prompt tokens looked up in the prefix cache, and found there.
-    evictions
-        Cached blocks whose content was given up.
-    ghost_hits
-        Blocks that were looked up in vain and had been evicted shortly before, within as many
-        evictions as the pool has blocks: the sign of a cache that is too small.
-    """
+    """What happened from the first step on, or between two moments. All integers, none negative."""
 
     slots: int
+    """Slots of the pool."""
     steps: int = 0
+    """Steps that were watched."""
     token: int = 0
     reserve: int = 0
     internal: int = 0
@@ -114,31 +65,55 @@ class Counters:
     free_short: int = 0
     free_idle: int = 0
     cached_idle: int = 0
+    """Slot-steps, as the module's text defines them."""
     logical_token: int = 0
+    """Token-steps, a shared slot counted once for each sequence that reads it."""
     running: int = 0
+    """Sequence-steps: sequences that hold memory, summed over the steps. The samples of one request
+    are sequences of their own."""
     running_requests: int = 0
+    """Request-steps of the requests that hold memory."""
     queued: int = 0
+    """Request-steps: requests that have arrived and hold none."""
     waiting_short: int = 0
     waiting_watermark: int = 0
     waiting_frag: int = 0
+    """Steps at whose end the next request waits because too few slots are free; because admitting
+    it would leave fewer free than the watermark; because no hole is large enough."""
     waiting_limit: int = 0
     waiting_budget: int = 0
+    """Steps at whose end it waits although there is memory: as many requests run as may; the tokens
+    that a step may compute are spent."""
     arrived: int = 0
     admitted: int = 0
     completed: int = 0
+    """Requests. One that was preempted and comes back is admitted once."""
     refused: int = 0
+    """Requests that can never fit, turned away."""
     preemptions: int = 0
+    """Times that a running request lost its memory."""
     swapped_out: int = 0
     swapped_in: int = 0
+    """Blocks copied to the host, and back."""
     copies: int = 0
+    """Blocks copied because a sequence wrote into one that it shared (copy-on-write)."""
     prompt_tokens: int = 0
+    """Prompt tokens of the requests that were admitted."""
     computed_tokens: int = 0
+    """Tokens whose keys and values were computed, prompt and output, those computed again included.
+    """
     recomputed_tokens: int = 0
+    """Those among them that had been computed before their request was preempted."""
     generated_tokens: int = 0
+    """Output tokens, those of each sample counted."""
     queried_tokens: int = 0
     hit_tokens: int = 0
+    """Prompt tokens looked up in the prefix cache, and found there."""
     evictions: int = 0
+    """Cached blocks whose content was given up."""
     ghost_hits: int = 0
+    """Blocks that were looked up in vain and had been evicted shortly before, within as many
+    evictions as the pool has blocks: the sign of a cache that is too small."""
 
     def __post_init__(self) -> None:
         """Hold the identity.
@@ -273,32 +248,22 @@ class Series:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
-    """What became of a stream of requests in a pool.
-
-    Attributes
-    ----------
-    total
-        From the first step to the last.
-    loaded
-        The part to judge by: from the end of the step that completed the warm-up's last request to
-        the end of the step that admitted the stream's last one. In a stream without arrival times
-        somebody waits throughout. No steps, if the warm-up lasted longer than that.
-    series
-        Moments from the end of the first step on, evenly spaced, at most `MAX_SERIES`.
-    peak_running
-        Most sequences that ran at once.
-    peak_requests
-        Most requests that ran at once.
-    peak_allocated
-        Most slots that were allocated at once, used or not.
-    """
+    """What became of a stream of requests in a pool."""
 
     total: Counters
+    """From the first step to the last."""
     loaded: Counters
+    """The part to judge by: from the end of the step that completed the warm-up's last request to
+    the end of the step that admitted the stream's last one. In a stream without arrival times
+    somebody waits throughout. No steps, if the warm-up lasted longer than that."""
     series: tuple[Counters, ...]
+    """Moments from the end of the first step on, evenly spaced, at most `MAX_SERIES`."""
     peak_running: int
+    """Most sequences that ran at once."""
     peak_requests: int
+    """Most requests that ran at once."""
     peak_allocated: int
+    """Most slots that were allocated at once, used or not."""
 
     @classmethod
     def of(

@@ -10,26 +10,18 @@ from paged.errors import BadSize, checked_size
 
 
 class Request(NamedTuple):
-    """What a server knows of a request.
-
-    Attributes
-    ----------
-    prompt_tokens, output_tokens
-        Lengths, in tokens; at least one token is generated.
-    arrival_ns
-        Nanoseconds after the start; None: as soon as the server takes it.
-    keys
-        One for each full block of the prompt. Equal keys stand for equal tokens in the block and
-        before it.
-    tenant
-        Whose request it is.
-    """
+    """What a server knows of a request."""
 
     prompt_tokens: int
     output_tokens: int
+    """Lengths, in tokens; at least one token is generated."""
     arrival_ns: int | None = None
+    """Nanoseconds after the start; None: as soon as the server takes it."""
     keys: tuple[int, ...] = ()
+    """One for each full block of the prompt. Equal keys stand for equal tokens in the block and
+    before it."""
     tenant: int = 0
+    """Whose request it is."""
 
 
 class Arrivals:

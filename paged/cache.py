@@ -19,20 +19,14 @@ DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16, *FLOAT8)
 
 @dataclass(frozen=True, slots=True)
 class KVCache:
-    """Keys and values of one layer, in blocks.
-
-    Attributes
-    ----------
-    key_cache, value_cache
-        [num_blocks, block_size, num_kv_heads, head_dim]: float32, float16, bfloat16 or float8.
-    k_scale, v_scale
-        What the elements of a float8 cache are multiplied by on reading; 1.0 otherwise.
-    """
+    """Keys and values of one layer, in blocks."""
 
     key_cache: Tensor
     value_cache: Tensor
+    """[num_blocks, block_size, num_kv_heads, head_dim]: float32, float16, bfloat16 or float8."""
     k_scale: float = 1.0
     v_scale: float = 1.0
+    """What the elements of a float8 cache are multiplied by on reading; 1.0 otherwise."""
 
     @classmethod
     def allocate(

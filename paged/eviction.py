@@ -29,16 +29,11 @@ from paged.errors import checked_size
 
 
 class EvictionOrder(Protocol):
-    """An order of the idle blocks, and what it has to know of the cached blocks in use.
-
-    Attributes
-    ----------
-    watches_content
-        Whether `publish`, `hit` and `forget` have to be called. An order that goes by the moment
-        of becoming idle alone is cheaper without.
-    """
+    """An order of the idle blocks, and what it has to know of the cached blocks in use."""
 
     watches_content: bool
+    """Whether `publish`, `hit` and `forget` have to be called. An order that goes by the moment of
+    becoming idle alone is cheaper without."""
 
     def publish(self, block: int, *, tenant: int = 0) -> int | None:
         """Hear that `block`, which is in use, is cached for `tenant` from now on.

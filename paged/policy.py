@@ -18,43 +18,6 @@ MAX_BLOCK_SIZE: Final = 2**20
 class PagedPolicy:
     """A paged server's rules.
 
-    Attributes
-    ----------
-    block_size
-        Tokens per block.
-    watermark
-        Share of the blocks, 0 to 1, that an admission has to leave free for those that run to grow
-        into. It is ignored while nothing runs.
-    look_ahead
-        Requests behind the head of the queue that may be admitted past it when it does not fit.
-        0 is first come, first served.
-    max_running
-        Most requests that run at once; None: as many as fit.
-    token_budget
-        Most tokens that a step computes, decode and prefill together; longer prompts are computed
-        in chunks over several steps (chunked prefill). Decoding sequences always get theirs. None:
-        a prompt is computed in the step of its admission.
-    preemption
-        What becomes of a preempted request's keys and values: computed again when it comes back
-        (`recompute`), or copied to the host and back (`swap`).
-    samples
-        Sequences that are decoded from each prompt and share its blocks (parallel sampling).
-    beam_keep
-        With `samples` above 1: the share of steps, 0 to 1, in which every beam goes on as itself;
-        in the others each continues a beam drawn at random (a model of beam search). None: samples
-        are independent.
-    prefix_caching
-        Whether full prompt blocks are kept and found again by requests with the same prefix.
-    eviction
-        Which idle cached block goes first: least recently used, least frequently used, or first in.
-    tenant_quotas
-        Most cached blocks per tenant, (tenant, blocks); tenants that are not named have no limit.
-    sliding_window
-        Tokens that attention looks back, the present one included; blocks wholly behind it are
-        given up. None: all.
-    seed
-        For what is drawn: the beams.
-
     Raises
     ------
     BadSize
@@ -62,18 +25,40 @@ class PagedPolicy:
     """
 
     block_size: int = 16
+    """Tokens per block."""
     watermark: float = 0.0
+    """Share of the blocks, 0 to 1, that an admission has to leave free for those that run to grow
+    into. It is ignored while nothing runs."""
     look_ahead: int = 0
+    """Requests behind the head of the queue that may be admitted past it when it does not fit. 0 is
+    first come, first served."""
     max_running: int | None = None
+    """Most requests that run at once; None: as many as fit."""
     token_budget: int | None = None
+    """Most tokens that a step computes, decode and prefill together; longer prompts are computed in
+    chunks over several steps (chunked prefill). Decoding sequences always get theirs. None: a
+    prompt is computed in the step of its admission."""
     preemption: Preemption = "recompute"
+    """What becomes of a preempted request's keys and values: computed again when it comes back
+    (`recompute`), or copied to the host and back (`swap`)."""
     samples: int = 1
+    """Sequences that are decoded from each prompt and share its blocks (parallel sampling)."""
     beam_keep: float | None = None
+    """With `samples` above 1: the share of steps, 0 to 1, in which every beam goes on as itself; in
+    the others each continues a beam drawn at random (a model of beam search). None: samples are
+    independent."""
     prefix_caching: bool = False
+    """Whether full prompt blocks are kept and found again by requests with the same prefix."""
     eviction: Eviction = "lru"
+    """Which idle cached block goes first: least recently used, least frequently used, or first in.
+    """
     tenant_quotas: tuple[tuple[int, int], ...] = field(default=())
+    """Most cached blocks per tenant, (tenant, blocks); tenants that are not named have no limit."""
     sliding_window: int | None = None
+    """Tokens that attention looks back, the present one included; blocks wholly behind it are given
+    up. None: all."""
     seed: int = 0
+    """For what is drawn: the beams."""
 
     def __post_init__(self) -> None:
         checked_size("block_size", self.block_size, at_least=1, at_most=MAX_BLOCK_SIZE)

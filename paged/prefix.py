@@ -63,17 +63,6 @@ def token_array(tokens: Tokens) -> NDArray[np.int64]:
 class KeyedPrompt:
     """A prompt of which no token ids are known, only which of its blocks equal those of others.
 
-    Attributes
-    ----------
-    num_tokens
-        Tokens of the prompt.
-    keys
-        One integer for each full block, from the first on: equal keys say that all tokens up to the
-        end of the block are equal. Fewer keys than full blocks are fine, `()` too: the blocks
-        without a key are neither looked up nor kept.
-    tenant
-        Whose prompt it is, 0 or more, for quotas of the cache. Tenants share blocks of equal keys.
-
     Raises
     ------
     BadSize
@@ -81,8 +70,14 @@ class KeyedPrompt:
     """
 
     num_tokens: int
+    """Tokens of the prompt."""
     keys: Sequence[int] = ()
+    """One integer for each full block, from the first on: equal keys say that all tokens up to the
+    end of the block are equal. Fewer keys than full blocks are fine, `()` too: the blocks without a
+    key are neither looked up nor kept."""
     tenant: int = 0
+    """Whose prompt it is, 0 or more, for quotas of the cache. Tenants share blocks of equal keys.
+    """
 
     def __post_init__(self) -> None:
         if type(self.num_tokens) is not int or self.num_tokens < 0:

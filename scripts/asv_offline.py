@@ -36,36 +36,25 @@ class OfflineError(ValueError):
 
 
 class VendoredFile(BaseModel):
-    """One library file.
-
-    Attributes
-    ----------
-    asked
-        The path of the address that asv's page would take it from, without the host.
-    file
-        Its name in the vendor folder.
-    package, path
-        The npm package with its version, and the path inside.
-    sha256
-        Of its bytes, in hexadecimal.
-    """
+    """One library file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     asked: str
+    """The path of the address that asv's page would take it from, without the host."""
     file: str
+    """Its name in the vendor folder."""
     package: str
     path: str
+    """The npm package with its version, and the path inside."""
     sha256: str
+    """Of its bytes, in hexadecimal."""
 
 
 def read_manifest(vendor: Path = VENDOR) -> dict[str, VendoredFile]:
     """Vendored files by the address that asv names.
 
-    Raises
-    ------
-    OfflineError
-        Where a file is missing or is not the one that the manifest describes.
+    Raises OfflineError where a file is missing or is not the one that the manifest describes.
     """
     text = (vendor / "manifest.json").read_bytes()
     files = TypeAdapter(list[VendoredFile]).validate_json(text)
@@ -97,10 +86,7 @@ def make_offline(html_dir: Path, *, vendor: Path = VENDOR) -> tuple[str, ...]:
     tuple of str
         Paths of the addresses that were replaced.
 
-    Raises
-    ------
-    OfflineError
-        Where there is no page, or it loads something that is not vendored.
+    Raises OfflineError where there is no page, or it loads something that is not vendored.
     """
     index = html_dir / "index.html"
     if not index.is_file():

@@ -75,10 +75,7 @@ def build(name: str, pip_args: Sequence[str]) -> None:
     The stamp goes first and comes last: whatever happens in between, what is left counts as not
     built.
 
-    Raises
-    ------
-    BuildFailed
-        venv or pip failed.
+    Raises BuildFailed: venv or pip failed.
     """
     environment = ENGINES / name
     requirements = REQUIREMENTS / f"{name}.txt"

@@ -43,30 +43,21 @@ U32: Final = tolerance.UNIT_ROUNDOFF["fp32"]
 
 @dataclass(frozen=True, slots=True)
 class Design:
-    """How a correct kernel rounds.
-
-    Attributes
-    ----------
-    tile
-        Keys folded into the running softmax at a time.
-    splits
-        Parts of the KV range computed apart and merged by log-sum-exp.
-    narrow_weights
-        Whether softmax weights are rounded to the working type before they meet the values.
-    order
-        `blas`: torch's; `chain`: one float32 accumulator, key after key; `mma`: 16 products at a
-        time, exact within, truncated to float32 after each addition, as tensor cores do (Fasi et
-        al., "Numerical behavior of NVIDIA tensor cores", PeerJ CS 2021).
-    exp_error
-        Relative error of exp2, in units of 2^-23 (ex2.approx: 2, CUDA programming guide).
-    """
+    """How a correct kernel rounds."""
 
     name: str
     tile: int = 64
+    """Keys folded into the running softmax at a time."""
     splits: int = 1
+    """Parts of the KV range computed apart and merged by log-sum-exp."""
     narrow_weights: bool = True
+    """Whether softmax weights are rounded to the working type before they meet the values."""
     order: str = "blas"
+    """`blas`: torch's; `chain`: one float32 accumulator, key after key; `mma`: 16 products at a
+    time, exact within, truncated to float32 after each addition, as tensor cores do (Fasi et al.,
+    "Numerical behavior of NVIDIA tensor cores", PeerJ CS 2021)."""
     exp_error: float = 0.0
+    """Relative error of exp2, in units of 2^-23 (ex2.approx: 2, CUDA programming guide)."""
 
 
 DESIGNS: Final = (

@@ -60,47 +60,31 @@ class Share(_Record):
 
 
 class Power(_Record):
-    """Trials at one slowdown.
-
-    Attributes
-    ----------
-    of
-        `benchmark`: one of them. `all`: every trial on every benchmark, of which those in
-        quarantine find nothing. `suite`: a trial is a run, fails if any benchmark does, and passes
-        if all do.
-    benchmark
-        Its key; None for the others.
-    slowdown
-        Planted in each: 0.05 is 5 %.
-    failed, passed
-        The rest is inconclusive.
-    median_launches
-        That a trial took, confirmation included; of a suite, the most that a benchmark took.
-    """
+    """Trials at one slowdown."""
 
     of: Literal["benchmark", "all", "suite"]
+    """`benchmark`: one of them. `all`: every trial on every benchmark, of which those in quarantine
+    find nothing. `suite`: a trial is a run, fails if any benchmark does, and passes if all do."""
     benchmark: str | None
+    """Its key; None for the others."""
     slowdown: float
+    """Planted in each: 0.05 is 5 %."""
     failed: Share
     passed: Share
+    """The rest is inconclusive."""
     median_launches: float
+    """That a trial took, confirmation included; of a suite, the most that a benchmark took."""
 
 
 class Pool(_Record):
-    """Recorded launches of one benchmark.
-
-    Attributes
-    ----------
-    launch_sd
-        Robust standard deviation of `d_timer` over the launches.
-    mean
-        Of `d_timer`; far from 0 beside `launch_sd / sqrt(launches)` it shows a bias.
-    """
+    """Recorded launches of one benchmark."""
 
     benchmark: str
     launches: int
     launch_sd: float
+    """Robust standard deviation of `d_timer` over the launches."""
     mean: float
+    """Of `d_timer`; far from 0 beside `launch_sd / sqrt(launches)` it shows a bias."""
     quarantined: bool
 
 
@@ -167,10 +151,8 @@ def resample(
     signs
         See the module.
 
-    Raises
-    ------
-    ResampleError
-        Where a record is of different code, or no benchmark has launches enough for a look.
+    Raises ResampleError where a record is of different code, or no benchmark has launches enough
+    for a look.
     """
     pools = _pools(records, design)
     rng = np.random.default_rng(seed)

@@ -14,18 +14,12 @@ ROOT: Final = Path(__file__).parents[1]
 
 @dataclass(frozen=True, slots=True)
 class BuiltIn:
-    """A subject that is known by a short name.
-
-    Attributes
-    ----------
-    where
-        `module:attribute` or `path/to/file.py:attribute`.
-    environment
-        Name of the environment that it needs; empty if pagedbench's own will do.
-    """
+    """A subject that is known by a short name."""
 
     where: str
+    """`module:attribute` or `path/to/file.py:attribute`."""
     environment: str = ""
+    """Name of the environment that it needs; empty if pagedbench's own will do."""
 
 
 def engine_python(environment: str) -> Path:
@@ -34,10 +28,7 @@ def engine_python(environment: str) -> Path:
     Environments lie in `.engines` beside the rooms, or in the folder that the environment variable
     PAGEDBENCH_ENGINES names.
 
-    Raises
-    ------
-    SubjectError
-        It has not been built.
+    Raises SubjectError: it has not been built.
     """
     folder = Path(os.environ.get("PAGEDBENCH_ENGINES") or ROOT / ".engines")
     python = folder / environment / "bin" / "python"

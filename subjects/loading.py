@@ -31,10 +31,8 @@ def load(name: str, *, what: str, built_in: tuple[str, ...] = ()) -> Any:
     built_in
         Names that would have been known, for messages.
 
-    Raises
-    ------
-    SubjectError
-        If the name has no attribute part, or the module, file or attribute is not there.
+    Raises SubjectError if the name has no attribute part, or the module, file or attribute is not
+    there.
     """
     where, attribute = split(name, what=what, built_in=built_in)
     module = _import_file(Path(where), what) if where.endswith(".py") else _import(where, what)

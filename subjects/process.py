@@ -94,12 +94,8 @@ class SubjectProcess:
     def introduce(self) -> dict[str, Any]:
         """What the child says of its subject; starts the child if there is none.
 
-        Raises
-        ------
-        NotStarted
-            If the child ends, or says nothing, before it comes to its subject.
-        SubjectDied
-            If it dies after that.
+        Raises NotStarted if the child ends, or says nothing, before it comes to its subject. Raises
+        SubjectDied if it dies after that.
         """
         if self._child is None:
             self._start()
@@ -113,12 +109,8 @@ class SubjectProcess:
     def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
         """Send a question and wait for its answer.
 
-        Raises
-        ------
-        SubjectDied
-            If the child dies or the time runs out. The next question starts a new child.
-        NotStarted
-            As for `introduce`.
+        Raises SubjectDied if the child dies or the time runs out. The next question starts a new
+        child. Raises NotStarted: as for `introduce`.
         """
         self.introduce()
         child, log = self._running()
@@ -136,10 +128,7 @@ class SubjectProcess:
     def next_answer(self) -> dict[str, Any]:
         """Wait for another answer to the last question; an empty line is an empty one.
 
-        Raises
-        ------
-        SubjectDied
-            As for `ask`.
+        Raises SubjectDied: as for `ask`.
         """
         answer: dict[str, Any] = json.loads(self._read_line(self._time_limit_s) or b"{}")
         return answer

@@ -36,40 +36,29 @@ class HistoryError(ValueError):
 
 
 class Step(BaseModel):
-    """One change of level in one series.
-
-    Attributes
-    ----------
-    benchmark, unit
-        asv's name, parameters included; unit of the values.
-    machine, environment
-        Where it was measured.
-    last_before, first_after
-        Full hashes of the neighbouring commits that have results: the change is after the first,
-        up to and with the second.
-    before, after
-        Level on either side.
-    change
-        (after - before) / before; None where before is 0.
-    kind
-        `worse` or `better`.
-    points
-        Commits of the series that have a result.
-    """
+    """One change of level in one series."""
 
     model_config = ConfigDict(frozen=True)
 
     benchmark: str
     unit: str
+    """asv's name, parameters included; unit of the values."""
     machine: str
     environment: str
+    """Where it was measured."""
     last_before: str
     first_after: str
+    """Full hashes of the neighbouring commits that have results: the change is after the first, up
+    to and with the second."""
     before: float
     after: float
+    """Level on either side."""
     change: float | None
+    """(after - before) / before; None where before is 0."""
     kind: Literal["worse", "better"]
+    """`worse` or `better`."""
     points: int
+    """Commits of the series that have a result."""
 
 
 class History(BaseModel):
@@ -114,10 +103,8 @@ def find_steps(
         Least relative change by regular expression of the name, as `regressions_thresholds` of
         asv's configuration.
 
-    Raises
-    ------
-    HistoryError
-        Where asv is not installed, there are no results, or the pattern is none or matches nothing.
+    Raises HistoryError where asv is not installed, there are no results, or the pattern is none or
+    matches nothing.
     """
     try:
         from asv.results import iter_results

@@ -103,10 +103,7 @@ def export(record: GateRecord, results_dir: Path, repo: Path = ROOT) -> Exported
     repo
         Git repository that knows the commits: asv wants their dates.
 
-    Raises
-    ------
-    ExportError
-        Where asv is not installed.
+    Raises ExportError where asv is not installed.
     """
     try:
         from asv.results import Results

@@ -40,11 +40,8 @@ def read_expected(path: Path) -> tuple[ExpectedFailure, ...]:
         when = ["kv_dtype=e5m2"]             # left out: every problem
         reason = "https://example.org/issues/12"
 
-    Raises
-    ------
-    ExpectedFileError
-        If the file cannot be read, is no TOML, or an entry lacks a field, has one too many, or
-        breaks a rule of `ExpectedFailure`.
+    Raises ExpectedFileError if the file cannot be read, is no TOML, or an entry lacks a field, has
+    one too many, or breaks a rule of `ExpectedFailure`.
     """
     try:
         entries = _File.model_validate(tomllib.loads(path.read_text())).expected

@@ -12,15 +12,10 @@ from reference.attention.problem import AttentionProblem, InvalidProblem
 
 @dataclass(frozen=True, slots=True)
 class FailureStore:
-    """One text file for each kernel: a spec a line, oldest first.
-
-    Attributes
-    ----------
-    folder
-        Where the files lie; made when something is saved.
-    """
+    """One text file for each kernel: a spec a line, oldest first."""
 
     folder: Path
+    """Where the files lie; made when something is saved."""
 
     def path(self, kernel: str) -> Path:
         """The file of a kernel."""

@@ -70,40 +70,27 @@ LLAMA_3_8B: Final = CacheGeometry()
 class MemoryNeed:
     """What a stream needs of the cache under one policy.
 
-    Attributes
-    ----------
-    policy
-        `contiguous` or `paged`.
-    granule_tokens
-        Slots in what is handed out at once: a whole reservation, or a block.
-    requests
-        Requests in the stream.
-    request_steps
-        Steps of all requests together: the tokens that they generate.
-    token, reserve, internal, roundup, allocated
-        Slot-steps, as the module's text defines them.
-    largest_request
-        Slots that the largest request holds when it ends. A smaller pool cannot serve the stream.
-    geometry
-        What one slot takes.
-
-    Raises
-    ------
-    ValueError
-        Where the classes do not add up to `allocated`, or one is negative.
+    Raises ValueError where the classes do not add up to `allocated`, or one is negative.
     """
 
     policy: Literal["contiguous", "paged"]
+    """`contiguous` or `paged`."""
     granule_tokens: int
+    """Slots in what is handed out at once: a whole reservation, or a block."""
     requests: int
+    """Requests in the stream."""
     request_steps: int
+    """Steps of all requests together: the tokens that they generate."""
     token: int
     reserve: int
     internal: int
     roundup: int
     allocated: int
+    """Slot-steps, as the module's text defines them."""
     largest_request: int
+    """Slots that the largest request holds when it ends. A smaller pool cannot serve the stream."""
     geometry: CacheGeometry
+    """What one slot takes."""
 
     def __post_init__(self) -> None:
         classes = (self.token, self.reserve, self.internal, self.roundup)
@@ -193,11 +180,8 @@ def contiguous_need(
     geometry
         What one token takes.
 
-    Raises
-    ------
-    ValueError
-        Where a request does not fit, the chunk is smaller than the reservation, a figure is out of
-        range, or the stream generates nothing.
+    Raises ValueError where a request does not fit, the chunk is smaller than the reservation, a
+    figure is out of range, or the stream generates nothing.
     """
     final, output = stream.final_tokens, stream.output_tokens
     reserved = default_max_model_len(stream) if max_model_len is None else max_model_len

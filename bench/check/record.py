@@ -24,15 +24,7 @@ class _Record(BaseModel):
 
 
 class FailureRecord(_Record):
-    """A problem that a kernel got wrong; see `bench.check.search.Failure`.
-
-    Attributes
-    ----------
-    replay
-        The command that shows it again, to be typed in the same folder.
-    saved_to
-        File from which the next run takes it first; None where it could not be written.
-    """
+    """A problem that a kernel got wrong; see `bench.check.search.Failure`."""
 
     problem: str
     check: str
@@ -40,52 +32,39 @@ class FailureRecord(_Record):
     findings: list[str]
     first_problem: str
     replay: str
+    """The command that shows it again, to be typed in the same folder."""
     saved_to: str | None
+    """File from which the next run takes it first; None where it could not be written."""
 
 
 class ExpectedRecord(_Record):
-    """An expected failure, and what came of it; see `reference.attention.expected`.
-
-    Attributes
-    ----------
-    when
-        Features that narrow it down.
-    problems, failed
-        Problems that it covers and that were run, and those of them that failed.
-    finding, problem
-        What the first that failed showed, and its spec; empty if none did.
-    state
-        `failed as expected`, `no longer fails` or `no problem met it`.
-    said
-        All of this in a sentence, and what is to be done about it.
-    """
+    """An expected failure, and what came of it; see `reference.attention.expected`."""
 
     kernel: str
     check: str
     when: list[str]
+    """Features that narrow it down."""
     reason: str
     problems: int
     failed: int
+    """Problems that it covers and that were run, and those of them that failed."""
     finding: str
     problem: str
+    """What the first that failed showed, and its spec; empty if none did."""
     state: str
+    """`failed as expected`, `no longer fails` or `no problem met it`."""
     said: str
+    """All of this in a sentence, and what is to be done about it."""
 
 
 class CellRecord(_Record):
-    """One feature under one check; see `reference.attention.coverage`.
-
-    Attributes
-    ----------
-    state
-        `passed`, `failed`, `failed as expected`, `not run`, `not supported` or `no problem shows
-        it`.
-    counts
-        Verdicts by status.
-    """
+    """One feature under one check; see `reference.attention.coverage`."""
 
     state: str
+    """`passed`, `failed`, `failed as expected`, `not run`, `not supported` or `no problem shows
+    it`."""
     counts: dict[str, int]
+    """Verdicts by status."""
 
     @property
     def failed(self) -> int:
@@ -102,34 +81,23 @@ class CoverageRow(_Record):
 
 
 class KernelRecord(_Record):
-    """Outcome of one kernel's cross-check.
-
-    Attributes
-    ----------
-    asked
-        Problems that were to be run: as many as asked for, and those that an earlier run saved.
-    problems
-        Problems that were run, each different, and passed, but for failures that are expected.
-    checks
-        Verdicts by check and status.
-    unseen
-        Checks that could see nothing of the kernel, and why.
-    expected
-        The failures that are expected of it.
-    coverage
-        Verdicts by feature of the problems and by check.
-    complete
-        Whether all that were asked for were run, or all that the kernel's capabilities leave.
-    """
+    """Outcome of one kernel's cross-check."""
 
     name: str
     asked: int
+    """Problems that were to be run: as many as asked for, and those that an earlier run saved."""
     problems: int
+    """Problems that were run, each different, and passed, but for failures that are expected."""
     checks: dict[str, dict[str, int]]
+    """Verdicts by check and status."""
     unseen: dict[str, str]
+    """Checks that could see nothing of the kernel, and why."""
     expected: list[ExpectedRecord]
+    """The failures that are expected of it."""
     coverage: list[CoverageRow]
+    """Verdicts by feature of the problems and by check."""
     complete: bool
+    """Whether all that were asked for were run, or all that the kernel's capabilities leave."""
     failure: FailureRecord | None
 
     def count(self, status: str) -> int:
@@ -194,39 +162,29 @@ class StreamRecord(_Record):
 
 
 class CheckRecord(_Record):
-    """Everything that `pagedbench check` found.
-
-    Attributes
-    ----------
-    schema_version
-        Raised when a field changes its meaning.
-    seed, max_len
-        With the kernels' `asked` and the stream, what decides which problems are drawn.
-    verdict
-        `right`, `wrong`, `as expected` where nothing failed but what was expected to, or
-        `incomplete` where it was interrupted.
-    warnings
-        Expected failures that no longer happen, or that nothing met.
-    exit_code
-        What the command returned.
-    pool_bytes
-        Pool for which `requests_in_pool` is given.
-    """
+    """Everything that `pagedbench check` found."""
 
     schema_version: int = 2
+    """Raised when a field changes its meaning."""
     started_at: str
     elapsed_s: float
     seed: int
     max_len: int
+    """With the kernels' `asked` and the stream, what decides which problems are drawn."""
     environment: Environment
     stream: StreamRecord
     kernels: list[KernelRecord]
     decode: DecodeTimes | None
     memory: list[MemoryRecord]
     pool_bytes: int
+    """Pool for which `requests_in_pool` is given."""
     verdict: str
+    """`right`, `wrong`, `as expected` where nothing failed but what was expected to, or
+    `incomplete` where it was interrupted."""
     warnings: list[str]
+    """Expected failures that no longer happen, or that nothing met."""
     exit_code: int
+    """What the command returned."""
 
 
 def replay_command(kernel: str, device: str, problem: str, *, python: str | None = None) -> str:

@@ -54,48 +54,32 @@ MAX_DRAWN_REQUESTS: Final = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckPlan:
-    """What to check.
-
-    Attributes
-    ----------
-    kernels
-        Names of the subjects.
-    stream
-        Where lengths come from.
-    problems
-        Drawn problems for each kernel.
-    max_len
-        Longest context of a problem that takes its lengths from the stream, tokens.
-    seed
-        Of everything that is drawn.
-    device
-        `cpu` or `cuda`.
-    lanes
-        Processes that run one kernel at once.
-    store
-        Where failures are kept.
-    timed
-        What to time; None to time nothing.
-    time_limit_s
-        Seconds that a kernel may take for one check of one problem.
-    python
-        Interpreter to run the kernels with; None for the one that each needs.
-    expected
-        Failures that do not make a kernel wrong.
-    """
+    """What to check."""
 
     kernels: Sequence[str]
+    """Names of the subjects."""
     stream: RequestStream
+    """Where lengths come from."""
     problems: int
+    """Drawn problems for each kernel."""
     max_len: int
+    """Longest context of a problem that takes its lengths from the stream, tokens."""
     seed: int
+    """Of everything that is drawn."""
     device: str
+    """`cpu` or `cuda`."""
     lanes: int
+    """Processes that run one kernel at once."""
     store: FailureStore
+    """Where failures are kept."""
     timed: DecodeShape | None
+    """What to time; None to time nothing."""
     time_limit_s: float = TIME_LIMIT_S
+    """Seconds that a kernel may take for one check of one problem."""
     python: str | None = None
+    """Interpreter to run the kernels with; None for the one that each needs."""
     expected: tuple[ExpectedFailure, ...] = ()
+    """Failures that do not make a kernel wrong."""
 
 
 class Progress(Protocol):
@@ -111,12 +95,8 @@ class Progress(Protocol):
 def run_check(plan: CheckPlan, *, progress: Progress, stop: threading.Event) -> CheckRecord:
     """Cross-check, time and account; what is done when `stop` is set is in the record.
 
-    Raises
-    ------
-    SubjectError
-        If a kernel cannot be imported, or what it declares leaves nothing to check.
-    ValueError
-        If no request of the stream generates a token.
+    Raises SubjectError if a kernel cannot be imported, or what it declares leaves nothing to check.
+    Raises ValueError if no request of the stream generates a token.
     """
     started = datetime.now(UTC)
     clock = time.monotonic()

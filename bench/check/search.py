@@ -57,27 +57,18 @@ class HarnessError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A problem that a kernel gets wrong.
-
-    Attributes
-    ----------
-    problem
-        The spec; after `shrink` the smallest that was found.
-    check
-        Which check failed.
-    status
-        Failed or crashed.
-    findings
-        What was seen.
-    first_problem
-        The spec as it was drawn, before shrinking.
-    """
+    """A problem that a kernel gets wrong."""
 
     problem: str
+    """The spec; after `shrink` the smallest that was found."""
     check: str
+    """Which check failed."""
     status: Status
+    """Failed or crashed."""
     findings: tuple[str, ...]
+    """What was seen."""
     first_problem: str
+    """The spec as it was drawn, before shrinking."""
 
     def by_chance(self) -> Failure:
         """The same, with a finding more: that it did not show again."""
@@ -87,44 +78,30 @@ class Failure:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a search through one kernel's problems gave.
-
-    Attributes
-    ----------
-    kernel
-        Name of the subject.
-    capabilities
-        What it declares.
-    asked
-        Problems that were to be run: as many as asked for, and those saved.
-    problems
-        Problems that were run, each different, and passed, but for failures that are expected.
-        Those that the kernel does not support are not among them.
-    counts
-        Verdicts by (check, status).
-    coverage
-        The same by feature of the problem.
-    unseen
-        Why a check could see nothing of the kernel, by check: the first reason that was given.
-    expectations
-        The failures that are expected, and what came of them.
-    failure
-        What it got wrong, or None.
-    complete
-        Whether the search came to its end: all problems that were asked for were run, or all that
-        there are where the kernel's capabilities leave fewer.
-    """
+    """What a search through one kernel's problems gave."""
 
     kernel: str
+    """Name of the subject."""
     capabilities: Capabilities
+    """What it declares."""
     asked: int
+    """Problems that were to be run: as many as asked for, and those saved."""
     problems: int = 0
+    """Problems that were run, each different, and passed, but for failures that are expected. Those
+    that the kernel does not support are not among them."""
     counts: Counter[tuple[str, Status]] = field(default_factory=Counter)
+    """Verdicts by (check, status)."""
     coverage: Coverage = field(default_factory=Coverage)
+    """The same by feature of the problem."""
     unseen: dict[str, str] = field(default_factory=dict)
+    """Why a check could see nothing of the kernel, by check: the first reason that was given."""
     expectations: Expectations = field(default_factory=Expectations)
+    """The failures that are expected, and what came of them."""
     failure: Failure | None = None
+    """What it got wrong, or None."""
     complete: bool = False
+    """Whether the search came to its end: all problems that were asked for were run, or all that
+    there are where the kernel's capabilities leave fewer."""
 
     @property
     def wrong(self) -> bool:
@@ -134,74 +111,49 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """What every check said of one problem.
-
-    Attributes
-    ----------
-    verdicts
-        In the order of `CHECKS`.
-    moved
-        Bytes of each tensor, as `watching.bytes_moved` gives them; None unless every access
-        was seen and legal.
-    """
+    """What every check said of one problem."""
 
     verdicts: list[Verdict]
+    """In the order of `CHECKS`."""
     moved: dict[str, dict[str, int]] | None
+    """Bytes of each tensor, as `watching.bytes_moved` gives them; None unless every access was seen
+    and legal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
-    """How to search.
-
-    Attributes
-    ----------
-    kernel
-        Name of the subject.
-    device
-        `cpu` or `cuda`.
-    problems
-        How many to draw. Two thirds have awkward lengths, one third those of `lengths`.
-    lengths
-        (prompt tokens, output tokens) of the stream's requests.
-    max_len
-        Longest context of a problem with the stream's lengths, tokens.
-    lanes
-        Children that run at once.
-    seed
-        The same seed draws the same problems.
-    time_limit_s
-        Seconds for one check of one problem.
-    saved
-        Problems to run first: those that this kernel got wrong before.
-    expected
-        Failures that do not end the search; those of other kernels are left alone.
-    capabilities
-        What the kernel declares; None to ask it.
-    python
-        Interpreter to run the kernel with; None for the one that it needs.
-    """
+    """How to search."""
 
     kernel: str
+    """Name of the subject."""
     device: str
+    """`cpu` or `cuda`."""
     problems: int
+    """How many to draw. Two thirds have awkward lengths, one third those of `lengths`."""
     lengths: Sequence[tuple[int, int]]
+    """(prompt tokens, output tokens) of the stream's requests."""
     max_len: int
+    """Longest context of a problem with the stream's lengths, tokens."""
     lanes: int
+    """Children that run at once."""
     seed: int
+    """The same seed draws the same problems."""
     time_limit_s: float = TIME_LIMIT_S
+    """Seconds for one check of one problem."""
     saved: tuple[AttentionProblem, ...] = ()
+    """Problems to run first: those that this kernel got wrong before."""
     expected: tuple[ExpectedFailure, ...] = ()
+    """Failures that do not end the search; those of other kernels are left alone."""
     capabilities: Capabilities | None = None
+    """What the kernel declares; None to ask it."""
     python: str | None = None
+    """Interpreter to run the kernel with; None for the one that it needs."""
 
 
 def describe(kernel: str, device: str, *, python: str | None = None) -> Capabilities:
     """What a kernel declares, asked of a child.
 
-    Raises
-    ------
-    SubjectError
-        If the kernel cannot be imported.
+    Raises SubjectError if the kernel cannot be imported.
     """
     with start(kernel, device, python=python) as child:
         try:
@@ -220,10 +172,7 @@ def start(
 
     It runs in `python`, else in the interpreter that a built-in kernel needs, else in this one.
 
-    Raises
-    ------
-    SubjectError
-        If that interpreter's environment has not been built.
+    Raises SubjectError if that interpreter's environment has not been built.
     """
     environment = {
         "OMP_NUM_THREADS": "1",
@@ -285,12 +234,8 @@ def search(plan: Search, *, advance: Callable[[int], None], stop: threading.Even
     stop
         Set it to end the search early; the outcome is then not complete.
 
-    Raises
-    ------
-    SubjectError
-        If the kernel cannot be imported, or supports none of the problems.
-    HarnessError
-        If a child fails for a reason that is not the kernel's.
+    Raises SubjectError if the kernel cannot be imported, or supports none of the problems. Raises
+    HarnessError if a child fails for a reason that is not the kernel's.
     """
     capabilities = plan.capabilities or describe(plan.kernel, plan.device, python=plan.python)
     outcome = Outcome(

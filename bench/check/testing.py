@@ -64,30 +64,21 @@ class UnmetExpectedFailure(UserWarning):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelCheck:
-    """A check that is bound to a kernel's name: what a test calls.
-
-    Attributes
-    ----------
-    name
-        Of the kernel: how the command line would find it, or what it is called.
-    replayable
-        Whether the command line finds it by that name.
-    check
-        The check.
-    expected
-        Failures that are expected of this kernel in this check.
-    problems, seed, device, watch
-        As in `parametrize_with_checks`.
-    """
+    """A check that is bound to a kernel's name: what a test calls."""
 
     name: str
+    """Of the kernel: how the command line would find it, or what it is called."""
     replayable: bool
+    """Whether the command line finds it by that name."""
     check: Check
+    """The check."""
     expected: tuple[ExpectedFailure, ...]
+    """Failures that are expected of this kernel in this check."""
     problems: int
     seed: int
     device: str
     watch: Watch | None
+    """As in `parametrize_with_checks`."""
 
     def __repr__(self) -> str:
         return self.check.name
@@ -176,13 +167,9 @@ def parametrize_with_checks(
     watch
         Who watches memory accesses; by default the memory checker, where Triton is interpreted.
 
-    Raises
-    ------
-    ValueError
-        If there is no kernel, a number is out of range, a device is unknown, the file is at fault,
-        or an expected failure in a list is about none of the kernels.
-    SubjectError
-        If a kernel cannot be found, is not callable, or its capabilities leave nothing to check.
+    Raises ValueError if there is no kernel, a number is out of range, a device is unknown, the file
+    is at fault, or an expected failure in a list is about none of the kernels. Raises SubjectError
+    if a kernel cannot be found, is not callable, or its capabilities leave nothing to check.
 
     Warns
     -----

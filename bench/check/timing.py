@@ -34,26 +34,19 @@ CPU_CACHE_BYTES: Final = 1 << 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeShape:
-    """One decode step of a batch from a stream.
-
-    Attributes
-    ----------
-    batch_size
-        Sequences. Their lengths are those of running requests: each drawn with a probability
-        proportional to its output, at a uniform step of it. Fewer where a contiguous cache for
-        them would not fit.
-    num_kv_heads, group_size, head_dim, block_size
-        As in `AttentionProblem`; the default is one layer of Llama-3-8B.
-    dtype
-        Of query and cache.
-    """
+    """One decode step of a batch from a stream."""
 
     batch_size: int = 32
+    """Sequences. Their lengths are those of running requests: each drawn with a probability
+    proportional to its output, at a uniform step of it. Fewer where a contiguous cache for them
+    would not fit."""
     num_kv_heads: int = 8
     group_size: int = 4
     head_dim: int = 128
     block_size: int = 16
+    """As in `AttentionProblem`; the default is one layer of Llama-3-8B."""
     dtype: torch.dtype = torch.bfloat16
+    """Of query and cache."""
 
     @property
     def bytes_per_token(self) -> int:
@@ -63,54 +56,36 @@ class DecodeShape:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Times of one implementation.
-
-    Attributes
-    ----------
-    name
-        What was timed.
-    median_ms, fastest_ms, slowest_ms
-        Milliseconds a call, over the rounds.
-    ratio
-        Median over rounds of this time divided by the baseline's of the same round.
-    gigabytes_per_s
-        Keys and values of the batch divided by the median time, 10^9 bytes a second.
-    bandwidth_share
-        Of the device's measured copy bandwidth; None where that was not measured.
-    """
+    """Times of one implementation."""
 
     name: str
+    """What was timed."""
     median_ms: float
     fastest_ms: float
     slowest_ms: float
+    """Milliseconds a call, over the rounds."""
     ratio: float
+    """Median over rounds of this time divided by the baseline's of the same round."""
     gigabytes_per_s: float
+    """Keys and values of the batch divided by the median time, 10^9 bytes a second."""
     bandwidth_share: float | None = None
+    """Of the device's measured copy bandwidth; None where that was not measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class TimedBatch:
-    """What was timed, and the times.
-
-    Attributes
-    ----------
-    shape
-        The batch, as large as it was.
-    context_tokens
-        Tokens in the cache, over all sequences.
-    kv_bytes
-        Bytes of keys and values that a call must read.
-    timings
-        Baseline first.
-    copy_gigabytes_per_s
-        Measured copy bandwidth, read plus written; None on the CPU.
-    """
+    """What was timed, and the times."""
 
     shape: DecodeShape
+    """The batch, as large as it was."""
     context_tokens: int
+    """Tokens in the cache, over all sequences."""
     kv_bytes: int
+    """Bytes of keys and values that a call must read."""
     timings: tuple[Timing, ...]
+    """Baseline first."""
     copy_gigabytes_per_s: float | None = None
+    """Measured copy bandwidth, read plus written; None on the CPU."""
 
 
 def running_lengths(stream: RequestStream, count: int, *, seed: int) -> list[int]:
@@ -133,10 +108,7 @@ def time_decode(
 ) -> TimedBatch:
     """Time one decode step of a batch of the stream, contiguous against paged.
 
-    Raises
-    ------
-    RuntimeError
-        If the sides disagree about the output of a timed round.
+    Raises RuntimeError if the sides disagree about the output of a timed round.
     """
     drawn = running_lengths(stream, shape.batch_size, seed=seed)
     lengths = sorted(that_fit(drawn, shape=shape, device=device), reverse=True)

@@ -30,49 +30,32 @@ PROBLEMS: Final = 50
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """What to try.
-
-    Attributes
-    ----------
-    kernel
-        The kernel.
-    check
-        The check. Every problem can show it.
-    problems
-        How many to draw, besides the first, which is the smallest usual one.
-    seed
-        The same seed draws the same problems.
-    device
-        `cpu` or `cuda`.
-    watch
-        Who can watch the kernel's accesses.
-    """
+    """What to try."""
 
     kernel: AttentionKernel
+    """The kernel."""
     check: Check
+    """The check. Every problem can show it."""
     problems: int = PROBLEMS
+    """How many to draw, besides the first, which is the smallest usual one."""
     seed: int = 0
+    """The same seed draws the same problems."""
     device: str = "cpu"
+    """`cpu` or `cuda`."""
     watch: Watch | None = None
+    """Who can watch the kernel's accesses."""
 
 
 @dataclass(slots=True)
 class TrialOutcome:
-    """What came of it.
-
-    Attributes
-    ----------
-    counts
-        Verdicts by status, those of smaller problems not among them.
-    unseen
-        Why the check saw nothing, by problems of which it saw nothing.
-    failure
-        What failed unexpectedly, made small; or None.
-    """
+    """What came of it."""
 
     counts: Counter[Status] = field(default_factory=Counter)
+    """Verdicts by status, those of smaller problems not among them."""
     unseen: Counter[str] = field(default_factory=Counter)
+    """Why the check saw nothing, by problems of which it saw nothing."""
     failure: Failure | None = None
+    """What failed unexpectedly, made small; or None."""
 
 
 def run_trial(trial: Trial, expectations: Expectations) -> TrialOutcome:
@@ -80,10 +63,7 @@ def run_trial(trial: Trial, expectations: Expectations) -> TrialOutcome:
 
     Failures that are expected are counted, in `expectations` too, and the search goes on.
 
-    Raises
-    ------
-    TypeError
-        If what the kernel declares is no `Capabilities`.
+    Raises TypeError if what the kernel declares is no `Capabilities`.
     """
     return _Trying(trial, expectations).run()
 

@@ -71,10 +71,7 @@ MAX_PLANT: Final = 1.0
 def percentage(text: str) -> float:
     """Read `3%` as 0.03.
 
-    Raises
-    ------
-    UsageError
-        It is no percentage above 0 and up to 100.
+    Raises UsageError: it is no percentage above 0 and up to 100.
     """
     match = PERCENT.fullmatch(text.strip())
     value = float(match[1]) / 100 if match else 0.0

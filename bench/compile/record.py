@@ -36,33 +36,24 @@ class RefusedRecord(_Record):
 
 
 class CompileRecord(_Record):
-    """Everything that `pagedbench compile` found.
-
-    Attributes
-    ----------
-    triton, toolchains
-        What the figures are of: Triton's version, and the assembler of each target.
-    complete
-        Whether all was compiled that was asked for.
-    baseline
-        Name of the file that was compared with; None where nothing was compared.
-    not_compared
-        Why nothing was compared; None where something was.
-    comparisons
-        One for each result; empty where nothing was compared.
-    """
+    """Everything that `pagedbench compile` found."""
 
     schema_version: int = 1
     pagedbench: str
     triton: str
     toolchains: dict[str, str]
+    """What the figures are of: Triton's version, and the assembler of each target."""
     elapsed_s: float
     complete: bool
+    """Whether all was compiled that was asked for."""
     results: list[ResultRecord]
     refused: list[RefusedRecord]
     baseline: str | None
+    """Name of the file that was compared with; None where nothing was compared."""
     not_compared: str | None
+    """Why nothing was compared; None where something was."""
     comparisons: list[Comparison]
+    """One for each result; empty where nothing was compared."""
 
     @property
     def worse(self) -> bool:

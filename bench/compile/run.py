@@ -53,53 +53,35 @@ class Result:
 
 @dataclass(slots=True)
 class Compiled:
-    """What a run gave.
-
-    Attributes
-    ----------
-    triton
-        Its version.
-    toolchains
-        The assembler of each target.
-    results
-        In the order of targets, then variants.
-    refused
-        (target, variant, reason) of what was not run.
-    complete
-        Whether all was compiled that was asked for.
-    """
+    """What a run gave."""
 
     triton: str
+    """Its version."""
     toolchains: dict[str, str] = field(default_factory=dict)
+    """The assembler of each target."""
     results: list[Result] = field(default_factory=list)
+    """In the order of targets, then variants."""
     refused: list[tuple[str, str, str]] = field(default_factory=list)
+    """(target, variant, reason) of what was not run."""
     complete: bool = False
+    """Whether all was compiled that was asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to compile.
-
-    Attributes
-    ----------
-    targets, variants
-        Each variant for each target, unless the variant declines.
-    key_names
-        Constexprs that may hold the KV tokens of an iteration; the usual ones if empty.
-    lanes
-        Children that run at once.
-    time_limit_s
-        Seconds for one variant on one target.
-    cache
-        Folder of Triton's cache for these compiles; see `cache_folder`.
-    """
+    """What to compile."""
 
     targets: tuple[Target, ...]
     variants: tuple[Variant, ...]
+    """Each variant for each target, unless the variant declines."""
     key_names: tuple[str, ...] = ()
+    """Constexprs that may hold the KV tokens of an iteration; the usual ones if empty."""
     lanes: int = 1
+    """Children that run at once."""
     time_limit_s: float = TIME_LIMIT_S
+    """Seconds for one variant on one target."""
     cache: Path | None = None
+    """Folder of Triton's cache for these compiles; see `cache_folder`."""
 
 
 def cache_folder() -> Path:
@@ -162,10 +144,7 @@ def figures_of(
     target, cache, time_limit_s
         As in `Plan`.
 
-    Raises
-    ------
-    SubjectError, NotSupported, HarnessError
-        As in `ask`.
+    Raises SubjectError, NotSupported, HarnessError: as in `ask`.
     """
     with start(target, cache=cache, time_limit_s=time_limit_s) as child:
         return ask(child, Variant(subject, subject, problem))
@@ -185,12 +164,8 @@ def run_compile(
     stop
         Set it to end early; what is done is in the result, which is then not complete.
 
-    Raises
-    ------
-    SubjectError
-        If a variant's name leads to no function.
-    HarnessError
-        If what goes wrong is ours.
+    Raises SubjectError if a variant's name leads to no function. Raises HarnessError if what goes
+    wrong is ours.
     """
     progress, stop = progress or Silence(), stop or threading.Event()
     compiled = Compiled(version_of("triton"))
@@ -364,14 +339,9 @@ def ask(
 ) -> VariantFigures:
     """Figures of one variant, from a child that `start` made; a death of it is a failure.
 
-    Raises
-    ------
-    NotSupported
-        If the subject declares that it cannot do the problem.
-    SubjectError
-        If the variant's subject leads to no function, or its problem is none.
-    HarnessError
-        If what goes wrong is ours.
+    Raises NotSupported if the subject declares that it cannot do the problem. Raises SubjectError
+    if the variant's subject leads to no function, or its problem is none. Raises HarnessError if
+    what goes wrong is ours.
     """
     question = {"subject": variant.subject, "problem": variant.problem, "keys": list(key_names)}
     try:

@@ -48,48 +48,32 @@ MAX_FINDINGS: Final = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Campaign:
-    """What to do.
-
-    Attributes
-    ----------
-    name
-        Of the allocator, as it was asked for.
-    factory
-        Makes the allocators, here or in a process of their own.
-    capabilities
-        What they declare.
-    examples
-        Programs to run; None for as many as the time allows.
-    seconds
-        Time to spend; None for no limit.
-    seed
-        The same seed draws the same programs.
-    database
-        Where programs that failed are kept; None to keep none.
-    max_findings
-        Different findings after which to end.
-    shrink_limit_s
-        Seconds for making one finding smaller.
-    max_moves
-        Moves of a program.
-    pool
-        Fields of the pool that are not drawn.
-    known
-        Findings that are known, by a label: they are run first, and not looked for.
-    """
+    """What to do."""
 
     name: str
+    """Of the allocator, as it was asked for."""
     factory: AllocatorFactory
+    """Makes the allocators, here or in a process of their own."""
     capabilities: AllocatorCapabilities
+    """What they declare."""
     examples: int | None
+    """Programs to run; None for as many as the time allows."""
     seconds: float | None = None
+    """Time to spend; None for no limit."""
     seed: int = 0
+    """The same seed draws the same programs."""
     database: ExampleDatabase | None = None
+    """Where programs that failed are kept; None to keep none."""
     max_findings: int = MAX_FINDINGS
+    """Different findings after which to end."""
     shrink_limit_s: float = SHRINK_LIMIT_S
+    """Seconds for making one finding smaller."""
     max_moves: int = MAX_MOVES
+    """Moves of a program."""
     pool: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the pool that are not drawn."""
     known: Mapping[str, Finding] = field(default_factory=dict)
+    """Findings that are known, by a label: they are run first, and not looked for."""
 
     def __post_init__(self) -> None:
         if self.examples is None and self.seconds is None:
@@ -98,62 +82,41 @@ class Campaign:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A finding, and how it was come by.
-
-    Attributes
-    ----------
-    finding
-        The smallest program that shows it.
-    examples
-        Programs that it took, this one included.
-    first_steps
-        Steps of the program as it was drawn.
-    attempts
-        Programs that were run to make it smaller.
-    repeats
-        Whether it shows every time: False where the same program did not show it again.
-    """
+    """A finding, and how it was come by."""
 
     finding: Finding
+    """The smallest program that shows it."""
     examples: int
+    """Programs that it took, this one included."""
     first_steps: int
+    """Steps of the program as it was drawn."""
     attempts: int
+    """Programs that were run to make it smaller."""
     repeats: bool
+    """Whether it shows every time: False where the same program did not show it again."""
 
 
 @dataclass(slots=True)
 class Tally:
-    """What has been done so far; it grows while the campaign runs.
-
-    Attributes
-    ----------
-    examples, steps
-        Programs and calls that were run in the search, shrinking aside.
-    seconds
-        Time that took.
-    calls
-        Steps by call.
-    states
-        Different states that were seen, as hashes; see `AllocatorMachine.state`.
-    found
-        Findings, in order.
-    known
-        Whether each known finding still shows, by its label.
-    shrinking
-        Attempts at making the present finding smaller; 0 while searching.
-    complete
-        Whether the budget was spent, or enough was found.
-    """
+    """What has been done so far; it grows while the campaign runs."""
 
     examples: int = 0
     steps: int = 0
+    """Programs and calls that were run in the search, shrinking aside."""
     seconds: float = 0.0
+    """Time that took."""
     calls: Counter[str] = field(default_factory=Counter)
+    """Steps by call."""
     states: set[int] = field(default_factory=set)
+    """Different states that were seen, as hashes; see `AllocatorMachine.state`."""
     found: list[Found] = field(default_factory=list)
+    """Findings, in order."""
     known: dict[str, bool] = field(default_factory=dict)
+    """Whether each known finding still shows, by its label."""
     shrinking: int = 0
+    """Attempts at making the present finding smaller; 0 while searching."""
     complete: bool = False
+    """Whether the budget was spent, or enough was found."""
 
     @property
     def steps_per_s(self) -> float:

@@ -35,10 +35,7 @@ def open_database(name: str, *, local: Path = DEFAULT_FOLDER) -> ExampleDatabase
     local
         Folder for what is found here, where the database is only read.
 
-    Raises
-    ------
-    DatabaseError
-        The name makes no sense, or what it needs is not installed.
+    Raises DatabaseError: the name makes no sense, or what it needs is not installed.
     """
     if name == "none":
         return None

@@ -28,37 +28,25 @@ class _Record(BaseModel):
 
 
 class RaceEntry(_Record):
-    """One allocator, with or without prefix caching.
-
-    Attributes
-    ----------
-    allocator, version
-        Who it is.
-    prefix_caching
-        Whether prefixes were cached.
-    batched
-        Whether one call appended a token to every running sequence.
-    rates
-        Operations per CPU-second, in each round.
-    operations
-        Admissions, appends and frees.
-    hit_tokens
-        Prompt tokens found cached.
-    preemptions
-        Sequences that had to be given up for want of room.
-    failed
-        Why it did not come to the end; empty if it did.
-    """
+    """One allocator, with or without prefix caching."""
 
     allocator: str
     version: str
+    """Who it is."""
     prefix_caching: bool
+    """Whether prefixes were cached."""
     batched: bool
+    """Whether one call appended a token to every running sequence."""
     rates: list[float] = []
+    """Operations per CPU-second, in each round."""
     operations: int = 0
+    """Admissions, appends and frees."""
     hit_tokens: int = 0
+    """Prompt tokens found cached."""
     preemptions: int = 0
+    """Sequences that had to be given up for want of room."""
     failed: str = ""
+    """Why it did not come to the end; empty if it did."""
 
     @property
     def rate(self) -> float:
@@ -67,30 +55,22 @@ class RaceEntry(_Record):
 
 
 class RaceRecord(_Record):
-    """A race.
-
-    Attributes
-    ----------
-    requests, max_running, num_blocks, block_size, rounds
-        What was served, from which pool, how often.
-    entries
-        In the order in which they were named, first without prefix caching.
-    cpu, python
-        Where, and pagedbench's own interpreter.
-    complete
-        Whether every round was run.
-    """
+    """A race."""
 
     requests: int
     max_running: int
     num_blocks: int
     block_size: int
     rounds: int
+    """What was served, from which pool, how often."""
     seed: int
     entries: list[RaceEntry]
+    """In the order in which they were named, first without prefix caching."""
     cpu: str
     python: str
+    """Where, and pagedbench's own interpreter."""
     complete: bool
+    """Whether every round was run."""
 
 
 class _Heat(NamedTuple):
@@ -125,10 +105,7 @@ def race(
 ) -> RaceRecord:
     """Let allocators serve the same stream.
 
-    Raises
-    ------
-    SubjectError
-        A name leads nowhere.
+    Raises SubjectError: A name leads nowhere.
     """
     draw = random.Random(seed)
     done: dict[_Heat, list[Served]] = {}

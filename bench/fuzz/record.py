@@ -41,58 +41,39 @@ class FuzzEnvironment(_Record):
 
 
 class Subject(_Record):
-    """An allocator, and how to get at it.
-
-    Attributes
-    ----------
-    name
-        As it was asked for.
-    engine_python
-        Interpreter that was named; None for the one that it needs.
-    version
-        What it says of its version; may be empty.
-    """
+    """An allocator, and how to get at it."""
 
     name: str
+    """As it was asked for."""
     engine_python: str | None = None
+    """Interpreter that was named; None for the one that it needs."""
     version: str = ""
+    """What it says of its version; may be empty."""
 
 
 class Trace(_Record):
-    """A finding, to be run again.
-
-    Attributes
-    ----------
-    format
-        Of the file.
-    allocator
-        Whose it is.
-    check, message, at_the_end
-        As in `reference.allocator.machine.Finding`.
-    repeats
-        Whether the same program showed it every time.
-    program
-        What shows it.
-    examples, first_steps, attempts
-        As in `bench.fuzz.campaign.Found`.
-    seed
-        Of the campaign.
-    environment
-        Where it was found.
-    """
+    """A finding, to be run again."""
 
     format: Literal["pagedbench fuzz trace 1"] = FORMAT
+    """Of the file."""
     allocator: Subject
+    """Whose it is."""
     check: str
     message: str
     at_the_end: bool
+    """As in `reference.allocator.machine.Finding`."""
     repeats: bool
+    """Whether the same program showed it every time."""
     program: Program
+    """What shows it."""
     examples: int
     first_steps: int
     attempts: int
+    """As in `bench.fuzz.campaign.Found`."""
     seed: int
+    """Of the campaign."""
     environment: FuzzEnvironment
+    """Where it was found."""
 
     @property
     def finding(self) -> Finding:
@@ -110,76 +91,52 @@ class Trace(_Record):
 
 
 class FindingRecord(_Record):
-    """A finding in the record of a campaign.
-
-    Attributes
-    ----------
-    trace
-        The finding itself.
-    saved_to, pytest_file
-        Files that it was written to; None where that failed.
-    replay
-        The command that shows it again, to be typed in the same folder.
-    """
+    """A finding in the record of a campaign."""
 
     trace: Trace
+    """The finding itself."""
     saved_to: str | None
     pytest_file: str | None
+    """Files that it was written to; None where that failed."""
     replay: str | None
+    """The command that shows it again, to be typed in the same folder."""
 
 
 class KnownRecord(_Record):
-    """A finding that was known before.
-
-    Attributes
-    ----------
-    file
-        Its trace.
-    check
-        What it fails.
-    still_shows
-        Whether it does; if not, it is not known any more but mended.
-    """
+    """A finding that was known before."""
 
     file: str
+    """Its trace."""
     check: str
+    """What it fails."""
     still_shows: bool
+    """Whether it does; if not, it is not known any more but mended."""
 
 
 class FuzzRecord(_Record):
-    """A campaign: what was done, and what was found.
-
-    Attributes
-    ----------
-    asked_examples, asked_seconds
-        The budget.
-    examples, steps, seconds, steps_per_s, states, calls
-        As in `bench.fuzz.campaign.Tally`; shrinking is not in them.
-    checks
-        By check: `passed`, `failed`, or `not run: REASON`.
-    not_asked
-        Calls that make no sense and that the allocator cannot be asked.
-    known
-        Findings that were known, and not looked for.
-    verdict
-        `no finding`, `wrong`, or `incomplete` where it was interrupted before it found anything.
-    """
+    """A campaign: what was done, and what was found."""
 
     allocator: Subject
     seed: int
     asked_examples: int | None
     asked_seconds: float | None
+    """The budget."""
     examples: int
     steps: int
     seconds: float
     steps_per_s: float
     states: int
     calls: dict[str, int]
+    """As in `bench.fuzz.campaign.Tally`; shrinking is not in them."""
     checks: dict[str, str]
+    """By check: `passed`, `failed`, or `not run: REASON`."""
     not_asked: list[str]
+    """Calls that make no sense and that the allocator cannot be asked."""
     known: list[KnownRecord] = Field(default_factory=list)
+    """Findings that were known, and not looked for."""
     findings: list[FindingRecord] = Field(default_factory=list)
     verdict: Literal["no finding", "wrong", "incomplete"]
+    """`no finding`, `wrong`, or `incomplete` where it was interrupted before it found anything."""
     exit_code: int
     environment: FuzzEnvironment
 
@@ -218,10 +175,7 @@ def trace_of(found: Found, *, allocator: Subject, seed: int, environment: FuzzEn
 def read_trace(path: Path) -> Trace:
     """Read a trace back.
 
-    Raises
-    ------
-    TraceError
-        It cannot be read, or is none.
+    Raises TraceError: it cannot be read, or is none.
     """
     try:
         return Trace.model_validate_json(path.read_text())
@@ -246,10 +200,8 @@ def read_known(paths: Sequence[Path], allocator: str) -> dict[str, Finding]:
     allocator
         Whose they are.
 
-    Raises
-    ------
-    TraceError
-        A file cannot be read, is no trace, or is named and that of another allocator.
+    Raises TraceError: A file cannot be read, is no trace, or is named and that of another
+    allocator.
     """
     known = {}
     for path in paths:

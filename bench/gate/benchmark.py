@@ -14,18 +14,12 @@ from bench.gate.timers import Device
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Something that a benchmark computes and both sides must agree about.
-
-    Attributes
-    ----------
-    values
-        Any shape. Integers and booleans must be equal; floats may differ by rounding.
-    unit_round_off
-        Of the type in which floats were rounded; 0.0: bit for bit.
-    """
+    """Something that a benchmark computes and both sides must agree about."""
 
     values: NDArray[Any]
+    """Any shape. Integers and booleans must be equal; floats may differ by rounding."""
     unit_round_off: float = 0.0
+    """Of the type in which floats were rounded; 0.0: bit for bit."""
 
     @classmethod
     def exact(cls, values: ArrayLike) -> Output:
@@ -35,67 +29,43 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """An exact counter of one call.
-
-    Attributes
-    ----------
-    value
-        Whole, 0 or more.
-    unit
-        What is counted, in the plural.
-    more_is_better
-        Of hits; of most counters less is better.
-    """
+    """An exact counter of one call."""
 
     value: int
+    """Whole, 0 or more."""
     unit: str
+    """What is counted, in the plural."""
     more_is_better: bool = False
+    """Of hits; of most counters less is better."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A benchmark that is set up in this process.
-
-    Attributes
-    ----------
-    call
-        One unit of work, a fraction of a millisecond. It leaves everything as it found it, so that
-        any number of calls make a turn, and its outputs lie in buffers that were there before.
-    outputs
-        What the last call computed, by name.
-    counters
-        Counters of one call besides those that are taken of every benchmark, by name. May call.
-    """
+    """A benchmark that is set up in this process."""
 
     call: Callable[[], object]
+    """One unit of work, a fraction of a millisecond. It leaves everything as it found it, so that
+    any number of calls make a turn, and its outputs lie in buffers that were there before."""
     outputs: Callable[[], Mapping[str, Output]]
+    """What the last call computed, by name."""
     counters: Callable[[], Mapping[str, Count]] = field(default=dict)
+    """Counters of one call besides those that are taken of every benchmark, by name. May call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Benchmark:
-    """An entry of the suite.
-
-    Attributes
-    ----------
-    key
-        Its name across commits: renaming one starts a new series.
-    title
-        What one call does.
-    prepare
-        Sets it up. What it imports of the rooms comes from the tree under test.
-    needs
-        `module:name` of what it measures. Where the base's tree lacks one of them there is nothing
-        to compare.
-    timed
-        Whether it is timed; counters and outputs are compared anyway.
-    device
-        Where it runs; a run of the gate is of one device.
-    """
+    """An entry of the suite."""
 
     key: str
+    """Its name across commits: renaming one starts a new series."""
     title: str
+    """What one call does."""
     prepare: Callable[[], Prepared]
+    """Sets it up. What it imports of the rooms comes from the tree under test."""
     needs: tuple[str, ...] = ()
+    """`module:name` of what it measures. Where the base's tree lacks one of them there is nothing
+    to compare."""
     timed: bool = True
+    """Whether it is timed; counters and outputs are compared anyway."""
     device: Device = "cpu"
+    """Where it runs; a run of the gate is of one device."""

@@ -14,17 +14,7 @@ from bench.gate.statistics import Design
 
 
 class GateConfiguration(BaseModel):
-    """`[tool.pagedbench.gate]` of a pyproject.toml, or the whole of another TOML file.
-
-    Attributes
-    ----------
-    margin, equivalence, wall_margin, quarantine_sd
-        As in `bench.gate.record.GateParameters`; None: the default.
-    compiled_targets
-        Targets that kernels are compiled for, as `pagedbench compile --target` names them.
-    limits
-        By how much counters may be worse, as fractions; see `bench.gate.counters.DEFAULT_LIMITS`.
-    """
+    """`[tool.pagedbench.gate]` of a pyproject.toml, or the whole of another TOML file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -32,16 +22,16 @@ class GateConfiguration(BaseModel):
     equivalence: float | None = Field(None, gt=0)
     wall_margin: float | None = Field(None, gt=0)
     quarantine_sd: float | None = Field(None, gt=0)
+    """As in `bench.gate.record.GateParameters`; None: the default."""
     compiled_targets: tuple[str, ...] = TARGETS
+    """Targets that kernels are compiled for, as `pagedbench compile --target` names them."""
     limits: dict[str, float] = {}
+    """By how much counters may be worse, as fractions; see `bench.gate.counters.DEFAULT_LIMITS`."""
 
     def design(self) -> Design:
         """The tests with these margins.
 
-        Raises
-        ------
-        UsageError
-            They contradict each other.
+        Raises UsageError: they contradict each other.
         """
         names = ("margin", "equivalence", "wall_margin", "quarantine_sd")
         given = {name: getattr(self, name) for name in names}
@@ -54,10 +44,7 @@ class GateConfiguration(BaseModel):
 def read_configuration(file: Path) -> GateConfiguration:
     """Read a configuration; a pyproject.toml may have none.
 
-    Raises
-    ------
-    UsageError
-        The file cannot be read, is no TOML, or says something unknown.
+    Raises UsageError: the file cannot be read, is no TOML, or says something unknown.
     """
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))

@@ -42,37 +42,24 @@ class NoContestant(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contestant:
-    """What was asked for; nothing is known of it yet.
-
-    Attributes
-    ----------
-    asked
-        A commit, a folder or requirements, in words.
-    python
-        An interpreter for it; empty: the one that runs the gate.
-    """
+    """What was asked for; nothing is known of it yet."""
 
     asked: str
+    """A commit, a folder or requirements, in words."""
     python: str = ""
+    """An interpreter for it; empty: the one that runs the gate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What the words mean; exactly one of `commit` and `folder` is there.
-
-    Attributes
-    ----------
-    commit
-        Full hash, if it is a commit.
-    folder
-        Where the rooms lie, if it is not.
-    requirements
-        Exact versions on top of this checkout's own.
-    """
+    """What the words mean; exactly one of `commit` and `folder` is there."""
 
     commit: str | None = None
+    """Full hash, if it is a commit."""
     folder: Path | None = None
+    """Where the rooms lie, if it is not."""
     requirements: tuple[str, ...] = ()
+    """Exact versions on top of this checkout's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +74,7 @@ class Side:
 def find(contestant: Contestant, *, root: Path = ROOT) -> Found:
     """Find out what is asked for: requirements, a commit of the checkout at `root`, or a folder.
 
-    Raises
-    ------
-    NoContestant
-        It is none of them.
+    Raises NoContestant: it is none of them.
     """
     asked, python = contestant.asked, contestant.python
     if python and shutil.which(python) is None:
@@ -124,10 +108,7 @@ def find(contestant: Contestant, *, root: Path = ROOT) -> Found:
 def standing(contestant: Contestant, *, root: Path = ROOT) -> Iterator[Side]:
     """Make a contestant's tree and environment; the tree is temporary and gone at the end.
 
-    Raises
-    ------
-    NoContestant
-        There is no such thing, or its worktree or environment cannot be made.
+    Raises NoContestant: there is no such thing, or its worktree or environment cannot be made.
     """
     found = find(contestant, root=root)
     python = contestant.python or sys.executable
@@ -183,10 +164,7 @@ def snapshot(folder: Path, *, rooms: Sequence[str] = ROOMS) -> Iterator[Path]:
 def worktree(commit: str, *, root: Path = ROOT) -> Iterator[Path]:
     """Check a commit out into a temporary folder for as long as the context lasts.
 
-    Raises
-    ------
-    NoContestant
-        Git cannot; the message is git's own.
+    Raises NoContestant: git cannot; the message is git's own.
     """
     try:
         with temporary_folder() as parent:
@@ -218,10 +196,7 @@ def built(requirements: tuple[str, ...], *, root: Path = ROOT) -> Path:
     It has the exact versions of `requirements/`, but for those that are asked for. PIP_ARGS is
     passed to pip, as by make.
 
-    Raises
-    ------
-    NoContestant
-        pip cannot; the message has its last words.
+    Raises NoContestant: pip cannot; the message has its last words.
     """
     pinned = root / "requirements"
     lines = [*_lines(pinned / "runtime.txt"), *_lines(pinned / "triton.txt")]

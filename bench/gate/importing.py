@@ -33,11 +33,8 @@ class ImportRefused(ValueError):
 def read_record(path: Path) -> GateRecord:
     """Read and validate one record.
 
-    Raises
-    ------
-    ImportRefused
-        Where the file cannot be read, is no record of this schema, or does not say on what device,
-        versions and timer it was measured.
+    Raises ImportRefused where the file cannot be read, is no record of this schema, or does not say
+    on what device, versions and timer it was measured.
     """
     try:
         text = path.read_bytes()
@@ -86,10 +83,8 @@ def check_key(where: GateEnvironment, what: str) -> None:
 def import_record(path: Path, store: Path) -> Path:
     """Take the record of a file into the store, and return where it lies now.
 
-    Raises
-    ------
-    ImportRefused
-        As `read_record`, and where the verdicts are not those that its launches give.
+    Raises ImportRefused: as `read_record`, and where the verdicts are not those that its launches
+    give.
     """
     from bench.gate.verdict import judge
 
@@ -131,10 +126,7 @@ def store_record(record: GateRecord, store: Path) -> Path:
 def stored_records(store: Path) -> Iterator[tuple[Path, GateRecord]]:
     """Records of the store, oldest first.
 
-    Raises
-    ------
-    ImportRefused
-        Of a file that does not belong there.
+    Raises ImportRefused: of a file that does not belong there.
     """
     for path in sorted(store.glob("*.json")):
         yield path, read_record(path)

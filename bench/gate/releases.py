@@ -52,49 +52,34 @@ class NamedRun(_Record):
 
 
 class Link(_Record):
-    """One benchmark, two releases, measured side by side.
-
-    Attributes
-    ----------
-    base, head
-        Names of the releases.
-    estimate
-        Head's time divided by base's.
-    verdict
-        The gate's; None where the gate's base was `head`, so that it judged the other way round.
-    """
+    """One benchmark, two releases, measured side by side."""
 
     base: str
     head: str
+    """Names of the releases."""
     estimate: Estimate
+    """Head's time divided by base's."""
     verdict: Verdict | None
+    """The gate's; None where the gate's base was `head`, so that it judged the other way round."""
 
 
 class Cell(_Record):
-    """One benchmark in one release.
-
-    Attributes
-    ----------
-    release
-        Its name.
-    to_anchor, to_previous
-        Ratios that were measured side by side; None where they were not.
-    step
-        Ratio to the release before it: `to_previous`, or the quotient of two ratios to the anchor.
-    seconds
-        Of one call, median over the launches; None where the anchor was measured under another key
-        or the release was not timed.
-    copy_share
-        Bytes that a call moves, over the time, over the measured copy bandwidth; None where one of
-        the three was not measured. 0.5 is half of what a copy reaches.
-    """
+    """One benchmark in one release."""
 
     release: str
+    """Its name."""
     to_anchor: Link | None
     to_previous: Link | None
+    """Ratios that were measured side by side; None where they were not."""
     step: float | None
+    """Ratio to the release before it: `to_previous`, or the quotient of two ratios to the anchor.
+    """
     seconds: float | None
+    """Of one call, median over the launches; None where the anchor was measured under another key
+    or the release was not timed."""
     copy_share: float | None
+    """Bytes that a call moves, over the time, over the measured copy bandwidth; None where one of
+    the three was not measured. 0.5 is half of what a copy reaches."""
 
 
 class Row(_Record):
@@ -105,30 +90,18 @@ class Row(_Record):
 
 
 class Release(_Record):
-    """One release: its name, commit and key.
-
-    Attributes
-    ----------
-    key
-        Device, driver, CUDA, torch, triton, timer.
-    same_key
-        Whether it is the anchor's, so that seconds may be read side by side.
-    """
+    """One release: its name, commit and key."""
 
     name: str
     commit: str | None
     key: list[str]
+    """Device, driver, CUDA, torch, triton, timer."""
     same_key: bool
+    """Whether it is the anchor's, so that seconds may be read side by side."""
 
 
 class ChainRecord(_Record):
-    """Releases in their order, and the runs of the gate that it comes from.
-
-    Attributes
-    ----------
-    exit_code
-        The worst of the runs': see `worst`.
-    """
+    """Releases in their order, and the runs of the gate that it comes from."""
 
     schema_version: int = SCHEMA_VERSION
     anchor: str
@@ -136,15 +109,14 @@ class ChainRecord(_Record):
     rows: list[Row]
     runs: list[NamedRun]
     exit_code: int
+    """The worst of the runs': see `worst`."""
 
 
 def plan_pairs(names: Sequence[str], anchor: str, pairs: Pairs) -> list[tuple[str, str]]:
     """Pairs of (base, head) to measure, each once.
 
-    Raises
-    ------
-    ReleasesError
-        With fewer than two releases, one named twice, or an anchor that is none of them.
+    Raises ReleasesError: with fewer than two releases, one named twice, or an anchor that is none
+    of them.
     """
     if len(names) < 2:
         raise ReleasesError(f"{', '.join(names) or 'nothing'}: name at least two to compare")
@@ -174,10 +146,8 @@ def chain(runs: Sequence[NamedRun], names: Sequence[str], anchor: str) -> ChainR
     anchor
         What each is compared with.
 
-    Raises
-    ------
-    ReleasesError
-        Where runs are of different machines, or a release is not the same in all of them.
+    Raises ReleasesError where runs are of different machines, or a release is not the same in all
+    of them.
     """
     where = _environments(runs)
     _refuse_machines(where)

@@ -80,58 +80,41 @@ EXACT: Final[Mapping[str, str]] = {"PYTHONHASHSEED": "0"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatePlan:
-    """What to run.
-
-    Attributes
-    ----------
-    base, head
-        The contestants.
-    mode
-        With `aa`, every benchmark gets all launches that there is time for; with `plant`, head
-        does extra work.
-    design
-        The tests.
-    limits
-        Of counters, over the defaults; see `bench.gate.counters.limit_of`.
-    benchmarks
-        Patterns; empty: all. See `bench.gate.suite.chosen`.
-    pairs, turn_s, plant, seed, device
-        As in `GateParameters`.
-    time_limit_s
-        No launch begins that would end after so many seconds.
-    answer_limit_s
-        A worker that says nothing for so long hangs.
-    keep_going
-        Time benchmarks although counters are worse.
-    compiled
-        Compile the kernels of both sides, too; None: where they could differ and no benchmarks
-        were chosen.
-    compiled_targets
-        For which, as `pagedbench compile --target` names them.
-    cores
-        To pin launches to; None: all that this process may use.
-    suite
-        Another suite's module or file; None: the gate's own.
-    """
+    """What to run."""
 
     base: Contestant
     head: Contestant
+    """The contestants."""
     mode: Mode = "gate"
+    """With `aa`, every benchmark gets all launches that there is time for; with `plant`, head does
+    extra work."""
     design: Design = field(default_factory=Design)
+    """The tests."""
     limits: Mapping[str, float] = field(default_factory=dict)
+    """Of counters, over the defaults; see `bench.gate.counters.limit_of`."""
     benchmarks: tuple[str, ...] = ()
+    """Patterns; empty: all. See `bench.gate.suite.chosen`."""
     pairs: int = 16
     turn_s: float = 0.003
     plant: float = 0.0
     seed: int = 0
     device: Device = "cpu"
+    """As in `GateParameters`."""
     time_limit_s: float = 540.0
+    """No launch begins that would end after so many seconds."""
     answer_limit_s: float = 120.0
+    """A worker that says nothing for so long hangs."""
     keep_going: bool = False
+    """Time benchmarks although counters are worse."""
     compiled: bool | None = None
+    """Compile the kernels of both sides, too; None: where they could differ and no benchmarks were
+    chosen."""
     compiled_targets: tuple[str, ...] = TARGETS
+    """For which, as `pagedbench compile --target` names them."""
     cores: tuple[int, ...] | None = None
+    """To pin launches to; None: all that this process may use."""
     suite: str | None = None
+    """Another suite's module or file; None: the gate's own."""
 
 
 def run_gate(
@@ -198,10 +181,7 @@ class _Run:
     def go(self) -> None:
         """Do it.
 
-        Raises
-        ------
-        GateFailure, NoContestant
-            The harness failed; what is known stays.
+        Raises GateFailure, NoContestant: the harness failed; what is known stays.
         """
         plan = self._plan
         self._suite = chosen(plan.benchmarks, load_suite(plan.suite), device=plan.device)

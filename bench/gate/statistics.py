@@ -37,10 +37,7 @@ FEWEST_FOR_BOUNDS: Final = 6
 class Design:
     """The tests' parameters; meanings as in `bench.gate.record.GateParameters`.
 
-    Raises
-    ------
-    ValueError
-        They contradict each other, or no data could ever decide at the first look.
+    Raises ValueError: they contradict each other, or no data could ever decide at the first look.
     """
 
     alpha: float = 0.01
@@ -171,19 +168,13 @@ def two_stage_p(screen: float, confirm: float | None, *, alpha: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Trials:
-    """What many gates on one benchmark came to; arrays of [trials].
-
-    Attributes
-    ----------
-    failed, passed
-        Verdicts; what is neither is inconclusive.
-    launches
-        That each gate took, the confirmation's included.
-    """
+    """What many gates on one benchmark came to; arrays of [trials]."""
 
     failed: NDArray[np.bool_]
     passed: NDArray[np.bool_]
+    """Verdicts; what is neither is inconclusive."""
     launches: NDArray[np.int64]
+    """That each gate took, the confirmation's included."""
 
 
 def decide_many(

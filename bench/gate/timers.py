@@ -49,15 +49,10 @@ class Turn:
 
 
 class Timer(Protocol):
-    """What times a worker's turns.
-
-    Attributes
-    ----------
-    name
-        Part of a result's key.
-    """
+    """What times a worker's turns."""
 
     name: str
+    """Part of a result's key."""
 
     def turn(self, call: Callable[[], object], number: int) -> Turn:
         """Time `number` calls."""
@@ -176,10 +171,7 @@ class CudaTimer:
 def timer_of(device: Device) -> Timer:
     """The timer for a device.
 
-    Raises
-    ------
-    RuntimeError
-        There is no GPU.
+    Raises RuntimeError: there is no GPU.
     """
     return CudaTimer() if device == "cuda" else CpuTimer()
 
@@ -187,10 +179,7 @@ def timer_of(device: Device) -> Timer:
 def device_named(name: str) -> Device:
     """A device by the name that was asked for.
 
-    Raises
-    ------
-    NoSuchDevice
-        It is none of `DEVICES`.
+    Raises NoSuchDevice: it is none of `DEVICES`.
     """
     for known in DEVICES:
         if name == known:

@@ -111,10 +111,7 @@ class Worker:
     def introduce(self) -> dict[str, Any]:
         """What it runs on.
 
-        Raises
-        ------
-        GateFailure
-            The tree does not import, or the interpreter does not start.
+        Raises GateFailure: the tree does not import, or the interpreter does not start.
         """
         try:
             said = self._process.introduce()
@@ -134,12 +131,8 @@ class Worker:
         about
             The benchmark, for messages.
 
-        Raises
-        ------
-        NotThere
-            The tree lacks what the benchmark needs.
-        GateFailure
-            It raised, died or hung.
+        Raises NotThere: the tree lacks what the benchmark needs. Raises GateFailure: it raised,
+        died or hung.
         """
         where = f"{about}: {self.name}" if about else self.name
         try:
@@ -174,10 +167,7 @@ def workers(
 ) -> Iterator[dict[str, Worker]]:
     """Start both sides at once, and end them whatever happens.
 
-    Raises
-    ------
-    GateFailure
-        One does not start.
+    Raises GateFailure: one does not start.
     """
     with ExitStack() as stack:
         both = {}
@@ -205,36 +195,25 @@ def random_order(order: random.Random) -> Sequence[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """How launches are made.
-
-    Attributes
-    ----------
-    pairs
-        Turns of each side, for each benchmark.
-    cores
-        The launches are pinned to them in turn.
-    home, time_limit_s, suite
-        As in `Worker`.
-    seed
-        Of all orders.
-    device
-        As in `Worker`.
-    state
-        Reads the GPU's state; None where there is none to read.
-    order_of
-        Which side goes first in a pair, given the random source. Random; only a test of what a
-        biased order does has another.
-    """
+    """How launches are made."""
 
     pairs: int
+    """Turns of each side, for each benchmark."""
     cores: tuple[int, ...]
+    """The launches are pinned to them in turn."""
     home: Path
     time_limit_s: float
     suite: str | None
+    """As in `Worker`."""
     seed: int
+    """Of all orders."""
     device: Device = "cpu"
+    """As in `Worker`."""
     state: Callable[[], GpuState | None] = lambda: None
+    """Reads the GPU's state; None where there is none to read."""
     order_of: Callable[[random.Random], Sequence[str]] = random_order
+    """Which side goes first in a pair, given the random source. Random; only a test of what a
+    biased order does has another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,10 +258,7 @@ def launch(
     stop
         Set to end early: benchmarks that are done are returned.
 
-    Raises
-    ------
-    GateFailure
-        A benchmark raised, or a worker died or hung.
+    Raises GateFailure: A benchmark raised, or a worker died or hung.
     """
     order = random.Random(f"{schedule.seed} {index}")
     core = schedule.cores[index % len(schedule.cores)]

@@ -60,37 +60,25 @@ def design_of(parameters: GateParameters) -> Design:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examined:
-    """What the launches of one benchmark say, before the rest of the suite is known.
-
-    Attributes
-    ----------
-    looks
-        At the tests.
-    suspect
-        The clock by which the screening found it slower.
-    confirmed
-        Whether fresh launches did so, too.
-    passed, improved
-        Whether a slowdown is ruled out; whether it is faster by more than the margin.
-    launch_sd
-        As in the record.
-    quarantined
-        Whether that is too much for a verdict, with none found.
-    p
-        Two-stage p-value of either clock; None before the first look.
-    over
-        Whether more launches could change nothing.
-    """
+    """What the launches of one benchmark say, before the rest of the suite is known."""
 
     looks: tuple[LookRecord, ...]
+    """At the tests."""
     suspect: Clock | None
+    """The clock by which the screening found it slower."""
     confirmed: bool
+    """Whether fresh launches did so, too."""
     passed: bool
     improved: bool
+    """Whether a slowdown is ruled out; whether it is faster by more than the margin."""
     launch_sd: float | None
+    """As in the record."""
     quarantined: bool
+    """Whether that is too much for a verdict, with none found."""
     p: Mapping[Clock, float] | None
+    """Two-stage p-value of either clock; None before the first look."""
     over: bool
+    """Whether more launches could change nothing."""
 
 
 def examine(samples: Sequence[Sample], design: Design) -> Examined:

@@ -144,10 +144,7 @@ class Worker:
 def check_need(need: str) -> None:
     """Look for `module:name`.
 
-    Raises
-    ------
-    Missing
-        The tree does not have it.
+    Raises Missing: the tree does not have it.
     """
     module_name, _, name = need.partition(":")
     try:

@@ -14,18 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Environment(BaseModel):
-    """Machine and versions.
-
-    Attributes
-    ----------
-    device
-        The GPU's name, or the CPU's.
-    driver
-        Version of the CUDA driver; None on the CPU.
-    commit, dirty
-        Of the checkout that pagedbench runs from, and whether it has uncommitted changes; None
-        where it is not a checkout.
-    """
+    """Machine and versions."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -34,11 +23,15 @@ class Environment(BaseModel):
     torch: str
     triton: str
     device: str
+    """The GPU's name, or the CPU's."""
     driver: str | None
+    """Version of the CUDA driver; None on the CPU."""
     cpu: str
     threads: int
     commit: str | None
     dirty: bool | None
+    """Of the checkout that pagedbench runs from, and whether it has uncommitted changes; None where
+    it is not a checkout."""
 
 
 def describe_environment(device: str) -> Environment:

@@ -47,21 +47,14 @@ FALLBACK_CACHE_BYTES: Final = 32 * 2**20
 
 
 class Device(Protocol):
-    """What is needed of a device to time on it.
-
-    Attributes
-    ----------
-    clock
-        What times are of.
-    cache_bytes
-        Of the last-level cache.
-    queues
-        Whether calls return before they are done.
-    """
+    """What is needed of a device to time on it."""
 
     clock: str
+    """What times are of."""
     cache_bytes: int
+    """Of the last-level cache."""
     queues: bool
+    """Whether calls return before they are done."""
 
     def mark(self) -> Any:
         """Note this place in the order of the calls."""
@@ -172,39 +165,26 @@ def copies_needed(input_bytes: int, cache_bytes: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """What is timed.
-
-    Attributes
-    ----------
-    name
-        Of the side.
-    calls
-        One for each input.
-    """
+    """What is timed."""
 
     name: str
+    """Of the side."""
     calls: tuple[Call, ...]
+    """One for each input."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Times:
-    """Of one side.
-
-    Attributes
-    ----------
-    cold_s, warm_s
-        Seconds of a call, round by round; round n of every side is the same round.
-    captured
-        Whether the calls ran as a CUDA graph.
-    wrong, raised
-        Why the side was taken out of the rounds; empty if it was not.
-    """
+    """Of one side."""
 
     cold_s: list[float] = field(default_factory=list)
     warm_s: list[float] = field(default_factory=list)
+    """Seconds of a call, round by round; round n of every side is the same round."""
     captured: bool = False
+    """Whether the calls ran as a CUDA graph."""
     wrong: str = ""
     raised: str = ""
+    """Why the side was taken out of the rounds; empty if it was not."""
 
     @property
     def out(self) -> bool:
@@ -227,10 +207,7 @@ def median_interval(values: Sequence[float], *, confidence: float = 0.95) -> Int
     The number of values below the true median is binomial(n, 1/2), whatever they are distributed
     like, if they are independent (Conover, Practical Nonparametric Statistics, 3.2).
 
-    Raises
-    ------
-    ValueError
-        There is no value.
+    Raises ValueError: there is no value.
     """
     if not values:
         raise ValueError("the median of no rounds: time at least one")

@@ -47,12 +47,8 @@ def draw_each(
     example
         Returns, or calls `still_wrong`.
 
-    Raises
-    ------
-    StillWrong
-        After shrinking, if an example failed.
-    Flaky
-        If an example failed and the same one did not fail again.
+    Raises StillWrong: after shrinking, if an example failed. Raises Flaky if an example failed and
+    the same one did not fail again.
     """
 
     @seed(seed_of_draw)

@@ -36,10 +36,7 @@ def export(record: ThroughputRecord, results_dir: Path, repo: Path = ROOT) -> Ex
     repo
         Git repository that knows the commit: asv wants its date.
 
-    Raises
-    ------
-    ExportError
-        asv is not installed.
+    Raises ExportError: asv is not installed.
     """
     try:
         from asv.results import Results

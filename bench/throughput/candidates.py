@@ -35,27 +35,18 @@ CONTIGUOUS: Final = "contiguous"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One who can be timed.
-
-    Attributes
-    ----------
-    name
-        As it was asked for, and for our Triton kernel the splits, `triton splits=8`.
-    subject
-        The name without that.
-    plan
-        Does what is not timed for one input, and returns the timed call, which fills `batch.out`.
-    capabilities
-        What it declares.
-    num_splits
-        Programs that share a sequence's keys, where that was asked for.
-    """
+    """One who can be timed."""
 
     name: str
+    """As it was asked for, and for our Triton kernel the splits, `triton splits=8`."""
     subject: str
+    """The name without that."""
     plan: Callable[[PagedBatch], Call]
+    """Does what is not timed for one input, and returns the timed call, which fills `batch.out`."""
     capabilities: Capabilities
+    """What it declares."""
     num_splits: int | None = None
+    """Programs that share a sequence's keys, where that was asked for."""
 
     def refusal(self, problem: AttentionProblem) -> str:
         """Why it is not run on a problem; empty if it is."""
@@ -88,10 +79,7 @@ def find_candidates(
     splits
         For our Triton kernel: it is timed with each; None is its own choice.
 
-    Raises
-    ------
-    SubjectError
-        For a name that is not built in, and leads to no kernel.
+    Raises SubjectError: for a name that is not built in, and leads to no kernel.
     """
     if device == "cuda":
         os.environ["TRITON_INTERPRET"] = "0"  # read when triton is imported

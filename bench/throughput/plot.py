@@ -34,10 +34,7 @@ PANELS: Final = (("uniform batches", False), ("ragged batches", True))
 def draw(record: ThroughputRecord, file: Path) -> None:
     """Draw the points of a record, uniform and ragged batches apart.
 
-    Raises
-    ------
-    PlotFormatError
-        The file's ending says no format that can be drawn.
+    Raises PlotFormatError: the file's ending says no format that can be drawn.
     """
     check_format(file)
     from matplotlib.backends.backend_agg import FigureCanvasAgg

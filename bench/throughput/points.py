@@ -26,18 +26,12 @@ class InvalidPoint(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One attention call.
-
-    Attributes
-    ----------
-    batch
-        As it was asked for: `64x4096`, or `azure-conv:32`.
-    problem
-        The call. Its seed is that of the lengths and of the tensors.
-    """
+    """One attention call."""
 
     batch: str
+    """As it was asked for: `64x4096`, or `azure-conv:32`."""
     problem: AttentionProblem
+    """The call. Its seed is that of the lengths and of the tensors."""
 
     @property
     def kind(self) -> str:
@@ -101,10 +95,7 @@ def decode_requests(batch: str, *, seed: int = 0) -> tuple[Request, ...]:
     Those of a stream are the lengths of requests that run at once, longest first, as a server that
     sorts its batch has them; see `bench.check.timing.running_lengths`.
 
-    Raises
-    ------
-    InvalidPoint
-        It is neither.
+    Raises InvalidPoint: it is neither.
     """
     if match := _UNIFORM.fullmatch(batch):
         return (Request(1, int(match[2])),) * int(match[1])
@@ -122,10 +113,7 @@ def decode_requests(batch: str, *, seed: int = 0) -> tuple[Request, ...]:
 def prefill_requests(batch: str) -> tuple[Request, ...]:
     """Whole prompts, `BATCHxTOKENS`.
 
-    Raises
-    ------
-    InvalidPoint
-        It is not that.
+    Raises InvalidPoint: it is not that.
     """
     match = _UNIFORM.fullmatch(batch)
     if match is None:
@@ -135,36 +123,25 @@ def prefill_requests(batch: str) -> tuple[Request, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
-    """Points by their parts: every combination of them.
-
-    Attributes
-    ----------
-    batches, prefills
-        See `decode_requests` and `prefill_requests`.
-    heads
-        (KV heads, query heads for each).
-    block_sizes, head_dims, dtypes, kv_dtypes
-        As in `AttentionProblem`; a cache dtype is empty for the query's.
-    seed
-        Of the lengths and the tensors.
-    """
+    """Points by their parts: every combination of them."""
 
     batches: Sequence[str] = ()
     prefills: Sequence[str] = ()
+    """See `decode_requests` and `prefill_requests`."""
     block_sizes: Sequence[int] = (16,)
     heads: Sequence[tuple[int, int]] = ((8, 4),)
+    """(KV heads, query heads for each)."""
     head_dims: Sequence[int] = (128,)
     dtypes: Sequence[str] = ("bf16",)
     kv_dtypes: Sequence[str] = ("",)
+    """As in `AttentionProblem`; a cache dtype is empty for the query's."""
     seed: int = 0
+    """Of the lengths and the tensors."""
 
     def points(self) -> tuple[Point, ...]:
         """All points, decode first.
 
-        Raises
-        ------
-        InvalidPoint
-            There is none, or a part makes no problem.
+        Raises InvalidPoint: there is none, or a part makes no problem.
         """
         batches = [(batch, decode_requests(batch, seed=self.seed)) for batch in self.batches]
         batches += [(batch, prefill_requests(batch)) for batch in self.prefills]

@@ -33,73 +33,53 @@ class IntervalRecord(_Record):
 
 
 class SubjectRecord(_Record):
-    """One subject on one point.
-
-    Attributes
-    ----------
-    subject
-        Who was asked for; `name` has the splits as well.
-    why
-        What was wrong, raised, or kept it from being run.
-    cold_s, warm_s
-        Seconds of a call, round by round, over inputs in turn and over one input again and again.
-    gigabytes_per_s
-        Keys and values of the batch over the cold median, 10^9 bytes a second.
-    bandwidth_share
-        Of the best copy bandwidth of the run; None where that was not measured.
-    teraflops_per_s, matrix_share
-        Of the two products, 10^12 operations a second, and as a share of the dense rate of the run.
-    captured
-        Whether the calls ran as a CUDA graph.
-    times_of
-        By the other's name: this subject's time over the other's of the same round.
-    """
+    """One subject on one point."""
 
     name: str
     subject: str
+    """Who was asked for; `name` has the splits as well."""
     status: Status
     why: str = ""
+    """What was wrong, raised, or kept it from being run."""
     cold_s: list[float] = []
     warm_s: list[float] = []
+    """Seconds of a call, round by round, over inputs in turn and over one input again and again."""
     seconds: IntervalRecord | None = None
     warm_seconds: IntervalRecord | None = None
     gigabytes_per_s: float | None = None
+    """Keys and values of the batch over the cold median, 10^9 bytes a second."""
     bandwidth_share: float | None = None
+    """Of the best copy bandwidth of the run; None where that was not measured."""
     teraflops_per_s: float | None = None
     matrix_share: float | None = None
+    """Of the two products, 10^12 operations a second, and as a share of the dense rate of the run.
+    """
     captured: bool = False
+    """Whether the calls ran as a CUDA graph."""
     times_of: dict[str, IntervalRecord] = {}
+    """By the other's name: this subject's time over the other's of the same round."""
 
 
 class PointRecord(_Record):
-    """One point and all who were to be timed on it.
-
-    Attributes
-    ----------
-    name
-        See `bench.throughput.points.Point`.
-    problem
-        Spec of the call.
-    kv_bytes, flops
-        What a call reads of keys and values, each once, and computes.
-    copies, cold
-        Inputs in turn, and whether they are enough to find the cache cold.
-    checked
-        How much of the answers is held against float64.
-    """
+    """One point and all who were to be timed on it."""
 
     name: str
+    """See `bench.throughput.points.Point`."""
     kind: str
     batch: str
     ragged: bool
     block_size: int
     problem: str
+    """Spec of the call."""
     context_tokens: int
     kv_bytes: int
     flops: int
+    """What a call reads of keys and values, each once, and computes."""
     copies: int
     cold: bool
+    """Inputs in turn, and whether they are enough to find the cache cold."""
     checked: str
+    """How much of the answers is held against float64."""
     subjects: list[SubjectRecord]
 
     @property
@@ -113,32 +93,20 @@ class PointRecord(_Record):
 
 
 class RoofRecord(_Record):
-    """What the device does at best, measured in the same run.
-
-    Attributes
-    ----------
-    copy_gigabytes_per_s, copy_median_gigabytes_per_s
-        A copy of `copy_bytes`, read and written bytes counted, best and median.
-    matrix_teraflops_per_s, matrix_median_teraflops_per_s
-        A dense product of `matrix_dtype`, best and median.
-    """
+    """What the device does at best, measured in the same run."""
 
     copy_bytes: int
     copy_gigabytes_per_s: float
     copy_median_gigabytes_per_s: float
+    """A copy of `copy_bytes`, read and written bytes counted, best and median."""
     matrix_dtype: str
     matrix_teraflops_per_s: float
     matrix_median_teraflops_per_s: float
+    """A dense product of `matrix_dtype`, best and median."""
 
 
 class LoopRecord(_Record):
-    """What our Triton kernel compiles to; see `kernels.compiled.figures`.
-
-    Attributes
-    ----------
-    failure
-        Why there are no figures; empty if there are.
-    """
+    """What our Triton kernel compiles to; see `kernels.compiled.figures`."""
 
     problem: str
     target: str
@@ -149,54 +117,38 @@ class LoopRecord(_Record):
     occupancy: float | None = None
     instructions_per_key: float | None = None
     failure: str = ""
+    """Why there are no figures; empty if there are."""
 
 
 class BarRecord(_Record):
-    """A figure that is asked for, and what came of it.
-
-    Attributes
-    ----------
-    what
-        In words.
-    wanted, got
-        The figure and the measurement; None where it was not measured, with the reason in `why`.
-    """
+    """A figure that is asked for, and what came of it."""
 
     what: str
+    """In words."""
     point: str
     wanted: float
     got: float | None
+    """The figure and the measurement; None where it was not measured, with the reason in `why`."""
     state: State
     why: str = ""
 
 
 class ThroughputRecord(_Record):
-    """Everything that `pagedbench throughput` found.
-
-    Attributes
-    ----------
-    schema_version
-        Raised when a field changes its meaning.
-    device
-        `cpu` or `cuda`.
-    clock
-        `cuda_event`, or `process_time`: CPU seconds.
-    cache_bytes
-        Of the last-level cache.
-    clocks
-        The GPU's clock and throttle state before and after, or why it was not read.
-    complete
-        Whether all was timed that was asked for; false where it was interrupted.
-    """
+    """Everything that `pagedbench throughput` found."""
 
     schema_version: int = 1
+    """Raised when a field changes its meaning."""
     started_at: str
     elapsed_s: float
     environment: Environment
     device: str
+    """`cpu` or `cuda`."""
     clock: str
+    """`cuda_event`, or `process_time`: CPU seconds."""
     cache_bytes: int
+    """Of the last-level cache."""
     clocks: str
+    """The GPU's clock and throttle state before and after, or why it was not read."""
     rounds: int
     seed: int
     roof: RoofRecord | None
@@ -204,6 +156,7 @@ class ThroughputRecord(_Record):
     bars: list[BarRecord]
     loops: list[LoopRecord]
     complete: bool
+    """Whether all was timed that was asked for; false where it was interrupted."""
     exit_code: int
 
     @property

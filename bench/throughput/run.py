@@ -54,32 +54,22 @@ CPU_BYTES: Final = 3 * 2**30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThroughputPlan:
-    """What to time.
-
-    Attributes
-    ----------
-    points, candidates
-        Each candidate on each point.
-    device
-        `cpu` or `cuda`.
-    rounds, seed
-        As in `bench.machine.timing.Timer`.
-    with_bars
-        Whether the bars are judged.
-    loops
-        What the kernels compile to, called with the progress and the event; None for nothing.
-    time_limit_s
-        Seconds that a candidate may take to plan its calls of one input.
-    """
+    """What to time."""
 
     points: Sequence[Point]
     candidates: Sequence[Candidate | Absent]
+    """Each candidate on each point."""
     device: str
+    """`cpu` or `cuda`."""
     rounds: int
     seed: int = 0
+    """As in `bench.machine.timing.Timer`."""
     with_bars: bool = False
+    """Whether the bars are judged."""
     loops: Callable[[Progress, threading.Event], Iterator[LoopRecord]] | None = None
+    """What the kernels compile to, called with the progress and the event; None for nothing."""
     time_limit_s: float = 180.0
+    """Seconds that a candidate may take to plan its calls of one input."""
 
 
 class TooLong(BaseException):

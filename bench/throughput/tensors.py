@@ -43,18 +43,12 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """One input: the call, and what is checked of its answer.
-
-    Attributes
-    ----------
-    batch
-        The call; `out` is to be replaced by each side's own, `lse` is not asked for.
-    sample
-        Some sequences, all heads.
-    """
+    """One input: the call, and what is checked of its answer."""
 
     batch: PagedBatch
+    """The call; `out` is to be replaced by each side's own, `lse` is not asked for."""
     sample: Sample
+    """Some sequences, all heads."""
 
     def finding(self, out: Tensor) -> str:
         """What is wrong with an answer; empty if nothing is seen.

@@ -58,33 +58,22 @@ _Running = tuple[int, int, int, int, int, int]
 class ContiguousPolicy:
     """How a contiguous cache is shared out.
 
-    Attributes
-    ----------
-    reservation
-        How many slots a request asks for: "max", "pow2" or "oracle" (`reference.allocator.arenas`).
-    arena
-        Where its piece lies and how it is rounded up: "buddy", "first-fit" or "best-fit".
-    max_model_len
-        Most tokens of a request, prompt and output. Longer ones are refused.
-    look_ahead
-        Requests behind the head of the queue that may be admitted past it, when it finds no hole.
-        0: first come, first served.
-    max_running
-        Most requests that run at once; None: as many as fit.
-
-    Raises
-    ------
-    BadSize
-        A number is too small.
-    ValueError
-        No reservation, or no arena, has this name.
+    Raises BadSize: A number is too small. Raises ValueError: no reservation, or no arena, has this
+    name.
     """
 
     reservation: ReservationName
+    """How many slots a request asks for: "max", "pow2" or "oracle" (`reference.allocator.arenas`).
+    """
     arena: ArenaName
+    """Where its piece lies and how it is rounded up: "buddy", "first-fit" or "best-fit"."""
     max_model_len: int
+    """Most tokens of a request, prompt and output. Longer ones are refused."""
     look_ahead: int = 0
+    """Requests behind the head of the queue that may be admitted past it, when it finds no hole. 0:
+    first come, first served."""
     max_running: int | None = None
+    """Most requests that run at once; None: as many as fit."""
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -134,15 +123,10 @@ def serve_contiguous(
     observe_every
         Steps from one call of `observe` to the next.
 
-    Raises
-    ------
-    BadSize
-        `slots` or `observe_every` is less than 1, or `warmup` less than 0.
-    IdentityBroken
-        The arena has lost slots.
-    ValueError
-        There is no request, or one that is none: no output, a negative prompt, or an arrival that
-        is missing, not an integer or earlier than the one before.
+    Raises BadSize: `slots` or `observe_every` is less than 1, or `warmup` less than 0. Raises
+    IdentityBroken: the arena has lost slots. Raises ValueError: there is no request, or one that is
+    none: no output, a negative prompt, or an arrival that is missing, not an integer or earlier
+    than the one before.
     """
     slots = checked_size("slots", slots, at_least=1)
     warmup = checked_size("warmup", warmup, at_least=0)

@@ -15,18 +15,12 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerGroup:
-    """Layers of a kind.
-
-    Attributes
-    ----------
-    layers
-        How many there are, 1 or more. Only the proportions between the groups matter.
-    kept_tokens
-        Tokens of a sequence whose keys and values they keep, 0 or more.
-    """
+    """Layers of a kind."""
 
     layers: int
+    """How many there are, 1 or more. Only the proportions between the groups matter."""
     kept_tokens: int
+    """Tokens of a sequence whose keys and values they keep, 0 or more."""
 
     def __post_init__(self) -> None:
         if self.layers < 1 or self.kept_tokens < 0:
@@ -45,10 +39,7 @@ def layer_mix_waste(groups: tuple[LayerGroup, ...], *, tokens: int) -> Fraction:
     tokens
         Tokens of the sequence, 1 or more.
 
-    Raises
-    ------
-    ValueError
-        There is no layer or no token, or a layer keeps more tokens than there are.
+    Raises ValueError: there is no layer or no token, or a layer keeps more tokens than there are.
     """
     if not groups:
         raise ValueError("no layers: give at least one group")
@@ -63,23 +54,16 @@ def layer_mix_waste(groups: tuple[LayerGroup, ...], *, tokens: int) -> Fraction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerMix:
-    """A model and a length at which its waste was published.
-
-    Attributes
-    ----------
-    model, workload
-        Names.
-    groups, tokens
-        As for `layer_mix_waste`.
-    published_percent
-        The published waste, as printed.
-    """
+    """A model and a length at which its waste was published."""
 
     model: str
     workload: str
+    """Names."""
     groups: tuple[LayerGroup, ...]
     tokens: int
+    """As for `layer_mix_waste`."""
     published_percent: float
+    """The published waste, as printed."""
 
     @property
     def waste(self) -> Fraction:

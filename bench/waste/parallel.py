@@ -38,25 +38,18 @@ WORTH_PROCESSES_S: Final = 4.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One simulation.
-
-    Attributes
-    ----------
-    source
-        The requests; a recipe rather than a `RequestStream`, where the job is sent elsewhere.
-    requests
-        How many they are.
-    policy, slots, warmup, time, clients
-        As for `bench.waste.simulate.simulate`.
-    """
+    """One simulation."""
 
     source: StreamSource
+    """The requests; a recipe rather than a `RequestStream`, where the job is sent elsewhere."""
     requests: int
+    """How many they are."""
     policy: Policy
     slots: int
     warmup: int | None = None
     time: StepTime | None = None
     clients: int | None = None
+    """As for `bench.waste.simulate.simulate`."""
 
     @property
     def expected_s(self) -> float:
@@ -74,21 +67,14 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What became of a job.
-
-    Attributes
-    ----------
-    index
-        Its place among the jobs.
-    serving
-        The result.
-    seconds
-        How long it took, where it was run.
-    """
+    """What became of a job."""
 
     index: int
+    """Its place among the jobs."""
     serving: Serving
+    """The result."""
     seconds: float
+    """How long it took, where it was run."""
 
 
 class JobFailed(ValueError):
@@ -124,12 +110,8 @@ def run_here(jobs: Sequence[Job], *, workers: int | None = None) -> Generator[Fi
     workers
         Processes; 1 runs the jobs in this one. None: `default_workers`.
 
-    Raises
-    ------
-    JobFailed
-        A policy, a stream and a pool do not go together.
-    ValueError
-        `workers` is less than 1.
+    Raises JobFailed: A policy, a stream and a pool do not go together. Raises ValueError: `workers`
+    is less than 1.
     """
     if workers is None:
         workers = default_workers(jobs)
@@ -174,14 +156,8 @@ def run_on_ray(
     cpus
         Cores of a cluster that is started here; None: all.
 
-    Raises
-    ------
-    JobFailed
-        As for `run_here`.
-    RayMissing
-        Ray is not installed.
-    ConnectionError
-        There is no cluster at the address.
+    Raises JobFailed: as for `run_here`. Raises RayMissing: ray is not installed. Raises
+    ConnectionError: there is no cluster at the address.
     """
     try:
         import ray

@@ -94,32 +94,22 @@ class PlotFormatError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PoolMap:
-    """What was in each slot, step by step.
-
-    Attributes
-    ----------
-    policy
-        Whose pool it is.
-    slots, slots_per_row
-        Size of the pool; slots that a row stands for, the last one for fewer.
-    steps
-        int64 [columns], the sampled steps.
-    classes
-        uint8 [rows, columns], the most frequent class of each row's slots; of two that are equally
-        frequent the one with the smaller number.
-    owners
-        int32 [rows, columns], a request that has a slot of that class there; -1 for none.
-    counts
-        int64 [columns, classes], slots in each class, exact.
-    """
+    """What was in each slot, step by step."""
 
     policy: Policy
+    """Whose pool it is."""
     slots: int
     slots_per_row: int
+    """Size of the pool; slots that a row stands for, the last one for fewer."""
     steps: NDArray[np.int64]
+    """int64 [columns], the sampled steps."""
     classes: NDArray[np.uint8]
+    """uint8 [rows, columns], the most frequent class of each row's slots; of two that are equally
+    frequent the one with the smaller number."""
     owners: NDArray[np.int32]
+    """int32 [rows, columns], a request that has a slot of that class there; -1 for none."""
     counts: NDArray[np.int64]
+    """int64 [columns, classes], slots in each class, exact."""
 
 
 class _Enough(Exception):
@@ -250,10 +240,7 @@ def check_format(file: Path) -> None:
 def draw(record: WasteRecord, stream: str, maps: list[PoolMap], file: Path) -> None:
     """Draw the rows of one stream, and maps of their pools, to a file.
 
-    Raises
-    ------
-    PlotFormatError
-        The file's ending says no format that can be drawn.
+    Raises PlotFormatError: the file's ending says no format that can be drawn.
     """
     check_format(file)
     from matplotlib.backends.backend_agg import FigureCanvasAgg

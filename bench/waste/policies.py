@@ -50,10 +50,8 @@ def parse_policy(
         What holds where the text does not say: tokens per block, and longest request of a
         reservation.
 
-    Raises
-    ------
-    PolicySpecError
-        A name or an option is unknown, is given twice, or has a value that it cannot have.
+    Raises PolicySpecError: A name or an option is unknown, is given twice, or has a value that it
+    cannot have.
     """
     head, colon, tail = text.strip().partition(":")
     given = dict(_options(text, tail)) if colon else {}

@@ -56,36 +56,29 @@ class ReplayResult(Hits):
 
     Attributes
     ----------
-    order, capacity_blocks
-        As given; None is a cache without end.
-    requests
-        Requests that were counted.
     queried_tokens, hit_tokens
         Prompt tokens that were looked up, and found.
-    queried_blocks, hit_blocks
-        Blocks likewise.
-    evictions
-        Blocks that were given up for others or for a quota; in Belady's order also those of a
-        prompt that were not worth keeping in the first place.
-    ghost_hits
-        Blocks that were looked up in vain and had been given up within the last `capacity_blocks`
-        evictions.
-    unique_blocks, reused_blocks
-        Different blocks that were looked up, and those among them that were more than once.
-    tenants
-        Tokens of each tenant's prompts.
     """
 
     order: ReplayOrder
     capacity_blocks: int | None
+    """As given; None is a cache without end."""
     requests: int
+    """Requests that were counted."""
     queried_blocks: int
     hit_blocks: int
+    """Blocks likewise."""
     evictions: int
+    """Blocks that were given up for others or for a quota; in Belady's order also those of a prompt
+    that were not worth keeping in the first place."""
     ghost_hits: int
+    """Blocks that were looked up in vain and had been given up within the last `capacity_blocks`
+    evictions."""
     unique_blocks: int
     reused_blocks: int
+    """Different blocks that were looked up, and those among them that were more than once."""
     tenants: Mapping[int, Hits]
+    """Tokens of each tenant's prompts."""
 
     @property
     def block_hit_rate(self) -> float:
@@ -123,11 +116,8 @@ def replay(
     warmup_requests
         Leading requests that fill the cache and are not counted.
 
-    Raises
-    ------
-    ValueError
-        The stream has no prefix blocks or names one twice in a prompt, the capacity is less than a
-        block, or an argument is unknown or does not apply.
+    Raises ValueError: the stream has no prefix blocks or names one twice in a prompt, the capacity
+    is less than a block, or an argument is unknown or does not apply.
     """
     if order not in get_args(ReplayOrder):
         raise ValueError(f"order {order!r}: choose one of {', '.join(get_args(ReplayOrder))}")

@@ -32,24 +32,18 @@ class _Record(BaseModel):
 
 
 class Machine(_Record):
-    """Where the simulations were run. None of their figures depends on it, but for the seconds.
-
-    Attributes
-    ----------
-    cores
-        Cores that this process may use.
-    commit, dirty
-        Of the checkout that pagedbench runs from, and whether it has uncommitted changes; None
-        where it is not a checkout.
-    """
+    """Where the simulations were run. None of their figures depends on it, but for the seconds."""
 
     pagedbench: str
     python: str
     numpy: str
     cpu: str
     cores: int
+    """Cores that this process may use."""
     commit: str | None
     dirty: bool | None
+    """Of the checkout that pagedbench runs from, and whether it has uncommitted changes; None where
+    it is not a checkout."""
 
 
 class PoolRecord(_Record):
@@ -66,35 +60,24 @@ class PoolRecord(_Record):
 
 
 class StreamRecord(_Record):
-    """Which requests were served.
-
-    Attributes
-    ----------
-    label
-        Name by which the rows refer to it; no two streams have the same.
-    source
-        Where the requests come from.
-    requests
-        How many they are.
-    mean_prompt_tokens, mean_output_tokens, longest_request
-        Lengths; the longest is of prompt and output together.
-    timed
-        Whether they arrive at times of their own; otherwise the next one always waits.
-    prefixes
-        Whether it is known which prompts begin alike.
-    without_output
-        Requests of the trace that generate nothing, and were left out.
-    """
+    """Which requests were served."""
 
     label: str
+    """Name by which the rows refer to it; no two streams have the same."""
     source: str
+    """Where the requests come from."""
     requests: int
+    """How many they are."""
     mean_prompt_tokens: float
     mean_output_tokens: float
     longest_request: int
+    """Lengths; the longest is of prompt and output together."""
     timed: bool
+    """Whether they arrive at times of their own; otherwise the next one always waits."""
     prefixes: bool
+    """Whether it is known which prompts begin alike."""
     without_output: int
+    """Requests of the trace that generate nothing, and were left out."""
 
 
 class SeriesRecord(_Record):
@@ -152,33 +135,23 @@ SERIES_COLUMNS: Final = tuple(name for name in SeriesRecord.model_fields if name
 
 
 class WasteRow(_Record):
-    """One policy on one stream.
-
-    Attributes
-    ----------
-    stream
-        Label of the stream.
-    policy
-        As it is typed; `bench.waste.policies` reads it.
-    total
-        From the first step to the last.
-    loaded
-        The part to judge by; see `paged.accounting.Serving`.
-    peak_running, peak_requests, peak_allocated
-        Most sequences and requests at once, and most slots that were allocated at once.
-    seconds
-        How long the simulation took.
-    """
+    """One policy on one stream."""
 
     stream: str
+    """Label of the stream."""
     policy: str
+    """As it is typed; `bench.waste.policies` reads it."""
     total: Counters
+    """From the first step to the last."""
     loaded: Counters
+    """The part to judge by; see `paged.accounting.Serving`."""
     peak_running: int
     peak_requests: int
     peak_allocated: int
+    """Most sequences and requests at once, and most slots that were allocated at once."""
     series: SeriesRecord
     seconds: float
+    """How long the simulation took."""
 
     @model_validator(mode="after")
     def _is_of_one_pool(self) -> Self:
@@ -244,39 +217,28 @@ class WasteRow(_Record):
 
 
 class WasteRecord(_Record):
-    """Everything that `pagedbench waste` found.
-
-    Attributes
-    ----------
-    command
-        The arguments of the command.
-    complete
-        Whether all that was asked for was run; False after an interrupt.
-    asked
-        Rows that a complete record has.
-    warmup
-        Completed requests before the part to judge by; None: a tenth of the stream.
-    clients
-        Most requests that wait or run at once; None: no limit.
-    step_ns, prefill_ns_per_token
-        Duration of a step, for streams with arrival times.
-    base
-        The policy that the others vary (`bench.waste.whatif`); None: they stand side by side.
-    """
+    """Everything that `pagedbench waste` found."""
 
     schema_version: int = SCHEMA_VERSION
     started_at: str
     elapsed_s: float
     command: list[str]
+    """The arguments of the command."""
     complete: bool
+    """Whether all that was asked for was run; False after an interrupt."""
     asked: int
+    """Rows that a complete record has."""
     machine: Machine
     pool: PoolRecord
     warmup: int | None
+    """Completed requests before the part to judge by; None: a tenth of the stream."""
     clients: int | None
+    """Most requests that wait or run at once; None: no limit."""
     step_ns: int
     prefill_ns_per_token: int
+    """Duration of a step, for streams with arrival times."""
     base: str | None
+    """The policy that the others vary (`bench.waste.whatif`); None: they stand side by side."""
     streams: list[StreamRecord]
     rows: list[WasteRow]
 
@@ -323,10 +285,7 @@ def waste_row(stream: str, policy: Policy, serving: Serving, *, seconds: float) 
 def stream_record(source: StreamSource, *, label: str) -> StreamRecord:
     """Read a stream once and describe it, requests without output apart.
 
-    Raises
-    ------
-    ValueError
-        No request generates a token, so none is ever in the cache.
+    Raises ValueError: no request generates a token, so none is ever in the cache.
     """
     requests = without = prompt = output = longest = 0
     prefixes = False

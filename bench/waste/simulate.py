@@ -52,10 +52,8 @@ def simulate(
     clients
         For paging, and streams without them: most requests that wait or run at once.
 
-    Raises
-    ------
-    ValueError
-        The pool, the stream and the policy do not go together; the message says where.
+    Raises ValueError: the pool, the stream and the policy do not go together; the message says
+    where.
     """
     if warmup is None:
         warmup = int(WARMUP_SHARE * num_requests(source))

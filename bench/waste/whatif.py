@@ -34,69 +34,45 @@ CRITERION: Final = "ranked by requests completed in 1,000 loaded steps, then by 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variation:
-    """A policy that differs from the base in one option.
-
-    Attributes
-    ----------
-    group
-        The option.
-    label
-        Its value.
-    policy
-        The policy.
-    """
+    """A policy that differs from the base in one option."""
 
     group: str
+    """The option."""
     label: str
+    """Its value."""
     policy: PagedPolicy
+    """The policy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effect:
-    """What a variation comes to, against the base; differences are variation minus base.
-
-    Attributes
-    ----------
-    group, label
-        As in `Variation`.
-    row
-        Its figures.
-    token_share
-        Share of the pool that holds tokens in use, difference, -1 to 1.
-    batch
-        Mean number of running requests, difference.
-    completed
-        Requests completed in 1,000 steps, difference.
-    gain
-        The same as a share of the base's.
-    """
+    """What a variation comes to, against the base; differences are variation minus base."""
 
     group: str
     label: str
+    """As in `Variation`."""
     row: WasteRow
+    """Its figures."""
     token_share: float
+    """Share of the pool that holds tokens in use, difference, -1 to 1."""
     batch: float
+    """Mean number of running requests, difference."""
     completed: float
+    """Requests completed in 1,000 steps, difference."""
     gain: float
+    """The same as a share of the base's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WhatIf:
-    """Every variation on one stream.
-
-    Attributes
-    ----------
-    base
-        The base's figures.
-    effects
-        Of the variations that were run, by option.
-    best
-        The one that gives back most; None where none gives back more than `NOTHING`.
-    """
+    """Every variation on one stream."""
 
     base: WasteRow
+    """The base's figures."""
     effects: tuple[Effect, ...]
+    """Of the variations that were run, by option."""
     best: Effect | None
+    """The one that gives back most; None where none gives back more than `NOTHING`."""
 
 
 def variations(base: PagedPolicy, *, prefixes: bool) -> list[Variation]:
@@ -148,10 +124,7 @@ _NO_QUOTAS: Final[dict[str, Any]] = {"tenant_quotas": ()}
 def compare(record: WasteRecord, stream: str) -> WhatIf | None:
     """Hold every row of a stream against the base; None where the base itself was not run.
 
-    Raises
-    ------
-    ValueError
-        The record has no base: it was not made to vary one.
+    Raises ValueError: the record has no base: it was not made to vary one.
     """
     if record.base is None:
         raise ValueError("the record has no base; make it with --whatif")

@@ -38,10 +38,7 @@ def arriving(
     seed
         Seed, 0 or more. The same seed gives the same times whatever the requests.
 
-    Raises
-    ------
-    ValueError
-        For a rate, CV or seed out of range.
+    Raises ValueError: for a rate, CV or seed out of range.
     """
     if isinstance(source, _Arriving):  # its times would be drawn in vain
         source = source.of

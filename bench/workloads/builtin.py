@@ -33,23 +33,16 @@ _MOONCAKE: Final = "Mooncake, FAST'25 traces, conversation (Apache-2.0)"
 
 @dataclass(frozen=True, slots=True)
 class StreamLaw:
-    """Where a built-in stream's figures come from, and the figures.
-
-    Attributes
-    ----------
-    source
-        Data set and licence.
-    rate_per_s
-        Mean arrivals per second; None where the data set has no times.
-    prompt_tokens, output_tokens
-        Lengths at each of `LEVELS`: the shortest length that at least this share of the requests
-        does not exceed (numpy's method `inverted_cdf`).
-    """
+    """Where a built-in stream's figures come from, and the figures."""
 
     source: str
+    """Data set and licence."""
     rate_per_s: float | None
+    """Mean arrivals per second; None where the data set has no times."""
     prompt_tokens: tuple[int, ...]
     output_tokens: tuple[int, ...]
+    """Lengths at each of `LEVELS`: the shortest length that at least this share of the requests
+    does not exceed (numpy's method `inverted_cdf`)."""
 
 
 # fmt: off
@@ -86,27 +79,17 @@ class QuantileSource:
 
     The same arguments give the same stream, and a longer draw begins with the shorter one.
 
-    Attributes
-    ----------
-    name
-        One of `STREAM_LAWS`.
-    num_requests
-        Requests to draw.
-    seed
-        Seed, 0 or more.
-    rate_per_s
-        Mean arrivals per second; None takes the table's, and leaves out times where it has none.
-
-    Raises
-    ------
-    ValueError
-        For an unknown name or a number out of range.
+    Raises ValueError: for an unknown name or a number out of range.
     """
 
     name: str
+    """One of `STREAM_LAWS`."""
     num_requests: int
+    """Requests to draw."""
     seed: int = 0
+    """Seed, 0 or more."""
     rate_per_s: float | None = None
+    """Mean arrivals per second; None takes the table's, and leaves out times where it has none."""
 
     def __post_init__(self) -> None:
         if self.name not in STREAM_LAWS:

@@ -78,24 +78,15 @@ class ConversationFit:
     The same arguments give the same requests, and a longer draw begins with the shorter one.
     Memory grows with the rate, by the conversations that have not ended, not with the requests.
 
-    Attributes
-    ----------
-    num_requests
-        Requests to draw.
-    seed
-        Seed, 0 or more.
-    rate_per_s
-        Mean arrivals per second. Conversations begin more often or less; their pauses stay.
-
-    Raises
-    ------
-    ValueError
-        For a number out of range.
+    Raises ValueError: for a number out of range.
     """
 
     num_requests: int = TRACE_REQUESTS
+    """Requests to draw."""
     seed: int = 0
+    """Seed, 0 or more."""
     rate_per_s: float = TRACE_RATE_PER_S
+    """Mean arrivals per second. Conversations begin more often or less; their pauses stay."""
 
     def __post_init__(self) -> None:
         if self.num_requests < 1:

@@ -32,20 +32,14 @@ DEFAULT_REQUESTS: Final = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Lognormal:
-    """Weights of a lognormal density at whole numbers of tokens.
-
-    Attributes
-    ----------
-    mu, sigma
-        Mean and standard deviation of the logarithm, before cutting off.
-    shortest, longest
-        First and last length that occurs, tokens.
-    """
+    """Weights of a lognormal density at whole numbers of tokens."""
 
     mu: float
     sigma: float
+    """Mean and standard deviation of the logarithm, before cutting off."""
     shortest: int
     longest: int
+    """First and last length that occurs, tokens."""
 
     def weights(self) -> NDArray[np.float64]:
         """Probability of each length from `shortest` to `longest`, float64."""
@@ -55,20 +49,14 @@ class Lognormal:
 
 @dataclass(frozen=True, slots=True)
 class Gamma:
-    """Weights of a gamma density at whole numbers of tokens.
-
-    Attributes
-    ----------
-    shape, scale
-        The density's parameters, before cutting off; `scale` in tokens.
-    shortest, longest
-        First and last length that occurs, tokens.
-    """
+    """Weights of a gamma density at whole numbers of tokens."""
 
     shape: float
     scale: float
+    """The density's parameters, before cutting off; `scale` in tokens."""
     shortest: int
     longest: int
+    """First and last length that occurs, tokens."""
 
     def weights(self) -> NDArray[np.float64]:
         """Probability of each length from `shortest` to `longest`, float64."""
@@ -84,48 +72,33 @@ def _normalised(log_weights: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moments:
-    """Moments of a length law, in tokens; the CVs are plain numbers.
-
-    Attributes
-    ----------
-    prompt_mean, output_mean
-        Mean lengths.
-    prompt_cv, output_cv
-        Coefficients of variation.
-    output_weighted_output
-        E[o^2] / E[o]: twice the tokens that a running request has still to produce. Requests are
-        resident for a step per output token, so what is seen at a moment is weighted with `o`.
-    output_weighted_prompt
-        E[i o] / E[o]: prompt tokens of a running request.
-    """
+    """Moments of a length law, in tokens; the CVs are plain numbers."""
 
     prompt_mean: float
     output_mean: float
+    """Mean lengths."""
     prompt_cv: float
     output_cv: float
+    """Coefficients of variation."""
     output_weighted_output: float
+    """E[o^2] / E[o]: twice the tokens that a running request has still to produce. Requests are
+    resident for a step per output token, so what is seen at a moment is weighted with `o`."""
     output_weighted_prompt: float
+    """E[i o] / E[o]: prompt tokens of a running request."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LengthLaw:
-    """Joint law of prompt and output length.
-
-    Attributes
-    ----------
-    prompt, output
-        The two laws.
-    max_tokens
-        Most tokens of prompt and output together; pairs beyond are drawn again. None for any.
-    link
-        Dependence, from -1 to 1: that of the Farlie-Gumbel-Morgenstern copula
-        `u v (1 + link (1 - u) (1 - v))`; 0 draws the two apart.
-    """
+    """Joint law of prompt and output length."""
 
     prompt: Lognormal | Gamma
     output: Lognormal | Gamma
+    """The two laws."""
     max_tokens: int | None = None
+    """Most tokens of prompt and output together; pairs beyond are drawn again. None for any."""
     link: float = 0.0
+    """Dependence, from -1 to 1: that of the Farlie-Gumbel-Morgenstern copula `u v (1 + link (1 - u)
+    (1 - v))`; 0 draws the two apart."""
 
     def moments(self) -> Moments:
         """Compute the moments, exactly."""
@@ -190,27 +163,18 @@ class LengthLaw:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """A law, what it is fitted to, and how its requests arrive.
-
-    Attributes
-    ----------
-    law
-        The lengths.
-    description
-        What the requests are like, in a line.
-    source
-        Where the moments come from.
-    rate_per_s
-        Mean arrivals per second; None where the source of the moments has no times.
-    cv
-        Coefficient of variation of the gaps between arrivals, 1 for a Poisson process.
-    """
+    """A law, what it is fitted to, and how its requests arrive."""
 
     law: LengthLaw
+    """The lengths."""
     description: str
+    """What the requests are like, in a line."""
     source: str
+    """Where the moments come from."""
     rate_per_s: float | None = None
+    """Mean arrivals per second; None where the source of the moments has no times."""
     cv: float = 1.0
+    """Coefficient of variation of the gaps between arrivals, 1 for a Poisson process."""
 
 
 _PAPER: Final = "PagedAttention (Kwon et al., SOSP 2023), figures"
@@ -273,24 +237,15 @@ FITS: Final = {
 class LengthFit:
     """Lengths drawn from one of `FITS`, without times. A longer draw begins with the shorter one.
 
-    Attributes
-    ----------
-    name
-        One of `FITS`.
-    num_requests
-        Requests to draw.
-    seed
-        Seed, 0 or more.
-
-    Raises
-    ------
-    ValueError
-        For an unknown name or a number out of range.
+    Raises ValueError: for an unknown name or a number out of range.
     """
 
     name: str
+    """One of `FITS`."""
     num_requests: int = DEFAULT_REQUESTS
+    """Requests to draw."""
     seed: int = 0
+    """Seed, 0 or more."""
 
     def __post_init__(self) -> None:
         if self.name not in FITS:
@@ -347,10 +302,7 @@ def fitted(
     cv
         Coefficient of variation of the gaps; None takes the fit's.
 
-    Raises
-    ------
-    ValueError
-        For an unknown name, a number out of range, or a CV without a rate.
+    Raises ValueError: for an unknown name, a number out of range, or a CV without a rate.
     """
     lengths = LengthFit(name=name, num_requests=num_requests, seed=seed)
     fit = FITS[name]

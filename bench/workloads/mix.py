@@ -52,11 +52,9 @@ def mix(
     names
         Names of the tenants; None takes the sources'.
 
-    Raises
-    ------
-    ValueError
-        For fewer than two sources, other numbers of shares or names than of sources, a share that
-        is not above 0, sources without times where there are no shares, or a negative seed.
+    Raises ValueError: for fewer than two sources, other numbers of shares or names than of sources,
+    a share that is not above 0, sources without times where there are no shares, or a negative
+    seed.
     """
     if len(sources) < 2:
         raise ValueError(f"a mix of {len(sources)} sources; give two or more")
@@ -105,11 +103,8 @@ def with_system_prompt(
     seed
         Seed of the draws, 0 or more.
 
-    Raises
-    ------
-    ValueError
-        For tokens, prompts or a seed out of range; when read, for tokens that do not fill whole
-        prefix blocks of the source.
+    Raises ValueError: for tokens, prompts or a seed out of range; when read, for tokens that do not
+    fill whole prefix blocks of the source.
     """
     return _SystemPrompt(of=source, tokens=tokens, prompts=prompts, seed=seed)
 

@@ -167,21 +167,14 @@ class _Head:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilteredSource:
-    """A source without the requests that are too long, or that have too little output.
-
-    Attributes
-    ----------
-    of
-        The source that is read.
-    max_tokens
-        Most tokens, prompt and output, that a request may end with; None for any.
-    min_output
-        Fewest output tokens that a request must have.
-    """
+    """A source without the requests that are too long, or that have too little output."""
 
     of: StreamSource
+    """The source that is read."""
     max_tokens: int | None = None
+    """Most tokens, prompt and output, that a request may end with; None for any."""
     min_output: int = 0
+    """Fewest output tokens that a request must have."""
 
     @property
     def name(self) -> str:
@@ -206,10 +199,7 @@ class FilteredSource:
     def chunks(self) -> Iterator[RequestStream]:
         """Yield what is kept; a chunk of which nothing is kept is left out.
 
-        Raises
-        ------
-        ValueError
-            At the end, where nothing was kept at all.
+        Raises ValueError: at the end, where nothing was kept at all.
         """
         empty = True
         for chunk in self.of.chunks():

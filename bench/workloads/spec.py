@@ -62,10 +62,7 @@ def parse_source(text: str) -> StreamSource:
     mix where a part has a `share`, times are dropped, and the mix may be given a `rate`; without a
     share, parts that have times are merged by them, and parts that have none share evenly.
 
-    Raises
-    ------
-    ValueError
-        Naming the part at fault, and the remedy.
+    Raises ValueError: naming the part at fault, and the remedy.
     """
     parts = _parts(text)
     if len(parts) == 1:

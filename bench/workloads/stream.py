@@ -39,25 +39,17 @@ class LengthSummary:
 
 @dataclass(frozen=True, slots=True)
 class StreamSummary:
-    """What a stream looks like at a glance.
-
-    Attributes
-    ----------
-    requests
-        Requests in the stream.
-    duration_s
-        Seconds from the first arrival to the last; None where the stream has no times.
-    rate_per_s
-        Gaps between arrivals, divided by `duration_s`; None where that says nothing.
-    prompt, output
-        The two lengths, in tokens.
-    """
+    """What a stream looks like at a glance."""
 
     requests: int
+    """Requests in the stream."""
     duration_s: float | None
+    """Seconds from the first arrival to the last; None where the stream has no times."""
     rate_per_s: float | None
+    """Gaps between arrivals, divided by `duration_s`; None where that says nothing."""
     prompt: LengthSummary
     output: LengthSummary
+    """The two lengths, in tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -66,20 +58,14 @@ class PrefixBlocks:
 
     Equal ids mean equal tokens in the block and in everything before it, so two requests share a
     prefix as far as their ids agree. Two records are equal only where they are the same object.
-
-    Attributes
-    ----------
-    ids
-        int64 [total], the ids of all requests, end to end.
-    offsets
-        int64 [n + 1]; request r owns `ids[offsets[r] : offsets[r + 1]]`.
-    tokens_per_block
-        Tokens that one id stands for; the last id of a request may stand for fewer.
     """
 
     ids: NDArray[np.int64]
+    """int64 [total], the ids of all requests, end to end."""
     offsets: NDArray[np.int64]
+    """int64 [n + 1]; request r owns `ids[offsets[r] : offsets[r + 1]]`."""
     tokens_per_block: int
+    """Tokens that one id stands for; the last id of a request may stand for fewer."""
 
     def __post_init__(self) -> None:
         if self.tokens_per_block < 1:
@@ -144,12 +130,8 @@ class PrefixBlocks:
         int64 [blocks]
             In the order of the prompt.
 
-        Raises
-        ------
-        IndexError
-            For an unknown request.
-        ValueError
-            For a block size below 1, or ids so large that keys do not fit int64.
+        Raises IndexError: for an unknown request. Raises ValueError: for a block size below 1, or
+        ids so large that keys do not fit int64.
         """
         ids = self.of(request)
         self._check_keys(ids, block_size)
@@ -240,39 +222,26 @@ class RequestStream:
     The columns may be given as anything that numpy makes integers (times: numbers) of; they are
     copied and made read-only. Two streams are equal only where they are the same object.
 
-    Attributes
-    ----------
-    name
-        Short name, for tables.
-    source
-        Where the lengths come from: a path, or a citation.
-    prompt_tokens, output_tokens
-        int64 [n], tokens, 0 to `MAX_TOKENS`.
-    arrival_s
-        float64 [n], seconds since the stream began, never decreasing; None where unknown.
-    prefix
-        Prefix blocks of each prompt; None where unknown.
-    tenant
-        int64 [n], whose request it is, as an index into `tenant_names`; None where there is one
-        tenant.
-    tenant_names
-        Names of all tenants, also of those without a request in this stream.
-
-    Raises
-    ------
-    ValueError
-        For columns that are empty, ragged, of the wrong type or out of range. The message names the
-        first request at fault.
+    Raises ValueError: for columns that are empty, ragged, of the wrong type or out of range. The
+    message names the first request at fault.
     """
 
     name: str
+    """Short name, for tables."""
     source: str
+    """Where the lengths come from: a path, or a citation."""
     prompt_tokens: NDArray[np.int64]
     output_tokens: NDArray[np.int64]
+    """int64 [n], tokens, 0 to `MAX_TOKENS`."""
     arrival_s: NDArray[np.float64] | None = None
+    """float64 [n], seconds since the stream began, never decreasing; None where unknown."""
     prefix: PrefixBlocks | None = None
+    """Prefix blocks of each prompt; None where unknown."""
     tenant: NDArray[np.int64] | None = None
+    """int64 [n], whose request it is, as an index into `tenant_names`; None where there is one
+    tenant."""
     tenant_names: tuple[str, ...] = ()
+    """Names of all tenants, also of those without a request in this stream."""
 
     def __post_init__(self) -> None:
         prompt = _column(self.prompt_tokens, "prompt_tokens", largest=MAX_TOKENS)

@@ -69,30 +69,21 @@ class TraceError(ValueError):
 class TraceSource:
     """A trace file, read anew each time, every row a request.
 
-    Attributes
-    ----------
-    path
-        File, plain or gzip.
-    format
-        `azure`, `sharegpt`, `mooncake`, `burstgpt` or `qwen`; None goes by the first line.
-    limit
-        Most requests to read; what lies behind them is not looked at.
-    turns
-        `all`, or `first`: of a ShareGPT-lengths file, the first turn of every conversation. Its
-        rows are turns, and each turn's prompt holds the conversation so far. There are no
-        conversation ids: a conversation is taken to start where the prompt is shorter than the
-        previous turn's prompt and output together.
-
-    Raises
-    ------
-    ValueError
-        For an unknown `format` or `turns`, first turns of another format, or a limit below 1.
+    Raises ValueError: for an unknown `format` or `turns`, first turns of another format, or a limit
+    below 1.
     """
 
     path: str | os.PathLike[str]
+    """File, plain or gzip."""
     format: str | None = field(default=None, kw_only=True)
+    """`azure`, `sharegpt`, `mooncake`, `burstgpt` or `qwen`; None goes by the first line."""
     limit: int | None = field(default=None, kw_only=True)
+    """Most requests to read; what lies behind them is not looked at."""
     turns: str = field(default="all", kw_only=True)
+    """`all`, or `first`: of a ShareGPT-lengths file, the first turn of every conversation. Its rows
+    are turns, and each turn's prompt holds the conversation so far. There are no conversation ids:
+    a conversation is taken to start where the prompt is shorter than the previous turn's prompt and
+    output together."""
 
     def __post_init__(self) -> None:
         if self.format is not None and self.format not in _FORMATS:
@@ -141,12 +132,8 @@ class TraceSource:
         (mooncake) or as finely as the file says. Prefix blocks have 512 tokens (mooncake) or 16
         (qwen).
 
-        Raises
-        ------
-        TraceError
-            Where the file is not a trace, when reading reaches that line.
-        OSError
-            Where the file cannot be opened.
+        Raises TraceError where the file is not a trace, when reading reaches that line. Raises
+        OSError where the file cannot be opened.
         """
         with closing(_lines(os.fspath(self.path))) as lines:
             first, chosen = self._begin(lines)

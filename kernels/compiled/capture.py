@@ -31,25 +31,17 @@ class NothingLaunched(RuntimeError):
 
 @dataclass(slots=True)
 class Launch:
-    """What one launch compiled.
-
-    Attributes
-    ----------
-    function
-        The `@triton.jit` function.
-    compiled
-        Triton's compiled kernel.
-    constexprs, arguments
-        As in `kernels.compiled.figures.LaunchFigures`.
-    count
-        Launches that compiled to this.
-    """
+    """What one launch compiled."""
 
     function: Any
+    """The `@triton.jit` function."""
     compiled: Any
+    """Triton's compiled kernel."""
     constexprs: dict[str, Any]
     arguments: dict[str, str]
+    """As in `kernels.compiled.figures.LaunchFigures`."""
     count: int = 1
+    """Launches that compiled to this."""
 
 
 @dataclass(slots=True)

@@ -9,19 +9,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What an instruction does with global memory.
-
-    Attributes
-    ----------
-    kind
-        `load`, `async copy` (to shared memory, past the registers), `bulk copy` (by the tensor
-        memory accelerator), `store` or `atomic`.
-    bytes
-        Of one thread; 0 where the instruction does not say.
-    """
+    """What an instruction does with global memory."""
 
     kind: str
+    """`load`, `async copy` (to shared memory, past the registers), `bulk copy` (by the tensor
+    memory accelerator), `store` or `atomic`."""
     bytes: int
+    """Of one thread; 0 where the instruction does not say."""
 
     @property
     def reads(self) -> bool:
@@ -34,27 +28,18 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """One instruction.
-
-    Attributes
-    ----------
-    opcode
-        With its modifiers, such as `LDG.E.128`.
-    kind
-        Its class; see `sass` and `amdgcn`.
-    access
-        Its access to global memory, if it is one.
-    label
-        Where it branches to, if it does.
-    source
-        (file, line) of the statement that it comes from, innermost function; ("", 0) if unknown.
-    """
+    """One instruction."""
 
     opcode: str
+    """With its modifiers, such as `LDG.E.128`."""
     kind: str
+    """Its class; see `sass` and `amdgcn`."""
     access: Access | None
+    """Its access to global memory, if it is one."""
     label: str | None
+    """Where it branches to, if it does."""
     source: tuple[str, int]
+    """(file, line) of the statement that it comes from, innermost function; ("", 0) if unknown."""
 
 
 @dataclass(frozen=True, slots=True)

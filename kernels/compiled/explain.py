@@ -42,27 +42,19 @@ class Slack:
 
     The values are chosen, not measured: below them a change of the source that does nothing wrong
     (another order of statements, one address more) moves the figures, too.
-
-    Attributes
-    ----------
-    spill_instructions, spill_bytes
-        ptxas 13 spills a few bytes at a register count that suits it, far from any limit.
-    registers
-        One unit of allocation: 256 registers of a warp, 8 of a thread.
-    shared_bytes
-        Barriers and small reductions.
-    loop
-        Share by which the main loop, per KV token, may grow.
-    kernel
-        Share by which a kernel without a main loop may grow.
     """
 
     spill_instructions: int = 8
     spill_bytes: int = 32
+    """ptxas 13 spills a few bytes at a register count that suits it, far from any limit."""
     registers: int = 8
+    """One unit of allocation: 256 registers of a warp, 8 of a thread."""
     shared_bytes: int = 1024
+    """Barriers and small reductions."""
     loop: float = 0.05
+    """Share by which the main loop, per KV token, may grow."""
     kernel: float = 0.10
+    """Share by which a kernel without a main loop may grow."""
 
 
 SLACK: Final = Slack()

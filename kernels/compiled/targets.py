@@ -45,48 +45,34 @@ class UnknownTarget(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A GPU to compile for.
-
-    Attributes
-    ----------
-    name
-        As on the command line.
-    backend
-        Triton's: `cuda` or `hip`.
-    arch
-        Triton's: 90, or "gfx942".
-    warp_size
-        Threads of a warp, or of a wave.
-    max_warps, max_blocks
-        Of one processor.
-    registers
-        32-bit registers of one processor (NVIDIA), or VGPRs and AGPRs of one lane of a SIMD (AMD).
-    max_registers
-        Of one thread.
-    shared_bytes, shared_limit
-        Shared memory (LDS) of one processor, and the most that one program may have.
-    shared_granule
-        Bytes in which it is allocated.
-    processors
-        How many a common product has, for host functions that size a grid by it. Figures do not
-        depend on it unless a kernel's constexprs do.
-    tensor_columns
-        Tensor memory of one processor; 0 where there is none.
-    """
+    """A GPU to compile for."""
 
     name: str
+    """As on the command line."""
     backend: Literal["cuda", "hip"]
+    """Triton's: `cuda` or `hip`."""
     arch: int | str
+    """Triton's: 90, or "gfx942"."""
     warp_size: int
+    """Threads of a warp, or of a wave."""
     max_warps: int
     max_blocks: int
+    """Of one processor."""
     registers: int
+    """32-bit registers of one processor (NVIDIA), or VGPRs and AGPRs of one lane of a SIMD (AMD).
+    """
     max_registers: int
+    """Of one thread."""
     shared_bytes: int
     shared_limit: int
+    """Shared memory (LDS) of one processor, and the most that one program may have."""
     shared_granule: int
+    """Bytes in which it is allocated."""
     processors: int
+    """How many a common product has, for host functions that size a grid by it. Figures do not
+    depend on it unless a kernel's constexprs do."""
     tensor_columns: int = 0
+    """Tensor memory of one processor; 0 where there is none."""
 
     @property
     def is_nvidia(self) -> bool:
@@ -172,22 +158,15 @@ def find_target(name: str) -> Target:
 
 @dataclass(frozen=True, slots=True)
 class Occupancy:
-    """How many programs are resident on one processor.
-
-    Attributes
-    ----------
-    blocks
-        Programs; 0 if one alone does not fit.
-    warps
-        Warps (waves) of these programs.
-    limited_by
-        What keeps one more out: `warps`, `blocks`, `registers`, `shared memory` or `tensor
-        memory`. The first in this order, if several.
-    """
+    """How many programs are resident on one processor."""
 
     blocks: int
+    """Programs; 0 if one alone does not fit."""
     warps: int
+    """Warps (waves) of these programs."""
     limited_by: str
+    """What keeps one more out: `warps`, `blocks`, `registers`, `shared memory` or `tensor memory`.
+    The first in this order, if several."""
 
 
 def occupancy(

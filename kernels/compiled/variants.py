@@ -12,24 +12,16 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One thing to compile.
-
-    Attributes
-    ----------
-    name
-        As it is shown and as a baseline knows it. Its first word is a group.
-    subject
-        `module:function` or `file.py:function`; the function takes a `PagedBatch`.
-    problem
-        Spec of the batch.
-    not_for
-        Targets that cannot do it, and why; it is not run there, and that is shown.
-    """
+    """One thing to compile."""
 
     name: str
+    """As it is shown and as a baseline knows it. Its first word is a group."""
     subject: str
+    """`module:function` or `file.py:function`; the function takes a `PagedBatch`."""
     problem: str
+    """Spec of the batch."""
     not_for: tuple[tuple[str, str], ...] = ()
+    """Targets that cannot do it, and why; it is not run there, and that is shown."""
 
     @property
     def group(self) -> str:

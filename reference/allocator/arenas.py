@@ -73,18 +73,12 @@ At least `prompt + output`, for every request of at most `max_model_len` tokens.
 
 
 class Arena(Protocol):
-    """What places pieces in a pool.
-
-    Attributes
-    ----------
-    slots
-        Slots of the pool.
-    num_free
-        Slots that no piece covers.
-    """
+    """What places pieces in a pool."""
 
     slots: int
+    """Slots of the pool."""
     num_free: int
+    """Slots that no piece covers."""
 
     def __init__(self, slots: int) -> None: ...
 

@@ -160,47 +160,14 @@ AllocatorFactory = Callable[..., Allocator]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllocatorCapabilities:
-    """What an allocator can do. What it cannot is not asked of it, and shown as not run.
-
-    Attributes
-    ----------
-    prefix_caching, sliding_window
-        Whether the factory takes `prefix_caching=True`, and a `window`: a number of tokens, that of
-        the query included, of which each query sees so many.
-    window_with_caching
-        Whether it takes both together.
-    salt, fork, swap, chunked_prefill, commit, preempt, can_admit, reset
-        As in `Allocator`.
-    reset_while_running
-        Whether `reset` is asked for while sequences are there.
-    empty_calls
-        Whether it is asked to admit a prompt without tokens, and to append none.
-    batching
-        Several calls may go by before copies, writes and commits are carried out.
-    abort_before_write
-        A sequence may be freed before its tokens were written: nothing of it was published.
-    append_each
-        Whether it has a method of this name: `append` of one token to each of many sequences in
-        one call, as an engine decodes. It is for races only.
-    finds_every_prefix
-        As long as nothing had to be evicted, `admit` finds the longest prefix in whole blocks.
-    eviction
-        The order of eviction, and with it `idle_blocks`. None: the allocator's own business.
-    hostile
-        Members of `HOSTILE_CALLS` that can be expressed at all; all of them by default.
-    block_sizes
-        Sizes that work, tokens; None for any from 1 to 8 and 16.
-    min_blocks
-        Smallest pool that works, blocks.
-    spare_blocks
-        A sequence may be refused although it would fit, if fewer than so many blocks would be left.
-    window_slack
-        Blocks that may be held behind the window, at most.
-    """
+    """What an allocator can do. What it cannot is not asked of it, and shown as not run."""
 
     prefix_caching: bool = True
     sliding_window: bool = False
+    """Whether the factory takes `prefix_caching=True`, and a `window`: a number of tokens, that of
+    the query included, of which each query sees so many."""
     window_with_caching: bool = False
+    """Whether it takes both together."""
     salt: bool = False
     fork: bool = False
     swap: bool = False
@@ -209,18 +176,33 @@ class AllocatorCapabilities:
     preempt: bool = False
     can_admit: bool = False
     reset: bool = False
+    """As in `Allocator`."""
     reset_while_running: bool = True
+    """Whether `reset` is asked for while sequences are there."""
     empty_calls: bool = True
+    """Whether it is asked to admit a prompt without tokens, and to append none."""
     batching: bool = False
+    """Several calls may go by before copies, writes and commits are carried out."""
     abort_before_write: bool = False
+    """A sequence may be freed before its tokens were written: nothing of it was published."""
     append_each: bool = False
+    """Whether it has a method of this name: `append` of one token to each of many sequences in one
+    call, as an engine decodes. It is for races only."""
     finds_every_prefix: bool = False
+    """As long as nothing had to be evicted, `admit` finds the longest prefix in whole blocks."""
     eviction: EvictionOrder | None = None
+    """The order of eviction, and with it `idle_blocks`. None: the allocator's own business."""
     hostile: frozenset[str] = frozenset(HOSTILE_CALLS)
+    """Members of `HOSTILE_CALLS` that can be expressed at all; all of them by default."""
     block_sizes: frozenset[int] | None = None
+    """Sizes that work, tokens; None for any from 1 to 8 and 16."""
     min_blocks: int = 1
+    """Smallest pool that works, blocks."""
     spare_blocks: int = 0
+    """A sequence may be refused although it would fit, if fewer than so many blocks would be left.
+    """
     window_slack: int = 0
+    """Blocks that may be held behind the window, at most."""
 
     def __post_init__(self) -> None:
         for name in self.hostile - set(HOSTILE_CALLS):

@@ -96,30 +96,20 @@ class CheckFailed(Exception):
 
 @dataclass(slots=True)
 class Life:
-    """A live sequence as the engine sees it.
-
-    Attributes
-    ----------
-    tokens
-        Tokens that there is room for.
-    rest
-        Tokens of the prompt that there is no room for yet.
-    salt
-        Of its admission.
-    origin
-        What its keys and values depend on besides its tokens.
-    written
-        Leading tokens whose keys and values are in the cache.
-    hashes
-        Of the prefixes of `tokens`, uint64 [num_tokens].
-    """
+    """A live sequence as the engine sees it."""
 
     tokens: list[int]
+    """Tokens that there is room for."""
     rest: list[int]
+    """Tokens of the prompt that there is no room for yet."""
     salt: str
+    """Of its admission."""
     origin: int
+    """What its keys and values depend on besides its tokens."""
     written: int
+    """Leading tokens whose keys and values are in the cache."""
     hashes: NDArray[np.uint64] = field(init=False)
+    """Of the prefixes of `tokens`, uint64 [num_tokens]."""
 
     def __post_init__(self) -> None:
         self.rehash()
@@ -141,21 +131,14 @@ class Life:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The table of one sequence as the allocator shows it.
-
-    Attributes
-    ----------
-    slots
-        Slot of each token position, int64 [num_tokens]; -1 where it was given up.
-    blocks
-        Block of each logical block; -1 where it was given up.
-    first
-        First position that was not given up.
-    """
+    """The table of one sequence as the allocator shows it."""
 
     slots: NDArray[np.int64]
+    """Slot of each token position, int64 [num_tokens]; -1 where it was given up."""
     blocks: tuple[int, ...]
+    """Block of each logical block; -1 where it was given up."""
     first: int
+    """First position that was not given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -885,25 +868,17 @@ class AllocatorMachine:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a program shows.
-
-    Attributes
-    ----------
-    check
-        A member of `CHECKS`.
-    message
-        What was seen.
-    program
-        The calls that show it, the last one being the one that did; or none that did, if it showed
-        at the end, when everything was freed.
-    at_the_end
-        Whether it did.
-    """
+    """What a program shows."""
 
     check: str
+    """A member of `CHECKS`."""
     message: str
+    """What was seen."""
     program: Program
+    """The calls that show it, the last one being the one that did; or none that did, if it showed
+    at the end, when everything was freed."""
     at_the_end: bool
+    """Whether it did."""
 
     def __str__(self) -> str:
         where = "in the last step" if self.program.steps else "when it was made"

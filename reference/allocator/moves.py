@@ -51,22 +51,15 @@ def page_tokens(page: int, start: int, count: int, block_size: int) -> list[int]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Whole pages of the library, a part of one more, and perhaps one change.
-
-    Attributes
-    ----------
-    pages
-        Pages that it begins with.
-    tail
-        Tokens of page 0 behind them, modulo the block size; negative ones count from its end.
-    change
-        `last`, `first` or `middle`: that token is another one. `swapped`: the last two tokens have
-        changed places.
-    """
+    """Whole pages of the library, a part of one more, and perhaps one change."""
 
     pages: tuple[int, ...]
+    """Pages that it begins with."""
     tail: int = 0
+    """Tokens of page 0 behind them, modulo the block size; negative ones count from its end."""
     change: str = ""
+    """`last`, `first` or `middle`: that token is another one. `swapped`: the last two tokens have
+    changed places."""
 
     def tokens(self, block_size: int) -> list[int]:
         """The token ids."""
@@ -103,36 +96,24 @@ TOO_LONG: Final = Prompt((2,))
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Something to do, to whomever it fits.
-
-    Attributes
-    ----------
-    kind
-        A call, or one of those of `steps_of`.
-    target
-        Which of the sequences in question, the oldest being 0; modulo how many there are.
-    prompt
-        Of an admission.
-    count
-        Tokens to append, or to keep of another sequence's; children to fork.
-    page
-        Page of the library that is appended.
-    salted
-        Whether an admission has the other salt.
-    chunk
-        `one` or `half`: how much of a prompt there is to be room for at first.
-    change
-        As in `Prompt`, to what another sequence holds.
-    """
+    """Something to do, to whomever it fits."""
 
     kind: str
+    """A call, or one of those of `steps_of`."""
     target: int = 0
+    """Which of the sequences in question, the oldest being 0; modulo how many there are."""
     prompt: Prompt | None = None
+    """Of an admission."""
     count: int = 0
+    """Tokens to append, or to keep of another sequence's; children to fork."""
     page: int = 0
+    """Page of the library that is appended."""
     salted: bool = False
+    """Whether an admission has the other salt."""
     chunk: str = ""
+    """`one` or `half`: how much of a prompt there is to be room for at first."""
     change: str = ""
+    """As in `Prompt`, to what another sequence holds."""
 
 
 STOP: Final = Move("stop")

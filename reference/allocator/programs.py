@@ -14,27 +14,19 @@ from reference.allocator.contract import HOSTILE_CALLS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
-    """What a factory is asked for.
-
-    Attributes
-    ----------
-    num_blocks
-        Blocks of the pool.
-    block_size
-        Tokens per block.
-    prefix_caching
-        Whether cached prefixes are kept and found again.
-    window
-        Tokens that a query sees, itself included; None for all.
-    batching
-        Whether copies, writes and commits wait for a step `settle` instead of following each call.
-    """
+    """What a factory is asked for."""
 
     num_blocks: int
+    """Blocks of the pool."""
     block_size: int
+    """Tokens per block."""
     prefix_caching: bool = True
+    """Whether cached prefixes are kept and found again."""
     window: int | None = None
+    """Tokens that a query sees, itself included; None for all."""
     batching: bool = False
+    """Whether copies, writes and commits wait for a step `settle` instead of following each call.
+    """
 
     @property
     def num_slots(self) -> int:
@@ -70,30 +62,20 @@ copies, writes and commits), and calls that make no sense."""
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One call.
-
-    Attributes
-    ----------
-    call
-        A member of `CALLS`.
-    sequence
-        Name of the sequence that it is about, if any; of a fork, the child.
-    parent
-        Of a fork.
-    tokens
-        The whole prompt, or what is appended.
-    num_tokens
-        Leading tokens of a prompt that there is to be room for; None for all.
-    salt
-        Of an admission.
-    """
+    """One call."""
 
     call: str
+    """A member of `CALLS`."""
     sequence: str = ""
+    """Name of the sequence that it is about, if any; of a fork, the child."""
     parent: str = ""
+    """Of a fork."""
     tokens: tuple[int, ...] = ()
+    """The whole prompt, or what is appended."""
     num_tokens: int | None = None
+    """Leading tokens of a prompt that there is to be room for; None for all."""
     salt: str = ""
+    """Of an admission."""
 
     def __post_init__(self) -> None:
         if self.call not in CALLS:

@@ -54,33 +54,24 @@ def prefix_hashes(tokens: Integers) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True, slots=True)
 class ShadowFinding:
-    """A token position of a sequence that does not see its own prefix.
-
-    Attributes
-    ----------
-    position
-        The first such token position in the sequence.
-    slot, block
-        Where the sequence was told to look for it; the block is `slot // block_size`.
-    expected_token, expected_hash
-        The token at that position, and the hash of the prefix that ends with it.
-    found_position, found_token, found_hash
-        What was last written to the slot: a token, its position in the sequence it belonged to,
-        and the hash of the prefix. None, None and 0 if nothing was, or if there is no such slot.
-    num_wrong, num_tokens
-        How many positions of the sequence are wrong, and how many were looked at.
-    """
+    """A token position of a sequence that does not see its own prefix."""
 
     position: int
+    """The first such token position in the sequence."""
     slot: int
     block: int
+    """Where the sequence was told to look for it; the block is `slot // block_size`."""
     expected_token: int
     expected_hash: int
+    """The token at that position, and the hash of the prefix that ends with it."""
     found_position: int | None
     found_token: int | None
     found_hash: int
+    """What was last written to the slot: a token, its position in the sequence it belonged to, and
+    the hash of the prefix. None, None and 0 if nothing was, or if there is no such slot."""
     num_wrong: int
     num_tokens: int
+    """How many positions of the sequence are wrong, and how many were looked at."""
 
     def __str__(self) -> str:
         return (

@@ -114,24 +114,16 @@ def _raised(error: Exception) -> KernelRaised:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A named check.
-
-    Attributes
-    ----------
-    name
-        As printed, and as chosen on the command line.
-    law
-        One sentence: what must hold.
-    applies
-        Whether a problem can show it.
-    run
-        What is wrong, one sentence each; empty if nothing.
-    """
+    """A named check."""
 
     name: str
+    """As printed, and as chosen on the command line."""
     law: str
+    """One sentence: what must hold."""
     applies: Callable[[AttentionProblem], bool]
+    """Whether a problem can show it."""
     run: Callable[[Subject, AttentionProblem], Findings]
+    """What is wrong, one sentence each; empty if nothing."""
 
 
 def run_check(

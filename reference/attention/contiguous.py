@@ -15,16 +15,11 @@ from reference.attention.contract import AttentionCall
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContiguousBatch(AttentionCall):
-    """One call over a contiguous cache.
-
-    Attributes
-    ----------
-    key_cache, value_cache
-        [num_seqs, max_len, num_kv_heads, head_dim]; sequence s is row s.
-    """
+    """One call over a contiguous cache."""
 
     key_cache: Tensor
     value_cache: Tensor
+    """[num_seqs, max_len, num_kv_heads, head_dim]; sequence s is row s."""
 
 
 def contiguous_attention(batch: ContiguousBatch) -> None:

@@ -18,30 +18,18 @@ from reference.attention.problem import FP8_DTYPES, MAX_HEAD_DIM, QUERY_DTYPES, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionCall:
-    """A ragged batch of queries, the attention asked for, and the tensors to fill.
-
-    Attributes
-    ----------
-    query
-        [num_tokens, num_q_heads, head_dim] float32, float16 or bfloat16.
-    seq_lens
-        [num_seqs] int32, tokens in the cache, this step's included.
-    query_start_loc
-        [num_seqs + 1] int32, running total of the query lengths.
-    out
-        As query, filled with NaN.
-    lse
-        [num_tokens, num_q_heads] float32, filled with NaN; natural log. None if not asked for.
-    scale, causal, window, softcap, alibi_slopes, sinks, k_scale, v_scale
-        The variant, as in `reference.attention.problem.AttentionProblem`; slopes and sinks are
-        [num_q_heads] float32.
-    """
+    """A ragged batch of queries, the attention asked for, and the tensors to fill."""
 
     query: Tensor
+    """[num_tokens, num_q_heads, head_dim] float32, float16 or bfloat16."""
     seq_lens: Tensor
+    """[num_seqs] int32, tokens in the cache, this step's included."""
     query_start_loc: Tensor
+    """[num_seqs + 1] int32, running total of the query lengths."""
     out: Tensor
+    """As query, filled with NaN."""
     lse: Tensor | None
+    """[num_tokens, num_q_heads] float32, filled with NaN; natural log. None if not asked for."""
     scale: float
     causal: bool = True
     window: int | None = None
@@ -50,6 +38,8 @@ class AttentionCall:
     sinks: Tensor | None = None
     k_scale: float = 1.0
     v_scale: float = 1.0
+    """The variant, as in `reference.attention.problem.AttentionProblem`; slopes and sinks are
+    [num_q_heads] float32."""
 
     def replace(self, **changes: Any) -> Self:
         """The same call with some tensors or options changed."""
@@ -62,25 +52,19 @@ class PagedBatch(AttentionCall):
 
     Decode, prefill, chunked prefill and mixed batches all look like this. The kernel writes every
     element of `out` and `lse` and nothing else. A row that sees no key is 0, its lse -inf.
-
-    Attributes
-    ----------
-    key_cache, value_cache
-        [num_blocks, block_size, num_kv_heads, head_dim], the query's dtype or float8. The last
-        dimension is contiguous; the others may have any stride. Slots that no sequence owns hold
-        NaN.
-    block_table
-        [num_seqs, max_blocks_per_seq] int32. Columns past a sequence's blocks hold an index
-        outside the pool.
-    max_query_len, max_seq_len
-        On the host, so that a launch needs no synchronisation.
     """
 
     key_cache: Tensor
     value_cache: Tensor
+    """[num_blocks, block_size, num_kv_heads, head_dim], the query's dtype or float8. The last
+    dimension is contiguous; the others may have any stride. Slots that no sequence owns hold NaN.
+    """
     block_table: Tensor
+    """[num_seqs, max_blocks_per_seq] int32. Columns past a sequence's blocks hold an index outside
+    the pool."""
     max_query_len: int
     max_seq_len: int
+    """On the host, so that a launch needs no synchronisation."""
 
     @property
     def block_size(self) -> int:
@@ -115,32 +99,24 @@ class Capabilities:
     """What a kernel can do. Asking for more is an error, never a silent fallback.
 
     Declare them with `declares`; without a declaration a kernel is held to everything.
-
-    Attributes
-    ----------
-    dtypes, kv_dtypes
-        Names of `QUERY_DTYPES`, and of `FP8_DTYPES` for caches other than the query's dtype.
-    head_dims, block_sizes
-        The sizes that work; None for all of the contract.
-    variants
-        Members of `VARIANTS`.
-    never_together
-        What works alone and not at once, words separated by blanks: members of `VARIANTS`,
-        `dtype=`, `kv_dtype=`, `head_dim=` and `block_size=`. `"kv_dtype=e4m3 head_dim=80"` is a
-        kernel without a float8 cache at that head size.
-    needs_finite_cache
-        The kernel reads slots that no sequence owns and multiplies them by zero: they then hold
-        large finite numbers instead of NaN.
     """
 
     dtypes: frozenset[str] = frozenset(QUERY_DTYPES)
     kv_dtypes: frozenset[str] = frozenset(FP8_DTYPES)
+    """Names of `QUERY_DTYPES`, and of `FP8_DTYPES` for caches other than the query's dtype."""
     head_dims: frozenset[int] | None = None
     block_sizes: frozenset[int] | None = None
+    """The sizes that work; None for all of the contract."""
     max_head_dim: int = MAX_HEAD_DIM
     variants: frozenset[str] = frozenset(VARIANTS)
+    """Members of `VARIANTS`."""
     never_together: frozenset[str] = frozenset()
+    """What works alone and not at once, words separated by blanks: members of `VARIANTS`, `dtype=`,
+    `kv_dtype=`, `head_dim=` and `block_size=`. `"kv_dtype=e4m3 head_dim=80"` is a kernel without a
+    float8 cache at that head size."""
     needs_finite_cache: bool = False
+    """The kernel reads slots that no sequence owns and multiplies them by zero: they then hold
+    large finite numbers instead of NaN."""
 
     def __post_init__(self) -> None:
         for field, known in (

@@ -38,50 +38,32 @@ class CellState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One feature under one check.
-
-    Attributes
-    ----------
-    state
-        What is known.
-    counts
-        Verdicts by status, of problems that have the feature.
-    """
+    """One feature under one check."""
 
     state: CellState
+    """What is known."""
     counts: Mapping[Status, int]
+    """Verdicts by status, of problems that have the feature."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One feature under every check.
-
-    Attributes
-    ----------
-    feature
-        Its name.
-    group
-        What it is one of.
-    cells
-        By the check's name, in the order of `CHECKS`.
-    """
+    """One feature under every check."""
 
     feature: str
+    """Its name."""
     group: str
+    """What it is one of."""
     cells: Mapping[str, Cell]
+    """By the check's name, in the order of `CHECKS`."""
 
 
 @dataclass(slots=True)
 class Coverage:
-    """Accumulates verdicts.
-
-    Attributes
-    ----------
-    counts
-        Verdicts by (feature, check, status).
-    """
+    """Accumulates verdicts."""
 
     counts: Counter[tuple[str, str, Status]] = field(default_factory=Counter)
+    """Verdicts by (feature, check, status)."""
 
     def add(self, problem: AttentionProblem, verdict: Verdict) -> None:
         """Count a verdict for each feature of its problem."""

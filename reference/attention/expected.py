@@ -29,18 +29,6 @@ _MIN_WORDS: Final = 3
 class ExpectedFailure:
     """A check that a kernel is known to fail.
 
-    Attributes
-    ----------
-    kernel
-        Its name as for `--kernel`, or the function's name alone.
-    check
-        Name of the check.
-    reason
-        A URL, or a sentence that says why.
-    when
-        Names of features; problems that have all of them are expected to fail, and no others. Every
-        problem, if there are none.
-
     Raises
     ------
     ValueError
@@ -49,9 +37,14 @@ class ExpectedFailure:
     """
 
     kernel: str
+    """Its name as for `--kernel`, or the function's name alone."""
     check: str
+    """Name of the check."""
     reason: str
+    """A URL, or a sentence that says why."""
     when: tuple[str, ...] = ()
+    """Names of features; problems that have all of them are expected to fail, and no others. Every
+    problem, if there are none."""
 
     def __post_init__(self) -> None:
         if not self.kernel.strip():
@@ -97,23 +90,16 @@ class ExpectedState(StrEnum):
 
 @dataclass(slots=True)
 class Met:
-    """An expected failure, and the problems that it covers.
-
-    Attributes
-    ----------
-    expected
-        The failure.
-    problems, failed
-        Problems that it covers and that were run, and those of them that failed.
-    finding, problem
-        What the first that failed showed, and its spec; empty if none did.
-    """
+    """An expected failure, and the problems that it covers."""
 
     expected: ExpectedFailure
+    """The failure."""
     problems: int = 0
     failed: int = 0
+    """Problems that it covers and that were run, and those of them that failed."""
     finding: str = ""
     problem: str = ""
+    """What the first that failed showed, and its spec; empty if none did."""
 
     @property
     def state(self) -> ExpectedState:
@@ -136,15 +122,10 @@ class Met:
 
 @dataclass(slots=True)
 class Expectations:
-    """The expected failures of one kernel in one run.
-
-    Attributes
-    ----------
-    met
-        What came of each.
-    """
+    """The expected failures of one kernel in one run."""
 
     met: list[Met] = field(default_factory=list)
+    """What came of each."""
 
     @classmethod
     def of(cls, expected: Iterable[ExpectedFailure], kernel: str) -> Expectations:

@@ -30,27 +30,18 @@ from reference.attention.strategies import BLOCK_SIZES, HEAD_DIMS
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Feature:
-    """Something that a problem shows. There is one object for each name: see `feature`.
-
-    Attributes
-    ----------
-    name
-        As printed, and as written in an expected failure.
-    group
-        What it is one of, such as `head size`.
-    shown_by
-        Whether a problem shows it.
-    supported_by
-        Whether a kernel of these capabilities can be asked for it.
-    fields
-        Of a problem: with these, most problems show it.
-    """
+    """Something that a problem shows. There is one object for each name: see `feature`."""
 
     name: str
+    """As printed, and as written in an expected failure."""
     group: str
+    """What it is one of, such as `head size`."""
     shown_by: Callable[[AttentionProblem], bool]
+    """Whether a problem shows it."""
     supported_by: Callable[[Capabilities], bool]
+    """Whether a kernel of these capabilities can be asked for it."""
     fields: Mapping[str, Any]
+    """Of a problem: with these, most problems show it."""
 
 
 class UnknownFeature(ValueError):

@@ -26,27 +26,19 @@ LOUD_GAIN: Final = 40.0
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """A problem's tensors before they are laid out in pages.
-
-    Attributes
-    ----------
-    problem
-        What they were made from.
-    query
-        [num_tokens, num_q_heads, head_dim], the problem's dtype.
-    keys, values
-        [cache_tokens, num_kv_heads, head_dim], the cache's dtype, sequence after sequence. A
-        float8 cache holds the true value divided by `problem.k_scale` or `v_scale`.
-    alibi_slopes, sinks
-        [num_q_heads] float32, or None.
-    """
+    """A problem's tensors before they are laid out in pages."""
 
     problem: AttentionProblem
+    """What they were made from."""
     query: Tensor
+    """[num_tokens, num_q_heads, head_dim], the problem's dtype."""
     keys: Tensor
     values: Tensor
+    """[cache_tokens, num_kv_heads, head_dim], the cache's dtype, sequence after sequence. A float8
+    cache holds the true value divided by `problem.k_scale` or `v_scale`."""
     alibi_slopes: Tensor | None
     sinks: Tensor | None
+    """[num_q_heads] float32, or None."""
 
     def select(self, picks: list[tuple[int, Request]]) -> Self:
         """Part of the batch: for each pick, a sequence's index and the request that replaces it.

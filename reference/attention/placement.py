@@ -48,22 +48,15 @@ Layout = Literal["together", "apart"]
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """A problem in pages, ready for one call, and what must still be there after it.
-
-    Attributes
-    ----------
-    batch
-        The call.
-    owned_slots
-        [cache_tokens] int64, the slot of each token, sequence after sequence. Tokens of a shared
-        prefix have the same slot in every sequence.
-    num_blocks
-        Size of the pool, blocks.
-    """
+    """A problem in pages, ready for one call, and what must still be there after it."""
 
     batch: PagedBatch
+    """The call."""
     owned_slots: Tensor
+    """[cache_tokens] int64, the slot of each token, sequence after sequence. Tokens of a shared
+    prefix have the same slot in every sequence."""
     num_blocks: int
+    """Size of the pool, blocks."""
     guarded_out: Tensor
     guarded_lse: Tensor
     storages: tuple[Tensor, ...]

@@ -46,19 +46,13 @@ class InvalidProblem(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One sequence of the batch.
-
-    Attributes
-    ----------
-    query_len
-        Tokens whose attention is asked for in this step; they are the last of the sequence.
-    seq_len
-        Tokens in the cache, those of this step included. A `Request(1, 0)` is the padding row of
-        a decode batch: it sees nothing, and its answer is zero.
-    """
+    """One sequence of the batch."""
 
     query_len: int
+    """Tokens whose attention is asked for in this step; they are the last of the sequence."""
     seq_len: int
+    """Tokens in the cache, those of this step included. A `Request(1, 0)` is the padding row of a
+    decode batch: it sees nothing, and its answer is zero."""
 
     def __post_init__(self) -> None:
         if self.query_len < 0 or self.seq_len < 0:
@@ -75,62 +69,43 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionProblem:
-    """A ragged batch and the attention that is asked of it.
-
-    Attributes
-    ----------
-    requests
-        The sequences, in batch order.
-    num_kv_heads, group_size
-        Key/value heads, and query heads for each of them (1: MHA; more: GQA; one KV head: MQA).
-        Query head `h` reads KV head `h // group_size`.
-    head_dim
-        Elements of one head, 16 to 256.
-    block_size
-        Tokens in one block of the paged cache, a power of two from 1 to 256.
-    dtype, kv_dtype
-        Names in `QUERY_DTYPES`; the cache may also be one of `FP8_DTYPES`.
-    causal
-        A query sees no later token.
-    window
-        Sliding window: a query at position p sees the keys p - window + 1 .. p. Needs `causal`.
-    softcap
-        Logits become `softcap * tanh(logit / softcap)`, before ALiBi and the mask.
-    alibi
-        Adds `-slope[h] * |query position - key position|` to the logit of head h.
-    sinks
-        One more logit for each head in the softmax's denominator, with no value behind it. The
-        log-sum-exp counts it.
-    scale
-        Factor of the logits; `1 / sqrt(head_dim)` if None.
-    k_scale, v_scale
-        What a quantised cache's elements are multiplied by. 1.0 unless the cache is float8.
-    shared_prefix
-        Tokens at the start of every sequence that are the same in all of them.
-    inputs
-        One of `INPUT_KINDS`.
-    seed
-        Seed of the tensors and of the placement in pages.
-    """
+    """A ragged batch and the attention that is asked of it."""
 
     requests: tuple[Request, ...]
+    """The sequences, in batch order."""
     num_kv_heads: int = 1
     group_size: int = 1
+    """Key/value heads, and query heads for each of them (1: MHA; more: GQA; one KV head: MQA).
+    Query head `h` reads KV head `h // group_size`."""
     head_dim: int = 64
+    """Elements of one head, 16 to 256."""
     block_size: int = 16
+    """Tokens in one block of the paged cache, a power of two from 1 to 256."""
     dtype: str = "bf16"
     kv_dtype: str = ""
+    """Names in `QUERY_DTYPES`; the cache may also be one of `FP8_DTYPES`."""
     causal: bool = True
+    """A query sees no later token."""
     window: int | None = None
+    """Sliding window: a query at position p sees the keys p - window + 1 .. p. Needs `causal`."""
     softcap: float | None = None
+    """Logits become `softcap * tanh(logit / softcap)`, before ALiBi and the mask."""
     alibi: bool = False
+    """Adds `-slope[h] * |query position - key position|` to the logit of head h."""
     sinks: bool = False
+    """One more logit for each head in the softmax's denominator, with no value behind it. The
+    log-sum-exp counts it."""
     scale: float | None = None
+    """Factor of the logits; `1 / sqrt(head_dim)` if None."""
     k_scale: float = 1.0
     v_scale: float = 1.0
+    """What a quantised cache's elements are multiplied by. 1.0 unless the cache is float8."""
     shared_prefix: int = 0
+    """Tokens at the start of every sequence that are the same in all of them."""
     inputs: InputKind = "flat"
+    """One of `INPUT_KINDS`."""
     seed: int = 0
+    """Seed of the tensors and of the placement in pages."""
 
     def __post_init__(self) -> None:
         if not self.kv_dtype:

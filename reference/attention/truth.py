@@ -17,30 +17,21 @@ from reference.attention.problem import AttentionProblem, Request
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """The exact answer, as far as float64 carries.
-
-    Attributes
-    ----------
-    out
-        [num_tokens, num_q_heads, head_dim] float64. A row that sees no key is zero.
-    lse
-        [num_tokens, num_q_heads] float64, natural log of the softmax's denominator, the sink
-        counted; -inf where there is nothing to sum.
-    score_bound
-        [num_tokens, num_q_heads] float64, a bound of the magnitudes that meet in one logit:
-        scale * |q| * max |k|, plus the bias, plus the soft-cap. Rounding errors of a logit are
-        proportional to it.
-    keys
-        [num_tokens] float64, how many keys a query sees.
-    value_bound
-        [num_tokens, num_q_heads] float64, largest magnitude of a value in the sequence and head.
-    """
+    """The exact answer, as far as float64 carries."""
 
     out: Tensor
+    """[num_tokens, num_q_heads, head_dim] float64. A row that sees no key is zero."""
     lse: Tensor
+    """[num_tokens, num_q_heads] float64, natural log of the softmax's denominator, the sink
+    counted; -inf where there is nothing to sum."""
     score_bound: Tensor
+    """[num_tokens, num_q_heads] float64, a bound of the magnitudes that meet in one logit: scale *
+    |q| * max |k|, plus the bias, plus the soft-cap. Rounding errors of a logit are proportional to
+    it."""
     keys: Tensor
+    """[num_tokens] float64, how many keys a query sees."""
     value_bound: Tensor
+    """[num_tokens, num_q_heads] float64, largest magnitude of a value in the sequence and head."""
 
 
 def attend(inputs: Inputs) -> Truth:

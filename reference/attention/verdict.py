@@ -19,22 +19,15 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Outcome of one named check.
-
-    Attributes
-    ----------
-    check
-        Name of the check, as in `reference.attention.checks`.
-    status
-        Passed, failed, not supported by the kernel, crashed, not run (the check can see nothing of
-        this kernel here), or failed as somebody said it would, with a reason.
-    findings
-        What was seen, or why nothing could be, one sentence each; empty if passed.
-    """
+    """Outcome of one named check."""
 
     check: str
+    """Name of the check, as in `reference.attention.checks`."""
     status: Status
+    """Passed, failed, not supported by the kernel, crashed, not run (the check can see nothing of
+    this kernel here), or failed as somebody said it would, with a reason."""
     findings: tuple[str, ...] = ()
+    """What was seen, or why nothing could be, one sentence each; empty if passed."""
 
     @property
     def wrong(self) -> bool:

@@ -20,40 +20,26 @@ LONGEST_PROMPT: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked for.
-
-    Attributes
-    ----------
-    prompt
-        Token ids.
-    num_generated
-        Tokens that are generated, one at a time; at least 1.
-    """
+    """What is asked for."""
 
     prompt: Sequence[int]
+    """Token ids."""
     num_generated: int
+    """Tokens that are generated, one at a time; at least 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What serving a stream came to.
-
-    Attributes
-    ----------
-    operations
-        Admissions, appends and frees that were granted.
-    hit_tokens
-        Prompt tokens that were found cached.
-    preemptions
-        Sequences that were given up for want of room, and admitted again.
-    cpu_s
-        CPU time of the process, seconds.
-    """
+    """What serving a stream came to."""
 
     operations: int
+    """Admissions, appends and frees that were granted."""
     hit_tokens: int
+    """Prompt tokens that were found cached."""
     preemptions: int
+    """Sequences that were given up for want of room, and admitted again."""
     cpu_s: float
+    """CPU time of the process, seconds."""
 
 
 def mixed_stream(num_requests: int, *, seed: int = 20) -> list[Request]:
@@ -95,10 +81,7 @@ def serve(
     batched
         Whether `append_each` gives every running sequence its token in one call.
 
-    Raises
-    ------
-    ValueError
-        A request does not fit into the empty pool, or a batch into what is left.
+    Raises ValueError: A request does not fit into the empty pool, or a batch into what is left.
     """
     admit, append, free = allocator.admit, allocator.append, allocator.free
     commit = allocator.commit if commits else None

@@ -61,12 +61,8 @@ class RemoteFactory:
     def introduce(self) -> None:
         """Start the process, and take over what the subject declares.
 
-        Raises
-        ------
-        SubjectError
-            The name leads to no allocator, or what it declares makes no sense.
-        NotStarted
-            The process ended before it came to the subject.
+        Raises SubjectError: the name leads to no allocator, or what it declares makes no sense.
+        Raises NotStarted: the process ended before it came to the subject.
         """
         try:
             said = self._process.introduce()
@@ -98,10 +94,7 @@ class RemoteFactory:
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
         """Ask the worker.
 
-        Raises
-        ------
-        AllocatorDied
-            The subject's process ended, or had to be ended.
+        Raises AllocatorDied: the subject's process ended, or had to be ended.
         """
         try:
             answer = self._process.ask(question)
@@ -148,10 +141,7 @@ class RemoteAllocator:
     def take(self, answer: dict[str, Any]) -> Any:
         """Take over what an answer shows, and return what was answered.
 
-        Raises
-        ------
-        AllocatorRaised
-            The call raised.
+        Raises AllocatorRaised: the call raised.
         """
         if "counts" in answer:
             free, idle, used = answer["counts"]

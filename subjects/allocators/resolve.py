@@ -39,34 +39,22 @@ BUILT_IN: Final = {
 
 @dataclass(frozen=True, slots=True)
 class AllocatorSubject:
-    """An allocator under test.
-
-    Attributes
-    ----------
-    name
-        As it was asked for.
-    factory
-        Makes the allocators.
-    capabilities
-        What it declares.
-    version
-        What it says of its version; may be empty.
-    """
+    """An allocator under test."""
 
     name: str
+    """As it was asked for."""
     factory: AllocatorFactory
+    """Makes the allocators."""
     capabilities: AllocatorCapabilities
+    """What it declares."""
     version: str
+    """What it says of its version; may be empty."""
 
     def serve(self, **question: Any) -> Served:
         """Serve a stream in the allocator's own process; see `mixed_stream.serve`.
 
-        Raises
-        ------
-        AllocatorDied
-            The process ended, or took longer than its time limit.
-        AllocatorRaised
-            The allocator raised.
+        Raises AllocatorDied: the process ended, or took longer than its time limit. Raises
+        AllocatorRaised: the allocator raised.
         """
         if not isinstance(self.factory, RemoteFactory):
             raise SubjectError(f"{self.name} runs in this process: open it without in_process")
@@ -97,10 +85,7 @@ def open_allocator(
     time_limit_s
         Seconds for one call.
 
-    Raises
-    ------
-    SubjectError
-        The name leads nowhere, or what the allocator declares makes no sense.
+    Raises SubjectError: the name leads nowhere, or what the allocator declares makes no sense.
     """
     known = BUILT_IN.get(name)
     where = known.where if known is not None else name

@@ -33,30 +33,20 @@ SMALLEST_HEAD_DIM: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A kernel under test.
-
-    Attributes
-    ----------
-    name
-        As it was asked for.
-    kernel
-        The callable.
-    capabilities
-        What it declares, or everything.
-    """
+    """A kernel under test."""
 
     name: str
+    """As it was asked for."""
     kernel: AttentionKernel
+    """The callable."""
     capabilities: Capabilities
+    """What it declares, or everything."""
 
 
 def python_of(name: str) -> str | None:
     """The interpreter that a built-in kernel needs; None if pagedbench's own will do.
 
-    Raises
-    ------
-    SubjectError
-        Its environment has not been built.
+    Raises SubjectError: its environment has not been built.
     """
     known = BUILT_IN.get(name)
     if known is None or not known.environment:
@@ -70,12 +60,9 @@ def resolve_kernel(name: str, *, device: str = "cpu") -> Subject:
     A kernel may have an attribute `prepare`. It is called once with the device's name, before the
     kernel gets its first problem, and raises SubjectError where it lacks something.
 
-    Raises
-    ------
-    SubjectError
-        If the name has no function part, the module or file does not import, the function is
-        missing or not callable, it lacks something here, or what it declares leaves no problem
-        that it could be given.
+    Raises SubjectError if the name has no function part, the module or file does not import, the
+    function is missing or not callable, it lacks something here, or what it declares leaves no
+    problem that it could be given.
     """
     known = BUILT_IN.get(name)
     where = known.where if known is not None else name
@@ -85,11 +72,8 @@ def resolve_kernel(name: str, *, device: str = "cpu") -> Subject:
 def as_subject(kernel: Any, name: str, *, device: str = "cpu") -> Subject:
     """Take a kernel that is at hand for a subject, and prepare it.
 
-    Raises
-    ------
-    SubjectError
-        If it is not callable, it lacks something here, or what it declares leaves no problem that
-        it could be given.
+    Raises SubjectError if it is not callable, it lacks something here, or what it declares leaves
+    no problem that it could be given.
     """
     if not callable(kernel):
         raise SubjectError(

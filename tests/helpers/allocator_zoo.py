@@ -43,27 +43,18 @@ PLACES: Final[dict[type, tuple[str, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Bug:
-    """A wrong allocator.
-
-    Attributes
-    ----------
-    name
-        What is wrong.
-    by
-        Checks, one of which has to find it.
-    wrong
-        The class that is wrong, and stands in for its base.
-    seen
-        Where one of the kind was reported; empty if it was thought up.
-    capabilities
-        What is declared instead, where that matters.
-    """
+    """A wrong allocator."""
 
     name: str
+    """What is wrong."""
     by: frozenset[str]
+    """Checks, one of which has to find it."""
     wrong: type
+    """The class that is wrong, and stands in for its base."""
     seen: str
+    """Where one of the kind was reported; empty if it was thought up."""
     capabilities: AllocatorCapabilities
+    """What is declared instead, where that matters."""
 
     @property
     def factory(self) -> AllocatorFactory:

@@ -69,22 +69,15 @@ class StaleMutant(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """One change to one kernel.
-
-    Attributes
-    ----------
-    name
-        Of the bug; a Python identifier.
-    file
-        Module of `kernels` that is changed, such as `sweep`.
-    edits
-        (old, new) passages. Most mutants need one; a swap needs two. Each `old` stands exactly
-        once in the file when its turn comes.
-    """
+    """One change to one kernel."""
 
     name: str
+    """Of the bug; a Python identifier."""
     file: str
+    """Module of `kernels` that is changed, such as `sweep`."""
     edits: tuple[tuple[str, str], ...]
+    """(old, new) passages. Most mutants need one; a swap needs two. Each `old` stands exactly once
+    in the file when its turn comes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,30 +294,21 @@ Findings = list[str]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Harness:
-    """What a bug is held to: examples, and a judge that says what is wrong with the kernels.
-
-    Attributes
-    ----------
-    says
-        The harness in words.
-    examples
-        Problems, or cache calls.
-    judge
-        What is wrong with the kernels on an example.
-    operation
-        `attention`, `write` or `copy`.
-    splits, tiles, far, backwards
-        As in `attention`.
-    """
+    """What a bug is held to: examples, and a judge that says what is wrong with the kernels."""
 
     says: str
+    """The harness in words."""
     examples: st.SearchStrategy[Any]
+    """Problems, or cache calls."""
     judge: Callable[[Kernels, Any], Findings]
+    """What is wrong with the kernels on an example."""
     operation: str = "attention"
+    """`attention`, `write` or `copy`."""
     splits: int | None = None
     tiles: tuple[int, int] | None = None
     far: bool = False
     backwards: bool = False
+    """As in `attention`."""
 
     def findings(self, planted: Kernels, example: Any) -> Findings:
         """What the judge says, in the harness's surroundings."""
@@ -492,33 +476,25 @@ def _says(what: str, narrowed: dict[str, Any], fields: dict[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class CacheCall:
-    """A cache of random bits, and what is to be written or copied in it.
-
-    Attributes
-    ----------
-    dtype, kv_dtype
-        Of the new tokens and of the cache, as in a problem's spec.
-    layout
-        Keys and values `by block`: [num_blocks, 2, block_size, ...] in one storage; `by slot`:
-        [num_blocks, block_size, 2, ...]; `apart`: two storages, with a gap after each value slot.
-    loud
-        Whether the new tokens are so large that float8 saturates.
-    slots, pairs
-        Where the tokens go, -1 for padding; which block is copied to which.
-    """
+    """A cache of random bits, and what is to be written or copied in it."""
 
     dtype: str = "fp32"
     kv_dtype: str = "fp32"
+    """Of the new tokens and of the cache, as in a problem's spec."""
     num_blocks: int = 2
     block_size: int = 16
     heads: int = 1
     head_dim: int = 16
     layout: str = "by block"
+    """Keys and values `by block`: [num_blocks, 2, block_size, ...] in one storage; `by slot`:
+    [num_blocks, block_size, 2, ...]; `apart`: two storages, with a gap after each value slot."""
     loud: bool = False
+    """Whether the new tokens are so large that float8 saturates."""
     k_scale: float = 1.0
     v_scale: float = 1.0
     slots: tuple[int, ...] = ()
     pairs: tuple[tuple[int, int], ...] = ()
+    """Where the tokens go, -1 for padding; which block is copied to which."""
     seed: int = 0
 
     @property

@@ -231,42 +231,28 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What the rules said of one answer.
-
-    Attributes
-    ----------
-    subject
-        A bug, or a right implementation.
-    out_differs
-        Whether `out` has other bits than that of the right kernels, launched alike.
-    rejected
-        Names of the rules that rejected the answer.
-    """
+    """What the rules said of one answer."""
 
     subject: str
+    """A bug, or a right implementation."""
     case: Case
     out_differs: bool
+    """Whether `out` has other bits than that of the right kernels, launched alike."""
     rejected: frozenset[str]
+    """Names of the rules that rejected the answer."""
 
 
 @dataclass(slots=True)
 class Trials:
-    """What was asked, and what came of it.
-
-    Attributes
-    ----------
-    wrong
-        Answers of bugs that differ in a bit from those of the right kernels.
-    right
-        Answers of right implementations.
-    asked, raised
-        Bugs that were asked anything, and those that raised an exception.
-    """
+    """What was asked, and what came of it."""
 
     wrong: list[Judged] = field(default_factory=list)
+    """Answers of bugs that differ in a bit from those of the right kernels."""
     right: list[Judged] = field(default_factory=list)
+    """Answers of right implementations."""
     asked: set[str] = field(default_factory=set)
     raised: set[str] = field(default_factory=set)
+    """Bugs that were asked anything, and those that raised an exception."""
 
     def add(self, other: Trials) -> None:
         """Take over another's."""

@@ -90,26 +90,18 @@ def _eager_one(inputs: Inputs, index: int, arithmetic: Arithmetic) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Yardsticks:
-    """What the rules hold an output against, for one problem.
-
-    Attributes
-    ----------
-    problem
-        What was asked.
-    truth
-        Attention in float64.
-    rounded
-        [num_tokens, num_q_heads, head_dim], the truth rounded to the working type.
-    reference, eager, mixed
-        Eager attention in `float32`, `working` and `mixed` arithmetic, shaped as `rounded`.
-    """
+    """What the rules hold an output against, for one problem."""
 
     problem: AttentionProblem
+    """What was asked."""
     truth: Truth
+    """Attention in float64."""
     rounded: Tensor
+    """[num_tokens, num_q_heads, head_dim], the truth rounded to the working type."""
     reference: Tensor
     eager: Tensor
     mixed: Tensor
+    """Eager attention in `float32`, `working` and `mixed` arithmetic, shaped as `rounded`."""
 
 
 def yardsticks(inputs: Inputs) -> Yardsticks:
@@ -272,18 +264,12 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule by its name in docs/tolerance-rules.md.
-
-    Attributes
-    ----------
-    name
-        As in the tables.
-    accepts
-        Whether an answer to the problem of the yardsticks passes.
-    """
+    """A rule by its name in docs/tolerance-rules.md."""
 
     name: str
+    """As in the tables."""
     accepts: Callable[[Answer, Yardsticks], bool]
+    """Whether an answer to the problem of the yardsticks passes."""
 
 
 FINITE: Final = Rule("finite, nothing else", lambda got, _: bool(got.out.isfinite().all()))

@@ -51,26 +51,18 @@ BESIDE: Final = "wrote (to|between) the rows"
 
 @dataclass(frozen=True, slots=True)
 class Bug:
-    """A mutant, and how it must come to light.
-
-    Attributes
-    ----------
-    by
-        The harness that must reject it.
-    finding
-        Pattern of what the harness says. By default anything but an exception: a mutant that
-        does not run proves nothing.
-    seen
-        Where a bug of the kind was reported, as owner/repository#number.
-    blind
-        Why it is not rejected, if it is not: a known gap, and a failure once the gap is closed.
-    """
+    """A mutant, and how it must come to light."""
 
     mutant: Mutant
     by: Harness
+    """The harness that must reject it."""
     finding: str
+    """Pattern of what the harness says. By default anything but an exception: a mutant that does
+    not run proves nothing."""
     seen: str
+    """Where a bug of the kind was reported, as owner/repository#number."""
     blind: str
+    """Why it is not rejected, if it is not: a known gap, and a failure once the gap is closed."""
 
 
 class Survived(AssertionError):

@@ -16,26 +16,18 @@ from bench.gate.record import GateRecord
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outputs:
-    """Reports besides the terminal's; None where one was not asked for.
-
-    Attributes
-    ----------
-    json, markdown, junit
-        Files.
-    github
-        Whether to print annotations for a GitHub Actions job, to the standard output.
-    asv
-        Folder of asv results to export to.
-    store
-        Folder of the project's own records to add this one to.
-    """
+    """Reports besides the terminal's; None where one was not asked for."""
 
     json: Path | None = None
     markdown: Path | None = None
     junit: Path | None = None
+    """Files."""
     github: bool = False
+    """Whether to print annotations for a GitHub Actions job, to the standard output."""
     asv: Path | None = None
+    """Folder of asv results to export to."""
     store: Path | None = None
+    """Folder of the project's own records to add this one to."""
 
     def check(self) -> None:
         """Raise UsageError where one could not be written. Before the work, not after it."""
@@ -51,10 +43,7 @@ class Outputs:
 def deliver_reports(record: GateRecord, console: Console, outputs: Outputs) -> None:
     """Show a record and write every report, each even if another one cannot be written.
 
-    Raises
-    ------
-    ExceptionGroup
-        Of what went wrong with any of them, after all were tried.
+    Raises ExceptionGroup: of what went wrong with any of them, after all were tried.
     """
     from bench.gate.report.terminal import show
 

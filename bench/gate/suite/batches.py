@@ -16,27 +16,20 @@ SEED = 0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """Sequences of one length, the last `query_len` tokens of each asking.
-
-    Attributes
-    ----------
-    num_seqs, query_len, seq_len, block_size
-        As in the contract; `seq_len` is a multiple of the block size.
-    num_kv_heads, group_size, head_dim, dtype
-        Of the layer.
-    cache_dtype
-        Of keys and values; None: as `dtype`.
-    """
+    """Sequences of one length, the last `query_len` tokens of each asking."""
 
     num_seqs: int
     query_len: int
     seq_len: int
     block_size: int = 16
+    """As in the contract; `seq_len` is a multiple of the block size."""
     num_kv_heads: int = 2
     group_size: int = 4
     head_dim: int = 64
     dtype: torch.dtype = torch.bfloat16
+    """Of the layer."""
     cache_dtype: torch.dtype | None = None
+    """Of keys and values; None: as `dtype`."""
 
     @property
     def kv_dtype(self) -> torch.dtype:

@@ -7,31 +7,21 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Component:
-    """One number of a figure.
-
-    Attributes
-    ----------
-    bar
-        Which bar, line or row of the figure it belongs to.
-    name
-        What is measured.
-    unit
-        `%`, `requests`, ... The difference of two percentages is in points.
-    published
-        As published; None where the source says nothing.
-    measured
-        As simulated.
-    lowest, highest
-        Between which the measured value has to lie; None: it is shown, not judged.
-    """
+    """One number of a figure."""
 
     bar: str
+    """Which bar, line or row of the figure it belongs to."""
     name: str
+    """What is measured."""
     unit: str
+    """`%`, `requests`, ... The difference of two percentages is in points."""
     published: float | None
+    """As published; None where the source says nothing."""
     measured: float
+    """As simulated."""
     lowest: float | None = None
     highest: float | None = None
+    """Between which the measured value has to lie; None: it is shown, not judged."""
 
     @property
     def judged(self) -> bool:
@@ -48,30 +38,20 @@ class Component:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """A figure.
-
-    Attributes
-    ----------
-    name
-        As on the command line.
-    title
-        What it shows.
-    source
-        Where it was published.
-    setup
-        How it was simulated, in a sentence or two.
-    components
-        Its numbers, bar by bar.
-    notes
-        What a reader should know before believing it.
-    """
+    """A figure."""
 
     name: str
+    """As on the command line."""
     title: str
+    """What it shows."""
     source: str
+    """Where it was published."""
     setup: str
+    """How it was simulated, in a sentence or two."""
     components: tuple[Component, ...]
+    """Its numbers, bar by bar."""
     notes: tuple[str, ...] = field(default=())
+    """What a reader should know before believing it."""
 
     @property
     def met(self) -> bool:

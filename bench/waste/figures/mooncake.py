@@ -36,10 +36,7 @@ class TraceMissing(ValueError):
 def find_trace() -> Path:
     """Find the trace in the folder that `PAGEDBENCH_TRACES` names.
 
-    Raises
-    ------
-    TraceMissing
-        It is not there.
+    Raises TraceMissing: it is not there.
     """
     folder = os.environ.get(FOLDER_VARIABLE)
     if folder is not None:
@@ -63,12 +60,8 @@ def mooncake(trace: Path | None = None) -> Figure:
     trace
         The conversation trace; None: `find_trace`.
 
-    Raises
-    ------
-    TraceMissing
-        It is not at hand.
-    bench.workloads.traces.TraceError
-        The file is not a trace.
+    Raises TraceMissing: it is not at hand. Raises bench.workloads.traces.TraceError: the file is
+    not a trace.
     """
     source = TraceSource(trace or find_trace(), format="mooncake")
     components = []

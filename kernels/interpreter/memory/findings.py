@@ -34,44 +34,30 @@ class Fault(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Illegal lanes of one access, and how often the same was seen.
-
-    Attributes
-    ----------
-    fault
-        The kind.
-    operation
-        `load`, `store` or `atomic`.
-    tensor
-        Name of the tensor that the pointer was derived from.
-    kernel
-        Name of the launched kernel.
-    file, line
-        Of the source line that makes the access; it may be in a function that the kernel calls.
-    program
-        (x, y, z) of the first program that did it.
-    lanes, of_lanes
-        Illegal lanes of that access, and all of its active lanes.
-    place
-        Where the first illegal lane points, in the words of the tensor's axes.
-    held
-        What is there, or why it is illegal, in words.
-    times
-        Accesses of this line to this tensor with this fault, over all programs.
-    """
+    """Illegal lanes of one access, and how often the same was seen."""
 
     fault: Fault
+    """The kind."""
     operation: str
+    """`load`, `store` or `atomic`."""
     tensor: str
+    """Name of the tensor that the pointer was derived from."""
     kernel: str
+    """Name of the launched kernel."""
     file: str
     line: int
+    """Of the source line that makes the access; it may be in a function that the kernel calls."""
     program: tuple[int, int, int]
+    """(x, y, z) of the first program that did it."""
     lanes: int
     of_lanes: int
+    """Illegal lanes of that access, and all of its active lanes."""
     place: str
+    """Where the first illegal lane points, in the words of the tensor's axes."""
     held: str
+    """What is there, or why it is illegal, in words."""
     times: int = 1
+    """Accesses of this line to this tensor with this fault, over all programs."""
 
     def __str__(self) -> str:
         program = ", ".join(map(str, self.program))

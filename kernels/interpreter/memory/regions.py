@@ -36,21 +36,15 @@ _TRUE: Final = np.ones((), np.bool_)
 
 @dataclass(slots=True, eq=False)
 class Traffic:
-    """Bytes that kernels moved of one tensor.
-
-    Attributes
-    ----------
-    loaded, stored
-        Lanes of all loads (stores) times the size of an element; lanes that are masked off move
-        nothing. Atomic operations count as both.
-    loaded_distinct, stored_distinct
-        Bytes that were loaded (stored) at least once.
-    """
+    """Bytes that kernels moved of one tensor."""
 
     loaded: int = 0
     stored: int = 0
+    """Lanes of all loads (stores) times the size of an element; lanes that are masked off move
+    nothing. Atomic operations count as both."""
     loaded_distinct: int = 0
     stored_distinct: int = 0
+    """Bytes that were loaded (stored) at least once."""
 
 
 class Region:
@@ -186,31 +180,21 @@ class Region:
 
 @dataclass(slots=True)
 class Origin:
-    """A tensor argument as a kernel sees it: a range of addresses, and what lies behind.
-
-    Attributes
-    ----------
-    region
-        The memory.
-    name
-        As findings call it.
-    virtual
-        Address that a kernel gets instead of the tensor's own.
-    low
-        Address that a kernel would see for the region's first element.
-    delta
-        What makes a real address of one that the kernel sees.
-    first, end
-        Elements of the region between which the tensor lies.
-    """
+    """A tensor argument as a kernel sees it: a range of addresses, and what lies behind."""
 
     region: Region
+    """The memory."""
     name: str
+    """As findings call it."""
     virtual: int
+    """Address that a kernel gets instead of the tensor's own."""
     low: np.uint64
+    """Address that a kernel would see for the region's first element."""
     delta: np.uint64
+    """What makes a real address of one that the kernel sees."""
     first: int
     end: int
+    """Elements of the region between which the tensor lies."""
 
 
 @dataclass(slots=True)

@@ -24,58 +24,39 @@ Integers = NDArray[np.integer[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Owned:
-    """Rows that belong to owners. Several owners may share a row: a common prefix is legal.
-
-    Attributes
-    ----------
-    group
-        [rows] int32. Rows of one group have the same owners; those of group 0 are nobody's.
-    allowed
-        [num_groups, num_owners] bool. Row 0 is False throughout.
-    """
+    """Rows that belong to owners. Several owners may share a row: a common prefix is legal."""
 
     group: NDArray[np.int32]
+    """[rows] int32. Rows of one group have the same owners; those of group 0 are nobody's."""
     allowed: Bools
+    """[num_groups, num_owners] bool. Row 0 is False throughout."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Role:
-    """What a tensor is to the kernels of a call.
-
-    Attributes
-    ----------
-    name
-        As findings call it.
-    tensor
-        The tensor, or the view of a larger one: what lies between its rows is not part of it.
-    axes
-        Names of its dimensions, for findings. Those of a cache start with `block` and `offset`.
-    access
-        What kernels may do with it.
-    written
-        Whether it holds anything yet. What does not has to be written before it is read.
-    works_for
-        [size of the first dimension] int, the owner for whom a program works that touches the row;
-        -1 for nobody. None where touching the tensor says nothing.
-    readers, writers
-        Whose rows these are when they are loaded, and when they are stored to. None: anybody's.
-        Rows are counted over the first dimension, of a cache over the first two: slots.
-    contents
-        What a row holds, in words.
-    owner
-        What the owners are called.
-    """
+    """What a tensor is to the kernels of a call."""
 
     name: str
+    """As findings call it."""
     tensor: Tensor
+    """The tensor, or the view of a larger one: what lies between its rows is not part of it."""
     axes: tuple[str, ...]
+    """Names of its dimensions, for findings. Those of a cache start with `block` and `offset`."""
     access: Access = "read"
+    """What kernels may do with it."""
     written: bool = True
+    """Whether it holds anything yet. What does not has to be written before it is read."""
     works_for: Integers | None = None
+    """[size of the first dimension] int, the owner for whom a program works that touches the row;
+    -1 for nobody. None where touching the tensor says nothing."""
     readers: Owned | None = None
     writers: Owned | None = None
+    """Whose rows these are when they are loaded, and when they are stored to. None: anybody's. Rows
+    are counted over the first dimension, of a cache over the first two: slots."""
     contents: Callable[[int], str] | None = None
+    """What a row holds, in words."""
     owner: str = "sequence"
+    """What the owners are called."""
 
 
 def attention_roles(batch: PagedBatch) -> list[Role]:

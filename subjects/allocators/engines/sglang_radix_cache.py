@@ -563,10 +563,7 @@ def make_pages(
 ) -> SglangPages:
     """An empty page allocator without a tree.
 
-    Raises
-    ------
-    ImportError
-        The wheel is not installed.
+    Raises ImportError: the wheel is not installed.
     """
     _check_installed()
     return SglangPages(num_blocks, block_size)
@@ -577,12 +574,7 @@ def make(
 ) -> SglangAllocator:
     """An empty allocator; see `pagedbench`'s allocator contract.
 
-    Raises
-    ------
-    ImportError
-        The wheel is not installed.
-    ValueError
-        A window is asked for.
+    Raises ImportError: the wheel is not installed. Raises ValueError: A window is asked for.
     """
     _check_installed()
     if window is not None:

@@ -99,10 +99,7 @@ def make(
 ) -> TorchAllocator:
     """An empty allocator; see `pagedbench`'s allocator contract.
 
-    Raises
-    ------
-    ValueError
-        Prefix caching or a window is asked for.
+    Raises ValueError: prefix caching or a window is asked for.
     """
     if prefix_caching or window is not None:
         raise ValueError("PagedAttention has neither prefix caching nor windows")

@@ -230,12 +230,7 @@ def make(
 ) -> TransformersAllocator:
     """An empty allocator; see `pagedbench`'s allocator contract.
 
-    Raises
-    ------
-    ImportError
-        The wheel is not installed.
-    ValueError
-        A window is asked for.
+    Raises ImportError: the wheel is not installed. Raises ValueError: A window is asked for.
     """
     if _engine is None:
         raise ImportError(

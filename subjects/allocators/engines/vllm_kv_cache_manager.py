@@ -329,10 +329,7 @@ def make(
 ) -> VllmAllocator:
     """An empty allocator; see `pagedbench`'s allocator contract.
 
-    Raises
-    ------
-    ImportError
-        The wheel is not installed.
+    Raises ImportError: the wheel is not installed.
     """
     if _engine is None:
         raise ImportError(

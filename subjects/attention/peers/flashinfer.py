@@ -41,21 +41,14 @@ def _prepare(device: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """A block table in compressed rows.
-
-    Attributes
-    ----------
-    starts
-        [num_seqs + 1] int32, index of each sequence's first block in `blocks`.
-    blocks
-        [starts[-1]] int32, the sequences' blocks, one sequence after the other.
-    last_lens
-        [num_seqs] int32, tokens in the last block, 1 to block size; 0 where there is no block.
-    """
+    """A block table in compressed rows."""
 
     starts: Tensor
+    """[num_seqs + 1] int32, index of each sequence's first block in `blocks`."""
     blocks: Tensor
+    """[starts[-1]] int32, the sequences' blocks, one sequence after the other."""
     last_lens: Tensor
+    """[num_seqs] int32, tokens in the last block, 1 to block size; 0 where there is no block."""
 
     @classmethod
     def of(cls, batch: PagedBatch) -> Pages:

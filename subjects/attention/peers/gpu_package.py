@@ -24,10 +24,8 @@ def import_for_gpu(module: str, *, distribution: str, device: str) -> Any:
     device
         Where the kernel is to run.
 
-    Raises
-    ------
-    SubjectError
-        If the device is no GPU, there is none, or the package is not there; the message says which.
+    Raises SubjectError if the device is no GPU, there is none, or the package is not there; the
+    message says which.
     """
     if device != "cuda":
         found = "one" if torch.cuda.is_available() else "none"

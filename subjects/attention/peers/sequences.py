@@ -13,21 +13,14 @@ from reference.attention.contract import PagedBatch
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
-    """A sequence that has query tokens in this step.
-
-    Attributes
-    ----------
-    index
-        Row of the block table.
-    rows
-        Its query tokens within the batch.
-    seq_len
-        Tokens in the cache, the query tokens included.
-    """
+    """A sequence that has query tokens in this step."""
 
     index: int
+    """Row of the block table."""
     rows: slice
+    """Its query tokens within the batch."""
     seq_len: int
+    """Tokens in the cache, the query tokens included."""
 
     @property
     def query_len(self) -> int:

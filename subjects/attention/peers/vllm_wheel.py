@@ -50,10 +50,7 @@ class Platform:
 def root() -> Path:
     """Folder of the installed package.
 
-    Raises
-    ------
-    SubjectError
-        It is not installed in this interpreter.
+    Raises SubjectError: it is not installed in this interpreter.
     """
     spec = importlib.util.find_spec("vllm")
     if spec is None or not spec.submodule_search_locations:
@@ -67,10 +64,7 @@ def root() -> Path:
 def load_unified_attention() -> ModuleType:
     """Import `vllm.v1.attention.ops.triton_unified_attention` from the wheel.
 
-    Raises
-    ------
-    SubjectError
-        vLLM or Triton is not installed in this interpreter.
+    Raises SubjectError: vLLM or Triton is not installed in this interpreter.
     """
     folder = root() / "v1" / "attention" / "ops"
     try:
@@ -103,10 +97,8 @@ def load_cpu_kernels() -> Any:
 
     There are three builds in the wheel, and `CpuPlatform.import_kernels` chooses as here.
 
-    Raises
-    ------
-    SubjectError
-        The wheel is not installed, has no such build, or was built for another torch.
+    Raises SubjectError: the wheel is not installed, has no such build, or was built for another
+    torch.
     """
     library = root() / f"{_build_for_this_cpu()}.abi3.so"
     if not library.is_file():

@@ -27,25 +27,17 @@ def attention(batch):
 
 @dataclass(frozen=True)
 class Plant:
-    """What makes a kernel compile to something worse, and what has to be said of it.
-
-    Attributes
-    ----------
-    name
-        An identifier.
-    words
-        Regular expressions; each has to match what one of the changes for the worse says.
-    body
-        Of the host function.
-    file, edits
-        As in `helpers.mutants.Mutant`; nothing in the kernels is changed without them.
-    """
+    """What makes a kernel compile to something worse, and what has to be said of it."""
 
     name: str
+    """An identifier."""
     words: tuple[str, ...]
+    """Regular expressions; each has to match what one of the changes for the worse says."""
     body: str = "paged_attention(batch, num_splits=1)"
+    """Of the host function."""
     file: str = ""
     edits: tuple[tuple[str, str], ...] = ()
+    """As in `helpers.mutants.Mutant`; nothing in the kernels is changed without them."""
 
     def write(self, folder: Path) -> str:
         """Write the plant into a folder; returns the name of its host function."""
