@@ -53,7 +53,19 @@ RECORDS = {
     "waste-figure": Figure,
     "waste-whatif": WasteRecord,
 }
-COMMANDS = "pagedbench check waste fuzz compile throughput gate compare history import race".split()
+COMMANDS = [
+    "pagedbench",
+    "check",
+    "waste",
+    "fuzz",
+    "compile",
+    "throughput",
+    "gate",
+    "compare",
+    "history",
+    "import",
+    "race",
+]
 SEEDS = range(20)
 POLICIES = (
     "paged:block=16",
