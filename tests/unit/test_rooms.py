@@ -1,4 +1,8 @@
-"""The house plan: imports go downwards only, and three rooms stay free of Triton and CUDA."""
+"""The house plan: imports go downwards only, and three rooms stay free of Triton and CUDA.
+
+It holds between the rooms, between the jobs inside ``bench``, and between the halves of
+``reference`` and of ``subjects``, which know nothing of each other.
+"""
 
 import ast
 import json
@@ -22,6 +26,24 @@ MAY_IMPORT = {
 }
 OURS = {*MAY_IMPORT, "tests", "helpers"}
 LIGHT_ROOMS = ("reference", "subjects", "paged")
+
+# Inside bench: each floor may import the floors after it, and nobody their neighbours on a floor.
+BENCH_FLOORS = (
+    ("cli",),
+    ("commands",),
+    ("suite", "gate", "throughput"),
+    ("waste",),
+    ("check", "fuzz", "compile", "asv"),
+    ("command", "machine", "search", "workloads"),
+)
+# Imports that go against the floors and are known: a list that only shrinks.
+KNOWN_EXCEPTIONS = {
+    ("bench/asv/series.py", "gate"),
+    ("bench/machine/gpu.py", "gate"),
+    ("bench/machine/roof.py", "throughput"),
+    ("bench/throughput/asv.py", "gate"),
+}
+HALVES = {"reference": ("attention", "allocator"), "subjects": ("attention", "allocators")}
 
 # Imports every module named in argv and reports what came along. Run in a fresh interpreter: what
 # another test imported would hide the answer.
@@ -73,13 +95,62 @@ def violations(root: Path, room: str) -> list[str]:
     found = []
     for path in room_files(root, room):
         where = path.relative_to(root)
-        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(where))
-        for line, name in sorted(imported_names(tree, list(where.parts[:-1]))):
+        for line, name in imports_of(root, path):
             target = name.partition(".")[0]
             if target in OURS - allowed - {room}:
                 may = ", ".join(sorted(allowed)) or "nothing of ours"
                 found.append(f"{where}:{line}: imports {name}; {room} may import: {may}")
     return found
+
+
+def imports_of(root: Path, path: Path) -> list[tuple[int, str]]:
+    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    return sorted(imported_names(tree, list(path.relative_to(root).parts[:-1])))
+
+
+def floor_of(job: str) -> int:
+    """The floor of a sub-room of bench, counted from the top; an unknown one has no floor."""
+    for number, jobs in enumerate(BENCH_FLOORS):
+        if job in jobs:
+            return number
+    raise ValueError(f"bench.{job} stands on no floor: add it to BENCH_FLOORS")
+
+
+def against_the_floors(root: Path) -> dict[tuple[str, str], str]:
+    """(File, job) of each import inside bench that does not go to a lower floor, with its line."""
+    found = {}
+    for path in room_files(root, "bench"):
+        where = path.relative_to(root)
+        if where.parts[1:] == ("__init__.py",):
+            continue
+        job = where.parts[1].removesuffix(".py")
+        for line, name in imports_of(root, path):
+            room, _, inside = name.partition(".")
+            target = inside.partition(".")[0]
+            if room != "bench" or target in ("", job):
+                continue
+            if floor_of(target) <= floor_of(job):
+                found[str(where), target] = f"{where}:{line}: imports {name}"
+    return found
+
+
+def meetings(root: Path, room: str) -> list[str]:
+    """Where one half of ``room`` imports the other, itself or by way of a file that both share."""
+    halves = HALVES[room]
+    shared = {path.stem: path for path in sorted((root / room).glob("*.py"))}
+
+    def reached(path: Path, seen: frozenset[str]) -> set[str]:
+        parts = [name.split(".") for _, name in imports_of(root, path)]
+        inside = {name[1] for name in parts if name[0] == room and len(name) > 1}
+        further = (inside & shared.keys()) - seen
+        return inside.union(*(reached(shared[stem], seen | inside) for stem in further))
+
+    return [
+        f"{path.relative_to(root)} reaches {room}.{other}"
+        for half, other in (halves, halves[::-1])
+        for path in room_files(root, f"{room}/{half}")
+        if other in reached(path, frozenset())
+    ]
 
 
 def heavy_imports(root: Path, room: str) -> list[str]:
@@ -118,6 +189,28 @@ def test_room_imports_downwards_only(room: str) -> None:
 def test_plan_keeps_paged_and_kernels_apart() -> None:
     assert "kernels" not in MAY_IMPORT["paged"]
     assert "paged" not in MAY_IMPORT["kernels"]
+
+
+def test_jobs_of_bench_import_lower_floors_only() -> None:
+    found = against_the_floors(ROOT)
+    new = sorted(found.keys() - KNOWN_EXCEPTIONS)
+    assert not new, "\n".join(found[key] for key in new)
+    mended = sorted(KNOWN_EXCEPTIONS - found.keys())
+    assert not mended, f"mended: take out of KNOWN_EXCEPTIONS: {mended}"
+
+
+def test_every_job_of_the_floors_exists() -> None:
+    for job in (job for floor in BENCH_FLOORS for job in floor):
+        assert (ROOT / "bench" / job / "__init__.py").is_file() or (
+            ROOT / "bench" / f"{job}.py"
+        ).is_file(), job
+
+
+@pytest.mark.parametrize("room", HALVES)
+def test_halves_of_a_room_do_not_meet(room: str) -> None:
+    for half in HALVES[room]:
+        assert room_files(ROOT, f"{room}/{half}"), f"{room}/{half} has no modules"
+    assert meetings(ROOT, room) == []
 
 
 @pytest.mark.parametrize("room", LIGHT_ROOMS)
@@ -163,6 +256,51 @@ def test_downward_and_inner_imports_are_not_violations(tmp_path: Path) -> None:
         "from kernels.decode import d\nimport reference.attention.problem, subjects, paged\n",
     )
     assert violations(tmp_path, "bench") == []
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "target"),
+    [
+        ("bench/machine/a.py", "from bench.gate.record import GpuState", "gate"),
+        ("bench/check/a.py", "def f():\n    from bench import fuzz", "fuzz"),
+        ("bench/gate/deep/a.py", "from ...throughput import points", "throughput"),
+        ("bench/asv/a.py", "import bench.cli", "cli"),
+        ("bench/workloads/a.py", "from ..command.session import Progress", "command"),
+        ("bench/cli.py", "import bench.commands\nfrom bench.check import run", None),
+        ("bench/waste/a.py", "import bench.waste.b, bench.asv.series\nimport bench", None),
+    ],
+)
+def test_planted_import_against_the_floors_is_named(
+    tmp_path: Path, file: str, source: str, target: str | None
+) -> None:
+    plant(tmp_path, file, source)
+    found = against_the_floors(tmp_path)
+    assert set(found) == ({(file, target)} if target else set())
+
+
+def test_job_without_a_floor_is_asked_for(tmp_path: Path) -> None:
+    plant(tmp_path, "bench/attic/a.py", "import bench.waste")
+    with pytest.raises(
+        ValueError, match=r"bench\.attic stands on no floor: add it to BENCH_FLOORS"
+    ):
+        against_the_floors(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("reference/attention/a.py", "from reference.allocator.shadow import ShadowCache"),
+        ("reference/allocator/deep/a.py", "from reference import attention"),
+        ("reference/allocator/a.py", "from .. import shared"),  # which imports the other half
+    ],
+)
+def test_planted_meeting_of_halves_is_named(tmp_path: Path, file: str, source: str) -> None:
+    plant(tmp_path, "reference/shared.py", "import reference.further\nimport reference.errors")
+    plant(tmp_path, "reference/further.py", "from reference.attention.problem import Request")
+    plant(tmp_path, "reference/attention/b.py", "import reference.errors, reference.shared")
+    plant(tmp_path, "reference/errors.py", "import reference.further_still")
+    plant(tmp_path, file, source)
+    assert [finding.split()[0] for finding in meetings(tmp_path, "reference")] == [file]
 
 
 def test_planted_triton_import_is_found_two_modules_deep(tmp_path: Path) -> None:
