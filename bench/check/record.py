@@ -11,7 +11,7 @@ from bench.check.need import MemoryNeed
 from bench.check.search import Failure, Outcome
 from bench.check.timing import TimedBatch
 from bench.machine.environment import Environment
-from bench.workloads.stream import RequestStream
+from bench.workloads.record import NamedStream
 from reference.attention.coverage import Row
 from reference.attention.expected import Met
 from reference.attention.verdict import Status
@@ -151,16 +151,6 @@ class MemoryRecord(_Record):
     requests_in_pool: int
 
 
-class StreamRecord(_Record):
-    """Which stream was used."""
-
-    name: str
-    source: str
-    requests: int
-    mean_prompt_tokens: float
-    mean_output_tokens: float
-
-
 class CheckRecord(_Record):
     """Everything that `pagedbench check` found."""
 
@@ -172,7 +162,7 @@ class CheckRecord(_Record):
     max_len: int
     """With the kernels' `asked` and the stream, what decides which problems are drawn."""
     environment: Environment
-    stream: StreamRecord
+    stream: NamedStream
     kernels: list[KernelRecord]
     decode: DecodeTimes | None
     memory: list[MemoryRecord]
@@ -313,16 +303,4 @@ def memory_record(need: MemoryNeed, *, pool_bytes: int) -> MemoryRecord:
         waste_fraction=need.waste_fraction,
         bytes_per_request=need.bytes_per_request,
         requests_in_pool=need.requests_that_fit(pool_bytes),
-    )
-
-
-def stream_record(stream: RequestStream) -> StreamRecord:
-    """Turn a stream's description into data."""
-    summary = stream.describe()
-    return StreamRecord(
-        name=stream.name,
-        source=stream.source,
-        requests=len(stream),
-        mean_prompt_tokens=summary.prompt.mean,
-        mean_output_tokens=summary.output.mean,
     )

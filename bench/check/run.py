@@ -21,7 +21,6 @@ from bench.check.record import (
     decode_record,
     kernel_record,
     memory_record,
-    stream_record,
 )
 from bench.check.search import (
     MAX_SHRINKS,
@@ -34,6 +33,7 @@ from bench.check.search import (
 )
 from bench.check.timing import ROUNDS, WARM_UP, DecodeShape, time_decode
 from bench.machine.environment import describe_environment
+from bench.workloads.record import stream_record
 from bench.workloads.stream import RequestStream
 from reference.attention.contract import Capabilities
 from reference.attention.expected import ExpectedFailure, strangers

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from bench.waste.figures.figure import Figure
     from bench.waste.parallel import Finished, Job
     from bench.waste.policies import Policy
-    from bench.waste.record import StreamRecord, WasteRecord
+    from bench.waste.record import WasteRecord
+    from bench.workloads.record import ServedStream
     from bench.workloads.source import StreamSource
     from paged.clock import StepTime
     from paged.policy import PagedPolicy
@@ -312,7 +313,7 @@ def waste(
 class _Asked:
     """What the options come to."""
 
-    streams: list[tuple[StreamSource, StreamRecord]]
+    streams: list[tuple[StreamSource, ServedStream]]
     policies: tuple[str, ...]
     block_sizes: tuple[int, ...]
     slots: int
@@ -326,7 +327,7 @@ class _Asked:
     ray_address: str | None
     whatif: bool
 
-    def policies_for(self, stream: StreamRecord) -> tuple[Policy, ...]:
+    def policies_for(self, stream: ServedStream) -> tuple[Policy, ...]:
         """Read the policies, with reservations that provide for the longest request."""
         from bench.waste.policies import DEFAULT_POLICIES, expand_policies
 
@@ -360,8 +361,9 @@ class _Asked:
 
 def _streams(
     specs: list[str], traces: list[Path], *, requests: int | None, seed: int
-) -> list[tuple[StreamSource, StreamRecord]]:
-    from bench.waste.record import stream_record, unique_labels
+) -> list[tuple[StreamSource, ServedStream]]:
+    from bench.waste.record import unique_labels
+    from bench.workloads.record import served_stream
     from bench.workloads.source import head
     from bench.workloads.spec import parse_source
 
@@ -383,7 +385,7 @@ def _streams(
     )
     for (option, spec), source, label in zip(asked, sources, labels, strict=True):
         try:
-            described.append((source, stream_record(source, label=label)))
+            described.append((source, served_stream(source, label=label)))
         except OSError as error:
             raise UsageError(
                 f"{option} {spec.removeprefix('trace:')}: {error.strerror or error}; name a file "

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validat
 
 from bench.machine.environment import cpu_name, git, version_of
 from bench.waste.policies import Policy, format_policy
-from bench.workloads.source import StreamSource
+from bench.workloads.record import ServedStream
 from paged.accounting import SLOT_CLASSES, Counters, Serving
 from paged.clock import StepTime
 
@@ -57,27 +57,6 @@ class PoolRecord(_Record):
     def gibibytes(self) -> float:
         """Size in GiB."""
         return self.slots * self.bytes_per_token / 2**30
-
-
-class StreamRecord(_Record):
-    """Which requests were served."""
-
-    label: str
-    """Name by which the rows refer to it; no two streams have the same."""
-    source: str
-    """Where the requests come from."""
-    requests: int
-    """How many they are."""
-    mean_prompt_tokens: float
-    mean_output_tokens: float
-    longest_request: int
-    """Lengths; the longest is of prompt and output together."""
-    timed: bool
-    """Whether they arrive at times of their own; otherwise the next one always waits."""
-    prefixes: bool
-    """Whether it is known which prompts begin alike."""
-    without_output: int
-    """Requests of the trace that generate nothing, and were left out."""
 
 
 class SeriesRecord(_Record):
@@ -239,7 +218,7 @@ class WasteRecord(_Record):
     """Duration of a step, for streams with arrival times."""
     base: str | None
     """The policy that the others vary (`bench.waste.whatif`); None: they stand side by side."""
-    streams: list[StreamRecord]
+    streams: list[ServedStream]
     rows: list[WasteRow]
 
     @model_validator(mode="after")
@@ -279,39 +258,6 @@ def waste_row(stream: str, policy: Policy, serving: Serving, *, seconds: float) 
         peak_allocated=serving.peak_allocated,
         series=SeriesRecord.of(serving),
         seconds=seconds,
-    )
-
-
-def stream_record(source: StreamSource, *, label: str) -> StreamRecord:
-    """Read a stream once and describe it, requests without output apart.
-
-    Raises ValueError: no request generates a token, so none is ever in the cache.
-    """
-    requests = without = prompt = output = longest = 0
-    prefixes = False
-    for part in source.chunks():
-        generates = part.output_tokens > 0
-        requests += int(np.count_nonzero(generates))
-        without += int(np.count_nonzero(~generates))
-        prompt += int(part.prompt_tokens[generates].sum())
-        output += int(part.output_tokens.sum())
-        longest = max(longest, int(part.final_tokens[generates].max(initial=0)))
-        prefixes = prefixes or part.prefix is not None
-    if not requests:
-        raise ValueError(
-            f"{label}: no request generates a token, so none is ever in the cache; choose a "
-            f"stream with outputs"
-        )
-    return StreamRecord(
-        label=label,
-        source=source.source,
-        requests=requests,
-        mean_prompt_tokens=prompt / requests,
-        mean_output_tokens=output / requests,
-        longest_request=longest,
-        timed=source.timed,
-        prefixes=prefixes,
-        without_output=without,
     )
 
 

@@ -16,8 +16,9 @@ from rich.text import Text
 from bench.waste.contiguous import ContiguousPolicy
 from bench.waste.figures.figure import Component, Figure
 from bench.waste.policies import parse_policy
-from bench.waste.record import StreamRecord, WasteRecord, WasteRow
+from bench.waste.record import WasteRecord, WasteRow
 from bench.waste.whatif import CRITERION, NOTHING, Effect, WhatIf, compare
+from bench.workloads.record import ServedStream
 
 CLASS_NAMES: Final = {
     "token": "token",
@@ -200,7 +201,7 @@ def policy_words(spec: str) -> str:
     return ", ".join([words, *(option for option in options if not option.startswith(taken))])
 
 
-def _stream_title(stream: StreamRecord, record: WasteRecord) -> str:
+def _stream_title(stream: ServedStream, record: WasteRecord) -> str:
     arrive = "timed" if stream.timed else "a backlog"
     title = (
         f"{stream.label}: {stream.requests:,} requests, {arrive}; mean prompt "

@@ -14,11 +14,11 @@ from bench.check.record import (
     kernel_record,
     memory_record,
     replay_command,
-    stream_record,
 )
 from bench.check.search import Failure, Outcome
 from bench.check.timing import DecodeShape, TimedBatch, Timing
 from bench.workloads.builtin import builtin_stream
+from bench.workloads.record import stream_record
 from reference.attention.contract import Capabilities
 from reference.attention.coverage import Coverage
 from reference.attention.expected import Expectations, ExpectedFailure

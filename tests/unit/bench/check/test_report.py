@@ -17,7 +17,6 @@ from bench.check.record import (
     FailureRecord,
     KernelRecord,
     MemoryRecord,
-    StreamRecord,
     TimingRecord,
     kernel_record,
     replay_command,
@@ -25,6 +24,7 @@ from bench.check.record import (
 from bench.check.report import failure_panel, show, show_moved, show_replay
 from bench.check.search import Outcome
 from bench.machine.environment import Environment
+from bench.workloads.record import NamedStream
 from reference.attention.checks import CHECKS
 from reference.attention.contract import Capabilities
 from reference.attention.problem import AttentionProblem
@@ -135,7 +135,7 @@ def record(**changes) -> CheckRecord:
             commit=None,
             dirty=None,
         ),
-        "stream": StreamRecord(
+        "stream": NamedStream(
             name="mooncake-conv",
             source="a test",
             requests=12_031,

@@ -28,8 +28,9 @@ from bench.waste.plot import (
     pool_map,
 )
 from bench.waste.policies import parse_policy
-from bench.waste.record import PoolRecord, WasteRecord, describe_machine, stream_record, waste_row
+from bench.waste.record import PoolRecord, WasteRecord, describe_machine, waste_row
 from bench.waste.simulate import simulate
+from bench.workloads.record import served_stream
 from bench.workloads.spec import parse_source
 
 PLAIN = "alpaca-fit:requests=40"
@@ -159,7 +160,7 @@ def record():
         job(policy, PLAIN)
         for policy in ("max/buddy:max-model-len=256", "oracle/first-fit", "paged")
     ]
-    described = stream_record(jobs[0].source, label="alpaca")
+    described = served_stream(jobs[0].source, label="alpaca")
     rows = [
         waste_row("alpaca", one.policy, simulate(one.source, one.policy, slots=1100), seconds=0)
         for one in jobs

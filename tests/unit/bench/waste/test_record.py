@@ -13,11 +13,11 @@ from bench.waste.record import (
     SeriesRecord,
     WasteRow,
     describe_machine,
-    stream_record,
     unique_labels,
     waste_row,
 )
 from bench.waste.simulate import simulate
+from bench.workloads.record import served_stream
 from bench.workloads.source import concatenated
 from bench.workloads.spec import parse_source
 from bench.workloads.stream import RequestStream
@@ -112,17 +112,17 @@ def test_a_stream_is_described_without_the_requests_that_generate_nothing():
     stream = RequestStream(
         name="x", source="made", prompt_tokens=[4, 900, 6], output_tokens=[2, 0, 4]
     )
-    described = stream_record(stream, label="mine")
+    described = served_stream(stream, label="mine")
     assert (described.requests, described.without_output) == (2, 1)
     assert (described.mean_prompt_tokens, described.mean_output_tokens) == (5, 3)
     assert described.longest_request == 10
     assert not described.timed
     assert not described.prefixes
     halves = [stream.between(0, 2), stream.between(2, 3)]
-    assert stream_record(concatenated(halves, name="x", source="made"), label="mine") == described
+    assert served_stream(concatenated(halves, name="x", source="made"), label="mine") == described
     silent = RequestStream(name="x", source="made", prompt_tokens=[4], output_tokens=[0])
     with pytest.raises(ValueError, match="mine: no request generates a token"):
-        stream_record(silent, label="mine")
+        served_stream(silent, label="mine")
 
 
 def test_labels_tell_streams_apart():

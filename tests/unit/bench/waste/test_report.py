@@ -8,10 +8,11 @@ from rich.console import Console
 
 from bench.waste.figures.figure import Component, Figure
 from bench.waste.policies import parse_policy
-from bench.waste.record import PoolRecord, WasteRecord, describe_machine, stream_record, waste_row
+from bench.waste.record import PoolRecord, WasteRecord, describe_machine, waste_row
 from bench.waste.report import policy_name, policy_words, show, show_figure
 from bench.waste.simulate import simulate
 from bench.waste.whatif import variations
+from bench.workloads.record import served_stream
 from bench.workloads.spec import parse_source
 
 SOURCE = parse_source("alpaca-fit:requests=200,system=64,prompts=2")
@@ -32,7 +33,7 @@ def recorded(*policies: str, base: str | None = None, slots: int = 2500) -> Wast
         step_ns=30_000_000,
         prefill_ns_per_token=50_000,
         base=base,
-        streams=[stream_record(SOURCE, label="alpaca")],
+        streams=[served_stream(SOURCE, label="alpaca")],
         rows=[
             waste_row("alpaca", policy, simulate(SOURCE, policy, slots=slots), seconds=0.1)
             for policy in parsed

@@ -8,13 +8,12 @@ from bench.waste.policies import format_policy, parse_policy
 from bench.waste.record import (
     Machine,
     PoolRecord,
-    StreamRecord,
     WasteRecord,
     WasteRow,
     waste_row,
-    whatif,
 )
-from bench.waste.whatif import compare, variations
+from bench.waste.whatif import CRITERION, compare, variations
+from bench.workloads.record import ServedStream
 from paged.accounting import Counters, Serving
 from paged.policy import PagedPolicy
 
@@ -84,7 +83,7 @@ def record(*rows: WasteRow, base: str | None = "paged:block=16") -> WasteRecord:
     machine = Machine(
         pagedbench="1", python="3", numpy="2", cpu="c", cores=1, commit=None, dirty=None
     )
-    stream = StreamRecord(
+    stream = ServedStream(
         label="s",
         source="",
         requests=9,
@@ -157,4 +156,4 @@ def test_every_variation_is_found_again_in_the_record():
     rows += [row(format_policy(v.policy), completed=1, token=1) for v in varied]
     effects = compare(record(*rows), "s").effects
     assert [(e.group, e.label) for e in effects] == [(v.group, v.label) for v in varied]
-    assert whatif.CRITERION.startswith("ranked by requests completed")
+    assert CRITERION.startswith("ranked by requests completed")
