@@ -11,11 +11,13 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
+from reference.errors import BadInput
+
 OUR_ROOMS: Final = ("bench", "kernels", "paged", "reference", "subjects")
 """Packages of ours that a user may well have too. In a subject's process ours are meant."""
 
 
-class SubjectError(ValueError):
+class SubjectError(BadInput):
     """A name that leads to no subject; the message says at which step, and the remedy."""
 
 

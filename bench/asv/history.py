@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from reference.errors import BadInput
+
 if TYPE_CHECKING:
     from asv.results import Results
 
@@ -31,7 +33,7 @@ DEFAULT_THRESHOLD: Final = 0.05
 """asv's own where its configuration names none."""
 
 
-class HistoryError(ValueError):
+class HistoryError(BadInput):
     """There is no history to look at; the message says what to do."""
 
 

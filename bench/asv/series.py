@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from bench.gate.record import BenchmarkRecord, ContestantRecord, GateEnvironment, GateRecord
 from bench.machine.environment import ROOT
+from reference.errors import BadInput
 
 if TYPE_CHECKING:
     from asv.results import Results
@@ -49,7 +50,7 @@ VERSION: Final = "1"
 Side = Literal["base", "head"]
 
 
-class ExportError(ValueError):
+class ExportError(BadInput):
     """A record cannot be exported; the message says why."""
 
 

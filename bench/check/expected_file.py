@@ -8,9 +8,10 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from reference.attention.expected import ExpectedFailure
+from reference.errors import BadInput
 
 
-class ExpectedFileError(ValueError):
+class ExpectedFileError(BadInput):
     """A file that cannot be read, or an entry that is not one; the message says which and why."""
 
 

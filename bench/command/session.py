@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -30,6 +30,8 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from reference.errors import BadInput
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
@@ -37,10 +39,6 @@ USAGE: Final = 2
 HARNESS_FAILED: Final = 4
 """As in `bench.check.run`, for when that cannot be imported."""
 INTERRUPTED: Final = 130
-
-
-class UsageError(ValueError):
-    """An option that cannot be met; the message has the value and the remedy."""
 
 
 def say_usage_error(error: Exception, errors: Console) -> None:
@@ -55,20 +53,8 @@ def say_harness_failed(about: str) -> None:
 
 
 @contextmanager
-def exit_codes(errors: Console, *, about: str, usage: Iterable[str]) -> Iterator[None]:
-    """End the command with the exit code of what goes wrong inside.
-
-    Parameters
-    ----------
-    errors
-        Where it is said.
-    about
-        Whom a failure of the harness says nothing about.
-    usage
-        Errors besides `UsageError` that are the user's to mend, by "module:name". Nothing is
-        imported: if importing is what failed, it would fail again, and what was never imported was
-        not raised.
-    """
+def exit_codes(errors: Console, *, about: str) -> Iterator[None]:
+    """End the command with the exit code of what goes wrong, which says nothing about `about`."""
     try:
         yield
     except (typer.Exit, typer.Abort):
@@ -76,31 +62,27 @@ def exit_codes(errors: Console, *, about: str, usage: Iterable[str]) -> Iterator
     except KeyboardInterrupt:
         errors.print("aborted", style="yellow")
         raise typer.Exit(INTERRUPTED) from None
-    except Exception as error:
-        known = [
-            getattr(sys.modules.get(home), name, None)
-            for home, _, name in (where.partition(":") for where in usage)
-        ]
-        if isinstance(error, (UsageError, *(kind for kind in known if kind is not None))):
-            say_usage_error(error, errors)
-            raise typer.Exit(USAGE) from None
+    except BadInput as error:
+        say_usage_error(error, errors)
+        raise typer.Exit(USAGE) from None
+    except Exception:
         say_harness_failed(about)
         raise typer.Exit(HARNESS_FAILED) from None
 
 
 def check_file(option: str, file: Path | None) -> None:
-    """Raise UsageError where a result could not be written.
+    """Raise BadInput where a result could not be written.
 
     Before the work, not after it: a minute's record should not end in a missing folder.
     """
     if file is None:
         return
     if not file.parent.is_dir():
-        raise UsageError(f"{option} {file}: the folder {file.parent} does not exist; make it")
+        raise BadInput(f"{option} {file}: the folder {file.parent} does not exist; make it")
     if file.is_dir():
-        raise UsageError(f"{option} {file}: that is a folder; name a file in it")
+        raise BadInput(f"{option} {file}: that is a folder; name a file in it")
     if not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise UsageError(f"{option} {file}: no permission to write there; choose another file")
+        raise BadInput(f"{option} {file}: no permission to write there; choose another file")
 
 
 def deliver(record: BaseModel, file: Path | None, show: Callable[[], None]) -> None:

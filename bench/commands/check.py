@@ -15,12 +15,12 @@ from bench.command.session import (
     Bar,
     Lines,
     QuietlyClosed,
-    UsageError,
     check_file,
     deliver,
     exit_codes,
     stop_on_interrupt,
 )
+from reference.errors import BadInput
 
 # torch takes seconds to import: what needs it is imported where it is used; --help is quick.
 if TYPE_CHECKING:
@@ -28,13 +28,6 @@ if TYPE_CHECKING:
     from bench.check.run import CheckPlan
     from bench.workloads.stream import RequestStream
     from reference.attention.expected import ExpectedFailure
-
-_USAGE_ERRORS: Final = (
-    "bench.check.expected_file:ExpectedFileError",
-    "bench.workloads.traces:TraceError",
-    "reference.attention.problem:InvalidProblem",
-    "subjects.loading:SubjectError",
-)
 
 CHECK_HELP: Final = """
 Draws attention problems, hostile ones first, and holds each kernel against float64 attention over
@@ -119,16 +112,16 @@ def check(
     """Cross-check kernels, time paging, account for memory."""
     console, errors = QuietlyClosed(), QuietlyClosed(stderr=True)
     kernels = tuple(dict.fromkeys(kernel or ["torch", "triton"]))
-    with exit_codes(errors, about="the kernel", usage=_USAGE_ERRORS):
+    with exit_codes(errors, about="the kernel"):
         _check_interpreter(engine_python, kernel)
         if problem is not None:
             recorded = {"--json": json, "--coverage-md": coverage_md}
             for option in (name for name, file in recorded.items() if file is not None):
-                raise UsageError(
+                raise BadInput(
                     f"{option} {recorded[option]}: --problem prints, and makes no record; drop one"
                 )
             if coverage:
-                raise UsageError("--coverage: --problem covers one problem; drop one of the two")
+                raise BadInput("--coverage: --problem covers one problem; drop one of the two")
             raise typer.Exit(
                 _replay(
                     kernels,
@@ -235,7 +228,7 @@ def _replay(
     if wrong:
         return WRONG
     if unable:
-        raise UsageError(
+        raise BadInput(
             f"--problem {spec}: nothing was checked of {', '.join(unable)}; choose a problem "
             f"within what the kernel declares"
         )
@@ -248,16 +241,16 @@ def _stream(trace: Path | None, name: str) -> RequestStream:
 
     if trace is None:
         if name not in STREAM_LAWS:
-            raise UsageError(f"--stream {name}: choose one of {', '.join(STREAM_LAWS)}")
+            raise BadInput(f"--stream {name}: choose one of {', '.join(STREAM_LAWS)}")
         return builtin_stream(name)
     try:
         stream = read_trace(trace)
     except OSError as error:
-        raise UsageError(
+        raise BadInput(
             f"--trace {trace}: {error.strerror or error}; name a file that can be read"
         ) from None
     if not stream.output_tokens.any():
-        raise UsageError(
+        raise BadInput(
             f"--trace {trace}: no request generates a token, so none is ever in the cache; "
             f"choose a trace with outputs"
         )
@@ -266,13 +259,13 @@ def _stream(trace: Path | None, name: str) -> RequestStream:
 
 def _device(name: str) -> str:
     if name not in {"auto", "cpu", "cuda"}:
-        raise UsageError(f"--device {name}: choose cpu, cuda or auto")
+        raise BadInput(f"--device {name}: choose cpu, cuda or auto")
     import torch
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"--device cuda: torch {torch.__version__} finds none; use --device cpu")
+        raise BadInput(f"--device cuda: torch {torch.__version__} finds none; use --device cpu")
     return name
 
 
@@ -280,13 +273,13 @@ def _check_interpreter(python: str | None, kernels: list[str] | None) -> None:
     if python is None:
         return
     if not kernels:
-        raise UsageError(f"--engine-python {python}: name the kernel that needs it with --kernel")
+        raise BadInput(f"--engine-python {python}: name the kernel that needs it with --kernel")
     if shutil.which(python) is None:
-        raise UsageError(f"--engine-python {python}: that is no program; name a python")
+        raise BadInput(f"--engine-python {python}: that is no program; name a python")
 
 
 def _check_writable(json: Path | None, save: Path) -> None:
     check_file("--json", json)
     there = next(path for path in (save, *save.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UsageError(f"--save {save}: {there} is no folder to write to; choose another one")
+        raise BadInput(f"--save {save}: {there} is no folder to write to; choose another one")

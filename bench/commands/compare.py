@@ -13,13 +13,13 @@ from bench.command.session import (
     Bar,
     Lines,
     QuietlyClosed,
-    UsageError,
     check_file,
     deliver,
     exit_codes,
     stop_on_interrupt,
 )
 from bench.gate.timers import device_named
+from reference.errors import BadInput
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,12 +50,6 @@ put side by side, as ratios and as shares of each machine's copy bandwidth.
   0 nothing is worse, 1 confirmed worse, 2 usage, 3 inconclusive, 4 the harness failed, 5 outputs
   differ, 130 interrupted; of several pairs the worst: 130, 4, 5, 1, 3. With --record 0
 """
-
-_USAGE_ERRORS: Final = (
-    "bench.gate.importing:ImportRefused",
-    "bench.gate.releases:ReleasesError",
-    "bench.gate.timers:NoSuchDevice",
-)
 
 
 def compare(
@@ -101,7 +95,7 @@ def compare(
 ) -> None:
     """Compare releases side by side."""
     console, errors = QuietlyClosed(), QuietlyClosed(stderr=True)
-    with exit_codes(errors, about="the releases", usage=_USAGE_ERRORS):
+    with exit_codes(errors, about="the releases"):
         check_file("--json", json)
         chosen_device = device_named(device)
         chosen = [
@@ -110,7 +104,7 @@ def compare(
             if {"releases": releases, "--env": env, "--record": record}[name]
         ]
         if len(chosen) != 1:
-            raise UsageError(
+            raise BadInput(
                 f"compare takes releases, or --env, or --record, and got "
                 f"{' and '.join(chosen) or 'none of them'}"
             )
@@ -149,7 +143,7 @@ def _pairs(name: str) -> Pairs:
     for known in get_args(Pairs):
         if name == known:
             return cast("Pairs", known)
-    raise UsageError(f"--pairs {name}: choose {', '.join(get_args(Pairs))}")
+    raise BadInput(f"--pairs {name}: choose {', '.join(get_args(Pairs))}")
 
 
 def _contestant(name: str, *, environment: bool) -> Contestant:
@@ -199,5 +193,5 @@ def _show_records(files: Sequence[Path], json: Path | None, console: Console) ->
     from bench.gate.report.releases import show_machines
 
     if json is not None:
-        raise UsageError(f"--json {json}: the records are JSON already; drop it")
+        raise BadInput(f"--json {json}: the records are JSON already; drop it")
     show_machines([read_record(file) for file in files], console)

@@ -15,12 +15,12 @@ from bench.command.session import (
     Bar,
     Lines,
     QuietlyClosed,
-    UsageError,
     check_file,
     deliver,
     exit_codes,
     stop_on_interrupt,
 )
+from reference.errors import BadInput
 
 if TYPE_CHECKING:
     from bench.compile.run import Compiled
@@ -52,13 +52,6 @@ words. docs/compiled.md says where each figure comes from.
   0 as the baseline or better, 1 worse, or does not compile, 2 usage, 4 the harness itself failed,
   130 interrupted
 """
-
-_USAGE_ERRORS: Final = (
-    "kernels.compiled.baseline:BaselineError",
-    "kernels.compiled.targets:UnknownTarget",
-    "reference.attention.problem:InvalidProblem",
-    "subjects.loading:SubjectError",
-)
 
 
 def compile_kernels(
@@ -114,11 +107,11 @@ def compile_kernels(
 ) -> None:
     """Compile kernels ahead of time and compare what comes out."""
     console, errors = QuietlyClosed(), QuietlyClosed(stderr=True)
-    with exit_codes(errors, about="the kernel", usage=_USAGE_ERRORS):
+    with exit_codes(errors, about="the kernel"):
         check_file("--json", json)
         check_file("--save", save)
         if compare is False and baseline is not None:
-            raise UsageError(f"--no-compare --baseline {baseline}: drop one of the two")
+            raise BadInput(f"--no-compare --baseline {baseline}: drop one of the two")
 
         from bench.compile.record import as_baseline, compile_record
         from bench.compile.report import show
@@ -131,7 +124,7 @@ def compile_kernels(
         variants, ours = _variants(kernel, problem)
         stored = _baseline(baseline, triton, wanted=compare, ours=ours)
         if update_baseline and not ours:
-            raise UsageError(
+            raise BadInput(
                 f"--update-baseline: our baseline has our kernels, not {kernel}; use --save FILE"
             )
         plan = Plan(
@@ -158,14 +151,14 @@ def compile_kernels(
             raise typer.Exit(INTERRUPTED)
         if not record.results:
             reasons = "; ".join(sorted({each.reason for each in record.refused}))
-            raise UsageError(f"nothing was compiled: {reasons}; name a problem that it can do")
+            raise BadInput(f"nothing was compiled: {reasons}; name a problem that it can do")
         if save is not None:
             write_baseline(as_baseline(compiled), save)
         if update_baseline:
             _update(compiled, errors)
             return
         if compare and not record.compared:
-            raise UsageError(
+            raise BadInput(
                 f"--compare: {stored.name} has none of these variants for {_tools(compiled)}; "
                 f"make a baseline with --save FILE, and give it with --baseline FILE"
             )
@@ -200,12 +193,12 @@ def _baseline(file: Path | None, triton: str, *, wanted: bool | None, ours: bool
                 f"--update-baseline, or --save FILE"
             )
         if missing and wanted:
-            raise UsageError(f"--compare: {missing}")
+            raise BadInput(f"--compare: {missing}")
         if missing:
             return _Stored(missing=missing)
     stored = read_baseline(path)
     if stored.triton != triton:
-        raise UsageError(
+        raise BadInput(
             f"--baseline {path}: figures of triton {stored.triton}, and this is {triton}; under "
             f"another version they say nothing. Make one with --save FILE"
         )
@@ -226,13 +219,13 @@ def _variants(
     for name in names:
         found = [each for each in VARIANTS if name in {each.group, each.name}]
         if not found and name not in foreign:
-            raise UsageError(
+            raise BadInput(
                 f"--kernel {name}: choose {', '.join(GROUPS)}, the full name of a variant such as "
                 f"{VARIANTS[0].name!r}, module:function or path/to/file.py:function"
             )
         chosen += found
     if problems and not foreign:
-        raise UsageError(
+        raise BadInput(
             f"--problem {problems[0]}: our variants have their own problems; name the kernel "
             f"that it is for, such as --kernel triton"
         )

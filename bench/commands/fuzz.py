@@ -16,12 +16,12 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from bench.command.session import (
     INTERRUPTED,
     QuietlyClosed,
-    UsageError,
     check_file,
     deliver,
     exit_codes,
     stop_on_interrupt,
 )
+from reference.errors import BadInput
 
 # --help is quick: what takes time to import is imported where it is used. Never torch.
 if TYPE_CHECKING:
@@ -84,12 +84,6 @@ a hang is a finding like any other.
 
   0 no finding, 1 at least one, 2 usage, 4 the harness itself failed, 130 interrupted
 """
-
-_USAGE_ERRORS: Final = (
-    "subjects.loading:SubjectError",
-    "bench.fuzz.record:TraceError",
-    "bench.fuzz.databases:DatabaseError",
-)
 
 
 def fuzz(
@@ -160,10 +154,10 @@ def fuzz(
 ) -> None:
     """Fuzz a KV-cache allocator."""
     console, errors = QuietlyClosed(), QuietlyClosed(stderr=True)
-    with exit_codes(errors, about="the allocator", usage=_USAGE_ERRORS):
+    with exit_codes(errors, about="the allocator"):
         if replay is not None:
             if json is not None:
-                raise UsageError(f"--json {json}: --replay prints, and makes no record; drop one")
+                raise BadInput(f"--json {json}: --replay prints, and makes no record; drop one")
             raise typer.Exit(
                 _replay(
                     replay,
@@ -327,12 +321,12 @@ def _narrowed(
     if can.block_sizes is not None and not block_sizes <= can.block_sizes:
         wrong = min(block_sizes - can.block_sizes)
         does = ", ".join(map(str, sorted(can.block_sizes)))
-        raise UsageError(f"--block-size {wrong}: {name} does {does}")
+        raise BadInput(f"--block-size {wrong}: {name} does {does}")
     blocks = pool.get("num_blocks")
     if blocks is not None and blocks < can.min_blocks:
-        raise UsageError(f"--num-blocks {blocks}: {name} needs {can.min_blocks}")
+        raise BadInput(f"--num-blocks {blocks}: {name} needs {can.min_blocks}")
     if pool.get("prefix_caching") and not can.prefix_caching:
-        raise UsageError(f"--prefix-caching: {name} declares none")
+        raise BadInput(f"--prefix-caching: {name} declares none")
     return replace(can, block_sizes=block_sizes) if block_sizes else can
 
 

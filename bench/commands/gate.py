@@ -20,12 +20,12 @@ from bench.command.session import (
     Lines,
     Progress,
     QuietlyClosed,
-    UsageError,
     check_file,
     exit_codes,
     stop_on_interrupt,
 )
 from bench.gate.timers import device_named
+from reference.errors import BadInput
 
 if TYPE_CHECKING:
     from bench.gate.contestant import Contestant
@@ -71,12 +71,12 @@ MAX_PLANT: Final = 1.0
 def percentage(text: str) -> float:
     """Read `3%` as 0.03.
 
-    Raises UsageError: it is no percentage above 0 and up to 100.
+    Raises BadInput: it is no percentage above 0 and up to 100.
     """
     match = PERCENT.fullmatch(text.strip())
     value = float(match[1]) / 100 if match else 0.0
     if not 0 < value <= MAX_PLANT:
-        raise UsageError(f"--plant {text}: give a percentage above 0 and up to 100, as in 3%")
+        raise BadInput(f"--plant {text}: give a percentage above 0 and up to 100, as in 3%")
     return value
 
 
@@ -161,7 +161,7 @@ def gate(
 ) -> None:
     """Decide whether a change made anything worse."""
     console, errors = QuietlyClosed(), QuietlyClosed(stderr=True)
-    with exit_codes(errors, about="base or head", usage=("bench.gate.timers:NoSuchDevice",)):
+    with exit_codes(errors, about="base or head"):
         if list_benchmarks:
             _list(tuple(benchmark or ()), device_named(device), console)
             return
@@ -174,13 +174,13 @@ def gate(
         if config is not None:
             check_file("--config", config)
         if aa and plant is not None:
-            raise UsageError("--aa and --plant: head cannot be the same and slower; choose one")
+            raise BadInput("--aa and --plant: head cannot be the same and slower; choose one")
         slowdown = percentage(plant) if plant is not None else 0.0
         mode: Mode = "aa" if aa else "plant" if slowdown else "gate"
         if base is None and mode == "gate":
-            raise UsageError("BASE is missing: give a commit or a folder, as in HEAD~1")
+            raise BadInput("BASE is missing: give a commit or a folder, as in HEAD~1")
         if mode != "gate" and (head is not None or python is not None):
-            raise UsageError("with --aa and --plant base is compared with itself: give no HEAD")
+            raise BadInput("with --aa and --plant base is compared with itself: give no HEAD")
 
         import secrets
 

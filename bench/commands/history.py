@@ -7,7 +7,8 @@ from typing import Annotated, Final
 
 import typer
 
-from bench.command.session import QuietlyClosed, UsageError, check_file, deliver, exit_codes
+from bench.command.session import QuietlyClosed, check_file, deliver, exit_codes
+from reference.errors import BadInput
 
 HISTORY_HELP: Final = """
 Lists the steps that asv's detection finds in stored results: those of `make asv` and those that
@@ -24,8 +25,6 @@ noise explains; it says between which commits. Thresholds are those of the asv c
 
   0 looked, whatever was found, 2 usage, 4 the harness itself failed; a verdict is `pagedbench gate`
 """
-
-_USAGE_ERRORS: Final = ("bench.asv.history:HistoryError",)
 
 
 def history(
@@ -44,7 +43,7 @@ def history(
 ) -> None:
     """List the steps in stored results."""
     console, errors = QuietlyClosed(), QuietlyClosed(stderr=True)
-    with exit_codes(errors, about="the code", usage=_USAGE_ERRORS):
+    with exit_codes(errors, about="the code"):
         check_file("--json", json)
         from bench.asv.history import find_steps
         from bench.asv.history_report import show
@@ -61,7 +60,7 @@ def _configured(config: Path, results: Path | None) -> tuple[Path, dict[str, flo
     """The folder of results, and thresholds by regular expression."""
     if not config.is_file():
         if results is None:
-            raise UsageError(
+            raise BadInput(
                 f"--config {config}: there is no such file; name it, or the folder of results with "
                 f"--results"
             )
@@ -70,12 +69,10 @@ def _configured(config: Path, results: Path | None) -> tuple[Path, dict[str, flo
         from asv.config import Config
         from asv.util import UserError
     except ImportError:
-        raise UsageError(
-            "asv is not installed; the detection is its own: pip install asv"
-        ) from None
+        raise BadInput("asv is not installed; the detection is its own: pip install asv") from None
     try:
         loaded = Config.load(str(config))
     except UserError as error:
-        raise UsageError(f"--config {config}: {error}") from None
+        raise BadInput(f"--config {config}: {error}") from None
     thresholds = {regex: float(value) for regex, value in loaded.regressions_thresholds.items()}
     return results or config.parent / loaded.results_dir, thresholds

@@ -39,7 +39,7 @@ def import_records(
 ) -> None:
     """Take records into the store."""
     console, errors = QuietlyClosed(), QuietlyClosed(stderr=True)
-    with exit_codes(errors, about="the code", usage=("bench.asv.series:ExportError",)):
+    with exit_codes(errors, about="the code"):
         from bench.gate.importing import STORE, ImportRefused, import_record, read_record
 
         refused = 0

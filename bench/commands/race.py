@@ -59,7 +59,7 @@ def race(
 ) -> None:
     """Compare the speed of KV-cache allocators."""
     console, errors = QuietlyClosed(), QuietlyClosed(stderr=True)
-    with exit_codes(errors, about="the allocators", usage=("subjects.loading:SubjectError",)):
+    with exit_codes(errors, about="the allocators"):
         check_file("--json", json)
         import platform
 

@@ -16,12 +16,12 @@ from bench.command.session import (
     Lines,
     Progress,
     QuietlyClosed,
-    UsageError,
     check_file,
     deliver,
     exit_codes,
     stop_on_interrupt,
 )
+from reference.errors import BadInput
 
 if TYPE_CHECKING:
     from bench.throughput.points import Point
@@ -54,12 +54,6 @@ to. docs/performance.md has the method and the bars.
   0 measured, 1 an answer in a timed round is wrong, 2 usage, 4 the harness itself failed,
   130 interrupted
 """
-
-_USAGE_ERRORS: Final = (
-    "bench.waste.plot:PlotFormatError",
-    "bench.throughput.points:InvalidPoint",
-    "subjects.loading:SubjectError",
-)
 
 ROUNDS: Final = {"cpu": 15, "cuda": 30}
 
@@ -140,12 +134,12 @@ def throughput(
 ) -> None:
     """Time attention kernels against each other and against the device."""
     console, errors = QuietlyClosed(), QuietlyClosed(stderr=True)
-    with exit_codes(errors, about="any kernel", usage=_USAGE_ERRORS):
+    with exit_codes(errors, about="any kernel"):
         _check_outputs(json, plot, asv)
         if preset is not None and preset not in PRESETS:
-            raise UsageError(f"--preset {preset}: choose {', '.join(PRESETS)}")
+            raise BadInput(f"--preset {preset}: choose {', '.join(PRESETS)}")
         if preset is not None and (batch or prefill):
-            raise UsageError(f"--preset {preset} has its own batches: drop --batch and --prefill")
+            raise BadInput(f"--preset {preset} has its own batches: drop --batch and --prefill")
         where = _device(device)
 
         import torch
@@ -222,7 +216,7 @@ def _check_outputs(json: Path | None, plot: Path | None, asv: Path | None) -> No
 
         check_format(plot)
     if asv is not None and find_spec("asv") is None:
-        raise UsageError(
+        raise BadInput(
             f"--asv {asv}: asv is not installed, and its format is written by its own code; "
             f"pip install asv"
         )
@@ -261,14 +255,14 @@ def _parts(text: str) -> list[str]:
 def _numbers(option: str, text: str) -> list[int]:
     for part in _parts(text):
         if not part.isdecimal() or len(part) > 9:
-            raise UsageError(f"{option} {text}: {part!r} is no number; give them as in 16,32")
+            raise BadInput(f"{option} {text}: {part!r} is no number; give them as in 16,32")
     return [int(part) for part in _parts(text)]
 
 
 def _pair(text: str) -> tuple[int, int]:
     match = _HEADS.fullmatch(text)
     if match is None:
-        raise UsageError(f"--heads {text}: give KV heads x query heads for each, as in 8x4")
+        raise BadInput(f"--heads {text}: give KV heads x query heads for each, as in 8x4")
     return int(match[1]), int(match[2])
 
 
@@ -280,17 +274,17 @@ def _splits(text: str) -> list[int | None]:
             continue
         (number,) = _numbers("--splits", part)
         if number < 1:
-            raise UsageError(f"--splits {text}: at least 1, or auto for the kernel's own choice")
+            raise BadInput(f"--splits {text}: at least 1, or auto for the kernel's own choice")
         found.append(number)
     return found
 
 
 def _device(name: str) -> str:
     if name not in {"auto", "cpu", "cuda"}:
-        raise UsageError(f"--device {name}: choose cpu, cuda or auto")
+        raise BadInput(f"--device {name}: choose cpu, cuda or auto")
     import torch
 
     there = torch.cuda.is_available()
     if name == "cuda" and not there:
-        raise UsageError(f"--device cuda: torch {torch.__version__} finds none; use --device cpu")
+        raise BadInput(f"--device cuda: torch {torch.__version__} finds none; use --device cpu")
     return ("cuda" if there else "cpu") if name == "auto" else name

@@ -21,11 +21,11 @@ from bench.command.session import (
     Lines,
     QuietlyClosed,
     Silence,
-    UsageError,
     check_file,
     deliver,
     exit_codes,
 )
+from reference.errors import BadInput
 
 # --help is quick: what takes time to import is imported where it is used. Never torch.
 if TYPE_CHECKING:
@@ -89,14 +89,6 @@ DEFAULT_STREAM: Final = "sharegpt-fit"
 DEFAULT_POOL: Final = "12GiB"
 DEFAULT_BYTES_PER_TOKEN: Final = 819_200
 """OPT-13B in 16 bits: 2 x 40 layers x 5120 x 2 bytes (Kwon et al., SOSP 2023, section 3)."""
-
-_USAGE_ERRORS: Final = (
-    "bench.waste.policies:PolicySpecError",
-    "bench.waste.plot:PlotFormatError",
-    "bench.waste.parallel:JobFailed",
-    "bench.waste.parallel:RayMissing",
-    "bench.workloads.traces:TraceError",
-)
 
 _UNITS: Final = {
     "B": 1,
@@ -277,7 +269,7 @@ def waste(
 ) -> None:
     """Account for every slot of a KV cache."""
     console, errors = QuietlyClosed(), QuietlyClosed(stderr=True)
-    with exit_codes(errors, about="the policies", usage=_USAGE_ERRORS):
+    with exit_codes(errors, about="the policies"):
         check_file("--json", json)
         check_file("--plot", plot)
         if figure is not None:
@@ -355,7 +347,7 @@ class _Asked:
         )
         if len(read) != 1 or not isinstance(read[0], PagedPolicy):
             given = " ".join(self.policies) or f"block sizes {self.block_sizes}"
-            raise UsageError(f"--whatif with {given}: give one paged policy, which is then varied")
+            raise BadInput(f"--whatif with {given}: give one paged policy, which is then varied")
         return read[0]
 
 
@@ -374,7 +366,7 @@ def _streams(
         try:
             source = parse_source(_with_defaults(spec, requests=requests, seed=seed))
         except ValueError as error:
-            raise UsageError(f"{option} {spec.removeprefix('trace:')}: {error}") from None
+            raise BadInput(f"{option} {spec.removeprefix('trace:')}: {error}") from None
         sources.append(source if requests is None else head(source, requests))
     described = []
     labels = unique_labels(
@@ -387,12 +379,12 @@ def _streams(
         try:
             described.append((source, served_stream(source, label=label)))
         except OSError as error:
-            raise UsageError(
+            raise BadInput(
                 f"{option} {spec.removeprefix('trace:')}: {error.strerror or error}; name a file "
                 f"that can be read"
             ) from None
         except ValueError as error:
-            raise UsageError(f"{option} {spec.removeprefix('trace:')}: {error}") from None
+            raise BadInput(f"{option} {spec.removeprefix('trace:')}: {error}") from None
     return described
 
 
@@ -420,10 +412,10 @@ def _bytes_per_token(given: int | None, model: str | None) -> int:
     if model is None:
         return DEFAULT_BYTES_PER_TOKEN if given is None else given
     if given is not None:
-        raise UsageError(f"--bytes-per-token {given} and --model {model}: give one of them")
+        raise BadInput(f"--bytes-per-token {given} and --model {model}: give one of them")
     shape = re.fullmatch(r"(\d+)x(\d+)x(\d+)(?:x(\d+))?", model)
     if shape is None or "0" in shape.groups():
-        raise UsageError(
+        raise BadInput(
             f"--model {model}: give layers x KV heads x head size, as 32x8x128, and x bytes per "
             f"element where it is not 2"
         )
@@ -434,11 +426,11 @@ def _bytes_per_token(given: int | None, model: str | None) -> int:
 def _slots(slots: int | None, pool: str | None, bytes_per_token: int) -> int:
     if slots is not None:
         if pool is not None:
-            raise UsageError(f"--slots {slots} and --pool {pool}: give one of them")
+            raise BadInput(f"--slots {slots} and --pool {pool}: give one of them")
         return slots
     size = _size("--pool", pool or DEFAULT_POOL)
     if size < bytes_per_token:
-        raise UsageError(
+        raise BadInput(
             f"--pool {pool}: less than one token, which takes {bytes_per_token:,} bytes; give more"
         )
     return size // bytes_per_token
@@ -448,7 +440,7 @@ def _size(option: str, text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-zA-Z]+)", text.strip())
     units = {unit.lower(): size for unit, size in _UNITS.items()}
     if match is None or match[2].lower() not in units:
-        raise UsageError(f"{option} {text}: give a number and one of {', '.join(_UNITS)}: 12GiB")
+        raise BadInput(f"{option} {text}: give a number and one of {', '.join(_UNITS)}: 12GiB")
     return int(float(match[1]) * units[match[2].lower()])
 
 
@@ -466,9 +458,9 @@ def _figure(
 
     figures = _figures()
     if name not in figures:
-        raise UsageError(f"--figure {name}: choose one of {', '.join(figures)}")
+        raise BadInput(f"--figure {name}: choose one of {', '.join(figures)}")
     if traces and (name != "mooncake" or len(traces) > 1):
-        raise UsageError(
+        raise BadInput(
             f"--figure {name} with --trace {traces[-1]}: only mooncake reads a trace, and one; "
             f"leave it out"
         )
@@ -477,11 +469,11 @@ def _figure(
         try:
             figure = mooncake(traces[0]) if traces else figures[name]()
         except OSError as error:
-            raise UsageError(
+            raise BadInput(
                 f"--trace {traces[0]}: {error.strerror or error}; name a file that can be read"
             ) from None
         except TraceMissing as error:
-            raise UsageError(str(error)) from None
+            raise BadInput(str(error)) from None
         progress.advance(1)
     if json is not None:
         from pydantic import TypeAdapter

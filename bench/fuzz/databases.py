@@ -16,10 +16,12 @@ from hypothesis.database import (
     ReadOnlyDatabase,
 )
 
+from reference.errors import BadInput
+
 DEFAULT_FOLDER: Final = Path(".pagedbench") / "examples"
 
 
-class DatabaseError(ValueError):
+class DatabaseError(BadInput):
     """A database that cannot be used; the message has its name and the remedy."""
 
 

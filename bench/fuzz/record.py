@@ -17,11 +17,12 @@ from bench.machine.environment import cpu_name, git, version_of
 from reference.allocator.contract import HOSTILE_CALLS
 from reference.allocator.machine import Finding
 from reference.allocator.programs import Program
+from reference.errors import BadInput
 
 FORMAT: Final = "pagedbench fuzz trace 1"
 
 
-class TraceError(ValueError):
+class TraceError(BadInput):
     """A file that is no trace of a finding; the message has its name, and what is wrong."""
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bench.command.session import UsageError
 from bench.gate.machine_code import TARGETS
 from bench.gate.statistics import Design
+from reference.errors import BadInput
 
 
 class GateConfiguration(BaseModel):
@@ -31,25 +31,25 @@ class GateConfiguration(BaseModel):
     def design(self) -> Design:
         """The tests with these margins.
 
-        Raises UsageError: they contradict each other.
+        Raises BadInput: they contradict each other.
         """
         names = ("margin", "equivalence", "wall_margin", "quarantine_sd")
         given = {name: getattr(self, name) for name in names}
         try:
             return replace(Design(), **{k: v for k, v in given.items() if v is not None})
         except ValueError as error:
-            raise UsageError(f"gate configuration: {error}") from None
+            raise BadInput(f"gate configuration: {error}") from None
 
 
 def read_configuration(file: Path) -> GateConfiguration:
     """Read a configuration; a pyproject.toml may have none.
 
-    Raises UsageError: the file cannot be read, is no TOML, or says something unknown.
+    Raises BadInput: the file cannot be read, is no TOML, or says something unknown.
     """
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{file}: {error}") from None
+        raise BadInput(f"{file}: {error}") from None
     if file.name == "pyproject.toml":
         content = content.get("tool", {}).get("pagedbench", {}).get("gate", {})
     try:
@@ -57,4 +57,4 @@ def read_configuration(file: Path) -> GateConfiguration:
     except ValidationError as error:
         found = error.errors()[0]
         where = ".".join(map(str, found["loc"]))
-        raise UsageError(f"{file}: {where}: {found['msg']}") from None
+        raise BadInput(f"{file}: {where}: {found['msg']}") from None

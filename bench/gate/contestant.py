@@ -31,12 +31,13 @@ from bench.gate.bootstrap import ROOMS
 from bench.gate.record import ContestantRecord
 from bench.gate.temporary import temporary_folder
 from bench.machine.environment import ROOT
+from reference.errors import BadInput
 
 ENVIRONMENTS_VARIABLE: Final = "PAGEDBENCH_GATE_ENVIRONMENTS"
 """Names another folder for environments that are built."""
 
 
-class NoContestant(RuntimeError):
+class NoContestant(BadInput):
     """A contestant cannot be had; the message says what was asked for and what to do."""
 
 

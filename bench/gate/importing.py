@@ -16,6 +16,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from bench.gate.record import SCHEMA_VERSION, GateEnvironment, GateRecord
+from reference.errors import BadInput
 
 STORE: Final = Path(".pagedbench") / "gate"
 """Where records are kept unless told otherwise."""
@@ -26,7 +27,7 @@ TIMERS: Final = frozenset({"process_time", "cuda_event"})
 _UNSAID: Final = frozenset({"", "unknown", "not installed"})
 
 
-class ImportRefused(ValueError):
+class ImportRefused(BadInput):
     """A file is not taken in; the message has the file, the reason and the remedy."""
 
 

@@ -28,6 +28,7 @@ from bench.gate.record import (
     GateRecord,
     Verdict,
 )
+from reference.errors import BadInput
 
 Pairs = Literal["anchor", "chain", "both"]
 """Which releases are measured side by side: each with the anchor, each with the one before it."""
@@ -35,7 +36,7 @@ Pairs = Literal["anchor", "chain", "both"]
 SCHEMA_VERSION: Final = 1
 
 
-class ReleasesError(ValueError):
+class ReleasesError(BadInput):
     """Records that cannot be put beside each other; the message says which and why."""
 
 

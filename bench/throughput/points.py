@@ -12,6 +12,7 @@ from typing import Final
 from bench.check.timing import running_lengths
 from bench.workloads.builtin import STREAM_LAWS, builtin_stream
 from reference.attention.problem import AttentionProblem, InvalidProblem, Request
+from reference.errors import BadInput
 
 _UNIFORM: Final = re.compile(r"([1-9]\d{0,6})x([1-9]\d{0,8})")
 _RAGGED: Final = re.compile(r"([a-z][a-z-]*):([1-9]\d{0,5})")
@@ -20,7 +21,7 @@ ALIASES: Final = {"azure": "azure-conv", "mooncake": "mooncake-conv"}
 """Short names of built-in streams."""
 
 
-class InvalidPoint(ValueError):
+class InvalidPoint(BadInput):
     """A batch, or a size, of which no call can be made; the message has the remedy."""
 
 

@@ -22,6 +22,7 @@ from bench.waste.policies import Policy, format_policy
 from bench.workloads.source import StreamSource
 from paged.accounting import Serving
 from paged.clock import StepTime
+from reference.errors import BadInput
 
 REQUESTS_PER_S: Final = {
     "contiguous": 100_000,
@@ -77,11 +78,11 @@ class Finished:
     """How long it took, where it was run."""
 
 
-class JobFailed(ValueError):
+class JobFailed(BadInput):
     """A policy, a stream and a pool that do not go together; the message says which, and why."""
 
 
-class RayMissing(ImportError):
+class RayMissing(BadInput):
     """Ray is asked for and not installed."""
 
     def __str__(self) -> str:

@@ -21,6 +21,7 @@ from bench.waste.report import CLASS_NAMES, MEANINGS, policy_name
 from bench.waste.simulate import lengths_of, requests_of
 from paged import scheduler
 from paged.clock import StepTime
+from reference.errors import BadInput
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,7 +89,7 @@ LINES: Final = (
 )
 
 
-class PlotFormatError(ValueError):
+class PlotFormatError(BadInput):
     """A file's ending that says no format that can be drawn."""
 
 

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple, get_args
 from bench.waste.contiguous import ContiguousPolicy
 from paged.policy import Eviction, PagedPolicy, Preemption
 from reference.allocator.arenas import ArenaName, ReservationName
+from reference.errors import BadInput
 
 DEFAULT_POLICIES: Final = ("max/buddy", "pow2/buddy", "oracle/buddy", "oracle/first-fit", "paged")
 """What is compared where nothing else is asked for."""
@@ -30,7 +31,7 @@ DEFAULT_MAX_MODEL_LEN: Final = 2048
 Policy = ContiguousPolicy | PagedPolicy
 
 
-class PolicySpecError(ValueError):
+class PolicySpecError(BadInput):
     """A policy that cannot be read; the message has what was typed, and what could be."""
 
 

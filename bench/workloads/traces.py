@@ -26,6 +26,7 @@ import numpy as np
 
 from bench.workloads.source import read_all
 from bench.workloads.stream import CHUNK_REQUESTS, MAX_TOKENS, PrefixBlocks, RequestStream
+from reference.errors import BadInput
 
 MOONCAKE_PREFIX_TOKENS: Final = 512
 """Tokens that one `hash_ids` entry of a Mooncake trace stands for."""
@@ -39,7 +40,7 @@ MAX_SECONDS: Final = 2**33
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 
 
-class TraceError(ValueError):
+class TraceError(BadInput):
     """A trace that cannot be read.
 
     Attributes

@@ -16,13 +16,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kernels.compiled.explain import Change, Judgement, explain, is_better, is_worse
 from kernels.compiled.figures import LaunchFigures, VariantFigures
+from reference.errors import BadInput
 
 SCHEMA_VERSION: Final = 1
 
 FOLDER: Final = Path(__file__).parent / "baselines"
 
 
-class BaselineError(ValueError):
+class BaselineError(BadInput):
     """A baseline that cannot be compared with; the message has the remedy."""
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from reference.errors import BadInput
+
 KIB: Final = 1024
 
 WARPS_GRANULE: Final = 4
@@ -39,7 +41,7 @@ SCALAR_LIMITS: Final = ((100, 8), (10**6, 7))
 """AMD: (SGPRs at most, waves on a SIMD) of gfx9 (LLVM AMDGPU back end, occupancy by SGPRs)."""
 
 
-class UnknownTarget(ValueError):
+class UnknownTarget(BadInput):
     """A target that is not in `TARGETS`."""
 
 

@@ -26,6 +26,7 @@ from reference.attention.problem import (
     Request,
 )
 from reference.attention.strategies import BLOCK_SIZES, HEAD_DIMS
+from reference.errors import BadInput
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,7 +45,7 @@ class Feature:
     """Of a problem: with these, most problems show it."""
 
 
-class UnknownFeature(ValueError):
+class UnknownFeature(BadInput):
     """A name that is no feature; the message has those that are."""
 
 

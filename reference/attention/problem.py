@@ -19,6 +19,8 @@ from typing import Any, Final, Literal, Self
 
 import torch
 
+from reference.errors import BadInput
+
 QUERY_DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """Dtypes of the query and of the output, by their name in a spec."""
 
@@ -40,7 +42,7 @@ MAX_SEED: Final = 2**64 - 2
 """One less than torch's generators take: a relabelled placement uses the next one."""
 
 
-class InvalidProblem(ValueError):
+class InvalidProblem(BadInput):
     """A problem, or its spec, that no attention kernel could be asked to solve."""
 
 

@@ -41,7 +41,9 @@ class RemoteFactory:
     ) -> None:
         # Our rooms stay importable in our own interpreter only: an engine may look for packages of
         # the same names, and has to find its own or none.
-        keep = f"sys.path.append({str(ROOT)!r}); " if python in (None, sys.executable) else ""
+        keep = "sys.modules.pop('reference.errors'); sys.modules.pop('reference'); "
+        if python in (None, sys.executable):
+            keep = f"sys.path.append({str(ROOT)!r}); "
         start = (
             f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
             "import subjects.allocators.worker as w; "

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench.command.session import UsageError, check_file
+from bench.command.session import check_file
 from bench.gate.record import GateRecord
+from reference.errors import BadInput
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,11 +31,11 @@ class Outputs:
     """Folder of the project's own records to add this one to."""
 
     def check(self) -> None:
-        """Raise UsageError where one could not be written. Before the work, not after it."""
+        """Raise BadInput where one could not be written. Before the work, not after it."""
         for option in ("json", "markdown", "junit"):
             check_file(f"--{option}", getattr(self, option))
         if self.asv is not None and find_spec("asv") is None:
-            raise UsageError(
+            raise BadInput(
                 f"--asv {self.asv}: asv is not installed, and its format is written by its own "
                 f"code; pip install asv"
             )

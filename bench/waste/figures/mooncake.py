@@ -9,6 +9,7 @@ from typing import Final
 from bench.waste.figures.figure import Component, Figure
 from bench.waste.prefix_replay import ReplayOrder, replay
 from bench.workloads.traces import TraceSource
+from reference.errors import BadInput
 
 FOLDER_VARIABLE: Final = "PAGEDBENCH_TRACES"
 NAMES: Final = ("mooncake_conversation.jsonl", "conversation_trace.jsonl")
@@ -29,7 +30,7 @@ EXPECTED: Final[tuple[tuple[int | None, ReplayOrder, float, bool], ...]] = (
 )
 
 
-class TraceMissing(ValueError):
+class TraceMissing(BadInput):
     """The trace is not at hand; the message says where to get it and where to put it."""
 
 

@@ -13,13 +13,13 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from bench import cli
-from bench.command.session import UsageError
 from bench.commands.gate import percentage
 from bench.gate.configuration import read_configuration
 from bench.gate.record import GateRecord
 from bench.gate.worker import SUITE_VARIABLE
 from helpers import gate_toys
 from helpers.places import ROOT
+from reference.errors import BadInput
 
 
 def invoke(*arguments: str) -> Result:
@@ -56,7 +56,7 @@ def test_a_percentage_is_read_as_one() -> None:
     assert percentage("3%") == 0.03
     assert percentage(" 12.5 % ") == 0.125
     for text in ("3", "-3%", "101%", "three"):
-        with pytest.raises(UsageError, match="as in 3%"):
+        with pytest.raises(BadInput, match="as in 3%"):
             percentage(text)
 
 
@@ -71,11 +71,11 @@ def test_limits_and_margins_are_read_from_toml(tmp_path: Path) -> None:
     assert read_configuration(project).limits == {"calls": 0.5}
     assert read_configuration(project).design().margin == 0.01
     file.write_text("margin = 0.05\n")
-    with pytest.raises(UsageError, match=r"margin 0\.05 and equivalence 0\.03"):
+    with pytest.raises(BadInput, match=r"margin 0\.05 and equivalence 0\.03"):
         read_configuration(file).design()
     for wrong in ("marign = 0.1\n", "margin = \n", "margin = -1\n"):
         file.write_text(wrong)
-        with pytest.raises(UsageError, match=r"gate\.toml"):
+        with pytest.raises(BadInput, match=r"gate\.toml"):
             read_configuration(file)
 
 

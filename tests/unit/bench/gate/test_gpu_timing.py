@@ -20,13 +20,13 @@ from bench.gate.timers import (
     UNTIMED_LAUNCHES,
     CpuTimer,
     CudaTimer,
-    NoSuchDevice,
     device_named,
     timer_of,
 )
 from bench.machine.gpu import GpuReader, became_another_gpu
 from helpers import gate_toys
 from helpers.fake_cuda import FakeCuda, FakeNvml
+from reference.errors import BadInput
 
 
 def test_events_time_the_calls_and_not_those_before_them() -> None:
@@ -48,7 +48,7 @@ def test_without_a_gpu_it_says_so() -> None:
         with pytest.raises(RuntimeError, match="finds no GPU"):
             timer_of("cuda")
     assert isinstance(timer_of("cpu"), CpuTimer)
-    with pytest.raises(NoSuchDevice, match="choose cpu or cuda"):
+    with pytest.raises(BadInput, match="choose cpu or cuda"):
         device_named("tpu")
 
 

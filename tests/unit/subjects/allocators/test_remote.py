@@ -325,12 +325,13 @@ def test_another_interpreter_runs_it(tmp_path: Path) -> None:
 def test_our_rooms_are_importable_in_our_interpreter_only(tmp_path: Path, *, ours: bool) -> None:
     # An engine may have packages of the same names. Without site: we may be installed there.
     more = """
-    make.version = repr(sys.path)
+    make.version = repr([*sys.path, *sys.modules])
     """
     python = None if ours else wrapper(tmp_path, options="-S")
     with RemoteFactory(written(tmp_path, more=more), python=python) as factory:
         factory.introduce()
         assert (f"'{ROOT}'" in factory.version) == ours
+        assert ("'reference'" in factory.version) == ours
 
 
 def test_an_interpreter_that_is_not_there_says_nothing_about_the_allocator(tmp_path: Path) -> None:

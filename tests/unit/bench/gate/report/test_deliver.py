@@ -7,10 +7,10 @@ from xml.etree import ElementTree as ET
 import pytest
 from rich.console import Console
 
-from bench.command.session import UsageError
 from bench.gate.report.deliver import Outputs, deliver_reports
 from helpers.asv_project import make_project
 from helpers.gate_records import contestant, gate_record, mixed_record
+from reference.errors import BadInput
 
 
 def deliver(record, **outputs):
@@ -52,11 +52,11 @@ def test_one_report_that_cannot_be_written_takes_no_other_with_it(tmp_path):
 
 @pytest.mark.parametrize("option", ["json", "markdown", "junit"])
 def test_file_in_a_missing_folder_is_refused_before_the_work(tmp_path, option):
-    with pytest.raises(UsageError, match=f"--{option} .*does not exist"):
+    with pytest.raises(BadInput, match=f"--{option} .*does not exist"):
         Outputs(**{option: tmp_path / "gone" / "file"}).check()
 
 
 def test_asv_that_is_not_installed_is_refused_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr("bench.gate.report.deliver.find_spec", lambda name: None)
-    with pytest.raises(UsageError, match="asv is not installed"):
+    with pytest.raises(BadInput, match="asv is not installed"):
         Outputs(asv=tmp_path).check()
