@@ -108,12 +108,13 @@ def publish(conf: Config, exported: dict[str, dict[str, Any]]) -> None:
     if exported:
         add_definitions(Path(conf.results_dir), exported)
     asv("publish")
+    html = Path(conf.html_dir)
     try:
-        make_offline(Path(conf.html_dir))
+        make_offline(html)
     except OfflineError as error:
         print(f"\nthe page needs the network, or is not there: {error}", file=sys.stderr)
-        return
-    print(f"\nhistory: {conf.html_dir}; to look at it: {sys.executable} -m asv preview")
+    if (html / "index.html").is_file():
+        print(f"\nhistory: {html}; to look at it: {sys.executable} -m asv preview")
 
 
 def is_known(machine: str) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from bench.asv.series import export, gate_definitions
 from helpers.asv_project import make_project
 from helpers.gate_records import contestant, gate_record
 from scripts import run_asv
+from scripts.asv_offline import make_offline
 from scripts.run_asv import ALL_MEASURED, BENCHMARK_FAILED, NOTHING_MEASURED, judge
 
 MACHINE = "bench-1"
@@ -92,8 +94,8 @@ def test_suite_that_applies_nowhere_is_not_success(tmp_path: Path) -> None:
     assert code == NOTHING_MEASURED
 
 
-def test_gates_series_stay_on_a_page_that_works_offline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_gates_series_stay_on_a_page_that_is_made_without_npm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project = make_project(tmp_path / "repo", commits=2)
     base, head = (contestant(commit) for commit in project.commits)
@@ -103,11 +105,17 @@ def test_gates_series_stay_on_a_page_that_works_offline(
     (project.results / "benchmarks.json").write_text('{"version": 2}')
     monkeypatch.chdir(project.folder)
     monkeypatch.setattr(run_asv, "ROOT", project.folder)
+    no_npm = partial(make_offline, vendor=tmp_path / "vendor")
+    monkeypatch.setattr(run_asv, "make_offline", no_npm)
+    monkeypatch.setattr("scripts.asv_offline.shutil.which", lambda _: None)
     run_asv.publish(Config.load(), exported)
     shown = json.loads((project.html / "index.json").read_text())["benchmarks"]
     assert set(shown) == set(exported)
     assert "gate.alloc.churn.time" in shown
-    assert 'src="https:' not in (project.html / "index.html").read_text()
+    captured = capsys.readouterr()
+    assert "the page needs the network" in captured.err
+    assert "install npm" in captured.err
+    assert "history:" in captured.out
 
 
 def test_page_that_was_not_published_is_said(

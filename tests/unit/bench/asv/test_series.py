@@ -1,15 +1,8 @@
-"""Records in asv's own format: read back by asv, published by it, and its page opened offline."""
+"""Records in asv's own format: read back by asv, and published by it."""
 
-import functools
-import http.server
 import json
 import re
-import shutil
-import subprocess
-import threading
-from pathlib import Path
 
-import asv
 import pytest
 from asv.results import Results
 
@@ -31,12 +24,10 @@ from helpers.gate_records import (
     gate_record,
     samples,
 )
-from scripts.asv_offline import VENDOR, OfflineError, make_offline, read_manifest
 
 DECODE = "gate.decode.paged-torch_block_16.time"
 WASTE = "gate.waste.blocks.wasted_slots"
 THROUGHPUT = "gate_more.decode.paged-torch_block_16.throughput"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 def one_pair(before: str, after: str, *, base_s=5e-3, slowdown=0.0, wasted=(1000, 1000), **changes):
@@ -76,14 +67,6 @@ def project(tmp_path_factory) -> AsvProject:
         wasted = tuple(1500 if p >= 4 else 1000 for p in (place, place + 1))
         record = one_pair(base, head, base_s=before, slowdown=after / before - 1, wasted=wasted)
         assert len(export(record, project.results, project.folder).paths) == 2
-    return project
-
-
-@pytest.fixture(scope="module")
-def page(project):
-    """The project's history, published and made to work offline."""
-    project.publish()
-    make_offline(project.html)
     return project
 
 
@@ -195,129 +178,13 @@ def test_definitions_survive_a_list_that_asv_wrote_anew(project):
     listed.write_text(before)
 
 
-def test_published_page_has_every_commit_and_the_regression(page):
-    index = json.loads((page.html / "index.json").read_text())
-    assert set(index["revision_to_hash"].values()) == set(page.commits)
-    found = json.loads((page.html / "regressions.json").read_text())["regressions"]
+def test_published_page_has_every_commit_and_the_regression(project):
+    project.publish()
+    index = json.loads((project.html / "index.json").read_text())
+    assert set(index["revision_to_hash"].values()) == set(project.commits)
+    found = json.loads((project.html / "regressions.json").read_text())["regressions"]
     changes = {name: jumps for name, *_, jumps in found}
     revision = {commit: int(r) for r, commit in index["revision_to_hash"].items()}
     assert set(changes) == {DECODE, WASTE}
     for jumps in changes.values():
-        assert [jump[1] for jump in jumps] == [revision[page.commits[4]]]
-
-
-def test_offline_page_loads_nothing_from_elsewhere(page):
-    html = (page.html / "index.html").read_text()
-    for tag in re.findall(r"<(?:script|link|img)[^>]*>", html):
-        for address in re.findall(r"""(?:src|href)=["']([^"']*)""", tag):
-            assert "//" not in address
-            assert (page.html / address).is_file()
-    assert make_offline(page.html) == ()
-
-
-def test_page_that_asks_for_more_than_is_vendored_is_refused(tmp_path):
-    index = tmp_path / "index.html"
-    index.write_text('<script src="https://example.org/chart-9.js"></script>')
-    with pytest.raises(OfflineError, match=r"chart-9\.js"):
-        make_offline(tmp_path)
-    assert "example.org" in index.read_text()
-
-
-def test_vendored_file_that_was_changed_is_refused(tmp_path):
-    vendor = tmp_path / "vendor"
-    shutil.copytree(VENDOR, vendor)
-    assert len(read_manifest(vendor)) == 10
-    (vendor / "jquery.min.js").write_text("alert(1)")
-    with pytest.raises(OfflineError, match="SHA-256"):
-        read_manifest(vendor)
-
-
-class _Served(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture(scope="module")
-def address(page):
-    """Where the page is served on this machine."""
-    handler = functools.partial(_Served, directory=str(page.html))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/index.html"
-        server.shutdown()
-        thread.join()
-
-
-def dom(address, tmp_path):
-    """The page as Chromium has it after its scripts ran, with every other host out of reach."""
-    command = [
-        str(CHROMIUM),
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        f"--user-data-dir={tmp_path}",
-        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-        "--virtual-time-budget=10000",
-        "--dump-dom",
-        address,
-    ]
-    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    return run.stdout
-
-
-needs_chromium = pytest.mark.skipif(
-    CHROMIUM is None, reason="Chromium is not installed: Debian's package is `chromium`"
-)
-
-
-def ticks(html):
-    """Labels of the main graph's value axis, which Flot chooses by the values that it draws."""
-    plot = html.partition('id="main-graph"')[2].partition('id="overview"')[0]
-    assert 'class="flot-base"' in plot, "nothing is drawn"
-    axis = plot.partition("flot-y1-axis")[2]
-    return [float(label) for label in re.findall(r"flot-tick-label[^>]*>([^<]+)<", axis)]
-
-
-@needs_chromium
-@pytest.mark.parametrize(
-    ("name", "lowest", "highest"),
-    # Eight commits: 1,000 then 1,500 slots; 5 then 6 ms in the first launch, 1.008 of it in the
-    # median; 5 MB in that time.
-    [
-        (WASTE, 1000, 1500),
-        (THROUGHPUT, 5 / 6 / 1.008, 1 / 1.008),
-        (DECODE, 5 * 1.008, 6 * 1.008),
-    ],
-)
-def test_graph_is_drawn_without_the_network(address, tmp_path, name, lowest, highest):
-    labels = ticks(dom(f"{address}#{name}", tmp_path))
-    step = labels[1] - labels[0]
-    assert labels == sorted(labels)
-    assert labels[0] - step <= lowest
-    assert highest <= labels[-1] + step
-    assert labels[-1] <= 1.5 * highest
-
-
-@needs_chromium
-def test_page_with_its_scripts_elsewhere_draws_nothing(page, tmp_path):
-    """The plant: before it is made offline, the same page shows asv's error."""
-    stock = tmp_path / "html"
-    shutil.copytree(page.html, stock)
-    shutil.copyfile(Path(asv.__file__).parent / "www" / "index.html", stock / "index.html")
-    handler = functools.partial(_Served, directory=str(stock))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        html = dom(f"http://127.0.0.1:{server.server_port}/index.html#{WASTE}", tmp_path / "p")
-        server.shutdown()
-        thread.join()
-    assert "flot-base" not in html
-
-
-@needs_chromium
-def test_grid_names_every_series(address, tmp_path):
-    html = dom(address, tmp_path)
-    for name in (DECODE, WASTE, THROUGHPUT):
-        assert name in html
+        assert [jump[1] for jump in jumps] == [revision[project.commits[4]]]
