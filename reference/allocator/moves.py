@@ -19,8 +19,9 @@ from typing import Any, Final
 from hypothesis import strategies as st
 
 from reference.allocator.contract import HOSTILE_CALLS, AllocatorCapabilities
-from reference.allocator.machine import NOBODY, AllocatorMachine, Life
+from reference.allocator.machine import NOBODY, AllocatorMachine
 from reference.allocator.programs import Pool, Step
+from reference.allocator.shadow import Life
 
 MAX_MOVES: Final = 40
 """Moves of a program, at most. Most calls of a longer one are repetitions."""

@@ -13,7 +13,7 @@ The shadow knows nothing of allocators: slots and tokens go in, findings come ou
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -23,6 +23,10 @@ Integers = Sequence[int] | NDArray[np.integer[Any]]
 
 NEVER_WRITTEN: Final = 0
 """Stands in a slot that nothing was written to. No prefix has this hash."""
+
+_ORIGIN: Final = 1 << 20
+"""Tokens of a program are smaller. What keys and values depend on besides tokens, the salt and the
+weights, is added on top of them."""
 
 # The increment and the mixing function of SplitMix64 (Steele, Lea and Flood, "Fast splittable
 # pseudorandom number generators", OOPSLA 2014; constants as in Vigna's public-domain C code).
@@ -50,6 +54,41 @@ def prefix_hashes(tokens: Integers) -> NDArray[np.uint64]:
     hashes = _mix(np.cumsum(_mix(_mix(places) ^ _mix(ids + _GOLDEN)), dtype=np.uint64) + places)
     hashes[hashes == NEVER_WRITTEN] = 1
     return hashes
+
+
+@dataclass(slots=True)
+class Life:
+    """A live sequence as the engine sees it."""
+
+    tokens: list[int]
+    """Tokens that there is room for."""
+    rest: list[int]
+    """Tokens of the prompt that there is no room for yet."""
+    salt: str
+    """Of its admission."""
+    origin: int
+    """What its keys and values depend on besides its tokens."""
+    written: int
+    """Leading tokens whose keys and values are in the cache."""
+    hashes: NDArray[np.uint64] = field(init=False)
+    """Of the prefixes of `tokens`, uint64 [num_tokens]."""
+
+    def __post_init__(self) -> None:
+        self.rehash()
+
+    def seen_by_shadow(self) -> list[int]:
+        """The tokens, with what else decides keys and values mixed in."""
+        return [token + self.origin * _ORIGIN for token in self.tokens]
+
+    def rehash(self) -> None:
+        """Bring `hashes` up to date with `tokens`."""
+        self.hashes = prefix_hashes(self.seen_by_shadow())
+
+    def extended(self, more: list[int]) -> None:
+        """Take up more tokens: the next ones of the prompt, then new ones."""
+        self.tokens += more
+        self.rest = self.rest[len(more) :]
+        self.rehash()
 
 
 @dataclass(frozen=True, slots=True)

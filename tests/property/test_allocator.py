@@ -24,7 +24,7 @@ class Watched(AllocatorMachine):
         if not self._copies_due:
             allocator = self._allocator.allocator
             owners = [0] * allocator.num_blocks
-            for view in self._sight.views.values():
+            for view in self.sight.views.values():
                 for block in view.blocks:
                     owners[block] += block >= 0
             assert list(allocator.pool.reference_counts) == owners, "references, and owners"
