@@ -185,20 +185,46 @@ def test_a_command_does_what_the_readme_says(command, folder):
         assert "requests: 3 requests" in run.stdout
 
 
+# An environment that runs tests is not built anew under them, however old its stamps are.
+AS_IT_IS = " ".join(f"-o '$(VENV)/.stamp-{step}'" for step in ("runtime", "project", "dev"))
+
+
+def with_this_environment(command, venv):
+    return command + " " + AS_IT_IS.replace("$(VENV)", str(venv))
+
+
 @pytest.mark.parametrize(
     ("command", "environment"),
     [
         ("make run", {"ARGS": "--problems 4 --no-timing --kernel torch"}),
-        ("make test", {"TESTS": "tests/unit/helpers/test_profiles.py"}),
+        ("make test", {"TESTS": "tests/unit/paged/test_errors.py", "ARGS": "-n 0"}),
     ],
 )
-def test_the_two_commands(command, environment, tmp_path):
+def test_the_two_commands(command, environment):
     venv = Path(sys.prefix)
     if not (venv / ".stamp-project").exists():
-        pytest.skip("this environment was not built by make, which would build another one")
-    run = shell(command, ROOT, VENV=str(venv), **environment)
+        pytest.skip("this environment was not built by make")
+    run = shell(with_this_environment(command, venv), ROOT, VENV=str(venv), **environment)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "right in" in run.stdout or "passed" in run.stdout
+
+
+@pytest.mark.parametrize("command", MAKE)
+def test_an_environment_that_is_out_of_date_is_left_alone(command, tmp_path):
+    for name in ("Makefile", "pyproject.toml", "requirements"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    venv = tmp_path / "old"
+    venv.mkdir()
+    for step in ("runtime", "project", "dev"):
+        (venv / f".stamp-{step}").touch()
+        os.utime(venv / f".stamp-{step}", (0, 0))
+    dry = {"MAKEFLAGS": "--dry-run", "VENV": str(venv)}
+    assert "-m venv --clear" in shell(command, tmp_path, **dry).stdout
+    run = shell(with_this_environment(command, venv), tmp_path, **dry)
+    assert run.returncode == 0, run.stderr
+    assert "venv --clear" not in run.stdout
+    assert "pip" not in run.stdout
+    assert "pagedbench check" in run.stdout or "-m pytest" in run.stdout
 
 
 def test_links_lead_somewhere():
