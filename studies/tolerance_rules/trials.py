@@ -20,7 +20,6 @@ from torch import Tensor
 
 from bench.search.drawing import only_our_constants
 from helpers.mutants import Harness, Kernels, as_on_a_gpu, programs_in_reverse
-from helpers.tolerance_rules import Answer, Yardsticks, rejecting, yardsticks
 from paged.attention import paged_attention
 from reference.attention.chunked import attend_in_chunks
 from reference.attention.contract import AttentionKernel, PagedBatch
@@ -33,6 +32,7 @@ from reference.attention.problem import (
     InvalidProblem,
     Request,
 )
+from studies.tolerance_rules.rules import Answer, Yardsticks, rejecting, yardsticks
 
 DRAWN: Final = 4
 """Problems of each harness, spread over the sample; each is asked in every dtype and with every

@@ -1,11 +1,4 @@
-"""Planted kernel bugs against the tolerance rules of released harnesses, and the table of it.
-
-    TRITON_INTERPRET=1 TRITON_DEFAULT_FP_FUSION=1 OMP_NUM_THREADS=1 PYTHONPATH=.:tests \
-        python -m tests.meta.tolerance_rules
-
-writes the tables of docs/tolerance-rules.md anew, between its marks. Every rule judges the same
-answers (`helpers.rule_trials`); the figures are the same in every run on one machine.
-"""
+"""What the trials are, and the tables of docs/tolerance-rules.md that come of them."""
 
 from __future__ import annotations
 
@@ -19,9 +12,9 @@ from rich.progress import track
 
 from helpers.mutants import plant
 from helpers.places import DOCS
-from helpers.rule_trials import CONTEXTS, Judged, Trials, cases_of, try_bugs
-from helpers.tolerance_rules import OURS_WITHOUT_LSE, RULES
 from reference.attention.problem import QUERY_DTYPES
+from studies.tolerance_rules.rules import OURS_WITHOUT_LSE, RULES
+from studies.tolerance_rules.trials import CONTEXTS, Judged, Trials, cases_of, try_bugs
 from tests.meta.test_kernel_bugs import BUGS, Bug
 
 DOC: Final = DOCS / "tolerance-rules.md"
@@ -266,7 +259,3 @@ def main() -> None:
     before, begin, rest = DOC.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     DOC.write_text(f"{before}{begin}\n{written}\n{end}{after}")
-
-
-if __name__ == "__main__":
-    main()
