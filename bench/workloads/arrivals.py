@@ -7,16 +7,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bench.workloads.source import StreamSource
+from bench.workloads.source import StreamSource, Wrapped, check_draw
 from bench.workloads.stream import RequestStream
 
 # Beside the seed, so that times and lengths that are drawn with the same seed are independent.
 _ARRIVALS = 0x617272697665
-
-
-def poisson(source: StreamSource, *, rate_per_s: float, seed: int = 0) -> StreamSource:
-    """Let the requests arrive as a Poisson process: `arriving` with a CV of 1."""
-    return arriving(source, rate_per_s=rate_per_s, seed=seed)
 
 
 def arriving(
@@ -46,36 +41,24 @@ def arriving(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Arriving:
-    of: StreamSource
+class _Arriving(Wrapped):
     rate_per_s: float
     cv: float
     seed: int
 
     def __post_init__(self) -> None:
-        if not 0 < self.rate_per_s < np.inf:
-            raise ValueError(f"rate_per_s is {self.rate_per_s}; use a finite rate above 0")
+        check_draw(seed=self.seed, rate_per_s=self.rate_per_s)
         if not 0 <= self.cv <= 100:
             raise ValueError(
                 f"cv is {self.cv}; use 0 (evenly spaced) to 100, with 1 for a Poisson process"
             )
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; use 0 or more")
 
     @property
-    def name(self) -> str:
-        return self.of.name
-
-    @property
-    def source(self) -> str:
+    def change(self) -> str:
         return (
-            f"{self.of.source}; arrivals drawn with seed {self.seed}, {self.rate_per_s:g} per s, "
-            f"CV of gaps {self.cv:g}"
+            f"arrivals drawn with seed {self.seed}, {self.rate_per_s:g} per s, CV of gaps "
+            f"{self.cv:g}"
         )
-
-    @property
-    def num_requests(self) -> int | None:
-        return self.of.num_requests
 
     @property
     def timed(self) -> bool:

@@ -20,7 +20,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.workloads.source import read_all
+from bench.workloads.source import check_draw, read_all
 from bench.workloads.stream import CHUNK_REQUESTS, RequestStream
 
 LEVELS: Final = (0.0, 0.10, 0.25, 0.50, 0.75, 0.90, 0.99, 0.999, 1.0)
@@ -96,12 +96,7 @@ class QuantileSource:
             raise ValueError(
                 f"built-in stream {self.name!r} is unknown; use one of {', '.join(STREAM_LAWS)}"
             )
-        if self.num_requests < 1:
-            raise ValueError(f"num_requests is {self.num_requests}; draw at least 1")
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; use 0 or more")
-        if self.rate_per_s is not None and not 0 < self.rate_per_s < np.inf:
-            raise ValueError(f"rate_per_s is {self.rate_per_s}; use a finite rate above 0")
+        check_draw(num_requests=self.num_requests, seed=self.seed, rate_per_s=self.rate_per_s)
 
     @property
     def source(self) -> str:

@@ -21,7 +21,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.workloads.stream import CHUNK_REQUESTS, PrefixBlocks, RequestStream
+from bench.workloads.prefix import PrefixBlocks
+from bench.workloads.source import check_draw
+from bench.workloads.stream import CHUNK_REQUESTS, RequestStream
 
 NAME: Final = "mooncake-fit"
 DESCRIPTION: Final = "long conversations with shared prefixes: mean prompt 12,035, output 343"
@@ -89,12 +91,7 @@ class ConversationFit:
     """Mean arrivals per second. Conversations begin more often or less; their pauses stay."""
 
     def __post_init__(self) -> None:
-        if self.num_requests < 1:
-            raise ValueError(f"num_requests is {self.num_requests}; draw at least 1")
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; use 0 or more")
-        if not 0 < self.rate_per_s < np.inf:
-            raise ValueError(f"rate_per_s is {self.rate_per_s}; use a finite rate above 0")
+        check_draw(num_requests=self.num_requests, seed=self.seed, rate_per_s=self.rate_per_s)
 
     @property
     def name(self) -> str:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.workloads.arrivals import arriving
-from bench.workloads.source import StreamSource
+from bench.workloads.source import StreamSource, check_draw
 from bench.workloads.stream import CHUNK_REQUESTS, RequestStream
 
 DEFAULT_REQUESTS: Final = 20_000
@@ -250,10 +250,7 @@ class LengthFit:
     def __post_init__(self) -> None:
         if self.name not in FITS:
             raise ValueError(f"fit {self.name!r} is unknown; use one of {', '.join(FITS)}")
-        if self.num_requests < 1:
-            raise ValueError(f"num_requests is {self.num_requests}; draw at least 1")
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; use 0 or more")
+        check_draw(num_requests=self.num_requests, seed=self.seed)
 
     @property
     def source(self) -> str:

@@ -1,4 +1,4 @@
-"""Several tenants in one stream, and system prompts that requests share."""
+"""Several tenants in one stream."""
 
 from __future__ import annotations
 
@@ -10,17 +10,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.workloads.source import StreamSource, concatenated, saturated
-from bench.workloads.stream import CHUNK_REQUESTS, PrefixBlocks, RequestStream, ragged
-
-SYSTEM_PREFIX_TOKENS: Final = 16
-"""Tokens of a prefix block before which a system prompt was set, where the source has none."""
-
-# So that chunks take a few dozen MB at most.
-_BLOCKS_AT_ONCE: Final = 2**20
+from bench.workloads.prefix import PrefixBlocks
+from bench.workloads.source import StreamSource, check_draw, concatenated, saturated
+from bench.workloads.stream import CHUNK_REQUESTS, RequestStream
 
 # Beside the seed, so that what is drawn here is independent of lengths drawn with the same seed.
-_TENANTS, _PROMPTS = 0x74656E, 0x737973
+_TENANTS: Final = 0x74656E
 
 
 def mix(
@@ -61,8 +56,7 @@ def mix(
     tenants = tuple(source.name for source in sources) if names is None else tuple(names)
     if len(tenants) != len(sources):
         raise ValueError(f"{len(tenants)} names of {len(sources)} sources; name each")
-    if seed < 0:
-        raise ValueError(f"seed is {seed}; use 0 or more")
+    check_draw(seed=seed)
     if shares is None:
         if untimed := [source.name for source in sources if not source.timed]:
             raise ValueError(
@@ -80,33 +74,6 @@ def mix(
         shares=tuple(float(share) for share in shares),
         seed=seed,
     )
-
-
-def with_system_prompt(
-    source: StreamSource, tokens: int, *, prompts: int = 1, seed: int = 0
-) -> StreamSource:
-    """Set a system prompt before every prompt, so that requests share a prefix.
-
-    The prompts become longer by `tokens`. Each request gets one of the system prompts, drawn
-    evenly. Behind it, prefix blocks of the source are kept, apart for each system prompt; where the
-    source has none, every request is made of blocks of its own.
-
-    Parameters
-    ----------
-    source
-        The requests.
-    tokens
-        Tokens of a system prompt. A multiple of the source's `tokens_per_block`; any number where
-        it has no prefix blocks, with multiples of `SYSTEM_PREFIX_TOKENS` the quickest.
-    prompts
-        System prompts that there are.
-    seed
-        Seed of the draws, 0 or more.
-
-    Raises ValueError: for tokens, prompts or a seed out of range; when read, for tokens that do not
-    fill whole prefix blocks of the source.
-    """
-    return _SystemPrompt(of=source, tokens=tokens, prompts=prompts, seed=seed)
 
 
 class _Reader:
@@ -164,8 +131,8 @@ class _Mix:
         """Give the requests to a tenant, with prefix ids that no other tenant has."""
         prefix = None
         if tokens_per_block:
-            prefix = _numbered_apart(
-                _prefix_of(part, tokens_per_block), tenant, apart=len(self.of), what="tenants"
+            prefix = _prefix_of(part, tokens_per_block).apart(
+                tenant, owners=len(self.of), what="tenants"
             )
         return replace(
             part,
@@ -269,101 +236,6 @@ class _Merge(_Mix):
             yield from self._ordered(parts, order).chunks()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _SystemPrompt:
-    of: StreamSource
-    tokens: int
-    prompts: int
-    seed: int
-
-    def __post_init__(self) -> None:
-        if self.tokens < 1:
-            raise ValueError(f"a system prompt of {self.tokens} tokens; use 1 or more")
-        if self.prompts < 1:
-            raise ValueError(f"{self.prompts} system prompts; use 1 or more")
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; use 0 or more")
-
-    @property
-    def name(self) -> str:
-        return self.of.name
-
-    @property
-    def source(self) -> str:
-        prompts = (
-            "a system prompt" if self.prompts == 1 else f"one of {self.prompts} system prompts"
-        )
-        return f"{self.of.source}; behind {prompts} of {self.tokens} tokens"
-
-    @property
-    def num_requests(self) -> int | None:
-        return self.of.num_requests
-
-    @property
-    def timed(self) -> bool:
-        return self.of.timed
-
-    def chunks(self) -> Iterator[RequestStream]:
-        draw = np.random.Generator(np.random.PCG64([self.seed, _PROMPTS]))
-        next_own = 0
-        for chunk in self._pieces():
-            which = (draw.random(len(chunk)) * self.prompts).astype(np.int64)
-            if chunk.prefix is None:
-                size = gcd(self.tokens, SYSTEM_PREFIX_TOKENS)
-                counts = -(-chunk.prompt_tokens // size)
-                _, _, offsets = ragged(counts)
-                own = np.arange(next_own, next_own + int(offsets[-1]))
-                next_own += own.size
-            else:
-                size = chunk.prefix.tokens_per_block
-                counts, own = np.diff(chunk.prefix.offsets), chunk.prefix.ids
-                if self.tokens % size:
-                    raise ValueError(
-                        f"a system prompt of {self.tokens} tokens before prefix blocks of {size}: "
-                        f"use a multiple of {size} tokens, or a source without prefix blocks"
-                    )
-            yield replace(
-                chunk,
-                prompt_tokens=chunk.prompt_tokens + self.tokens,
-                prefix=self._prefix(which, counts, own, size),
-            )
-
-    def _pieces(self) -> Iterator[RequestStream]:
-        """Yield the requests, fewer at a time where each will have many prefix blocks."""
-        for chunk in self.of.chunks():
-            size = gcd(self.tokens, SYSTEM_PREFIX_TOKENS)
-            if chunk.prefix is not None:
-                size = chunk.prefix.tokens_per_block
-            longest = (int(chunk.prompt_tokens.max()) + self.tokens) // size + 1
-            at_once = max(1, _BLOCKS_AT_ONCE // longest)
-            for start in range(0, len(chunk), at_once):
-                yield chunk.between(start, start + at_once)
-
-    def _prefix(
-        self,
-        which: NDArray[np.int64],
-        counts: NDArray[np.int64],
-        own: NDArray[np.int64],
-        size: int,
-    ) -> PrefixBlocks:
-        """Join blocks of system prompts `which` and the requests' own, `counts` each."""
-        blocks = self.tokens // size
-        request, index, offsets = ragged(counts + blocks)
-        # System prompts take the first ids. The same text behind another one is another prefix.
-        first_own = blocks * self.prompts
-        behind = PrefixBlocks(
-            ids=own, offsets=np.concatenate(([0], np.cumsum(counts))), tokens_per_block=size
-        )
-        apart = _numbered_apart(
-            behind, np.repeat(which, counts), apart=self.prompts, what="system prompts"
-        )
-        ids = np.empty(request.size, dtype=np.int64)
-        system = index < blocks
-        ids[system] = which[request[system]] * blocks + index[system]
-        ids[~system] = apart.ids + first_own
-        return PrefixBlocks(ids=ids, offsets=offsets, tokens_per_block=size)
-
-
 def _first(parts: list[RequestStream], count: int) -> Iterator[RequestStream]:
     """Yield the first `count` requests of the parts."""
     for part in parts:
@@ -386,17 +258,3 @@ def _prefix_of(stream: RequestStream, tokens_per_block: int) -> PrefixBlocks:
     if stream.prefix.tokens_per_block == tokens_per_block:
         return stream.prefix
     return stream.prefix.refined(tokens_per_block, stream.prompt_tokens)
-
-
-def _numbered_apart(
-    prefix: PrefixBlocks, owner: int | NDArray[np.int64], *, apart: int, what: str
-) -> PrefixBlocks:
-    """Number ids so that owners, counted from 0 to `apart`, have none in common."""
-    if apart == 1:
-        return prefix
-    if prefix.ids.size and (top := int(prefix.ids.max())) > np.iinfo(np.int64).max // apart - apart:
-        raise ValueError(
-            f"prefix id {top} for each of {apart} {what} does not fit int64; number the ids of the "
-            f"trace from 0 on"
-        )
-    return replace(prefix, ids=prefix.ids * apart + owner)

@@ -7,6 +7,7 @@ a source itself.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -14,32 +15,32 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.workloads.stream import PrefixBlocks, RequestStream
+from bench.workloads.prefix import PrefixBlocks
+from bench.workloads.stream import RequestStream
 
 
 class StreamSource(Protocol):
-    """Where requests come from.
-
-    Attributes
-    ----------
-    name
-        Short name, for tables.
-    source
-        Where the lengths come from, and what was done to them.
-    num_requests
-        Requests in all; None where only reading would tell.
-    timed
-        Whether the requests carry arrival times.
-    """
+    """Where requests come from."""
 
     @property
-    def name(self) -> str: ...  # noqa: D102 - described above
+    def name(self) -> str:
+        """Short name, for tables."""
+        ...
+
     @property
-    def source(self) -> str: ...  # noqa: D102
+    def source(self) -> str:
+        """Where the lengths come from, and what was done to them."""
+        ...
+
     @property
-    def num_requests(self) -> int | None: ...  # noqa: D102
+    def num_requests(self) -> int | None:
+        """Requests in all; None where only reading would tell."""
+        ...
+
     @property
-    def timed(self) -> bool: ...  # noqa: D102
+    def timed(self) -> bool:
+        """Whether the requests carry arrival times."""
+        ...
 
     def chunks(self) -> Iterator[RequestStream]:
         """Yield the requests from the first on, `CHUNK_REQUESTS` at most at a time.
@@ -48,6 +49,53 @@ class StreamSource(Protocol):
         all of them have times, prefix blocks of one size and tenants, or none has.
         """
         ...
+
+
+def check_draw(*, num_requests: int = 1, seed: int = 0, rate_per_s: float | None = None) -> None:
+    """Raise ValueError where a source cannot be drawn with these numbers."""
+    if num_requests < 1:
+        raise ValueError(f"num_requests is {num_requests}; draw at least 1")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; use 0 or more")
+    if rate_per_s is not None and not 0 < rate_per_s < np.inf:
+        raise ValueError(f"rate_per_s is {rate_per_s}; use a finite rate above 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wrapped(ABC):
+    """A source made of another one: what it does not change is as there."""
+
+    of: StreamSource
+    """The source that is read."""
+
+    @property
+    def name(self) -> str:
+        """The name of the source that is read."""
+        return self.of.name
+
+    @property
+    def source(self) -> str:
+        """What is read, and what is done to it."""
+        return f"{self.of.source}; {self.change}"
+
+    @property
+    @abstractmethod
+    def change(self) -> str:
+        """What is done to it, in words."""
+
+    @property
+    def num_requests(self) -> int | None:
+        """As many as the source has that is read."""
+        return self.of.num_requests
+
+    @property
+    def timed(self) -> bool:
+        """Whether the source that is read has times."""
+        return self.of.timed
+
+    @abstractmethod
+    def chunks(self) -> Iterator[RequestStream]:
+        """Yield the requests, as `StreamSource.chunks` does."""
 
 
 def head(source: StreamSource, n: int) -> StreamSource:
@@ -131,8 +179,7 @@ def _joined(prefixes: list[PrefixBlocks]) -> PrefixBlocks:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Head:
-    of: StreamSource
+class _Head(Wrapped):
     n: int
 
     def __post_init__(self) -> None:
@@ -140,21 +187,13 @@ class _Head:
             raise ValueError(f"head of {self.n}: a stream has at least one request; ask for more")
 
     @property
-    def name(self) -> str:
-        return self.of.name
-
-    @property
-    def source(self) -> str:
-        return f"{self.of.source}; first {self.n} requests"
+    def change(self) -> str:
+        return f"first {self.n} requests"
 
     @property
     def num_requests(self) -> int | None:
         known = self.of.num_requests
         return None if known is None else min(self.n, known)
-
-    @property
-    def timed(self) -> bool:
-        return self.of.timed
 
     def chunks(self) -> Iterator[RequestStream]:
         left = self.n
@@ -166,35 +205,26 @@ class _Head:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FilteredSource:
+class FilteredSource(Wrapped):
     """A source without the requests that are too long, or that have too little output."""
 
-    of: StreamSource
-    """The source that is read."""
     max_tokens: int | None = None
     """Most tokens, prompt and output, that a request may end with; None for any."""
     min_output: int = 0
     """Fewest output tokens that a request must have."""
 
     @property
-    def name(self) -> str:
-        """The name of the source that is read."""
-        return self.of.name
-
-    @property
-    def source(self) -> str:
-        """What is read, and what is kept of it."""
-        return f"{self.of.source}; {self._condition}"
+    def change(self) -> str:
+        """What is kept, in words."""
+        parts = [] if self.max_tokens is None else [f"at most {self.max_tokens} tokens"]
+        if self.min_output:
+            parts.append(f"{self.min_output} output token or more")
+        return ", ".join(parts) or "any length"
 
     @property
     def num_requests(self) -> int | None:
         """None: only reading tells."""
         return None
-
-    @property
-    def timed(self) -> bool:
-        """Whether the source that is read has times."""
-        return self.of.timed
 
     def chunks(self) -> Iterator[RequestStream]:
         """Yield what is kept; a chunk of which nothing is kept is left out.
@@ -204,28 +234,18 @@ class FilteredSource:
         empty = True
         for chunk in self.of.chunks():
             kept = self._kept(chunk)
-            if kept.all():
+            if kept.any():
                 empty = False
-                yield chunk
-            elif kept.any():
-                empty = False
-                yield chunk.select(kept)
+                yield chunk if kept.all() else chunk.select(kept)
         if empty:
             raise ValueError(
-                f"no request of {self.name!r} is left with {self._condition}; loosen the condition "
+                f"no request of {self.name!r} is left with {self.change}; loosen the condition "
                 f"or use another source"
             )
 
     def dropped(self) -> int:
         """Count the requests that are left out. Reads the source once."""
         return sum(int(np.count_nonzero(~self._kept(chunk))) for chunk in self.of.chunks())
-
-    @property
-    def _condition(self) -> str:
-        parts = [] if self.max_tokens is None else [f"at most {self.max_tokens} tokens"]
-        if self.min_output:
-            parts.append(f"{self.min_output} output token or more")
-        return ", ".join(parts) or "any length"
 
     def _kept(self, chunk: RequestStream) -> NDArray[np.bool_]:
         kept = chunk.output_tokens >= self.min_output
@@ -235,20 +255,10 @@ class FilteredSource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Saturated:
-    of: StreamSource
-
+class _Saturated(Wrapped):
     @property
-    def name(self) -> str:
-        return self.of.name
-
-    @property
-    def source(self) -> str:
-        return f"{self.of.source}; without times"
-
-    @property
-    def num_requests(self) -> int | None:
-        return self.of.num_requests
+    def change(self) -> str:
+        return "without times"
 
     @property
     def timed(self) -> bool:
@@ -260,8 +270,7 @@ class _Saturated:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Repeated:
-    of: StreamSource
+class _Repeated(Wrapped):
     times: int
 
     def __post_init__(self) -> None:
@@ -269,21 +278,13 @@ class _Repeated:
             raise ValueError(f"repeat {self.times} times: use 1 or more")
 
     @property
-    def name(self) -> str:
-        return self.of.name
-
-    @property
-    def source(self) -> str:
-        return f"{self.of.source}; {self.times} times over"
+    def change(self) -> str:
+        return f"{self.times} times over"
 
     @property
     def num_requests(self) -> int | None:
         known = self.of.num_requests
         return None if known is None else known * self.times
-
-    @property
-    def timed(self) -> bool:
-        return self.of.timed
 
     def chunks(self) -> Iterator[RequestStream]:
         begin_s = 0.0

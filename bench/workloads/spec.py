@@ -18,8 +18,9 @@ from bench.workloads.arrivals import arriving
 from bench.workloads.builtin import STREAM_LAWS, QuantileSource
 from bench.workloads.conversations import DESCRIPTION, NAME, TRACE_REQUESTS, ConversationFit
 from bench.workloads.fits import DEFAULT_REQUESTS, FITS, fitted
-from bench.workloads.mix import mix, with_system_prompt
+from bench.workloads.mix import mix
 from bench.workloads.source import StreamSource, fitting, generating, head, repeat, saturated
+from bench.workloads.system_prompt import with_system_prompt
 from bench.workloads.traces import TraceSource
 
 KEYS: Final = {

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.waste.prefix_replay import ReplayOrder, replay
-from bench.workloads.stream import PrefixBlocks, RequestStream
+from bench.workloads.prefix import PrefixBlocks
+from bench.workloads.stream import RequestStream
 from bench.workloads.traces import read_trace
 from helpers.profiles import examples
 from helpers.published import published_file

@@ -10,9 +10,11 @@ from bench.check.need import contiguous_need, paged_need
 from bench.waste.contiguous import ContiguousPolicy, serve_contiguous
 from bench.waste.simulate import Policy, lengths_of, num_requests, requests_of, simulate
 from bench.workloads.fits import fitted
-from bench.workloads.mix import mix, with_system_prompt
+from bench.workloads.mix import mix
+from bench.workloads.prefix import PrefixBlocks
 from bench.workloads.source import StreamSource, read_all, repeat, saturated
-from bench.workloads.stream import PrefixBlocks, RequestStream
+from bench.workloads.stream import RequestStream
+from bench.workloads.system_prompt import with_system_prompt
 from paged.clock import StepTime
 from paged.policy import PagedPolicy
 from paged.scheduler import serve

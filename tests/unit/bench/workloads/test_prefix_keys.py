@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from bench.workloads.stream import PrefixBlocks
+from bench.workloads.prefix import PrefixBlocks
 from helpers.profiles import examples
 
 
@@ -55,29 +55,22 @@ def test_keys_are_equal_where_all_tokens_up_to_the_blocks_end_are(made, block_si
 
 
 @examples(150)
-@given(prompts(), st.integers(1, 16))
-def test_all_requests_at_once_have_the_keys_of_each(made, block_size):
-    _, tokens, prefix = made
-    whole = prefix.full_blocks(block_size, np.array(tokens))
-    assert whole.tokens_per_block == block_size
-    for request, prompt in enumerate(tokens):
-        assert whole.of(request).tolist() == prefix.keys(request, block_size, prompt).tolist()
-
-
-@examples(150)
 @given(prompts(), st.integers(1, 7), st.integers(1, 16))
 def test_finer_blocks_say_the_same(made, finer, block_size):
-    paths, tokens, prefix = made
+    _, tokens, prefix = made
     assume(prefix.tokens_per_block % finer == 0)
     refined = prefix.refined(finer, np.array(tokens))
 
     def agreement(blocks):
         """Which blocks of which requests share a key."""
-        keys = blocks.full_blocks(block_size, np.array(tokens))
+        keys = [
+            blocks.keys(request, block_size, prompt).tolist()
+            for request, prompt in enumerate(tokens)
+        ]
         return [
-            [keys.of(a).tolist().index(key) if key in keys.of(a) else -1 for key in keys.of(b)]
-            for a in range(len(paths))
-            for b in range(len(paths))
+            [mine.index(key) if key in mine else -1 for key in theirs]
+            for mine in keys
+            for theirs in keys
         ]
 
     assert agreement(refined) == agreement(prefix)
@@ -86,7 +79,6 @@ def test_finer_blocks_say_the_same(made, finer, block_size):
 def test_a_key_is_the_id_where_the_sizes_agree():
     prefix = PrefixBlocks(ids=[40, 7, 9], offsets=[0, 3], tokens_per_block=16)
     assert prefix.keys(0, 16, 47).tolist() == [40, 7]
-    assert prefix.full_blocks(16, np.array([48])).ids.tolist() == [40, 7, 9]
 
 
 def test_larger_blocks_are_known_by_their_last_id():
@@ -104,7 +96,6 @@ def test_a_block_behind_the_known_ids_has_no_key():
     ("act", "complaint"),
     [
         (lambda p: p.keys(0, 0, 5), "block_size is 0"),
-        (lambda p: p.full_blocks(0, np.array([16])), "block_size is 0"),
         (lambda p: p.keys(0, 8, 16), f"prefix id {2**62} times 2 blocks of 8 tokens"),
         (lambda p: p.refined(5, np.array([16])), "cannot be cut into blocks of 5"),
         (lambda p: p.refined(4, np.array([16])), "does not fit int64"),

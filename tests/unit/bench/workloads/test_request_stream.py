@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.workloads.stream import MAX_TOKENS, PrefixBlocks, RequestStream
+from bench.workloads.prefix import PrefixBlocks
+from bench.workloads.stream import MAX_TOKENS, RequestStream
 from helpers.profiles import examples
 
 
@@ -129,30 +130,10 @@ def test_head_takes_the_first_and_no_more_than_there_are():
         whole.head(0)
 
 
-def test_fitting_drops_the_requests_that_end_too_long():
-    whole = stream([1, 2, 3], [4, 5, 6])
-    assert whole.fitting(7).prompt_tokens.tolist() == [1, 2]
-    with pytest.raises(ValueError, match="fits max_model_len 4; the shortest ends with 5 tokens"):
-        whole.fitting(4)
-
-
 @pytest.mark.parametrize("mask", [np.array([True]), np.array([0, 1])])
 def test_select_refuses_what_is_not_a_mask(mask):
     with pytest.raises(ValueError, match=r"this stream needs bool \[2\]"):
         stream([1, 2], [1, 2]).select(mask)
-
-
-def test_describe_gives_means_quantiles_and_rate():
-    seen = stream(range(101), range(0, 202, 2), arrival_s=np.arange(101) / 4).describe()
-    assert dataclasses.astuple(seen.prompt) == (50.0, 50.0, 90.0, 99.0, 100)
-    assert dataclasses.astuple(seen.output) == (100.0, 100.0, 180.0, 198.0, 200)
-    assert (seen.requests, seen.duration_s, seen.rate_per_s) == (101, 25.0, 4.0)
-
-
-def test_describe_has_no_rate_without_times_or_with_one_moment():
-    assert stream([1], [1]).describe().duration_s is None
-    at_once = stream([1, 1], [1, 1], arrival_s=[3.0, 3.0]).describe()
-    assert (at_once.duration_s, at_once.rate_per_s) == (0.0, None)
 
 
 def test_repr_is_one_line_without_the_columns():

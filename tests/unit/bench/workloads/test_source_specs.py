@@ -8,9 +8,10 @@ from bench.workloads.arrivals import arriving
 from bench.workloads.builtin import STREAM_LAWS, QuantileSource
 from bench.workloads.conversations import ConversationFit
 from bench.workloads.fits import FITS, LengthFit, fitted
-from bench.workloads.mix import mix, with_system_prompt
+from bench.workloads.mix import mix
 from bench.workloads.source import fitting, generating, head, read_all, repeat, saturated
 from bench.workloads.spec import KEYS, parse_source, source_names
+from bench.workloads.system_prompt import with_system_prompt
 from bench.workloads.traces import TraceSource
 
 

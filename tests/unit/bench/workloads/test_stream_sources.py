@@ -13,7 +13,8 @@ from bench.workloads.arrivals import arriving
 from bench.workloads.builtin import QuantileSource
 from bench.workloads.conversations import ConversationFit
 from bench.workloads.fits import fitted
-from bench.workloads.mix import mix, with_system_prompt
+from bench.workloads.mix import mix
+from bench.workloads.prefix import PrefixBlocks
 from bench.workloads.source import (
     concatenated,
     fitting,
@@ -23,7 +24,8 @@ from bench.workloads.source import (
     repeat,
     saturated,
 )
-from bench.workloads.stream import CHUNK_REQUESTS, PrefixBlocks, RequestStream
+from bench.workloads.stream import CHUNK_REQUESTS, RequestStream
+from bench.workloads.system_prompt import with_system_prompt
 from bench.workloads.traces import TraceSource
 from helpers.profiles import examples
 

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from bench.workloads.arrivals import arriving
 from bench.workloads.conversations import ConversationFit
 from bench.workloads.fits import fitted
-from bench.workloads.mix import mix, with_system_prompt
+from bench.workloads.mix import mix
+from bench.workloads.prefix import PrefixBlocks
 from bench.workloads.source import head, read_all
-from bench.workloads.stream import CHUNK_REQUESTS, PrefixBlocks, RequestStream
+from bench.workloads.stream import CHUNK_REQUESTS, RequestStream
+from bench.workloads.system_prompt import with_system_prompt
 from helpers.profiles import examples
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from bench.workloads.source import read_all
 from bench.workloads.stream import CHUNK_REQUESTS
-from bench.workloads.traces import TraceError, TraceSource, first_turns, read_trace
+from bench.workloads.trace_lines import TraceError
+from bench.workloads.traces import TraceSource, first_turns, read_trace
 from helpers.profiles import examples
 
 AZURE = (

@@ -1,0 +1,291 @@
+"""The formats of public request traces: what their rows hold, and how a first line tells them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import chain
+from typing import Any, Final, NamedTuple
+
+from bench.workloads.stream import MAX_TOKENS
+from bench.workloads.trace_lines import Line, TraceError, cells_of, shown
+
+MOONCAKE_PREFIX_TOKENS: Final = 512
+"""Tokens that one `hash_ids` entry of a Mooncake trace stands for."""
+
+QWEN_PREFIX_TOKENS: Final = 16
+"""Tokens that one `hash_ids` entry of a Qwen-Bailian trace stands for."""
+
+MAX_SECONDS: Final = 2**33
+"""Latest time in a column of seconds; in nanoseconds it fits int64."""
+
+
+class Row(NamedTuple):
+    """One row of any trace."""
+
+    prompt: int
+    output: int
+    arrival_s: float | None = None
+    prefix_ids: list[int] | None = None
+
+
+def _always(first: Line) -> bool:
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How one kind of trace is told and read.
+
+    `parse` gets the first line and those after it, `timed` the first line.
+    """
+
+    columns: tuple[str, ...]
+    parse: Callable[[Line, Iterator[Line]], Iterator[Row]]
+    timed: Callable[[Line], bool] = _always
+    tokens_per_block: int | None = None
+
+
+def detect(first: Line) -> str:
+    """Name the format by its first line; one known column is enough to tell a header."""
+    if first.text.startswith("{"):
+        return "qwen" if _QWEN_KEY in first.text else "mooncake"
+    header = cells_of(first)
+    for name in ("azure", "sharegpt", "burstgpt"):
+        if not set(header).isdisjoint(FORMATS[name].columns):
+            return name
+    raise first.error(found=f"the first line {shown(first.text)}", expected=known_formats())
+
+
+def known_formats() -> str:
+    """Say what a trace has on its first line."""
+    columns = {name: ", ".join(known.columns) for name, known in FORMATS.items()}
+    headers = " or ".join(f"{columns[name]} ({name})" for name in ("azure", "sharegpt", "burstgpt"))
+    return (
+        f"a header with {headers}, or on every line a JSON object with {columns['mooncake']} "
+        f"(mooncake), and {_QWEN_KEY} beside them (qwen)"
+    )
+
+
+def _rows(
+    header: Line, lines: Iterator[Line], columns: tuple[str, ...]
+) -> Iterator[tuple[Line, list[str]]]:
+    """Yield the cells of `columns`, in that order, of each line after the header."""
+    names = cells_of(header)
+    if missing := [column for column in columns if column not in names]:
+        raise header.error(
+            found=f"a header without {', '.join(missing)}: {shown(header.text)}",
+            expected=f"the columns {', '.join(columns)}, in any order",
+        )
+    places = [names.index(column) for column in columns]
+    for line in lines:
+        cells = cells_of(line)
+        if len(cells) != len(names):
+            raise line.error(
+                found=f"{len(cells)} columns in {shown(line.text)}",
+                expected=f"the header's {len(names)}",
+            )
+        yield line, [cells[place] for place in places]
+
+
+def _tokens(line: Line, column: str, text: str) -> int:
+    # isdecimal alone lets other scripts' digits pass; the length keeps int() off absurd strings.
+    plain = text.isascii() and text.isdecimal() and len(text) <= len(str(MAX_TOKENS))
+    if plain and (tokens := int(text)) <= MAX_TOKENS:
+        return tokens
+    raise _not_tokens(line, column, text)
+
+
+def _checked_tokens(line: Line, column: str, value: Any) -> int:
+    if type(value) is int and 0 <= value <= MAX_TOKENS:
+        return value
+    raise _not_tokens(line, column, value)
+
+
+def _not_tokens(line: Line, column: str, value: object) -> TraceError:
+    return line.error(
+        found=f"{column} = {shown(value)}",
+        expected=f"a whole number of tokens from 0 to {MAX_TOKENS}",
+    )
+
+
+def _azure(header: Line, lines: Iterator[Line]) -> Iterator[Row]:
+    columns = FORMATS["azure"].columns
+    start = None
+    last_s = 0.0
+    for line, (stamp, prompt, output) in _rows(header, lines, columns):
+        moment = _moment(line, stamp)
+        start = start or moment
+        arrival_s = (moment - start).total_seconds()
+        _check_order(line, stamp, last_s, arrival_s)
+        last_s = arrival_s
+        yield Row(
+            _tokens(line, "ContextTokens", prompt),
+            _tokens(line, "GeneratedTokens", output),
+            arrival_s,
+        )
+
+
+def _moment(line: Line, stamp: str) -> datetime:
+    try:
+        if ":" not in stamp:
+            # A bare run of digits is a valid ISO 8601 date, and far more likely a wrong column.
+            raise ValueError(stamp)
+        moment = datetime.fromisoformat(stamp)
+    except ValueError:
+        raise line.error(
+            found=f"TIMESTAMP = {shown(stamp)}",
+            expected="an ISO 8601 date and time, such as 2023-11-16 18:15:46.6805900",
+        ) from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _check_order(line: Line, stamp: object, last_s: float, arrival_s: float) -> None:
+    if arrival_s < last_s:
+        raise line.error(
+            found=f"the time {shown(stamp)}, {last_s - arrival_s:g} s before the line above",
+            expected="requests sorted by time",
+        )
+
+
+def _sharegpt(header: Line, lines: Iterator[Line]) -> Iterator[Row]:
+    required = FORMATS["sharegpt"].columns
+    names = cells_of(header)
+    summed, timed = _TOTAL_COLUMN in names, _has_times(header)
+    columns = required + (_TOTAL_COLUMN,) * summed + (_TIME_COLUMN,) * timed
+    clock = _Clock(_TIME_COLUMN)
+    for line, cells in _rows(header, lines, columns):
+        prompt, output = map(_tokens, (line, line), required, cells)
+        if summed and (total := _tokens(line, _TOTAL_COLUMN, cells[2])) != prompt + output:
+            raise line.error(
+                found=f"{_TOTAL_COLUMN} = {total}",
+                expected=f"{prompt + output}, the prefill's {prompt} and the decode's {output}",
+            )
+        yield Row(prompt, output, clock.elapsed_s(line, cells[-1]) if timed else None)
+
+
+def _has_times(header: Line) -> bool:
+    return _TIME_COLUMN in cells_of(header)
+
+
+def _burstgpt(header: Line, lines: Iterator[Line]) -> Iterator[Row]:
+    columns = FORMATS["burstgpt"].columns
+    clock = _Clock(columns[0])
+    for line, (stamp, prompt, output) in _rows(header, lines, columns):
+        yield Row(
+            _tokens(line, columns[1], prompt),
+            _tokens(line, columns[2], output),
+            clock.elapsed_s(line, stamp),
+        )
+
+
+class _Clock:
+    """Turns a column of seconds into seconds since the first row."""
+
+    def __init__(self, column: str) -> None:
+        self._column = column
+        self._start_s: float | None = None
+        self._last_s = 0.0
+
+    def elapsed_s(self, line: Line, text: str) -> float:
+        stamp_s = float(text) if _PLAIN_NUMBER.fullmatch(text) else math.inf
+        return self.since_start(line, text, stamp_s)
+
+    def since_start(self, line: Line, stamp: object, stamp_s: float) -> float:
+        if not 0 <= stamp_s <= MAX_SECONDS:
+            raise line.error(
+                found=f"{self._column} = {shown(stamp)}",
+                expected=f"seconds from 0 to {MAX_SECONDS}",
+            )
+        if self._start_s is None:
+            self._start_s = stamp_s
+        arrival_s = float(stamp_s - self._start_s)
+        _check_order(line, stamp, self._last_s, arrival_s)
+        self._last_s = arrival_s
+        return arrival_s
+
+
+def _mooncake(first: Line, lines: Iterator[Line]) -> Iterator[Row]:
+    start_ms = None
+    last_s = 0.0
+    for line in chain([first], lines):
+        time_ms, prompt, output, ids = _json_fields(line)
+        if type(time_ms) is not int or not 0 <= time_ms < 2**63:
+            raise line.error(
+                found=f"timestamp = {shown(time_ms)}",
+                expected="a whole number of milliseconds from 0, within int64",
+            )
+        start_ms = time_ms if start_ms is None else start_ms
+        arrival_s = (time_ms - start_ms) / 1000
+        _check_order(line, time_ms, last_s, arrival_s)
+        last_s = arrival_s
+        if len(ids) != (blocks := -(-prompt // MOONCAKE_PREFIX_TOKENS)):
+            raise line.error(
+                found=f"{len(ids)} hash_ids",
+                expected=f"{blocks}, one for each {MOONCAKE_PREFIX_TOKENS} tokens of the {prompt}",
+            )
+        yield Row(prompt, output, arrival_s, ids)
+
+
+def _qwen(first: Line, lines: Iterator[Line]) -> Iterator[Row]:
+    clock = _Clock("timestamp")
+    for line in chain([first], lines):
+        stamp, prompt, output, ids = _json_fields(line)
+        stamp_s = stamp if type(stamp) in (int, float) else math.inf
+        arrival_s = clock.since_start(line, stamp, stamp_s)
+        # Not "exactly": whether the last, unfilled block has an id is not stated for this data set.
+        if len(ids) > (blocks := -(-prompt // QWEN_PREFIX_TOKENS)):
+            raise line.error(
+                found=f"{len(ids)} hash_ids",
+                expected=f"{blocks} at most, for {QWEN_PREFIX_TOKENS} tokens each of the {prompt}",
+            )
+        yield Row(prompt, output, arrival_s, ids)
+
+
+def _json_fields(line: Line) -> tuple[Any, int, int, list[int]]:
+    """Return the time, unchecked, the two lengths and the prefix ids."""
+    columns = FORMATS["mooncake"].columns
+    try:
+        record = json.loads(line.text)
+    except (ValueError, RecursionError) as broken:  # ValueError: also an integer of 5,000 digits
+        raise line.error(
+            found=f"{shown(line.text)} ({broken})", expected="one JSON object on the line"
+        ) from broken
+    if not isinstance(record, dict) or not record.keys() >= set(columns):
+        raise line.error(
+            found=shown(line.text), expected=f"a JSON object with {', '.join(columns)}"
+        )
+    stamp, prompt, output, ids = (record[column] for column in columns)
+    prompt = _checked_tokens(line, "input_length", prompt)
+    _check_prefix_ids(line, ids)
+    return stamp, prompt, _checked_tokens(line, "output_length", output), ids
+
+
+def _check_prefix_ids(line: Line, ids: Any) -> None:
+    if not isinstance(ids, list) or not set(map(type, ids)) <= {int}:
+        raise line.error(found=f"hash_ids = {shown(ids)}", expected="a list of integers")
+    if ids and not 0 <= min(ids) <= max(ids) < 2**63:
+        raise line.error(
+            found=f"hash_ids from {min(ids)} to {max(ids)}", expected="ids from 0 that fit int64"
+        )
+
+
+_TIME_COLUMN: Final = "arrived_at"
+_TOTAL_COLUMN: Final = "num_total_tokens"
+_QWEN_KEY: Final = "chat_id"
+# What float() takes beyond this (underscores, nan, other scripts' digits) is not in these files.
+_PLAIN_NUMBER: Final = re.compile(r"[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?")
+_JSON_COLUMNS: Final = ("timestamp", "input_length", "output_length", "hash_ids")
+
+FORMATS: Final = {
+    "azure": Format(("TIMESTAMP", "ContextTokens", "GeneratedTokens"), _azure),
+    # Two more columns are optional. The pd_ratio that some files have follows from the lengths.
+    "sharegpt": Format(("num_prefill_tokens", "num_decode_tokens"), _sharegpt, timed=_has_times),
+    "mooncake": Format(_JSON_COLUMNS, _mooncake, tokens_per_block=MOONCAKE_PREFIX_TOKENS),
+    "burstgpt": Format(("Timestamp", "Request tokens", "Response tokens"), _burstgpt),
+    "qwen": Format(_JSON_COLUMNS, _qwen, tokens_per_block=QWEN_PREFIX_TOKENS),
+}

@@ -1,0 +1,83 @@
+"""The lines of a trace, plain or gzip, and how one that is wrong is named."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Generator
+from typing import Final, NamedTuple
+
+from reference.errors import BadInput
+
+_GZIP_MAGIC: Final = b"\x1f\x8b"
+
+
+class TraceError(BadInput):
+    """A trace that cannot be read.
+
+    Attributes
+    ----------
+    path
+        The file.
+    line
+        Line number, counted from 1.
+    found, expected
+        What was read there, and what a trace has there.
+    """
+
+    def __init__(self, path: str, line: int, found: str, expected: str) -> None:
+        # The four go to args as they are, so that the error survives pickling between processes.
+        super().__init__(path, line, found, expected)
+        self.path = path
+        self.line = line
+        self.found = found
+        self.expected = expected
+
+    def __str__(self) -> str:
+        """One sentence with all four."""
+        return f"{self.path}, line {self.line}: read {self.found}; expected {self.expected}"
+
+
+class Line(NamedTuple):
+    """A line of a file, and where it stands."""
+
+    path: str
+    number: int
+    text: str
+
+    def error(self, *, found: str, expected: str) -> TraceError:
+        """Make the error that names this line."""
+        return TraceError(self.path, self.number, found, expected)
+
+
+def lines_of(path: str) -> Generator[Line]:
+    """Yield the lines that are not blank, and turn what breaks a file into a `TraceError`."""
+    number = 0
+    with open(path, "rb") as raw:
+        packed = raw.peek(len(_GZIP_MAGIC)).startswith(_GZIP_MAGIC)
+        with gzip.GzipFile(fileobj=raw) if packed else raw as content:
+            try:
+                for number, line in enumerate(content, start=1):
+                    # Spreadsheets put a byte-order mark before the first column's name.
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                    if text:
+                        yield Line(path, number, text)
+            except (EOFError, zlib.error, gzip.BadGzipFile) as broken:
+                raise TraceError(
+                    path, number + 1, f"broken gzip data ({broken})", "a complete gzip file"
+                ) from broken
+            except UnicodeDecodeError as broken:
+                raise TraceError(
+                    path, number, f"bytes that are not UTF-8 ({broken.reason})", "a text file"
+                ) from broken
+
+
+def cells_of(line: Line) -> list[str]:
+    """Split a line at its commas."""
+    return [cell.strip() for cell in line.text.split(",")]
+
+
+def shown(value: object) -> str:
+    """Show what was read, cut short."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]} ... {text[-12:]}"
