@@ -59,7 +59,7 @@ app = typer.Typer(
 
 def _print_version(*, wanted: bool) -> None:
     if wanted:
-        from bench.machine.environment import version_of
+        from bench.machine.facts import version_of
 
         for name in ("pagedbench", "torch", "triton"):
             typer.echo(f"{name} {version_of(name)}")

@@ -32,8 +32,9 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from bench.gate.record import BenchmarkRecord, ContestantRecord, GateEnvironment, GateRecord
-from bench.machine.environment import ROOT
+from bench.gate.record import BenchmarkRecord, ContestantRecord, GateRecord
+from bench.machine.environment import GateEnvironment
+from bench.machine.facts import ROOT
 from reference.errors import BadInput
 
 if TYPE_CHECKING:

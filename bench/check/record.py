@@ -5,12 +5,11 @@ from __future__ import annotations
 import shlex
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict
-
 from bench.check.need import MemoryNeed
 from bench.check.search import Failure, Outcome
 from bench.check.timing import TimedBatch
 from bench.machine.environment import Environment
+from bench.machine.record import Record
 from bench.workloads.record import NamedStream
 from reference.attention.coverage import Row
 from reference.attention.expected import Met
@@ -19,11 +18,7 @@ from reference.attention.verdict import Status
 EXPECTED: Final = Status.EXPECTED.value
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class FailureRecord(_Record):
+class FailureRecord(Record):
     """A problem that a kernel got wrong; see `bench.check.search.Failure`."""
 
     problem: str
@@ -37,7 +32,7 @@ class FailureRecord(_Record):
     """File from which the next run takes it first; None where it could not be written."""
 
 
-class ExpectedRecord(_Record):
+class ExpectedRecord(Record):
     """An expected failure, and what came of it; see `reference.attention.expected`."""
 
     kernel: str
@@ -57,7 +52,7 @@ class ExpectedRecord(_Record):
     """All of this in a sentence, and what is to be done about it."""
 
 
-class CellRecord(_Record):
+class CellRecord(Record):
     """One feature under one check; see `reference.attention.coverage`."""
 
     state: str
@@ -72,7 +67,7 @@ class CellRecord(_Record):
         return sum(self.counts.get(status, 0) for status in ("failed", "crashed", EXPECTED))
 
 
-class CoverageRow(_Record):
+class CoverageRow(Record):
     """One feature under every check; cells by the check's name."""
 
     feature: str
@@ -80,7 +75,7 @@ class CoverageRow(_Record):
     cells: dict[str, CellRecord]
 
 
-class KernelRecord(_Record):
+class KernelRecord(Record):
     """Outcome of one kernel's cross-check."""
 
     name: str
@@ -109,7 +104,7 @@ class KernelRecord(_Record):
         return sum(cell.state == state for row in self.coverage for cell in row.cells.values())
 
 
-class TimingRecord(_Record):
+class TimingRecord(Record):
     """One implementation's times; see `bench.check.timing.Timing`."""
 
     name: str
@@ -121,7 +116,7 @@ class TimingRecord(_Record):
     bandwidth_share: float | None
 
 
-class DecodeTimes(_Record):
+class DecodeTimes(Record):
     """The timed batch and its times; see `bench.check.timing.TimedBatch`."""
 
     batch_size: int
@@ -136,7 +131,7 @@ class DecodeTimes(_Record):
     timings: list[TimingRecord]
 
 
-class MemoryRecord(_Record):
+class MemoryRecord(Record):
     """What the cache needs under one policy, in slot-steps; see `bench.check.need.MemoryNeed`."""
 
     policy: str
@@ -151,7 +146,7 @@ class MemoryRecord(_Record):
     requests_in_pool: int
 
 
-class CheckRecord(_Record):
+class CheckRecord(Record):
     """Everything that `pagedbench check` found."""
 
     schema_version: int = 2

@@ -21,7 +21,7 @@ from typing import Any, Final
 from hypothesis.errors import Flaky
 
 from bench.check.worker import CHECK_BY_NAME, capabilities_from_json
-from bench.machine.environment import ROOT
+from bench.machine.facts import ROOT
 from bench.search.drawing import StillWrong, draw_each, only_our_constants, still_wrong
 from reference.attention.checks import CHECKS, MEMORY, TRUTH, Check, applicable
 from reference.attention.contract import Capabilities

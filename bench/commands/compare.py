@@ -148,7 +148,7 @@ def _pairs(name: str) -> Pairs:
 
 def _contestant(name: str, *, environment: bool) -> Contestant:
     from bench.gate.contestant import Contestant
-    from bench.machine.environment import ROOT
+    from bench.machine.facts import ROOT
 
     if not environment or "==" in name:
         return Contestant(asked=name)
@@ -168,7 +168,7 @@ def _run(
 
     from bench.gate.configuration import GateConfiguration, read_configuration
     from bench.gate.run import GatePlan, run_gate
-    from bench.machine.environment import ROOT
+    from bench.machine.facts import ROOT
 
     pyproject = ROOT / "pyproject.toml"
     settings = read_configuration(pyproject) if pyproject.is_file() else GateConfiguration()

@@ -116,7 +116,7 @@ def compile_kernels(
         from bench.compile.record import as_baseline, compile_record
         from bench.compile.report import show
         from bench.compile.run import Plan, default_lanes, run_compile
-        from bench.machine.environment import version_of
+        from bench.machine.facts import version_of
         from kernels.compiled.baseline import write_baseline
         from kernels.compiled.targets import TARGETS, find_target
 

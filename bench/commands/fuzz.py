@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from typing import Self
 
     from bench.fuzz.campaign import Found, Tally
-    from bench.fuzz.record import FindingRecord, FuzzEnvironment, Subject
+    from bench.fuzz.record import FindingRecord, Subject
+    from bench.machine.environment import FuzzEnvironment
     from reference.allocator.contract import AllocatorCapabilities
 
 RIGHT: Final = 0
@@ -221,8 +222,9 @@ def _fuzz(
 ) -> int:
     from bench.fuzz.campaign import Campaign, run_campaign
     from bench.fuzz.databases import open_database
-    from bench.fuzz.record import Subject, campaign_record, fuzz_environment, read_known
+    from bench.fuzz.record import Subject, campaign_record, read_known
     from bench.fuzz.report import show
+    from bench.machine.environment import FuzzEnvironment
     from subjects.allocators.resolve import open_allocator
 
     kept = open_database(database, local=save / "examples")
@@ -249,7 +251,7 @@ def _fuzz(
         with progress, stop_on_interrupt(stop, errors):
             tally = run_campaign(campaign, tell=progress.tell, stop=stop)
         about = Subject(name=name, engine_python=python, version=subject.version)
-    environment = fuzz_environment()
+    environment = FuzzEnvironment.here()
     saved = [_save(found, about, seed, environment, save) for found in tally.found]
     record = campaign_record(
         campaign,

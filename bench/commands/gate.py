@@ -187,7 +187,7 @@ def gate(
         from bench.gate.configuration import GateConfiguration, read_configuration
         from bench.gate.run import GatePlan, run_gate
         from bench.gate.worker import SUITE_VARIABLE
-        from bench.machine.environment import ROOT
+        from bench.machine.facts import ROOT
 
         pyproject = ROOT / "pyproject.toml"
         if config is None and pyproject.is_file():
@@ -233,7 +233,7 @@ def _contestants(
     mode: Mode,
 ) -> tuple[Contestant, Contestant]:
     from bench.gate.contestant import Contestant
-    from bench.machine.environment import ROOT
+    from bench.machine.facts import ROOT
 
     here = str(ROOT)
     first = Contestant(asked=base or here, python=base_python or "")

@@ -65,7 +65,7 @@ def race(
 
         from bench.fuzz.race import race as run_race
         from bench.fuzz.race_report import show
-        from bench.machine.environment import cpu_name
+        from bench.machine.facts import cpu_name
 
         names = list(dict.fromkeys(allocator or ["paged"]))
         stop = threading.Event()

@@ -184,7 +184,7 @@ def throughput(
 
 
 def _run(plan: ThroughputPlan, errors: QuietlyClosed) -> ThroughputRecord:
-    from bench.machine.roof import device_of
+    from bench.machine.timing import device_of
     from bench.throughput.run import run_throughput
 
     stop = threading.Event()

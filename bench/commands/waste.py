@@ -492,9 +492,10 @@ def _waste(
     *,
     quiet: bool,
 ) -> int:
+    from bench.machine.environment import WasteEnvironment
     from bench.waste.parallel import Job
     from bench.waste.policies import format_policy
-    from bench.waste.record import PoolRecord, WasteRecord, describe_machine, waste_row
+    from bench.waste.record import PoolRecord, WasteRecord, waste_row
     from bench.waste.report import show
 
     began, started_at = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
@@ -533,7 +534,7 @@ def _waste(
         command=sys.argv[1:],
         complete=not interrupted,
         asked=len(jobs),
-        machine=describe_machine(),
+        machine=WasteEnvironment.here(),
         pool=PoolRecord(slots=asked.slots, bytes_per_token=asked.bytes_per_token),
         warmup=asked.warmup,
         clients=asked.clients,

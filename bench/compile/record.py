@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
-
 from bench.compile.run import Compiled
+from bench.machine.record import Record
 from kernels.compiled.baseline import (
     Baseline,
     Comparison,
@@ -15,11 +14,7 @@ from kernels.compiled.baseline import (
 from kernels.compiled.figures import VariantFigures
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class ResultRecord(_Record):
+class ResultRecord(Record):
     """One variant on one target."""
 
     target: str
@@ -27,7 +22,7 @@ class ResultRecord(_Record):
     figures: VariantFigures
 
 
-class RefusedRecord(_Record):
+class RefusedRecord(Record):
     """What was not run, and why."""
 
     target: str
@@ -35,7 +30,7 @@ class RefusedRecord(_Record):
     reason: str
 
 
-class CompileRecord(_Record):
+class CompileRecord(Record):
     """Everything that `pagedbench compile` found."""
 
     schema_version: int = 1

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.command.session import Progress, Silence
-from bench.machine.environment import ROOT, version_of
+from bench.machine.facts import ROOT, version_of
 from kernels.compiled.figures import VariantFigures
 from kernels.compiled.targets import Target
 from kernels.compiled.variants import Variant

@@ -32,7 +32,7 @@ from typing import Any, Final
 
 import torch
 
-from bench.machine.environment import version_of
+from bench.machine.facts import version_of
 from bench.search.child import listen, open_answers, speak_when_dying
 from kernels.compiled.batch import engine_batch
 from kernels.compiled.capture import capture, install

@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Final, NamedTuple, Protocol
 
-from pydantic import BaseModel, ConfigDict
-
+from bench.machine.record import Record
 from reference.allocator.contract import AllocatorDied, AllocatorRaised
 from subjects.allocators.mixed_stream import Served
 from subjects.allocators.resolve import AllocatorSubject, open_allocator
@@ -23,11 +22,7 @@ TIME_LIMIT_S: Final = 600.0
 """For serving the stream once."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class RaceEntry(_Record):
+class RaceEntry(Record):
     """One allocator, with or without prefix caching."""
 
     allocator: str
@@ -54,7 +49,7 @@ class RaceEntry(_Record):
         return max(self.rates, default=0.0)
 
 
-class RaceRecord(_Record):
+class RaceRecord(Record):
     """A race."""
 
     requests: int

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from bench.fuzz.campaign import Campaign, Found, Tally, checks_run
-from bench.machine.environment import cpu_name, git, version_of
+from bench.machine.environment import FuzzEnvironment
+from bench.machine.record import StrictRecord
 from reference.allocator.contract import HOSTILE_CALLS
 from reference.allocator.machine import Finding
 from reference.allocator.programs import Program
@@ -26,22 +26,7 @@ class TraceError(BadInput):
     """A file that is no trace of a finding; the message has its name, and what is wrong."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FuzzEnvironment(_Record):
-    """Machine and versions."""
-
-    pagedbench: str
-    commit: str | None
-    dirty: bool | None
-    hypothesis: str
-    python: str
-    cpu: str
-
-
-class Subject(_Record):
+class Subject(StrictRecord):
     """An allocator, and how to get at it."""
 
     name: str
@@ -52,7 +37,7 @@ class Subject(_Record):
     """What it says of its version; may be empty."""
 
 
-class Trace(_Record):
+class Trace(StrictRecord):
     """A finding, to be run again."""
 
     format: Literal["pagedbench fuzz trace 1"] = FORMAT
@@ -91,7 +76,7 @@ class Trace(_Record):
         return f'{{\n "format": "{FORMAT}",{text[1:]}\n'
 
 
-class FindingRecord(_Record):
+class FindingRecord(StrictRecord):
     """A finding in the record of a campaign."""
 
     trace: Trace
@@ -103,7 +88,7 @@ class FindingRecord(_Record):
     """The command that shows it again, to be typed in the same folder."""
 
 
-class KnownRecord(_Record):
+class KnownRecord(StrictRecord):
     """A finding that was known before."""
 
     file: str
@@ -114,7 +99,7 @@ class KnownRecord(_Record):
     """Whether it does; if not, it is not known any more but mended."""
 
 
-class FuzzRecord(_Record):
+class FuzzRecord(StrictRecord):
     """A campaign: what was done, and what was found."""
 
     allocator: Subject
@@ -140,19 +125,6 @@ class FuzzRecord(_Record):
     """`no finding`, `wrong`, or `incomplete` where it was interrupted before it found anything."""
     exit_code: int
     environment: FuzzEnvironment
-
-
-def fuzz_environment() -> FuzzEnvironment:
-    """Collect the environment of this process."""
-    status = git("status", "--porcelain", "--untracked-files=no")
-    return FuzzEnvironment(
-        pagedbench=version_of("pagedbench"),
-        commit=git("rev-parse", "HEAD"),
-        dirty=None if status is None else bool(status),
-        hypothesis=version_of("hypothesis"),
-        python=platform.python_version(),
-        cpu=cpu_name(),
-    )
 
 
 def trace_of(found: Found, *, allocator: Subject, seed: int, environment: FuzzEnvironment) -> Trace:

@@ -30,7 +30,7 @@ from packaging.utils import canonicalize_name
 from bench.gate.bootstrap import ROOMS
 from bench.gate.record import ContestantRecord
 from bench.gate.temporary import temporary_folder
-from bench.machine.environment import ROOT
+from bench.machine.facts import ROOT, commit_of, git, has_changes
 from reference.errors import BadInput
 
 ENVIRONMENTS_VARIABLE: Final = "PAGEDBENCH_GATE_ENVIRONMENTS"
@@ -116,11 +116,9 @@ def standing(contestant: Contestant, *, root: Path = ROOT) -> Iterator[Side]:
     if found.requirements:
         python = str(built(found.requirements, root=root))
     if found.folder is not None:
-        commit = git(found.folder, "rev-parse", "HEAD")
-        status = git(found.folder, "status", "--porcelain", "--untracked-files=no")
+        commit, dirty = commit_of(found.folder), has_changes(found.folder)
         name = contestant.asked if found.requirements or not commit else commit[:12]
         tree_of = snapshot(found.folder)
-        dirty = None if status is None else bool(status)
     else:
         assert found.commit is not None
         commit, dirty = found.commit, False
@@ -135,7 +133,7 @@ def standing(contestant: Contestant, *, root: Path = ROOT) -> Iterator[Side]:
                 path=str(found.folder or tree),
                 commit=commit,
                 dirty=dirty,
-                committed_at=commit and git(home, "show", "-s", "--format=%cI", commit),
+                committed_at=commit and git("show", "-s", "--format=%cI", commit, folder=home),
                 python=python,
                 requirements=list(found.requirements),
             ),
@@ -234,19 +232,8 @@ def environments() -> Path:
     return base / "pagedbench" / "gate"
 
 
-def git(folder: Path, *arguments: str) -> str | None:
-    """Ask git about a folder; None where it has no answer."""
-    try:
-        run = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return run.stdout.strip()
-
-
 def _ask_for_commit(root: Path, asked: str) -> str | None:
-    return git(root, "rev-parse", "--verify", "--quiet", f"{asked}^{{commit}}")
+    return git("rev-parse", "--verify", "--quiet", f"{asked}^{{commit}}", folder=root)
 
 
 def _check_exact(requirement: str) -> None:

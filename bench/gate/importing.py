@@ -15,7 +15,8 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from bench.gate.record import SCHEMA_VERSION, GateEnvironment, GateRecord
+from bench.gate.record import SCHEMA_VERSION, GateRecord
+from bench.machine.environment import GateEnvironment
 from reference.errors import BadInput
 
 STORE: Final = Path(".pagedbench") / "gate"

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict
+from bench.machine.environment import GateEnvironment
+from bench.machine.gpu import GpuState
+from bench.machine.record import StrictRecord
 
 SCHEMA_VERSION: Final = 1
 
@@ -30,51 +32,7 @@ CounterVerdict = Literal["equal", "better", "worse", "not there"]
 OutputVerdict = Literal["equal", "within tolerance", "differs", "not there"]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class GateEnvironment(_Record):
-    """What one contestant ran on and with, said by its own worker."""
-
-    device: str
-    """The GPU's name, or the CPU's."""
-    driver: str | None
-    cuda: str | None
-    """Versions of the CUDA driver, and of CUDA that torch was built for; None on the CPU."""
-    torch: str
-    triton: str
-    numpy: str
-    python: str
-    timer: str
-    """What the verdicts are of: `process_time` (CPU seconds) or `cuda_event`."""
-    cpu: str
-    cores: int
-    threads: int
-    platform: str
-    """The processor, cores that this process may use, torch's threads, the system."""
-    copy_gbs: float | None = None
-    """Measured copy bandwidth of one core, or of the GPU: bytes read and written, 10^9 a second,
-    the best of a few copies of 64 MiB. None where it was not measured."""
-
-    @property
-    def key(self) -> tuple[str, ...]:
-        """What two results must have in common before absolute figures are compared.
-
-        Device, driver, CUDA, torch, triton and timer; ratios that were measured side by side need
-        no common key.
-        """
-        return (
-            self.device,
-            self.driver or "none",
-            self.cuda or "none",
-            self.torch,
-            self.triton,
-            self.timer,
-        )
-
-
-class ContestantRecord(_Record):
+class ContestantRecord(StrictRecord):
     """Code and an interpreter."""
 
     name: str
@@ -97,7 +55,7 @@ class ContestantRecord(_Record):
     """None where its worker never came to say it."""
 
 
-class GateParameters(_Record):
+class GateParameters(StrictRecord):
     """By what the run was judged."""
 
     alpha: float
@@ -136,20 +94,7 @@ class GateParameters(_Record):
     """What was timed: `cpu` or `cuda`."""
 
 
-class GpuState(_Record):
-    """A GPU at one moment, by NVML."""
-
-    sm_mhz: int
-    memory_mhz: int
-    """Clocks."""
-    power_w: float
-    temperature_c: int
-    """Watts, degrees Celsius."""
-    slowed_by: list[str]
-    """Reasons for clocks below the highest; see `bench.machine.gpu`."""
-
-
-class LaunchRecord(_Record):
+class LaunchRecord(StrictRecord):
     """Two fresh processes, one of each side, and the benchmarks that they were timed on."""
 
     index: int
@@ -173,7 +118,7 @@ class LaunchRecord(_Record):
     """Why none of its samples is used; empty if they are."""
 
 
-class Sample(_Record):
+class Sample(StrictRecord):
     """One launch of one benchmark."""
 
     launch: int
@@ -191,7 +136,7 @@ class Sample(_Record):
     """Median over the turns of the seconds of one call."""
 
 
-class LookRecord(_Record):
+class LookRecord(StrictRecord):
     """The tests at one look, p-values of single exact signed-rank tests, not yet corrected."""
 
     stage: Stage
@@ -207,7 +152,7 @@ class LookRecord(_Record):
     """As `p_slow`, of wall-clock time and its margin."""
 
 
-class Estimate(_Record):
+class Estimate(StrictRecord):
     """Head's time divided by base's: Hodges-Lehmann estimate, and bounds at 95 %.
 
     The bounds are those of one look. They are None with fewer than 6 launches, of which no such
@@ -219,7 +164,7 @@ class Estimate(_Record):
     high: float | None
 
 
-class BenchmarkRecord(_Record):
+class BenchmarkRecord(StrictRecord):
     """One benchmark."""
 
     key: str
@@ -258,7 +203,7 @@ class BenchmarkRecord(_Record):
     """And why, in a sentence."""
 
 
-class CounterRecord(_Record):
+class CounterRecord(StrictRecord):
     """An exact counter of one benchmark on both sides."""
 
     benchmark: str
@@ -280,7 +225,7 @@ class CounterRecord(_Record):
     """Whether it is worse by more than the limit."""
 
 
-class OutputRecord(_Record):
+class OutputRecord(StrictRecord):
     """An output of one benchmark, compared between the sides before anything was timed."""
 
     benchmark: str
@@ -295,7 +240,7 @@ class OutputRecord(_Record):
     """What differs, where that can be said in a line."""
 
 
-class NoiseRecord(_Record):
+class NoiseRecord(StrictRecord):
     """What this runner can see of one benchmark, from launches of identical code (`--aa`)."""
 
     benchmark: str
@@ -314,7 +259,7 @@ class NoiseRecord(_Record):
     """By the rule."""
 
 
-class GateRecord(_Record):
+class GateRecord(StrictRecord):
     """Everything that one run of `pagedbench gate` found."""
 
     schema_version: int = SCHEMA_VERSION

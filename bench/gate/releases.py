@@ -17,17 +17,16 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from bench.asv.series import BYTE_COUNTERS
 from bench.gate.record import (
     BenchmarkRecord,
     ContestantRecord,
     Estimate,
-    GateEnvironment,
     GateRecord,
     Verdict,
 )
+from bench.machine.environment import GateEnvironment
+from bench.machine.record import StrictRecord
 from reference.errors import BadInput
 
 Pairs = Literal["anchor", "chain", "both"]
@@ -40,11 +39,7 @@ class ReleasesError(BadInput):
     """Records that cannot be put beside each other; the message says which and why."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class NamedRun(_Record):
+class NamedRun(StrictRecord):
     """A run of the gate, and the releases that its sides were."""
 
     base: str
@@ -52,7 +47,7 @@ class NamedRun(_Record):
     record: GateRecord
 
 
-class Link(_Record):
+class Link(StrictRecord):
     """One benchmark, two releases, measured side by side."""
 
     base: str
@@ -64,7 +59,7 @@ class Link(_Record):
     """The gate's; None where the gate's base was `head`, so that it judged the other way round."""
 
 
-class Cell(_Record):
+class Cell(StrictRecord):
     """One benchmark in one release."""
 
     release: str
@@ -83,14 +78,14 @@ class Cell(_Record):
     the three was not measured. 0.5 is half of what a copy reaches."""
 
 
-class Row(_Record):
+class Row(StrictRecord):
     """One benchmark in every release, in their order."""
 
     benchmark: str
     cells: list[Cell]
 
 
-class Release(_Record):
+class Release(StrictRecord):
     """One release: its name, commit and key."""
 
     name: str
@@ -101,7 +96,7 @@ class Release(_Record):
     """Whether it is the anchor's, so that seconds may be read side by side."""
 
 
-class ChainRecord(_Record):
+class ChainRecord(StrictRecord):
     """Releases in their order, and the runs of the gate that it comes from."""
 
     schema_version: int = SCHEMA_VERSION

@@ -24,10 +24,8 @@ from bench.gate.record import (
     BenchmarkRecord,
     ContestantRecord,
     CounterRecord,
-    GateEnvironment,
     GateParameters,
     GateRecord,
-    GpuState,
     LaunchRecord,
     Mode,
     NoiseRecord,
@@ -58,8 +56,9 @@ from bench.gate.verdict import (
     judge_run,
 )
 from bench.gate.worker import load_suite
-from bench.machine.environment import ROOT, cpu_name, version_of
-from bench.machine.gpu import GpuReader
+from bench.machine.environment import GateEnvironment
+from bench.machine.facts import ROOT, version_of
+from bench.machine.gpu import GpuReader, GpuState
 
 SLOWDOWNS: Final = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5)
 """That `--aa` tries out on its launches."""
@@ -523,11 +522,9 @@ def _standing(examined: Mapping[str, Examined]) -> str:
 
 def _environment(worker: Worker) -> tuple[GateEnvironment, str | None]:
     """What a worker runs on, and the GPU's identity for NVML; None on the CPU."""
-    cpu = cpu_name()
-    said = {"device": cpu, "driver": None, "uuid": None, **worker.introduce()}
+    said = worker.introduce()
     uuid = said.pop("uuid")
-    copy_gbs = worker.ask("bandwidth")["copy_gbs"]
-    return GateEnvironment(cpu=cpu, copy_gbs=copy_gbs, **said), uuid
+    return GateEnvironment.here(**said, copy_gbs=worker.ask("bandwidth")["copy_gbs"]), uuid
 
 
 @contextmanager

@@ -22,10 +22,10 @@ from statistics import median
 from typing import Any, Final
 
 from bench.gate.contestant import Side
-from bench.gate.record import GpuState, LaunchRecord
+from bench.gate.record import LaunchRecord
 from bench.gate.timers import DEVICE_VARIABLE, Device
 from bench.gate.worker import SUITE_VARIABLE
-from bench.machine.gpu import became_another_gpu
+from bench.machine.gpu import GpuState, became_another_gpu
 from subjects.process import NotStarted, SubjectDied, SubjectProcess
 
 SIDES: Final = ("base", "head")

@@ -22,17 +22,16 @@ import importlib
 import importlib.util
 import json
 import os
-import platform
-import runpy
 import sys
 import traceback
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
 from bench.gate.observing import observed
-from bench.gate.timers import DEVICE_VARIABLE, CpuTimer, Timer, device_named, timer_of
+from bench.gate.timers import COPY_BYTES, DEVICE_VARIABLE, device_named, take_turn
+from bench.machine.facts import facts
+from bench.machine.timing import CpuDevice, Device, device_of
 from bench.search.child import listen, open_answers, speak_when_dying
 
 UNTIMED_CALLS: Final = 2
@@ -68,9 +67,9 @@ def load_suite(where: str | None) -> tuple[Any, ...]:
 class Worker:
     """What can be asked of a contestant."""
 
-    def __init__(self, suite: tuple[Any, ...], timer: Timer) -> None:
+    def __init__(self, suite: tuple[Any, ...], device: Device) -> None:
         self._benchmarks = {benchmark.key: benchmark for benchmark in suite}
-        self._timer = timer
+        self._device = device
         self._prepared: Any = None
 
     def prepare(self, question: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,18 +126,20 @@ class Worker:
 
     def turn(self, question: Mapping[str, Any]) -> dict[str, Any]:
         """A turn: so many calls, by the timer and by the clock on the wall."""
-        turn = self._timer.turn(self._prepared.call, question["number"])
+        turn = take_turn(self._device, self._prepared.call, question["number"])
         return {"timer_ns": turn.timer_ns, "wall_ns": turn.wall_ns}
 
     def pin(self, question: Mapping[str, Any]) -> dict[str, Any]:
         """Stay on one core; a GPU is brought to its clocks under load."""
         os.sched_setaffinity(0, {question["core"]})
-        self._timer.preheat()
+        self._device.preheat()
         return {}
 
     def bandwidth(self, question: Mapping[str, Any]) -> dict[str, Any]:
         """Copy bandwidth: bytes read and written, 10^9 a second, the best of a few."""
-        return {"copy_gbs": self._timer.copy_gbs()}
+        from bench.machine.roof import copy_rates
+
+        return {"copy_gbs": max(copy_rates(self._device, COPY_BYTES[self._device.kind]))}
 
 
 def check_need(need: str) -> None:
@@ -158,37 +159,14 @@ def check_need(need: str) -> None:
         raise Missing(need)
 
 
-def describe(timer: Timer) -> dict[str, Any]:
-    """Fields of `bench.gate.record.GateEnvironment`, as far as this process knows them."""
+def describe(device: Device) -> dict[str, Any]:
+    """Fields of `bench.machine.environment.GateEnvironment`, as far as this process knows them."""
     return {
-        **timer.describe(),
-        "cuda": _cuda_of_torch(),
-        "torch": _version_of("torch"),
-        "triton": _version_of("triton"),
-        "numpy": _version_of("numpy"),
-        "python": platform.python_version(),
-        "timer": timer.name,
-        "cores": len(os.sched_getaffinity(0)),
+        **device.describe(),
+        **facts(("cuda", "torch", "triton", "numpy", "python", "cores", "platform")),
+        "timer": device.clock,
         "threads": int(os.environ.get("OMP_NUM_THREADS", "1")),
-        "platform": platform.platform(),
     }
-
-
-def _cuda_of_torch() -> str | None:
-    """CUDA that torch was built for, without importing torch: benchmarks may not need it."""
-    spec = importlib.util.find_spec("torch")
-    if spec is None or spec.origin is None:
-        return None
-    version = Path(spec.origin).with_name("version.py")
-    cuda: str | None = runpy.run_path(str(version)).get("cuda") if version.is_file() else None
-    return cuda
-
-
-def _version_of(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def main() -> None:
@@ -198,13 +176,13 @@ def main() -> None:
     questions = listen()
     try:
         suite = load_suite(os.environ.get(SUITE_VARIABLE))
-        timer = timer_of(device_named(os.environ.get(DEVICE_VARIABLE, "cpu")))
-        worker = Worker(suite, timer)
-        introduction = describe(timer)
+        device = device_of(device_named(os.environ.get(DEVICE_VARIABLE, "cpu")))
+        worker = Worker(suite, device)
+        introduction = describe(device)
     except BaseException as error:  # whatever it is, it is this tree's or this interpreter's
         said = traceback.format_exception_only(error)[-1].strip()
         introduction = {"unusable": f"{said}\n{traceback.format_exc()}"}
-        worker = Worker((), CpuTimer())
+        worker = Worker((), CpuDevice())
     answers.write(json.dumps(introduction) + "\n")
     while True:
         question = json.loads(questions.get())

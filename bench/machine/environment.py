@@ -2,94 +2,109 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
-from importlib import metadata
-from pathlib import Path
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict
-
-ROOT = Path(__file__).resolve().parents[2]
-"""Folder that holds the rooms: the checkout, or site-packages."""
+from bench.machine.facts import cpu_name, facts
+from bench.machine.record import Record, StrictRecord
 
 
-class Environment(BaseModel):
-    """Machine and versions."""
+class Machine(Record):
+    """What every environment says."""
 
-    model_config = ConfigDict(frozen=True)
+    python: str
+    cpu: str
+    """The processor, as the system names it."""
+
+    @classmethod
+    def here(cls, **known: Any) -> Self:
+        """Describe this process: what the caller knows, and what `FACTS` finds of the rest."""
+        return cls(**facts(set(cls.model_fields) - set(known)), **known)
+
+
+class Checkout(Machine):
+    """A machine, and what pagedbench it runs."""
 
     pagedbench: str
-    python: str
-    torch: str
-    triton: str
-    device: str
-    """The GPU's name, or the CPU's."""
-    driver: str | None
-    """Version of the CUDA driver; None on the CPU."""
-    cpu: str
-    threads: int
     commit: str | None
     dirty: bool | None
     """Of the checkout that pagedbench runs from, and whether it has uncommitted changes; None where
     it is not a checkout."""
 
 
+class Environment(Checkout):
+    """Where kernels were run."""
+
+    torch: str
+    triton: str
+    device: str
+    """The GPU's name, or the CPU's."""
+    driver: str | None
+    """Version of the CUDA driver; None on the CPU."""
+    threads: int
+    """Of torch."""
+
+
+class FuzzEnvironment(Checkout, StrictRecord):
+    """Where an allocator was run."""
+
+    hypothesis: str
+
+
+class WasteEnvironment(Checkout):
+    """Where simulations were run. None of their figures depends on it, but for the seconds."""
+
+    numpy: str
+    cores: int
+    """Cores that this process may use."""
+
+
+class GateEnvironment(Machine, StrictRecord):
+    """What one contestant ran on and with, said by its own worker."""
+
+    device: str
+    """The GPU's name, or the CPU's."""
+    driver: str | None
+    cuda: str | None
+    """Versions of the CUDA driver, and of CUDA that torch was built for; None on the CPU."""
+    torch: str
+    triton: str
+    numpy: str
+    timer: str
+    """What the verdicts are of: `process_time` (CPU seconds) or `cuda_event`."""
+    cores: int
+    threads: int
+    platform: str
+    """Cores that this process may use, torch's threads, the system."""
+    copy_gbs: float | None = None
+    """Measured copy bandwidth of one core, or of the GPU: bytes read and written, 10^9 a second,
+    the best of a few copies of 64 MiB. None where it was not measured."""
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What two results must have in common before absolute figures are compared.
+
+        Device, driver, CUDA, torch, triton and timer; ratios that were measured side by side need
+        no common key.
+        """
+        return (
+            self.device,
+            self.driver or "none",
+            self.cuda or "none",
+            self.torch,
+            self.triton,
+            self.timer,
+        )
+
+
 def describe_environment(device: str) -> Environment:
     """Collect the environment of this process for work on `cpu` or `cuda`."""
-    import torch  # not above: the versions are wanted without the second that it takes
+    import torch  # not above: other environments are wanted without the second that it takes
 
-    status = git("status", "--porcelain", "--untracked-files=no")
-    on_gpu, cpu = device == "cuda", cpu_name()
-    return Environment(
-        pagedbench=version_of("pagedbench"),
-        python=platform.python_version(),
-        torch=torch.__version__,
-        triton=version_of("triton"),
-        device=torch.cuda.get_device_name() if on_gpu else cpu,
-        driver=_driver() if on_gpu else None,
-        cpu=cpu,
+    from bench.machine.gpu import driver_version
+
+    on_gpu = device == "cuda"
+    return Environment.here(
+        device=torch.cuda.get_device_name() if on_gpu else cpu_name(),
+        driver=driver_version() if on_gpu else None,
         threads=torch.get_num_threads(),
-        commit=git("rev-parse", "HEAD"),
-        dirty=None if status is None else bool(status),
     )
-
-
-def version_of(distribution: str) -> str:
-    """Version of an installed distribution, or that it is none."""
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def git(*arguments: str) -> str | None:
-    """Ask git about the checkout that this file lies in; None where there is none, or no git."""
-    if not (ROOT / ".git").exists():
-        return None
-    try:
-        run = subprocess.run(
-            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return run.stdout.strip()
-
-
-def cpu_name() -> str:
-    """Name the processor, as the system does."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def _driver() -> str | None:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        run = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    # One line for each GPU, and one driver for all.
-    return run.stdout.partition("\n")[0].strip() or None

@@ -1,19 +1,20 @@
-"""Clocks, power, temperature and reasons for slowing down of the GPU, read through NVML.
+"""Driver, clocks, power, temperature and reasons for slowing down of the GPU.
 
 Clocks of a rented GPU cannot be locked. They are recorded with each launch, and a launch within
 which the GPU began or ceased to slow down for heat or for want of power is not used: one side had
 another GPU than the other.
 
-NVML comes with the driver, its Python module with the package nvidia-ml-py. Without it nothing is
-recorded and no launch is dropped, which the record shows.
+Clocks are read through NVML. It comes with the driver, its Python module with the package
+nvidia-ml-py. Without it nothing is recorded and no launch is dropped, which the record shows.
 """
 
 from __future__ import annotations
 
+import subprocess
 from types import ModuleType
-from typing import Final
+from typing import Any, Final
 
-from bench.gate.record import GpuState
+from bench.machine.record import StrictRecord
 
 # Bits of nvmlDeviceGetCurrentClocksEventReasons, as in nvml.h.
 REASONS: Final = {
@@ -39,6 +40,19 @@ CLOCK_MEMORY: Final = 2
 TEMPERATURE_GPU: Final = 0
 
 
+class GpuState(StrictRecord):
+    """A GPU at one moment, by NVML."""
+
+    sm_mhz: int
+    memory_mhz: int
+    """Clocks."""
+    power_w: float
+    temperature_c: int
+    """Watts, degrees Celsius."""
+    slowed_by: list[str]
+    """Reasons for clocks below the highest: of `REASONS`."""
+
+
 class GpuReader:
     """Reads the state of one GPU.
 
@@ -54,25 +68,21 @@ class GpuReader:
     def __init__(self, uuid: str | None, nvml: ModuleType | None = None) -> None:
         self._nvml = nvml or _import_nvml()
         self._handle = None
+        self.why_not = "nvidia-ml-py is not installed" if uuid is not None else "no GPU"
         if self._nvml is not None and uuid is not None:
             try:
                 self._nvml.nvmlInit()
                 self._handle = self._nvml.nvmlDeviceGetHandleByUUID(uuid)
-            except self._nvml.NVMLError:
-                self._handle = None
+            except self._nvml.NVMLError as error:
+                self.why_not = str(error)
 
     def read(self) -> GpuState | None:
         """The state now; None where it cannot be read."""
         nvml, handle = self._nvml, self._handle
         if nvml is None or handle is None:
             return None
-        reasons_of = getattr(
-            nvml,
-            "nvmlDeviceGetCurrentClocksEventReasons",
-            getattr(nvml, "nvmlDeviceGetCurrentClocksThrottleReasons", None),
-        )
         try:
-            bits = reasons_of(handle) if reasons_of is not None else 0
+            bits = self._reasons()
             return GpuState(
                 sm_mhz=nvml.nvmlDeviceGetClockInfo(handle, CLOCK_SM),
                 memory_mhz=nvml.nvmlDeviceGetClockInfo(handle, CLOCK_MEMORY),
@@ -82,6 +92,36 @@ class GpuReader:
             )
         except nvml.NVMLError:
             return None
+
+    def clocks(self) -> str:
+        """SM clock and what slows it, now, in words; or why that is not known."""
+        nvml, handle = self._nvml, self._handle
+        if nvml is None or handle is None:
+            return f"not read: {self.why_not}"
+        try:
+            now = nvml.nvmlDeviceGetClockInfo(handle, CLOCK_SM)
+            most = nvml.nvmlDeviceGetMaxClockInfo(handle, CLOCK_SM)
+            return f"SM {now} of {most} MHz, clock event reasons {self._reasons():#x}"
+        except nvml.NVMLError as error:
+            return f"not read: {error}"
+
+    def _reasons(self) -> int:
+        nvml: Any = self._nvml
+        ask = getattr(nvml, "nvmlDeviceGetCurrentClocksEventReasons", None) or getattr(
+            nvml, "nvmlDeviceGetCurrentClocksThrottleReasons", None
+        )
+        return int(ask(self._handle)) if ask is not None else 0
+
+
+def driver_version() -> str | None:
+    """Version of the driver, by `nvidia-smi`; None where it does not say."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    # One line for each GPU, and one driver for all.
+    return run.stdout.partition("\n")[0].strip() or None
 
 
 def became_another_gpu(states: list[GpuState]) -> bool:

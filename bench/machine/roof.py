@@ -8,10 +8,8 @@ from functools import partial
 from itertools import pairwise
 from typing import Final
 
-import torch
-
-from bench.machine.timing import CpuDevice, CudaDevice, Device
-from bench.throughput.record import RoofRecord
+from bench.machine.record import Record
+from bench.machine.timing import Device
 
 TIMES: Final = 11
 """Copies, and products; those before them are not counted."""
@@ -24,36 +22,61 @@ COPY_CACHES: Final = 4
 
 MATRIX_SIZE: Final = {"cuda": 8192, "cpu": 1024}
 
-MATRIX_DTYPE: Final = {"cuda": torch.bfloat16, "cpu": torch.float32}
+MATRIX_DTYPE: Final = {"cuda": "bfloat16", "cpu": "float32"}
 """What attention multiplies in; our torch on a CPU computes in float32."""
 
 
-def device_of(name: str) -> Device:
-    """The device to time on, for `cpu` or `cuda`."""
-    return CudaDevice() if name == "cuda" else CpuDevice()
+class RoofRecord(Record):
+    """What the device does at best, measured in the same run."""
+
+    copy_bytes: int
+    copy_gigabytes_per_s: float
+    copy_median_gigabytes_per_s: float
+    """A copy of `copy_bytes`, read and written bytes counted, best and median."""
+    matrix_dtype: str
+    matrix_teraflops_per_s: float
+    matrix_median_teraflops_per_s: float
+    """A dense product of `matrix_dtype`, best and median."""
 
 
-def measure_roof(name: str, device: Device) -> RoofRecord:
+def measure_roof(device: Device) -> RoofRecord:
     """Copy and multiply."""
-    size = max(COPY_BYTES[name], COPY_CACHES * device.cache_bytes)
-    source = torch.ones(size, dtype=torch.uint8, device=name)
-    target = torch.empty_like(source)
-    copies = _seconds(device, partial(target.copy_, source))
-    del source, target
-
-    side, dtype = MATRIX_SIZE[name], MATRIX_DTYPE[name]
-    left, right = (torch.randn(side, side, device=name).to(dtype) for _ in "ab")
-    product = torch.empty(side, side, dtype=dtype, device=name)
-    products = _seconds(device, partial(torch.matmul, left, right, out=product))
-    flops = 2 * side**3
+    size = max(COPY_BYTES[device.kind], COPY_CACHES * device.cache_bytes)
+    rates = copy_rates(device, size)
+    speeds = matrix_rates(device)
     return RoofRecord(
         copy_bytes=size,
-        copy_gigabytes_per_s=2 * size / min(copies) / 1e9,
-        copy_median_gigabytes_per_s=2 * size / statistics.median(copies) / 1e9,
-        matrix_dtype=str(dtype).removeprefix("torch."),
-        matrix_teraflops_per_s=flops / min(products) / 1e12,
-        matrix_median_teraflops_per_s=flops / statistics.median(products) / 1e12,
+        copy_gigabytes_per_s=max(rates),
+        copy_median_gigabytes_per_s=statistics.median(rates),
+        matrix_dtype=MATRIX_DTYPE[device.kind],
+        matrix_teraflops_per_s=max(speeds),
+        matrix_median_teraflops_per_s=statistics.median(speeds),
     )
+
+
+def copy_rates(device: Device, size: int) -> list[float]:
+    """Rates of several copies of so many bytes: read and written ones, 10^9 a second."""
+    if device.kind == "cuda":
+        import torch
+
+        source = torch.ones(size, dtype=torch.uint8, device="cuda")
+        copy: Callable[[], object] = partial(torch.empty_like(source).copy_, source)
+    else:
+        import numpy as np  # a process that times no tensors has no torch
+
+        copy = partial(np.copyto, np.zeros(size, np.uint8), np.ones(size, np.uint8))
+    return [2 * size / seconds / 1e9 for seconds in _seconds(device, copy)]
+
+
+def matrix_rates(device: Device) -> list[float]:
+    """Rates of several dense products, 10^12 operations a second."""
+    import torch
+
+    side, dtype = MATRIX_SIZE[device.kind], getattr(torch, MATRIX_DTYPE[device.kind])
+    left, right = (torch.randn(side, side, device=device.kind).to(dtype) for _ in "ab")
+    product = torch.empty(side, side, dtype=dtype, device=device.kind)
+    seconds = _seconds(device, partial(torch.matmul, left, right, out=product))
+    return [2 * side**3 / each / 1e12 for each in seconds]
 
 
 def _seconds(device: Device, call: Callable[[], object]) -> list[float]:
@@ -65,23 +88,3 @@ def _seconds(device: Device, call: Callable[[], object]) -> list[float]:
         marks.append(device.mark())
     device.synchronize()
     return [device.seconds(a, b) for a, b in pairwise(marks)]
-
-
-def read_clocks(name: str) -> str:
-    """SM clock and what throttles it, now; or why that is not known."""
-    if name != "cuda":
-        return "not read: no GPU"
-    try:
-        import pynvml
-    except ImportError:
-        return "not read: nvidia-ml-py is not installed"
-    try:
-        pynvml.nvmlInit()
-        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{properties.uuid}")
-        now = pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM)
-        most = pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM)
-        reasons = pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle)
-    except (pynvml.NVMLError, AttributeError) as error:
-        return f"not read: {error}"
-    return f"SM {now} of {most} MHz, clock event reasons {reasons:#x}"

@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
+from bench.machine.facts import cpu_name
+
 Call = Callable[[], object]
 Name = TypeVar("Name")
 
@@ -49,6 +51,8 @@ FALLBACK_CACHE_BYTES: Final = 32 * 2**20
 class Device(Protocol):
     """What is needed of a device to time on it."""
 
+    kind: str
+    """`cpu` or `cuda`, as torch names it."""
     clock: str
     """What times are of."""
     cache_bytes: int
@@ -71,10 +75,17 @@ class Device(Protocol):
     def capture(self, calls: Sequence[Call]) -> Call | None:
         """All calls as one; None where that cannot be done."""
 
+    def preheat(self) -> None:
+        """Bring the device to the clocks that it has under load."""
+
+    def describe(self) -> dict[str, str | None]:
+        """Its name, its driver, and the identity by which its state can be asked for."""
+
 
 class CpuDevice:
     """The processor time of this process: what other processes do is not in it."""
 
+    kind = "cpu"
     clock = "process_time"
     queues = False
 
@@ -99,21 +110,39 @@ class CpuDevice:
         """There are no graphs."""
         return None
 
+    def preheat(self) -> None:
+        """Nothing: untimed calls do."""
+
+    def describe(self) -> dict[str, str | None]:
+        """There is no driver and no identity."""
+        return {"device": cpu_name(), "driver": None, "uuid": None}
+
 
 class CudaDevice:
-    """Events in the current stream of the current CUDA device."""
+    """Events in the current stream of the current CUDA device.
 
+    `cuda` is `torch.cuda`, or what stands in for it in a test. Raises RuntimeError: there is no
+    GPU.
+    """
+
+    kind = "cuda"
     clock = "cuda_event"
     queues = True
     SPIN_HERTZ: Final = 2e9
     """Cycles of a spinning second: at a lower clock it spins longer, which harms nothing."""
+    PREHEAT_S: Final = 1.0
+    PREHEAT_SIZE: Final = 4096
 
-    def __init__(self) -> None:
-        import torch
+    def __init__(self, cuda: Any = None) -> None:
+        if cuda is None:
+            import torch
 
-        self._cuda = torch.cuda
-        properties = self._cuda.get_device_properties(self._cuda.current_device())
-        self.cache_bytes = int(properties.L2_cache_size)
+            cuda = torch.cuda
+        if not cuda.is_available():
+            raise RuntimeError("--device cuda: torch finds no GPU here; leave it for the CPU")
+        self._cuda = cuda
+        self._properties = cuda.get_device_properties(cuda.current_device())
+        self.cache_bytes = int(self._properties.L2_cache_size)
 
     def mark(self) -> Any:
         """Record an event."""
@@ -135,17 +164,54 @@ class CudaDevice:
 
     def capture(self, calls: Sequence[Call]) -> Call | None:
         """Capture the calls in a CUDA graph; None if one of them waits for the device."""
-        graph = self._cuda.CUDAGraph()
-        self.synchronize()
         try:
-            with self._cuda.graph(graph):
-                for call in calls:
-                    call()
+            return self.graph(calls)
         except Exception:
             # Each library says in its own way that it cannot be captured; it is timed uncaptured.
             self.synchronize()
             return None
-        return graph.replay
+
+    def graph(self, calls: Sequence[Call]) -> Call:
+        """The calls as a CUDA graph. Each was made before: what compiles cannot be captured."""
+        graph = self._cuda.CUDAGraph()
+        self.synchronize()
+        with self._cuda.graph(graph):
+            for call in calls:
+                call()
+        replay: Call = graph.replay
+        return replay
+
+    def preheat(self) -> None:
+        """Multiply matrices for a second: a GPU raises its clocks when it has work."""
+        import torch
+
+        matrix = torch.ones(
+            self.PREHEAT_SIZE, self.PREHEAT_SIZE, dtype=torch.bfloat16, device="cuda"
+        )
+        until = time.monotonic() + self.PREHEAT_S
+        while time.monotonic() < until:
+            for _ in range(8):
+                torch.mm(matrix, matrix)
+            self.synchronize()
+
+    def describe(self) -> dict[str, str | None]:
+        """As torch and the driver say."""
+        from bench.machine.gpu import driver_version
+
+        uuid = getattr(self._properties, "uuid", None)
+        return {
+            "device": self._properties.name,
+            "driver": driver_version(),
+            "uuid": None if uuid is None else f"GPU-{uuid}",
+        }
+
+
+def device_of(name: str) -> Device:
+    """The device to time on, for `cpu` or `cuda`.
+
+    Raises RuntimeError: there is no GPU.
+    """
+    return CudaDevice() if name == "cuda" else CpuDevice()
 
 
 def cpu_cache_bytes() -> int:

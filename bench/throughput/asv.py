@@ -19,8 +19,8 @@ import torch
 
 from bench.asv import series as asv_export
 from bench.asv.series import Exported, ExportError, series_name
-from bench.gate.record import GateEnvironment
-from bench.machine.environment import ROOT
+from bench.machine.environment import GateEnvironment
+from bench.machine.facts import ROOT
 from bench.throughput.record import TIMED, ThroughputRecord
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from bench.throughput.record import TIMED, PointRecord, RoofRecord, ThroughputRecord
+from bench.machine.roof import RoofRecord
+from bench.throughput.record import TIMED, PointRecord, ThroughputRecord
 from bench.waste.plot import PlotFormatError, check_format
 
 if TYPE_CHECKING:

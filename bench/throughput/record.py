@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from bench.machine.environment import Environment
+from bench.machine.record import Record
+from bench.machine.roof import RoofRecord
 
 Status = Literal["timed", "wrong", "raised", "not run", "interrupted"]
 
@@ -15,11 +15,7 @@ State = Literal["met", "missed", "not measured"]
 TIMED: Final = "timed"
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class IntervalRecord(_Record):
+class IntervalRecord(Record):
     """A median over rounds and its 95 % interval; see `bench.machine.timing.median_interval`."""
 
     median: float
@@ -32,7 +28,7 @@ class IntervalRecord(_Record):
         return "" if self.low is None else f"{self.low:.2f} to {self.high:.2f}"
 
 
-class SubjectRecord(_Record):
+class SubjectRecord(Record):
     """One subject on one point."""
 
     name: str
@@ -60,7 +56,7 @@ class SubjectRecord(_Record):
     """By the other's name: this subject's time over the other's of the same round."""
 
 
-class PointRecord(_Record):
+class PointRecord(Record):
     """One point and all who were to be timed on it."""
 
     name: str
@@ -92,20 +88,7 @@ class PointRecord(_Record):
         return next((each for each in self.subjects if each.subject == subject), None)
 
 
-class RoofRecord(_Record):
-    """What the device does at best, measured in the same run."""
-
-    copy_bytes: int
-    copy_gigabytes_per_s: float
-    copy_median_gigabytes_per_s: float
-    """A copy of `copy_bytes`, read and written bytes counted, best and median."""
-    matrix_dtype: str
-    matrix_teraflops_per_s: float
-    matrix_median_teraflops_per_s: float
-    """A dense product of `matrix_dtype`, best and median."""
-
-
-class LoopRecord(_Record):
+class LoopRecord(Record):
     """What our Triton kernel compiles to; see `kernels.compiled.figures`."""
 
     problem: str
@@ -120,7 +103,7 @@ class LoopRecord(_Record):
     """Why there are no figures; empty if there are."""
 
 
-class BarRecord(_Record):
+class BarRecord(Record):
     """A figure that is asked for, and what came of it."""
 
     what: str
@@ -133,7 +116,7 @@ class BarRecord(_Record):
     why: str = ""
 
 
-class ThroughputRecord(_Record):
+class ThroughputRecord(Record):
     """Everything that `pagedbench throughput` found."""
 
     schema_version: int = 1

@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bench.machine.roof import RoofRecord
 from bench.throughput.record import (
     TIMED,
     BarRecord,
     LoopRecord,
     PointRecord,
-    RoofRecord,
     SubjectRecord,
     ThroughputRecord,
 )

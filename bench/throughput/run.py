@@ -17,7 +17,8 @@ import torch
 
 from bench.command.session import Progress
 from bench.machine.environment import describe_environment
-from bench.machine.roof import measure_roof, read_clocks
+from bench.machine.gpu import GpuReader
+from bench.machine.roof import RoofRecord, measure_roof
 from bench.machine.timing import (
     Call,
     Device,
@@ -36,7 +37,6 @@ from bench.throughput.record import (
     IntervalRecord,
     LoopRecord,
     PointRecord,
-    RoofRecord,
     SubjectRecord,
     ThroughputRecord,
 )
@@ -81,9 +81,10 @@ def run_throughput(
 ) -> ThroughputRecord:
     """Time everything; if `stop` is set, what has been timed until then."""
     started, began = datetime.now(UTC), time.monotonic()
-    clocks = read_clocks(plan.device)
+    gpu = GpuReader(device.describe()["uuid"])
+    clocks = gpu.clocks()
     progress.begin("copy bandwidth and matrix rate", 1)
-    roof = measure_roof(plan.device, device)
+    roof = measure_roof(device)
     progress.advance(1)
     points: list[PointRecord] = []
     loops: list[LoopRecord] = []
@@ -95,7 +96,7 @@ def run_throughput(
     if plan.loops is not None and not stop.is_set():
         loops = list(plan.loops(progress, stop))
     done = not stop.is_set()
-    after = read_clocks(plan.device)
+    after = gpu.clocks()
     wrong = any(each.status == "wrong" for point in points for each in point.subjects)
     return ThroughputRecord(
         started_at=started.isoformat(timespec="seconds"),

@@ -6,15 +6,14 @@ again when a record is read: a record that was edited, or cut short, does not lo
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Sequence
 from typing import Final, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
+from pydantic import Field, computed_field, model_validator
 
-from bench.machine.environment import cpu_name, git, version_of
+from bench.machine.environment import WasteEnvironment
+from bench.machine.record import Record
 from bench.waste.policies import Policy, format_policy
 from bench.workloads.record import ServedStream
 from paged.accounting import SLOT_CLASSES, Counters, Serving
@@ -27,26 +26,7 @@ MAX_POINTS: Final = 200
 """Most moments that a row's series keeps."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class Machine(_Record):
-    """Where the simulations were run. None of their figures depends on it, but for the seconds."""
-
-    pagedbench: str
-    python: str
-    numpy: str
-    cpu: str
-    cores: int
-    """Cores that this process may use."""
-    commit: str | None
-    dirty: bool | None
-    """Of the checkout that pagedbench runs from, and whether it has uncommitted changes; None where
-    it is not a checkout."""
-
-
-class PoolRecord(_Record):
+class PoolRecord(Record):
     """The cache: slots of so many bytes. Of a pool in bytes, what is no whole slot is left out."""
 
     slots: int = Field(ge=1)
@@ -59,7 +39,7 @@ class PoolRecord(_Record):
         return self.slots * self.bytes_per_token / 2**30
 
 
-class SeriesRecord(_Record):
+class SeriesRecord(Record):
     """A run through time, column by column: sums from its first step to the end of each moment.
 
     What happened between two moments is the difference of their sums.
@@ -113,7 +93,7 @@ SERIES_COLUMNS: Final = tuple(name for name in SeriesRecord.model_fields if name
 """Counters that a series keeps."""
 
 
-class WasteRow(_Record):
+class WasteRow(Record):
     """One policy on one stream."""
 
     stream: str
@@ -195,7 +175,7 @@ class WasteRow(_Record):
         )
 
 
-class WasteRecord(_Record):
+class WasteRecord(Record):
     """Everything that `pagedbench waste` found."""
 
     schema_version: int = SCHEMA_VERSION
@@ -207,7 +187,7 @@ class WasteRecord(_Record):
     """Whether all that was asked for was run; False after an interrupt."""
     asked: int
     """Rows that a complete record has."""
-    machine: Machine
+    machine: WasteEnvironment
     pool: PoolRecord
     warmup: int | None
     """Completed requests before the part to judge by; None: a tenth of the stream."""
@@ -267,17 +247,3 @@ def unique_labels(names: Sequence[str]) -> list[str]:
         name if names.count(name) == 1 else f"{name} ({names[: at + 1].count(name)})"
         for at, name in enumerate(names)
     ]
-
-
-def describe_machine() -> Machine:
-    """Collect the versions and the machine of this process, without importing torch."""
-    status = git("status", "--porcelain", "--untracked-files=no")
-    return Machine(
-        pagedbench=version_of("pagedbench"),
-        python=platform.python_version(),
-        numpy=np.__version__,
-        cpu=cpu_name(),
-        cores=len(os.sched_getaffinity(0)),
-        commit=git("rev-parse", "HEAD"),
-        dirty=None if status is None else bool(status),
-    )

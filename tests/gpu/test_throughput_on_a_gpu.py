@@ -8,7 +8,8 @@ import torch
 from typer.testing import CliRunner
 
 from bench.cli import app
-from bench.machine.roof import measure_roof, read_clocks
+from bench.machine.gpu import GpuReader
+from bench.machine.roof import measure_roof
 from bench.machine.timing import CudaDevice, Side, Timer, copies_needed
 from bench.throughput.record import ThroughputRecord
 
@@ -53,10 +54,11 @@ def test_what_waits_for_the_device_is_not_captured_and_leaves_it_usable():
 
 
 def test_the_roofs_are_of_a_gpu():
-    roof = measure_roof("cuda", CudaDevice())
+    device = CudaDevice()
+    roof = measure_roof(device)
     assert roof.copy_gigabytes_per_s > 50
     assert roof.matrix_teraflops_per_s > 1
-    assert read_clocks("cuda").startswith(("SM ", "not read: "))
+    assert GpuReader(device.describe()["uuid"]).clocks().startswith(("SM ", "not read: "))
 
 
 @pytest.mark.parametrize(

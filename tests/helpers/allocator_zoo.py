@@ -119,7 +119,7 @@ class CopyIsNeverAskedFor(PagedAllocator):
 
 @bug("content copies")
 class CopyOneStepLate(PagedAllocator):
-    late: list[tuple[int, int]] = []  # noqa: RUF012 - replaced, never changed
+    late: list[tuple[int, int]] = []
 
     def take_copies(self) -> list[tuple[int, int]]:
         due, self.late = self.late, super().take_copies()

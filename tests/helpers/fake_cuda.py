@@ -44,7 +44,7 @@ class FakeCuda:
 
     def get_device_properties(self, device: int) -> Any:
         assert device == 0
-        return SimpleNamespace(name="a GPU", uuid="12-34")
+        return SimpleNamespace(name="a GPU", uuid="12-34", L2_cache_size=1000)
 
     def kernel(self, nanoseconds: int) -> Callable[[], None]:
         """Something to launch."""
@@ -79,6 +79,9 @@ class FakeNvml:
 
     def nvmlDeviceGetClockInfo(self, handle: str, which: int) -> int:  # noqa: N802
         return {1: 1980, 2: 3201}[which]
+
+    def nvmlDeviceGetMaxClockInfo(self, handle: str, which: int) -> int:  # noqa: N802
+        return self.nvmlDeviceGetClockInfo(handle, which)
 
     def nvmlDeviceGetPowerUsage(self, handle: str) -> int:  # noqa: N802
         return 512_345

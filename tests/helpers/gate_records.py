@@ -10,13 +10,13 @@ from bench.gate.record import (
     ContestantRecord,
     CounterRecord,
     Estimate,
-    GateEnvironment,
     GateParameters,
     GateRecord,
     LaunchRecord,
     OutputRecord,
     Sample,
 )
+from bench.machine.environment import GateEnvironment
 
 HOSTILE = (
     "a|b`c``d]](x)<script>alert(1)</script>*_[red]x[/red]@everyone,:%\r\n::error::gotcha\x1b[2J"

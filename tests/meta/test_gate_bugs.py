@@ -29,7 +29,7 @@ from bench.gate.contestant import Contestant, standing
 from bench.gate.record import BenchmarkRecord, CounterRecord, GateRecord, OutputRecord, Sample
 from bench.gate.statistics import Design, p_slower
 from bench.gate.turns import SIDES, Schedule, launch, random_order
-from bench.machine.environment import ROOT
+from bench.machine.facts import ROOT
 from helpers import gate_records, gate_toys
 from helpers.mutants import Mutant, mutate
 

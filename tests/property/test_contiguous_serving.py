@@ -103,7 +103,7 @@ class Model:
         )
         self.pending.append(bool(self.to_come or self.queue))
 
-    just_ended: list[Running] = []  # noqa: RUF012 - replaced, never changed
+    just_ended: list[Running] = []
 
     # Reservation and placement
 

@@ -39,9 +39,6 @@ BENCH_FLOORS = (
 # Imports that go against the floors and are known: a list that only shrinks.
 KNOWN_EXCEPTIONS = {
     ("bench/asv/series.py", "gate"),
-    ("bench/machine/gpu.py", "gate"),
-    ("bench/machine/roof.py", "throughput"),
-    ("bench/throughput/asv.py", "gate"),
 }
 HALVES = {"reference": ("attention", "allocator"), "subjects": ("attention", "allocators")}
 

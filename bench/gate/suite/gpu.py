@@ -11,17 +11,17 @@ some kernels do.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 
 from bench.gate.benchmark import Benchmark, Count, Output, Prepared
 from bench.gate.suite.attention import rounded
 from bench.gate.suite.batches import Shape, paged_batch
+from bench.machine.timing import CudaDevice, copies_needed
 
 if TYPE_CHECKING:
     from reference.attention.contract import PagedBatch
@@ -37,7 +37,6 @@ WARM: Final = replace(LLAMA, num_seqs=4, seq_len=512)
 
 PREFILL: Final = replace(LLAMA, num_seqs=4, query_len=2048)
 
-COLD_TIMES_L2: Final = 3
 WARM_LAUNCHES: Final = 20
 """In a graph of warm calls."""
 
@@ -50,21 +49,8 @@ Graph = Callable[[Callable[[], object]], Callable[[], object]]
 
 def graph_of(launches: Callable[[], object]) -> Callable[[], object]:
     """Launches, recorded once; what is returned launches them all again."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        launches()  # kernels compile here: nothing can while a graph is recorded
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        launches()
-    replay: Callable[[], object] = graph.replay
-    return replay
-
-
-def copies_for(num_bytes: int, l2_bytes: int) -> int:
-    """Copies of `num_bytes` that are together three times L2; never fewer than two."""
-    return max(2, math.ceil(COLD_TIMES_L2 * l2_bytes / num_bytes))
+    launches()  # kernels compile here: nothing can while a graph is recorded
+    return CudaDevice().graph([launches])
 
 
 def bytes_of(shape: Shape) -> int:
@@ -79,7 +65,7 @@ def attention(
     """Attention over batches in turn, or over one batch again and again."""
     from kernels.attention import paged_attention
 
-    copies = 1 if warm else copies_for(bytes_of(shape), _l2_bytes(device))
+    copies = 1 if warm else copies_needed(bytes_of(shape), _l2_bytes(device))
     batches = [paged_batch(shape, device=device, seed=index) for index in range(copies)]
     turns = batches * WARM_LAUNCHES if warm else batches
 
@@ -159,10 +145,7 @@ def _sample(tensor: torch.Tensor) -> Output:
 
 
 def _l2_bytes(device: str) -> int:
-    if device != "cuda":
-        return 0
-    properties: Any = torch.cuda.get_device_properties(torch.cuda.current_device())
-    return int(properties.L2_cache_size)
+    return CudaDevice().cache_bytes if device == "cuda" else 0
 
 
 def _benchmark(name: str, title: str, prepare: Callable[[], Prepared], *needs: str) -> Benchmark:

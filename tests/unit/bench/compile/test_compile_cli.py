@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bench import cli
-from bench.machine.environment import version_of
+from bench.machine.facts import version_of
 from helpers.places import ROOT
 from kernels.compiled import baseline as baselines
 from kernels.compiled.baseline import Baseline, TargetBaseline, read_baseline, write_baseline

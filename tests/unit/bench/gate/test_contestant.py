@@ -13,10 +13,10 @@ from bench.gate.contestant import (
     NoContestant,
     built,
     find,
-    git,
     standing,
     worktree,
 )
+from bench.machine.facts import commit_of, git
 
 IDENTITY = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
 
@@ -51,7 +51,7 @@ def temporary(checkout: Path) -> list[Path]:
 
 
 def worktrees(checkout: Path) -> int:
-    said = git(checkout, "worktree", "list", "--porcelain") or ""
+    said = git("worktree", "list", "--porcelain", folder=checkout) or ""
     return said.count("worktree ")
 
 
@@ -59,7 +59,7 @@ def test_a_commit_gets_a_worktree_that_goes(checkout: Path) -> None:
     with standing(Contestant(asked="HEAD~1"), root=checkout) as side:
         assert (side.tree / "bench" / "__init__.py").read_text() == "old"
         assert worktrees(checkout) == 2
-        assert side.record.commit == git(checkout, "rev-parse", "HEAD~1")
+        assert side.record.commit == git("rev-parse", "HEAD~1", folder=checkout)
         assert (side.record.name, side.record.dirty) == ("HEAD~1", False)
         assert side.record.committed_at is not None
     assert not side.tree.exists()
@@ -69,7 +69,7 @@ def test_a_commit_gets_a_worktree_that_goes(checkout: Path) -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
 def test_the_worktree_goes_however_it_ends(checkout: Path, error: type[BaseException]) -> None:
-    commit = git(checkout, "rev-parse", "HEAD")
+    commit = commit_of(checkout)
     assert commit is not None
     with pytest.raises(error), worktree(commit, root=checkout):
         raise error
@@ -94,7 +94,7 @@ def test_a_folder_is_taken_as_it_stands(checkout: Path) -> None:
         assert not (side.tree / "bench" / "__pycache__").exists()
         assert side.record.dirty
         assert side.record.path == str(checkout)
-        assert side.record.commit == git(checkout, "rev-parse", "HEAD")
+        assert side.record.commit == commit_of(checkout)
     assert temporary(checkout) == []
 
 

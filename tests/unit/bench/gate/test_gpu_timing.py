@@ -3,7 +3,6 @@
 The device is made up; that events are read rightly from a real one is for tests/gpu.
 """
 
-import random
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,11 @@ import torch
 
 from bench.gate import run as gate_run
 from bench.gate import turns
-from bench.gate.record import GpuState
 from bench.gate.run import MOST_DROPPED, run_gate
 from bench.gate.suite import gpu
-from bench.gate.timers import (
-    UNTIMED_LAUNCHES,
-    CpuTimer,
-    CudaTimer,
-    device_named,
-    timer_of,
-)
-from bench.machine.gpu import GpuReader, became_another_gpu
+from bench.gate.timers import UNTIMED_LAUNCHES, device_named, take_turn
+from bench.machine.gpu import GpuReader, GpuState, became_another_gpu
+from bench.machine.timing import CpuDevice, CudaDevice, device_of
 from helpers import gate_toys
 from helpers.fake_cuda import FakeCuda, FakeNvml
 from reference.errors import BadInput
@@ -36,25 +29,25 @@ def test_events_time_the_calls_and_not_those_before_them() -> None:
     def call() -> None:
         cuda.now_ns += slow_at_first.pop() if slow_at_first else 250_000
 
-    turn = CudaTimer(cuda).turn(call, 8)
+    turn = take_turn(CudaDevice(cuda), call, 8)
     assert turn.timer_ns == 8 * 250_000
     assert cuda.synchronised == 1, "nothing waits within a turn"
 
 
 def test_without_a_gpu_it_says_so() -> None:
     with pytest.raises(RuntimeError, match="finds no GPU"):
-        CudaTimer(FakeCuda(there=False))
+        CudaDevice(FakeCuda(there=False))
     if not torch.cuda.is_available():
         with pytest.raises(RuntimeError, match="finds no GPU"):
-            timer_of("cuda")
-    assert isinstance(timer_of("cpu"), CpuTimer)
+            device_of("cuda")
+    assert isinstance(device_of("cpu"), CpuDevice)
     with pytest.raises(BadInput, match="choose cpu or cuda"):
         device_named("tpu")
 
 
 def test_the_timer_is_part_of_the_key() -> None:
-    assert {CpuTimer.name, CudaTimer.name} == {"process_time", "cuda_event"}
-    assert CudaTimer(FakeCuda()).describe() == {
+    assert {CpuDevice.clock, CudaDevice.clock} == {"process_time", "cuda_event"}
+    assert CudaDevice(FakeCuda()).describe() == {
         "device": "a GPU",
         "driver": None,
         "uuid": "GPU-12-34",
@@ -73,6 +66,10 @@ def test_the_state_of_the_gpu_is_read_by_its_identity() -> None:
     assert GpuReader("GPU-other", FakeNvml(0)).read() is None  # type: ignore[arg-type]
     assert GpuReader(None, FakeNvml(0)).read() is None  # type: ignore[arg-type]
     assert GpuReader("GPU-12-34", None).read() is None or "pynvml" in sys.modules
+    assert GpuReader(None).clocks() == "not read: no GPU"
+    assert GpuReader("GPU-other", FakeNvml(0)).clocks() == "not read: GPU-other"  # type: ignore[arg-type]
+    words = GpuReader("GPU-12-34", FakeNvml(0x44)).clocks()  # type: ignore[arg-type]
+    assert words == "SM 1980 of 1980 MHz, clock event reasons 0x44"
 
 
 def state(*slowed_by: str) -> GpuState:
@@ -162,15 +159,6 @@ def test_cold_calls_go_round_over_inputs_of_their_own(monkeypatch: pytest.Monkey
     warm.call()
     assert len(seen) == gpu.WARM_LAUNCHES
     assert len(set(seen)) == 1
-
-
-@pytest.mark.parametrize("num_bytes", [1, 1000, 10**6, 10**9])
-def test_copies_are_three_times_l2_whatever_their_size(num_bytes: int) -> None:
-    l2 = random.Random(num_bytes).randrange(1, 10**8)
-    copies = gpu.copies_for(num_bytes, l2)
-    assert copies >= 2
-    assert copies * num_bytes >= 3 * l2
-    assert copies == 2 or (copies - 1) * num_bytes < 3 * l2
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float8_e4m3fn])

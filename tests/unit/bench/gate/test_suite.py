@@ -16,7 +16,7 @@ from bench.gate.counters import Counted, compare_counters
 from bench.gate.observing import observed
 from bench.gate.suite import SUITE, chosen
 from bench.gate.worker import Missing, check_need
-from bench.machine.environment import ROOT
+from bench.machine.facts import ROOT
 
 HERE = [each for each in SUITE if each.device == "cpu"]
 every_benchmark = pytest.mark.parametrize("benchmark_", HERE, ids=lambda each: each.key)

@@ -7,14 +7,20 @@ from importlib import metadata
 import pytest
 import torch
 
-from bench.machine import environment
-from bench.machine.environment import ROOT, Environment, describe_environment, version_of
+from bench.machine import facts
+from bench.machine.environment import (
+    Environment,
+    FuzzEnvironment,
+    WasteEnvironment,
+    describe_environment,
+)
+from bench.machine.facts import ROOT, version_of
 
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """A repository of one commit, in place of ours."""
-    monkeypatch.setattr(environment, "ROOT", tmp_path)
+    monkeypatch.setattr(facts, "ROOT", tmp_path)
 
     def git(*arguments: str) -> str:
         run = subprocess.run(
@@ -49,8 +55,26 @@ def test_what_is_not_installed_is_said_to_be():
 
 
 def test_the_checkout_is_where_the_rooms_are():
-    assert (ROOT / "bench" / "environment.py").samefile(environment.__file__)
+    assert (ROOT / "bench" / "machine" / "facts.py").samefile(facts.__file__)
     assert (ROOT / "reference").is_dir()
+
+
+def test_a_folder_inside_somebody_elses_checkout_is_none(checkout):
+    folder, _ = checkout
+    (folder / "inside").mkdir()
+    assert facts.commit_of(folder) is not None
+    assert (facts.commit_of(folder / "inside"), facts.has_changes(folder / "inside")) == (
+        None,
+        None,
+    )
+
+
+@pytest.mark.parametrize("kind", [FuzzEnvironment, WasteEnvironment])
+def test_every_environment_is_found_without_being_told(kind):
+    here = kind.here()
+    assert set(here.model_dump()) == set(kind.model_fields)
+    assert here.cpu == facts.cpu_name()
+    assert kind.here(cpu="another").cpu == "another"
 
 
 def test_commit_and_dirt_are_the_checkouts(checkout):
@@ -70,7 +94,7 @@ def test_without_a_checkout_or_without_git_nothing_is_claimed(checkout, tmp_path
     monkeypatch.setenv("PATH", str(tmp_path / "nothing here"))
     assert describe_environment("cpu").commit is None
     monkeypatch.undo()
-    monkeypatch.setattr(environment, "ROOT", tmp_path / "site-packages")
+    monkeypatch.setattr(facts, "ROOT", tmp_path / "site-packages")
     here = describe_environment("cpu")
     assert (here.commit, here.dirty) == (None, None)
 

@@ -14,12 +14,13 @@ import torch
 
 from bench.command.session import Silence
 from bench.machine import roof as roofs
+from bench.machine.roof import RoofRecord
 from bench.machine.timing import CpuDevice
 from bench.throughput import asv, planned
 from bench.throughput.bars import judge_bars
 from bench.throughput.candidates import Absent, Candidate, find_candidates
 from bench.throughput.points import Point, Sweep
-from bench.throughput.record import RoofRecord, ThroughputRecord
+from bench.throughput.record import ThroughputRecord
 from bench.throughput.run import ThroughputPlan, TooLong, run_throughput, time_limit
 from bench.throughput.tensors import make_copies, paged_batch
 from paged.attention import paged_attention
@@ -53,7 +54,7 @@ class SmallCache(CpuDevice):
 @pytest.fixture(autouse=True)
 def _roof(monkeypatch):
     """The machine's own roof takes seconds to measure; `test_the_roofs...` does so once."""
-    monkeypatch.setattr("bench.throughput.run.measure_roof", lambda name, device: ROOF)
+    monkeypatch.setattr("bench.throughput.run.measure_roof", lambda device: ROOF)
 
 
 def candidate(name, plan, capabilities=Capabilities()):  # noqa: B008 - frozen
@@ -401,14 +402,10 @@ def test_the_roofs_are_measured(monkeypatch):
     monkeypatch.setattr(roofs, "COPY_BYTES", {"cpu": 2**20})
     monkeypatch.setattr(roofs, "MATRIX_SIZE", {"cpu": 128})
     monkeypatch.setattr(SmallCache, "mark", lambda self: time.perf_counter())
-    roof = roofs.measure_roof("cpu", SmallCache())
+    roof = roofs.measure_roof(SmallCache())
     assert roof.copy_bytes == 2**20
     assert 0.01 < roof.copy_median_gigabytes_per_s <= roof.copy_gigabytes_per_s < 10_000
     assert 0 < roof.matrix_median_teraflops_per_s <= roof.matrix_teraflops_per_s < 100
-
-
-def test_clocks_are_read_or_it_is_said_that_they_are_not():
-    assert roofs.read_clocks("cpu") == "not read: no GPU"
 
 
 def test_asv_gets_a_series_of_times_and_one_of_bandwidth(tmp_path):

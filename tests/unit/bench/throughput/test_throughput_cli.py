@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from bench.cli import app
 from bench.commands import throughput as cli_throughput
+from bench.machine.roof import RoofRecord
 from bench.throughput.plot import draw
-from bench.throughput.record import LoopRecord, RoofRecord, ThroughputRecord
+from bench.throughput.record import LoopRecord, ThroughputRecord
 from bench.throughput.report import show
 
 ROOF = RoofRecord(
@@ -32,7 +33,7 @@ PAIR = ("--subject", "torch", "--subject", "contiguous")
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     """The roof, and the truth about inputs of many times the machine's cache, take seconds."""
-    monkeypatch.setattr("bench.throughput.run.measure_roof", lambda name, device: ROOF)
+    monkeypatch.setattr("bench.throughput.run.measure_roof", lambda device: ROOF)
     monkeypatch.setattr("bench.machine.timing.cpu_cache_bytes", lambda: 20_000)
 
 

@@ -6,6 +6,7 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 
+from bench.machine.environment import WasteEnvironment
 from bench.waste import plot as waste_plot
 from bench.waste.contiguous import serve_contiguous
 from bench.waste.parallel import Job
@@ -28,7 +29,7 @@ from bench.waste.plot import (
     pool_map,
 )
 from bench.waste.policies import parse_policy
-from bench.waste.record import PoolRecord, WasteRecord, describe_machine, waste_row
+from bench.waste.record import PoolRecord, WasteRecord, waste_row
 from bench.waste.simulate import simulate
 from bench.workloads.record import served_stream
 from bench.workloads.spec import parse_source
@@ -171,7 +172,7 @@ def record():
         command=[],
         complete=True,
         asked=3,
-        machine=describe_machine(),
+        machine=WasteEnvironment.here(),
         pool=PoolRecord(slots=1100, bytes_per_token=819_200),
         warmup=None,
         clients=None,

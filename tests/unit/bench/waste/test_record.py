@@ -6,13 +6,13 @@ from dataclasses import fields
 import pytest
 from pydantic import ValidationError
 
+from bench.machine.environment import WasteEnvironment
 from bench.waste.policies import parse_policy
 from bench.waste.record import (
     MAX_POINTS,
     SERIES_COLUMNS,
     SeriesRecord,
     WasteRow,
-    describe_machine,
     unique_labels,
     waste_row,
 )
@@ -130,6 +130,6 @@ def test_labels_tell_streams_apart():
 
 
 def test_the_machine_is_described():
-    machine = describe_machine()
+    machine = WasteEnvironment.here()
     assert machine.cores >= 1
     assert machine.python.startswith("3.")

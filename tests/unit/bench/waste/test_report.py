@@ -6,9 +6,10 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
+from bench.machine.environment import WasteEnvironment
 from bench.waste.figures.figure import Component, Figure
 from bench.waste.policies import parse_policy
-from bench.waste.record import PoolRecord, WasteRecord, describe_machine, waste_row
+from bench.waste.record import PoolRecord, WasteRecord, waste_row
 from bench.waste.report import policy_name, policy_words, show, show_figure
 from bench.waste.simulate import simulate
 from bench.waste.whatif import variations
@@ -26,7 +27,7 @@ def recorded(*policies: str, base: str | None = None, slots: int = 2500) -> Wast
         command=[],
         complete=True,
         asked=len(parsed),
-        machine=describe_machine(),
+        machine=WasteEnvironment.here(),
         pool=PoolRecord(slots=slots, bytes_per_token=2**20),
         warmup=None,
         clients=None,

@@ -9,7 +9,7 @@ float8 cache would not be read at twice the rate.
 import pytest
 
 from bench.compile.run import ask, start
-from bench.machine.environment import version_of
+from bench.machine.facts import version_of
 from kernels.compiled.targets import TARGETS
 from kernels.compiled.variants import VARIANTS
 

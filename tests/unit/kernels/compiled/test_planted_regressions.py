@@ -7,7 +7,7 @@ import re
 import pytest
 
 from bench.compile.run import ask, start
-from bench.machine.environment import version_of
+from bench.machine.facts import version_of
 from kernels.compiled.baseline import Status, built_in_path, compare, read_baseline
 from kernels.compiled.explain import Judgement
 from kernels.compiled.targets import TARGETS

@@ -1,0 +1,97 @@
+"""What can be found out about this machine, this interpreter and this checkout.
+
+Without pydantic and torch: a process that is timed should not wait for them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import runpy
+import subprocess
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+"""Folder that holds the rooms: the checkout, or site-packages."""
+
+
+def version_of(distribution: str) -> str:
+    """Version of an installed distribution, or that it is none."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def git(*arguments: str, folder: Path | None = None) -> str | None:
+    """Ask git about a checkout, ours if no folder is given; None where it has no answer.
+
+    A folder without a `.git` of its own is no checkout, even if it lies in one of somebody else.
+    """
+    folder = ROOT if folder is None else folder
+    if not (folder / ".git").exists():
+        return None
+    try:
+        run = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return run.stdout.strip()
+
+
+def commit_of(folder: Path | None = None) -> str | None:
+    """Full hash of what is checked out; None where the folder is no checkout."""
+    return git("rev-parse", "HEAD", folder=folder)
+
+
+def has_changes(folder: Path | None = None) -> bool | None:
+    """Whether files that git knows were changed since; None where the folder is no checkout."""
+    status = git("status", "--porcelain", "--untracked-files=no", folder=folder)
+    return None if status is None else bool(status)
+
+
+def cpu_name() -> str:
+    """Name the processor, as the system does."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def cuda_of_torch() -> str | None:
+    """CUDA that torch was built for, without importing torch; None of a build for the CPU."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    version = Path(spec.origin).with_name("version.py")
+    cuda: str | None = runpy.run_path(str(version)).get("cuda") if version.is_file() else None
+    return cuda
+
+
+FACTS: Final[Mapping[str, Callable[[], Any]]] = {
+    **{
+        name: partial(version_of, name)
+        for name in ("pagedbench", "torch", "triton", "numpy", "hypothesis")
+    },
+    "python": platform.python_version,
+    "platform": platform.platform,
+    "cpu": cpu_name,
+    "cores": lambda: len(os.sched_getaffinity(0)),
+    "cuda": cuda_of_torch,
+    "commit": commit_of,
+    "dirty": has_changes,
+}
+"""How a field of an environment is found, by its name; see `bench.machine.environment`."""
+
+
+def facts(names: Iterable[str]) -> dict[str, Any]:
+    """Those of the names that are in `FACTS`, and what is found out about them."""
+    return {name: FACTS[name]() for name in names if name in FACTS}
