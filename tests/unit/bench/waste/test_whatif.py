@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from bench.machine.environment import WasteEnvironment
 from bench.waste.policies import format_policy, parse_policy
 from bench.waste.record import (
-    Machine,
     PoolRecord,
     WasteRecord,
     WasteRow,
@@ -80,7 +80,7 @@ def row(spec: str, *, completed: int, token: int, preemptions: int = 0) -> Waste
 
 
 def record(*rows: WasteRow, base: str | None = "paged:block=16") -> WasteRecord:
-    machine = Machine(
+    machine = WasteEnvironment(
         pagedbench="1", python="3", numpy="2", cpu="c", cores=1, commit=None, dirty=None
     )
     stream = ServedStream(
