@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
-
-# A distribution of the same name as one of the rooms may be installed; ours lie beside this file.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import typer
 

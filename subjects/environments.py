@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Final
 
 from subjects.loading import SubjectError
+from subjects.starting import HOME, PREFIX
 
-ROOT: Final = Path(__file__).parents[1]
+BESIDE: Final = Path.cwd() if PREFIX else HOME
+"""Whose `.engines` is meant: a checkout's own; of an installed package, the present folder's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +27,12 @@ class BuiltIn:
 def engine_python(environment: str) -> Path:
     """The interpreter of an engine's environment.
 
-    Environments lie in `.engines` beside the rooms, or in the folder that the environment variable
+    Environments lie in `.engines` of the checkout, or in the folder that the environment variable
     PAGEDBENCH_ENGINES names.
 
     Raises SubjectError: it has not been built.
     """
-    folder = Path(os.environ.get("PAGEDBENCH_ENGINES") or ROOT / ".engines")
+    folder = Path(os.environ.get("PAGEDBENCH_ENGINES") or BESIDE / ".engines")
     python = folder / environment / "bin" / "python"
     if not python.is_file():
         raise SubjectError(

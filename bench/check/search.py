@@ -21,7 +21,6 @@ from typing import Any, Final
 from hypothesis.errors import Flaky
 
 from bench.check.worker import CHECK_BY_NAME, capabilities_from_json
-from bench.machine.facts import ROOT
 from bench.search.drawing import StillWrong, draw_each, only_our_constants, still_wrong
 from reference.attention.checks import CHECKS, MEMORY, TRUTH, Check, applicable
 from reference.attention.contract import Capabilities
@@ -34,6 +33,7 @@ from reference.attention.verdict import Status, Verdict
 from subjects.attention.resolve import python_of
 from subjects.loading import SubjectError
 from subjects.process import SubjectDied, SubjectProcess
+from subjects.starting import start_of
 
 TIME_LIMIT_S: Final = 120.0
 """For one check of one problem: a kernel that takes longer hangs."""
@@ -179,12 +179,10 @@ def start(
         "TRITON_DEFAULT_FP_FUSION": "1",
         "TRITON_INTERPRET": "1" if device == "cpu" else "0",
     }
-    # By path, not by -m: where the command is typed there may be a folder called bench as well.
-    worker = "from bench.check.worker import main; main()"
-    main = f"import sys; sys.path.insert(0, {str(ROOT)!r}); {worker}"
     # Unbuffered: what a kernel printed before it crashed is part of the finding.
     python = python or python_of(kernel) or sys.executable
-    command = [python, "-u", "-P", "-c", main, kernel, device]
+    command = [python, "-u", "-P", "-c", start_of("bench.check.worker") + "ours.main()"]
+    command += [kernel, device]
     return SubjectProcess(command, environment=environment, time_limit_s=time_limit_s)
 
 

@@ -18,8 +18,8 @@ import torch
 
 # Imported before the subject, to be found again afterwards: where it lies there may be folders of
 # the same names.
-import kernels
-import paged
+import kernels as kernels_room
+import paged as paged_room
 from bench.check.watching import bytes_moved, watcher
 from bench.search.child import listen, open_answers, speak_when_dying
 from reference.attention.checks import CHECKS, run_check
@@ -29,7 +29,7 @@ from subjects.attention.resolve import Subject, resolve_kernel
 from subjects.loading import SubjectError
 
 CHECK_BY_NAME = {check.name: check for check in CHECKS}
-ROOMS = (kernels, paged)
+ROOMS = (kernels_room, paged_room)
 
 
 def answer(subject: Subject, question: dict[str, Any], device: str) -> dict[str, Any]:

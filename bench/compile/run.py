@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.command.session import Progress, Silence
-from bench.machine.facts import ROOT, version_of
+from bench.machine.facts import version_of
 from kernels.compiled.figures import VariantFigures
 from kernels.compiled.targets import Target
 from kernels.compiled.variants import Variant
 from subjects.loading import SubjectError
 from subjects.process import SubjectDied, SubjectProcess
+from subjects.starting import start_of
 
 TIME_LIMIT_S: Final = 120.0
 """For all launches of one variant on one target. The slowest of ours takes a few seconds; a tile
@@ -116,11 +117,7 @@ def start(
         "TRITON_INTERPRET": "0",
         "TRITON_STORE_BINARY_ONLY": "0",
     }
-    # By path, not by -m: where the command is typed there may be a folder called bench as well.
-    main = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
-        f"from bench.compile.worker import main; main()"
-    )
+    main = start_of("bench.compile.worker") + "ours.main()"
     command = [sys.executable, "-u", "-P", "-c", main, target.name]
     return SubjectProcess(command, environment=environment, time_limit_s=time_limit_s)
 

@@ -14,12 +14,13 @@ from kernels.compiled.figures import LaunchFigures
 from kernels.compiled.targets import find_target
 from kernels.compiled.variants import Variant
 from reference.attention.problem import Request
+from subjects.starting import PREFIX
 
 TARGET: Final = "sm_90"
 
 SUBJECTS: Final = {
-    "decode": "kernels.compiled.hosts:ragged_decode",
-    "prefill": "kernels.compiled.hosts:prefill",
+    "decode": f"{PREFIX}kernels.compiled.hosts:ragged_decode",
+    "prefill": f"{PREFIX}kernels.compiled.hosts:prefill",
 }
 """As the kernels are launched by default, which is what is timed on a GPU."""
 

@@ -73,7 +73,7 @@ _OURS: Final = (
 VARIANTS: Final = tuple(
     Variant(
         name,
-        f"kernels.compiled.hosts:{host}",
+        f"{__package__}.hosts:{host}",
         problem,
         _NO_E4M3 if "kv=e4m3" in problem else (),
     )

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
 from reference.allocator.contract import AllocatorCapabilities, AllocatorDied, AllocatorRaised
 from subjects.loading import SubjectError
 from subjects.process import SubjectDied, SubjectProcess
-
-ROOT: Final = Path(__file__).parents[2]
+from subjects.starting import HOME, PREFIX, start_of
 
 TIME_LIMIT_S: Final = 10.0
 """For one call. It takes microseconds as a rule; one that takes longer than this hangs."""
 
 GRACE_S: Final = 20.0
 """On top of the time limit, for the worker to say that it was exceeded."""
+
+_AWAY: Final = (
+    "sys.path.pop(0); "
+    "[sys.modules.pop(n) for n in list(sys.modules) if n.partition('.')[0] == 'reference']; "
+    "sys.meta_path[:] = [f for f in sys.meta_path if type(f).__name__ != 'MovedModules']; "
+)
+"""What a foreign interpreter forgets of us before the subject is imported."""
 
 
 class RemoteFactory:
@@ -41,13 +46,11 @@ class RemoteFactory:
     ) -> None:
         # Our rooms stay importable in our own interpreter only: an engine may look for packages of
         # the same names, and has to find its own or none.
-        keep = "sys.modules.pop('reference.errors'); sys.modules.pop('reference'); "
-        if python in (None, sys.executable):
-            keep = f"sys.path.append({str(ROOT)!r}); "
+        away = "" if PREFIX else _AWAY
+        if python in (None, sys.executable) and not PREFIX:
+            away = f"sys.path.pop(0); sys.path.append({str(HOME)!r}); "
         start = (
-            f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
-            "import subjects.allocators.worker as w; "
-            f"sys.path.pop(0); {keep}w.main({name!r}, {time_limit_s!r})"
+            f"{start_of('subjects.allocators.worker')}{away}ours.main({name!r}, {time_limit_s!r})"
         )
         # The folder that it is started in may hold anything, and -c puts it first on the path.
         start = f"import sys; sys.path[:] = [p for p in sys.path if p]; {start}"

@@ -22,12 +22,13 @@ from subjects.allocators.mixed_stream import Served
 from subjects.allocators.remote import TIME_LIMIT_S, RemoteFactory
 from subjects.environments import BuiltIn, engine_python
 from subjects.loading import SubjectError, load, split
+from subjects.starting import PREFIX
 
 ADAPTERS: Final = Path(__file__).parent / "engines"
 
 
 BUILT_IN: Final = {
-    "paged": BuiltIn("paged.subject:paged_allocator"),
+    "paged": BuiltIn(f"{PREFIX}paged.subject:paged_allocator"),
     "vllm": BuiltIn(f"{ADAPTERS / 'vllm_kv_cache_manager.py'}:make", "vllm"),
     "sglang": BuiltIn(f"{ADAPTERS / 'sglang_radix_cache.py'}:make", "sglang"),
     "sglang-pages": BuiltIn(f"{ADAPTERS / 'sglang_radix_cache.py'}:make_pages", "sglang"),

@@ -15,16 +15,17 @@ from reference.attention.contract import AttentionKernel, Capabilities, capabili
 from reference.attention.problem import MAX_BLOCK_SIZE, MAX_HEAD_DIM
 from subjects.environments import BuiltIn, engine_python
 from subjects.loading import SubjectError, load
+from subjects.starting import PREFIX
 
 BUILT_IN: Final = {
-    "torch": BuiltIn("paged.attention:paged_attention"),
-    "triton": BuiltIn("kernels.attention:paged_attention"),
-    "sdpa": BuiltIn("subjects.attention.peers.sdpa:attention"),
-    "flex": BuiltIn("subjects.attention.peers.flex:attention"),
-    "vllm-unified": BuiltIn("subjects.attention.peers.vllm_unified:attention", "vllm"),
-    "vllm-cpu": BuiltIn("subjects.attention.peers.vllm_cpu:attention", "vllm"),
-    "flash-attn": BuiltIn("subjects.attention.peers.flash_attn:attention"),
-    "flashinfer": BuiltIn("subjects.attention.peers.flashinfer:attention"),
+    "torch": BuiltIn(f"{PREFIX}paged.attention:paged_attention"),
+    "triton": BuiltIn(f"{PREFIX}kernels.attention:paged_attention"),
+    "sdpa": BuiltIn(f"{PREFIX}subjects.attention.peers.sdpa:attention"),
+    "flex": BuiltIn(f"{PREFIX}subjects.attention.peers.flex:attention"),
+    "vllm-unified": BuiltIn(f"{PREFIX}subjects.attention.peers.vllm_unified:attention", "vllm"),
+    "vllm-cpu": BuiltIn(f"{PREFIX}subjects.attention.peers.vllm_cpu:attention", "vllm"),
+    "flash-attn": BuiltIn(f"{PREFIX}subjects.attention.peers.flash_attn:attention"),
+    "flashinfer": BuiltIn(f"{PREFIX}subjects.attention.peers.flashinfer:attention"),
 }
 """Ours and the peers, on equal terms with everybody's: resolved by the same code."""
 

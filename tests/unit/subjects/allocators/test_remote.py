@@ -19,10 +19,11 @@ from reference.allocator.contract import (
 )
 from reference.allocator.machine import Finding, run_program
 from reference.allocator.programs import Pool, Program, Step
-from subjects.allocators.remote import ROOT, RemoteFactory
+from subjects.allocators.remote import RemoteFactory
 from subjects.allocators.worker import death
 from subjects.loading import SubjectError
 from subjects.process import NotStarted
+from subjects.starting import HOME
 
 # A right allocator without prefix caching, and nothing imported; {} stands for what `append` does
 # when it is given the token 13. Each import adds a line to a file beside it.
@@ -330,7 +331,7 @@ def test_our_rooms_are_importable_in_our_interpreter_only(tmp_path: Path, *, our
     python = None if ours else wrapper(tmp_path, options="-S")
     with RemoteFactory(written(tmp_path, more=more), python=python) as factory:
         factory.introduce()
-        assert (f"'{ROOT}'" in factory.version) == ours
+        assert (f"'{HOME}'" in factory.version) == ours
         assert ("'reference'" in factory.version) == ours
 
 

@@ -11,10 +11,11 @@ from paged.subject import PagedSubject, paged_allocator
 from reference.allocator.contract import AllocatorCapabilities, capabilities_of_factory
 from reference.allocator.machine import run_program
 from reference.allocator.programs import Pool, Program, Step
-from subjects.allocators.remote import ROOT, RemoteFactory
+from subjects.allocators.remote import RemoteFactory
 from subjects.allocators.resolve import ADAPTERS, BUILT_IN, open_allocator
 from subjects.environments import engine_python
 from subjects.loading import SubjectError
+from subjects.starting import HOME
 
 PROGRAM = Program(
     Pool(num_blocks=4, block_size=2),
@@ -99,7 +100,7 @@ def test_environments_lie_in_the_checkout_unless_another_folder_is_named(
     monkeypatch.delenv("PAGEDBENCH_ENGINES", raising=False)
     with pytest.raises(SubjectError) as refused:
         engine_python("no-such-engine")
-    assert str(ROOT / ".engines" / "no-such-engine" / "bin" / "python") in str(refused.value)
+    assert str(HOME / ".engines" / "no-such-engine" / "bin" / "python") in str(refused.value)
     python = tmp_path / "mine" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.touch()

@@ -3,7 +3,7 @@ r"""Two programs of vLLM's unified attention write the same rows: how far apart 
 From the checkout, in the environment that `make engine-vllm` builds:
 
     PYTHONPATH=. TRITON_INTERPRET=1 TRITON_DEFAULT_FP_FUSION=1 \
-        .engines/vllm/bin/python -W ignore docs/findings/vllm_two_programs.py
+        .engines/vllm/bin/python -W ignore studies/vllm_two_programs.py
 
 The launch is cut after some programs. What the last of them wrote of the next program's first token
 is held against the whole launch, in which the next program wrote it again.

@@ -1,0 +1,95 @@
+"""For test files: conformance checks of a kernel, the memory checker, and saved findings.
+
+    from pagedbench.testing import parametrize_with_checks
+    from my_kernel import attention
+
+    @parametrize_with_checks([attention])
+    def test_attention(kernel, check):
+        check(kernel)
+
+`watch_memory` watches what interpreted Triton kernels load and store. `run_program` runs a program
+of calls that the fuzzer of allocators saved.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from pagedbench import _room
+
+if TYPE_CHECKING:
+    from bench.check.testing import (
+        ExpectedFailure as ExpectedFailure,
+    )
+    from bench.check.testing import (
+        StaleExpectedFailure as StaleExpectedFailure,
+    )
+    from bench.check.testing import (
+        UnmetExpectedFailure as UnmetExpectedFailure,
+    )
+    from bench.check.testing import (
+        parametrize_with_checks as parametrize_with_checks,
+    )
+    from kernels.interpreter.memory import (
+        Fault as Fault,
+    )
+    from kernels.interpreter.memory import (
+        Owned as Owned,
+    )
+    from kernels.interpreter.memory import (
+        Role as Role,
+    )
+    from kernels.interpreter.memory import (
+        attention_roles as attention_roles,
+    )
+    from kernels.interpreter.memory import (
+        copy_roles as copy_roles,
+    )
+    from kernels.interpreter.memory import (
+        watch_attention as watch_attention,
+    )
+    from kernels.interpreter.memory import (
+        watch_memory as watch_memory,
+    )
+    from kernels.interpreter.memory import (
+        write_roles as write_roles,
+    )
+    from reference.allocator.machine import run_program as run_program
+    from reference.allocator.programs import Pool as Pool
+    from reference.allocator.programs import Program as Program
+    from reference.allocator.programs import Step as Step
+    from subjects.allocators.resolve import open_allocator as open_allocator
+
+_HOMES = {
+    "bench.check.testing": (
+        "ExpectedFailure",
+        "StaleExpectedFailure",
+        "UnmetExpectedFailure",
+        "parametrize_with_checks",
+    ),
+    "kernels.interpreter.memory": (
+        "Fault",
+        "Owned",
+        "Role",
+        "attention_roles",
+        "copy_roles",
+        "watch_attention",
+        "watch_memory",
+        "write_roles",
+    ),
+    "reference.allocator.machine": ("run_program",),
+    "reference.allocator.programs": ("Pool", "Program", "Step"),
+    "subjects.allocators.resolve": ("open_allocator",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME_OF)  # noqa: PLE0605 - a list of names, though not a literal one
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"pagedbench.testing has no {name!r}; it has {', '.join(__all__)}")
+    return getattr(_room(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
