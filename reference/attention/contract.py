@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Self, TypeVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from reference.attention.problem import FP8_DTYPES, MAX_HEAD_DIM, QUERY_DTYPES, AttentionProblem
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,8 @@ A problem says everything that decides the tensors, so its one-line spec is a co
 
     >>> str(AttentionProblem.parse("2x(q1 k129) g4 d80 b16 bf16 window=32"))
     '2x(q1 k129) g4 d80 b16 bf16 window=32'
+
+Reading one imports no torch, so that a bad spec is refused at once.
 """
 
 from __future__ import annotations
@@ -15,17 +17,18 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Final, Literal, Self
-
-import torch
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from reference.errors import BadInput
 
-QUERY_DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-"""Dtypes of the query and of the output, by their name in a spec."""
+if TYPE_CHECKING:
+    import torch
 
-FP8_DTYPES: Final = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
-"""Quantised dtypes of the cache, by their name in a spec. They come with scales."""
+QUERY_DTYPES: Final = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+"""Dtypes of the query and of the output: the name in a spec, and torch's."""
+
+FP8_DTYPES: Final = {"e4m3": "float8_e4m3fn", "e5m2": "float8_e5m2"}
+"""Quantised dtypes of the cache: the name in a spec, and torch's. They come with scales."""
 
 INPUT_KINDS: Final = ("flat", "needle", "loud", "sunken")
 """`flat`: every key counts, which shows numerical errors. `needle`: one key takes nearly all the
@@ -158,12 +161,12 @@ class AttentionProblem:
     @property
     def torch_dtype(self) -> torch.dtype:
         """Dtype of query and output."""
-        return QUERY_DTYPES[self.dtype]
+        return torch_dtype(self.dtype)
 
     @property
     def torch_kv_dtype(self) -> torch.dtype:
         """Dtype of the cache."""
-        return FP8_DTYPES.get(self.kv_dtype) or QUERY_DTYPES[self.kv_dtype]
+        return torch_dtype(self.kv_dtype)
 
     @property
     def softmax_scale(self) -> float:
@@ -343,6 +346,14 @@ def _read_word(word: str) -> tuple[str, object]:
         except ValueError:
             raise InvalidProblem(f"{word!r}: {text!r} is not {convert.__name__}") from None
     raise InvalidProblem(f"{word!r} is not a word of a problem; the grammar is: {GRAMMAR}")
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The dtype that a spec calls so."""
+    import torch
+
+    dtype: torch.dtype = getattr(torch, (QUERY_DTYPES | FP8_DTYPES)[name])
+    return dtype
 
 
 def _running_total(lengths: Iterable[int]) -> list[int]:

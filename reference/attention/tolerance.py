@@ -27,10 +27,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from reference.attention.problem import QUERY_DTYPES, AttentionProblem
+from reference.attention.problem import QUERY_DTYPES, AttentionProblem, torch_dtype
 from reference.attention.truth import Truth
 
-UNIT_ROUNDOFF: Final = {name: torch.finfo(dtype).eps / 2 for name, dtype in QUERY_DTYPES.items()}
+UNIT_ROUNDOFF: Final = {name: torch.finfo(torch_dtype(name)).eps / 2 for name in QUERY_DTYPES}
 """u, half an ulp of 1.0: 2^-24, 2^-11, 2^-8."""
 
 OUTPUT: Final = {"fp32": 1.0, "fp16": 2.25, "bf16": 2.5}

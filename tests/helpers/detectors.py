@@ -34,7 +34,7 @@ from reference.attention.checks import applicable, run_check
 from reference.attention.contract import AttentionKernel, Capabilities, declares
 from reference.attention.inputs import make_inputs
 from reference.attention.placement import GUARD_BLOCKS, Placement, place
-from reference.attention.problem import QUERY_DTYPES, AttentionProblem
+from reference.attention.problem import AttentionProblem, torch_dtype
 from reference.attention.tolerance import worst_excess
 from reference.attention.truth import Truth, attend
 
@@ -239,7 +239,7 @@ def _counted_operation(planted: Kernels, by: Harness, call: CacheCall) -> Findin
     watched = WatchedOperations(planted)
     call.run(by.operation, watched, call.pool(call.storage()))
     slot = call.heads * call.head_dim * call.cache_dtype.itemsize
-    new = call.heads * call.head_dim * QUERY_DTYPES[call.dtype].itemsize
+    new = call.heads * call.head_dim * torch_dtype(call.dtype).itemsize
     if by.operation == "copy":
         moved = len(call.pairs) * call.block_size * slot
         loaded = stored = dict.fromkeys(("key_cache", "value_cache"), moved)

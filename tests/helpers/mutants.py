@@ -40,7 +40,13 @@ from paged import cache as right_cache
 from reference.attention.checks import CHECKS, run_check
 from reference.attention.contract import AttentionKernel, Capabilities, PagedBatch
 from reference.attention.placement import GUARD_BLOCKS
-from reference.attention.problem import FP8_DTYPES, QUERY_DTYPES, AttentionProblem, Request
+from reference.attention.problem import (
+    FP8_DTYPES,
+    QUERY_DTYPES,
+    AttentionProblem,
+    Request,
+    torch_dtype,
+)
 from reference.attention.strategies import problems
 
 SOURCES: Final = Path(kernels.__file__).parent
@@ -500,7 +506,7 @@ class CacheCall:
     @property
     def cache_dtype(self) -> torch.dtype:
         """Dtype of the cache."""
-        return FP8_DTYPES.get(self.kv_dtype) or QUERY_DTYPES[self.kv_dtype]
+        return torch_dtype(self.kv_dtype)
 
     def storage(self) -> list[Tensor]:
         """Random bytes, [num_blocks + guards, bytes of a block] uint8: one tensor or two."""
@@ -535,7 +541,7 @@ class CacheCall:
         apart = torch.randn(count, self.heads, 2 * self.head_dim, generator=rng)
         for tensor in (fused, apart):
             tensor.view(-1)[:: 3 * self.head_dim + 1] = torch.nan
-        gain, dtype = 900.0 if self.loud else 1.0, QUERY_DTYPES[self.dtype]
+        gain, dtype = 900.0 if self.loud else 1.0, torch_dtype(self.dtype)
         keys = (gain * fused).to(dtype)[1:-1, self.heads : 2 * self.heads]
         return keys, (gain * apart).to(dtype)[1:-1, :, self.head_dim :]
 

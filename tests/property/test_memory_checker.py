@@ -13,7 +13,7 @@ from kernels.launch import Tiles, choose_launch
 from kernels.traffic import AttentionBytes, launched_bytes, needed_bytes
 from reference.attention.inputs import make_inputs
 from reference.attention.placement import place
-from reference.attention.problem import QUERY_DTYPES, AttentionProblem
+from reference.attention.problem import AttentionProblem, torch_dtype
 from reference.attention.strategies import problems
 
 TILES = st.sampled_from((None, 16, 32, 64))
@@ -65,7 +65,7 @@ def test_cache_writes_touch_the_slots_of_their_tokens_once(call: CacheCall) -> N
     for name in ("key_cache", "value_cache"):
         assert watched.bytes_of(name, "stored") == elements * call.cache_dtype.itemsize
         assert watched.bytes_of(name, "stored_distinct") == elements * call.cache_dtype.itemsize
-    new_bytes = elements * QUERY_DTYPES[call.dtype].itemsize
+    new_bytes = elements * torch_dtype(call.dtype).itemsize
     assert watched.bytes_of("new keys", "loaded") == new_bytes
     assert watched.bytes_of("new values", "loaded") == new_bytes
 

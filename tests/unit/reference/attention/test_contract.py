@@ -209,9 +209,7 @@ def test_capabilities_of_another_type_are_an_error(wrong: object) -> None:
         kernel(batch)
 
     declared.capabilities = wrong  # type: ignore[attr-defined]
-    with pytest.raises(
-        TypeError, match=r"must be a reference\.contract\.Capabilities"
-    ) as complaint:
+    with pytest.raises(TypeError, match=r"must be a pagedbench\.Capabilities") as complaint:
         capabilities_of(declared)
     assert repr(wrong) in str(complaint.value)
 

@@ -4,12 +4,15 @@ import ast
 import dataclasses
 import doctest
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 import reference.attention.problem
+from helpers.places import ROOT
 from reference.attention.problem import (
     FP8_DTYPES,
     GRAMMAR,
@@ -363,3 +366,19 @@ def test_a_batch_beyond_all_bounds_is_refused_before_it_is_made(spec):
 def test_numbers_of_absurd_length_are_not_words_of_a_problem(spec, digits):
     with pytest.raises(InvalidProblem, match="grammar"):
         AttentionProblem.parse(spec.format(digits))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "reference.attention.problem",
+        "reference.attention.strategies",
+        "reference.attention.features",
+        "subjects.attention.resolve",
+        "subjects.allocators.resolve",
+        "reference.allocator.moves",
+    ],
+)
+def test_what_is_judged_at_the_command_line_needs_no_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
