@@ -12,8 +12,9 @@ from typing import ClassVar, Final
 
 from bench.waste.contiguous import ContiguousPolicy, serve_contiguous
 from bench.waste.figures.sosp23 import MAX_MODEL_LEN, SLOTS, sosp23
+from bench.waste.policies import Policy
 from bench.waste.prefix_replay import ReplayOrder, replay
-from bench.waste.simulate import Policy, lengths_of, simulate
+from bench.waste.simulate import lengths_of, simulate
 from bench.workloads.conversations import ConversationFit
 from bench.workloads.fits import fitted
 from paged.accounting import Serving

@@ -13,14 +13,15 @@ import threading
 import time
 import warnings
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Final
 
 from bench.waste.contiguous import ContiguousPolicy
 from bench.waste.policies import Policy, format_policy
+from bench.waste.record import WasteRow
+from bench.waste.simulate import simulate
 from bench.workloads.source import StreamSource
-from paged.accounting import Serving
 from paged.clock import StepTime
 from reference.errors import BadInput
 
@@ -41,6 +42,8 @@ WORTH_PROCESSES_S: Final = 4.0
 class Job:
     """One simulation."""
 
+    stream: str
+    """Label of the stream, for the row that comes of it."""
     source: StreamSource
     """The requests; a recipe rather than a `RequestStream`, where the job is sent elsewhere."""
     requests: int
@@ -66,16 +69,10 @@ class Job:
         return self.requests / REQUESTS_PER_S[kind] * looks
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """What became of a job."""
+Results = Generator[tuple[int, WasteRow | str]]
 
-    index: int
-    """Its place among the jobs."""
-    serving: Serving
-    """The result."""
-    seconds: float
-    """How long it took, where it was run."""
+Done = tuple[int, WasteRow]
+"""A job's place among the jobs, and what came of it."""
 
 
 class JobFailed(BadInput):
@@ -101,97 +98,53 @@ def default_workers(jobs: Sequence[Job]) -> int:
     return max(1, min(len(jobs), int(cpu_count())))
 
 
-def run_here(jobs: Sequence[Job], *, workers: int | None = None) -> Generator[Finished]:
-    """Run jobs on this machine, and yield each when it is done, in whatever order that is.
+def run_jobs(
+    jobs: Sequence[Job],
+    *,
+    workers: int | None = None,
+    ray: bool = False,
+    address: str | None = None,
+) -> Generator[Done]:
+    """Run jobs, and yield each when it is done, in whatever order that is.
+
+    Those that take longest are begun first. No process that was started outlives the generator.
 
     Parameters
     ----------
     jobs
-        What to run. Those that take longest are begun first.
+        What to run.
     workers
-        Processes; 1 runs the jobs in this one. None: `default_workers`.
-
-    Raises JobFailed: A policy, a stream and a pool do not go together. Raises ValueError: `workers`
-    is less than 1.
-    """
-    if workers is None:
-        workers = default_workers(jobs)
-    if workers < 1:
-        raise ValueError(f"workers = {workers}: use 1 or more")
-    order = _longest_first(jobs)
-    if workers == 1 or len(jobs) < 2:
-        for index in order:
-            yield _finished(run(index, jobs[index]))
-        return
-    from joblib import Parallel, delayed
-
-    # Being interrupted is no reason for advice.
-    warnings.filterwarnings("ignore", r"\d+ tasks (have been|which were)", UserWarning)
-    parallel = Parallel(n_jobs=min(workers, len(jobs)), return_as="generator_unordered")
-    done = None
-    try:
-        with _deaf_children():
-            done = parallel(delayed(run)(index, jobs[index]) for index in order)
-        yield from map(_finished, done)
-    finally:
-        if done is not None:
-            # Before the end, as an interrupt does, this stops the processes that still work.
-            done.close()
-
-
-def run_on_ray(
-    jobs: Sequence[Job], *, address: str | None = None, cpus: int | None = None
-) -> Generator[Finished]:
-    """Run jobs on a Ray cluster, and yield each when it is done, in whatever order that is.
-
-    joblib's own Ray backend hands out its results all at once, at the end; so Ray is asked
-    directly. The nodes of a cluster need the same pagedbench, and traces under the same path.
-
-    Parameters
-    ----------
-    jobs
-        What to run. Those that take longest are begun first.
+        Processes; 1 runs the jobs in this one. None: `default_workers`. On Ray the cores of a
+        cluster that is started here; None: all.
+    ray
+        Whether to run on a Ray cluster. Its nodes need the same pagedbench, and traces under the
+        same path.
     address
         Of a running cluster, as `ray.init` takes it; None takes that of RAY_ADDRESS, and where
         that is not set starts one on this machine and ends it afterwards.
-    cpus
-        Cores of a cluster that is started here; None: all.
 
-    Raises JobFailed: as for `run_here`. Raises RayMissing: ray is not installed. Raises
-    ConnectionError: there is no cluster at the address.
+    Raises JobFailed: a policy, a stream and a pool do not go together. Raises RayMissing: ray is
+    not installed. Raises ConnectionError: there is no cluster at the address. Raises ValueError:
+    `workers` is less than 1.
     """
-    try:
-        import ray
-    except ImportError:
-        raise RayMissing from None
-    # A connection that was there before is not ours to end.
-    ours = not ray.is_initialized()
-    if ours:
-        address = address or os.environ.get("RAY_ADDRESS")
-        starts = address is None
-        with _deaf_children():
-            ray.init(
-                address="local" if starts else address,
-                num_cpus=cpus if starts else None,
-                include_dashboard=False if starts else None,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-    try:
-        remote = ray.remote(num_cpus=1)(run)
-        pending = [remote.remote(index, jobs[index]) for index in _longest_first(jobs)]
-        while pending:
-            done, pending = ray.wait(pending, num_returns=1)
-            yield from map(_finished, ray.get(done))
-    finally:
-        if ours:
-            ray.shutdown()
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers = {workers}: use 1 or more")
+    order = sorted(range(len(jobs)), key=lambda index: -jobs[index].expected_s)
+    if ray:
+        results = _on_ray(jobs, order, address=address, cpus=workers)
+    elif (workers := workers or default_workers(jobs)) == 1 or len(jobs) < 2:
+        results = (run(index, jobs[index]) for index in order)
+    else:
+        results = _in_processes(jobs, order, workers=min(workers, len(jobs)))
+    with closing(results):
+        for index, row in results:
+            if isinstance(row, str):
+                raise JobFailed(row)
+            yield index, row
 
 
-def run(index: int, job: Job) -> Finished | tuple[int, str]:
+def run(index: int, job: Job) -> tuple[int, WasteRow | str]:
     """Run one job. Where it cannot be run: its place, and why."""
-    from bench.waste.simulate import simulate
-
     began = time.perf_counter()
     try:
         serving = simulate(
@@ -205,7 +158,60 @@ def run(index: int, job: Job) -> Finished | tuple[int, str]:
     except ValueError as error:
         # As a value: an exception looks different after each way of being sent.
         return index, f"{format_policy(job.policy)} on {job.source.name}: {error}"
-    return Finished(index, serving, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    return index, WasteRow.of(job.stream, job.policy, serving, seconds=seconds)
+
+
+def _in_processes(jobs: Sequence[Job], order: list[int], *, workers: int) -> Results:
+    from joblib import Parallel, delayed
+    from joblib.externals.loky import get_reusable_executor
+
+    # Being interrupted is no reason for advice.
+    warnings.filterwarnings("ignore", r"\d+ tasks (have been|which were)", UserWarning)
+    try:
+        with _deaf_children():
+            done = Parallel(n_jobs=workers, return_as="generator_unordered")(
+                delayed(run)(index, jobs[index]) for index in order
+            )
+        with closing(done):
+            yield from done
+    finally:
+        # joblib keeps them for the next call. Here there is none, and whoever reads what the
+        # command prints waits until nobody holds its output open.
+        get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
+
+
+def _on_ray(
+    jobs: Sequence[Job], order: list[int], *, address: str | None, cpus: int | None
+) -> Results:
+    # joblib's own Ray backend hands out its results all at once, at the end; so Ray is asked
+    # directly.
+    try:
+        import ray
+    except ImportError:
+        raise RayMissing from None
+    # A connection that was there before is not ours to end.
+    ours = not ray.is_initialized()
+    try:
+        if ours:
+            address = address or os.environ.get("RAY_ADDRESS")
+            starts = address is None
+            with _deaf_children():
+                ray.init(
+                    address="local" if starts else address,
+                    num_cpus=cpus if starts else None,
+                    include_dashboard=False if starts else None,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+        remote = ray.remote(num_cpus=1)(run)
+        pending = [remote.remote(index, jobs[index]) for index in order]
+        while pending:
+            done, pending = ray.wait(pending, num_returns=1)
+            yield from ray.get(done)
+    finally:
+        if ours:
+            ray.shutdown()
 
 
 @contextmanager
@@ -224,13 +230,3 @@ def _deaf_children() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _finished(result: Finished | tuple[int, str]) -> Finished:
-    if not isinstance(result, Finished):
-        raise JobFailed(result[1])
-    return result
-
-
-def _longest_first(jobs: Sequence[Job]) -> list[int]:
-    return sorted(range(len(jobs)), key=lambda index: -jobs[index].expected_s)

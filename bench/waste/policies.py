@@ -95,28 +95,44 @@ def expand_policies(
     )
 
 
-def format_policy(policy: Policy, *, max_model_len: int | None = None) -> str:
+def format_policy(policy: Policy) -> str:
     """Write a policy as it is typed.
 
-    Parameters
-    ----------
-    policy
-        To be written. `block` and `max-model-len` are always said, so that it means the same
-        wherever it is read.
-    max_model_len
-        A reservation of this length does not say so; for tables that say it elsewhere.
+    `block` and `max-model-len` are always said, so that it means the same wherever it is read.
     """
+    return _typed(policy, leave_out=())
+
+
+def policy_name(policy: Policy) -> str:
+    """A policy as it is typed, less what the stream says."""
+    return _typed(policy, leave_out=("max-model-len",))
+
+
+def policy_words(policy: Policy) -> str:
+    """A policy in words."""
     if isinstance(policy, ContiguousPolicy):
-        head, table = f"{policy.reservation}/{policy.arena}", _CONTIGUOUS_OPTIONS
+        words = f"{policy.reservation} reservation, {policy.arena}"
     else:
-        head, table = "paged", _PAGED_OPTIONS
-    written = []
+        words = f"paged, block {policy.block_size}"
+    return ", ".join([words, *_written(policy, leave_out=("block", "max-model-len"))])
+
+
+def _typed(policy: Policy, *, leave_out: tuple[str, ...]) -> str:
+    head = "paged"
+    if isinstance(policy, ContiguousPolicy):
+        head = f"{policy.reservation}/{policy.arena}"
+    written = ",".join(_written(policy, leave_out=leave_out))
+    return f"{head}:{written}" if written else head
+
+
+def _written(policy: Policy, *, leave_out: tuple[str, ...]) -> Iterator[str]:
+    """Write the options that have not their defaults, and the two that always are written."""
+    table = _CONTIGUOUS_OPTIONS if isinstance(policy, ContiguousPolicy) else _PAGED_OPTIONS
     for name, option in table.items():
         value = option.of(policy)
-        always = name == "block" or (name == "max-model-len" and value != max_model_len)
-        if always or (name != "max-model-len" and value != option.default):
-            written.append(f"{name}={option.write(value)}")
-    return f"{head}:{','.join(written)}" if written else head
+        always = name in ("block", "max-model-len")
+        if name not in leave_out and (always or value != option.default):
+            yield f"{name}={option.write(value)}"
 
 
 class _Option(NamedTuple):

@@ -6,15 +6,14 @@ again when a record is read: a record that was edited, or cut short, does not lo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final, Self
+from typing import Annotated, Any, Final, Self
 
 import numpy as np
-from pydantic import Field, computed_field, model_validator
+from pydantic import Field, PlainSerializer, PlainValidator, computed_field, model_validator
 
 from bench.machine.environment import WasteEnvironment
 from bench.machine.record import Record
-from bench.waste.policies import Policy, format_policy
+from bench.waste.policies import Policy, format_policy, parse_policy
 from bench.workloads.record import ServedStream
 from paged.accounting import SLOT_CLASSES, Counters, Serving
 from paged.clock import StepTime
@@ -24,6 +23,16 @@ SCHEMA_VERSION: Final = 1
 
 MAX_POINTS: Final = 200
 """Most moments that a row's series keeps."""
+
+
+def _policy(given: Any) -> Policy:
+    return parse_policy(given) if isinstance(given, str) else given
+
+
+TypedPolicy = Annotated[
+    Policy, PlainValidator(_policy), PlainSerializer(format_policy, return_type=str)
+]
+"""A policy, which a file has as it is typed."""
 
 
 class PoolRecord(Record):
@@ -98,8 +107,7 @@ class WasteRow(Record):
 
     stream: str
     """Label of the stream."""
-    policy: str
-    """As it is typed; `bench.waste.policies` reads it."""
+    policy: TypedPolicy
     total: Counters
     """From the first step to the last."""
     loaded: Counters
@@ -112,14 +120,34 @@ class WasteRow(Record):
     seconds: float
     """How long the simulation took."""
 
+    @classmethod
+    def of(cls, stream: str, policy: Policy, serving: Serving, *, seconds: float) -> Self:
+        """Make a row of a run."""
+        return cls(
+            stream=stream,
+            policy=policy,
+            total=serving.total,
+            loaded=serving.loaded,
+            peak_running=serving.peak_running,
+            peak_requests=serving.peak_requests,
+            peak_allocated=serving.peak_allocated,
+            series=SeriesRecord.of(serving),
+            seconds=seconds,
+        )
+
     @model_validator(mode="after")
     def _is_of_one_pool(self) -> Self:
         slots = {self.total.slots, self.loaded.slots, self.series.slots}
         if len(slots) > 1:
-            raise ValueError(f"{self.policy} on {self.stream}: pools of {sorted(slots)} slots")
+            raise ValueError(f"{self.name}: pools of {sorted(slots)} slots")
         # Raises if the part is no part of the whole.
         _ = self.total - self.loaded
         return self
+
+    @property
+    def name(self) -> str:
+        """Policy and stream, as a message has them."""
+        return f"{format_policy(self.policy)} on {self.stream}"
 
     @property
     def judged(self) -> Counters:
@@ -196,7 +224,7 @@ class WasteRecord(Record):
     step_ns: int
     prefill_ns_per_token: int
     """Duration of a step, for streams with arrival times."""
-    base: str | None
+    base: TypedPolicy | None
     """The policy that the others vary (`bench.waste.whatif`); None: they stand side by side."""
     streams: list[ServedStream]
     rows: list[WasteRow]
@@ -211,8 +239,7 @@ class WasteRecord(Record):
         for row in self.rows:
             if row.stream not in labels or row.total.slots != self.pool.slots:
                 raise ValueError(
-                    f"{row.policy} on {row.stream}: no such stream, or another pool than "
-                    f"{self.pool.slots} slots"
+                    f"{row.name}: no such stream, or another pool than {self.pool.slots} slots"
                 )
         return self
 
@@ -224,26 +251,3 @@ class WasteRecord(Record):
     def rows_of(self, stream: str) -> list[WasteRow]:
         """Return the rows of one stream, in the order in which they were asked for."""
         return [row for row in self.rows if row.stream == stream]
-
-
-def waste_row(stream: str, policy: Policy, serving: Serving, *, seconds: float) -> WasteRow:
-    """Turn a run into data."""
-    return WasteRow(
-        stream=stream,
-        policy=format_policy(policy),
-        total=serving.total,
-        loaded=serving.loaded,
-        peak_running=serving.peak_running,
-        peak_requests=serving.peak_requests,
-        peak_allocated=serving.peak_allocated,
-        series=SeriesRecord.of(serving),
-        seconds=seconds,
-    )
-
-
-def unique_labels(names: Sequence[str]) -> list[str]:
-    """Number the names that come more than once."""
-    return [
-        name if names.count(name) == 1 else f"{name} ({names[: at + 1].count(name)})"
-        for at, name in enumerate(names)
-    ]

@@ -8,16 +8,14 @@ from itertools import chain, repeat, starmap
 import numpy as np
 
 from bench.waste.contiguous import ContiguousPolicy, serve_contiguous
+from bench.waste.policies import Policy
 from bench.workloads.source import StreamSource
 from bench.workloads.stream import RequestStream
 from paged.accounting import Serving
 from paged.arrivals import Request
 from paged.clock import StepTime
 from paged.counting import serve_by_counts
-from paged.policy import PagedPolicy
 from paged.scheduler import serve
-
-Policy = ContiguousPolicy | PagedPolicy
 
 WARMUP_SHARE = 0.1
 """Share of the requests whose completion ends the warm-up, where nothing else is asked for."""

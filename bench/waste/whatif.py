@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from bench.waste.policies import format_policy, parse_policy
 from bench.waste.record import WasteRecord, WasteRow
 from paged.errors import BadSize
 from paged.policy import PagedPolicy
@@ -131,12 +130,11 @@ def compare(record: WasteRecord, stream: str) -> WhatIf | None:
     rows = {row.policy: row for row in record.rows_of(stream)}
     if (base := rows.get(record.base)) is None:
         return None
-    policy = parse_policy(record.base)
-    assert isinstance(policy, PagedPolicy)
+    assert isinstance(base.policy, PagedPolicy)
     effects = tuple(
-        _effect(variation, rows[spec], base)
-        for variation in variations(policy, prefixes=True)
-        if (spec := format_policy(variation.policy)) in rows
+        _effect(variation, rows[variation.policy], base)
+        for variation in variations(base.policy, prefixes=True)
+        if variation.policy in rows
     )
     best = max(effects, key=_merit, default=None)
     return WhatIf(

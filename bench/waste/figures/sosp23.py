@@ -6,7 +6,8 @@ from typing import Final
 
 from bench.waste.contiguous import ContiguousPolicy
 from bench.waste.figures.figure import Component, Figure
-from bench.waste.simulate import Policy, simulate
+from bench.waste.policies import Policy
+from bench.waste.simulate import simulate
 from bench.workloads.fits import fitted
 from paged.accounting import Counters
 from paged.policy import PagedPolicy

@@ -8,11 +8,10 @@ import pytest
 
 from bench.waste.figures.block_size import block_size
 from bench.waste.figures.figure import Component, Figure
-from bench.waste.figures.jenga import jenga
+from bench.waste.figures.jenga import MIXES, jenga
 from bench.waste.figures.sharing import SEED, saving, sharing
 from bench.waste.figures.sosp23 import BATCHES, SHARES, SLOTS, sosp23
 from bench.waste.figures.watermark import watermark
-from bench.waste.layer_mix import JENGA, LayerGroup, layer_mix_waste
 from bench.workloads.fits import fitted
 from bench.workloads.source import read_all
 
@@ -85,31 +84,14 @@ def test_the_saving_by_blocks_is_the_saving_by_arithmetic(samples: int) -> None:
 
 
 def test_jengas_figures_are_exact() -> None:
-    assert [mix.waste for mix in JENGA] == [
+    assert [mix.waste for mix in MIXES] == [
         1 - Fraction(32 * 43 + 8 * 6193, 40 * 6236),
         Fraction(1, 4),
         Fraction(9, 16),
     ]
-    assert round(float(100 * JENGA[0].waste), 2) == 79.59
     assert jenga().met
-
-
-def test_layers_that_keep_everything_waste_nothing() -> None:
-    groups = (LayerGroup(layers=3, kept_tokens=10), LayerGroup(layers=5, kept_tokens=10))
-    assert layer_mix_waste(groups, tokens=10) == 0
-    assert layer_mix_waste((LayerGroup(layers=1, kept_tokens=0),), tokens=10) == 1
-
-
-def test_layers_that_cannot_be_are_refused() -> None:
-    group = LayerGroup(layers=1, kept_tokens=10)
-    with pytest.raises(ValueError, match="a layer keeps 10 of 9 tokens"):
-        layer_mix_waste((group,), tokens=9)
-    with pytest.raises(ValueError, match="tokens is 0"):
-        layer_mix_waste((group,), tokens=0)
-    with pytest.raises(ValueError, match="no layers"):
-        layer_mix_waste((), tokens=9)
-    with pytest.raises(ValueError, match="0 layers that keep 5"):
-        LayerGroup(layers=0, kept_tokens=5)
+    everything = replace(MIXES[0], kept_tokens=((3, 6236), (5, 6236)))
+    assert everything.waste == 0
 
 
 def test_a_component_outside_its_bar_fails_the_figure() -> None:

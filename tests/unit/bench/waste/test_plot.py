@@ -6,12 +6,11 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 
-from bench.machine.environment import WasteEnvironment
-from bench.waste import plot as waste_plot
+from bench.waste import pool_map as maps
 from bench.waste.contiguous import serve_contiguous
-from bench.waste.parallel import Job
-from bench.waste.plot import (
-    COLOURS,
+from bench.waste.plot import COLOURS, TOKEN_SHADES, PlotFormatError, check_format, coloured, draw
+from bench.waste.policies import parse_policy
+from bench.waste.pool_map import (
     FREE,
     IDLE,
     INTERNAL,
@@ -20,19 +19,12 @@ from bench.waste.plot import (
     ROUNDUP,
     SHARED,
     TOKEN,
-    TOKEN_SHADES,
-    PlotFormatError,
     PoolMap,
-    check_format,
-    coloured,
-    draw,
     pool_map,
 )
-from bench.waste.policies import parse_policy
-from bench.waste.record import PoolRecord, WasteRecord, waste_row
 from bench.waste.simulate import simulate
-from bench.workloads.record import served_stream
-from bench.workloads.spec import parse_source
+from helpers import waste_records
+from helpers.waste_records import simulated, waste_record
 
 PLAIN = "alpaca-fit:requests=40"
 PREFIXED = "alpaca-fit:requests=40,system=40,prompts=3"
@@ -48,8 +40,8 @@ CASES = [
 ]
 
 
-def job(policy: str, stream: str, *, slots: int = 1100) -> Job:
-    return Job(source=parse_source(stream), requests=40, policy=parse_policy(policy), slots=slots)
+def job(policy, stream):
+    return waste_records.job(policy, stream, slots=1100)
 
 
 def counted(step) -> dict[int, int]:
@@ -92,7 +84,7 @@ def test_a_piece_that_is_drawn_a_slot_too_long_is_noticed(monkeypatch):
 
         return serve_contiguous(requests, policy, observe=stretched, **options)
 
-    monkeypatch.setattr(waste_plot, "serve_contiguous", longer)
+    monkeypatch.setattr(maps, "serve_contiguous", longer)
     with pytest.raises(AssertionError):
         test_a_map_counts_what_the_accounting_counts(*CASES[0])
 
@@ -105,8 +97,8 @@ def test_what_is_shared_shows_where_it_is_shared():
 
 
 def test_a_row_shows_what_most_of_its_slots_are(monkeypatch):
-    monkeypatch.setattr(waste_plot, "MAX_ROWS", 3)
-    sampler = waste_plot._Sampler(8, every=1, columns=9)
+    monkeypatch.setattr(maps, "MAX_ROWS", 3)
+    sampler = maps._Sampler(8, every=1, columns=9)
     sampler.add_pieces(5, [(0, 5, 4, 3, 2, 7), (6, 2, 2, 2, 1, 8)])
     # slots 0 to 2: token token reserve; 3 to 5: internal rounding free; 6 and 7: token reserve
     assert sampler.classes[0].tolist() == [TOKEN, FREE, TOKEN]
@@ -157,31 +149,8 @@ def test_neighbours_have_other_shades_and_a_shared_slot_has_one():
 
 @pytest.fixture(scope="module")
 def record():
-    jobs = [
-        job(policy, PLAIN)
-        for policy in ("max/buddy:max-model-len=256", "oracle/first-fit", "paged")
-    ]
-    described = served_stream(jobs[0].source, label="alpaca")
-    rows = [
-        waste_row("alpaca", one.policy, simulate(one.source, one.policy, slots=1100), seconds=0)
-        for one in jobs
-    ]
-    return WasteRecord(
-        started_at="",
-        elapsed_s=0,
-        command=[],
-        complete=True,
-        asked=3,
-        machine=WasteEnvironment.here(),
-        pool=PoolRecord(slots=1100, bytes_per_token=819_200),
-        warmup=None,
-        clients=None,
-        step_ns=1,
-        prefill_ns_per_token=1,
-        base=None,
-        streams=[described],
-        rows=rows,
-    )
+    policies = ("max/buddy:max-model-len=256", "oracle/first-fit", "paged")
+    return waste_record(*(simulated(job(policy, PLAIN)) for policy in policies))
 
 
 @pytest.mark.parametrize(
@@ -194,30 +163,29 @@ def test_a_picture_is_drawn_in_each_format(record, tmp_path, ending, begins, map
         for policy in ("paged", "max/buddy")[:maps]
     ]
     file = tmp_path / f"waste.{ending}"
-    draw(record, "alpaca", pools, file)
+    draw(record, "s", pools, file)
     assert file.read_bytes().startswith(begins)
     assert file.stat().st_size > 5000
 
 
 def test_a_picture_of_one_row_and_of_many_is_drawn(record, tmp_path):
-    draw(record.model_copy(update={"rows": record.rows[:1]}), "alpaca", [], tmp_path / "one.svg")
+    draw(record.model_copy(update={"rows": record.rows[:1]}), "s", [], tmp_path / "one.svg")
     many = record.model_copy(update={"rows": record.rows * 7})
-    draw(many, "alpaca", [], tmp_path / "many.svg")
+    draw(many, "s", [], tmp_path / "many.svg")
     text = (tmp_path / "many.svg").read_text()
     assert len(text) > len((tmp_path / "one.svg").read_text())
 
 
 def test_a_pool_into_which_nobody_fits_is_drawn_empty(record, tmp_path):
     asked = job("max/buddy:max-model-len=2048", PLAIN)
-    serving = simulate(asked.source, asked.policy, slots=1100)
-    assert serving.total.refused == 40
-    row = waste_row("alpaca", asked.policy, serving, seconds=0)
+    row = simulated(asked)
+    assert row.total.refused == 40
     assert row.series.steps == []
     nothing = pool_map(asked, mean_output_tokens=20, columns=20)
     assert nothing.steps.size == 0
     alone = record.model_copy(update={"rows": [row]})
-    draw(alone, "alpaca", [nothing, nothing], tmp_path / "empty.svg")
-    draw(alone, "alpaca", [nothing], tmp_path / "empty.pdf")
+    draw(alone, "s", [nothing, nothing], tmp_path / "empty.svg")
+    draw(alone, "s", [nothing], tmp_path / "empty.pdf")
 
 
 def test_an_unknown_ending_is_named_with_those_that_are_known(tmp_path):

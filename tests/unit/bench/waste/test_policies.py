@@ -11,6 +11,8 @@ from bench.waste.policies import (
     expand_policies,
     format_policy,
     parse_policy,
+    policy_name,
+    policy_words,
 )
 from helpers.profiles import examples
 from paged.policy import PagedPolicy
@@ -107,12 +109,6 @@ def test_spec_means_this_policy(spec, policy):
     assert parse_policy(spec) == policy
 
 
-def test_a_length_that_everybody_knows_is_left_out_of_a_reservation():
-    policy = parse_policy("max/buddy", max_model_len=512)
-    assert format_policy(policy, max_model_len=512) == "max/buddy"
-    assert format_policy(policy, max_model_len=513) == "max/buddy:max-model-len=512"
-
-
 @pytest.mark.parametrize(
     ("spec", "parts"),
     [
@@ -147,7 +143,7 @@ def test_what_is_wrong_is_named_with_a_remedy(spec, parts):
 def test_only_policies_that_leave_the_block_size_open_get_one_each():
     specs = [*DEFAULT_POLICIES, "paged:block=64", "paged:block=16"]
     policies = expand_policies(specs, block_sizes=[16, 128], max_model_len=4096)
-    assert [format_policy(policy, max_model_len=4096) for policy in policies] == [
+    assert [policy_name(policy) for policy in policies] == [
         "max/buddy",
         "pow2/buddy",
         "oracle/buddy",
@@ -156,3 +152,16 @@ def test_only_policies_that_leave_the_block_size_open_get_one_each():
         "paged:block=128",
         "paged:block=64",
     ]
+
+
+@pytest.mark.parametrize(
+    ("spec", "name", "words"),
+    [
+        ("max/buddy:max-model-len=9", "max/buddy", "max reservation, buddy"),
+        ("paged:block=8,watermark=0.1", None, "paged, block 8, watermark=0.1"),
+        ("oracle/buddy:look-ahead=2", None, "oracle reservation, buddy, look-ahead=2"),
+    ],
+)
+def test_a_policy_has_a_name_and_words(spec, name, words):
+    assert policy_name(parse_policy(spec)) == (name or spec)
+    assert policy_words(parse_policy(spec)) == words

@@ -6,21 +6,10 @@ from dataclasses import fields
 import pytest
 from pydantic import ValidationError
 
-from bench.machine.environment import WasteEnvironment
-from bench.waste.policies import parse_policy
-from bench.waste.record import (
-    MAX_POINTS,
-    SERIES_COLUMNS,
-    SeriesRecord,
-    WasteRow,
-    unique_labels,
-    waste_row,
-)
+from bench.waste.policies import format_policy, parse_policy
+from bench.waste.record import MAX_POINTS, SERIES_COLUMNS, SeriesRecord, WasteRow
 from bench.waste.simulate import simulate
-from bench.workloads.record import served_stream
-from bench.workloads.source import concatenated
 from bench.workloads.spec import parse_source
-from bench.workloads.stream import RequestStream
 from paged.accounting import SLOT_CLASSES, Counters, IdentityBroken
 
 SOURCE = parse_source("alpaca-fit:requests=400")
@@ -35,18 +24,19 @@ def served(request):
 
 def test_a_row_comes_back_from_json_as_it_was(served):
     policy, serving = served
-    row = waste_row("s", policy, serving, seconds=1.5)
+    row = WasteRow.of("s", policy, serving, seconds=1.5)
     again = WasteRow.model_validate_json(row.model_dump_json())
     assert again == row
     assert again.total == serving.total
     assert again.loaded == serving.loaded
-    assert parse_policy(again.policy) == policy
+    assert again.policy == policy
+    assert json.loads(row.model_dump_json())["policy"] == format_policy(policy)
     assert again.peak_requests == serving.peak_requests
 
 
 def test_shares_are_of_the_loaded_part_and_add_up(served):
     policy, serving = served
-    data = json.loads(waste_row("s", policy, serving, seconds=0).model_dump_json())
+    data = json.loads(WasteRow.of("s", policy, serving, seconds=0).model_dump_json())
     assert set(data["shares"]) == {*SLOT_CLASSES}
     assert sum(data["shares"].values()) == pytest.approx(1)
     assert data["shares"]["token"] == serving.loaded.token_fraction
@@ -57,7 +47,7 @@ def test_shares_are_of_the_loaded_part_and_add_up(served):
 def test_a_run_that_was_never_loaded_is_judged_as_a_whole():
     policy = parse_policy("paged")
     serving = simulate(SOURCE, policy, slots=3000, warmup=400)
-    row = waste_row("s", policy, serving, seconds=0)
+    row = WasteRow.of("s", policy, serving, seconds=0)
     assert serving.loaded.steps == 0
     assert row.judged == serving.total
 
@@ -66,7 +56,7 @@ def test_a_run_that_was_never_loaded_is_judged_as_a_whole():
 @pytest.mark.parametrize("name", ["token", "cached_idle", "steps"])
 def test_a_slot_step_too_many_does_not_load(served, part, name):
     policy, serving = served
-    data = json.loads(waste_row("s", policy, serving, seconds=0).model_dump_json())
+    data = json.loads(WasteRow.of("s", policy, serving, seconds=0).model_dump_json())
     data[part][name] += 1
     with pytest.raises(IdentityBroken):
         WasteRow.model_validate(data)
@@ -74,7 +64,7 @@ def test_a_slot_step_too_many_does_not_load(served, part, name):
 
 def test_a_moment_of_the_series_that_does_not_add_up_does_not_load(served):
     policy, serving = served
-    data = json.loads(waste_row("s", policy, serving, seconds=0).model_dump_json())
+    data = json.loads(WasteRow.of("s", policy, serving, seconds=0).model_dump_json())
     data["series"]["token"][3] -= 1
     with pytest.raises(IdentityBroken):
         WasteRow.model_validate(data)
@@ -87,7 +77,7 @@ def test_a_moment_of_the_series_that_does_not_add_up_does_not_load(served):
 
 def test_the_loaded_part_is_a_part(served):
     policy, serving = served
-    row = waste_row("s", policy, serving, seconds=0)
+    row = WasteRow.of("s", policy, serving, seconds=0)
     with pytest.raises(IdentityBroken):
         WasteRow(**{**dict(row), "total": row.loaded, "loaded": row.total})
 
@@ -106,30 +96,3 @@ def test_a_series_is_thin_and_ends_where_the_run_does(served):
         serving.total.running_requests
     )
     assert middle == sorted(middle)
-
-
-def test_a_stream_is_described_without_the_requests_that_generate_nothing():
-    stream = RequestStream(
-        name="x", source="made", prompt_tokens=[4, 900, 6], output_tokens=[2, 0, 4]
-    )
-    described = served_stream(stream, label="mine")
-    assert (described.requests, described.without_output) == (2, 1)
-    assert (described.mean_prompt_tokens, described.mean_output_tokens) == (5, 3)
-    assert described.longest_request == 10
-    assert not described.timed
-    assert not described.prefixes
-    halves = [stream.between(0, 2), stream.between(2, 3)]
-    assert served_stream(concatenated(halves, name="x", source="made"), label="mine") == described
-    silent = RequestStream(name="x", source="made", prompt_tokens=[4], output_tokens=[0])
-    with pytest.raises(ValueError, match="mine: no request generates a token"):
-        served_stream(silent, label="mine")
-
-
-def test_labels_tell_streams_apart():
-    assert unique_labels(["a", "b", "a"]) == ["a (1)", "b", "a (2)"]
-
-
-def test_the_machine_is_described():
-    machine = WasteEnvironment.here()
-    assert machine.cores >= 1
-    assert machine.python.startswith("3.")

@@ -8,7 +8,8 @@ import pytest
 
 from bench.check.need import contiguous_need, paged_need
 from bench.waste.contiguous import ContiguousPolicy, serve_contiguous
-from bench.waste.simulate import Policy, lengths_of, num_requests, requests_of, simulate
+from bench.waste.policies import Policy
+from bench.waste.simulate import lengths_of, num_requests, requests_of, simulate
 from bench.workloads.fits import fitted
 from bench.workloads.mix import mix
 from bench.workloads.prefix import PrefixBlocks

@@ -12,10 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 from bench import cli
-from bench.commands import waste as cli_waste
-from bench.waste import parallel as sweep
+from bench.waste import parallel
+from bench.waste.figures import catalogue
 from bench.waste.figures.figure import Component, Figure
 from bench.waste.figures.mooncake import TraceMissing
+from bench.waste.policies import format_policy
 from bench.waste.record import WasteRecord
 from helpers.places import ROOT
 
@@ -42,7 +43,7 @@ def written(file: str = "waste.json") -> WasteRecord:
 
 
 def policies(record: WasteRecord) -> list[str]:
-    return [row.policy for row in record.rows]
+    return [format_policy(row.policy) for row in record.rows]
 
 
 def words(result) -> str:
@@ -108,36 +109,13 @@ def test_processes_change_nothing_but_the_seconds():
 
 @pytest.mark.parametrize(
     ("options", "slots", "bytes_per_token"),
-    [
-        ((), 15_728, 819_200),
-        (("--pool", "1GB", "--bytes-per-token", "1000"), 10**6, 1000),
-        (("--pool", "0.5 gib", "--model", "32x8x128"), 4096, 131_072),
-        (("--pool", "1MiB", "--model", "1x1x32x1"), 2**14, 64),
-        (("--slots", "777"), 777, 819_200),
-    ],
+    [((), 15_728, 819_200), (("--pool", "0.5 gib", "--model", "32x8x128"), 4096, 131_072)],
 )
 def test_the_pool_is_as_large_as_it_is_said(options, slots, bytes_per_token):
     result = typed("--stream", "alpaca-fit:requests=9", "--policy", "paged", *options, "--json=w.j")
     assert result.exit_code == 0, result.output
     pool = written("w.j").pool
     assert (pool.slots, pool.bytes_per_token) == (slots, bytes_per_token)
-
-
-@pytest.mark.parametrize(
-    ("spec", "completed"),
-    [
-        ("alpaca-fit", "alpaca-fit:seed=5,requests=9"),
-        ("alpaca-fit:requests=4", "alpaca-fit:requests=4,seed=5"),
-        ("alpaca-fit:seed=1,requests=4", "alpaca-fit:seed=1,requests=4"),
-        (
-            "sharegpt-fit:share=0.2+alpaca-fit+:rate=4",
-            "sharegpt-fit:share=0.2,seed=5,requests=9+alpaca-fit:seed=6,requests=9+:rate=4,seed=5",
-        ),
-        ("azure-fit:saturated", "azure-fit:saturated,seed=5,requests=9"),
-    ],
-)
-def test_requests_and_seed_go_into_specs_that_do_not_say(spec, completed):
-    assert cli_waste._with_defaults(spec, requests=9, seed=5) == completed
 
 
 def test_a_trace_is_read_and_calls_without_output_are_left_out():
@@ -160,8 +138,8 @@ def test_what_if_varies_the_base():
     )
     assert result.exit_code == 0, result.output
     record = written("w.j")
-    assert record.base == "paged:block=64,watermark=0.05"
-    assert policies(record)[0] == record.base
+    assert policies(record)[0] == "paged:block=64,watermark=0.05"
+    assert record.rows[0].policy == record.base
     assert "paged:block=64" in policies(record)
     assert "paged:block=8,watermark=0.05" in policies(record)
     assert not any("prefix" in policy for policy in policies(record))  # the stream knows none
@@ -202,7 +180,7 @@ def test_a_figure_that_is_missed_exits_1(monkeypatch, measured, code, verdict):
         bar="a", name="b", unit="%", published=1, measured=measured, lowest=0, highest=2
     )
     made = Figure(name="x", title="X", source="Y", setup="Z", components=(component,))
-    monkeypatch.setattr(cli_waste, "_figures", lambda: {"made": lambda: made})
+    monkeypatch.setattr(catalogue, "FIGURES", {"made": lambda: made})
     result = typed("--figure", "made", "--json", "figure.json")
     assert result.exit_code == code, result.output
     assert verdict in result.stdout
@@ -219,12 +197,9 @@ def test_a_figure_that_is_missed_exits_1(monkeypatch, measured, code, verdict):
         (("--trace", "none.csv"), "--trace none.csv: 'none.csv' is neither a file"),
         (("--policy", "pagd"), "did you mean paged?"),
         (("--policy", "max/buddy", "--clients", "3"), "a closed loop is for paged policies"),
-        (("--pool", "12"), "--pool 12: give a number and one of B, kB"),
-        (("--pool", "12parsec"), "--pool 12parsec: give a number"),
         (("--pool", "100B"), "--pool 100B: less than one token"),
         (("--pool", "1GiB", "--slots", "5"), "--slots 5 and --pool 1GiB: give one"),
         (("--model", "32x8"), "--model 32x8: give layers x KV heads x head size"),
-        (("--model", "32x0x128"), "--model 32x0x128: give layers"),
         (("--model", "1x1x1", "--bytes-per-token", "4"), "give one of them"),
         (("--json", "gone/waste.json"), "the folder gone does not exist; make it"),
         (("--plot", "gone/waste.png"), "--plot gone/waste.png: the folder gone"),
@@ -241,7 +216,7 @@ def test_what_cannot_be_met_exits_2_with_a_remedy(monkeypatch, options, said):
     def absent():
         raise TraceMissing("the trace is not there")
 
-    monkeypatch.setattr(cli_waste, "_figures", lambda: {"made": absent, "absent": absent})
+    monkeypatch.setattr(catalogue, "FIGURES", {"made": absent, "absent": absent})
     given = () if {"--stream", "--trace"} & {*options} else ("--stream", "alpaca-fit:requests=9")
     result = typed(*given, *options)
     assert result.exit_code == 2, result.output
@@ -285,7 +260,7 @@ def test_a_bug_of_a_figure_is_no_usage_error(monkeypatch):
     def broken():
         raise ValueError("a bug of ours")
 
-    monkeypatch.setattr(cli_waste, "_figures", lambda: {"broken": broken})
+    monkeypatch.setattr(catalogue, "FIGURES", {"broken": broken})
     assert typed("--figure", "broken").exit_code == 4
 
 
@@ -305,7 +280,7 @@ def test_slots_that_are_lost_are_not_a_verdict(monkeypatch):
     def broken(index, job):
         raise IdentityBroken("planted")
 
-    monkeypatch.setattr(sweep, "run", broken)
+    monkeypatch.setattr(parallel, "run", broken)
     result = typed(*SMALL)
     assert result.exit_code == 4
     assert "the harness itself failed" in result.stderr
@@ -316,7 +291,7 @@ def test_slots_that_are_lost_are_not_a_verdict(monkeypatch):
 
 
 def test_what_is_done_before_an_interrupt_is_reported(monkeypatch):
-    run, begun = sweep.run, []
+    run, begun = parallel.run, []
 
     def interrupted(index, job):
         begun.append(index)
@@ -324,7 +299,7 @@ def test_what_is_done_before_an_interrupt_is_reported(monkeypatch):
             raise KeyboardInterrupt
         return run(index, job)
 
-    monkeypatch.setattr(sweep, "run", interrupted)
+    monkeypatch.setattr(parallel, "run", interrupted)
     result = typed(*SMALL, "--jobs", "1", "--json", "waste.json", "--plot", "waste.png")
     assert result.exit_code == 130, result.output
     record = written()

@@ -4,16 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from bench.machine.environment import WasteEnvironment
 from bench.waste.policies import format_policy, parse_policy
-from bench.waste.record import (
-    PoolRecord,
-    WasteRecord,
-    WasteRow,
-    waste_row,
-)
+from bench.waste.record import WasteRecord, WasteRow
 from bench.waste.whatif import CRITERION, compare, variations
-from bench.workloads.record import ServedStream
+from helpers.waste_records import waste_record
 from paged.accounting import Counters, Serving
 from paged.policy import PagedPolicy
 
@@ -76,40 +70,11 @@ def row(spec: str, *, completed: int, token: int, preemptions: int = 0) -> Waste
     serving = Serving(
         total=total, loaded=total, series=(), peak_running=1, peak_requests=1, peak_allocated=100
     )
-    return waste_row("s", parse_policy(spec), serving, seconds=0.0)
+    return WasteRow.of("s", parse_policy(spec), serving, seconds=0.0)
 
 
 def record(*rows: WasteRow, base: str | None = "paged:block=16") -> WasteRecord:
-    machine = WasteEnvironment(
-        pagedbench="1", python="3", numpy="2", cpu="c", cores=1, commit=None, dirty=None
-    )
-    stream = ServedStream(
-        label="s",
-        source="",
-        requests=9,
-        mean_prompt_tokens=1,
-        mean_output_tokens=1,
-        longest_request=2,
-        timed=False,
-        prefixes=True,
-        without_output=0,
-    )
-    return WasteRecord(
-        started_at="",
-        elapsed_s=0,
-        command=[],
-        complete=True,
-        asked=len(rows),
-        machine=machine,
-        pool=PoolRecord(slots=100, bytes_per_token=2**30),
-        warmup=None,
-        clients=None,
-        step_ns=1,
-        prefill_ns_per_token=1,
-        base=base,
-        streams=[stream],
-        rows=list(rows),
-    )
+    return waste_record(*rows, base=base)
 
 
 def test_more_completed_requests_win_and_tokens_decide_a_tie():

@@ -1,0 +1,188 @@
+"""What `pagedbench waste` is to simulate: streams, policies and the size of the pool, as typed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bench.waste.parallel import Job
+from bench.waste.policies import DEFAULT_POLICIES, Policy, expand_policies
+from bench.waste.simulate import WARMUP_SHARE
+from bench.waste.whatif import variations
+from bench.workloads.record import ServedStream, served_stream
+from bench.workloads.source import StreamSource, head
+from bench.workloads.spec import parse_source
+from paged.clock import StepTime
+from paged.policy import PagedPolicy
+from reference.errors import BadInput
+
+_UNITS: Final = {
+    "B": 1,
+    "kB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "TiB": 2**40,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WastePlan:
+    """What the options come to."""
+
+    streams: Sequence[tuple[StreamSource, ServedStream]]
+    """The requests, and how the record describes them."""
+    policies: tuple[str, ...]
+    """As typed; none: the default ones."""
+    block_sizes: tuple[int, ...]
+    """For paged policies that do not say."""
+    slots: int
+    bytes_per_token: int
+    """Size of the pool, and of a slot."""
+    max_model_len: int | None
+    """For reservations that do not say; None: what holds the stream's longest request."""
+    warmup: int | None
+    clients: int | None
+    time: StepTime
+    """As for `bench.waste.simulate.simulate`."""
+    workers: int | None
+    ray: bool
+    ray_address: str | None
+    """As for `bench.waste.parallel.run_jobs`."""
+    whatif: bool
+    """Whether one paged policy is varied."""
+
+    def jobs(self) -> list[Job]:
+        """Every policy on every stream, in the order of the record's rows."""
+        return [
+            Job(
+                stream=stream.label,
+                source=source,
+                requests=stream.requests,
+                policy=policy,
+                slots=self.slots,
+                warmup=int(WARMUP_SHARE * stream.requests) if self.warmup is None else self.warmup,
+                time=self.time,
+                clients=self.clients,
+            )
+            for source, stream in self.streams
+            for policy in self._policies_for(stream)
+        ]
+
+    @property
+    def base(self) -> PagedPolicy | None:
+        """The policy that is varied; None where none is.
+
+        Raises BadInput: what is typed is not one paged policy.
+        """
+        if not self.whatif:
+            return None
+        read = expand_policies(
+            self.policies or ("paged",), block_sizes=self.block_sizes, max_model_len=1
+        )
+        if len(read) != 1 or not isinstance(read[0], PagedPolicy):
+            given = " ".join(self.policies) or f"block sizes {self.block_sizes}"
+            raise BadInput(f"--whatif with {given}: give one paged policy, which is then varied")
+        return read[0]
+
+    def _policies_for(self, stream: ServedStream) -> tuple[Policy, ...]:
+        """Read the policies, with reservations that provide for the longest request."""
+        if (base := self.base) is not None:
+            return (base, *(v.policy for v in variations(base, prefixes=stream.prefixes)))
+        longest = 1 << (stream.longest_request - 1).bit_length()
+        # Reservations are not for closed loops.
+        default = DEFAULT_POLICIES if self.clients is None else ("paged",)
+        return expand_policies(
+            self.policies or default,
+            block_sizes=self.block_sizes,
+            max_model_len=self.max_model_len or longest,
+        )
+
+
+def read_streams(
+    specs: Sequence[str], traces: Sequence[Path], *, requests: int | None, seed: int
+) -> list[tuple[StreamSource, ServedStream]]:
+    """Open the streams that --stream and --trace name, and read each once.
+
+    Raises BadInput: one cannot be had; the message names the option.
+    """
+    asked = [("--stream", spec) for spec in specs] + [("--trace", f"trace:{t}") for t in traces]
+    sources: list[StreamSource] = []
+    for option, spec in asked:
+        try:
+            source = parse_source(with_defaults(spec, requests=requests, seed=seed))
+        except ValueError as error:
+            raise _refused(option, spec, error) from None
+        sources.append(source if requests is None else head(source, requests))
+    names = [
+        source.name if option == "--trace" else spec
+        for (option, spec), source in zip(asked, sources, strict=True)
+    ]
+    described = []
+    for at, ((option, spec), source) in enumerate(zip(asked, sources, strict=True)):
+        # Names that come more than once are numbered.
+        nth = f" ({names[: at + 1].count(names[at])})" if names.count(names[at]) > 1 else ""
+        try:
+            described.append((source, served_stream(source, label=names[at] + nth)))
+        except (OSError, ValueError) as error:
+            raise _refused(option, spec, error) from None
+    return described
+
+
+def _refused(option: str, spec: str, error: Exception) -> BadInput:
+    said = str(error)
+    if isinstance(error, OSError):
+        said = f"{error.strerror or error}; name a file that can be read"
+    return BadInput(f"{option} {spec.removeprefix('trace:')}: {said}")
+
+
+def with_defaults(spec: str, *, requests: int | None, seed: int) -> str:
+    """Say in a stream's spec how many requests it has, and its seed, where it does not say."""
+    whole_file = Path(spec.removeprefix("trace:")).is_file()
+    parts = [spec] if whole_file else spec.split("+")
+    completed = []
+    for index, part in enumerate(parts):
+        name, _, keys = part.rpartition(":")
+        has_keys = "=" in keys or keys == "saturated"
+        if not has_keys:
+            name, keys = part, ""
+        given = {key.partition("=")[0] for key in keys.split(",")}
+        wanted = {"seed": seed + index if name else seed}
+        if requests is not None and name:
+            wanted["requests"] = requests
+        more = [f"{key}={value}" for key, value in wanted.items() if key not in given]
+        keys = ",".join([*([keys] if keys else []), *more])
+        completed.append(f"{name}:{keys}" if keys else name)
+    return "+".join(completed)
+
+
+def model_bytes(model: str) -> int:
+    """Bytes of one slot of a model that --model gives the shape of. Raises BadInput."""
+    shape = re.fullmatch(r"(\d+)x(\d+)x(\d+)(?:x(\d+))?", model)
+    if shape is None or "0" in shape.groups():
+        raise BadInput(
+            f"--model {model}: give layers x KV heads x head size, as 32x8x128, and x bytes per "
+            f"element where it is not 2"
+        )
+    layers, heads, head_dim, element = shape.groups(default="2")
+    return 2 * int(layers) * int(heads) * int(head_dim) * int(element)
+
+
+def pool_slots(pool: str, bytes_per_token: int) -> int:
+    """Whole slots in a pool of the size that --pool gives. Raises BadInput."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-zA-Z]+)", pool.strip())
+    units = {unit.lower(): size for unit, size in _UNITS.items()}
+    if match is None or match[2].lower() not in units:
+        raise BadInput(f"--pool {pool}: give a number and one of {', '.join(_UNITS)}: 12GiB")
+    size = int(float(match[1]) * units[match[2].lower()])
+    if size < bytes_per_token:
+        raise BadInput(
+            f"--pool {pool}: less than one token, which takes {bytes_per_token:,} bytes; give more"
+        )
+    return size // bytes_per_token

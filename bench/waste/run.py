@@ -1,0 +1,84 @@
+"""The work of `pagedbench waste`: simulate what is planned, and draw the pools."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bench.command.session import Progress
+from bench.machine.environment import WasteEnvironment
+from bench.waste.parallel import run_jobs
+from bench.waste.plan import WastePlan
+from bench.waste.record import PoolRecord, WasteRecord, WasteRow
+from bench.waste.whatif import compare
+
+
+def run_waste(plan: WastePlan, progress: Progress) -> WasteRecord:
+    """Simulate every policy on every stream.
+
+    An interrupt ends it: the record then has what is done, and is not complete. Raises BadInput:
+    a policy, a stream and the pool do not go together.
+    """
+    began, started_at = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
+    jobs = plan.jobs()
+    rows: dict[int, WasteRow] = {}
+    progress.begin("simulations", len(jobs))
+    try:
+        with closing(
+            run_jobs(jobs, workers=plan.workers, ray=plan.ray, address=plan.ray_address)
+        ) as done:
+            for index, row in done:
+                rows[index] = row
+                progress.advance(1)
+    except KeyboardInterrupt:
+        complete = False
+    else:
+        complete = True
+    return WasteRecord(
+        started_at=started_at,
+        elapsed_s=time.perf_counter() - began,
+        command=sys.argv[1:],
+        complete=complete,
+        asked=len(jobs),
+        machine=WasteEnvironment.here(),
+        pool=PoolRecord(slots=plan.slots, bytes_per_token=plan.bytes_per_token),
+        warmup=plan.warmup,
+        clients=plan.clients,
+        step_ns=plan.time.step_ns,
+        prefill_ns_per_token=plan.time.prefill_ns_per_token,
+        base=plan.base,
+        streams=[described for _, described in plan.streams],
+        rows=[rows[index] for index in sorted(rows)],
+    )
+
+
+def draw_pools(
+    plan: WastePlan, record: WasteRecord, file: Path, progress: Progress
+) -> Iterator[Path]:
+    """Draw a picture for each stream, and yield the name of each when it is drawn."""
+    from bench.waste.plot import MAX_MAPS, draw
+    from bench.waste.pool_map import pool_map
+
+    jobs = plan.jobs()
+    for stream in record.streams:
+        mine = [job for job in jobs if job.stream == stream.label]
+        if record.base is not None:
+            # Many, and alike but for one option: the base, and what gives back most.
+            found = compare(record, stream.label)
+            wanted = {record.base, found.best.row.policy if found and found.best else None}
+            mine = [job for job in mine if job.policy in wanted]
+        mine = mine[:MAX_MAPS]
+        maps = []
+        progress.begin("occupancy maps", len(mine))
+        for job in mine:
+            maps.append(pool_map(job, mean_output_tokens=stream.mean_output_tokens))
+            progress.advance(1)
+        name = re.sub(r"[^\w.-]+", "-", stream.label).strip("-")
+        one = file if len(record.streams) == 1 else file.with_stem(f"{file.stem}-{name}")
+        draw(record, stream.label, maps, one)
+        yield one
