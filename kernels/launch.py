@@ -13,15 +13,6 @@ import triton
 from kernels.prefill import multiplies_from_shared_memory
 from reference.attention.contract import PagedBatch
 
-MIN_TILES_A_SPLIT: Final = 4
-"""A split shorter than this spends more on starting and merging than on reading keys."""
-
-MAX_SPLITS: Final = 128
-
-GOOD_EFFICIENCY: Final = 0.85
-"""Among split counts within this share of the best wave efficiency the smallest is taken, as
-FlashAttention-3's heuristic does (hopper/heuristics.h): fewer partial results to merge."""
-
 LEAST_TILES: Final = 2
 """Key tiles of a split at least. A shorter one spends more on starting and merging than on keys."""
 
@@ -218,27 +209,6 @@ def prefill_tiles(*, group_size: int, head_dim: int, max_query_len: int, is_floa
     num_warps = 8 if block_m >= 128 or head_dim > 128 else 4
     fits = head_dim <= 128 and (block_m < 64 or multiplies_from_shared_memory())
     return Tiles(block_n=64 if fits else 32, block_m=block_m, num_warps=num_warps)
-
-
-def choose_splits(*, programs: int, tiles: int, processors: int) -> int:
-    """How many programs share the KV range of one (sequence, KV head).
-
-    Parameters
-    ----------
-    programs
-        Programs of a launch with one split.
-    tiles
-        Key tiles of the longest sequence.
-    processors
-        Multiprocessors of the device.
-    """
-    if programs >= 0.8 * processors or tiles < 2 * MIN_TILES_A_SPLIT:
-        return 1
-    most = min(MAX_SPLITS, tiles // MIN_TILES_A_SPLIT)
-    waves = [programs * splits / processors for splits in range(1, most + 1)]
-    efficiency = [wave / -(-wave // 1) for wave in waves]
-    good = GOOD_EFFICIENCY * max(efficiency)
-    return 1 + next(index for index, value in enumerate(efficiency) if value >= good)
 
 
 @cache

@@ -43,16 +43,14 @@ if TYPE_CHECKING:
     from bench.workloads.traces import (
         read_trace as read_trace,
     )
-    from kernels.cascade import (
+    from kernels.cascade import cascade_attention as cascade_attention
+    from kernels.shared_prefix import (
         PrefixGroups as PrefixGroups,
     )
-    from kernels.cascade import (
+    from kernels.shared_prefix import (
         SharedPrefix as SharedPrefix,
     )
-    from kernels.cascade import (
-        cascade_attention as cascade_attention,
-    )
-    from kernels.cascade import (
+    from kernels.shared_prefix import (
         find_prefix_groups as find_prefix_groups,
     )
     from reference.allocator.contract import (
@@ -108,12 +106,8 @@ _HOMES = {
         "declares_allocator",
     ),
     "subjects.allocators.resolve": ("open_allocator",),
-    "kernels.cascade": (
-        "PrefixGroups",
-        "SharedPrefix",
-        "cascade_attention",
-        "find_prefix_groups",
-    ),
+    "kernels.cascade": ("cascade_attention",),
+    "kernels.shared_prefix": ("PrefixGroups", "SharedPrefix", "find_prefix_groups"),
     "bench.check.need": ("contiguous_need", "paged_need"),
     "bench.workloads.arrivals": ("arriving",),
     "bench.workloads.builtin": ("builtin_stream",),

@@ -8,7 +8,8 @@ import torch
 
 from kernels.attention import batch_invariant_attention, paged_attention
 from kernels.cache_ops import copy_blocks, write_slots
-from kernels.cascade import PrefixGroups, SharedPrefix, cascade_attention, choose_cascade
+from kernels.cascade import cascade_attention
+from kernels.shared_prefix import PrefixGroups, SharedPrefix, choose_cascade
 from reference.attention.contract import PagedBatch
 
 SPLITS = 8

@@ -1,8 +1,8 @@
 """From a name on the command line to a kernel.
 
 A name is a built-in one, `module:function`, or `path/to/file.py:function`. Built-in are ours
-(`torch`, `triton`) and the peers, other people's kernels. Some of those need an interpreter of
-their own, and the kernel's process then runs there.
+(`torch`, `triton`, `triton-cascade`) and the peers, other people's kernels. Some of those need an
+interpreter of their own, and the kernel's process then runs there.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from subjects.starting import PREFIX
 BUILT_IN: Final = {
     "torch": BuiltIn(f"{PREFIX}paged.attention:paged_attention"),
     "triton": BuiltIn(f"{PREFIX}kernels.attention:paged_attention"),
+    "triton-cascade": BuiltIn(f"{PREFIX}kernels.cascade:paged_attention_with_cascade"),
     "sdpa": BuiltIn(f"{PREFIX}subjects.attention.peers.sdpa:attention"),
     "flex": BuiltIn(f"{PREFIX}subjects.attention.peers.flex:attention"),
     "vllm-unified": BuiltIn(f"{PREFIX}subjects.attention.peers.vllm_unified:attention", "vllm"),

@@ -9,13 +9,8 @@ from helpers.cascades import groupings, launches, sharing_problems
 from helpers.profiles import examples
 from kernels import cache_ops
 from kernels.attention import paged_attention
-from kernels.cascade import (
-    PrefixGroups,
-    SharedPrefix,
-    cascade_attention,
-    find_prefix_groups,
-    paged_attention_with_cascade,
-)
+from kernels.cascade import cascade_attention, paged_attention_with_cascade
+from kernels.shared_prefix import PrefixGroups, SharedPrefix, find_prefix_groups
 from paged import cache as torch_ops
 from reference.attention.checks import judge
 from reference.attention.contract import VARIANTS, Capabilities

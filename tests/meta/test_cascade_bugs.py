@@ -1,7 +1,7 @@
 """Wrong cascades, each of which the project's own checks must reject.
 
-Every bug is one change to the text of `kernels/cascade.py`. It is held to the checks,
-or to the bytes of the closed form, over drawn problems whose sequences share blocks.
+Every bug is one change to the text of `kernels/cascade.py`, or of one that it rests on. It is held
+to the checks, or to the bytes of the closed form, over drawn problems whose sequences share blocks.
 """
 
 from __future__ import annotations
@@ -120,9 +120,15 @@ class Bug:
 BUGS: dict[str, Bug] = {}
 
 
-def bug(name: str, *edits: tuple[str, str], by: Harness, finding: str = ANY_NUMBER) -> None:
+def bug(
+    name: str,
+    *edits: tuple[str, str],
+    by: Harness,
+    finding: str = ANY_NUMBER,
+    file: str = "cascade",
+) -> None:
     """Put a bug on the list."""
-    BUGS[name] = Bug(Mutant(name, "cascade", edits), by, finding)
+    BUGS[name] = Bug(Mutant(name, file, edits), by, finding)
 
 
 # The prefix: its length, its rows, its splits
@@ -242,6 +248,7 @@ bug(
     ("differs.argmax(1)", "rows.shape[1]"),
     ("differs = rows[:-1] != rows[1:]", "differs = rows[:-1, :1] != rows[1:, :1]"),
     by=FOUND,
+    file="shared_prefix",
 )
 
 

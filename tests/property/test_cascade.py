@@ -20,14 +20,8 @@ from helpers.profiles import examples
 from kernels import interpreter
 from kernels.attention import paged_attention
 from kernels.cascade import (
-    CascadeLaunch,
-    PrefixGroups,
-    SharedPrefix,
     cascade_attention,
-    cascade_bytes,
     cascade_wherever_shared,
-    choose_cascade,
-    find_prefix_groups,
     paged_attention_with_cascade,
 )
 from kernels.interpreter.memory import (
@@ -37,6 +31,14 @@ from kernels.interpreter.memory import (
     watch_memory,
 )
 from kernels.launch import Tiles
+from kernels.shared_prefix import (
+    CascadeLaunch,
+    PrefixGroups,
+    SharedPrefix,
+    cascade_bytes,
+    choose_cascade,
+    find_prefix_groups,
+)
 from kernels.traffic import AttentionBytes, needed_bytes
 from reference.attention.checks import LAWS, MEMORY, TRUTH, judge, run_check
 from reference.attention.inputs import make_inputs

@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from bench.workloads.spec import parse_source
 from helpers.profiles import examples
 from kernels.decode import share_out
-from kernels.launch import MOST_SPLITS, Splits, choose_splits, shared_splits
+from kernels.launch import MOST_SPLITS, Splits, shared_splits
+from kernels.shared_prefix import choose_splits
 
 RESIDENT = 4
 """Programs on a processor at once, as compiled for head size 128."""

@@ -59,7 +59,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 def test_the_peers_are_those_that_check_knows() -> None:
-    assert {*PEERS} == BUILT_IN.keys() - {"torch", "triton"}
+    assert {*PEERS} == BUILT_IN.keys() - {"torch", "triton", "triton-cascade"}
     assert {*PEERS} >= run_peers.NEED_A_GPU | run_peers.NEED_THE_CPU
     root = Path(run_peers.__file__).parents[1]
     assert {path.stem for path in (root / KNOWN).glob("*.toml")} <= {*PEERS}

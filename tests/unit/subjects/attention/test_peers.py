@@ -28,7 +28,7 @@ from subjects.attention.resolve import BUILT_IN, python_of, resolve_kernel
 from subjects.environments import engine_python
 from subjects.loading import SubjectError, load
 
-OURS = {"torch", "triton"}
+OURS = {"torch", "triton", "triton-cascade"}
 PEERS = [name for name in BUILT_IN if name not in OURS]
 
 

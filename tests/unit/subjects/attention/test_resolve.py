@@ -34,6 +34,8 @@ def test_built_in_names_are_short_for_names_like_anybodys():
     assert resolve_kernel("torch").kernel is paged_attention
     assert resolve_kernel(BUILT_IN["torch"].where).kernel is paged_attention
     assert resolve_kernel("triton").name == "triton"
+    cascade = resolve_kernel("triton-cascade").kernel
+    assert cascade.__name__ == "paged_attention_with_cascade"
 
 
 def test_a_file_with_what_lies_beside_it():
@@ -98,7 +100,7 @@ def test_a_package_that_has_the_name_of_ours_is_told_apart():
 
 
 def test_capabilities_of_another_type_are_refused():
-    with pytest.raises(SubjectError, match=r"must be a reference.attention.contract.Capabilities"):
+    with pytest.raises(SubjectError, match=r"must be a pagedbench.Capabilities"):
         resolve_kernel(wrong_kernels.named("declares_a_dict"))
 
 
