@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         read_all as read_all,
     )
     from bench.workloads.spec import parse_source as parse_source
+    from bench.workloads.system_prompt import with_system_prompt as with_system_prompt
     from bench.workloads.traces import (
         TraceSource as TraceSource,
     )

@@ -25,11 +25,11 @@ class MovedModules(MetaPathFinder, Loader):
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Answer for the old names only."""
-        return ModuleSpec(name, self) if name in self._now else None
+        return ModuleSpec(name, self) if self._name_now(name) else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """Warn, and give the module of the new name."""
-        now = self._now[spec.name]
+        now = self._name_now(spec.name)
         warnings.warn(
             f"{spec.name} is {now} now, and this path goes with the next release; what is meant "
             f"for others is in pagedbench and pagedbench.testing",
@@ -39,6 +39,13 @@ class MovedModules(MetaPathFinder, Loader):
         module = importlib.import_module(now)
         self._spec[spec.name] = module.__spec__
         return module
+
+    def _name_now(self, name: str) -> str:
+        """Of a module that has moved, or that lies in a package that has; empty for others."""
+        package, _, module = name.rpartition(".")
+        if name in self._now or package not in self._now:
+            return self._now.get(name, "")
+        return f"{self._now[package]}.{module}"
 
     def exec_module(self, module: ModuleType) -> None:
         """Leave it as it is: it has run, under its own name."""
