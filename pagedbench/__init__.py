@@ -21,77 +21,33 @@ if TYPE_CHECKING:
     from bench.workloads.builtin import builtin_stream as builtin_stream
     from bench.workloads.fits import fitted as fitted
     from bench.workloads.mix import mix as mix
-    from bench.workloads.source import (
-        fitting as fitting,
-    )
-    from bench.workloads.source import (
-        generating as generating,
-    )
-    from bench.workloads.source import (
-        head as head,
-    )
-    from bench.workloads.source import (
-        read_all as read_all,
-    )
+    from bench.workloads.source import fitting as fitting
+    from bench.workloads.source import generating as generating
+    from bench.workloads.source import head as head
+    from bench.workloads.source import read_all as read_all
     from bench.workloads.spec import parse_source as parse_source
     from bench.workloads.system_prompt import with_system_prompt as with_system_prompt
-    from bench.workloads.traces import (
-        TraceSource as TraceSource,
-    )
-    from bench.workloads.traces import (
-        first_turns as first_turns,
-    )
-    from bench.workloads.traces import (
-        read_trace as read_trace,
-    )
+    from bench.workloads.traces import TraceSource as TraceSource
+    from bench.workloads.traces import first_turns as first_turns
+    from bench.workloads.traces import read_trace as read_trace
     from kernels.cascade import cascade_attention as cascade_attention
-    from kernels.shared_prefix import (
-        PrefixGroups as PrefixGroups,
-    )
-    from kernels.shared_prefix import (
-        SharedPrefix as SharedPrefix,
-    )
-    from kernels.shared_prefix import (
-        find_prefix_groups as find_prefix_groups,
-    )
-    from reference.allocator.contract import (
-        Allocator as Allocator,
-    )
-    from reference.allocator.contract import (
-        AllocatorCapabilities as AllocatorCapabilities,
-    )
-    from reference.allocator.contract import (
-        AllocatorFactory as AllocatorFactory,
-    )
-    from reference.allocator.contract import (
-        Counts as Counts,
-    )
-    from reference.allocator.contract import (
-        declares_allocator as declares_allocator,
-    )
-    from reference.attention.contract import (
-        AttentionKernel as AttentionKernel,
-    )
-    from reference.attention.contract import (
-        Capabilities as Capabilities,
-    )
-    from reference.attention.contract import (
-        PagedBatch as PagedBatch,
-    )
-    from reference.attention.contract import (
-        declares as declares,
-    )
+    from kernels.shared_prefix import PrefixGroups as PrefixGroups
+    from kernels.shared_prefix import SharedPrefix as SharedPrefix
+    from kernels.shared_prefix import find_prefix_groups as find_prefix_groups
+    from reference.allocator.contract import Allocator as Allocator
+    from reference.allocator.contract import AllocatorCapabilities as AllocatorCapabilities
+    from reference.allocator.contract import AllocatorFactory as AllocatorFactory
+    from reference.allocator.contract import Counts as Counts
+    from reference.allocator.contract import declares_allocator as declares_allocator
+    from reference.attention.contract import AttentionKernel as AttentionKernel
+    from reference.attention.contract import Capabilities as Capabilities
+    from reference.attention.contract import PagedBatch as PagedBatch
+    from reference.attention.contract import declares as declares
     from reference.attention.inputs import make_inputs as make_inputs
     from reference.attention.placement import place as place
-    from reference.attention.problem import (
-        AttentionProblem as AttentionProblem,
-    )
-    from reference.attention.problem import (
-        InvalidProblem as InvalidProblem,
-    )
-    from reference.attention.problem import (
-        Request as Request,
-    )
+    from reference.attention.problem import AttentionProblem as AttentionProblem
+    from reference.attention.problem import InvalidProblem as InvalidProblem
+    from reference.attention.problem import Request as Request
     from subjects.allocators.resolve import open_allocator as open_allocator
 
 _HOMES = {

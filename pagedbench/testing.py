@@ -16,42 +16,18 @@ from typing import TYPE_CHECKING, Any
 from pagedbench import _room
 
 if TYPE_CHECKING:
-    from bench.check.testing import (
-        ExpectedFailure as ExpectedFailure,
-    )
-    from bench.check.testing import (
-        StaleExpectedFailure as StaleExpectedFailure,
-    )
-    from bench.check.testing import (
-        UnmetExpectedFailure as UnmetExpectedFailure,
-    )
-    from bench.check.testing import (
-        parametrize_with_checks as parametrize_with_checks,
-    )
-    from kernels.interpreter.memory import (
-        Fault as Fault,
-    )
-    from kernels.interpreter.memory import (
-        Owned as Owned,
-    )
-    from kernels.interpreter.memory import (
-        Role as Role,
-    )
-    from kernels.interpreter.memory import (
-        attention_roles as attention_roles,
-    )
-    from kernels.interpreter.memory import (
-        copy_roles as copy_roles,
-    )
-    from kernels.interpreter.memory import (
-        watch_attention as watch_attention,
-    )
-    from kernels.interpreter.memory import (
-        watch_memory as watch_memory,
-    )
-    from kernels.interpreter.memory import (
-        write_roles as write_roles,
-    )
+    from bench.check.testing import ExpectedFailure as ExpectedFailure
+    from bench.check.testing import StaleExpectedFailure as StaleExpectedFailure
+    from bench.check.testing import UnmetExpectedFailure as UnmetExpectedFailure
+    from bench.check.testing import parametrize_with_checks as parametrize_with_checks
+    from kernels.interpreter.memory import Fault as Fault
+    from kernels.interpreter.memory import Owned as Owned
+    from kernels.interpreter.memory import Role as Role
+    from kernels.interpreter.memory import attention_roles as attention_roles
+    from kernels.interpreter.memory import copy_roles as copy_roles
+    from kernels.interpreter.memory import watch_attention as watch_attention
+    from kernels.interpreter.memory import watch_memory as watch_memory
+    from kernels.interpreter.memory import write_roles as write_roles
     from reference.allocator.machine import run_program as run_program
     from reference.allocator.programs import Pool as Pool
     from reference.allocator.programs import Program as Program
