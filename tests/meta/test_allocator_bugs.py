@@ -1,6 +1,6 @@
 """Wrong allocators, each of which `pagedbench fuzz` has to find and to make small.
 
-The allocators are those of `helpers/allocator_zoo.py`. To write the table of tests/meta/README.md
+The allocators are those of `helpers/wrong_allocators`. To write the table of tests/meta/README.md
 anew, about two minutes on one core:
 
     PYTHONPATH=.:tests python -m tests.meta.test_allocator_bugs
@@ -18,14 +18,17 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from bench.commands.fuzz import DEFAULT_EXAMPLES
 from bench.fuzz.campaign import Campaign, Found, run_campaign
-from helpers.allocator_zoo import BUGS, Bug
+from helpers import wrong_allocators
 from helpers.swapping import swapping_allocator
+from helpers.wrong_allocators import Bug
 from paged.eviction import LRU
 from paged.pool import BlockPool
 from paged.subject import paged_allocator
 from reference.allocator.contract import capabilities_of_factory
 from reference.allocator.machine import CHECKS, run_program
 from tests.property.test_allocator import PoolMachine
+
+BUGS = {name: bug for name, bug in wrong_allocators.BUGS.items() if bug.hunted}
 
 MAX_STEPS = 8
 """Steps that a finding is to be shrunk to."""

@@ -23,7 +23,7 @@ import bench.fuzz.campaign
 from bench.fuzz.campaign import Campaign, Tally, checks_run, run_campaign
 from bench.fuzz.databases import DatabaseError, Drawer, open_database
 from bench.fuzz.minimise import minimise
-from helpers.allocator_zoo import BUGS
+from helpers.wrong_allocators import BUGS
 from paged.allocator import PagedAllocator
 from paged.subject import PagedSubject, paged_allocator
 from reference.allocator.contract import AllocatorCapabilities, capabilities_of_factory
