@@ -35,19 +35,19 @@ def watched(factory: AllocatorFactory, drawn: Drawn) -> None:
 
 
 @given(drawn_programs(capabilities_of_factory(paged_allocator)))
-@examples(2000)
+@examples(500)
 def test_allocator_conforms(drawn: Drawn) -> None:
     watched(paged_allocator, drawn)
 
 
 @given(drawn_programs(capabilities_of_factory(swapping_allocator)))
-@examples(300)
+@examples(150)
 def test_allocator_that_swaps_conforms(drawn: Drawn) -> None:
     watched(swapping_allocator, drawn)
 
 
 @given(drawn_programs(capabilities_of_factory(paged_allocator), block_size=1, window=None))
-@examples(200)
+@examples(100)
 def test_allocator_of_single_tokens_conforms(drawn: Drawn) -> None:
     watched(paged_allocator, drawn)
 
@@ -148,7 +148,7 @@ PROMPTS = st.builds(
     block_size=st.integers(1, 4),
     programme=st.lists(st.tuples(PROMPTS, st.integers(0, 9), st.booleans()), max_size=8),
 )
-@examples(200)
+@examples(100)
 def test_hit_is_the_longest_known_prefix_while_nothing_is_evicted(
     block_size: int, programme: list[tuple[Prompt, int, bool]]
 ) -> None:

@@ -43,7 +43,7 @@ def same_bits(one, other):
     )
 
 
-@examples(150)
+@examples(60)
 @given(caches(), st.integers(0, 20), st.sampled_from((1.0, 0.5, 0.03, 1.7)), st.booleans())
 def test_write_gives_torch_bits(drawn, num_tokens, scale, extreme):
     dtype, storage, dim, rng = drawn
@@ -64,7 +64,7 @@ def test_write_gives_torch_bits(drawn, num_tokens, scale, extreme):
     assert same_bits(expected, got)
 
 
-@examples(100)
+@examples(40)
 @given(caches(), st.integers(0, 4))
 def test_copy_gives_torch_bits(drawn, count):
     _, storage, dim, rng = drawn

@@ -67,7 +67,7 @@ def moved(memory: MemoryReport, *, distinct: bool = False) -> AttentionBytes:
     )
 
 
-@examples(40)
+@examples(20)
 @given(problem=sharing_problems(), data=st.data())
 @example(AttentionProblem.parse("3x(q1 k0) 2x(q1 k17) g2 d16 b16 fp32 shared=16 sinks"), None)
 def test_right_and_within_what_is_its_own_for_any_groups_tiles_and_splits(
@@ -171,7 +171,7 @@ def test_problems_as_every_kernel_is_checked_with_take_the_cascade_too() -> None
     # About one in fourteen does; of those with the lengths of a stream, one in seven.
     taken = drawn = 0
 
-    @settings(max_examples=100, derandomize=True, database=None)
+    @settings(max_examples=250, derandomize=True, database=None)
     @given(problems())
     def count(problem: AttentionProblem) -> None:
         nonlocal taken, drawn

@@ -295,7 +295,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 @given(case=cases())
-@examples(250)
+@examples(100)
 def test_serving_is_what_every_step_and_every_slot_say(case: Case) -> None:
     check_serving(serve_contiguous, case)
 

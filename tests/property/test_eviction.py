@@ -431,10 +431,10 @@ class KeyedMachine(RuleBasedStateMachine):
 
 
 TestOrder = OrderMachine.TestCase
-TestOrder.settings = examples(150, stateful_step_count=40)
+TestOrder.settings = examples(60, stateful_step_count=40)
 
 TestKeyed = KeyedMachine.TestCase
-TestKeyed.settings = examples(120, stateful_step_count=40)
+TestKeyed.settings = examples(60, stateful_step_count=40)
 
 
 GHOSTS = {"window": st.integers(1, 6), "keys": st.lists(st.integers(0, 9), max_size=60)}

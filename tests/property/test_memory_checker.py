@@ -34,7 +34,7 @@ def loaded(memory: MemoryReport, *, distinct: bool) -> AttentionBytes:
     )
 
 
-@examples(120)
+@examples(40)
 @given(problem=problems(max_len=150), block_n=TILES, num_splits=st.sampled_from((None, 1, 2, 5)))
 @example(AttentionProblem.parse("3x(q1 k40) d16 b16 fp32 shared=32"), None, None)
 @example(AttentionProblem.parse("(q20 k60) (q3 k48) h2 d32 b16 bf16 shared=48 window=9"), 16, None)
@@ -55,7 +55,7 @@ def test_kernels_touch_what_is_theirs_and_no_byte_more_than_the_closed_form(
         assert loaded(memory, distinct=True) == needed_bytes(batch)
 
 
-@examples(60)
+@examples(20)
 @given(call=cache_calls())
 def test_cache_writes_touch_the_slots_of_their_tokens_once(call: CacheCall) -> None:
     watched = WatchedOperations(cache_ops)
@@ -70,7 +70,7 @@ def test_cache_writes_touch_the_slots_of_their_tokens_once(call: CacheCall) -> N
     assert watched.bytes_of("new values", "loaded") == new_bytes
 
 
-@examples(60)
+@examples(20)
 @given(call=cache_calls())
 def test_block_copies_read_and_write_each_block_once(call: CacheCall) -> None:
     watched = WatchedOperations(cache_ops)

@@ -58,13 +58,13 @@ def any_problem(draw: st.DrawFn) -> AttentionProblem:
     )
 
 
-@examples(150)
+@examples(100)
 @given(problems())
 def test_a_drawn_problem_survives_its_spec(problem: AttentionProblem) -> None:
     assert AttentionProblem.parse(str(problem)) == problem
 
 
-@examples(200)
+@examples(100)
 @given(any_problem())
 def test_any_problem_survives_its_spec(problem: AttentionProblem) -> None:
     spec = str(problem)
@@ -107,7 +107,7 @@ CAPABILITIES = {
 
 @pytest.mark.parametrize("capabilities", CAPABILITIES.values(), ids=CAPABILITIES)
 def test_nothing_outside_the_capabilities_is_drawn(capabilities: Capabilities) -> None:
-    @examples(60)
+    @examples(25)
     @given(problems(capabilities=capabilities))
     def draw(problem: AttentionProblem) -> None:
         assert capabilities.refusal(problem) is None
@@ -155,7 +155,7 @@ def test_capabilities_that_leave_nothing_to_draw_are_an_error(
         find(problems(capabilities=capabilities), lambda _: True, settings=QUIET)
 
 
-@examples(100)
+@examples(40)
 @given(st.data())
 def test_bounds_of_the_batch_hold(data: st.DataObject) -> None:
     max_seqs = data.draw(st.integers(1, 3))
@@ -171,7 +171,7 @@ def test_bounds_of_the_batch_hold(data: st.DataObject) -> None:
     assert problem.shared_prefix <= problem.max_seq_len
 
 
-@examples(100)
+@examples(40)
 @given(st.integers(0, 50), st.integers(0, 50), st.integers(0, 60), st.data())
 def test_requests_of_a_stream_have_its_lengths(
     prompt: int, output: int, max_len: int, data: st.DataObject
@@ -185,7 +185,7 @@ def test_requests_of_a_stream_have_its_lengths(
         assert at_the_prompt or decoding
 
 
-@examples(200)
+@examples(100)
 @given(st.sampled_from(BLOCK_SIZES), st.integers(0, 300), st.data())
 def test_lengths_stay_within_their_bounds(
     block_size: int, max_len: int, data: st.DataObject

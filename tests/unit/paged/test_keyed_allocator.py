@@ -28,15 +28,6 @@ def test_equal_keys_are_hits() -> None:
     assert allocator.num_used == 6
 
 
-@pytest.mark.parametrize(("num_tokens", "hit"), [(4, 0), (5, 4), (7, 4), (8, 4), (9, 8)])
-def test_a_token_is_left_to_compute(num_tokens: int, hit: int) -> None:
-    allocator = caching()
-    allocator.admit("a", KeyedPrompt(9, (1, 2)))
-    prompt = KeyedPrompt(num_tokens, (1, 2)[: num_tokens // 4])
-    assert allocator.cached_tokens(prompt) == hit
-    assert allocator.admit("b", prompt) == hit
-
-
 def test_length_alone_shares_nothing_and_keeps_nothing() -> None:
     allocator = caching()
     for name in "ab":
@@ -102,15 +93,6 @@ def test_prompt_in_chunks_publishes_each_block_when_it_is_full() -> None:
     assert counts(allocator) == (13, 3, 0)
 
 
-@pytest.mark.parametrize(("asked", "room"), [(0, 9), (4, 9), (9, 9), (10, 10), (13, 13)])
-def test_room_is_made_for_the_hits_and_a_token_at_least(asked: int, room: int) -> None:
-    allocator = caching()
-    prompt = KeyedPrompt(13, (1, 2, 3))
-    allocator.admit("a", prompt, num_tokens=8)
-    assert allocator.admit("b", prompt, num_tokens=asked) == 8
-    assert allocator.num_tokens("b") == room
-
-
 def test_token_ids_in_chunks_are_appended() -> None:
     allocator = caching()
     tokens = list(range(13))
@@ -169,16 +151,6 @@ def test_fork_in_the_middle_of_a_prompt_goes_on_by_itself() -> None:
     assert allocator.cached_tokens(prompt) == 12
 
 
-def test_refused_extension_leaves_no_trace() -> None:
-    allocator = PagedAllocator(2, 4)
-    allocator.admit("a", KeyedPrompt(5))
-    with pytest.raises(OutOfBlocks) as refusal:
-        allocator.extend("a", 8)
-    assert (refusal.value.needed, refusal.value.available) == (2, 0)
-    assert allocator.num_tokens("a") == 5
-    assert counts(allocator) == (0, 0, 2)
-
-
 def test_extension_by_nothing_changes_nothing() -> None:
     allocator = PagedAllocator(2, 4)
     allocator.admit("a", KeyedPrompt(4))
@@ -209,26 +181,6 @@ def test_unknown_sequence_is_neither_extended_nor_released_nor_measured() -> Non
 # What an admission would take
 
 
-def test_idle_hits_count_as_taken() -> None:
-    allocator = caching(8)
-    prompt = KeyedPrompt(13, (1, 2, 3))
-    allocator.admit("a", prompt)
-    assert allocator.blocks_for_admission(prompt) == (1, 4)
-    allocator.free("a")
-    assert counts(allocator) == (5, 3, 0)
-    assert allocator.blocks_for_admission(prompt) == (4, 8)
-    assert allocator.blocks_for_admission(prompt, 0) == (4, 8)
-    assert allocator.blocks_for_admission(KeyedPrompt(13), 5) == (2, 8)
-    allocator.admit("b", prompt)
-    assert allocator.num_free + allocator.num_cached_idle == 4
-
-
-def test_without_caching_the_whole_prompt_is_taken() -> None:
-    allocator = PagedAllocator(8, 4)
-    assert allocator.blocks_for_admission(KeyedPrompt(13, (1,))) == (4, 8)
-    assert allocator.blocks_for_admission(range(13), 4) == (1, 8)
-
-
 # Windows
 
 
@@ -249,21 +201,6 @@ def test_released_blocks_are_free_and_the_others_keep_their_places() -> None:
     with pytest.raises(BadSize, match="start = 0: the blocks before position 8 were released"):
         allocator.slots("a")
     allocator.free("a")
-    assert counts(allocator) == (8, 0, 0)
-
-
-def test_released_part_of_a_fork_stays_with_the_other() -> None:
-    allocator = PagedAllocator(8, 4)
-    allocator.admit("a", KeyedPrompt(12))
-    allocator.fork("a", "b")
-    allocator.release_before("a", 12)
-    assert allocator.num_blocks_of("a") == 0
-    assert counts(allocator) == (5, 0, 3)
-    allocator.fork("a", "c")
-    allocator.extend("c", 1)
-    assert allocator.num_blocks_of("c") == 1
-    for name in "abc":
-        allocator.free(name)
     assert counts(allocator) == (8, 0, 0)
 
 

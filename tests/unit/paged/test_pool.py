@@ -2,7 +2,7 @@
 
 import pytest
 
-from paged.errors import BadSize, DoubleFree, OutOfBlocks, UseAfterFree
+from paged.errors import BadSize, DoubleFree, UseAfterFree
 from paged.eviction import LFU, LRU
 from paged.pool import BlockPool
 
@@ -20,94 +20,12 @@ def pool_with_idle(num_blocks: int, idle: list[int]) -> BlockPool:
     return pool
 
 
-def test_new_pool_is_free() -> None:
-    assert counts(BlockPool(5)) == (5, 0, 0)
-
-
-def test_allocated_blocks_are_distinct_and_have_one_reference() -> None:
-    pool = BlockPool(5)
-    blocks = pool.allocate(3)
-    assert len(set(blocks)) == 3
-    assert [pool.reference_counts[block] for block in blocks] == [1, 1, 1]
-    assert counts(pool) == (2, 0, 3)
-
-
-def test_allocating_nothing_takes_nothing() -> None:
-    pool = BlockPool(5)
-    assert pool.allocate(0) == []
-    assert counts(pool) == (5, 0, 0)
-
-
 def test_block_freed_last_is_handed_out_first() -> None:
     pool = BlockPool(5)
     pool.allocate(5)
     for block in (1, 4, 2):
         pool.release(block, keep=False)
     assert pool.allocate(3) == [2, 4, 1]
-
-
-def test_block_with_references_left_stays_used() -> None:
-    pool = BlockPool(5)
-    (block,) = pool.allocate(1)
-    pool.retain(block)
-    pool.release(block, keep=False)
-    assert pool.reference_counts[block] == 1
-    assert counts(pool) == (4, 0, 1)
-
-
-@pytest.mark.parametrize(("keep", "expected"), [(False, (5, 0, 0)), (True, (4, 1, 0))])
-def test_last_release_frees_or_keeps(*, keep: bool, expected: tuple[int, int, int]) -> None:
-    pool = BlockPool(5)
-    (block,) = pool.allocate(1)
-    pool.release(block, keep=keep)
-    assert counts(pool) == expected
-
-
-def test_idle_blocks_are_evicted_only_when_the_free_ones_run_out() -> None:
-    evicted: list[int] = []
-    pool = BlockPool(4, on_evict=evicted.append)
-    pool.allocate(4)
-    pool.release(2, keep=True)
-    pool.release(0, keep=False)
-    assert pool.allocate(1) == [0]
-    assert evicted == []
-    assert pool.allocate(1) == [2]
-    assert evicted == [2]
-
-
-def test_idle_blocks_are_evicted_least_recently_used_first() -> None:
-    pool = pool_with_idle(5, [3, 1, 4])
-    assert pool.eviction_order() == [3, 1, 4]
-    assert sorted(pool.allocate(2)) == [1, 3]
-    assert pool.eviction_order() == [4]
-
-
-def test_revived_block_leaves_the_eviction_order_and_comes_back_at_its_end() -> None:
-    pool = pool_with_idle(5, [3, 1, 4])
-    pool.retain(3)
-    assert pool.eviction_order() == [1, 4]
-    assert pool.reference_counts[3] == 1
-    pool.release(3, keep=True)
-    assert pool.eviction_order() == [1, 4, 3]
-
-
-def test_refused_allocation_evicts_nothing() -> None:
-    evicted: list[int] = []
-    pool = BlockPool(4, on_evict=evicted.append)
-    pool.allocate(4)
-    pool.release(2, keep=True)
-    pool.release(0, keep=False)
-    with pytest.raises(OutOfBlocks) as refusal:
-        pool.allocate(3)
-    assert (refusal.value.needed, refusal.value.available) == (3, 2)
-    assert evicted == []
-    assert counts(pool) == (1, 1, 2)
-
-
-def test_evict_idle_frees_every_idle_block_and_no_other() -> None:
-    pool = pool_with_idle(5, [3, 1])
-    pool.evict_idle()
-    assert counts(pool) == (2, 0, 3)
 
 
 def test_block_released_from_the_eviction_callback_is_not_lost() -> None:

@@ -41,12 +41,6 @@ def test_match_stops_at_the_first_gap() -> None:
     assert index.match([1, 2, 3, 4, 5, 6]) == [7]
 
 
-def test_equal_block_behind_another_parent_is_no_match() -> None:
-    index = index_of([1, 2, 3, 4], [7, 8])
-    assert index.match([3, 4]) == []
-    assert index.match([0, 0, 3, 4]) == []
-
-
 def test_equal_tokens_with_another_salt_are_no_match() -> None:
     index = index_of([1, 2], [7], salt=b"tenant a")
     assert index.match([1, 2], salt=b"tenant a") == [7]
@@ -124,12 +118,6 @@ def test_indexed_block_cannot_stand_for_a_second_prefix() -> None:
     index = index_of([1, 2], [7])
     with pytest.raises(PagedCacheError, match="block 7 is indexed already"):
         index.insert(digests([5, 6])[0], 7)
-
-
-def test_clear_forgets_everything() -> None:
-    index = index_of([1, 2, 3, 4], [7, 8])
-    index.clear()
-    assert (len(index), index.match([1, 2, 3, 4])) == (0, [])
 
 
 @pytest.mark.parametrize(

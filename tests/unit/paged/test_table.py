@@ -64,18 +64,6 @@ def test_replaced_block_is_seen_in_row_and_slots() -> None:
     assert table.slots(start=2).tolist() == [18]
 
 
-def test_fork_and_parent_grow_apart() -> None:
-    parent = table_of(3, [7, 5], 2)
-    parent.row()
-    child = parent.fork()
-    assert child.row().tolist() == [7, 5]
-    assert child.num_tokens == 3
-    child.replace_last(9)
-    child.grow(2, [4])
-    assert (parent.num_tokens, parent.row().tolist()) == (3, [7, 5])
-    assert (child.num_tokens, child.row().tolist()) == (5, [7, 9, 4])
-
-
 @pytest.mark.parametrize(
     ("num_tokens", "blocks"), [(3, [1]), (2, [1, 2]), (0, [1]), (-1, []), (1, [])]
 )
@@ -116,26 +104,6 @@ def test_row_that_was_read_before_shows_what_was_released_since() -> None:
     table.grow(2, [8])
     table.release_before(4)
     assert table.row().tolist() == [-1, -1, 6, 8]
-
-
-@pytest.mark.parametrize(("position", "released"), [(0, 0), (1, 0), (2, 1), (3, 1), (4, 2), (5, 2)])
-def test_only_blocks_that_lie_wholly_before_the_position_are_released(
-    position: int, released: int
-) -> None:
-    table = table_of(5, [9, 4, 6], 2)
-    assert table.release_before(position) == [9, 4, 6][:released]
-    assert table.release_before(position) == []
-    assert table.release_before(0) == []
-    assert table.num_released == released
-
-
-def test_fork_knows_what_was_released() -> None:
-    table = table_of(5, [9, 4, 6], 2)
-    table.release_before(4)
-    child = table.fork()
-    child.grow(1, [])
-    assert child.held() == [6]
-    assert child.slots(start=4).tolist() == [12, 13]
 
 
 @pytest.mark.parametrize("start", [0, 1, 3])
