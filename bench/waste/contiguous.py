@@ -100,28 +100,11 @@ def serve_contiguous(
 ) -> Serving:
     """Serve a stream to its end, and say where the slots were.
 
-    The stream is read as it is served. Memory grows with the requests that run or wait, not with
-    the stream.
-
-    Parameters
-    ----------
-    requests
-        (prompt tokens, output tokens, arrival in nanoseconds or None), in order of arrival. Either
-        all have an arrival or none has one.
-    policy
-        Reservation, arena and admission.
-    slots
-        Slots of the pool: tokens that it can hold.
-    warmup
-        Completions after which `Serving.loaded` begins.
-    time
-        How long a step takes; without meaning for a saturated stream.
-    observe
-        Called with the step and the pieces of the running requests, by address, at the end of
-        every `observe_every`th step. A piece is (address, slots granted, slots requested, final
-        tokens, current tokens, number of the request in the stream from 0 on).
-    observe_every
-        Steps from one call of `observe` to the next.
+    The stream, (prompt tokens, output tokens, arrival in nanoseconds or None) in order of arrival,
+    is read as it is served: memory grows with the requests that run or wait. All requests have an
+    arrival or none has one; without, `time`, how long a step takes, means nothing. After `warmup`
+    completions `Serving.loaded` begins. `observe` gets the step and the pieces of the running
+    requests, by address, at the end of every `observe_every`th step.
 
     Raises BadSize: `slots` or `observe_every` is less than 1, or `warmup` less than 0. Raises
     IdentityBroken: the arena has lost slots. Raises ValueError: there is no request, or one that is

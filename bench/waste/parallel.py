@@ -105,23 +105,12 @@ def run_jobs(
     ray: bool = False,
     address: str | None = None,
 ) -> Generator[Done]:
-    """Run jobs, and yield each when it is done, in whatever order that is.
+    """Run jobs, and yield each when it is done, those begun first that take longest.
 
-    Those that take longest are begun first. No process that was started outlives the generator.
-
-    Parameters
-    ----------
-    jobs
-        What to run.
-    workers
-        Processes; 1 runs the jobs in this one. None: `default_workers`. On Ray the cores of a
-        cluster that is started here; None: all.
-    ray
-        Whether to run on a Ray cluster. Its nodes need the same pagedbench, and traces under the
-        same path.
-    address
-        Of a running cluster, as `ray.init` takes it; None takes that of RAY_ADDRESS, and where
-        that is not set starts one on this machine and ends it afterwards.
+    `workers` are processes: 1 runs the jobs in this one, None is `default_workers`. None outlives
+    the generator. With `ray` a cluster runs them, whose nodes need the same pagedbench, and traces
+    under the same path: the one at `address`, as `ray.init` takes it, or at RAY_ADDRESS; where
+    neither is given, one with as many `workers` (None: all cores) that is started here and ended.
 
     Raises JobFailed: a policy, a stream and a pool do not go together. Raises RayMissing: ray is
     not installed. Raises ConnectionError: there is no cluster at the address. Raises ValueError:

@@ -41,17 +41,9 @@ def parse_policy(
     block_size: int = DEFAULT_BLOCK_SIZE,
     max_model_len: int = DEFAULT_MAX_MODEL_LEN,
 ) -> Policy:
-    """Read a policy.
+    """Read a policy; where it does not say, blocks and reservations are as long as the options.
 
-    Parameters
-    ----------
-    text
-        As in the module's text.
-    block_size, max_model_len
-        What holds where the text does not say: tokens per block, and longest request of a
-        reservation.
-
-    Raises PolicySpecError: A name or an option is unknown, is given twice, or has a value that it
+    Raises PolicySpecError: a name or an option is unknown, is given twice, or has a value that it
     cannot have.
     """
     head, colon, tail = text.strip().partition(":")

@@ -107,15 +107,8 @@ class _Sampler:
 def pool_map(job: Job, *, mean_output_tokens: float, columns: int = MAX_COLUMNS) -> PoolMap:
     """Serve the beginning of a stream, and look at the pool as often as it has columns.
 
-    Parameters
-    ----------
-    job
-        As for a sweep.
-    mean_output_tokens
-        Of the stream: how long a request runs. The map covers `GENERATIONS` times as many steps, or
-        fewer where the stream ends before.
-    columns
-        Steps to sample, evenly spaced, the first sample a spacing after the start.
+    The looks are evenly spaced, over `GENERATIONS` times as many steps as a request of the stream
+    runs on average, or fewer where the stream ends before.
     """
     policy, time = job.policy, job.time or StepTime()
     steps = max(columns, round(GENERATIONS * mean_output_tokens))

@@ -52,13 +52,7 @@ class Hits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayResult(Hits):
-    """What became of the requests behind the warm-up, all of it in integers.
-
-    Attributes
-    ----------
-    queried_tokens, hit_tokens
-        Prompt tokens that were looked up, and found.
-    """
+    """What became of the requests behind the warm-up, all of it in integers."""
 
     order: ReplayOrder
     capacity_blocks: int | None
@@ -97,24 +91,14 @@ def replay(
     """Look up and keep the prompts of a stream, one after the other.
 
     Memory is that of the different blocks of the stream; Belady's order takes 8 bytes more for each
-    reference to a block, and reads the stream twice.
-
-    Parameters
-    ----------
-    source
-        A stream, or a recipe for one, with prefix blocks.
-    capacity_tokens
-        Size of the cache in tokens; None: it never has to give anything up.
-    order
-        What goes first: least recently used (`lru`), first cached (`fifo`), fewest hits since it
-        was cached (`lfu`), fewest references ever, also before it was evicted (`perfect-lfu`), or
-        what will not be needed for the longest time (`belady`; of equals the last of a prompt). No
-        order that keeps at most as many blocks from one request to the next finds more blocks than
-        the last one (L. A. Belady, IBM Systems Journal 5(2), 1966).
-    quotas
-        Most blocks by tenant, as in `paged.eviction`; not for `belady`.
-    warmup_requests
-        Leading requests that fill the cache and are not counted.
+    reference to a block, and reads the stream twice. A cache of None tokens never gives anything
+    up. What goes first is what was used least recently (`lru`), was cached first (`fifo`), had the
+    fewest hits since it was cached (`lfu`) or the fewest references ever, also before it was
+    evicted (`perfect-lfu`), or will not be needed for the longest time (`belady`; of equals the
+    last of a prompt). No order that keeps at most as many blocks from one request to the next finds
+    more blocks than the last one (L. A. Belady, IBM Systems Journal 5(2), 1966). `quotas` are most
+    blocks by tenant, as in `paged.eviction`; the first `warmup_requests` fill the cache and are not
+    counted.
 
     Raises ValueError: the stream has no prefix blocks or names one twice in a prompt, the capacity
     is less than a block, or an argument is unknown or does not apply.

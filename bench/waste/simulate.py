@@ -34,21 +34,10 @@ def simulate(
 ) -> Serving:
     """Serve a stream from a pool and account for every slot.
 
-    Parameters
-    ----------
-    source
-        The requests; read or drawn as they are needed.
-    policy
-        Reservation in one piece, or paging. Paging is simulated by counts where counts decide it,
-        and block by block elsewhere: the figures are the same.
-    slots
-        Slots of the pool: tokens that it has room for.
-    warmup
-        Completed requests before `Serving.loaded` begins; None: a tenth of the stream.
-    time
-        Duration of a step, for streams with arrival times.
-    clients
-        For paging, and streams without them: most requests that wait or run at once.
+    Paging is simulated by counts where counts decide it, and block by block elsewhere: the figures
+    are the same. `warmup` are completed requests before `Serving.loaded` begins, None a tenth of
+    the stream; `time` is the duration of a step, for streams with arrival times; `clients`, for
+    paging and streams without them, are most requests that wait or run at once.
 
     Raises ValueError: the pool, the stream and the policy do not go together; the message says
     where.
@@ -80,12 +69,7 @@ def num_requests(source: StreamSource) -> int:
 def requests_of(source: StreamSource, *, key_block_size: int | None = None) -> Iterator[Request]:
     """Yield the requests of a stream, read in parts.
 
-    Parameters
-    ----------
-    source
-        The stream.
-    key_block_size
-        Tokens per block for which each prompt gets its keys; None: no keys, which is quicker.
+    Each prompt gets its keys for blocks of `key_block_size` tokens; None: no keys, and quicker.
     """
     if key_block_size is None:
         return starmap(Request, lengths_of(source))

@@ -75,20 +75,10 @@ class WhatIf:
 
 
 def variations(base: PagedPolicy, *, prefixes: bool) -> list[Variation]:
-    """Vary each option of a policy, the others as they are.
+    """Vary each option of a policy, the others as they are; no two variations are the same.
 
-    Parameters
-    ----------
-    base
-        What is varied; it is not among the variations.
-    prefixes
-        Whether the stream knows which prompts begin alike. Without that, prefix caching would find
-        nothing, and is left out.
-
-    Returns
-    -------
-    list of Variation
-        No two policies are the same. What does not go together with the base is left out.
+    What does not go together with the base is left out, and so is prefix caching where the stream
+    does not know which prompts begin alike: it would find nothing.
     """
     found: dict[PagedPolicy, Variation] = {}
     for group, label, changes in _changes(prefixes=prefixes):

@@ -19,19 +19,9 @@ def arriving(
 ) -> StreamSource:
     """Let the requests arrive at a mean rate, one by one, in their order.
 
-    The gaps are independent and follow a gamma law. Times that the source has are replaced.
-
-    Parameters
-    ----------
-    source
-        The requests.
-    rate_per_s
-        Mean arrivals per second.
-    cv
-        Coefficient of variation of the gaps: 1 is a Poisson process, more is bursty, 0 is a
-        metronome.
-    seed
-        Seed, 0 or more. The same seed gives the same times whatever the requests.
+    The gaps are independent and follow a gamma law with the coefficient of variation `cv`: 1 is a
+    Poisson process, more is bursty, 0 is a metronome. Times that the source has are replaced. The
+    same seed gives the same times whatever the requests.
 
     Raises ValueError: for a rate, CV or seed out of range.
     """

@@ -12,7 +12,6 @@ of `CHUNK_REQUESTS`, each with a generator of its own, whatever the consumer doe
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,23 +69,6 @@ def _normalised(log_weights: NDArray[np.float64]) -> NDArray[np.float64]:
     return normalised
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Moments:
-    """Moments of a length law, in tokens; the CVs are plain numbers."""
-
-    prompt_mean: float
-    output_mean: float
-    """Mean lengths."""
-    prompt_cv: float
-    output_cv: float
-    """Coefficients of variation."""
-    output_weighted_output: float
-    """E[o^2] / E[o]: twice the tokens that a running request has still to produce. Requests are
-    resident for a step per output token, so what is seen at a moment is weighted with `o`."""
-    output_weighted_prompt: float
-    """E[i o] / E[o]: prompt tokens of a running request."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class LengthLaw:
     """Joint law of prompt and output length."""
@@ -99,36 +81,6 @@ class LengthLaw:
     link: float = 0.0
     """Dependence, from -1 to 1: that of the Farlie-Gumbel-Morgenstern copula `u v (1 + link (1 - u)
     (1 - v))`; 0 draws the two apart."""
-
-    def moments(self) -> Moments:
-        """Compute the moments, exactly."""
-        prompt, output = self.prompt.weights(), self.output.weights()
-        i = np.arange(self.prompt.shortest, self.prompt.longest + 1.0)
-        o = np.arange(self.output.shortest, self.output.longest + 1.0)
-        if self.max_tokens is None:
-            # Hoeffding's identity, with this copula's distribution function put in.
-            covariance = self.link * math.prod(
-                float(np.sum(levels * (1 - levels))) for levels in map(np.cumsum, (prompt, output))
-            )
-            product = float(prompt @ i) * float(output @ o) + covariance
-        else:
-            # What the copula puts on each pair of steps of the two distribution functions.
-            tilt = np.outer(*(1 - 2 * np.cumsum(weights) + weights for weights in (prompt, output)))
-            joint = np.outer(prompt, output) * (1 + self.link * tilt)
-            joint[i[:, None] + o > self.max_tokens] = 0
-            joint /= joint.sum()
-            prompt, output = joint.sum(axis=1), joint.sum(axis=0)
-            product = float(i @ joint @ o)
-        prompt_mean, output_mean = float(prompt @ i), float(output @ o)
-        output_square = float(output @ o**2)
-        return Moments(
-            prompt_mean=prompt_mean,
-            output_mean=output_mean,
-            prompt_cv=math.sqrt(float(prompt @ i**2) / prompt_mean**2 - 1),
-            output_cv=math.sqrt(output_square / output_mean**2 - 1),
-            output_weighted_output=output_square / output_mean,
-            output_weighted_prompt=product / output_mean,
-        )
 
     @cached_property
     def _levels(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -288,18 +240,10 @@ def fitted(
     rate_per_s: float | None = None,
     cv: float | None = None,
 ) -> StreamSource:
-    """Draw lengths and arrivals as one of `FITS` has them.
+    """Draw lengths and arrivals as one of `FITS` has them, or with another rate and CV of the gaps.
 
-    Parameters
-    ----------
-    name, num_requests, seed
-        As for `LengthFit`.
-    rate_per_s
-        Mean arrivals per second; None takes the fit's, and leaves out times where it has none.
-    cv
-        Coefficient of variation of the gaps; None takes the fit's.
-
-    Raises ValueError: for an unknown name, a number out of range, or a CV without a rate.
+    A fit without a rate has no times. Raises ValueError: for an unknown name, a number out of
+    range, or a CV without a rate.
     """
     lengths = LengthFit(name=name, num_requests=num_requests, seed=seed)
     fit = FITS[name]

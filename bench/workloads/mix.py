@@ -27,25 +27,15 @@ def mix(
 ) -> StreamSource:
     """Mix the requests of several tenants, one source each.
 
-    With shares, the tenant of each request is drawn by them; times are dropped, for a share says
-    how many requests there are, and times would say it again (`arriving` gives the mix new ones).
-    The mix ends when a tenant whose turn it is has no request left, so that the shares hold to the
-    end. Without shares, all sources must have times, and the requests are merged by them, to the
-    last one of every source.
+    With shares, in any unit, the tenant of each request is drawn by them; times are dropped, for a
+    share says how many requests there are, and times would say it again (`arriving` gives the mix
+    new ones). The mix ends when a tenant whose turn it is has no request left, so that the shares
+    hold to the end. Without shares, all sources must have times, and the requests are merged by
+    them, to the last one of every source.
 
-    A request's `tenant` is the index of its source. Prefix blocks of different tenants never have
-    the same id; those of different size are cut to the largest size that divides all.
-
-    Parameters
-    ----------
-    sources
-        One for each tenant.
-    shares
-        Share of each tenant in the requests; in any unit, each above 0. None merges by time.
-    seed
-        Seed of the draws, 0 or more.
-    names
-        Names of the tenants; None takes the sources'.
+    A request's `tenant` is the index of its source; tenants are called as their sources, or as
+    `names` says. Prefix blocks of different tenants never have the same id; those of different size
+    are cut to the largest size that divides all.
 
     Raises ValueError: for fewer than two sources, other numbers of shares or names than of sources,
     a share that is not above 0, sources without times where there are no shares, or a negative

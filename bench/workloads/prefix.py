@@ -66,24 +66,10 @@ class PrefixBlocks:
     def keys(self, request: int, block_size: int, prompt_tokens: int) -> NDArray[np.int64]:
         """Cache keys of one request: equal where a cache may share the block, and only there.
 
-        One key for each block that the prompt fills, so none for the part of a block at its end,
-        and none from the block on in which the request's ids end, should they end early: nothing
-        is known to share it. Where `block_size` is `tokens_per_block`, a key is the id.
-
-        Parameters
-        ----------
-        request
-            Index of the request.
-        block_size
-            Tokens of a block of the cache, 1 or more; any number, also one that `tokens_per_block`
-            is no multiple of.
-        prompt_tokens
-            The request's prompt, in tokens.
-
-        Returns
-        -------
-        int64 [blocks]
-            In the order of the prompt.
+        One key, int64, for each block that the prompt fills: none for the part of a block at its
+        end, and none from the block on in which the request's ids end, should they end early, for
+        nothing is known to share it. A block has any number of tokens, also one that
+        `tokens_per_block` is no multiple of; where the two agree, a key is the id.
 
         Raises IndexError: for an unknown request. Raises ValueError: for a block size below 1, or
         ids so large that keys do not fit int64.

@@ -30,20 +30,9 @@ def with_system_prompt(
     """Set a system prompt before every prompt, so that requests share a prefix.
 
     The prompts become longer by `tokens`. Each request gets one of the system prompts, drawn
-    evenly. Behind it, prefix blocks of the source are kept, apart for each system prompt; where the
-    source has none, every request is made of blocks of its own.
-
-    Parameters
-    ----------
-    source
-        The requests.
-    tokens
-        Tokens of a system prompt. A multiple of the source's `tokens_per_block`; any number where
-        it has no prefix blocks, with multiples of `SYSTEM_PREFIX_TOKENS` the quickest.
-    prompts
-        System prompts that there are.
-    seed
-        Seed of the draws, 0 or more.
+    evenly. Behind it, prefix blocks of the source are kept, apart for each system prompt, and
+    `tokens` must fill whole ones; where the source has none, every request is made of blocks of its
+    own, and multiples of `SYSTEM_PREFIX_TOKENS` are the quickest.
 
     Raises ValueError: for tokens, prompts or a seed out of range; when read, for tokens that do not
     fill whole prefix blocks of the source.

@@ -13,17 +13,7 @@ _GZIP_MAGIC: Final = b"\x1f\x8b"
 
 
 class TraceError(BadInput):
-    """A trace that cannot be read.
-
-    Attributes
-    ----------
-    path
-        The file.
-    line
-        Line number, counted from 1.
-    found, expected
-        What was read there, and what a trace has there.
-    """
+    """A trace that cannot be read: file, line from 1 on, what was read, what a trace has there."""
 
     def __init__(self, path: str, line: int, found: str, expected: str) -> None:
         # The four go to args as they are, so that the error survives pickling between processes.

@@ -28,16 +28,14 @@ def block_size() -> Figure:
             loaded = simulate(source, PagedPolicy(block_size=size), slots=SLOTS).loaded
             length = loaded.token / loaded.running
             expected = 100 * expected_internal_fraction(length, size)
-            judged = size <= LARGEST_JUDGED
             components.append(
-                Component(
-                    bar=f"{name}, {length:.0f} tokens a request, blocks of {size}",
-                    name="internal",
-                    unit="% of allocated",
+                Component.near(
+                    f"{name}, {length:.0f} tokens a request, blocks of {size}",
+                    "internal",
+                    "% of allocated",
                     published=expected,
                     measured=100 * loaded.internal_fraction,
-                    lowest=expected - POINTS if judged else None,
-                    highest=expected + POINTS if judged else None,
+                    within=POINTS if size <= LARGEST_JUDGED else None,
                 )
             )
     return Figure(

@@ -23,6 +23,31 @@ class Component:
     highest: float | None = None
     """Between which the measured value has to lie; None: it is shown, not judged."""
 
+    @classmethod
+    def near(
+        cls,
+        bar: str,
+        name: str,
+        unit: str,
+        *,
+        published: float | None,
+        measured: float,
+        within: float | None,
+    ) -> Component:
+        """Make one that has to lie `within` so much of what was published; None: it is shown."""
+        lowest = highest = None
+        if published is not None and within is not None:
+            lowest, highest = published - within, published + within
+        return cls(
+            bar=bar,
+            name=name,
+            unit=unit,
+            published=published,
+            measured=measured,
+            lowest=lowest,
+            highest=highest,
+        )
+
     @property
     def judged(self) -> bool:
         """Whether there is a bar to meet."""

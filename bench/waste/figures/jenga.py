@@ -72,14 +72,13 @@ MIXES: Final = (
 def jenga() -> Figure:
     """Compute the three figures."""
     components = tuple(
-        Component(
-            bar=f"{mix.model}, {mix.workload}",
-            name="waste",
-            unit="%",
+        Component.near(
+            f"{mix.model}, {mix.workload}",
+            "waste",
+            "%",
             published=mix.published_percent,
             measured=float(100 * mix.waste),
-            lowest=mix.published_percent - HALF_A_DIGIT,
-            highest=mix.published_percent + HALF_A_DIGIT,
+            within=HALF_A_DIGIT,
         )
         for mix in MIXES
     )

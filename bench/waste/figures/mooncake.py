@@ -54,15 +54,9 @@ def find_trace() -> Path:
 
 
 def mooncake(trace: Path | None = None) -> Figure:
-    """Replay the trace through caches of several sizes and orders.
+    """Replay the conversation trace, None that of `find_trace`, through caches of several sizes.
 
-    Parameters
-    ----------
-    trace
-        The conversation trace; None: `find_trace`.
-
-    Raises TraceMissing: it is not at hand. Raises bench.workloads.traces.TraceError: the file is
-    not a trace.
+    Raises TraceMissing: it is not at hand. Raises TraceError: the file is not a trace.
     """
     source = TraceSource(trace or find_trace(), format="mooncake")
     components = []
@@ -70,14 +64,13 @@ def mooncake(trace: Path | None = None) -> Figure:
         result = replay(source, capacity, order)
         size = "no limit" if capacity is None else f"{capacity // 1_000_000}M tokens"
         components.append(
-            Component(
-                bar=f"{size}, {order}" if capacity else size,
-                name="token hit rate",
-                unit="%",
+            Component.near(
+                f"{size}, {order}" if capacity else size,
+                "token hit rate",
+                "%",
                 published=expected,
                 measured=100 * result.hit_rate,
-                lowest=expected - POINTS if judged else None,
-                highest=expected + POINTS if judged else None,
+                within=POINTS if judged else None,
             )
         )
     return Figure(

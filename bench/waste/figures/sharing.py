@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
+
+import numpy as np
 
 from bench.waste.figures.figure import Component, Figure
 from bench.waste.figures.sosp23 import SLOTS
@@ -53,47 +56,41 @@ def saving(
 
 def sharing() -> Figure:
     """Simulate parallel sampling and beams on both streams."""
-    components: list[Component] = []
-    alpaca = _savings("alpaca-fit")
-    sharegpt = _savings("sharegpt-fit")
-    for samples, published, measured in zip(SAMPLES, ALPACA, alpaca, strict=True):
-        components.append(
-            _component(
-                f"Alpaca, {samples} samples",
-                published,
-                measured,
-                lowest=published - POINTS,
-                highest=published + POINTS,
-            )
+    alpaca = _savings("alpaca-fit", REQUESTS)
+    sharegpt = _savings("sharegpt-fit", REQUESTS)
+    components = [
+        _saved(f"Alpaca, {samples} samples", published, measured, within=POINTS)
+        for samples, published, measured in zip(SAMPLES, ALPACA, alpaca, strict=True)
+    ]
+    components += [
+        replace(
+            _saved(f"ShareGPT, {samples} samples", published, measured),
+            lowest=SHAREGPT[0],
+            highest=SHAREGPT[-1],
         )
-    for samples, published_end, measured in zip(SAMPLES, SHAREGPT, sharegpt, strict=True):
-        components.append(
-            _component(
-                f"ShareGPT, {samples} samples",
-                published_end,
-                measured,
-                lowest=SHAREGPT[0],
-                highest=SHAREGPT[-1],
-            )
-        )
+        for samples, published, measured in zip(SAMPLES, SHAREGPT, sharegpt, strict=True)
+    ]
     components.append(
         Component(
             bar="ShareGPT, all samples",
             name="smallest rise from one to the next",
             unit="points",
             published=None,
-            measured=min(sharegpt[1] - sharegpt[0], sharegpt[2] - sharegpt[1]),
+            measured=min(np.diff(sharegpt).tolist()),
             lowest=0,
         )
     )
-    for stream, name, published_all in (
+    for stream, name, published_beams in (
         ("alpaca-fit", "Alpaca", ALPACA_BEAMS),
         ("sharegpt-fit", "ShareGPT", SHAREGPT_BEAMS),
     ):
-        for beams, published_beam, measured in zip(
-            SAMPLES, published_all, _beam_savings(stream), strict=True
-        ):
-            components.append(_component(f"{name}, {beams} beams", published_beam, measured))
+        measured_beams = _savings(stream, BEAM_REQUESTS, beam_keep=BEAM_KEEP[stream])
+        components += [
+            _saved(f"{name}, {beams} beams", published, measured)
+            for beams, published, measured in zip(
+                SAMPLES, published_beams, measured_beams, strict=True
+            )
+        ]
     return Figure(
         name="sharing",
         title="Blocks saved by sharing them, of those needed without",
@@ -111,39 +108,18 @@ def sharing() -> Figure:
     )
 
 
-def _savings(stream: str) -> list[float]:
+def _savings(
+    stream: str, requests: dict[str, int], *, beam_keep: float | None = None
+) -> list[float]:
     return [
-        100 * saving(stream, num_requests=REQUESTS[stream], samples=samples) for samples in SAMPLES
-    ]
-
-
-def _beam_savings(stream: str) -> list[float]:
-    return [
-        100
-        * saving(
-            stream,
-            num_requests=BEAM_REQUESTS[stream],
-            samples=samples,
-            beam_keep=BEAM_KEEP[stream],
-        )
+        100 * saving(stream, num_requests=requests[stream], samples=samples, beam_keep=beam_keep)
         for samples in SAMPLES
     ]
 
 
-def _component(
-    bar: str,
-    published: float | None,
-    measured: float,
-    *,
-    lowest: float | None = None,
-    highest: float | None = None,
+def _saved(
+    bar: str, published: float | None, measured: float, *, within: float | None = None
 ) -> Component:
-    return Component(
-        bar=bar,
-        name="blocks saved",
-        unit="%",
-        published=published,
-        measured=measured,
-        lowest=lowest,
-        highest=highest,
+    return Component.near(
+        bar, "blocks saved", "%", published=published, measured=measured, within=within
     )

@@ -84,14 +84,13 @@ def sosp23() -> Figure:
 def _shares(bar: str, loaded: Counters) -> list[Component]:
     measured = (loaded.token, loaded.reserve, loaded.internal, loaded.external)
     return [
-        Component(
-            bar=bar,
-            name=name,
-            unit="%",
+        Component.near(
+            bar,
+            name,
+            "%",
             published=published,
             measured=100 * loaded.share(slot_steps),
-            lowest=None if published is None else published - POINTS,
-            highest=None if published is None else published + POINTS,
+            within=POINTS,
         )
         for name, published, slot_steps in zip(NAMES, SHARES[bar], measured, strict=True)
     ]
@@ -100,26 +99,15 @@ def _shares(bar: str, loaded: Counters) -> list[Component]:
 def _batch(bar: str, loaded: Counters) -> Component:
     published = BATCHES[bar]
     slack = {"Orca (Max)": 0.0, "vLLM": None}.get(bar, BATCH * published)
-    return Component(
-        bar=bar,
-        name="mean batch",
-        unit="requests",
-        published=published,
-        measured=loaded.mean_batch,
-        lowest=None if slack is None else published - slack,
-        highest=None if slack is None else published + slack,
+    measured = loaded.mean_batch
+    return Component.near(
+        bar, "mean batch", "requests", published=published, measured=measured, within=slack
     )
 
 
 def _remainder() -> Component:
     """What is left of the pool after as many reservations of the maximal length as fit."""
-    remainder = SLOTS % MAX_MODEL_LEN / SLOTS
-    return Component(
-        bar="Orca (Max)",
-        name="remainder of the pool",
-        unit="%",
-        published=8.9,
-        measured=100 * remainder,
-        lowest=8.85,
-        highest=8.95,
+    remainder = 100 * (SLOTS % MAX_MODEL_LEN / SLOTS)
+    return Component.near(
+        "Orca (Max)", "remainder of the pool", "%", published=8.9, measured=remainder, within=0.05
     )

@@ -44,14 +44,13 @@ def watermark() -> Figure:
         for share in PUBLISHED
     }
     components = [
-        Component(
-            bar=f"watermark {share:.0%}",
-            name="preemptions",
-            unit="",
+        Component.near(
+            f"watermark {share:.0%}",
+            "preemptions",
+            "",
             published=published,
             measured=means[share],
-            lowest=published * (1 - TOLERANCE) if share in JUDGED else None,
-            highest=published * (1 + TOLERANCE) if share in JUDGED else None,
+            within=TOLERANCE * published if share in JUDGED else None,
         )
         for share, published in PUBLISHED.items()
     ]

@@ -9,6 +9,7 @@ from bench.workloads.fits import FITS
 from bench.workloads.source import fitting, read_all
 from bench.workloads.traces import first_turns, read_trace
 from helpers.published import published_file
+from studies.length_moments import moments
 
 # Requests; span in seconds; mean, p50, p90, p99, max of prompts, then of outputs, whole tokens.
 PUBLISHED = {
@@ -100,13 +101,13 @@ def test_mooncake_prefixes_have_the_published_sharing():
 def test_the_azure_fits_have_the_moments_of_the_traces(fit, name):
     trace = read_published(name)
     i, o = trace.prompt_tokens.astype(float), trace.output_tokens.astype(float)
-    moments = FITS[fit].law.moments()
-    assert moments.prompt_mean == pytest.approx(i.mean(), rel=1e-4)
-    assert moments.output_mean == pytest.approx(o.mean(), rel=1e-4)
-    assert moments.prompt_cv == pytest.approx(i.std() / i.mean(), rel=1e-4)
-    assert moments.output_cv == pytest.approx(o.std() / o.mean(), rel=1e-4)
-    assert moments.output_weighted_output == pytest.approx((o * o).mean() / o.mean(), rel=2e-4)
-    assert moments.output_weighted_prompt == pytest.approx((i * o).mean() / o.mean(), rel=3e-3)
+    exact = moments(FITS[fit].law)
+    assert exact.prompt_mean == pytest.approx(i.mean(), rel=1e-4)
+    assert exact.output_mean == pytest.approx(o.mean(), rel=1e-4)
+    assert exact.prompt_cv == pytest.approx(i.std() / i.mean(), rel=1e-4)
+    assert exact.output_cv == pytest.approx(o.std() / o.mean(), rel=1e-4)
+    assert exact.output_weighted_output == pytest.approx((o * o).mean() / o.mean(), rel=2e-4)
+    assert exact.output_weighted_prompt == pytest.approx((i * o).mean() / o.mean(), rel=3e-3)
     gaps = np.diff(trace.arrival_s)
     assert FITS[fit].rate_per_s == pytest.approx(1 / gaps.mean(), rel=1e-3)
     assert FITS[fit].cv == pytest.approx(gaps.std() / gaps.mean(), rel=5e-3)
