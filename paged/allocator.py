@@ -27,8 +27,7 @@ One thread at a time: nothing here is locked.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +41,7 @@ from paged.errors import (
     checked_size,
 )
 from paged.eviction import EvictionOrder, GhostList
+from paged.lookup import KeyedLookup, PromptLookup, length_of, room_for
 from paged.pool import BlockPool
 from paged.prefix import (
     BlockKey,
@@ -71,23 +71,7 @@ class PagedAllocator:
         In which order they are given up when their room is needed, and how much of it each tenant
         may have; an order that is not in use elsewhere. Least recently used first if not given.
 
-    Attributes
-    ----------
-    num_blocks, block_size, prefix_caching
-        As given.
-    pool
-        The physical blocks. To be read: its references belong to this allocator.
-    num_ghost_hits
-        Full blocks of admitted prompts that were looked up in vain and had been evicted within the
-        last `num_blocks` evictions: the sign of a cache that is too small. Of a prompt of token ids
-        that is admitted in part, only blocks of that part count.
-    num_copies
-        Block copies that were handed out by `take_copies`.
-
-    Raises
-    ------
-    BadSize
-        A number is out of range, or the order holds blocks already.
+    Raises BadSize: a number is out of range, or the order holds blocks already.
     """
 
     def __init__(
@@ -99,6 +83,7 @@ class PagedAllocator:
         eviction: EvictionOrder | None = None,
     ) -> None:
         self.pool = BlockPool(num_blocks, on_evict=self._forget, eviction=eviction)
+        """The physical blocks. To be read: its references belong to this allocator."""
         self.num_blocks = self.pool.num_blocks
         self.block_size = checked_size("block_size", block_size, at_least=1)
         self.prefix_caching = prefix_caching
@@ -116,7 +101,11 @@ class PagedAllocator:
         self._waiting: dict[int, int] = {}
         self._ghosts = GhostList(self.num_blocks)
         self.num_ghost_hits = 0
+        """Full blocks of admitted prompts that were looked up in vain and had been evicted within
+        the last `num_blocks` evictions: the sign of a cache that is too small. Of a prompt of token
+        ids that is admitted in part, only blocks of that part count."""
         self.num_copies = 0
+        """Block copies that were handed out by `take_copies`."""
 
     @property
     def num_free(self) -> int:
@@ -189,7 +178,7 @@ class PagedAllocator:
             tenant = prompt.tenant if isinstance(prompt, KeyedPrompt) else 0
         table = BlockTable(self.block_size)
         if not self.prefix_caching:
-            room = _room(_length(prompt), num_tokens, cached=0)
+            room = room_for(length_of(prompt), num_tokens)
             table.grow(room, self.pool.allocate(self._blocks_for(room), tenant=tenant))
             self._tables[sequence] = table
             return 0
@@ -363,10 +352,7 @@ class PagedAllocator:
     def free(self, sequence: Hashable) -> None:
         """Give up a sequence. Published blocks stay for reuse until their room is needed.
 
-        Raises
-        ------
-        UnknownSequence
-            There is no such sequence, or no longer.
+        Raises UnknownSequence: there is no such sequence, or no longer.
         """
         table = self._tables.pop(sequence, None)
         if table is None:
@@ -411,20 +397,14 @@ class PagedAllocator:
     def num_tokens(self, sequence: Hashable) -> int:
         """Return the tokens of a sequence.
 
-        Raises
-        ------
-        UnknownSequence
-            There is no such sequence.
+        Raises UnknownSequence: there is no such sequence.
         """
         return self._table(sequence).num_tokens
 
     def num_blocks_of(self, sequence: Hashable) -> int:
         """Return the blocks that a sequence holds, shared ones included, released ones not.
 
-        Raises
-        ------
-        UnknownSequence
-            There is no such sequence.
+        Raises UnknownSequence: there is no such sequence.
         """
         table = self._table(sequence)
         return len(table.blocks) - table.num_released
@@ -496,10 +476,7 @@ class PagedAllocator:
     def blocks_needed(self, num_tokens: int) -> int:
         """Return the blocks that a sequence of `num_tokens` tokens takes up without sharing.
 
-        Raises
-        ------
-        BadSize
-            `num_tokens` is negative.
+        Raises BadSize: `num_tokens` is negative.
         """
         return self._blocks_for(checked_size("num_tokens", num_tokens, at_least=0))
 
@@ -508,14 +485,9 @@ class PagedAllocator:
     ) -> bool:
         """Return whether `admit` would find room for such a sequence now.
 
-        Raises
-        ------
-        BadSize
-            As `admit` does.
+        Raises BadSize: as `admit` does.
         """
-        if not self.prefix_caching:
-            return self._blocks_for(_room(_length(prompt), num_tokens, cached=0)) <= self.num_free
-        needed, available = self._demand(self._look_up(prompt, num_tokens, salt))
+        needed, available = self._wanted(prompt, num_tokens, salt)
         return needed <= available
 
     def blocks_for_admission(
@@ -530,27 +502,19 @@ class PagedAllocator:
         The difference is what would be left, for a scheduler that keeps a watermark. Idle blocks
         that the prompt hits count as taken.
 
-        Raises
-        ------
-        BadSize
-            As `admit` does.
+        Raises BadSize: as `admit` does.
         """
-        if not self.prefix_caching:
-            return self._blocks_for(_room(_length(prompt), num_tokens, cached=0)), self.num_free
-        needed, available = self._demand(self._look_up(prompt, num_tokens, salt))
+        needed, available = self._wanted(prompt, num_tokens, salt)
         present = self.num_free + self.num_cached_idle
         return needed + present - available, present
 
     def cached_tokens(self, prompt: Tokens | KeyedPrompt, *, salt: bytes = b"") -> int:
         """Return the leading tokens that `admit` would find cached now, without admitting.
 
-        Raises
-        ------
-        BadSize
-            As `admit` does.
+        Raises BadSize: as `admit` does.
         """
         if not self.prefix_caching:
-            _length(prompt)
+            length_of(prompt)
             return 0
         return len(self._look_up(prompt, None, salt).hits) * self.block_size
 
@@ -565,16 +529,24 @@ class PagedAllocator:
 
     def _look_up(
         self, prompt: Tokens | KeyedPrompt, num_tokens: int | None, salt: bytes
-    ) -> _Prompt | _KeyedLookup:
+    ) -> PromptLookup | KeyedLookup:
         if isinstance(prompt, KeyedPrompt):
             if salt:
                 raise BadSize(
                     f"salt = {salt!r} with a keyed prompt: let the keys of tenants differ instead"
                 )
-            return _KeyedLookup(prompt, self._index, num_tokens)
-        return _Prompt(token_array(prompt), self._index, num_tokens, salt)
+            return KeyedLookup(prompt, self._index, num_tokens)
+        return PromptLookup(token_array(prompt), self._index, num_tokens, salt)
 
-    def _demand(self, prompt: _Prompt | _KeyedLookup) -> tuple[int, int]:
+    def _wanted(
+        self, prompt: Tokens | KeyedPrompt, num_tokens: int | None, salt: bytes
+    ) -> tuple[int, int]:
+        """As `_demand`, of a prompt that may have to be looked up first."""
+        if not self.prefix_caching:
+            return self._blocks_for(room_for(length_of(prompt), num_tokens)), self.num_free
+        return self._demand(self._look_up(prompt, num_tokens, salt))
+
+    def _demand(self, prompt: PromptLookup | KeyedLookup) -> tuple[int, int]:
         """Blocks that `prompt` needs besides its hits, and blocks that it can have."""
         idle_hits = sum(self._references[block] == 0 for block in prompt.hits)
         available = self.num_free + self.num_cached_idle - idle_hits
@@ -622,90 +594,3 @@ class PagedAllocator:
         source = self._copies.pop(destination)
         self._waiting[source] -= 1
         self._release(source)
-
-
-def _length(prompt: Tokens | KeyedPrompt) -> int:
-    return prompt.num_tokens if isinstance(prompt, KeyedPrompt) else token_array(prompt).size
-
-
-def _room(total: int, num_tokens: int | None, *, cached: int) -> int:
-    """Tokens of a prompt of `total` tokens to make room for, of which `cached` are hits."""
-    if num_tokens is None:
-        return total
-    asked = checked_size("num_tokens", num_tokens, at_least=0, at_most=total)
-    return max(asked, min(cached + 1, total))
-
-
-class _Prompt:
-    """What the index holds of a prompt of token ids.
-
-    Digests are computed as they are needed: a prompt that is refused at each step until there is
-    room for it costs one digest more than it has hits, not all of them.
-    """
-
-    __slots__ = ("_computed", "_digests", "_ids", "_salt", "_size", "chain", "hits", "num_tokens")
-
-    def __init__(
-        self, ids: NDArray[np.int64], index: PrefixIndex, num_tokens: int | None, salt: bytes
-    ) -> None:
-        self._size = index.block_size
-        self._ids = ids
-        self._salt = salt
-        self.chain = PrefixChain(self._size, salt=salt)
-        self._digests = self.chain.extend(ids)
-        self._computed: list[BlockKey] = []
-        self.hits = index.longest_run(self._compute(_candidates(ids.size, self._size)))
-        self.num_tokens = _room(ids.size, num_tokens, cached=len(self.hits) * self._size)
-
-    def missed(self) -> list[BlockKey]:
-        """Digests of the full blocks behind the hits. This takes `chain` to its end."""
-        if self.num_tokens < self._ids.size:
-            # The lookup may have gone beyond the tokens that there is to be room for.
-            begin = len(self.hits) * self._size
-            self.chain = PrefixChain(self._size, salt=self._salt)
-            if self.hits:
-                last = self._computed[len(self.hits) - 1]
-                assert isinstance(last, bytes)
-                self.chain.digest = last
-            return list(self.chain.extend(self._ids[begin : self.num_tokens]))
-        return [*self._computed[len(self.hits) :], *self._digests]
-
-    def in_vain(self, missed: list[BlockKey]) -> list[BlockKey]:
-        """Those of `missed` that a hit could have been found for."""
-        return missed[: _candidates(self._ids.size, self._size) - len(self.hits)]
-
-    def _compute(self, count: int) -> Iterator[BlockKey]:
-        for digest in itertools.islice(self._digests, count):
-            self._computed.append(digest)
-            yield digest
-
-
-class _KeyedLookup:
-    """What the index holds of a keyed prompt."""
-
-    __slots__ = ("_candidates", "_keys", "_size", "chain", "hits", "num_tokens")
-
-    def __init__(self, prompt: KeyedPrompt, index: PrefixIndex, num_tokens: int | None) -> None:
-        self._size = index.block_size
-        self._keys = prompt.checked_keys(self._size)
-        self._candidates = self._keys[: _candidates(prompt.num_tokens, self._size)]
-        self.hits = index.longest_run(self._candidates)
-        self.num_tokens = _room(prompt.num_tokens, num_tokens, cached=len(self.hits) * self._size)
-        self.chain: KeyedChain | None = None
-
-    def missed(self) -> list[BlockKey]:
-        """Keys of the full blocks behind the hits. This sets `chain`, if more are to come."""
-        full = self.num_tokens // self._size
-        if full < len(self._keys):
-            self.chain = KeyedChain(self._keys, self._size)
-            self.chain.num_tokens = self.num_tokens
-        return list(self._keys[len(self.hits) : full])
-
-    def in_vain(self, missed: list[BlockKey]) -> Sequence[BlockKey]:
-        """Keys that a hit could have been found for. They are known whatever there is room for."""
-        return self._candidates[len(self.hits) :]
-
-
-def _candidates(num_tokens: int, block_size: int) -> int:
-    """Blocks that may be hits: not that of the last token, for at least one has to be computed."""
-    return max(num_tokens - 1, 0) // block_size

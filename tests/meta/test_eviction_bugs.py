@@ -251,7 +251,7 @@ def unknown_tokens_are_published(patch: pytest.MonkeyPatch) -> None:
 
 @bug(KeyedMachine, "no token is left to be computed")
 def whole_keyed_prompt_is_a_hit(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("paged.allocator._candidates", lambda num_tokens, size: num_tokens // size)
+    patch.setattr("paged.lookup.candidates", lambda num_tokens, size: num_tokens // size)
 
 
 @bug(KeyedMachine, "blocks taken, and blocks_for_admission|refused what can_admit had promised")

@@ -71,6 +71,9 @@ EXCERPTS: Final = {
 """Modules of which single definitions are SGLang's own: the file, and their names. Everything else
 in them is a shell, as is every module that is named neither here nor above."""
 
+_ON_THE_CPU: Final = {"dtype": torch.float32, "device": "cpu", "kvcache": None, "need_sort": False}
+"""How a page allocator is made here."""
+
 MAX_RUNNING: Final = 256
 """Sequences that there are rows for at once (`max_running_requests`)."""
 
@@ -115,10 +118,7 @@ def _shell(name: str) -> Any:
 class _ShellLoader(Loader):
     """Fills a module with shells, one for each name that is asked of it.
 
-    Parameters
-    ----------
-    file, names
-        The definitions that are taken from a file instead; none without a file.
+    Definitions of such names are taken from a file instead, if one is given.
     """
 
     def __init__(self, file: Path | None = None, names: Sequence[str] = ()) -> None:
@@ -251,22 +251,16 @@ class _Request:
 class SglangAllocator:
     """A page allocator with a radix tree in front of it, full attention in every layer.
 
-    Parameters
-    ----------
-    num_blocks, block_size
-        Shape of the pool, the padding page not counted.
-    prefix_caching
-        Whether the tree keeps anything (`--disable-radix-cache`).
+    Without prefix caching the tree keeps nothing (`--disable-radix-cache`).
     """
 
     def __init__(self, num_blocks: int, block_size: int, *, prefix_caching: bool) -> None:
         num_tokens = num_blocks * block_size
         # The choice of `kv_cache_configurator`: pages of one token have an allocator of their own.
-        common = {"dtype": torch.float32, "device": "cpu", "kvcache": None, "need_sort": False}
         if block_size == 1:
-            self._pool = _engine.TokenToKVPoolAllocator(num_tokens, **common)
+            self._pool = _engine.TokenToKVPoolAllocator(num_tokens, **_ON_THE_CPU)
         else:
-            self._pool = _engine.PagedTokenToKVPoolAllocator(num_tokens, block_size, **common)
+            self._pool = _engine.PagedTokenToKVPoolAllocator(num_tokens, block_size, **_ON_THE_CPU)
         self._rows = _engine.ReqToTokenPool(
             MAX_RUNNING, num_tokens, "cpu", enable_memory_saver=False
         )
@@ -282,9 +276,10 @@ class SglangAllocator:
         self._num_blocks = num_blocks
         self._block_size = block_size
         self._requests: dict[str, _Request] = {}
-        self._freed: _Request | None = None
+        self._freed: dict[str, _Request] = {}
         if not prefix_caching:
-            self.commit = self._commit_nothing  # type: ignore[method-assign]
+            # Without a tree there is nothing to publish.
+            self.commit = lambda sequence: None  # type: ignore[method-assign]
 
     def admit(
         self, sequence: str, tokens: Sequence[int], *, num_tokens: int, salt: str
@@ -345,19 +340,9 @@ class SglangAllocator:
         return True
 
     def append_each(self, sequences: Sequence[str], tokens: Sequence[int]) -> bool:
-        """One token for each of many sequences, in one call: what a decoding step does.
+        """One token for each of many sequences whose prompts have room: what a decoding step does.
 
-        Parameters
-        ----------
-        sequences
-            Names, each of them once. Their prompts have room already.
-        tokens
-            A token for each.
-
-        Returns
-        -------
-        bool
-            False if there is no room for all of them: nothing has changed then.
+        False if there is no room for all of them: nothing has changed then.
         """
         requests = [self._requests[sequence] for sequence in sequences]
         lengths = [request.kv.kv_allocated_len for request in requests]
@@ -387,12 +372,8 @@ class SglangAllocator:
         what was never committed must not be kept. The request that was freed last can be freed once
         more: SGLang is then asked with the very same request.
         """
-        request = self._requests.pop(sequence, None)
-        if request is None:
-            if self._freed is None or self._freed.rid != sequence:
-                raise KeyError(sequence)
-            request = self._freed
-        self._freed = request
+        request = self._requests.pop(sequence, None) or self._freed[sequence]
+        self._freed = {sequence: request}
         _engine.release_kv_cache(request, self._tree, checkpoint=False)
 
     def preempt(self, sequence: str) -> None:
@@ -409,9 +390,6 @@ class SglangAllocator:
         length = request.kv.kv_committed_len
         if length - request.kv.cache_protected_len >= self._block_size:
             self._tree.checkpoint(request, up_to=length)
-
-    def _commit_nothing(self, sequence: str) -> None:
-        """Without a tree there is nothing to publish."""
 
     def slots(self, sequence: str) -> list[int]:
         """The row of the request."""
@@ -469,18 +447,27 @@ class SglangAllocator:
 
     def _extend(self, start: int, end: int, last: Any) -> Any:
         """`alloc_paged_token_slots_extend`: slots of positions `start` to `end`."""
-        count = end - start
         if self._block_size == 1:
-            return self._pool.alloc(count)
-        before, after = torch.tensor([start]), torch.tensor([end])
-        return self._pool.alloc_extend(before, before, after, after, last.long(), count)
+            return self._pool.alloc(end - start)
+        return _extended(self._pool, start, end, last.long())
 
     def _decode(self, end: int, last: Any) -> Any:
         """`alloc_paged_token_slots_decode`: the slot of the position before `end`."""
         if self._block_size == 1:
             return self._pool.alloc(1)
-        length = torch.tensor([end])
-        return self._pool.alloc_decode(length, length, last)
+        return _decoded(self._pool, end, last)
+
+
+def _extended(pool: Any, start: int, end: int, last: Any) -> Any:
+    """Slots of positions `start` to `end`, behind the slot `last`."""
+    before, after = torch.tensor([start]), torch.tensor([end])
+    return pool.alloc_extend(before, before, after, after, last, end - start)
+
+
+def _decoded(pool: Any, end: int, last: Any) -> Any:
+    """The slot of the position before `end`, behind the slot `last`."""
+    length = torch.tensor([end])
+    return pool.alloc_decode(length, length, last)
 
 
 class SglangPages:
@@ -488,22 +475,11 @@ class SglangPages:
 
     It is what is left when somebody calls the allocator's own methods: `free` takes slots, and
     keeps no account of whose they are.
-
-    Parameters
-    ----------
-    num_blocks, block_size
-        Shape of the pool, the padding page not counted.
     """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
-        self._pool = _engine.PagedTokenToKVPoolAllocator(
-            num_blocks * block_size,
-            block_size,
-            dtype=torch.float32,
-            device="cpu",
-            kvcache=None,
-            need_sort=False,
-        )
+        num_tokens = num_blocks * block_size
+        self._pool = _engine.PagedTokenToKVPoolAllocator(num_tokens, block_size, **_ON_THE_CPU)
         self._num_blocks = num_blocks
         self._block_size = block_size
         self._slots: dict[str, Any] = {}
@@ -515,10 +491,7 @@ class SglangPages:
         """`alloc_extend` from nothing."""
         if not self._has_room(0, len(tokens)):
             return None
-        start, end = torch.tensor([0]), torch.tensor([len(tokens)])
-        self._slots[sequence] = self._pool.alloc_extend(
-            start, start, end, end, _NO_SLOT, len(tokens)
-        )
+        self._slots[sequence] = _extended(self._pool, 0, len(tokens), _NO_SLOT)
         return 0
 
     def append(self, sequence: str, tokens: Sequence[int]) -> bool:
@@ -527,11 +500,10 @@ class SglangPages:
         start, end = len(held), len(held) + len(tokens)
         if not self._has_room(start, end):
             return False
-        before, after, last = torch.tensor([start]), torch.tensor([end]), held[-1:]
         if len(tokens) == 1:
-            fresh = self._pool.alloc_decode(after, after, last)
+            fresh = _decoded(self._pool, end, held[-1:])
         else:
-            fresh = self._pool.alloc_extend(before, before, after, after, last, len(tokens))
+            fresh = _extended(self._pool, start, end, held[-1:])
         self._slots[sequence] = torch.cat([held, fresh])
         return True
 
@@ -561,10 +533,7 @@ class SglangPages:
 def make_pages(
     num_blocks: int, block_size: int, *, prefix_caching: bool, window: int | None
 ) -> SglangPages:
-    """An empty page allocator without a tree.
-
-    Raises ImportError: the wheel is not installed.
-    """
+    """An empty page allocator without a tree. Raises ImportError: the wheel is not installed."""
     _check_installed()
     return SglangPages(num_blocks, block_size)
 
@@ -572,10 +541,7 @@ def make_pages(
 def make(
     num_blocks: int, block_size: int, *, prefix_caching: bool, window: int | None
 ) -> SglangAllocator:
-    """An empty allocator; see `pagedbench`'s allocator contract.
-
-    Raises ImportError: the wheel is not installed. Raises ValueError: A window is asked for.
-    """
+    """An empty allocator. Raises ImportError: the wheel is not installed. ValueError: a window."""
     _check_installed()
     if window is not None:
         raise ValueError(f"window {window}: this adapter drives SGLang's full-attention pool only")
