@@ -1,110 +1,52 @@
-"""The command line. Exit codes: 0 right, 1 wrong, 2 usage, 4 the harness itself failed."""
+"""The command line, of which `bench.commands.app` is made.
+
+Next to nothing is imported before signals are taken care of: until then Ctrl-C is a traceback.
+"""
 
 from __future__ import annotations
 
 import sys
-from typing import Annotated
 
-import typer
-
-from bench.command.session import HARNESS_FAILED, say_harness_failed
-from bench.commands.check import CHECK_HELP, check
-from bench.commands.compare import COMPARE_HELP, compare
-from bench.commands.compile import COMPILE_HELP, compile_kernels
-from bench.commands.fuzz import FUZZ_HELP, fuzz
-from bench.commands.gate import GATE_HELP, gate
-from bench.commands.history import HISTORY_HELP, history
-from bench.commands.import_ import IMPORT_HELP, import_records
-from bench.commands.race import RACE_HELP, race
-from bench.commands.throughput import THROUGHPUT_HELP, throughput
-from bench.commands.waste import WASTE_HELP, waste
-
-HELP = """
-A test bench for paged-attention kernels and KV-cache allocators.
-
-[bold]Examples[/]
-
-  pagedbench check
-
-  pagedbench check --kernel my_kernel.py:attention
-
-  pagedbench waste
-
-  pagedbench waste --trace requests.csv --whatif
-
-  pagedbench fuzz --allocator my_pool.py:make
-
-  pagedbench compile --target sm_90 --kernel decode
-
-  pagedbench throughput --batch 8x1024
-
-  pagedbench gate HEAD~1
-
-  pagedbench waste --help
-"""
-
-app = typer.Typer(
-    name="pagedbench",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    rich_markup_mode="rich",
-)
-
-
-def _print_version(*, wanted: bool) -> None:
-    if wanted:
-        from bench.machine.facts import version_of
-
-        for name in ("pagedbench", "torch", "triton"):
-            typer.echo(f"{name} {version_of(name)}")
-        raise typer.Exit
-
-
-@app.callback(help=HELP)
-def pagedbench(
-    *,
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version",
-            help="Print the versions of pagedbench, torch and triton.",
-            callback=lambda value: _print_version(wanted=value),
-            is_eager=True,
-        ),
-    ] = False,
-) -> None:
-    """Print help where no command is given."""
-
-
-app.command(help=CHECK_HELP, short_help="Cross-check kernels, time paging, account for memory.")(
-    check
-)
-app.command(help=WASTE_HELP, short_help="Account for every slot of a KV cache.")(waste)
-app.command(help=FUZZ_HELP, short_help="Fuzz a KV-cache allocator.")(fuzz)
-app.command(
-    "compile", help=COMPILE_HELP, short_help="Compile kernels ahead of time, without a GPU."
-)(compile_kernels)
-app.command(help=THROUGHPUT_HELP, short_help="Time kernels against peers and the device.")(
-    throughput
-)
-app.command(help=GATE_HELP, short_help="Decide whether a change made anything worse.")(gate)
-app.command(help=COMPARE_HELP, short_help="Compare releases side by side.")(compare)
-app.command(help=HISTORY_HELP, short_help="List the steps in stored results.")(history)
-app.command("import", help=IMPORT_HELP, short_help="Take in records of another machine.")(
-    import_records
-)
-app.command(help=RACE_HELP, short_help="Compare the speed of KV-cache allocators.")(race)
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def main() -> None:
     """Entry point of the command `pagedbench`."""
+    from bench.command import signals
+
+    signals.end_at_once()
+    from bench.command.exit_codes import HARNESS_FAILED
+    from bench.command.streams import SafeStream
+
+    stdout = sys.stdout
+    sys.stdout = output = SafeStream(lambda: stdout)
+    code: Any = HARNESS_FAILED
     try:
+        from bench.commands.app import app
+
         app(prog_name="pagedbench")
+    except SystemExit as end:
+        code = end.code
     except Exception:
-        say_harness_failed("the kernel")
-        sys.exit(HARNESS_FAILED)
+        import traceback
+
+        sys.stderr.write("the harness itself failed; this says nothing about the kernel:\n")
+        traceback.print_exc()
+    if output.lost is not None and not code:
+        code = HARNESS_FAILED
+    # What is left is the interpreter's own end: the verdict stands.
+    signals.end_at_once(code or 0)
+    sys.exit(code)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":
+        from bench.commands.app import app
+
+        return app
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 if __name__ == "__main__":

@@ -9,12 +9,16 @@ neither torch nor triton. In an installed package the rooms `reference`, `subjec
 `kernels` and `bench` lie inside this one; in a checkout they lie beside it.
 """
 
+from __future__ import annotations
+
 import importlib
 import os
 import sys
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # not typing's: importing that takes longer than all that is done here
 if TYPE_CHECKING:
+    from typing import Any
+
     from bench.check.need import contiguous_need as contiguous_need
     from bench.check.need import paged_need as paged_need
     from bench.workloads.arrivals import arriving as arriving

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.text import Text
 
 from bench.asv.history import History, Step
+from bench.command.tables import say
 
 
 def show(history: History, console: Console) -> None:
@@ -14,11 +15,11 @@ def show(history: History, console: Console) -> None:
     for step in history.steps:
         where = (step.benchmark, step.machine, step.environment)
         if where != last:
-            console.print(Text(f"{step.benchmark}", style="bold"), soft_wrap=True)
-            console.print(Text(f"  {step.machine}; {step.environment}"), soft_wrap=True)
+            say(console, f"{step.benchmark}", style="bold")
+            say(console, f"  {step.machine}; {step.environment}")
             last = where
         style = "red" if step.kind == "worse" else "green"
-        console.print(Text(f"  {_words(step)}", style=style), soft_wrap=True)
+        say(console, f"  {_words(step)}", style=style)
     worse = sum(step.kind == "worse" for step in history.steps)
     console.print(
         Text(
@@ -27,12 +28,10 @@ def show(history: History, console: Console) -> None:
         )
     )
     if history.unknown_commits:
-        console.print(
-            Text(
-                f"{len(history.unknown_commits)} commits are not in this repository and were left "
-                f"out, such as {history.unknown_commits[0][:12]}: fetch them"
-            ),
-            soft_wrap=True,
+        say(
+            console,
+            f"{len(history.unknown_commits)} commits are not in this repository and were left "
+            f"out, such as {history.unknown_commits[0][:12]}: fetch them",
         )
 
 

@@ -23,9 +23,11 @@ from bench.check.record import (
     KernelRecord,
     MemoryRecord,
 )
+from bench.check.search import Replay
+from bench.command.tables import say
+from bench.command.tables import table as figures
+from bench.command.words import plural
 from reference.attention.checks import CHECKS
-from reference.attention.problem import AttentionProblem
-from reference.attention.verdict import Verdict
 
 LAWS = {check.name: check.law for check in CHECKS}
 GIB = 2**30
@@ -54,11 +56,10 @@ def show(record: CheckRecord, console: Console) -> None:
     )
 
 
-def show_replay(
-    kernel: str, problem: AttentionProblem, verdicts: list[Verdict], console: Console
-) -> None:
-    """Print what each check said of one problem."""
-    console.print(Text(f"{kernel} on {problem}"), soft_wrap=True)
+def show_replay(kernel: str, replayed: Replay, console: Console) -> None:
+    """Print what each check said of one problem, and the bytes that the kernel moved."""
+    problem, verdicts = replayed.problem, replayed.verdicts
+    say(console, f"{kernel} on {problem}")
     rows = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for column in ("check", "verdict", "what was seen"):
         rows.add_column(column, overflow="fold")
@@ -72,14 +73,12 @@ def show_replay(
             rows.add_row(check.name, Text("not run", style="yellow"), "the kernel hung before")
     console.print(rows)
     console.print()
+    if replayed.moved is not None:
+        _show_moved(replayed.moved, console)
 
 
-def show_moved(moved: dict[str, dict[str, int]], console: Console) -> None:
-    """Print how many bytes a kernel moved of each tensor, and how often it moved them again."""
-    rows = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    rows.add_column("bytes moved", overflow="fold")
-    for column in ("loaded", "times", "stored", "times"):
-        rows.add_column(column, justify="right", no_wrap=True)
+def _show_moved(moved: dict[str, dict[str, int]], console: Console) -> None:
+    rows = figures("bytes moved", ("loaded", "times", "stored", "times"))
     for tensor, of in moved.items():
         cells = []
         for kind in ("loaded", "stored"):
@@ -165,16 +164,16 @@ def _kernel_cells(kernel: KernelRecord) -> tuple[Text, str]:
     expected = kernel.count(EXPECTED)
     if kernel.failure is not None:
         verdict = Text(kernel.failure.status, style="red")
-        meaning = f"{kernel.failure.check}, after {_problems(ran)}"
+        meaning = f"{kernel.failure.check}, after {plural(ran, 'problem')}"
     elif not kernel.complete:
         verdict = Text("incomplete" if ran else "not run", style="yellow")
-        meaning = f"{ran:,} of {_problems(asked)}, {_count(passed, 'check')}"
+        meaning = f"{ran:,} of {plural(asked, 'problem')}, {plural(passed, 'check')}"
     else:
         verdict = Text("as expected", style="yellow") if expected else Text("right", style="green")
         unsupported = kernel.count("not supported")
         few = ran < asked and not unsupported
-        meaning = _problems(ran) + (" (there are no more)" if few else "")
-        meaning += f", {_count(passed, 'check')}"
+        meaning = plural(ran, "problem") + (" (there are no more)" if few else "")
+        meaning += f", {plural(passed, 'check')}"
         meaning += f", {expected:,} failed as expected" if expected else ""
         meaning += f", {unsupported:,} not supported" if unsupported else ""
     return verdict, f"{meaning}\n{_covered(kernel)}"
@@ -217,7 +216,7 @@ def _add_memory(rows: Table, needs: list[MemoryRecord], pool_bytes: int) -> None
 
 def _batch(decode: DecodeTimes) -> str:
     return (
-        f"decode: {_count(decode.batch_size, 'running request')}, {decode.context_tokens:,} "
+        f"decode: {plural(decode.batch_size, 'running request')}, {decode.context_tokens:,} "
         f"tokens, one layer of {decode.num_q_heads}/{decode.num_kv_heads} heads of "
         f"{decode.head_dim}, {decode.dtype}, blocks of {decode.block_size}; GB/s of keys and values"
     )
@@ -235,14 +234,6 @@ def _short(name: str) -> str:
     """The end of a long name: a path's beginning is what its readers know."""
     most = 2 * NAME_WIDTH
     return name if len(name) <= most else f"…{name[-most + 1 :]}"
-
-
-def _problems(count: int) -> str:
-    return _count(count, "problem")
-
-
-def _count(count: int, what: str) -> str:
-    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def _figure(value: float) -> str:

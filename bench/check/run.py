@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 
@@ -26,23 +26,25 @@ from bench.check.search import (
     MAX_SHRINKS,
     TIME_LIMIT_S,
     Outcome,
+    Replay,
     Search,
     describe,
+    replay,
     search,
     shrink,
 )
 from bench.check.timing import ROUNDS, WARM_UP, DecodeShape, time_decode
+from bench.command.exit_codes import INTERRUPTED, RIGHT, WRONG
+from bench.command.progress import Progress
 from bench.machine.environment import describe_environment
 from bench.workloads.record import stream_record
 from bench.workloads.stream import RequestStream
 from reference.attention.contract import Capabilities
-from reference.attention.expected import ExpectedFailure, strangers
-
-RIGHT: Final = 0
-WRONG: Final = 1
-USAGE: Final = 2
-HARNESS_FAILED: Final = 4
-INTERRUPTED: Final = 130
+from reference.attention.expected import Expectations, ExpectedFailure, strangers
+from reference.attention.inputs import make_inputs
+from reference.attention.problem import AttentionProblem
+from reference.attention.verdict import Status
+from reference.errors import BadInput
 
 POOL_BYTES: Final = 24 * 2**30
 """Pool for which the report says how many requests fit: what a server with 24 GiB for its cache
@@ -80,16 +82,6 @@ class CheckPlan:
     """Interpreter to run the kernels with; None for the one that each needs."""
     expected: tuple[ExpectedFailure, ...] = ()
     """Failures that do not make a kernel wrong."""
-
-
-class Progress(Protocol):
-    """Told how far the job is."""
-
-    def begin(self, what: str, total: int) -> None:
-        """A step of so many units begins."""
-
-    def advance(self, count: int) -> None:
-        """So many units of the step are done."""
 
 
 def run_check(plan: CheckPlan, *, progress: Progress, stop: threading.Event) -> CheckRecord:
@@ -130,6 +122,39 @@ def run_check(plan: CheckPlan, *, progress: Progress, stop: threading.Event) -> 
         warnings=_warnings(plan.expected, kernels),
         exit_code={"wrong": WRONG, "incomplete": INTERRUPTED}.get(verdict, RIGHT),
     )
+
+
+def replay_problem(
+    spec: str,
+    kernels: Sequence[str],
+    device: str,
+    *,
+    expected: tuple[ExpectedFailure, ...],
+    time_limit_s: float,
+    python: str | None,
+    show: Callable[[str, Replay], object],
+) -> int:
+    """Run every check of each kernel on one problem, show each, and return the exit code.
+
+    Raises InvalidProblem: the spec is none. Raises BadInput: nothing was checked of a kernel.
+    """
+    problem = AttentionProblem.parse(spec)
+    make_inputs(problem)  # refuses here what no kernel can be asked
+    wrong, unable = False, []
+    for name in kernels:
+        known = Expectations.of(expected, name)
+        replayed = replay(name, device, problem, time_limit_s=time_limit_s, python=python)
+        verdicts = [known.judge(problem, verdict) for verdict in replayed.verdicts]
+        show(name, Replay(problem, verdicts, replayed.moved))
+        wrong = wrong or any(verdict.wrong for verdict in verdicts)
+        if all(verdict.status is Status.NOT_SUPPORTED for verdict in verdicts):
+            unable.append(name)
+    if unable and not wrong:
+        raise BadInput(
+            f"--problem {spec}: nothing was checked of {', '.join(unable)}; choose a problem "
+            f"within what the kernel declares"
+        )
+    return WRONG if wrong else RIGHT
 
 
 def stream_lengths(stream: RequestStream) -> list[tuple[int, int]]:

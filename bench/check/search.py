@@ -113,6 +113,7 @@ class Outcome:
 class Replay:
     """What every check said of one problem."""
 
+    problem: AttentionProblem
     verdicts: list[Verdict]
     """In the order of `CHECKS`."""
     moved: dict[str, dict[str, int]] | None
@@ -217,7 +218,7 @@ def replay(
                     break
         if any(v.check == MEMORY.name and v.status is Status.PASSED for v in verdicts):
             moved = child.ask({"moved": str(problem)})["moved"]
-    return Replay(verdicts, moved)
+    return Replay(problem, verdicts, moved)
 
 
 def search(plan: Search, *, advance: Callable[[int], None], stop: threading.Event) -> Outcome:

@@ -1,73 +1,143 @@
-"""What the commands share: exit codes, progress, and how an error is said.
-
-Exit codes: 0 right, 1 wrong, 2 usage, 4 the harness itself failed, 130 interrupted. Python, the
-terminal library and a closed pipe all like to end a process with 1, which here means that a kernel
-is wrong, or a published figure is missed: what is not a verdict is kept from ending so.
-"""
+"""The frame of every command: exit codes, errors, outputs, progress, and how it is stopped."""
 
 from __future__ import annotations
 
+import errno
 import os
-import signal
-import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Final, Protocol, Self
+from typing import TYPE_CHECKING, Final, NoReturn
 
-import rich.progress
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
 
+from bench.command.console import SafeConsole
+from bench.command.exit_codes import HARNESS_FAILED, INTERRUPTED, RIGHT, USAGE
+from bench.command.progress import Bar, Lines, Progress, Silence
+from bench.command.signals import abort, handled_by
 from reference.errors import BadInput
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-USAGE: Final = 2
-HARNESS_FAILED: Final = 4
-"""As in `bench.check.run`, for when that cannot be imported."""
-INTERRUPTED: Final = 130
-
-
-def say_usage_error(error: Exception, errors: Console) -> None:
-    """Print what is wrong with the command, as it is."""
-    errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-
-
-def say_harness_failed(about: str) -> None:
-    """Print the traceback of what is no verdict about `about`."""
-    sys.stderr.write(f"the harness itself failed; this says nothing about {about}:\n")
-    traceback.print_exc()
+NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 
 
 @contextmanager
-def exit_codes(errors: Console, *, about: str) -> Iterator[None]:
-    """End the command with the exit code of what goes wrong, which says nothing about `about`."""
-    try:
-        yield
-    except (typer.Exit, typer.Abort):
-        raise
-    except KeyboardInterrupt:
-        errors.print("aborted", style="yellow")
-        raise typer.Exit(INTERRUPTED) from None
-    except BadInput as error:
-        say_usage_error(error, errors)
-        raise typer.Exit(USAGE) from None
-    except Exception:
-        say_harness_failed(about)
-        raise typer.Exit(HARNESS_FAILED) from None
+def session(*, about: str) -> Iterator[Session]:
+    """Run a command inside, and end it with the exit code of what came of it.
+
+    `about` is what a failure of the harness says nothing about. A message of `BadInput` ends it
+    with USAGE; a report that cannot be written with HARNESS_FAILED, whatever was found.
+    """
+    it = Session(about)
+    with it.handlers:
+        code = RIGHT
+        try:
+            yield it
+        except typer.Exit as end:
+            code = end.exit_code
+        except KeyboardInterrupt:
+            it.err.say("aborted", "yellow")
+            code = INTERRUPTED
+        except Exception as error:
+            code = it.failed(error)
+        code = it.undelivered() or code
+    if code:
+        raise typer.Exit(code)
+
+
+class Session:
+    """What a command writes to, and how it is stopped."""
+
+    def __init__(self, about: str) -> None:
+        self.out = SafeConsole()
+        """Standard output: what was found."""
+        self.err = SafeConsole(stderr=True)
+        """Standard error: everything else."""
+        self.stop = threading.Event()
+        """Set by the first Ctrl-C or SIGTERM while there is work, which is to end in order."""
+        self.handlers = ExitStack()
+        self._about = about
+        self._lost: list[tuple[str, Exception]] = []
+
+    @contextmanager
+    def work(self, *, quiet: bool = False, raising: bool = False) -> Iterator[Progress]:
+        """Show the progress of what is done inside, and let the first signal stop it in order.
+
+        From here to the end of the command a signal no longer ends it at once: what was found is
+        reported.
+
+        Parameters
+        ----------
+        quiet
+            Show no progress.
+        raising
+            Let the signal raise KeyboardInterrupt: for work in this thread that does not look at
+            `stop`.
+        """
+        working = True
+
+        def stopped(number: int, frame: FrameType | None) -> None:
+            if self.stop.is_set():
+                abort()
+            self.stop.set()
+            # Not from here: the signal may have come in the middle of another line.
+            threading.Thread(target=self._say_stopping, daemon=True).start()
+            if raising and working:
+                raise KeyboardInterrupt
+
+        self.handlers.enter_context(handled_by(stopped))
+        shown = Bar if self.err.is_terminal else Lines
+        with Silence() if quiet else shown(self.err) as progress:
+            yield progress
+        working = False
+
+    def report(self, record: BaseModel, json: Path | None, show: Callable[[], object]) -> None:
+        """Write a record to the file that --json names, and show it."""
+        self.write("--json", json, lambda: record.model_dump_json(indent=2) + "\n")
+        self.deliver("standard output", show)
+
+    def write(self, option: str, file: Path | None, text: Callable[[], str]) -> None:
+        """Write a text to the file that an option names, if it names one."""
+        if file is not None:
+            self.deliver(f"{option} {file}", lambda: file.write_text(text(), encoding="utf-8"))
+
+    def deliver(self, what: str, step: Callable[[], object]) -> None:
+        """Take a step of the delivery. Where it fails, the others are still taken."""
+        try:
+            step()
+        except Exception as error:
+            self._lost.append((what, error))
+
+    def end(self, code: int) -> NoReturn:
+        """End the command."""
+        raise typer.Exit(code)
+
+    def failed(self, error: Exception, what: str = "") -> int:
+        """Say what went wrong; the exit code that it comes to."""
+        if isinstance(error, BadInput):
+            self.err.say(f"error: {error}", "red")
+            return USAGE
+        if isinstance(error, OSError) and (what or error.errno in NO_ROOM):
+            where = what or error.filename or "a file"
+            self.err.say(f"error: {where} cannot be written: {error.strerror or error}", "red")
+            return HARNESS_FAILED
+        said = "".join(traceback.format_exception(error)).rstrip()
+        self.err.say(f"the harness itself failed; this says nothing about {self._about}:\n{said}")
+        return HARNESS_FAILED
+
+    def undelivered(self) -> int:
+        """Say what could not be delivered; the exit code that it comes to, 0 if all was."""
+        if self.out.lost is not None:
+            self._lost.append(("standard output", self.out.lost))
+        return max((self.failed(error, what) for what, error in self._lost), default=RIGHT)
+
+    def _say_stopping(self) -> None:
+        self.err.say("stopping; what is done is reported (Ctrl-C again to abort)", "yellow")
 
 
 def check_file(option: str, file: Path | None) -> None:
@@ -77,147 +147,12 @@ def check_file(option: str, file: Path | None) -> None:
     """
     if file is None:
         return
-    if not file.parent.is_dir():
-        raise BadInput(f"{option} {file}: the folder {file.parent} does not exist; make it")
-    if file.is_dir():
-        raise BadInput(f"{option} {file}: that is a folder; name a file in it")
-    if not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise BadInput(f"{option} {file}: no permission to write there; choose another file")
-
-
-def deliver(record: BaseModel, file: Path | None, show: Callable[[], None]) -> None:
-    """Write a record, if it is asked for, and show it, even if it cannot be written."""
     try:
-        if file is not None:
-            file.write_text(record.model_dump_json(indent=2) + "\n")
-    finally:
-        show()
-
-
-@contextmanager
-def stop_on_interrupt(stop: threading.Event, errors: Console) -> Iterator[None]:
-    """The first Ctrl-C ends the search and keeps what is done; the second ends the process."""
-
-    def interrupted(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        errors.print("stopping; what is done is reported (Ctrl-C again to abort)", style="yellow")
-
-    before = signal.signal(signal.SIGINT, interrupted)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-class QuietlyClosed(Console):
-    """Goes on when nobody reads any more: `pagedbench check | head` is not a verdict."""
-
-    def on_broken_pipe(self) -> None:
-        """Print nothing more; the exit code stays what it is."""
-        self.quiet = True
-        nothing = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, self.file.fileno())
-        os.close(nothing)
-
-
-class Progress(Protocol):
-    """Says how far the work is."""
-
-    def begin(self, what: str, total: int) -> None:
-        """Start a step of `total` parts, and with it end the last one."""
-
-    def advance(self, count: int) -> None:
-        """Count parts that are done."""
-
-    def __enter__(self) -> Self:
-        """Begin to say it."""
-
-    def __exit__(self, *_: object) -> None:
-        """End."""
-
-
-class Silence:
-    """Progress that nobody wants to see."""
-
-    def begin(self, what: str, total: int) -> None:
-        """Print nothing."""
-
-    def advance(self, count: int) -> None:
-        """Print nothing."""
-
-    def __enter__(self) -> Self:
-        """Print nothing."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Print nothing."""
-
-
-class Bar:
-    """Progress on a terminal: a bar for each step of the job."""
-
-    def __init__(self, console: Console) -> None:
-        self._bar = rich.progress.Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=console,
-        )
-        self._step = TaskID(0)
-
-    def begin(self, what: str, total: int) -> None:
-        """Start a bar."""
-        self._step = self._bar.add_task(what, total=total)
-
-    def advance(self, count: int) -> None:
-        """Move the last bar on."""
-        self._bar.advance(self._step, count)
-
-    def __enter__(self) -> Self:
-        """Show the bars."""
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Leave the finished bars on the screen."""
-        self._bar.stop()
-
-
-class Lines:
-    """Progress in a log: a plain line when a step ends."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._what = ""
-        self._total = self._done = 0
-        self._began = 0.0
-        self._lock = threading.Lock()
-
-    def begin(self, what: str, total: int) -> None:
-        """Start a step, and with it end the last one."""
-        self._end()
-        self._what, self._total, self._done = what, total, 0
-        self._began = time.monotonic()
-
-    def advance(self, count: int) -> None:
-        """Count; lanes do so at once."""
-        with self._lock:
-            self._done += count
-
-    def __enter__(self) -> Self:
-        """Print nothing yet."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End the last step."""
-        self._end()
-
-    def _end(self) -> None:
-        if self._what:
-            elapsed_s = time.monotonic() - self._began
-            line = f"{self._what}: {self._done:,} of {self._total:,} in {elapsed_s:.0f} s"
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-        self._what = ""
+        if not file.parent.is_dir():
+            raise BadInput(f"{option} {file}: the folder {file.parent} does not exist; make it")
+        if file.is_dir():
+            raise BadInput(f"{option} {file}: that is a folder; name a file in it")
+        if not os.access(file if file.exists() else file.parent, os.W_OK):
+            raise BadInput(f"{option} {file}: no permission to write there; choose another file")
+    except OSError as error:
+        raise BadInput(f"{option} {file}: {error.strerror}; choose another file") from None

@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
-from rich.console import Console
 
-from bench.command.session import (
-    Bar,
-    Lines,
-    QuietlyClosed,
-    check_file,
-    deliver,
-    exit_codes,
-    stop_on_interrupt,
-)
+from bench.command.options import Json, present_device
+from bench.command.session import check_file, session
 from reference.errors import BadInput
 
 # torch takes seconds to import: what needs it is imported where it is used; --help is quick.
 if TYPE_CHECKING:
-    from bench.check.record import CheckRecord
-    from bench.check.run import CheckPlan
     from bench.workloads.stream import RequestStream
     from reference.attention.expected import ExpectedFailure
 
@@ -104,15 +93,14 @@ def check(
     coverage_md: Annotated[
         Path | None, typer.Option(help="Write that to this file, as markdown.", metavar="FILE")
     ] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the record to this file.")] = None,
+    json: Json = None,
     save: Annotated[
         Path, typer.Option(help="Where failing problems are kept for the next run.")
     ] = Path(".pagedbench"),
 ) -> None:
     """Cross-check kernels, time paging, account for memory."""
-    console, errors = QuietlyClosed(), QuietlyClosed(stderr=True)
     kernels = tuple(dict.fromkeys(kernel or ["torch", "triton"]))
-    with exit_codes(errors, about="the kernel"):
+    with session(about="the kernel") as it:
         _check_interpreter(engine_python, kernel)
         if problem is not None:
             recorded = {"--json": json, "--coverage-md": coverage_md}
@@ -122,22 +110,30 @@ def check(
                 )
             if coverage:
                 raise BadInput("--coverage: --problem covers one problem; drop one of the two")
-            raise typer.Exit(
-                _replay(
-                    kernels,
-                    _device(device),
+            from bench.check.report import show_replay
+            from bench.check.run import replay_problem
+
+            it.end(
+                replay_problem(
                     problem,
-                    time_limit,
-                    console,
-                    engine_python,
-                    _expected(expected),
+                    kernels,
+                    present_device(device),
+                    expected=_expected(expected),
+                    time_limit_s=time_limit,
+                    python=engine_python,
+                    show=lambda kernel, replayed: show_replay(kernel, replayed, it.out),
                 )
             )
         _check_writable(json, save)
         check_file("--coverage-md", coverage_md)
-        where = _device(device)
+        where = present_device(device)
+        import torch
+
+        from bench.check.coverage import show_coverage
+        from bench.check.coverage_markdown import markdown
         from bench.check.failures import FailureStore
-        from bench.check.run import CheckPlan
+        from bench.check.report import show
+        from bench.check.run import CheckPlan, run_check
         from bench.check.search import default_lanes
         from bench.check.timing import DecodeShape
 
@@ -155,84 +151,22 @@ def check(
             python=engine_python,
             expected=_expected(expected),
         )
-        record = _check(plan, errors)
-
-        def show_record() -> None:
-            from bench.check.coverage import show_coverage
-            from bench.check.report import show
-
-            if coverage:
-                show_coverage(record, console)
-            show(record, console)
-
-        try:
-            if coverage_md is not None:
-                from bench.check.coverage_markdown import markdown
-
-                coverage_md.write_text(markdown(record))
-        finally:
-            deliver(record, json, show_record)
-        raise typer.Exit(record.exit_code)
-
-
-def _check(plan: CheckPlan, errors: Console) -> CheckRecord:
-    import torch
-
-    from bench.check.run import run_check
-
-    # With several threads every small operation waits for the slowest one: times of a busy machine
-    # are then of its other work. The children have one thread anyway.
-    torch.set_num_threads(1)
-    stop = threading.Event()
-    bar = Bar(errors) if errors.is_terminal else Lines(errors)
-    with bar, stop_on_interrupt(stop, errors):
-        return run_check(plan, progress=bar, stop=stop)
+        # With several threads every small operation waits for the slowest one: times of a busy
+        # machine are then of its other work. The children have one thread anyway.
+        torch.set_num_threads(1)
+        with it.work() as progress:
+            record = run_check(plan, progress=progress, stop=it.stop)
+        if coverage:
+            it.deliver("standard output", lambda: show_coverage(record, it.out))
+        it.write("--coverage-md", coverage_md, lambda: markdown(record))
+        it.report(record, json, lambda: show(record, it.out))
+        it.end(record.exit_code)
 
 
 def _expected(file: Path | None) -> tuple[ExpectedFailure, ...]:
     from bench.check.expected_file import read_expected
 
     return () if file is None else read_expected(file)
-
-
-def _replay(
-    kernels: tuple[str, ...],
-    device: str,
-    spec: str,
-    time_limit_s: float,
-    console: Console,
-    python: str | None,
-    expected: tuple[ExpectedFailure, ...],
-) -> int:
-    from bench.check.report import show_moved, show_replay
-    from bench.check.run import RIGHT, WRONG
-    from bench.check.search import replay
-    from reference.attention.expected import Expectations
-    from reference.attention.inputs import make_inputs
-    from reference.attention.problem import AttentionProblem
-    from reference.attention.verdict import Status
-
-    parsed = AttentionProblem.parse(spec)
-    make_inputs(parsed)  # refuses here what no kernel can be asked
-    wrong, unable = False, []
-    for name in kernels:
-        known = Expectations.of(expected, name)
-        replayed = replay(name, device, parsed, time_limit_s=time_limit_s, python=python)
-        verdicts = [known.judge(parsed, verdict) for verdict in replayed.verdicts]
-        show_replay(name, parsed, verdicts, console)
-        if replayed.moved is not None:
-            show_moved(replayed.moved, console)
-        wrong = wrong or any(verdict.wrong for verdict in verdicts)
-        if all(verdict.status is Status.NOT_SUPPORTED for verdict in verdicts):
-            unable.append(name)
-    if wrong:
-        return WRONG
-    if unable:
-        raise BadInput(
-            f"--problem {spec}: nothing was checked of {', '.join(unable)}; choose a problem "
-            f"within what the kernel declares"
-        )
-    return RIGHT
 
 
 def _stream(trace: Path | None, name: str) -> RequestStream:
@@ -255,18 +189,6 @@ def _stream(trace: Path | None, name: str) -> RequestStream:
             f"choose a trace with outputs"
         )
     return stream
-
-
-def _device(name: str) -> str:
-    if name not in {"auto", "cpu", "cuda"}:
-        raise BadInput(f"--device {name}: choose cpu, cuda or auto")
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise BadInput(f"--device cuda: torch {torch.__version__} finds none; use --device cpu")
-    return name
 
 
 def _check_interpreter(python: str | None, kernels: list[str] | None) -> None:

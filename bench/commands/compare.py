@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import threading
+import secrets
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast, get_args
 
 import typer
 
-from bench.command.session import (
-    Bar,
-    Lines,
-    QuietlyClosed,
-    check_file,
-    deliver,
-    exit_codes,
-    stop_on_interrupt,
-)
+from bench.command.options import OrderSeed, TimedDevice
+from bench.command.session import Session, check_file, session
 from bench.gate.timers import device_named
 from reference.errors import BadInput
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from bench.gate.contestant import Contestant
-    from bench.gate.record import GateRecord
     from bench.gate.releases import Pairs
-    from bench.gate.timers import Device
+    from bench.gate.run import GatePlan
 
 COMPARE_HELP: Final = """
 Compares releases side by side, with the gate's own protocol: commits or tags, folders, or one
@@ -82,20 +73,15 @@ def compare(
     time_limit: Annotated[
         float, typer.Option(min=0.1, help="Minutes after which no launch of a pair begins.")
     ] = 9.0,
-    device: Annotated[
-        str, typer.Option(help="What is timed: the cpu, or the benchmarks of a GPU with cuda.")
-    ] = "cpu",
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Of all random orders. Default: another each time.")
-    ] = None,
+    device: TimedDevice = "cpu",
+    seed: OrderSeed = None,
     store: Annotated[
         Path | None, typer.Option(help="Keep each pair's record in this folder.")
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Write the chain to this file.")] = None,
 ) -> None:
     """Compare releases side by side."""
-    console, errors = QuietlyClosed(), QuietlyClosed(stderr=True)
-    with exit_codes(errors, about="the releases"):
+    with session(about="the releases") as it:
         check_file("--json", json)
         chosen_device = device_named(device)
         chosen = [
@@ -109,32 +95,40 @@ def compare(
                 f"{' and '.join(chosen) or 'none of them'}"
             )
         if record:
-            _show_records(record, json, console)
+            if json is not None:
+                raise BadInput(f"--json {json}: the records are JSON already; drop it")
+            _show_records(record, it)
             return
+        from bench.gate.importing import store_record
         from bench.gate.releases import NamedRun, chain, plan_pairs
         from bench.gate.report.releases import show_chain
+        from bench.gate.run import run_gate
 
         names = list(releases or env or [])
         first = anchor or names[0]
         planned = plan_pairs(names, first, _pairs(pairs))
         contestants = {name: _contestant(name, environment=bool(env)) for name in names}
         runs: list[NamedRun] = []
-        stop = threading.Event()
         for number, (base, head) in enumerate(planned, start=1):
-            if stop.is_set():
+            if it.stop.is_set():
                 break
-            said = f"{head} against {base} ({number} of {len(planned)})"
-            errors.print(said, markup=False, highlight=False, soft_wrap=True)
-            pair = (contestants[base], contestants[head])
-            found = _run(pair, chosen_device, benchmark or [], 60 * time_limit, seed, stop, errors)
+            it.err.say(f"{head} against {base} ({number} of {len(planned)})")
+            plan = _plan(
+                contestants[base],
+                contestants[head],
+                benchmarks=tuple(benchmark or ()),
+                device=chosen_device,
+                time_limit_s=60 * time_limit,
+                seed=secrets.randbelow(2**32) if seed is None else seed,
+            )
+            with it.work() as progress:
+                found = run_gate(plan, progress=progress, stop=it.stop)
             runs.append(NamedRun(base=base, head=head, record=found))
             if store is not None:
-                from bench.gate.importing import store_record
-
-                store_record(found, store)
+                it.deliver(f"--store {store}", partial(store_record, found, store))
         result = chain(runs, names, first)
-        deliver(result, json, lambda: show_chain(result, console))
-        raise typer.Exit(result.exit_code)
+        it.report(result, json, lambda: show_chain(result, it.out))
+        it.end(result.exit_code)
 
 
 def _pairs(name: str) -> Pairs:
@@ -155,43 +149,25 @@ def _contestant(name: str, *, environment: bool) -> Contestant:
     return Contestant(asked=str(ROOT), python=name)
 
 
-def _run(
-    pair: tuple[Contestant, Contestant],
-    device: Device,
-    benchmarks: Sequence[str],
-    time_limit_s: float,
-    seed: int | None,
-    stop: threading.Event,
-    errors: Console,
-) -> GateRecord:
-    import secrets
-
+def _plan(base: Contestant, head: Contestant, **asked: Any) -> GatePlan:
     from bench.gate.configuration import GateConfiguration, read_configuration
-    from bench.gate.run import GatePlan, run_gate
+    from bench.gate.run import GatePlan
     from bench.machine.facts import ROOT
 
     pyproject = ROOT / "pyproject.toml"
     settings = read_configuration(pyproject) if pyproject.is_file() else GateConfiguration()
-    plan = GatePlan(
-        base=pair[0],
-        head=pair[1],
-        benchmarks=tuple(benchmarks),
-        device=device,
-        time_limit_s=time_limit_s,
-        seed=secrets.randbelow(2**32) if seed is None else seed,
+    return GatePlan(
+        base=base,
+        head=head,
         design=settings.design(),
         limits=settings.limits,
         keep_going=True,
+        **asked,
     )
-    progress = Bar(errors) if errors.is_terminal else Lines(errors)
-    with progress, stop_on_interrupt(stop, errors):
-        return run_gate(plan, progress=progress, stop=stop)
 
 
-def _show_records(files: Sequence[Path], json: Path | None, console: Console) -> None:
+def _show_records(files: Sequence[Path], it: Session) -> None:
     from bench.gate.importing import read_record
     from bench.gate.report.releases import show_machines
 
-    if json is not None:
-        raise BadInput(f"--json {json}: the records are JSON already; drop it")
-    show_machines([read_record(file) for file in files], console)
+    show_machines([read_record(file) for file in files], it.out)

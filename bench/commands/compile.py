@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,24 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from bench.command.session import (
-    INTERRUPTED,
-    Bar,
-    Lines,
-    QuietlyClosed,
-    check_file,
-    deliver,
-    exit_codes,
-    stop_on_interrupt,
-)
+from bench.command.exit_codes import INTERRUPTED, RIGHT, WRONG
+from bench.command.options import Json
+from bench.command.session import Session, check_file, session
 from reference.errors import BadInput
 
 if TYPE_CHECKING:
     from bench.compile.run import Compiled
     from kernels.compiled.baseline import Baseline
     from kernels.compiled.variants import Variant
-
-WORSE: Final = 1
 
 COMPILE_HELP: Final = """
 Compiles Triton kernels for real GPUs, without one, and prints what came out: registers, spills,
@@ -103,11 +93,10 @@ def compile_kernels(
         typer.Option(min=0.1, help="Seconds to compile one variant for one target."),
     ] = 120.0,
     lanes: Annotated[int, typer.Option(min=0, help="Processes; 0: one a core, four at most.")] = 0,
-    json: Annotated[Path | None, typer.Option(help="Write the record to this file.")] = None,
+    json: Json = None,
 ) -> None:
     """Compile kernels ahead of time and compare what comes out."""
-    console, errors = QuietlyClosed(), QuietlyClosed(stderr=True)
-    with exit_codes(errors, about="the kernel"):
+    with session(about="the kernel") as it:
         check_file("--json", json)
         check_file("--save", save)
         if compare is False and baseline is not None:
@@ -134,10 +123,9 @@ def compile_kernels(
             lanes=lanes or default_lanes(),
             time_limit_s=time_limit,
         )
-        stop, began = threading.Event(), time.monotonic()
-        progress = Bar(errors) if errors.is_terminal else Lines(errors)
-        with progress, stop_on_interrupt(stop, errors):
-            compiled = run_compile(plan, progress=progress, stop=stop)
+        began = time.monotonic()
+        with it.work() as progress:
+            compiled = run_compile(plan, progress=progress, stop=it.stop)
         record = compile_record(
             compiled,
             stored.baseline,
@@ -146,24 +134,22 @@ def compile_kernels(
             pagedbench=version_of("pagedbench"),
             elapsed_s=time.monotonic() - began,
         )
-        deliver(record, json, lambda: show(record, console))
+        it.report(record, json, lambda: show(record, it.out))
         if not record.complete:
-            raise typer.Exit(INTERRUPTED)
+            it.end(INTERRUPTED)
         if not record.results:
             reasons = "; ".join(sorted({each.reason for each in record.refused}))
             raise BadInput(f"nothing was compiled: {reasons}; name a problem that it can do")
         if save is not None:
-            write_baseline(as_baseline(compiled), save)
+            it.deliver(f"--save {save}", lambda: write_baseline(as_baseline(compiled), save))
         if update_baseline:
-            _update(compiled, errors)
-            return
+            it.end(_update(compiled, it))
         if compare and not record.compared:
             raise BadInput(
                 f"--compare: {stored.name} has none of these variants for {_tools(compiled)}; "
                 f"make a baseline with --save FILE, and give it with --baseline FILE"
             )
-        if record.worse:
-            raise typer.Exit(WORSE)
+        it.end(WRONG if record.worse else RIGHT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,19 +230,20 @@ _FOREIGN_DEFAULTS: Final = ("decode bf16", "prefill bf16")
 """Our variants whose problems a kernel of somebody else's is given if none is named."""
 
 
-def _update(compiled: Compiled, errors: QuietlyClosed) -> None:
+def _update(compiled: Compiled, it: Session) -> int:
     from bench.compile.record import as_baseline
     from kernels.compiled.baseline import built_in_path, read_baseline, write_baseline
 
     failed = [each for each in compiled.results if each.figures.failure is not None]
     if failed:
         names = ", ".join(f"{each.target} {each.variant}" for each in failed)
-        errors.print(f"--update-baseline: nothing is written, because of {names}", style="red")
-        raise typer.Exit(WORSE)
+        it.err.say(f"--update-baseline: nothing is written, because of {names}", "red")
+        return WRONG
     path = built_in_path(compiled.triton)
     new = as_baseline(compiled)
     write_baseline(read_baseline(path).updated(new) if path.is_file() else new, path)
-    errors.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
+    it.err.say(f"written: {path}")
+    return RIGHT
 
 
 def _tools(compiled: Compiled) -> str:

@@ -3,42 +3,25 @@
 from __future__ import annotations
 
 import random
-import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from bench.command.session import (
-    INTERRUPTED,
-    QuietlyClosed,
-    check_file,
-    deliver,
-    exit_codes,
-    stop_on_interrupt,
-)
+from bench.command.exit_codes import INTERRUPTED, RIGHT, WRONG
+from bench.command.options import Json
+from bench.command.session import Session, check_file, session
 from reference.errors import BadInput
 
 # --help is quick: what takes time to import is imported where it is used. Never torch.
 if TYPE_CHECKING:
-    from typing import Self
-
     from bench.fuzz.campaign import Found, Tally
     from bench.fuzz.record import FindingRecord, Subject
     from bench.machine.environment import FuzzEnvironment
     from reference.allocator.contract import AllocatorCapabilities
 
-RIGHT: Final = 0
-WRONG: Final = 1
-
 DEFAULT_EXAMPLES: Final = 2000
-
-LINE_EVERY_S: Final = 10.0
-"""Progress in a log."""
 
 FUZZ_HELP: Final = """
 Draws programs of calls for a KV-cache allocator, hostile ones among them, runs each from an empty
@@ -151,31 +134,29 @@ def fuzz(
     replay: Annotated[
         Path | None, typer.Option(help="Run a saved finding again, and nothing else.")
     ] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the record to this file.")] = None,
+    json: Json = None,
 ) -> None:
     """Fuzz a KV-cache allocator."""
-    console, errors = QuietlyClosed(), QuietlyClosed(stderr=True)
-    with exit_codes(errors, about="the allocator"):
+    with session(about="the allocator") as it:
         if replay is not None:
             if json is not None:
                 raise BadInput(f"--json {json}: --replay prints, and makes no record; drop one")
-            raise typer.Exit(
+            it.end(
                 _replay(
                     replay,
                     allocator,
                     engine_python,
-                    console,
+                    it,
                     in_process=in_process,
                     limit=time_limit,
                 )
             )
         check_file("--json", json)
-        raise typer.Exit(
+        it.end(
             _fuzz(
                 allocator or "paged",
                 engine_python,
-                console,
-                errors,
+                it,
                 examples=examples if examples or time else DEFAULT_EXAMPLES,
                 seconds=time,
                 seed=random.getrandbits(32) if seed is None else seed,
@@ -203,8 +184,7 @@ def fuzz(
 def _fuzz(
     name: str,
     python: str | None,
-    console: Console,
-    errors: Console,
+    it: Session,
     *,
     examples: int | None,
     seconds: float | None,
@@ -229,7 +209,6 @@ def _fuzz(
 
     kept = open_database(database, local=save / "examples")
     expected = read_known(known, name)
-    stop = threading.Event()
     with open_allocator(
         name, python=python, in_process=in_process, time_limit_s=time_limit
     ) as subject:
@@ -247,9 +226,11 @@ def _fuzz(
             pool=pool,
             known=expected,
         )
-        progress = _Live(errors) if errors.is_terminal else _Log(errors)
-        with progress, stop_on_interrupt(stop, errors):
-            tally = run_campaign(campaign, tell=progress.tell, stop=stop)
+        with it.work() as progress:
+            progress.begin("starting")
+            tally = run_campaign(
+                campaign, tell=lambda tally: progress.tell(_said(tally)), stop=it.stop
+            )
         about = Subject(name=name, engine_python=python, version=subject.version)
     environment = FuzzEnvironment.here()
     saved = [_save(found, about, seed, environment, save) for found in tally.found]
@@ -261,7 +242,7 @@ def _fuzz(
         environment=environment,
         exit_codes={"no finding": RIGHT, "wrong": WRONG, "incomplete": INTERRUPTED},
     )
-    deliver(record, json, lambda: show(record, console))
+    it.report(record, json, lambda: show(record, it.out))
     return record.exit_code
 
 
@@ -294,7 +275,7 @@ def _replay(
     path: Path,
     allocator: str | None,
     python: str | None,
-    console: Console,
+    it: Session,
     *,
     in_process: bool,
     limit: float,
@@ -309,7 +290,7 @@ def _replay(
     python = python or (trace.allocator.engine_python if allocator is None else None)
     with open_allocator(name, python=python, in_process=in_process, time_limit_s=limit) as subject:
         shown = run_program(subject.factory, trace.program, capabilities=subject.capabilities)
-    show_replay(trace, shown, console)
+    show_replay(trace, shown, it.out)
     return RIGHT if shown is None else WRONG
 
 
@@ -340,56 +321,3 @@ def _said(tally: Tally) -> str:
     if tally.shrinking:
         said += f"; making a finding smaller, {tally.shrinking:,} attempts"
     return said
-
-
-class _Live:
-    """Progress on a terminal: one line that changes."""
-
-    def __init__(self, console: Console) -> None:
-        self._progress = Progress(
-            SpinnerColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.description}", markup=False),
-            console=console,
-            transient=True,
-        )
-        self._task = self._progress.add_task("starting", total=None)
-        self._next = 0.0
-
-    def tell(self, tally: Tally) -> None:
-        """Say how far it is, a few times a second."""
-        now = time.monotonic()
-        if now >= self._next:
-            self._next = now + 0.25
-            self._progress.update(self._task, description=_said(tally))
-
-    def __enter__(self) -> Self:
-        """Show the line."""
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Take it away."""
-        self._progress.stop()
-
-
-class _Log:
-    """Progress in a log: a line now and then."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._next = time.monotonic() + LINE_EVERY_S
-
-    def tell(self, tally: Tally) -> None:
-        """Say how far it is, every ten seconds."""
-        now = time.monotonic()
-        if now >= self._next:
-            self._next = now + LINE_EVERY_S
-            self._console.print(_said(tally), markup=False, highlight=False, soft_wrap=True)
-
-    def __enter__(self) -> Self:
-        """Print nothing yet."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Print nothing more."""

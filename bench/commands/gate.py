@@ -4,30 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
-from rich.console import Console
 
-from bench.command.session import (
-    Bar,
-    Lines,
-    Progress,
-    QuietlyClosed,
-    check_file,
-    exit_codes,
-    stop_on_interrupt,
-)
+from bench.command.options import AsvFolder, Json, OrderSeed, TimedDevice
+from bench.command.session import check_file, session
 from bench.gate.timers import device_named
 from reference.errors import BadInput
 
 if TYPE_CHECKING:
+    from bench.command.console import SafeConsole
     from bench.gate.contestant import Contestant
     from bench.gate.record import Mode
     from bench.gate.timers import Device
@@ -132,19 +120,15 @@ def gate(
             show_default=False,
         ),
     ] = None,
-    device: Annotated[
-        str, typer.Option(help="What is timed: the cpu, or the benchmarks of a GPU with cuda.")
-    ] = "cpu",
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Of all random orders. Default: another each time.")
-    ] = None,
+    device: TimedDevice = "cpu",
+    seed: OrderSeed = None,
     config: Annotated[
         Path | None,
         typer.Option(
             help="TOML with margins and limits. Default: [tool.pagedbench.gate] of pyproject.toml."
         ),
     ] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the record to this file.")] = None,
+    json: Json = None,
     markdown: Annotated[
         Path | None, typer.Option(help="Write a report for a pull request to this file.")
     ] = None,
@@ -152,18 +136,15 @@ def gate(
     github: Annotated[
         bool, typer.Option("--github", help="Print annotations for a GitHub Actions job.")
     ] = False,
-    asv: Annotated[
-        Path | None, typer.Option(help="Folder of asv results to export to.", metavar="DIR")
-    ] = None,
+    asv: AsvFolder = None,
     store: Annotated[
         Path | None, typer.Option(help="Folder of records to add this one to.", metavar="DIR")
     ] = None,
 ) -> None:
     """Decide whether a change made anything worse."""
-    console, errors = QuietlyClosed(), QuietlyClosed(stderr=True)
-    with exit_codes(errors, about="base or head"):
+    with session(about="base or head") as it:
         if list_benchmarks:
-            _list(tuple(benchmark or ()), device_named(device), console)
+            _list(tuple(benchmark or ()), device_named(device), it.out)
             return
         from bench.gate.report.deliver import Outputs, deliver_reports
 
@@ -211,18 +192,10 @@ def gate(
             device=device_named(device),
             suite=os.environ.get(SUITE_VARIABLE),
         )
-        stop = threading.Event()
-        progress: Progress = Bar(errors) if errors.is_terminal else Lines(errors)
-        with progress, stop_on_interrupt(stop, errors), _stop_when_cancelled(stop):
-            record = run_gate(
-                plan,
-                progress=progress,
-                stop=stop,
-                say=lambda line: errors.print(line, markup=False, highlight=False, soft_wrap=True),
-            )
-        deliver_reports(record, console, outputs)
-        if record.exit_code:
-            raise typer.Exit(record.exit_code)
+        with it.work() as progress:
+            record = run_gate(plan, progress=progress, stop=it.stop, say=it.err.say)
+        deliver_reports(record, it, outputs)
+        it.end(record.exit_code)
 
 
 def _contestants(
@@ -242,26 +215,9 @@ def _contestants(
     return first, Contestant(asked=head or here, python=python or "")
 
 
-def _list(patterns: tuple[str, ...], device: Device, console: Console) -> None:
+def _list(patterns: tuple[str, ...], device: Device, out: SafeConsole) -> None:
     from bench.gate.suite import chosen
 
     for each in chosen(patterns, device=device):
         how = "timed" if each.timed else "counted"
-        line = f"{each.key:<40} {how:<8} {each.title}"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _stop_when_cancelled(stop: threading.Event) -> Iterator[None]:
-    """A job that is cancelled gets SIGTERM: it ends like one that is interrupted."""
-
-    def cancelled(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = signal.signal(signal.SIGTERM, cancelled)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        out.say(f"{each.key:<40} {how:<8} {each.title}")

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 import typer
 
-from bench.command.session import QuietlyClosed, check_file, deliver, exit_codes
+from bench.command.session import check_file, session
 from reference.errors import BadInput
 
 HISTORY_HELP: Final = """
@@ -42,8 +42,7 @@ def history(
     json: Annotated[Path | None, typer.Option(help="Write the steps to this file.")] = None,
 ) -> None:
     """List the steps in stored results."""
-    console, errors = QuietlyClosed(), QuietlyClosed(stderr=True)
-    with exit_codes(errors, about="the code"):
+    with session(about="the code") as it:
         check_file("--json", json)
         from bench.asv.history import find_steps
         from bench.asv.history_report import show
@@ -53,7 +52,7 @@ def history(
         if worse:
             kept = [step for step in found.steps if step.kind == "worse"]
             found = found.model_copy(update={"steps": kept})
-        deliver(found, json, lambda: show(found, console))
+        it.report(found, json, lambda: show(found, it.out))
 
 
 def _configured(config: Path, results: Path | None) -> tuple[Path, dict[str, float]]:

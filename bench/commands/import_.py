@@ -7,7 +7,8 @@ from typing import Annotated, Final
 
 import typer
 
-from bench.command.session import USAGE, QuietlyClosed, exit_codes, say_usage_error
+from bench.command.exit_codes import RIGHT
+from bench.command.session import session
 
 IMPORT_HELP: Final = """
 Takes records of `pagedbench gate --json`, made on another machine, into the store of this checkout.
@@ -38,24 +39,21 @@ def import_records(
     ] = None,
 ) -> None:
     """Take records into the store."""
-    console, errors = QuietlyClosed(), QuietlyClosed(stderr=True)
-    with exit_codes(errors, about="the code"):
+    with session(about="the code") as it:
         from bench.gate.importing import STORE, ImportRefused, import_record, read_record
 
-        refused = 0
+        refused = RIGHT
         for file in files:
             try:
                 path = import_record(file, store or STORE)
             except ImportRefused as error:
-                say_usage_error(error, errors)
-                refused += 1
+                refused = it.failed(error)
                 continue
-            console.print(f"{file}: {path}", markup=False, highlight=False, soft_wrap=True)
+            it.out.say(f"{file}: {path}")
             if asv is not None:
                 from bench.asv.series import export
 
                 exported = export(read_record(path), asv)
                 for line in (*map(str, exported.paths), *exported.left_out):
-                    console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
-        if refused:
-            raise typer.Exit(USAGE)
+                    it.out.say(f"  {line}")
+        it.end(refused)

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
-from bench.command.session import (
-    INTERRUPTED,
-    Bar,
-    Lines,
-    QuietlyClosed,
-    check_file,
-    deliver,
-    exit_codes,
-    stop_on_interrupt,
-)
-
-WRONG: Final = 1
+from bench.command.exit_codes import INTERRUPTED, RIGHT, WRONG
+from bench.command.options import Json
+from bench.command.session import check_file, session
 
 RACE_HELP: Final = """
 Lets KV-cache allocators serve the same stream of requests, each in its own process and interpreter,
@@ -55,11 +44,10 @@ def race(
     block_size: Annotated[int, typer.Option(min=1, help="Tokens per block.")] = 16,
     rounds: Annotated[int, typer.Option(min=1, help="Times that each serves it.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="Of the order in each round.")] = 0,
-    json: Annotated[Path | None, typer.Option(help="Write the record to this file.")] = None,
+    json: Json = None,
 ) -> None:
     """Compare the speed of KV-cache allocators."""
-    console, errors = QuietlyClosed(), QuietlyClosed(stderr=True)
-    with exit_codes(errors, about="the allocators"):
+    with session(about="the allocators") as it:
         check_file("--json", json)
         import platform
 
@@ -68,9 +56,7 @@ def race(
         from bench.machine.facts import cpu_name
 
         names = list(dict.fromkeys(allocator or ["paged"]))
-        stop = threading.Event()
-        progress = Bar(errors) if errors.is_terminal else Lines(errors)
-        with progress, stop_on_interrupt(stop, errors):
+        with it.work(raising=True) as progress:
             record = run_race(
                 names,
                 requests=requests,
@@ -82,10 +68,8 @@ def race(
                 cpu=cpu_name(),
                 python=platform.python_version(),
                 progress=progress,
-                stop=stop,
             )
-        deliver(record, json, lambda: show(record, console))
+        it.report(record, json, lambda: show(record, it.out))
         if not record.complete:
-            raise typer.Exit(INTERRUPTED)
-        if any(entry.failed for entry in record.entries):
-            raise typer.Exit(WRONG)
+            it.end(INTERRUPTED)
+        it.end(WRONG if any(entry.failed for entry in record.entries) else RIGHT)

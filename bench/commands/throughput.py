@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import re
-import threading
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from bench.command.session import (
-    Bar,
-    Lines,
-    Progress,
-    QuietlyClosed,
-    check_file,
-    deliver,
-    exit_codes,
-    stop_on_interrupt,
-)
+from bench.command.options import AsvFolder, Json, check_asv, present_device
+from bench.command.session import Session, check_file, session
 from reference.errors import BadInput
 
 if TYPE_CHECKING:
     from bench.throughput.points import Point
     from bench.throughput.record import ThroughputRecord
-    from bench.throughput.run import ThroughputPlan
 
 THROUGHPUT_HELP: Final = """
 Times attention kernels, ours and every peer that is present, in one process: rounds in random
@@ -124,29 +113,34 @@ def throughput(
             min=0.1, help="Seconds that a subject may take to plan, or compile, one input."
         ),
     ] = 180.0,
-    json: Annotated[Path | None, typer.Option(help="Write the record to this file.")] = None,
+    json: Json = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw the roofline to this file: png, svg or pdf.")
     ] = None,
-    asv: Annotated[
-        Path | None, typer.Option(help="Folder of asv results to export to.", metavar="DIR")
-    ] = None,
+    asv: AsvFolder = None,
 ) -> None:
     """Time attention kernels against each other and against the device."""
-    console, errors = QuietlyClosed(), QuietlyClosed(stderr=True)
-    with exit_codes(errors, about="any kernel"):
-        _check_outputs(json, plot, asv)
+    with session(about="any kernel") as it:
+        check_file("--json", json)
+        check_file("--plot", plot)
+        check_asv(asv)
+        if plot is not None:
+            from bench.waste.plot import check_format
+
+            check_format(plot)
         if preset is not None and preset not in PRESETS:
             raise BadInput(f"--preset {preset}: choose {', '.join(PRESETS)}")
         if preset is not None and (batch or prefill):
             raise BadInput(f"--preset {preset} has its own batches: drop --batch and --prefill")
-        where = _device(device)
+        where = present_device(device)
 
         import torch
 
+        from bench.machine.timing import device_of
         from bench.throughput.candidates import DEFAULT, find_candidates
         from bench.throughput.loops import loop_figures
-        from bench.throughput.run import ThroughputPlan
+        from bench.throughput.report import show
+        from bench.throughput.run import ThroughputPlan, run_throughput
 
         if where == "cpu":
             # With several threads a small operation waits for the slowest: the times of a busy
@@ -173,53 +167,28 @@ def throughput(
             else None,
             time_limit_s=time_limit,
         )
-        record = _run(plan, errors)
-        try:
-            _write(record, plot, asv, errors)
-        finally:
-            from bench.throughput.report import show
-
-            deliver(record, json, lambda: show(record, console))
-        raise typer.Exit(record.exit_code)
-
-
-def _run(plan: ThroughputPlan, errors: QuietlyClosed) -> ThroughputRecord:
-    from bench.machine.timing import device_of
-    from bench.throughput.run import run_throughput
-
-    stop = threading.Event()
-    progress: Progress = Bar(errors) if errors.is_terminal else Lines(errors)
-    with progress, stop_on_interrupt(stop, errors):
-        return run_throughput(plan, device_of(plan.device), progress=progress, stop=stop)
+        with it.work() as progress:
+            record = run_throughput(plan, device_of(where), progress=progress, stop=it.stop)
+        if plot is not None:
+            it.deliver(f"--plot {plot}", lambda: _draw(record, plot))
+        if asv is not None:
+            it.deliver(f"--asv {asv}", lambda: _export(record, asv, it))
+        it.report(record, json, lambda: show(record, it.out))
+        it.end(record.exit_code)
 
 
-def _write(
-    record: ThroughputRecord, plot: Path | None, asv: Path | None, errors: QuietlyClosed
-) -> None:
-    if plot is not None:
-        from bench.throughput.plot import draw
+def _draw(record: ThroughputRecord, file: Path) -> None:
+    from bench.throughput.plot import draw
 
-        draw(record, plot)
-    if asv is not None:
-        from bench.throughput.asv import export
-
-        exported = export(record, asv)
-        said = "; ".join(exported.left_out) or f"{len(exported.paths)} file(s)"
-        errors.print(f"asv: {said}", markup=False, highlight=False, soft_wrap=True)
+    draw(record, file)
 
 
-def _check_outputs(json: Path | None, plot: Path | None, asv: Path | None) -> None:
-    check_file("--json", json)
-    check_file("--plot", plot)
-    if plot is not None:
-        from bench.waste.plot import check_format
+def _export(record: ThroughputRecord, folder: Path, it: Session) -> None:
+    from bench.throughput.asv import export
 
-        check_format(plot)
-    if asv is not None and find_spec("asv") is None:
-        raise BadInput(
-            f"--asv {asv}: asv is not installed, and its format is written by its own code; "
-            f"pip install asv"
-        )
+    exported = export(record, folder)
+    said = "; ".join(exported.left_out) or f"{len(exported.paths)} file(s)"
+    it.err.say(f"asv: {said}")
 
 
 def _points(
@@ -277,14 +246,3 @@ def _splits(text: str) -> list[int | None]:
             raise BadInput(f"--splits {text}: at least 1, or auto for the kernel's own choice")
         found.append(number)
     return found
-
-
-def _device(name: str) -> str:
-    if name not in {"auto", "cpu", "cuda"}:
-        raise BadInput(f"--device {name}: choose cpu, cuda or auto")
-    import torch
-
-    there = torch.cuda.is_available()
-    if name == "cuda" and not there:
-        raise BadInput(f"--device cuda: torch {torch.__version__} finds none; use --device cpu")
-    return ("cuda" if there else "cpu") if name == "auto" else name

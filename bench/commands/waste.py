@@ -6,24 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
-from rich.console import Console
 
-from bench.command.session import (
-    INTERRUPTED,
-    Bar,
-    Lines,
-    QuietlyClosed,
-    Silence,
-    check_file,
-    deliver,
-    exit_codes,
-)
+from bench.command.exit_codes import INTERRUPTED, RIGHT, WRONG
+from bench.command.session import Session, check_file, session
 from reference.errors import BadInput
 
 # --help is quick: what takes time to import is imported where it is used. Never torch.
 if TYPE_CHECKING:
-    from bench.command.session import Progress
+    from bench.waste.figures.figure import Figure
     from bench.waste.plan import WastePlan
+    from bench.waste.record import WasteRecord
 
 WASTE_HELP: Final = """
 Serves request streams from a KV-cache pool of a given size, under contiguous reservation and under
@@ -242,13 +234,11 @@ def waste(
     ] = False,
 ) -> None:
     """Account for every slot of a KV cache."""
-    console, errors = QuietlyClosed(), QuietlyClosed(stderr=True)
-    with exit_codes(errors, about="the policies"):
+    with session(about="the policies") as it:
         check_file("--json", json)
         check_file("--plot", plot)
         if figure is not None:
-            bar = _progress(errors, quiet=quiet)
-            raise typer.Exit(_figure(figure, trace or [], json, console, bar))
+            it.end(_figure(figure, trace or [], json, it, quiet=quiet))
         from bench.waste.plan import WastePlan, read_streams
         from bench.waste.plot import check_format
         from paged.clock import StepTime
@@ -274,7 +264,7 @@ def waste(
             ray_address=ray_address,
             whatif=whatif,
         )
-        raise typer.Exit(_waste(plan, json, plot, console, errors, quiet=quiet))
+        it.end(_waste(plan, json, plot, it, quiet=quiet))
 
 
 def _slot_bytes(given: int | None, model: str | None) -> int:
@@ -297,51 +287,44 @@ def _slots(slots: int | None, pool: str | None, bytes_per_token: int) -> int:
     return slots
 
 
-def _figure(
-    name: str, traces: list[Path], json: Path | None, console: Console, progress: Progress
-) -> int:
+def _figure(name: str, traces: list[Path], json: Path | None, it: Session, *, quiet: bool) -> int:
     from bench.waste.figures.catalogue import compute
     from bench.waste.figures.report import show_figure
 
-    with progress:
+    with it.work(quiet=quiet, raising=True) as progress:
         progress.begin(name, 1)
         figure = compute(name, traces)
         progress.advance(1)
-    if json is not None:
-        from pydantic import TypeAdapter
+    it.write("--json", json, lambda: _as_json(figure))
+    it.deliver("standard output", lambda: show_figure(figure, it.out))
+    return RIGHT if figure.met else WRONG
 
-        json.write_bytes(TypeAdapter(type(figure)).dump_json(figure, indent=2) + b"\n")
-    show_figure(figure, console)
-    return 0 if figure.met else 1
+
+def _as_json(figure: Figure) -> str:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(type(figure)).dump_json(figure, indent=2).decode() + "\n"
 
 
 def _waste(
-    plan: WastePlan,
-    json: Path | None,
-    plot: Path | None,
-    console: Console,
-    errors: Console,
-    *,
-    quiet: bool,
+    plan: WastePlan, json: Path | None, plot: Path | None, it: Session, *, quiet: bool
 ) -> int:
     from bench.waste.report import show
-    from bench.waste.run import draw_pools, run_waste
+    from bench.waste.run import run_waste
 
-    with _progress(errors, quiet=quiet) as progress:
+    with it.work(quiet=quiet, raising=True) as progress:
         record = run_waste(plan, progress)
-    if not record.complete:
-        errors.print("stopped; what is done is reported (Ctrl-C again to abort)", style="yellow")
-    deliver(record, json, lambda: show(record, console))
+    it.report(record, json, lambda: show(record, it.out))
     if not record.complete:
         return INTERRUPTED
     if plot is not None:
-        with _progress(errors, quiet=quiet) as progress:
-            for file in draw_pools(plan, record, plot, progress):
-                console.print(f"drawn to {file}", markup=False, highlight=False, soft_wrap=True)
-    return 0
+        it.deliver(f"--plot {plot}", lambda: _draw(plan, record, plot, it, quiet=quiet))
+    return RIGHT
 
 
-def _progress(errors: Console, *, quiet: bool) -> Progress:
-    if quiet:
-        return Silence()
-    return Bar(errors) if errors.is_terminal else Lines(errors)
+def _draw(plan: WastePlan, record: WasteRecord, plot: Path, it: Session, *, quiet: bool) -> None:
+    from bench.waste.run import draw_pools
+
+    with it.work(quiet=quiet, raising=True) as progress:
+        for file in draw_pools(plan, record, plot, progress):
+            it.out.say(f"drawn to {file}")

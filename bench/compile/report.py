@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bench.command.tables import say, table
 from bench.compile.record import CompileRecord, ResultRecord
 from kernels.compiled.baseline import Comparison, Status
 from kernels.compiled.explain import Judgement, does_not_fit, typical_access
@@ -42,11 +42,9 @@ def show(record: CompileRecord, console: Console) -> None:
 
 
 def _table(target: str, results: list[ResultRecord]) -> Table:
-    rows = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
-    rows.add_column("variant")
     registers = "regs" if TARGETS[target].is_nvidia else "vgprs"
-    for column in (registers, "spills", "shared", "occ.", "/key", "matrix", "loads"):
-        rows.add_column(column, justify="right", no_wrap=True)
+    heads = (registers, "spills", "shared", "occ.", "/key", "matrix", "loads")
+    rows = table("variant", heads, padding=0)
     for result in results:
         for place, launch in enumerate(result.figures.launches):
             name = f"  then {launch.kernel}" if place else result.variant
@@ -89,15 +87,15 @@ def _failures(results: list[ResultRecord], console: Console) -> None:
     for result in results:
         if result.figures.failure is not None:
             said = result.figures.failure.splitlines()[:MESSAGE_LINES]
-            console.print(Text(f"{result.variant}: {said[0]}", style="red"), soft_wrap=True)
+            say(console, f"{result.variant}: {said[0]}", style="red")
             for line in said[1:]:
-                console.print(Text(f"  {line}"), soft_wrap=True)
+                say(console, f"  {line}")
         for launch in result.figures.launches:
             if not launch.fits:
                 words = f"{result.variant}: {launch.kernel} {does_not_fit(launch)}"
-                console.print(Text(words, style="red"), soft_wrap=True)
+                say(console, words, style="red")
         for note in result.figures.notes:
-            console.print(Text(f"{result.variant}: {note}"), soft_wrap=True)
+            say(console, f"{result.variant}: {note}")
 
 
 def _refused(record: CompileRecord, console: Console) -> None:
@@ -107,7 +105,7 @@ def _refused(record: CompileRecord, console: Console) -> None:
 
 def _comparisons(record: CompileRecord, console: Console) -> None:
     if record.baseline is None:
-        console.print(Text(f"not compared: {record.not_compared}"), soft_wrap=True)
+        say(console, f"not compared: {record.not_compared}")
         return
     for comparison in record.comparisons:
         if comparison.changes:
@@ -119,7 +117,7 @@ def _comparisons(record: CompileRecord, console: Console) -> None:
     console.print(Text(f"beside {record.baseline}: {', '.join(said)}"))
     missing = [each for each in record.comparisons if each.status is Status.NEW]
     for each in missing[:MESSAGE_LINES]:
-        console.print(Text(f"not in the baseline: {each.target} {each.variant}"), soft_wrap=True)
+        say(console, f"not in the baseline: {each.target} {each.variant}")
     if len(missing) > MESSAGE_LINES:
         console.print(Text(f"and {len(missing) - MESSAGE_LINES} more"))
 
@@ -127,7 +125,7 @@ def _comparisons(record: CompileRecord, console: Console) -> None:
 def _show_changes(comparison: Comparison, console: Console) -> None:
     style = {Status.WORSE: "red", Status.BETTER: "green"}.get(comparison.status, "")
     head = f"{comparison.target} {comparison.variant}: {comparison.status}"
-    console.print(Text(head, style=style), soft_wrap=True)
+    say(console, head, style=style)
     for change in comparison.changes:
         mark = {Judgement.WORSE: "-", Judgement.BETTER: "+"}.get(change.judgement, " ")
         line = Text(f"  {mark} {change.words}", style=_STYLES[change.judgement])

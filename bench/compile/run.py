@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from bench.command.session import Progress, Silence
+from bench.command.progress import Progress, Silence
 from bench.machine.facts import version_of
 from kernels.compiled.figures import VariantFigures
 from kernels.compiled.targets import Target

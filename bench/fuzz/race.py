@@ -8,11 +8,11 @@ counts: what else the machine does can only make one slower.
 from __future__ import annotations
 
 import random
-import threading
 from collections.abc import Sequence
-from contextlib import ExitStack
-from typing import Final, NamedTuple, Protocol
+from contextlib import ExitStack, suppress
+from typing import Final, NamedTuple
 
+from bench.command.progress import Progress
 from bench.machine.record import Record
 from reference.allocator.contract import AllocatorDied, AllocatorRaised
 from subjects.allocators.mixed_stream import Served
@@ -74,16 +74,6 @@ class _Heat(NamedTuple):
     batched: bool
 
 
-class Progress(Protocol):
-    """Told how far the race is."""
-
-    def begin(self, what: str, total: int) -> None:
-        """Servings to come."""
-
-    def advance(self, count: int) -> None:
-        """So many are done."""
-
-
 def race(
     names: Sequence[str],
     *,
@@ -96,9 +86,8 @@ def race(
     cpu: str,
     python: str,
     progress: Progress,
-    stop: threading.Event | None = None,
 ) -> RaceRecord:
-    """Let allocators serve the same stream.
+    """Let allocators serve the same stream; KeyboardInterrupt ends it, and what is done counts.
 
     Raises SubjectError: A name leads nowhere.
     """
@@ -118,12 +107,9 @@ def race(
             for batched in ((False, True) if subject.capabilities.append_each else (False,))
         ]
         progress.begin(f"serving {requests:,} requests", rounds * len(heats))
-        complete = True
-        for _ in range(rounds):
-            for heat in draw.sample(heats, len(heats)):
-                if stop is not None and stop.is_set():
-                    complete = False
-                    break
+        complete = False
+        with suppress(KeyboardInterrupt):
+            for heat in [heat for _ in range(rounds) for heat in draw.sample(heats, len(heats))]:
                 if heat not in failed:
                     subject = subjects[heat.name]
                     try:
@@ -143,6 +129,7 @@ def race(
                     except (AllocatorDied, AllocatorRaised) as error:
                         failed[heat] = str(error)
                 progress.advance(1)
+            complete = True
         entries = [
             _entry(heat, subjects[heat.name].version, done.get(heat, []), failed.get(heat, ""))
             for heat in heats

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from bench.command.tables import table
 from bench.fuzz.race import RaceRecord
 
 
 def show(record: RaceRecord, console: Console) -> None:
     """Print a record. Ratios are to the first allocator, with the same caching."""
-    rows = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    rows.add_column("caching")
+    rows = table("caching")
     rows.add_column("allocator", no_wrap=True)
     for column in ("ops/s", "ratio", "slowest", "hit tokens"):
         rows.add_column(column, justify="right")
@@ -25,12 +23,12 @@ def show(record: RaceRecord, console: Console) -> None:
         if not entry.rates:
             rows.add_row(caching, who, Text(entry.failed or "not run", style="red"))
             continue
-        ratio = first[entry.prefix_caching] / entry.rate if entry.rate else 0.0
+        to = first[entry.prefix_caching]
         rows.add_row(
             caching,
             who,
             f"{entry.rate:,.0f}",
-            f"{ratio:.2f}x",
+            f"{entry.rate / to:.2f}x" if to else "-",
             f"{min(entry.rates):,.0f}",
             f"{entry.hit_tokens:,}" if entry.prefix_caching else "-",
         )
@@ -38,7 +36,7 @@ def show(record: RaceRecord, console: Console) -> None:
     said = (
         f"{record.requests:,} requests, {record.max_running} running, "
         f"{record.num_blocks:,} blocks of {record.block_size}; admissions, appends and frees per "
-        f"CPU-second, fastest of {record.rounds} rounds; ratio: the first one's rate over this"
+        f"CPU-second, fastest of {record.rounds} rounds; ratio: of the rate to the first one's"
     )
     if any(entry.batched for entry in record.entries):
         said += "; batched: one call appends to all that run"

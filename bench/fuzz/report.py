@@ -5,6 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
+from bench.command.tables import say
+from bench.command.words import plural
 from bench.fuzz.record import FindingRecord, FuzzRecord, Trace
 from reference.allocator.machine import CHECKS, Finding
 
@@ -14,12 +16,12 @@ def show(record: FuzzRecord, console: Console) -> None:
     for found in record.findings:
         show_finding(found, console)
     version = f" ({record.allocator.version})" if record.allocator.version else ""
-    _print(
+    say(
         console,
         f"{record.allocator.name}{version}: {record.examples:,} programs, "
         f"{record.steps:,} steps in {record.seconds:.1f} s, {record.steps_per_s:,.0f} steps/s",
     )
-    _print(console, f"{record.states:,} different states")
+    say(console, f"{record.states:,} different states")
     calls = "  ".join(f"{call} {count:,}" for call, count in record.calls.items())
     console.print(Text(f"calls    {calls}"), highlight=False)
     for word, colour in (("passed", "green"), ("failed", "red")):
@@ -39,13 +41,12 @@ def show(record: FuzzRecord, console: Console) -> None:
         console.print(Text(f"not asked  {'  '.join(record.not_asked)}", "yellow"))
     for known in record.known:
         if known.still_shows:
-            _print(console, f"known    {known.check}: {known.file}")
+            say(console, f"known    {known.check}: {known.file}")
         else:
             gone = f"{known.file} does not fail {known.check} any more: remove it"
-            console.print(Text(f"warning  {gone}", "yellow"), soft_wrap=True)
+            say(console, f"warning  {gone}", "yellow")
     colour = {"no finding": "green", "wrong": "red"}.get(record.verdict, "yellow")
-    count = len(record.findings)
-    said = record.verdict if not count else f"{count} finding{'s' if count > 1 else ''}"
+    said = plural(len(record.findings), "finding") if record.findings else record.verdict
     console.print(
         Text(said, style=f"bold {colour}").append(
             f", seed {record.seed}, exit code {record.exit_code}", style="not bold default"
@@ -64,29 +65,29 @@ def show_finding(found: FindingRecord, console: Console) -> None:
         console.print(
             Text("  the same steps did not show it again: it depends on chance", style="yellow")
         )
-    _print(
+    say(
         console,
         f"  after {trace.examples:,} programs; {trace.first_steps} steps made "
         f"{len(trace.program.steps)} in {trace.attempts:,} attempts",
     )
     if found.replay is not None:
         # Never wrapped: it is there to be copied.
-        _print(console, f"  replay: {found.replay}")
+        say(console, f"  replay: {found.replay}")
     if found.pytest_file is not None:
-        _print(console, f"  pytest: {found.pytest_file}")
+        say(console, f"  pytest: {found.pytest_file}")
     console.print()
 
 
 def show_replay(trace: Trace, shown: Finding | None, console: Console) -> None:
     """Print what a trace shows now."""
-    _print(console, f"{trace.allocator.name}: {trace.check}, as it was found")
+    say(console, f"{trace.allocator.name}: {trace.check}, as it was found")
     _show_steps(trace.finding, console)
     console.print()
     if shown is None:
         console.print(Text("shows nothing any more", style="bold green"))
     elif shown.check == trace.check:
         console.print(Text("still shows it", style="bold red"))
-        _print(console, f"  {shown}")
+        say(console, f"  {shown}")
     else:
         console.print(Text("shows something else", style="bold red"))
         _show_steps(shown, console)
@@ -94,13 +95,9 @@ def show_replay(trace: Trace, shown: Finding | None, console: Console) -> None:
 
 def _show_steps(finding: Finding, console: Console) -> None:
     for line in str(finding.program).splitlines():
-        _print(console, f"  {line}")
+        say(console, f"  {line}")
     where = "after the last step" if finding.program.steps else "when it was made"
     where = "then everything was freed" if finding.at_the_end else where
-    _print(console, f"  {where}:")
+    say(console, f"  {where}:")
     for line in finding.message.splitlines():
-        console.print(Text(f"    {line}", style="red"), soft_wrap=True)
-
-
-def _print(console: Console, line: str) -> None:
-    console.print(Text(line), soft_wrap=True)
+        say(console, f"    {line}", style="red")

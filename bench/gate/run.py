@@ -16,7 +16,8 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from bench.command.session import Progress, Silence
+from bench.command.exit_codes import HARNESS_FAILED, INTERRUPTED
+from bench.command.progress import Progress, Silence
 from bench.gate.contestant import Contestant, NoContestant, Side, snapshot, standing
 from bench.gate.counters import Counted, compare_counters, compare_outputs
 from bench.gate.machine_code import TARGETS, compiled_counters, could_differ
@@ -48,8 +49,6 @@ from bench.gate.turns import (
     workers,
 )
 from bench.gate.verdict import (
-    HARNESS_FAILED,
-    INTERRUPTED,
     Examined,
     examine,
     judge_benchmarks,

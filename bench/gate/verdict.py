@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from bench.command.exit_codes import HARNESS_FAILED, INCONCLUSIVE, OUTPUTS_DIFFER, RIGHT, WRONG
 from bench.gate.record import (
     BenchmarkRecord,
     CounterRecord,
@@ -29,13 +30,6 @@ from bench.gate.statistics import (
     robust_sd,
     two_stage_p,
 )
-
-PASS: Final = 0
-FAIL: Final = 1
-INCONCLUSIVE: Final = 3
-HARNESS_FAILED: Final = 4
-OUTPUTS_DIFFER: Final = 5
-INTERRUPTED: Final = 130
 
 Clock = Literal["timer", "wall"]
 CLOCKS: Final[tuple[Clock, ...]] = ("timer", "wall")
@@ -376,7 +370,7 @@ def judge_run(
         each.benchmark for each in counters if each.fails and each.benchmark not in keys
     )
     if failed:
-        return "fail", FAIL, f"worse: {_listed(failed)}"
+        return "fail", WRONG, f"worse: {_listed(failed)}"
     undecided = [each.key for each in benchmarks if each.verdict == "inconclusive"]
     if undecided:
         return "inconclusive", INCONCLUSIVE, f"not decided: {_listed(undecided)}"
@@ -387,7 +381,7 @@ def judge_run(
             HARNESS_FAILED,
             "nothing was compared: the base's tree has none of the benchmarks",
         )
-    return "pass", PASS, f"none of {passed} benchmarks is worse"
+    return "pass", RIGHT, f"none of {passed} benchmarks is worse"
 
 
 def _listed(keys: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from bench.command.session import Progress
+from bench.command.progress import Progress
 from bench.compile.run import ask, start
 from bench.throughput.points import Point
 from bench.throughput.record import LoopRecord

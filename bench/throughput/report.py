@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bench.command.tables import CLOSE, say, table
 from bench.machine.roof import RoofRecord
 from bench.throughput.record import (
     TIMED,
@@ -38,14 +38,12 @@ def show(record: ThroughputRecord, console: Console) -> None:
 
 
 def _show_point(point: PointRecord, record: ThroughputRecord, console: Console) -> None:
-    console.print(Text(point.name, style="bold"), soft_wrap=True)
+    say(console, point.name, style="bold")
     cold = "cold" if point.cold else "not cold: too few fit in memory"
-    console.print(
-        Text(
-            f"{point.context_tokens:,} tokens, {point.kv_bytes / 1e6:,.1f} MB of keys and values, "
-            f"{point.intensity:,.1f} FLOP/byte; {point.copies} inputs in turn, {cold}"
-        ),
-        soft_wrap=True,
+    say(
+        console,
+        f"{point.context_tokens:,} tokens, {point.kv_bytes / 1e6:,.1f} MB of keys and values, "
+        f"{point.intensity:,.1f} FLOP/byte; {point.copies} inputs in turn, {cold}",
     )
     first = next((each for each in point.subjects if each.status == TIMED), None)
     if first is not None:
@@ -58,14 +56,11 @@ def _show_point(point: PointRecord, record: ThroughputRecord, console: Console) 
 
 
 def _timed(point: PointRecord, first: SubjectRecord) -> Table:
-    rows = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    rows.add_column("subject", overflow="fold", max_width=NAME_WIDTH)
     warm = any(each.warm_seconds for each in point.subjects)
     prefill = point.kind == "prefill"
     columns = ["ms", "GB/s", "copy", "TFLOP/s"] + ["dense"] * prefill
     columns += ["warm ms"] * warm + ["ratio", "95 %"]
-    for column in columns:
-        rows.add_column(column, justify="right", no_wrap=True)
+    rows = table("subject", columns, name_width=NAME_WIDTH, padding=CLOSE)
     for each in point.subjects:
         if each.status != TIMED or each.seconds is None:
             continue
@@ -85,10 +80,7 @@ def _timed(point: PointRecord, first: SubjectRecord) -> Table:
 
 
 def _show_bars(bars: list[BarRecord], console: Console) -> None:
-    rows = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    rows.add_column("bar", overflow="fold")
-    for column in ("wanted", "got", "verdict"):
-        rows.add_column(column, justify="right", no_wrap=True)
+    rows = table("bar", ("wanted", "got", "verdict"), padding=CLOSE)
     for bar in bars:
         if bar.got is not None:
             name = Text(f"{bar.what}: {bar.point}")
@@ -101,19 +93,15 @@ def _show_bars(bars: list[BarRecord], console: Console) -> None:
         if bar.got is None:
             missing[bar.why] = missing.get(bar.why, 0) + 1
     for why, count in missing.items():
-        console.print(Text(f"{count} of {len(bars)} bars not measured: {why}"), soft_wrap=True)
+        say(console, f"{count} of {len(bars)} bars not measured: {why}")
     console.print()
 
 
 def _show_loops(loops: list[LoopRecord], console: Console) -> None:
-    console.print(
-        Text(f"our Triton kernel, compiled for {loops[0].target}; no time, see docs/compiled.md"),
-        soft_wrap=True,
+    say(
+        console, f"our Triton kernel, compiled for {loops[0].target}; no time, see docs/compiled.md"
     )
-    rows = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    rows.add_column("launch", overflow="fold")
-    for column in ("regs", "spills", "shared", "occ.", "instr./key"):
-        rows.add_column(column, justify="right", no_wrap=True)
+    rows = table("launch", ("regs", "spills", "shared", "occ.", "instr./key"), padding=CLOSE)
     for loop in loops:
         if loop.failure:
             rows.add_row(Text(f"{loop.problem}: {loop.failure.splitlines()[0]}", style="red"))

@@ -15,7 +15,8 @@ from typing import Final
 
 import torch
 
-from bench.command.session import Progress
+from bench.command.exit_codes import INTERRUPTED, RIGHT, WRONG
+from bench.command.progress import Progress
 from bench.machine.environment import describe_environment
 from bench.machine.gpu import GpuReader
 from bench.machine.roof import RoofRecord, measure_roof
@@ -41,10 +42,6 @@ from bench.throughput.record import (
     ThroughputRecord,
 )
 from bench.throughput.tensors import Copy, make_copies
-
-RIGHT: Final = 0
-WRONG: Final = 1
-INTERRUPTED: Final = 130
 
 WARM_UP: Final = 2
 

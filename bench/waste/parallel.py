@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import threading
 import time
 import warnings
 from collections.abc import Generator, Iterator, Sequence
@@ -158,7 +157,7 @@ def _in_processes(jobs: Sequence[Job], order: list[int], *, workers: int) -> Res
     # Being interrupted is no reason for advice.
     warnings.filterwarnings("ignore", r"\d+ tasks (have been|which were)", UserWarning)
     try:
-        with _deaf_children():
+        with _deaf_to(signal.SIGINT, signal.SIGTERM):
             done = Parallel(n_jobs=workers, return_as="generator_unordered")(
                 delayed(run)(index, jobs[index]) for index in order
             )
@@ -185,7 +184,7 @@ def _on_ray(
         if ours:
             address = address or os.environ.get("RAY_ADDRESS")
             starts = address is None
-            with _deaf_children():
+            with _deaf_to(signal.SIGINT):  # by SIGTERM Ray ends them
                 ray.init(
                     address="local" if starts else address,
                     num_cpus=cpus if starts else None,
@@ -204,18 +203,14 @@ def _on_ray(
 
 
 @contextmanager
-def _deaf_children() -> Iterator[None]:
-    """Start processes that Ctrl-C does not reach.
+def _deaf_to(*numbers: signal.Signals) -> Iterator[None]:
+    """Start processes that signals to the whole job do not reach.
 
-    It goes to all processes of a terminal; what it means is for the first one to say. A signal that
-    is ignored stays so in the processes that are started meanwhile, from their first moment on. One
-    that comes just then is lost, to be sent again.
+    What Ctrl-C means is for the first process to say. A signal that is blocked stays so in the
+    processes that are started meanwhile, from their first moment on; here it comes afterwards.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -10,7 +10,7 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench.command.session import Progress
+from bench.command.progress import Progress
 from bench.machine.environment import WasteEnvironment
 from bench.waste.parallel import run_jobs
 from bench.waste.plan import WastePlan

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
+from bench.command.words import percent
 from bench.gate.record import GateRecord, RunVerdict, Verdict
 from bench.gate.report.words import (
     benchmarks_that_matter,
@@ -18,7 +19,6 @@ from bench.gate.report.words import (
     counters_that_matter,
     not_run,
     outputs_that_matter,
-    percent,
     some_of,
 )
 

@@ -12,15 +12,9 @@ from collections.abc import Sequence
 from typing import Final, Literal
 from xml.etree import ElementTree as ET
 
+from bench.command.words import percent
 from bench.gate.record import BenchmarkRecord, CounterRecord, GateRecord, OutputRecord, RunVerdict
-from bench.gate.report.words import (
-    bounds,
-    count,
-    counter_change,
-    environments,
-    launches,
-    percent,
-)
+from bench.gate.report.words import bounds, count, counter_change, environments, launches
 
 Kind = Literal["passed", "failure", "skipped", "error"]
 

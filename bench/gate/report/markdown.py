@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from bench.command.words import one_line, percent, plural, seconds
 from bench.gate.record import BenchmarkRecord, CounterRecord, GateRecord, OutputRecord
 from bench.gate.report.words import (
     benchmarks_that_matter,
@@ -23,13 +24,9 @@ from bench.gate.report.words import (
     launches,
     not_run,
     on_purpose,
-    one_line,
     outputs_that_matter,
-    percent,
-    plural,
     runner_noise,
     said_verdict,
-    seconds,
     some_of,
 )
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from bench.command.tables import CLOSE, say, table
+from bench.command.words import one_line, percent, seconds
 from bench.gate.record import GateRecord
 from bench.gate.releases import Cell, ChainRecord, geometric_mean, share_of_copy
-from bench.gate.report.words import bounds, contestant, environments, one_line, percent, seconds
+from bench.gate.report.words import bounds, contestant, environments
 
 _STYLES: Final = {"fail": "red", "inconclusive": "yellow"}
 
@@ -23,17 +23,16 @@ def show_chain(record: ChainRecord, console: Console) -> None:
         if release.name == record.anchor:
             continue
         title = f"{release.name} against {record.anchor}"
-        console.print(Text(one_line(title), style="bold"), soft_wrap=True)
-        table = _table(
-            "benchmark", ("anchor", "95 % bounds", "step", "one call", "of copy", "verdict")
-        )
+        say(console, one_line(title), style="bold")
+        heads = ("anchor", "95 % bounds", "step", "one call", "of copy", "verdict")
+        rows = table("benchmark", heads, padding=CLOSE)
         ratios = []
         for row in record.rows:
             cell = row.cells[place]
             if cell.to_anchor is not None:
                 ratios.append(cell.to_anchor.estimate.ratio)
-            table.add_row(Text(one_line(row.benchmark)), *_cells(cell))
-        console.print(table)
+            rows.add_row(Text(one_line(row.benchmark)), *_cells(cell))
+        console.print(rows)
         mean = geometric_mean(ratios)
         if mean is not None:
             console.print(Text(f"geometric mean over {len(ratios)}: {percent(mean)}"))
@@ -42,12 +41,12 @@ def show_chain(record: ChainRecord, console: Console) -> None:
                 "measured under another key than the anchor: ratios compare, seconds do not "
                 f"({', '.join(release.key)})"
             )
-            console.print(Text(words if release.key else "it was not measured"), soft_wrap=True)
+            say(console, words if release.key else "it was not measured")
         console.print()
     for run in record.runs:
         words = f"{run.head} against {run.base}: {run.record.verdict}: {run.record.reason}"
         style = _STYLES.get(run.record.verdict, "red" if run.record.exit_code else "green")
-        console.print(Text(one_line(words), style=style), soft_wrap=True)
+        say(console, one_line(words), style=style)
 
 
 def show_machines(records: Sequence[GateRecord], console: Console) -> None:
@@ -56,11 +55,11 @@ def show_machines(records: Sequence[GateRecord], console: Console) -> None:
         said = f"{number}: {contestant(record.head)} against {contestant(record.base)}"
         console.print(Text(one_line(f"{said}; {'; '.join(environments(record))}")), soft_wrap=True)
     numbers = [str(number) for number in range(1, len(records) + 1)]
-    table = _table("head against base, and share of copy", numbers)
+    rows = table("head against base, and share of copy", numbers, padding=CLOSE)
     keys = dict.fromkeys(each.key for record in records for each in record.benchmarks if each.timed)
     for key in keys:
-        table.add_row(Text(one_line(key)), *(_on_machine(record, key) for record in records))
-    console.print(table)
+        rows.add_row(Text(one_line(key)), *(_on_machine(record, key) for record in records))
+    console.print(rows)
     console.print(
         Text(
             "each ratio was measured side by side on its machine; times of different machines are "
@@ -90,11 +89,3 @@ def _on_machine(record: GateRecord, key: str) -> str:
     share = share_of_copy(record, key, "head")
     said = percent(found.estimate.ratio)
     return said if share is None else f"{said}, {100 * share:.0f} %"
-
-
-def _table(first: str, columns: Sequence[str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column(first, overflow="fold")
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    return table

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bench.command.tables import CLOSE, say, table
+from bench.command.words import one_line, percent, plural
 from bench.gate.record import BenchmarkRecord, GateRecord, NoiseRecord
 from bench.gate.report.words import (
     bounds,
@@ -21,10 +22,7 @@ from bench.gate.report.words import (
     launches,
     not_run,
     on_purpose,
-    one_line,
     outputs_that_matter,
-    percent,
-    plural,
     runner_noise,
     said_verdict,
     some_of,
@@ -62,9 +60,8 @@ def show(record: GateRecord, console: Console) -> None:
     if timed:
         console.print()
         console.print(_times(timed))
-    for each in record.benchmarks:
-        if each.verdict in {"fail", "inconclusive"}:
-            _say(console, f"{each.key}: {each.reason}", _STYLES[said_verdict(each)])
+    for (reason, verdict), keys in _reasons(record).items():
+        _say(console, f"{some_of(keys)}: {reason}", _STYLES[verdict])
     for reason, keys in not_run(record).items():
         _say(console, f"not run: {some_of(keys)}: {reason}", _STYLES["not run"])
     if record.noise:
@@ -78,22 +75,21 @@ def show(record: GateRecord, console: Console) -> None:
     _say(console, f"in {record.elapsed_s:.0f} s, exit code {record.exit_code}")
 
 
+def _reasons(record: GateRecord) -> dict[tuple[str, str], list[str]]:
+    """Benchmarks that did not pass by what is said of them: where time was up, one line for all."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for each in record.benchmarks:
+        if each.verdict in {"fail", "inconclusive"}:
+            found.setdefault((each.reason, said_verdict(each)), []).append(each.key)
+    return found
+
+
 def _say(console: Console, words: str, style: str = "") -> None:
-    console.print(Text(one_line(words), style=style), soft_wrap=True)
+    say(console, one_line(words), style)
 
 
 def _short(key: str) -> str:
     return one_line(key, limit=KEY_WIDTH)
-
-
-def _table(first: str, columns: Iterable[str], rows: Iterable[Sequence[str | Text]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column(first, overflow="fold")
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    return table
 
 
 def _outputs(record: GateRecord, console: Console) -> None:
@@ -134,7 +130,7 @@ def _more(number: int, console: Console) -> None:
 
 
 def _times(benchmarks: Sequence[BenchmarkRecord]) -> Table:
-    return _table(
+    return table(
         "benchmark",
         ("head", "95 % bounds", "launches", "SD", "verdict"),
         (
@@ -148,11 +144,12 @@ def _times(benchmarks: Sequence[BenchmarkRecord]) -> Table:
             )
             for each in benchmarks
         ),
+        padding=CLOSE,
     )
 
 
 def _noise(noise: Sequence[NoiseRecord]) -> Table:
-    return _table(
+    return table(
         "on identical code",
         ("launches", "SD", "false alarms", "smallest seen"),
         (
@@ -165,4 +162,5 @@ def _noise(noise: Sequence[NoiseRecord]) -> Table:
             )
             for each in noise
         ),
+        padding=CLOSE,
     )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from statistics import median
-from typing import Final
 
 from bench.gate.record import (
     BenchmarkRecord,
@@ -16,38 +14,12 @@ from bench.gate.record import (
     OutputRecord,
 )
 
-UNITS: Final = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
-
-
-def one_line(text: str, *, limit: int | None = None) -> str:
-    """Text without line ends and control characters, cut where it is longer than `limit`."""
-    text = "".join(each if each.isprintable() else " " for each in text)
-    return text if limit is None or len(text) <= limit else text[: limit - 3] + "..."
-
-
-def plural(number: int, one: str, many: str | None = None) -> str:
-    """A number of things: `1 launch`, `12 launches`."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
-
-
-def percent(ratio: float) -> str:
-    """A ratio of times as a change: 1.049 is `+4.9 %`."""
-    return f"{100 * (ratio - 1):+.1f} %"
-
 
 def bounds(estimate: Estimate | None) -> str:
     """Bounds of a ratio at 95 %, as changes; a dash where there are none."""
     if estimate is None or estimate.low is None or estimate.high is None:
         return "-"
     return f"{100 * (estimate.low - 1):+.1f} to {100 * (estimate.high - 1):+.1f} %"
-
-
-def seconds(value: float) -> str:
-    """A time with the unit in which it has one to three digits before the point."""
-    if not math.isfinite(value):
-        return "-"
-    scale, unit = next(((s, u) for s, u in UNITS if abs(value) >= s), UNITS[-1])
-    return f"{value / scale:.3g} {unit}"
 
 
 def count(value: int | None, unit: str) -> str:

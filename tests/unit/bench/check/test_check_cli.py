@@ -8,17 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 import uuid
 from contextlib import chdir
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from typer.testing import CliRunner
 
 import bench.check.run
@@ -26,7 +23,6 @@ import bench.check.timing
 from bench import cli
 from bench.check import search as cross_check
 from bench.check.record import CheckRecord
-from bench.command.session import Bar, Lines
 from helpers.places import ROOT
 from helpers.wrong_kernels import NARROW, SHORT, named
 from reference.attention.problem import AttentionProblem
@@ -420,17 +416,6 @@ def test_an_error_of_ours_exits_4_whatever_its_type(error, monkeypatch):
     assert type(error).__name__ in result.stderr
 
 
-def test_an_error_outside_every_command_exits_4(monkeypatch, capsys):
-    def fails(**_: object) -> None:
-        raise RuntimeError("no commands")
-
-    monkeypatch.setattr(cli, "app", fails)
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 4
-    assert "the harness itself failed" in capsys.readouterr().err
-
-
 def test_a_record_that_cannot_be_written_exits_4_and_the_table_is_printed(right, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -441,18 +426,6 @@ def test_a_record_that_cannot_be_written_exits_4_and_the_table_is_printed(right,
     assert result.exit_code == 4
     assert "No space left on device" in result.stderr
     assert "cache memory" in result.stdout
-
-
-def test_a_reader_that_leaves_changes_no_exit_code(right, monkeypatch):
-    monkeypatch.setattr(bench.check.run, "run_check", lambda *_, **__: right.record)
-    reads, writes = os.pipe()
-    os.close(reads)
-    monkeypatch.setattr(sys, "argv", ["pagedbench", "check"])
-    with os.fdopen(writes, "w") as stdout:
-        monkeypatch.setattr(sys, "stdout", stdout)
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-    assert ended.value.code == 0
 
 
 # 130: interrupted
@@ -577,34 +550,3 @@ def test_help_and_version_come_without_torch(arguments, words):
     for word in words:
         assert word in run.stdout
     assert run.stderr == "set()"
-
-
-# Progress
-
-
-def test_progress_in_a_log_is_one_plain_line_for_each_step_also_one_that_is_cut_short():
-    output = StringIO()
-    with Lines(Console(file=output, width=40)) as lines:
-        lines.begin("cross-checking [red]a[/red]_name_that_is_long.py:attend", 2000)
-        lanes = [threading.Thread(target=lines.advance, args=(500,)) for _ in range(3)]
-        for lane in lanes:
-            lane.start()
-        for lane in lanes:
-            lane.join()
-        assert output.getvalue() == ""
-        lines.begin("timing decode", 11)
-    assert re.sub(r"\d+ s", "N s", output.getvalue()).splitlines() == [
-        "cross-checking [red]a[/red]_name_that_is_long.py:attend: 1,500 of 2,000 in N s",
-        "timing decode: 0 of 11 in N s",
-    ]
-
-
-def test_progress_on_a_terminal_shows_names_as_they_are():
-    output = StringIO()
-    console = Console(file=output, force_terminal=True, width=100)
-    with Bar(console) as bar:
-        bar.begin("cross-checking odd[/red].py:100:attend", 4)
-        bar.advance(3)
-    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", output.getvalue())
-    assert "cross-checking odd[/red].py:100:attend" in plain
-    assert "3/4" in plain

@@ -21,8 +21,8 @@ from bench.check.record import (
     kernel_record,
     replay_command,
 )
-from bench.check.report import failure_panel, show, show_moved, show_replay
-from bench.check.search import Outcome
+from bench.check.report import failure_panel, show, show_replay
+from bench.check.search import Outcome, Replay
 from bench.machine.environment import Environment
 from bench.workloads.record import NamedStream
 from reference.attention.checks import CHECKS
@@ -424,7 +424,7 @@ def test_what_looks_like_markup_is_printed_as_it_is(width):
         assert part in text
     verdicts = [Verdict("truth", Status.FAILED, tuple(odd.findings))]
     console = Console(file=StringIO(), width=width)
-    show_replay(ODD_NAME, AttentionProblem.parse(SPEC), verdicts, console)
+    show_replay(ODD_NAME, Replay(AttentionProblem.parse(SPEC), verdicts, None), console)
     replayed = console.file.getvalue()
     assert replayed.startswith(f"{ODD_NAME} on {SPEC}\n")
     assert "[bold]x[/bold]" in replayed
@@ -445,7 +445,8 @@ def test_bytes_that_are_moved_again_show():
     console = Console(file=StringIO(), width=80)
     query = {"loaded": 3000, "loaded_distinct": 2000, "stored": 0, "stored_distinct": 0}
     out = {"loaded": 0, "loaded_distinct": 0, "stored": 2000, "stored_distinct": 2000}
-    show_moved({"query": query, "out": out}, console)
+    problem = AttentionProblem.parse(SPEC)
+    show_replay("k", Replay(problem, [], {"query": query, "out": out}), console)
     rows = [line.split() for line in console.file.getvalue().splitlines()]
     assert ["query", "3,000", "1.50x"] in rows
     assert ["out", "2,000", "1.00x"] in rows
@@ -459,7 +460,7 @@ def test_a_replay_shows_every_check_that_applies_also_one_that_was_not_run():
         Verdict("last-row", Status.CRASHED, ("the kernel's process gave no answer",)),
     ]
     console = Console(file=StringIO(), width=80)
-    show_replay("k", problem, verdicts, console)
+    show_replay("k", Replay(problem, verdicts, None), console)
     rows = [line.split() for line in console.file.getvalue().splitlines()]
     law = next(check.law for check in CHECKS if check.name == "truth").split()
     assert ["truth", "passed", *law[:6]] in [cells[:8] for cells in rows]

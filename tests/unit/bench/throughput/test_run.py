@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench.command.session import Silence
+from bench.command.progress import Silence
 from bench.machine import roof as roofs
 from bench.machine.roof import RoofRecord
 from bench.machine.timing import CpuDevice

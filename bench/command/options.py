@@ -1,0 +1,49 @@
+"""Options that several commands share, word for word, and what they come to."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from reference.errors import BadInput
+
+Json = Annotated[Path | None, typer.Option(help="Write the record to this file.")]
+
+OrderSeed = Annotated[
+    int | None, typer.Option(min=0, help="Of all random orders. Default: another each time.")
+]
+
+TimedDevice = Annotated[
+    str, typer.Option(help="What is timed: the cpu, or the benchmarks of a GPU with cuda.")
+]
+
+AsvFolder = Annotated[
+    Path | None, typer.Option(help="Folder of asv results to export to.", metavar="DIR")
+]
+
+
+def present_device(name: str) -> Literal["cpu", "cuda"]:
+    """What --device comes to on this machine."""
+    if name not in {"auto", "cpu", "cuda"}:
+        raise BadInput(f"--device {name}: choose cpu, cuda or auto")
+    if name == "cpu":
+        return "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if name == "cuda":
+        raise BadInput(f"--device cuda: torch {torch.__version__} finds none; use --device cpu")
+    return "cpu"
+
+
+def check_asv(folder: Path | None) -> None:
+    """Raise BadInput where results cannot be exported."""
+    if folder is not None and find_spec("asv") is None:
+        raise BadInput(
+            f"--asv {folder}: asv is not installed, and its format is written by its own code; "
+            f"pip install asv"
+        )

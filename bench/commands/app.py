@@ -1,0 +1,96 @@
+"""All commands, and what `pagedbench` says without one."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from bench.commands.check import CHECK_HELP, check
+from bench.commands.compare import COMPARE_HELP, compare
+from bench.commands.compile import COMPILE_HELP, compile_kernels
+from bench.commands.fuzz import FUZZ_HELP, fuzz
+from bench.commands.gate import GATE_HELP, gate
+from bench.commands.history import HISTORY_HELP, history
+from bench.commands.import_ import IMPORT_HELP, import_records
+from bench.commands.race import RACE_HELP, race
+from bench.commands.throughput import THROUGHPUT_HELP, throughput
+from bench.commands.waste import WASTE_HELP, waste
+
+HELP = """
+A test bench for paged-attention kernels and KV-cache allocators.
+
+[bold]Examples[/]
+
+  pagedbench check
+
+  pagedbench check --kernel my_kernel.py:attention
+
+  pagedbench waste
+
+  pagedbench waste --trace requests.csv --whatif
+
+  pagedbench fuzz --allocator my_pool.py:make
+
+  pagedbench compile --target sm_90 --kernel decode
+
+  pagedbench throughput --batch 8x1024
+
+  pagedbench gate HEAD~1
+
+  pagedbench waste --help
+"""
+
+app = typer.Typer(
+    name="pagedbench",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="rich",
+)
+
+
+def _print_version(*, wanted: bool) -> None:
+    if wanted:
+        from bench.machine.facts import version_of
+
+        for name in ("pagedbench", "torch", "triton"):
+            typer.echo(f"{name} {version_of(name)}")
+        raise typer.Exit
+
+
+@app.callback(help=HELP)
+def pagedbench(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the versions of pagedbench, torch and triton.",
+            callback=lambda value: _print_version(wanted=value),
+            is_eager=True,
+        ),
+    ] = False,
+) -> None:
+    """Print help where no command is given."""
+
+
+app.command(help=CHECK_HELP, short_help="Cross-check kernels, time paging, account for memory.")(
+    check
+)
+app.command(help=WASTE_HELP, short_help="Account for every slot of a KV cache.")(waste)
+app.command(help=FUZZ_HELP, short_help="Fuzz a KV-cache allocator.")(fuzz)
+app.command(
+    "compile", help=COMPILE_HELP, short_help="Compile kernels ahead of time, without a GPU."
+)(compile_kernels)
+app.command(help=THROUGHPUT_HELP, short_help="Time kernels against peers and the device.")(
+    throughput
+)
+app.command(help=GATE_HELP, short_help="Decide whether a change made anything worse.")(gate)
+app.command(help=COMPARE_HELP, short_help="Compare releases side by side.")(compare)
+app.command(help=HISTORY_HELP, short_help="List the steps in stored results.")(history)
+app.command("import", help=IMPORT_HELP, short_help="Take in records of another machine.")(
+    import_records
+)
+app.command(help=RACE_HELP, short_help="Compare the speed of KV-cache allocators.")(race)
