@@ -388,10 +388,3 @@ def test_waste_never_imports_torch():
     came = imported("waste", *SMALL, "--plot", "w.svg", "--whatif")
     assert "matplotlib" in came
     assert not {"torch", "triton", "scipy"} & came
-
-
-def test_help_shows_examples_and_exit_codes():
-    result = typed("--help")
-    assert result.exit_code == 0
-    for part in ("pagedbench waste --figure sosp23", "130 interrupted", "look-ahead=8"):
-        assert part in words(result)

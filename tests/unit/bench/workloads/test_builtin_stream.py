@@ -75,13 +75,6 @@ def test_the_same_seed_gives_the_same_stream_and_another_another(name):
     assert first.prompt_tokens.tolist() != builtin_stream(name, seed=4).prompt_tokens.tolist()
 
 
-def test_a_longer_draw_begins_with_the_shorter():
-    short, long = builtin_stream(num_requests=50), builtin_stream(num_requests=500).head(50)
-    assert short.prompt_tokens.tolist() == long.prompt_tokens.tolist()
-    assert short.output_tokens.tolist() == long.output_tokens.tolist()
-    assert short.arrival_s.tolist() == long.arrival_s.tolist()
-
-
 def test_arrivals_go_on_where_a_chunk_ends():
     arrival_s = builtin_stream(num_requests=40_000, rate_per_s=1.0, seed=6).arrival_s
     gaps_s = -np.log1p(-np.random.default_rng(np.random.SeedSequence(6).spawn(3)[2]).random(40_000))

@@ -62,29 +62,38 @@ def write(tmp_path):
     return write
 
 
-def test_azure_lengths_and_seconds_since_the_first_request(write):
-    stream = read_trace(write(AZURE))
-    assert stream.prompt_tokens.tolist() == [374, 396, 879]
-    assert stream.output_tokens.tolist() == [44, 109, 55]
-    assert stream.arrival_s.tolist() == [0.0, 4.314579, 4.541877]
-    assert stream.prefix is None
+OFFSETS = (
+    "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+    "2024-05-10 00:00:00.5+00:00,1,2\n2024-05-10 01:00:01+01:00,3,4\n"
+)
 
 
-def test_azure_times_may_carry_an_offset(write):
-    stream = read_trace(
-        write(
-            "TIMESTAMP,ContextTokens,GeneratedTokens\n"
-            "2024-05-10 00:00:00.5+00:00,1,2\n2024-05-10 01:00:01+01:00,3,4\n"
-        )
-    )
-    assert stream.arrival_s.tolist() == [0.0, 0.5]
-
-
-def test_sharegpt_turns_have_no_times(write):
-    stream = read_trace(write(SHAREGPT))
-    assert stream.prompt_tokens.tolist() == [74, 1402, 30, 35]
-    assert stream.output_tokens.tolist() == [918, 711, 5, 5]
-    assert stream.arrival_s is None
+@pytest.mark.parametrize(
+    ("content", "prompts", "outputs", "times", "blocks"),
+    [
+        (AZURE, [374, 396, 879], [44, 109, 55], [0.0, 4.314579, 4.541877], None),
+        (OFFSETS, [1, 3], [2, 4], [0.0, 0.5], None),
+        (SHAREGPT, [74, 1402, 30, 35], [918, 711, 5, 5], None, None),
+        (VIDUR, [374, 396], [44, 109], [0.0, 4.314579], None),
+        (MOONCAKE, [513, 512], [5, 6], [0.0, 2.5], (512, [[0, 1], [0]])),
+        # Both releases, failures included.
+        (BURSTGPT, [906, 36], [446, 0], [0.0, 51.0], None),
+        (BURSTGPT_V1, [472, 1087], [18, 230], [0.0, 40.0], None),
+        # The last block of a prompt may have no id.
+        (QWEN, [33, 40], [132, 8], [0.0, 0.886], (16, [[1089, 1090, 6326], [1089, 1090]])),
+    ],
+)
+def test_rows_are_read_as_they_are_written(write, content, prompts, outputs, times, blocks):
+    stream = read_trace(write(content))
+    assert stream.prompt_tokens.tolist() == prompts
+    assert stream.output_tokens.tolist() == outputs
+    assert stream.timed == (times is not None)
+    if times is not None:
+        assert stream.arrival_s.tolist() == pytest.approx(times)
+    assert (stream.prefix is None) == (blocks is None)
+    if blocks is not None:
+        ids = [stream.prefix.of(request).tolist() for request in range(len(stream))]
+        assert (stream.prefix.tokens_per_block, ids) == blocks
 
 
 def test_first_turns_start_where_the_prompt_does_not_hold_the_turn_before(write):
@@ -101,45 +110,6 @@ def test_a_prompt_that_does_not_hold_the_answer_before_it_begins_a_conversation(
 def test_first_turns_refuse_a_trace_that_is_not_of_turns(write):
     with pytest.raises(TraceError, match="a header without num_prefill_tokens"):
         first_turns(write(AZURE))
-
-
-def test_mooncake_times_and_prefix_blocks(write):
-    stream = read_trace(write(MOONCAKE))
-    assert stream.prompt_tokens.tolist() == [513, 512]
-    assert stream.output_tokens.tolist() == [5, 6]
-    assert stream.arrival_s.tolist() == [0.0, 2.5]
-    assert stream.prefix.tokens_per_block == 512
-    assert [stream.prefix.of(0).tolist(), stream.prefix.of(1).tolist()] == [[0, 1], [0]]
-
-
-def test_sharegpt_lengths_may_have_times(write):
-    stream = read_trace(write(VIDUR))
-    assert stream.prompt_tokens.tolist() == [374, 396]
-    assert stream.arrival_s.tolist() == pytest.approx([0.0, 4.314579])
-
-
-@pytest.mark.parametrize(
-    ("content", "prompts", "outputs", "times"),
-    [
-        (BURSTGPT, [906, 36], [446, 0], [0.0, 51.0]),
-        (BURSTGPT_V1, [472, 1087], [18, 230], [0.0, 40.0]),
-    ],
-)
-def test_burstgpt_of_both_releases_failures_included(write, content, prompts, outputs, times):
-    stream = read_trace(write(content))
-    assert stream.prompt_tokens.tolist() == prompts
-    assert stream.output_tokens.tolist() == outputs
-    assert stream.arrival_s.tolist() == times
-    assert stream.prefix is None
-
-
-def test_qwen_times_and_prefix_blocks_of_which_the_last_may_be_missing(write):
-    stream = read_trace(write(QWEN))
-    assert stream.prompt_tokens.tolist() == [33, 40]
-    assert stream.output_tokens.tolist() == [132, 8]
-    assert stream.arrival_s.tolist() == pytest.approx([0.0, 0.886])
-    assert stream.prefix.tokens_per_block == 16
-    assert [stream.prefix.of(r).tolist() for r in (0, 1)] == [[1089, 1090, 6326], [1089, 1090]]
 
 
 @pytest.mark.parametrize(
@@ -302,74 +272,75 @@ AZURE_HEADER = AZURE.partition("\r\n")[0]
 SHAREGPT_HEADER, MOONCAKE_ROW = (text.partition("\n")[0] for text in (SHAREGPT, MOONCAKE))
 
 
-@pytest.mark.parametrize(
-    ("content", "line", "found", "expected"),
-    [
-        pytest.param("", 1, "an empty file", "(azure)", id="empty"),
-        pytest.param("\n \n", 1, "an empty file", "(mooncake)", id="blank"),
-        pytest.param(AZURE_HEADER, 1, "nothing after it", "one request", id="header only"),
-        pytest.param("time,in,out\n1,2,3\n", 1, "time,in,out", "(azure)", id="unknown header"),
-        pytest.param(
-            "TIMESTAMP,ContextTokens\n",
-            1,
-            "without GeneratedTokens",
-            "TIMESTAMP, ContextTokens, GeneratedTokens",
-            id="missing column",
-        ),
-        pytest.param(
-            f"{AZURE_HEADER}\n2023-11-16 18:15:46,1\n", 2, "2 columns", "3", id="short row"
-        ),
-        pytest.param(
-            f"{AZURE_HEADER}\n2023-11-16 18:15:46,1,2,3\n", 2, "4 columns", "3", id="long row"
-        ),
-        pytest.param(
-            f"{AZURE_HEADER}\n2023-11-16 18:15:46,1,2\n2023-11-16 18:15:45.5,3,4\n",
-            3,
-            "0.5 s before the line above",
-            "sorted by time",
-            id="time runs back",
-        ),
-        *(
-            pytest.param(
-                f"{AZURE_HEADER}\n{stamp},1,2\n", 2, repr(stamp), "ISO 8601", id=f"time {stamp!r}"
-            )
-            for stamp in ("", "nan", "NaT", "yesterday", "20231116", "2023-13-01 00:00:00", "18:15")
-        ),
-        *(
-            pytest.param(
-                f"{SHAREGPT_HEADER}\n1,2,3,0.5\n1,{value},3,0.5\n",
-                3,
-                f"num_decode_tokens = {value!r}",
-                "a whole number of tokens from 0 to 1073741823",
-                id=f"tokens {value!r}",
-            )
-            for value in ("", "nan", "-2", "2.0", "1e3", "2_0", "٢", "1073741824", "9" * 40)
-        ),
-        pytest.param(
-            f"{SHAREGPT_HEADER}\n1,2,4,0.5\n",
-            2,
-            "num_total_tokens = 4",
-            "3, the prefill's 1 and the decode's 2",
-            id="total does not add up",
-        ),
-        pytest.param(f"{MOONCAKE_ROW}\n{{oops\n", 2, "{oops", "JSON object", id="bad JSON"),
-        pytest.param(f"{MOONCAKE_ROW}\n[1]\n", 2, "[1]", "JSON object", id="not an object"),
-        pytest.param(
-            '{"timestamp": 1, "input_length": 2}',
-            1,
-            "input_length",
-            "a JSON object with timestamp, input_length, output_length, hash_ids",
-            id="missing key",
-        ),
-        pytest.param(
-            b"TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46,1,2\n\xff\xfe,1,2\n",
-            3,
-            "not UTF-8",
-            "a text file",
-            id="not text",
-        ),
-    ],
-)
+TOKENS = "a whole number of tokens from 0 to 1073741823"
+HEADED = f"{AZURE_HEADER}\n2023-11-16 18:15:46,1,2\n"
+
+
+def qwen(old: str, new: str) -> str:
+    return QWEN.replace(old, new)
+
+
+def mooncake(field: str, value: str) -> str:
+    """A third row with one field that is wrong."""
+    good = {"timestamp": "3000", "input_length": "513", "output_length": "5", "hash_ids": "[0, 1]"}
+    row = ", ".join(f'"{key}": {text}' for key, text in (good | {field: value}).items())
+    return f"{MOONCAKE}{{{row}}}"
+
+
+BROKEN = [
+    ("", 1, "an empty file", "(azure)"),
+    ("\n \n", 1, "an empty file", "(mooncake)"),
+    (AZURE_HEADER, 1, "nothing after it", "one request"),
+    ("time,in,out\n1,2,3\n", 1, "time,in,out", "(azure)"),
+    ("TIMESTAMP,ContextTokens\n", 1, "without GeneratedTokens", "ContextTokens, GeneratedTokens"),
+    (f"{AZURE_HEADER}\n2023-11-16 18:15:46,1\n", 2, "2 columns", "3"),
+    (f"{AZURE_HEADER}\n2023-11-16 18:15:46,1,2,3\n", 2, "4 columns", "3"),
+    (f"{HEADED}2023-11-16 18:15:45.5,3,4\n", 3, "0.5 s before the line above", "sorted by time"),
+    (HEADED.encode() + b"\xff\xfe,1,2\n", 3, "not UTF-8", "a text file"),
+    *(
+        (f"{AZURE_HEADER}\n{stamp},1,2\n", 2, repr(stamp), "ISO 8601")
+        for stamp in ("", "nan", "NaT", "yesterday", "20231116", "2023-13-01 00:00:00", "18:15")
+    ),
+    *(
+        (f"{SHAREGPT_HEADER}\n1,2,3,0\n1,{value},3,0\n", 3, f"decode_tokens = {value!r}", TOKENS)
+        for value in ("", "nan", "-2", "2.0", "1e3", "2_0", "٢", "1073741824", "9" * 40)
+    ),
+    (f"{SHAREGPT_HEADER}\n1,2,4,0.5\n", 2, "num_total_tokens = 4", "3, the prefill's 1 and the"),
+    (f"{MOONCAKE_ROW}\n{{oops\n", 2, "{oops", "JSON object"),
+    (f"{MOONCAKE_ROW}\n[1]\n", 2, "[1]", "JSON object"),
+    ('{"timestamp": 1, "input_length": 2}', 1, "input_length", "object with timestamp, input_"),
+    *(
+        (mooncake("timestamp", value), 3, f"timestamp = {found}", "a whole number of milliseconds")
+        for value, found in (("-1", "-1"), ("1.5", "1.5"), ("NaN", "nan"), ("1" + 30 * "0", "100"))
+    ),
+    (mooncake("input_length", "-3"), 3, "input_length = -3", TOKENS),
+    (mooncake("input_length", "513.0"), 3, "input_length = 513.0", TOKENS),
+    (mooncake("output_length", "true"), 3, "output_length = True", TOKENS),
+    (mooncake("output_length", '"5"'), 3, "output_length = '5'", TOKENS),
+    (mooncake("output_length", "1073741824"), 3, "= 1073741824", TOKENS),
+    (mooncake("output_length", 5000 * "9"), 3, "integer string conversion", "one JSON object"),
+    (mooncake("hash_ids", "7"), 3, "hash_ids = 7", "a list of integers"),
+    (mooncake("hash_ids", "[0, 1.5]"), 3, "hash_ids = [0, 1.5]", "a list of integers"),
+    (mooncake("hash_ids", "[-4, 1]"), 3, "hash_ids from -4 to 1", "ids from 0 that fit int64"),
+    (mooncake("hash_ids", f"[1, {2**63}]"), 3, f"from 1 to {2**63}", "ids from 0 that fit int64"),
+    (mooncake("hash_ids", "[0]"), 3, "1 hash_ids", "2, one for each 512 tokens of the 513"),
+    (f"{BURSTGPT}19440160.5,,2,ChatGPT,36,1,37,API log\n", 4, "0.5 s before", "sorted by time"),
+    *(
+        (f"{BURSTGPT_V1}{stamp},GPT-4,1,1,2,API log\n", 4, f"Timestamp = {stamp!r}", "seconds")
+        for stamp in ("", "nan", "inf", "-5", "1_0", "1e999", "٤٦", "0x20", str(2**33 + 1))
+    ),
+    (f"{VIDUR}15,1,two\n", 4, "num_decode_tokens = 'two'", TOKENS),
+    (f"{VIDUR}x,1,2\n", 4, "arrived_at = 'x'", "seconds from 0"),
+    (qwen("62", '"62"'), 2, "timestamp = '62'", "seconds from 0"),
+    (qwen("62", "true"), 2, "timestamp = True", "seconds from 0"),
+    (qwen("62", "NaN"), 2, "timestamp = nan", "seconds from 0"),
+    (qwen("62", "1" + 400 * "0"), 2, "timestamp = 1000", "seconds from 0"),
+    (qwen("62", "61"), 2, "the time 61", "sorted by time"),
+    (qwen('"input_length": 40', '"input_length": 16'), 2, "2 hash_ids", "1 at most"),
+]
+
+
+@pytest.mark.parametrize(("content", "line", "found", "expected"), BROKEN)
 def test_a_broken_trace_is_refused_with_line_reading_and_expectation(
     write, content, line, found, expected
 ):
@@ -381,68 +352,6 @@ def test_a_broken_trace_is_refused_with_line_reading_and_expectation(
     assert found in error.found
     assert expected in error.expected
     assert str(error) == f"{path}, line {line}: read {error.found}; expected {error.expected}"
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "found", "expected"),
-    [
-        ("timestamp", "-1", "timestamp = -1", "milliseconds from 0"),
-        ("timestamp", "1.5", "timestamp = 1.5", "a whole number of milliseconds"),
-        ("timestamp", "NaN", "timestamp = nan", "a whole number of milliseconds"),
-        ("timestamp", "1" + 30 * "0", "timestamp = 1000", "within int64"),
-        ("input_length", "-3", "input_length = -3", "a whole number of tokens from 0"),
-        ("input_length", "513.0", "input_length = 513.0", "a whole number of tokens from 0"),
-        ("output_length", "true", "output_length = True", "a whole number of tokens from 0"),
-        ("output_length", '"5"', "output_length = '5'", "a whole number of tokens from 0"),
-        ("output_length", "1073741824", "= 1073741824", "tokens from 0 to 1073741823"),
-        ("output_length", 5000 * "9", "integer string conversion", "one JSON object"),
-        ("hash_ids", "7", "hash_ids = 7", "a list of integers"),
-        ("hash_ids", "[0, 1.5]", "hash_ids = [0, 1.5]", "a list of integers"),
-        ("hash_ids", "[-4, 1]", "hash_ids from -4 to 1", "ids from 0 that fit int64"),
-        ("hash_ids", f"[1, {2**63}]", f"hash_ids from 1 to {2**63}", "ids from 0 that fit int64"),
-        ("hash_ids", "[0]", "1 hash_ids", "2, one for each 512 tokens of the 513"),
-    ],
-)
-def test_a_broken_mooncake_field_is_named(write, field, value, found, expected):
-    good = {"timestamp": "3000", "input_length": "513", "output_length": "5", "hash_ids": "[0, 1]"}
-    row = ", ".join(f'"{key}": {text}' for key, text in (good | {field: value}).items())
-    with pytest.raises(TraceError) as caught:
-        read_trace(write(f"{MOONCAKE}{{{row}}}"))
-    assert caught.value.line == 3
-    assert found in caught.value.found
-    assert expected in caught.value.expected
-
-
-@pytest.mark.parametrize(
-    ("content", "line", "found", "expected"),
-    [
-        (BURSTGPT + "19440160.5,,2,ChatGPT,36,1,37,API log\n", 4, "0.5 s before", "sorted by time"),
-        *(
-            (f"{BURSTGPT_V1}{stamp},GPT-4,1,1,2,API log\n", 4, f"Timestamp = {stamp!r}", "seconds")
-            for stamp in ("", "nan", "inf", "-5", "1_0", "1e999", "٤٦", "0x20", str(2**33 + 1))
-        ),
-        (f"{VIDUR}15,1,two\n", 4, "num_decode_tokens = 'two'", "a whole number"),
-        (f"{VIDUR}x,1,2\n", 4, "arrived_at = 'x'", "seconds from 0"),
-        (
-            f"{VIDUR.partition(chr(10))[0]},num_total_tokens\n1,2,3,6\n",
-            2,
-            "num_total_tokens = 6",
-            "5, the prefill's 2",
-        ),
-        (QWEN.replace("62", '"62"'), 2, "timestamp = '62'", "seconds from 0"),
-        (QWEN.replace("62", "true"), 2, "timestamp = True", "seconds from 0"),
-        (QWEN.replace("62", "NaN"), 2, "timestamp = nan", "seconds from 0"),
-        (QWEN.replace("62", "1" + 400 * "0"), 2, "timestamp = 1000", "seconds from 0"),
-        (QWEN.replace("62", "61"), 2, "the time 61", "sorted by time"),
-        (QWEN.replace('"input_length": 40', '"input_length": 16'), 2, "2 hash_ids", "1 at most"),
-    ],
-)
-def test_a_broken_row_of_the_newer_formats_is_named(write, content, line, found, expected):
-    with pytest.raises(TraceError) as caught:
-        read_trace(write(content))
-    assert caught.value.line == line
-    assert found in caught.value.found
-    assert expected in caught.value.expected
 
 
 def test_an_unknown_header_is_answered_with_all_that_are_known(write):
@@ -485,15 +394,6 @@ def test_a_stated_format_is_held_to(write):
         read_trace(path, format="sharegpt")
     with pytest.raises(TraceError, match="one JSON object on the line"):
         read_trace(path, format="mooncake")
-    with pytest.raises(
-        ValueError, match="'burst' is unknown; use one of azure, sharegpt, mooncake"
-    ):
-        read_trace(path, format="burst")
-
-
-def test_a_limit_below_one_is_refused(write):
-    with pytest.raises(ValueError, match="limit is 0"):
-        read_trace(write(AZURE), limit=0)
 
 
 def test_a_missing_file_is_the_systems_error(tmp_path):
