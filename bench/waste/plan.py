@@ -116,7 +116,7 @@ def read_streams(
     sources: list[StreamSource] = []
     for option, spec in asked:
         try:
-            source = parse_source(with_defaults(spec, requests=requests, seed=seed))
+            source = parse_source(spec, requests=requests, seed=seed)
         except ValueError as error:
             raise _refused(option, spec, error) from None
         sources.append(source if requests is None else head(source, requests))
@@ -140,26 +140,6 @@ def _refused(option: str, spec: str, error: Exception) -> BadInput:
     if isinstance(error, OSError):
         said = f"{error.strerror or error}; name a file that can be read"
     return BadInput(f"{option} {spec.removeprefix('trace:')}: {said}")
-
-
-def with_defaults(spec: str, *, requests: int | None, seed: int) -> str:
-    """Say in a stream's spec how many requests it has, and its seed, where it does not say."""
-    whole_file = Path(spec.removeprefix("trace:")).is_file()
-    parts = [spec] if whole_file else spec.split("+")
-    completed = []
-    for index, part in enumerate(parts):
-        name, _, keys = part.rpartition(":")
-        has_keys = "=" in keys or keys == "saturated"
-        if not has_keys:
-            name, keys = part, ""
-        given = {key.partition("=")[0] for key in keys.split(",")}
-        wanted = {"seed": seed + index if name else seed}
-        if requests is not None and name:
-            wanted["requests"] = requests
-        more = [f"{key}={value}" for key, value in wanted.items() if key not in given]
-        keys = ",".join([*([keys] if keys else []), *more])
-        completed.append(f"{name}:{keys}" if keys else name)
-    return "+".join(completed)
 
 
 def model_bytes(model: str) -> int:

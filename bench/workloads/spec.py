@@ -16,7 +16,13 @@ from typing import Final, TypeVar
 
 from bench.workloads.arrivals import arriving
 from bench.workloads.builtin import STREAM_LAWS, QuantileSource
-from bench.workloads.conversations import DESCRIPTION, NAME, TRACE_REQUESTS, ConversationFit
+from bench.workloads.conversations import (
+    DESCRIPTION,
+    NAME,
+    TRACE_RATE_PER_S,
+    TRACE_REQUESTS,
+    ConversationFit,
+)
 from bench.workloads.fits import DEFAULT_REQUESTS, FITS, fitted
 from bench.workloads.mix import mix
 from bench.workloads.source import StreamSource, fitting, generating, head, repeat, saturated
@@ -52,8 +58,11 @@ def source_names() -> dict[str, str]:
     return names
 
 
-def parse_source(text: str) -> StreamSource:
+def parse_source(text: str, *, requests: int | None = None, seed: int = 0) -> StreamSource:
     """Make the source that a text names; the module's text shows how.
+
+    Where it does not say, each source has as many `requests` (None: its own number), and the parts
+    of a mix count their seeds from `seed` on.
 
     A name is one of `source_names`, or a file: `trace:PATH`, or any path that exists. Requests of a
     file that have no output are dropped. `KEYS` lists the keys; `saturated` needs no value.
@@ -71,24 +80,26 @@ def parse_source(text: str) -> StreamSource:
             raise ValueError(f"{text!r} names no source; use one of {', '.join(source_names())}")
         if parts[0].share is not None:
             raise ValueError(f"share in {text!r}, which is no mix; join two sources by +")
-        return _source(parts[0], default_seed=0)
+        return _source(parts[0], seed=seed, requests=requests)
     whole = parts.pop() if not parts[-1].name else None
     if len(parts) < 2 or not all(part.name for part in parts):
         raise ValueError(f"{text!r}: a part without a name; only the last may be keys alone")
     shares = _shares(parts)
-    sources = [_source(part, default_seed=index) for index, part in enumerate(parts)]
+    sources = [
+        _source(part, seed=seed + index, requests=requests) for index, part in enumerate(parts)
+    ]
     if shares is None and not any(source.timed for source in sources):
         shares = [1 / len(parts)] * len(parts)
     names: list[str] = []
     for source in sources:
         taken = sum(name.partition("#")[0] == source.name for name in names)
         names.append(f"{source.name}#{taken + 1}" if taken else source.name)
-    seed = 0 if whole is None else whole.whole("seed", 0, at_least=0)
-    mixed = mix(sources, shares=shares, seed=seed, names=names)
+    drawn_by = 0 if whole is None else whole.whole("seed", seed, at_least=0)
+    mixed = mix(sources, shares=shares, seed=drawn_by, names=names)
     if whole is None:
         return mixed
     whole.refuse("requests", "turns", "share", why="the mix has no such key; give it to a part")
-    return _applied(whole, mixed, seed=seed, rate_per_s=None, cv=1.0)
+    return _applied(whole, mixed, seed=drawn_by)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,36 +199,32 @@ def _shares(parts: list[_Part]) -> list[float] | None:
     return [rest / others if share is None else share for share in given]
 
 
-def _source(part: _Part, *, default_seed: int) -> StreamSource:
-    seed = part.whole("seed", default_seed, at_least=0)
-    rate_per_s, cv = None, 1.0
+def _source(part: _Part, *, seed: int, requests: int | None) -> StreamSource:
+    """Make the source of a part; `seed` and `requests` hold where it does not say."""
+    seed = part.whole("seed", seed, at_least=0)
     if part.name.startswith(_TRACE):
-        limit = part.whole("requests", 0) or None
+        limit = part.whole("requests", requests or 0) or None
         turns = part.keys.get("turns", "all")
         trace = TraceSource(part.name.removeprefix(_TRACE), limit=limit, turns=turns)
-        return _applied(part, generating(trace), seed=seed, rate_per_s=None, cv=cv)
+        return _applied(part, generating(trace), seed=seed)
     part.refuse("turns", why="only a file has turns")
-    source: StreamSource
     if part.name == NAME:
         part.refuse("cv", why="conversations have pauses of their own; give a rate alone")
-        requests = part.whole("requests", TRACE_REQUESTS)
-        rate_per_s = part.number("rate")
-        source = ConversationFit(num_requests=requests, seed=seed)
-        if rate_per_s is not None:
-            source = ConversationFit(num_requests=requests, seed=seed, rate_per_s=rate_per_s)
-        kept = {key: value for key, value in part.keys.items() if key != "rate"}
         _check_saturated(part)
-        return _applied(
-            _Part(part.text, part.name, kept), source, seed=seed, rate_per_s=None, cv=cv
+        rate_per_s = part.number("rate")
+        source = ConversationFit(
+            num_requests=part.whole("requests", requests or TRACE_REQUESTS),
+            seed=seed,
+            rate_per_s=TRACE_RATE_PER_S if rate_per_s is None else rate_per_s,
         )
-    requests = part.whole("requests", DEFAULT_REQUESTS)
-    if part.name in FITS:
-        source = fitted(part.name, num_requests=requests, seed=seed)
-        rate_per_s, cv = FITS[part.name].rate_per_s, FITS[part.name].cv
-    else:
-        source = QuantileSource(name=part.name, num_requests=requests, seed=seed)
-        rate_per_s = STREAM_LAWS[part.name].rate_per_s
-    return _applied(part, source, seed=seed, rate_per_s=rate_per_s, cv=cv)
+        kept = {key: value for key, value in part.keys.items() if key != "rate"}
+        return _applied(_Part(part.text, part.name, kept), source, seed=seed)
+    count = part.whole("requests", requests or DEFAULT_REQUESTS)
+    if (fit := FITS.get(part.name)) is not None:
+        lengths = fitted(part.name, num_requests=count, seed=seed)
+        return _applied(part, lengths, seed=seed, rate_per_s=fit.rate_per_s, cv=fit.cv)
+    drawn = QuantileSource(name=part.name, num_requests=count, seed=seed)
+    return _applied(part, drawn, seed=seed, rate_per_s=STREAM_LAWS[part.name].rate_per_s)
 
 
 def _check_saturated(part: _Part) -> bool:
@@ -227,7 +234,12 @@ def _check_saturated(part: _Part) -> bool:
 
 
 def _applied(
-    part: _Part, source: StreamSource, *, seed: int, rate_per_s: float | None, cv: float
+    part: _Part,
+    source: StreamSource,
+    *,
+    seed: int,
+    rate_per_s: float | None = None,
+    cv: float = 1.0,
 ) -> StreamSource:
     """Apply what the part's keys say; `rate_per_s` and `cv` stand in for one that is not given."""
     saturate = _check_saturated(part)

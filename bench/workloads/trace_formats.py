@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
@@ -113,20 +113,36 @@ def _not_tokens(line: Line, column: str, value: object) -> TraceError:
     )
 
 
+class _Clock:
+    """Turns moments of any kind into seconds since the first row, which never fall."""
+
+    def __init__(self, seconds: Callable[[Any], float] = float) -> None:
+        self._seconds = seconds
+        self._start: Any = None
+        self._last_s = 0.0
+
+    def since_start(self, line: Line, stamp: object, moment: Any) -> float:
+        """Seconds from the first moment to this one, which stands there as `stamp`."""
+        if self._start is None:
+            self._start = moment
+        arrival_s = self._seconds(moment - self._start)
+        if arrival_s < self._last_s:
+            raise line.error(
+                found=f"the time {shown(stamp)}, {self._last_s - arrival_s:g} s before the line "
+                f"above",
+                expected="requests sorted by time",
+            )
+        self._last_s = arrival_s
+        return arrival_s
+
+
 def _azure(header: Line, lines: Iterator[Line]) -> Iterator[Row]:
-    columns = FORMATS["azure"].columns
-    start = None
-    last_s = 0.0
-    for line, (stamp, prompt, output) in _rows(header, lines, columns):
-        moment = _moment(line, stamp)
-        start = start or moment
-        arrival_s = (moment - start).total_seconds()
-        _check_order(line, stamp, last_s, arrival_s)
-        last_s = arrival_s
+    clock = _Clock(timedelta.total_seconds)
+    for line, (stamp, prompt, output) in _rows(header, lines, FORMATS["azure"].columns):
         yield Row(
             _tokens(line, "ContextTokens", prompt),
             _tokens(line, "GeneratedTokens", output),
-            arrival_s,
+            clock.since_start(line, stamp, _moment(line, stamp)),
         )
 
 
@@ -144,20 +160,12 @@ def _moment(line: Line, stamp: str) -> datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def _check_order(line: Line, stamp: object, last_s: float, arrival_s: float) -> None:
-    if arrival_s < last_s:
-        raise line.error(
-            found=f"the time {shown(stamp)}, {last_s - arrival_s:g} s before the line above",
-            expected="requests sorted by time",
-        )
-
-
 def _sharegpt(header: Line, lines: Iterator[Line]) -> Iterator[Row]:
     required = FORMATS["sharegpt"].columns
     names = cells_of(header)
     summed, timed = _TOTAL_COLUMN in names, _has_times(header)
     columns = required + (_TOTAL_COLUMN,) * summed + (_TIME_COLUMN,) * timed
-    clock = _Clock(_TIME_COLUMN)
+    clock = _Clock()
     for line, cells in _rows(header, lines, columns):
         prompt, output = map(_tokens, (line, line), required, cells)
         if summed and (total := _tokens(line, _TOTAL_COLUMN, cells[2])) != prompt + output:
@@ -165,7 +173,10 @@ def _sharegpt(header: Line, lines: Iterator[Line]) -> Iterator[Row]:
                 found=f"{_TOTAL_COLUMN} = {total}",
                 expected=f"{prompt + output}, the prefill's {prompt} and the decode's {output}",
             )
-        yield Row(prompt, output, clock.elapsed_s(line, cells[-1]) if timed else None)
+        arrival_s = None
+        if timed:
+            arrival_s = clock.since_start(line, cells[-1], _seconds(line, _TIME_COLUMN, cells[-1]))
+        yield Row(prompt, output, arrival_s)
 
 
 def _has_times(header: Line) -> bool:
@@ -174,44 +185,31 @@ def _has_times(header: Line) -> bool:
 
 def _burstgpt(header: Line, lines: Iterator[Line]) -> Iterator[Row]:
     columns = FORMATS["burstgpt"].columns
-    clock = _Clock(columns[0])
+    clock = _Clock()
     for line, (stamp, prompt, output) in _rows(header, lines, columns):
         yield Row(
             _tokens(line, columns[1], prompt),
             _tokens(line, columns[2], output),
-            clock.elapsed_s(line, stamp),
+            clock.since_start(line, stamp, _seconds(line, columns[0], stamp)),
         )
 
 
-class _Clock:
-    """Turns a column of seconds into seconds since the first row."""
+def _seconds(line: Line, column: str, text: str) -> float:
+    return _checked_seconds(
+        line, column, text, float(text) if _PLAIN_NUMBER.fullmatch(text) else math.inf
+    )
 
-    def __init__(self, column: str) -> None:
-        self._column = column
-        self._start_s: float | None = None
-        self._last_s = 0.0
 
-    def elapsed_s(self, line: Line, text: str) -> float:
-        stamp_s = float(text) if _PLAIN_NUMBER.fullmatch(text) else math.inf
-        return self.since_start(line, text, stamp_s)
-
-    def since_start(self, line: Line, stamp: object, stamp_s: float) -> float:
-        if not 0 <= stamp_s <= MAX_SECONDS:
-            raise line.error(
-                found=f"{self._column} = {shown(stamp)}",
-                expected=f"seconds from 0 to {MAX_SECONDS}",
-            )
-        if self._start_s is None:
-            self._start_s = stamp_s
-        arrival_s = float(stamp_s - self._start_s)
-        _check_order(line, stamp, self._last_s, arrival_s)
-        self._last_s = arrival_s
-        return arrival_s
+def _checked_seconds(line: Line, column: str, stamp: object, seconds: float) -> float:
+    if not 0 <= seconds <= MAX_SECONDS:
+        raise line.error(
+            found=f"{column} = {shown(stamp)}", expected=f"seconds from 0 to {MAX_SECONDS}"
+        )
+    return seconds
 
 
 def _mooncake(first: Line, lines: Iterator[Line]) -> Iterator[Row]:
-    start_ms = None
-    last_s = 0.0
+    clock = _Clock(lambda elapsed_ms: elapsed_ms / 1000)
     for line in chain([first], lines):
         time_ms, prompt, output, ids = _json_fields(line)
         if type(time_ms) is not int or not 0 <= time_ms < 2**63:
@@ -219,10 +217,7 @@ def _mooncake(first: Line, lines: Iterator[Line]) -> Iterator[Row]:
                 found=f"timestamp = {shown(time_ms)}",
                 expected="a whole number of milliseconds from 0, within int64",
             )
-        start_ms = time_ms if start_ms is None else start_ms
-        arrival_s = (time_ms - start_ms) / 1000
-        _check_order(line, time_ms, last_s, arrival_s)
-        last_s = arrival_s
+        arrival_s = clock.since_start(line, time_ms, time_ms)
         if len(ids) != (blocks := -(-prompt // MOONCAKE_PREFIX_TOKENS)):
             raise line.error(
                 found=f"{len(ids)} hash_ids",
@@ -232,10 +227,11 @@ def _mooncake(first: Line, lines: Iterator[Line]) -> Iterator[Row]:
 
 
 def _qwen(first: Line, lines: Iterator[Line]) -> Iterator[Row]:
-    clock = _Clock("timestamp")
+    clock = _Clock()
     for line in chain([first], lines):
         stamp, prompt, output, ids = _json_fields(line)
         stamp_s = stamp if type(stamp) in (int, float) else math.inf
+        stamp_s = _checked_seconds(line, "timestamp", stamp, stamp_s)
         arrival_s = clock.since_start(line, stamp, stamp_s)
         # Not "exactly": whether the last, unfilled block has an id is not stated for this data set.
         if len(ids) > (blocks := -(-prompt // QWEN_PREFIX_TOKENS)):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.waste.plan import model_bytes, pool_slots, read_streams, with_defaults
+from bench.waste.plan import model_bytes, pool_slots, read_streams
 from reference.errors import BadInput
 
 
@@ -37,23 +37,6 @@ def test_a_slot_is_as_large_as_the_models_shape_says(model: str, size: int) -> N
 def test_a_shape_that_is_none_is_refused(model: str) -> None:
     with pytest.raises(BadInput, match=f"--model {model}: give layers x KV heads x head size"):
         model_bytes(model)
-
-
-@pytest.mark.parametrize(
-    ("spec", "completed"),
-    [
-        ("alpaca-fit", "alpaca-fit:seed=5,requests=9"),
-        ("alpaca-fit:requests=4", "alpaca-fit:requests=4,seed=5"),
-        ("alpaca-fit:seed=1,requests=4", "alpaca-fit:seed=1,requests=4"),
-        (
-            "sharegpt-fit:share=0.2+alpaca-fit+:rate=4",
-            "sharegpt-fit:share=0.2,seed=5,requests=9+alpaca-fit:seed=6,requests=9+:rate=4,seed=5",
-        ),
-        ("azure-fit:saturated", "azure-fit:saturated,seed=5,requests=9"),
-    ],
-)
-def test_requests_and_seed_go_into_specs_that_do_not_say(spec: str, completed: str) -> None:
-    assert with_defaults(spec, requests=9, seed=5) == completed
 
 
 def test_labels_tell_streams_apart() -> None:

@@ -93,6 +93,34 @@ def test_a_text_is_the_source_it_means(text, meant):
     assert pickle.loads(pickle.dumps(made)) == meant
 
 
+@pytest.mark.parametrize(
+    ("text", "completed"),
+    [
+        ("alpaca-fit", "alpaca-fit:seed=5,requests=9"),
+        ("alpaca-fit:requests=4", "alpaca-fit:requests=4,seed=5"),
+        ("alpaca-fit:seed=1,requests=4", "alpaca-fit:seed=1,requests=4"),
+        (
+            "sharegpt-fit:share=0.2+alpaca-fit+:rate=4",
+            "sharegpt-fit:share=0.2,seed=5,requests=9+alpaca-fit:seed=6,requests=9+:rate=4,seed=5",
+        ),
+        # The draw of the shares has a seed of its own.
+        (
+            "sharegpt-fit+alpaca-fit",
+            "sharegpt-fit:seed=5,requests=9+alpaca-fit:seed=6,requests=9+:seed=0",
+        ),
+        ("azure-fit:saturated", "azure-fit:saturated,seed=5,requests=9"),
+        ("mooncake-fit:system=512", "mooncake-fit:system=512,seed=5,requests=9"),
+    ],
+)
+def test_requests_and_seed_hold_where_the_text_does_not_say(text, completed):
+    assert parse_source(text, requests=9, seed=5) == parse_source(completed)
+
+
+def test_requests_of_a_file_are_rows_to_read(trace):
+    read = generating(TraceSource(str(trace), limit=2))
+    assert parse_source(str(trace), requests=2, seed=5) == read
+
+
 def test_files_are_read_with_or_without_the_word_trace(trace):
     for text in (f"{trace}", f"trace:{trace}"):
         assert parse_source(text) == generating(TraceSource(str(trace)))
