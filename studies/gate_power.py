@@ -84,7 +84,7 @@ def main(arguments: Sequence[str]) -> int:
     failed = [job.name for job in jobs(options) if not done(job, folder)]
     summary = sum_up(folder, options)
     file = folder / "gate-power.json"
-    file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    file.write_text(laid_out(summary) + "\n", encoding="utf-8")
     show(summary)
     print(f"written to {file}")
     if failed:
@@ -397,6 +397,18 @@ def missed(summary: dict[str, Any], drawn: Resampled) -> list[str]:
 
 def said(rate: Share) -> str:
     return f"{100 * rate.share:.1f} % ({100 * rate.low:.1f} to {100 * rate.high:.1f} %)"
+
+
+def laid_out(value: Any, indent: str = "") -> str:
+    """JSON with a line for each pool, power and figure: what a diff can be read of."""
+    inner = indent + " "
+    if isinstance(value, dict) and any(isinstance(each, dict | list) for each in value.values()):
+        lines = [f"{json.dumps(key)}: {laid_out(each, inner)}" for key, each in value.items()]
+        return "{\n" + ",\n".join(inner + line for line in lines) + f"\n{indent}}}"
+    if isinstance(value, list) and any(isinstance(each, dict) for each in value):
+        lines = [json.dumps(each) for each in value]
+        return "[\n" + ",\n".join(inner + line for line in lines) + f"\n{indent}]"
+    return json.dumps(value)
 
 
 def show(summary: dict[str, Any]) -> None:

@@ -12,14 +12,15 @@ from typing import Final, Literal
 from bench.command.words import percent
 from bench.gate.record import GateRecord, RunVerdict, Verdict
 from bench.gate.report.words import (
+    UNTIMED,
     benchmarks_that_matter,
     bounds,
+    by_reason,
     count,
     counter_change,
     counters_that_matter,
-    not_run,
     outputs_that_matter,
-    some_of,
+    untimed,
 )
 
 Level = Literal["error", "warning", "notice"]
@@ -63,17 +64,20 @@ def workflow_commands(record: GateRecord) -> str:
                 f"{bounds(benchmark.estimate)}): {words}"
             )
         lines[kind].append(command(kind, benchmark.key, words))
-    for reason, keys in not_run(record).items():
-        lines["notice"].append(command("notice", "not run", f"{some_of(keys)}: {reason}"))
+    for verdict, line in by_reason(untimed(record)):
+        lines[_LEVELS[verdict]].append(command(_LEVELS[verdict], UNTIMED[verdict], line))
     return "".join(f"{line}\n" for kind in lines for line in _shown(kind, lines[kind]))
 
 
 def command(level: Level, title: str, message: str) -> str:
-    """One workflow command. Line ends, per cent signs and separators are escaped."""
+    """One workflow command. Line ends, per cent signs and separators are escaped, as are characters
+    that would speak to the terminal of who reads the log.
+    """
     return f"::{level} title={_property(title)}::{_data(message)}"
 
 
 def _data(text: str) -> str:
+    text = "".join(c if c.isprintable() or c in "\r\n" else ascii(c)[1:-1] for c in text)
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 

@@ -13,8 +13,10 @@ from typing import Final
 from bench.command.words import one_line, percent, plural, seconds
 from bench.gate.record import BenchmarkRecord, CounterRecord, GateRecord, OutputRecord
 from bench.gate.report.words import (
+    UNTIMED,
     benchmarks_that_matter,
     bounds,
+    by_reason,
     contestant,
     count,
     counter_change,
@@ -22,12 +24,11 @@ from bench.gate.report.words import (
     environments,
     error_rates,
     launches,
-    not_run,
     on_purpose,
     outputs_that_matter,
     runner_noise,
     said_verdict,
-    some_of,
+    untimed,
 )
 
 ROWS: Final = 40
@@ -113,8 +114,8 @@ def _what_matters(record: GateRecord) -> list[str]:
                 ([*_benchmark_row(each), cell(each.reason, limit=200)] for each in benchmarks),
             )
         )
-    for reason, keys in not_run(record).items():
-        parts.append(f"Not run: {cell(some_of(keys), limit=200)}: {cell(reason, limit=200)}.")
+    for verdict, line in by_reason(untimed(record)):
+        parts.append(f"{UNTIMED[verdict].capitalize()}: {cell(line, limit=400)}.")
     return parts
 
 

@@ -14,18 +14,17 @@ from bench.command.words import one_line, percent, plural
 from bench.gate.record import BenchmarkRecord, GateRecord, NoiseRecord
 from bench.gate.report.words import (
     bounds,
+    by_reason,
     contestant,
     count,
     counter_change,
     counters_that_matter,
     environments,
     launches,
-    not_run,
     on_purpose,
     outputs_that_matter,
     runner_noise,
     said_verdict,
-    some_of,
 )
 
 ROWS: Final = 30
@@ -56,14 +55,13 @@ def show(record: GateRecord, console: Console) -> None:
         _say(console, note)
     _outputs(record, console)
     _counters(record, console)
-    timed = [each for each in record.benchmarks if each.timed and each.verdict != "not run"]
+    timed = [each for each in record.benchmarks if each.timed and each.samples]
     if timed:
         console.print()
         console.print(_times(timed))
-    for (reason, verdict), keys in _reasons(record).items():
-        _say(console, f"{some_of(keys)}: {reason}", _STYLES[verdict])
-    for reason, keys in not_run(record).items():
-        _say(console, f"not run: {some_of(keys)}: {reason}", _STYLES["not run"])
+    mattering = [each for each in record.benchmarks if each.verdict != "pass"]
+    for verdict, line in by_reason(mattering):
+        _say(console, f"not run: {line}" if verdict == "not run" else line, _STYLES[verdict])
     if record.noise:
         console.print()
         console.print(_noise(record.noise))
@@ -73,15 +71,6 @@ def show(record: GateRecord, console: Console) -> None:
     _say(console, f"{runner_noise(record)}; {plural(len(record.launches), 'launch', 'launches')}")
     _say(console, f"{record.verdict}: {record.reason}", _STYLES[record.verdict])
     _say(console, f"in {record.elapsed_s:.0f} s, exit code {record.exit_code}")
-
-
-def _reasons(record: GateRecord) -> dict[tuple[str, str], list[str]]:
-    """Benchmarks that did not pass by what is said of them: where time was up, one line for all."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for each in record.benchmarks:
-        if each.verdict in {"fail", "inconclusive"}:
-            found.setdefault((each.reason, said_verdict(each)), []).append(each.key)
-    return found
 
 
 def _say(console: Console, words: str, style: str = "") -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import median
+from typing import Final
 
 from bench.gate.record import (
     BenchmarkRecord,
@@ -12,6 +13,7 @@ from bench.gate.record import (
     Estimate,
     GateRecord,
     OutputRecord,
+    Verdict,
 )
 
 
@@ -50,20 +52,34 @@ def said_verdict(benchmark: BenchmarkRecord) -> str:
 
 
 def benchmarks_that_matter(record: GateRecord) -> list[BenchmarkRecord]:
-    """Those that ran and did not plainly pass: failed first, then undecided, then faster."""
+    """Those that were looked at and did not plainly pass: failed, then undecided, then faster."""
     order = {"fail": 0, "inconclusive": 1, "pass": 2}
+    without = {each.key for each in untimed(record)}
     some = [each for each in record.benchmarks if each.verdict != "pass" or each.improved]
-    ran = [each for each in some if each.verdict != "not run"]
-    return sorted(ran, key=lambda each: order[each.verdict])
+    return sorted(
+        (each for each in some if each.key not in without), key=lambda each: order[each.verdict]
+    )
 
 
-def not_run(record: GateRecord) -> dict[str, list[str]]:
-    """Benchmarks that did not run, by the reason; it is often one reason for all of them."""
-    found: dict[str, list[str]] = {}
-    for each in record.benchmarks:
-        if each.verdict == "not run":
-            found.setdefault(each.reason, []).append(each.key)
-    return found
+def by_reason(benchmarks: Iterable[BenchmarkRecord]) -> Iterator[tuple[Verdict, str]]:
+    """A line for each reason: where a run was cut short, it is one for all benchmarks."""
+    found: dict[tuple[Verdict, str], list[str]] = {}
+    for each in benchmarks:
+        found.setdefault((each.verdict, each.reason), []).append(each.key)
+    for (verdict, reason), keys in found.items():
+        yield verdict, f"{some_of(keys)}: {reason}"
+
+
+UNTIMED: Final[dict[Verdict, str]] = {"not run": "not run", "inconclusive": "not decided"}
+
+
+def untimed(record: GateRecord) -> list[BenchmarkRecord]:
+    """Those of which there is nothing to show but why."""
+    return [
+        each
+        for each in record.benchmarks
+        if each.verdict == "not run" or (each.verdict == "inconclusive" and not each.samples)
+    ]
 
 
 def some_of(keys: Sequence[str], *, most: int = 4) -> str:
