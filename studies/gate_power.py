@@ -50,8 +50,8 @@ INTERRUPTED: Final = 130
 TIDY_UP_S: Final = 60
 
 MACHINE: Final = "here"
-ASV_BENCHMARKS: Final = r"^(allocator|attention)\..*time_"
-PYTEST_BENCHMARKS: Final = ("tests/benchmarks/test_allocator.py", "tests/benchmarks/test_cache.py")
+ASV_BENCHMARKS: Final = r"^(Allocator|Attention)\..*time_"
+PYTEST_BENCHMARKS: Final = ("tests/benchmarks", "-k", "test_call and (allocator or cache)")
 THRESHOLD: Final = 0.05
 """Of pytest-benchmark: it takes whole per cents only."""
 

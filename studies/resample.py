@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict
 from scipy.stats import binomtest
 
 from bench.gate.record import GateRecord
-from bench.gate.statistics import Design, decide_many, robust_sd
+from bench.gate.statistics import Design, Trials, decide_many, robust_sd
 
 Signs = Literal["random", "recorded"]
 
@@ -170,8 +170,8 @@ def resample(
         power += [_power(each, slowdown, of="benchmark", key=key) for key, each in drawn.items()]
         noisy = _nothing(trials, design)
         every = [drawn.get(key, noisy) for key in pools]
-        power.append(_power(_Trials.joined(every), slowdown, of="all"))
-        power.append(_power(_Trials.of_runs(every), slowdown, of="suite"))
+        power.append(_power(_joined(every), slowdown, of="all"))
+        power.append(_power(_runs(every), slowdown, of="suite"))
     return Resampled(
         trials=trials,
         seed=seed,
@@ -223,37 +223,28 @@ def _pools(records: Sequence[GateRecord], design: Design) -> Mapping[str, _Launc
     return pools
 
 
-@dataclass(frozen=True, slots=True)
-class _Trials:
-    """Which trials fail, which pass, and the launches of each: [trials]."""
-
-    failed: NDArray[np.bool_]
-    passed: NDArray[np.bool_]
-    launches: NDArray[np.int64]
-
-    @classmethod
-    def joined(cls, some: Sequence[_Trials]) -> _Trials:
-        """All trials of all."""
-        return cls(
-            np.concatenate([each.failed for each in some]),
-            np.concatenate([each.passed for each in some]),
-            np.concatenate([each.launches for each in some]),
-        )
-
-    @classmethod
-    def of_runs(cls, some: Sequence[_Trials]) -> _Trials:
-        """Each a run over all benchmarks; its launches are those of the slowest."""
-        return cls(
-            np.any([each.failed for each in some], axis=0),
-            np.all([each.passed for each in some], axis=0),
-            np.max([each.launches for each in some], axis=0),
-        )
+def _joined(some: Sequence[Trials]) -> Trials:
+    """All trials of all."""
+    return Trials(
+        np.concatenate([each.failed for each in some]),
+        np.concatenate([each.passed for each in some]),
+        np.concatenate([each.launches for each in some]),
+    )
 
 
-def _nothing(trials: int, design: Design) -> _Trials:
+def _runs(some: Sequence[Trials]) -> Trials:
+    """Each a run over all benchmarks; its launches are those of the slowest."""
+    return Trials(
+        np.any([each.failed for each in some], axis=0),
+        np.all([each.passed for each in some], axis=0),
+        np.max([each.launches for each in some], axis=0),
+    )
+
+
+def _nothing(trials: int, design: Design) -> Trials:
     """Of a benchmark in quarantine, which is known by the second look."""
     none = np.zeros(trials, np.bool_)
-    return _Trials(none, none, np.full(trials, design.looks[1], np.int64))
+    return Trials(none, none, np.full(trials, design.looks[1], np.int64))
 
 
 def _trials(
@@ -264,7 +255,7 @@ def _trials(
     trials: int,
     rng: np.random.Generator,
     signs: Signs,
-) -> _Trials:
+) -> Trials:
     """Judge trials by either clock, as the gate does."""
     screen, confirm = design.looks[-1], design.confirm_looks[-1]
     shape = (trials, screen + confirm)
@@ -278,11 +269,11 @@ def _trials(
     lenient = replace(design, margin=design.wall_margin, equivalence=design.wall_margin * 2)
     by_wall = decide_many(wall[:, :screen], wall[:, screen:], lenient)
     failed = by_timer.failed | by_wall.failed
-    return _Trials(failed, by_timer.passed & ~failed, by_timer.launches)
+    return Trials(failed, by_timer.passed & ~failed, by_timer.launches)
 
 
 def _power(
-    drawn: _Trials,
+    drawn: Trials,
     slowdown: float,
     *,
     of: Literal["benchmark", "all", "suite"],

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bench.gate.timers import Device
+if TYPE_CHECKING:
+    from bench.gate.timers import Device
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,5 +68,7 @@ class Benchmark:
     to compare."""
     timed: bool = True
     """Whether it is timed; counters and outputs are compared anyway."""
+    gated: bool = True
+    """Whether the gate takes it. What is too large for its turns is for asv and `make bench`."""
     device: Device = "cpu"
     """Where it runs; a run of the gate is of one device."""

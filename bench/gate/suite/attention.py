@@ -2,11 +2,14 @@
 
 Small shapes spend their time in dispatching, larger ones in memory; each has a benchmark of its
 own, because a change may well help one and cost the other. Outputs lie in preallocated tensors.
+
+The `llama` entries are of one layer of Llama-3-8B: too large for the gate's turns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +24,13 @@ if TYPE_CHECKING:
 SMALL_DECODE: Final = Shape(num_seqs=2, query_len=1, seq_len=32, num_kv_heads=1, head_dim=32)
 LARGE_DECODE: Final = Shape(num_seqs=2, query_len=1, seq_len=512, group_size=2)
 PREFILL: Final = Shape(num_seqs=1, query_len=32, seq_len=128, group_size=2)
+
+LLAMA_DECODE: Final = Shape(
+    num_seqs=8, query_len=1, seq_len=512, num_kv_heads=8, group_size=4, head_dim=128
+)
+LLAMA_PREFILL: Final = replace(LLAMA_DECODE, num_seqs=1, query_len=128)
+CONTEXTS: Final = (512, 2048)
+BLOCK_SIZES: Final = (1, 16, 128)
 
 TRUTH_SPEC: Final = "(q8 k48) (q1 k33) h2 g2 d32 b16 fp32"
 
@@ -48,6 +58,22 @@ def _contiguous(shape: Shape) -> Prepared:
 
     batch = contiguous_batch(shape)
     return Prepared(call=lambda: contiguous_attention(batch), outputs=lambda: _answer(batch))
+
+
+def _torch_sdpa(shape: Shape) -> Prepared:
+    """One sequence after the other by torch itself: what both are compared with."""
+    batch = contiguous_batch(shape)
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def call() -> None:
+        for row in range(shape.num_seqs):
+            query = batch.query[row, None, :, None]
+            keys, values = (
+                cache[row, None].transpose(1, 2) for cache in (batch.key_cache, batch.value_cache)
+            )
+            batch.out[row] = attend(query, keys, values, enable_gqa=True)[0, :, 0]
+
+    return Prepared(call=call, outputs=lambda: {"out": rounded(batch.out)})
 
 
 def _truth() -> Prepared:
@@ -94,13 +120,46 @@ def _draw() -> Prepared:
     return Prepared(call=call, outputs=outputs)
 
 
-def _benchmark(name: str, title: str, prepare: Callable[[], Prepared], *needs: str) -> Benchmark:
+def _benchmark(
+    name: str, title: str, prepare: Callable[[], Prepared], *needs: str, gated: bool = True
+) -> Benchmark:
     return Benchmark(
         key=f"attention/{name}",
         title=title,
         prepare=prepare,
         needs=("reference.attention.contract:PagedBatch", *needs),
+        gated=gated,
     )
+
+
+def _llama() -> Iterator[Benchmark]:
+    for context in CONTEXTS:
+        for kind, shape, what in (
+            ("decode", LLAMA_DECODE, f"A decode step of 8 sequences of {context:,} tokens"),
+            ("prefill", LLAMA_PREFILL, f"128 tokens at the end of one of {context:,}"),
+        ):
+            for size in BLOCK_SIZES:
+                yield _benchmark(
+                    f"paged-{kind}[llama,block={size},context={context}]",
+                    f"{what}, blocks of {size}.",
+                    partial(_paged, replace(shape, seq_len=context, block_size=size)),
+                    PAGED,
+                    gated=False,
+                )
+            yield _benchmark(
+                f"contiguous-{kind}[llama,context={context}]",
+                f"{what}, a contiguous cache.",
+                partial(_contiguous, replace(shape, seq_len=context)),
+                CONTIGUOUS,
+                gated=False,
+            )
+        yield _benchmark(
+            f"torch-sdpa-decode[llama,context={context}]",
+            f"A decode step of 8 sequences of {context:,} tokens by torch's own attention.",
+            partial(_torch_sdpa, replace(LLAMA_DECODE, seq_len=context)),
+            CONTIGUOUS,
+            gated=False,
+        )
 
 
 PAGED: Final = "paged.attention:paged_attention"
@@ -145,4 +204,5 @@ BENCHMARKS: Final = (
         "reference.attention.placement:place",
         "reference.attention.inputs:make_inputs",
     ),
+    *_llama(),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
@@ -13,44 +13,62 @@ from bench.gate.benchmark import Benchmark, Output, Prepared
 if TYPE_CHECKING:
     from paged.cache import KVCache
 
-NUM_BLOCKS: Final = 256
 BLOCK_SIZE: Final = 16
-HEADS: Final = 4
-HEAD_DIM: Final = 64
 
 
-def cache(dtype: torch.dtype) -> KVCache:
+class Size(NamedTuple):
+    """Of a cache."""
+
+    blocks: int
+    heads: int
+    head_dim: int
+
+
+SMALL: Final = Size(256, 4, 64)
+LLAMA: Final = Size(1024, 8, 128)
+"""One layer of Llama-3-8B."""
+
+DTYPES: Final = {
+    "bf16": torch.bfloat16,
+    "fp32": torch.float32,
+    "e4m3": torch.float8_e4m3fn,
+    "e5m2": torch.float8_e5m2,
+}
+
+
+def cache(dtype: torch.dtype, size: Size = SMALL) -> KVCache:
     """A cache that is full of small whole numbers, exact in every type."""
     from paged.cache import KVCache
 
     made = KVCache.allocate(
-        num_blocks=NUM_BLOCKS,
+        num_blocks=size.blocks,
         block_size=BLOCK_SIZE,
-        num_kv_heads=HEADS,
-        head_dim=HEAD_DIM,
+        num_kv_heads=size.heads,
+        head_dim=size.head_dim,
         dtype=dtype,
     )
+    held = small_numbers(size.blocks, BLOCK_SIZE, seed=1, size=size).to(dtype)
     for tensor in (made.key_cache, made.value_cache):
-        tensor.copy_(small_numbers(NUM_BLOCKS, BLOCK_SIZE, seed=1).to(dtype))
+        tensor.copy_(held)
     return made
 
 
-def small_numbers(*rows: int, seed: int) -> torch.Tensor:
+def small_numbers(*rows: int, seed: int, size: Size = SMALL) -> torch.Tensor:
     """[*rows, heads, head size] float32: whole numbers from -4 to 4."""
     rng = torch.Generator().manual_seed(seed)
-    return torch.randint(-4, 5, (*rows, HEADS, HEAD_DIM), generator=rng).float()
+    return torch.randint(-4, 5, (*rows, size.heads, size.head_dim), generator=rng).float()
 
 
-def slots(count: int) -> torch.Tensor:
+def slots(count: int, size: Size = SMALL) -> torch.Tensor:
     """[count] int64: different slots, scattered over the cache."""
     rng = torch.Generator().manual_seed(2)
-    return torch.randperm(NUM_BLOCKS * BLOCK_SIZE, generator=rng)[:count]
+    return torch.randperm(size.blocks * BLOCK_SIZE, generator=rng)[:count]
 
 
-def pairs(count: int) -> torch.Tensor:
+def pairs(count: int, size: Size = SMALL) -> torch.Tensor:
     """[count, 2] int64: different source and destination blocks."""
     rng = torch.Generator().manual_seed(3)
-    return torch.randperm(NUM_BLOCKS, generator=rng)[: 2 * count].view(count, 2)
+    return torch.randperm(size.blocks, generator=rng)[: 2 * count].view(count, 2)
 
 
 def contents(held: KVCache) -> Mapping[str, Output]:
@@ -61,22 +79,28 @@ def contents(held: KVCache) -> Mapping[str, Output]:
     }
 
 
-def _write(dtype: torch.dtype, num_tokens: int) -> Prepared:
-    held = cache(dtype)
-    keys, values = (small_numbers(num_tokens, seed=seed).bfloat16() for seed in (4, 5))
-    where = slots(num_tokens)
+def _write(dtype: torch.dtype, num_tokens: int, size: Size = SMALL) -> Prepared:
+    held = cache(dtype, size)
+    keys, values = (small_numbers(num_tokens, seed=seed, size=size).bfloat16() for seed in (4, 5))
+    where = slots(num_tokens, size)
     return Prepared(call=lambda: held.write(keys, values, where), outputs=lambda: contents(held))
 
 
-def _copy(num_copies: int) -> Prepared:
-    held = cache(torch.bfloat16)
-    which = [(source, destination) for source, destination in pairs(num_copies).tolist()]
+def _copy(num_copies: int, size: Size = SMALL) -> Prepared:
+    held = cache(torch.bfloat16, size)
+    which = [(source, destination) for source, destination in pairs(num_copies, size).tolist()]
     return Prepared(call=lambda: held.copy(which), outputs=lambda: contents(held))
 
 
-def _benchmark(name: str, title: str, prepare: Callable[[], Prepared]) -> Benchmark:
+def _benchmark(
+    name: str, title: str, prepare: Callable[[], Prepared], *, gated: bool = True
+) -> Benchmark:
     return Benchmark(
-        key=f"cache/{name}", title=title, prepare=prepare, needs=("paged.cache:KVCache",)
+        key=f"cache/{name}",
+        title=title,
+        prepare=prepare,
+        needs=("paged.cache:KVCache",),
+        gated=gated,
     )
 
 
@@ -92,4 +116,23 @@ BENCHMARKS: Final = (
         partial(_write, torch.float8_e4m3fn, 256),
     ),
     _benchmark("copy", "32 blocks are copied for copy-on-write.", partial(_copy, 32)),
+    *(
+        _benchmark(
+            f"write[llama,{tokens},{name}]",
+            f"{tokens:,} tokens of a layer of Llama-3-8B are stored as {name}.",
+            partial(_write, dtype, tokens, LLAMA),
+            gated=False,
+        )
+        for tokens in (64, 2048)
+        for name, dtype in DTYPES.items()
+    ),
+    *(
+        _benchmark(
+            f"copy[llama,{count}]",
+            f"{count} blocks of a layer of Llama-3-8B are copied.",
+            partial(_copy, count, LLAMA),
+            gated=False,
+        )
+        for count in (1, 64)
+    ),
 )

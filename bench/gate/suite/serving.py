@@ -1,7 +1,6 @@
-"""Request streams through a pool: the simulators' time, and exactly what the policies waste.
+"""Request streams through a pool: the simulators' time, and what they come to.
 
-Time is of a few short requests. Counters are of 2,000 requests with the ShareGPT lengths of the
-PagedAttention paper in its pool, which are not timed: a second each, and the same everywhere.
+The gate times a few short requests; `large` ones are for asv and `make bench`.
 """
 
 from __future__ import annotations
@@ -22,6 +21,10 @@ if TYPE_CHECKING:
 NUM_REQUESTS: Final = 12
 SLOTS: Final = 256
 MAX_MODEL_LEN: Final = 128
+
+PAPER_SLOTS: Final = 15_728
+PAPER_MAX_MODEL_LEN: Final = 2048
+"""Of the PagedAttention paper's server."""
 
 WASTED: Final = ("reserve", "internal", "roundup", "free_frag", "free_short")
 """Slot classes that hold nothing while somebody holds them or waits for them."""
@@ -74,6 +77,7 @@ class _Simulation:
             "wasted_slot_steps": Count(sum(getattr(total, each) for each in WASTED), "slot-steps"),
             "peak_slots": Count(serving.peak_allocated, "slots"),
             "hit_tokens": Count(total.hit_tokens, "tokens", more_is_better=True),
+            "missed_tokens": Count(total.queried_tokens - total.hit_tokens, "tokens"),
             **{
                 name: Count(int(getattr(total, name)), unit)
                 for name, unit in LESS_IS_BETTER.items()
@@ -82,9 +86,10 @@ class _Simulation:
         }
 
 
-def _simulation(simulate: Callable[[], Serving]) -> Prepared:
-    simulation = _Simulation(simulate)
-    return Prepared(call=simulation, outputs=simulation.outputs, counters=simulation.counters)
+def simulation(simulate: Callable[[], Serving]) -> Prepared:
+    """A simulation, with what was served as its output."""
+    made = _Simulation(simulate)
+    return Prepared(call=made, outputs=made.outputs, counters=made.counters)
 
 
 def _by_blocks(**policy: Any) -> Prepared:
@@ -94,7 +99,7 @@ def _by_blocks(**policy: Any) -> Prepared:
 
     requests = [Request(*each) for each in _lengths()[:8]]
     rule = PagedPolicy(block_size=16, **policy)
-    return _simulation(lambda: serve(requests, rule, slots=SLOTS))
+    return simulation(lambda: serve(requests, rule, slots=SLOTS))
 
 
 def _by_counts() -> Prepared:
@@ -104,7 +109,7 @@ def _by_counts() -> Prepared:
 
     requests = [Request(*each) for each in _lengths()]
     rule = PagedPolicy(block_size=16)
-    return _simulation(lambda: serve_by_counts(requests, rule, slots=SLOTS))
+    return simulation(lambda: serve_by_counts(requests, rule, slots=SLOTS))
 
 
 def _contiguous(**policy: Any) -> Prepared:
@@ -112,28 +117,34 @@ def _contiguous(**policy: Any) -> Prepared:
 
     lengths = _lengths()
     rule = ContiguousPolicy(max_model_len=MAX_MODEL_LEN, **policy)
-    return _simulation(lambda: serve_contiguous(lengths, rule, slots=SLOTS))
+    return simulation(lambda: serve_contiguous(lengths, rule, slots=SLOTS))
 
 
-def _waste(policy: str) -> Prepared:
-    from bench.waste.figures.sosp23 import SLOTS as PAPER_SLOTS
-    from bench.waste.policies import parse_policy
-    from bench.waste.simulate import simulate
+def _sharegpt(count: int) -> list[tuple[int, int, int | None]]:
+    from bench.waste.simulate import lengths_of
     from bench.workloads.fits import fitted
 
-    stream = fitted("sharegpt-fit", num_requests=2000)
-    rule = parse_policy(policy, max_model_len=2048)
-    return _simulation(lambda: simulate(stream, rule, slots=PAPER_SLOTS))
+    return list(lengths_of(fitted("sharegpt-fit", num_requests=count)))
 
 
-def _conversations() -> Prepared:
-    from bench.waste.simulate import simulate
-    from bench.workloads.conversations import ConversationFit
+def _large_contiguous(**policy: Any) -> Prepared:
+    from bench.waste.contiguous import ContiguousPolicy, serve_contiguous
+
+    lengths = _sharegpt(20_000)
+    rule = ContiguousPolicy(max_model_len=PAPER_MAX_MODEL_LEN, **policy)
+    return simulation(lambda: serve_contiguous(lengths, rule, slots=PAPER_SLOTS))
+
+
+def _large_paged(count: int, *, by_counts: bool, watermark: float) -> Prepared:
+    from paged.arrivals import Request
+    from paged.counting import serve_by_counts
     from paged.policy import PagedPolicy
+    from paged.scheduler import serve
 
-    stream = ConversationFit(num_requests=300)
-    rule = PagedPolicy(block_size=512, prefix_caching=True)
-    return _simulation(lambda: simulate(stream, rule, slots=1_000_000))
+    requests = [Request(*each) for each in _sharegpt(count)]
+    rule = PagedPolicy(block_size=16, watermark=watermark)
+    server = serve_by_counts if by_counts else serve
+    return simulation(lambda: server(requests, rule, slots=PAPER_SLOTS))
 
 
 def _draw() -> Prepared:
@@ -153,13 +164,14 @@ def _draw() -> Prepared:
     return Prepared(call=call, outputs=outputs)
 
 
-WASTE: Final = (
-    "max/buddy",
-    "pow2/buddy",
-    "oracle/first-fit",
-    "paged:block=16",
-    "paged:block=16,watermark=0.05",
-)
+LARGE: Final[dict[str, dict[str, Any]]] = {
+    "max/buddy": {"reservation": "max", "arena": "buddy"},
+    "pow2/buddy": {"reservation": "pow2", "arena": "buddy"},
+    "oracle/buddy": {"reservation": "oracle", "arena": "buddy"},
+    "oracle/first-fit": {"reservation": "oracle", "arena": "first-fit"},
+    "oracle/best-fit": {"reservation": "oracle", "arena": "best-fit"},
+    "oracle/buddy,look-ahead=8": {"reservation": "oracle", "arena": "buddy", "look_ahead": 8},
+}
 
 BENCHMARKS: Final = (
     Benchmark(
@@ -188,23 +200,26 @@ BENCHMARKS: Final = (
     ),
     *(
         Benchmark(
-            key=f"waste/{policy}",
-            title="2,000 requests with ShareGPT lengths, counted and not timed.",
-            prepare=partial(_waste, policy),
-            needs=(
-                "bench.waste.simulate:simulate",
-                "bench.workloads.fits:fitted",
-                "bench.waste.policies:parse_policy",
-            ),
-            timed=False,
+            key=f"serving/large[{name}]",
+            title="20,000 requests with ShareGPT lengths through the pool of the paper.",
+            prepare=partial(_large_contiguous, **policy),
+            needs=("bench.waste.contiguous:serve_contiguous", "bench.waste.simulate:lengths_of"),
+            gated=False,
         )
-        for policy in WASTE
+        for name, policy in LARGE.items()
     ),
-    Benchmark(
-        key="waste/conversations[prefix-caching]",
-        title="300 requests of conversations with common prefixes, counted and not timed.",
-        prepare=_conversations,
-        needs=("bench.waste.simulate:simulate", "bench.workloads.conversations:ConversationFit"),
-        timed=False,
+    *(
+        Benchmark(
+            key=f"serving/large[{name}]",
+            title=f"{count:,} requests with ShareGPT lengths through the pool of the paper.",
+            prepare=partial(_large_paged, count, by_counts=by_counts, watermark=watermark),
+            needs=("paged.counting:serve_by_counts", "bench.waste.simulate:lengths_of"),
+            gated=False,
+        )
+        for name, count, by_counts, watermark in (
+            ("paged", 20_000, True, 0.0),
+            ("paged,watermark=0.01", 20_000, True, 0.01),
+            ("paged,by-blocks", 5_000, False, 0.0),
+        )
     ),
 )

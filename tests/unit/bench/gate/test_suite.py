@@ -1,5 +1,6 @@
 """The benchmarks of the gate: called any number of times, each says the same."""
 
+import heapq
 import importlib
 import json
 import math
@@ -17,8 +18,9 @@ from bench.gate.observing import observed
 from bench.gate.suite import SUITE, chosen
 from bench.gate.worker import Missing, check_need
 from bench.machine.facts import ROOT
+from bench.workloads.builtin import builtin_stream
 
-HERE = [each for each in SUITE if each.device == "cpu"]
+HERE = chosen(())
 every_benchmark = pytest.mark.parametrize("benchmark_", HERE, ids=lambda each: each.key)
 
 
@@ -31,7 +33,8 @@ def test_enough_is_timed_and_every_kind_is_counted() -> None:
         *("allocator", "serving", "waste", "cache", "attention", "kernels")
     }
     assert {each.device for each in SUITE if each.key.startswith("gpu/")} == {"cuda"}
-    assert set(chosen(())) | set(chosen((), device="cuda")) == set(SUITE)
+    taken = set(chosen(())) | set(chosen((), device="cuda"))
+    assert taken == {each for each in SUITE if each.gated}
 
 
 @every_benchmark
@@ -96,6 +99,60 @@ def test_names_are_chosen_by_part_or_pattern() -> None:
         *("cache/copy", "kernels/copy")
     ]
     assert chosen(("nothing",)) == ()
+
+
+def counted(key: str) -> dict[str, int]:
+    (entry,) = (each for each in SUITE if each.key == key)
+    prepared = entry.prepare()
+    prepared.call()
+    return {name: count.value for name, count in prepared.counters().items()}
+
+
+@pytest.mark.parametrize("block_size", [1, 16, 128])
+def test_situations_come_to_what_arithmetic_says(block_size: int) -> None:
+    at = f"[block={block_size}]"
+    # Beams share the prompt's whole blocks and copy the partly filled one, but for the last writer.
+    shared, rest = divmod(1000, block_size)
+    own = -(-(rest + 20) // block_size)
+    assert counted(f"allocator/beam{at}") == {
+        "peak_blocks": shared + 8 * own,
+        "copies": 7 if rest else 0,
+    }
+    # All but the whole common blocks of all prompts but the first.
+    misses = 600 + 31 * (600 - 500 // block_size * block_size)
+    assert counted(f"allocator/common-prefix{at}") == {"missed_tokens": misses}
+    # Sixteen lanes, each request in the lane that is free first: when it starts, and so its blocks.
+    lanes, events = [0] * 16, []
+    stream = builtin_stream("azure-conv", num_requests=128)
+    lengths = zip(stream.prompt_tokens.tolist(), stream.output_tokens.tolist(), strict=True)
+    for prompt, output in lengths:
+        tokens = np.arange(prompt + 1, prompt + output + 1)
+        events.append((lanes[0], -(-tokens // block_size)))
+        heapq.heapreplace(lanes, lanes[0] + output)
+    blocks = np.zeros(max(lanes), np.int64)
+    for start, held in events:
+        blocks[start : start + len(held)] += held
+    assert counted(f"allocator/stream{at}") == {"peak_blocks": blocks.max()}
+
+
+@pytest.mark.parametrize("block_size", [1, 16, 128])
+@pytest.mark.parametrize("kind", ["decode", "prefill"])
+def test_contiguous_and_paged_are_timed_on_the_same_attention(kind: str, block_size: int) -> None:
+    names = (f"contiguous-{kind}[llama", f"paged-{kind}[llama,block={block_size}")
+    entries = [
+        each
+        for name in names
+        for each in SUITE
+        if each.key.startswith(f"attention/{name},context=512")
+    ]
+    outputs = []
+    for each in entries:
+        prepared = each.prepare()
+        prepared.call()
+        outputs.append(prepared.outputs()["out"].values)
+    assert outputs[0].shape == ((8 if kind == "decode" else 128), 32, 128)
+    np.testing.assert_allclose(*outputs, rtol=2e-2, atol=2e-3)
+    assert outputs[0].std() > 0.01
 
 
 def test_the_suite_imports_no_room_before_it_is_asked_to() -> None:
