@@ -165,7 +165,8 @@ def test_the_suite_imports_no_room_before_it_is_asked_to() -> None:
     run = subprocess.run(
         [sys.executable, "-c", probe], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    assert json.loads(run.stdout) == []
+    # `bench` itself looks old names of modules up there; in a worker it is the tree's own.
+    assert set(json.loads(run.stdout)) == {"reference", "reference.moved"}
 
 
 def test_a_need_is_missing_only_where_it_is_itself_missing(
