@@ -267,7 +267,7 @@ def _save(
         trace=trace,
         saved_to=str(path),
         pytest_file=str(test),
-        replay=replay_command(path),
+        replay=replay_command(path, about),
     )
 
 
@@ -280,14 +280,13 @@ def _replay(
     in_process: bool,
     limit: float,
 ) -> int:
-    from bench.fuzz.record import read_trace
+    from bench.fuzz.record import read_trace, to_run
     from bench.fuzz.report import show_replay
     from reference.allocator.machine import run_program
     from subjects.allocators.resolve import open_allocator
 
     trace = read_trace(path)
-    name = allocator or trace.allocator.name
-    python = python or (trace.allocator.engine_python if allocator is None else None)
+    name, python = to_run(trace, path, allocator=allocator, python=python)
     with open_allocator(name, python=python, in_process=in_process, time_limit_s=limit) as subject:
         shown = run_program(subject.factory, trace.program, capabilities=subject.capabilities)
     show_replay(trace, shown, it.out)
@@ -301,10 +300,16 @@ def _narrowed(
     block_sizes: frozenset[int],
 ) -> AllocatorCapabilities:
     """What is to be asked of an allocator, if it does that at all."""
+    from reference.allocator.moves import AMPLE_BLOCKS, BLOCK_SIZES, MAX_BLOCKS
+    from reference.allocator.programs import Pool
+
     if can.block_sizes is not None and not block_sizes <= can.block_sizes:
         wrong = min(block_sizes - can.block_sizes)
         does = ", ".join(map(str, sorted(can.block_sizes)))
         raise BadInput(f"--block-size {wrong}: {name} does {does}")
+    largest = max(can.min_blocks + MAX_BLOCKS, *AMPLE_BLOCKS)
+    sizes = block_sizes or can.block_sizes or BLOCK_SIZES
+    Pool(num_blocks=pool.get("num_blocks", largest), block_size=max(sizes))
     blocks = pool.get("num_blocks")
     if blocks is not None and blocks < can.min_blocks:
         raise BadInput(f"--num-blocks {blocks}: {name} needs {can.min_blocks}")

@@ -1,4 +1,8 @@
-"""A finding as a test: a file that pytest runs as it is, anywhere pagedbench is installed."""
+"""A finding as a test: a file that pytest runs as it is, anywhere pagedbench is installed.
+
+Names, messages and versions come from allocators: in the file they are literals in ASCII, so that
+none of them ends a string, a line or the file.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,7 @@ from typing import Final
 from bench.fuzz.record import Trace, slug
 from reference.allocator.programs import Pool, Step
 
-_TEMPLATE: Final = '''"""{title}
-
-{message}
-
-Found by `pagedbench fuzz`, version {version}, after {examples} programs.
-"""
+_TEMPLATE: Final = '''"""{about}"""
 
 from reference.allocator.machine import run_program
 from reference.allocator.programs import Pool, Program, Step
@@ -35,23 +34,30 @@ def test_{name}() -> None:
 
 def pytest_file(trace: Trace) -> str:
     """The text of the file."""
-    arguments = repr(trace.allocator.name)
+    arguments = ascii(trace.allocator.name)
     if trace.allocator.engine_python is not None:
-        arguments += f", python={trace.allocator.engine_python!r}"
+        arguments += f", python={trace.allocator.engine_python!a}"
     version = f" ({trace.allocator.version})" if trace.allocator.version else ""
     message = "\n".join(
         textwrap.fill(line, 98) for line in trace.message.splitlines() if line.strip()
     )
+    about = (
+        f"{trace.allocator.name}{version}: {trace.check}.\n\n{message}\n\n"
+        f"Found by `pagedbench fuzz`, version {trace.environment.pagedbench}, "
+        f"after {trace.examples:,} programs.\n"
+    )
     return _TEMPLATE.format(
-        title=f"{trace.allocator.name}{version}: {trace.check}.",
-        message=message.replace("\\", "\\\\").replace('"""', "'''"),
-        version=trace.environment.pagedbench,
-        examples=f"{trace.examples:,}",
+        about="\n".join(_literal(line) for line in about.split("\n")),
         pool=_said(trace.program.pool),
         steps="".join(f"        {_said(step)},\n" for step in trace.program.steps),
         name=slug(trace).replace("-", "_"),
         allocator=arguments,
     )
+
+
+def _literal(line: str) -> str:
+    """A line of a docstring that evaluates to this text, whatever it is."""
+    return line.encode("unicode_escape").decode().replace('"', '\\"')
 
 
 def _said(what: Pool | Step) -> str:
@@ -62,10 +68,10 @@ def _said(what: Pool | Step) -> str:
         given += [] if what.window is None else [f"window={what.window}"]
         given += ["batching=True"] if what.batching else []
         return f"Pool({', '.join(given)})"
-    given = [repr(what.call)]
-    given += [repr(what.sequence)] if what.sequence else []
-    given += [f"parent={what.parent!r}"] if what.parent else []
+    given = [ascii(what.call)]
+    given += [ascii(what.sequence)] if what.sequence else []
+    given += [f"parent={what.parent!a}"] if what.parent else []
     given += [f"tokens={what.tokens!r}"] if what.tokens else []
     given += [f"num_tokens={what.num_tokens}"] if what.num_tokens is not None else []
-    given += [f"salt={what.salt!r}"] if what.salt else []
+    given += [f"salt={what.salt!a}"] if what.salt else []
     return f"Step({', '.join(given)})"

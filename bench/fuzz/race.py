@@ -13,20 +13,28 @@ from contextlib import ExitStack, suppress
 from typing import Final, NamedTuple
 
 from bench.command.progress import Progress
+from bench.fuzz.record import Said
 from bench.machine.record import Record
 from reference.allocator.contract import AllocatorDied, AllocatorRaised
+from reference.errors import BadInput
 from subjects.allocators.mixed_stream import Served
 from subjects.allocators.resolve import AllocatorSubject, open_allocator
 
 TIME_LIMIT_S: Final = 600.0
 """For serving the stream once."""
 
+MAX_REQUESTS: Final = 250_000
+"""The whole stream is in memory before the clock starts, 12 kB a request: three gigabytes."""
+
+MAX_BLOCKS: Final = 2**24
+"""Sixteen blocks' worth of bookkeeping in Python take a kilobyte or two: a few gigabytes."""
+
 
 class RaceEntry(Record):
     """One allocator, with or without prefix caching."""
 
     allocator: str
-    version: str
+    version: Said
     """Who it is."""
     prefix_caching: bool
     """Whether prefixes were cached."""
@@ -40,7 +48,7 @@ class RaceEntry(Record):
     """Prompt tokens found cached."""
     preemptions: int = 0
     """Sequences that had to be given up for want of room."""
-    failed: str = ""
+    failed: Said = ""
     """Why it did not come to the end; empty if it did."""
 
     @property
@@ -89,8 +97,14 @@ def race(
 ) -> RaceRecord:
     """Let allocators serve the same stream; KeyboardInterrupt ends it, and what is done counts.
 
-    Raises SubjectError: A name leads nowhere.
+    Raises BadInput: A name leads nowhere, or the stream or the pool would not fit into memory.
     """
+    for option, asked, most in (
+        ("--requests", requests, MAX_REQUESTS),
+        ("--num-blocks", num_blocks, MAX_BLOCKS),
+    ):
+        if asked > most:
+            raise BadInput(f"{option} {asked}: more than fits into memory; give {most:,} at most")
     draw = random.Random(seed)
     done: dict[_Heat, list[Served]] = {}
     failed: dict[_Heat, str] = {}

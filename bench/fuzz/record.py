@@ -7,23 +7,36 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
-from bench.fuzz.campaign import Campaign, Found, Tally, checks_run
 from bench.machine.environment import FuzzEnvironment
 from bench.machine.record import StrictRecord
 from reference.allocator.contract import HOSTILE_CALLS
 from reference.allocator.machine import Finding
 from reference.allocator.programs import Program
 from reference.errors import BadInput
+from reference.reading import read_whole
+from subjects.allocators.resolve import BUILT_IN
+
+# Traces are read before anything heavy is imported.
+if TYPE_CHECKING:
+    from bench.fuzz.campaign import Campaign, Found, Tally
 
 FORMAT: Final = "pagedbench fuzz trace 1"
 
 
 class TraceError(BadInput):
     """A file that is no trace of a finding; the message has its name, and what is wrong."""
+
+
+def _writable(text: object) -> object:
+    return text.encode(errors="backslashreplace").decode() if isinstance(text, str) else text
+
+
+Said = Annotated[str, BeforeValidator(_writable)]
+"""What an allocator says; half a character, which no file can hold, becomes an escape."""
 
 
 class Subject(StrictRecord):
@@ -33,7 +46,7 @@ class Subject(StrictRecord):
     """As it was asked for."""
     engine_python: str | None = None
     """Interpreter that was named; None for the one that it needs."""
-    version: str = ""
+    version: Said = ""
     """What it says of its version; may be empty."""
 
 
@@ -45,7 +58,7 @@ class Trace(StrictRecord):
     allocator: Subject
     """Whose it is."""
     check: str
-    message: str
+    message: Said
     at_the_end: bool
     """As in `reference.allocator.machine.Finding`."""
     repeats: bool
@@ -146,21 +159,41 @@ def trace_of(found: Found, *, allocator: Subject, seed: int, environment: FuzzEn
 
 
 def read_trace(path: Path) -> Trace:
-    """Read a trace back.
+    """Read a trace back. It is data: nothing that it names is started or imported.
 
-    Raises TraceError: it cannot be read, or is none.
+    Raises BadInput: it cannot be read, or is none.
     """
     try:
-        return Trace.model_validate_json(path.read_text())
-    except OSError as error:
+        return Trace.model_validate_json(read_whole(path, what="a trace"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
         raise TraceError(
-            f"{path}: {error.strerror or error}; name a file that can be read"
+            f"{path} is no trace of a finding: {where}: {first['msg']}; name a file that "
+            f"`pagedbench fuzz` saved"
         ) from None
-    except (ValidationError, UnicodeDecodeError) as error:
-        first = str(error).splitlines()
+
+
+def to_run(
+    trace: Trace, path: Path, *, allocator: str | None, python: str | None
+) -> tuple[str, str | None]:
+    """The allocator and the interpreter to run a trace with.
+
+    What a file names is imported and started only where it is built in, or where the user names it
+    on the command line.
+
+    Raises TraceError: it names something else; the message has the command that names it, too.
+    """
+    said = trace.allocator
+    if allocator is not None:
+        return allocator, python
+    if said.name not in BUILT_IN or (said.engine_python is not None and python is None):
+        what = said.name if said.name not in BUILT_IN else said.engine_python
         raise TraceError(
-            f"{path} is no trace of a finding: {' '.join(line.strip() for line in first[1:3])}"
-        ) from None
+            f"--replay {path}: it names {what}, and a file alone starts no code; if you trust "
+            f"that, type: {replay_command(path, said)}"
+        )
+    return said.name, python
 
 
 def read_known(paths: Sequence[Path], allocator: str) -> dict[str, Finding]:
@@ -189,7 +222,7 @@ def read_known(paths: Sequence[Path], allocator: str) -> dict[str, Finding]:
 
 def slug(trace: Trace) -> str:
     """A file's name for a finding: the same for the same program."""
-    name = Path(trace.allocator.name).name.replace(".py:", "-")
+    name = Path(trace.allocator.name).name.replace(".py:", "-")[:80]
     digest = hashlib.sha256(str(trace.program).encode()).hexdigest()[:8]
     words = f"{name}-{trace.check}-{digest}"
     return re.sub(r"[^A-Za-z0-9]+", "-", words).strip("-").lower()
@@ -205,6 +238,8 @@ def campaign_record(
     exit_codes: Mapping[str, int],
 ) -> FuzzRecord:
     """Put a campaign down. `exit_codes` are those of the verdicts."""
+    from bench.fuzz.campaign import checks_run
+
     failed = {record.trace.check for record in findings}
     reasons = checks_run(campaign.capabilities)
     verdict: Literal["no finding", "wrong", "incomplete"] = "no finding"
@@ -239,6 +274,11 @@ def campaign_record(
     )
 
 
-def replay_command(path: Path) -> str:
-    """The command that runs a trace again."""
-    return f"pagedbench fuzz --replay {shlex.quote(str(path))}"
+def replay_command(path: Path, allocator: Subject) -> str:
+    """The command that runs a trace again, with every name that the trace may not give itself."""
+    words = ["pagedbench", "fuzz", "--replay", str(path)]
+    if allocator.name not in BUILT_IN or allocator.engine_python is not None:
+        words += ["--allocator", allocator.name]
+    if allocator.engine_python is not None:
+        words += ["--engine-python", allocator.engine_python]
+    return shlex.join(words)

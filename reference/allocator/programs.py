@@ -8,13 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from reference.allocator.contract import HOSTILE_CALLS
+from reference.errors import BadInput
+
+MAX_SLOTS: Final = 2**22
+"""Largest pool of a program. At its end the whole pool is asked for, and each slot is then a token
+in a Python list, in a line of JSON and in the shadow: 2**22 of them take about half a gigabyte."""
+
+MAX_TOKEN: Final = 2**31 - 1
+"""Largest token id of a program: engines keep them in 32 bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
-    """What a factory is asked for."""
+    """What a factory is asked for.
+
+    Raises BadInput: nothing fits into it, or it would not fit into memory.
+    """
 
     num_blocks: int
     """Blocks of the pool."""
@@ -27,6 +39,15 @@ class Pool:
     batching: bool = False
     """Whether copies, writes and commits wait for a step `settle` instead of following each call.
     """
+
+    def __post_init__(self) -> None:
+        if min(self.num_blocks, self.block_size) < 1 or self.num_slots > MAX_SLOTS:
+            raise BadInput(
+                f"{self}: a pool has 1 to {MAX_SLOTS:,} tokens in all; give fewer blocks, or "
+                f"smaller ones"
+            )
+        if self.window is not None and self.window < 1:
+            raise BadInput(f"{self}: a window has 1 token or more")
 
     @property
     def num_slots(self) -> int:
@@ -79,7 +100,10 @@ class Step:
 
     def __post_init__(self) -> None:
         if self.call not in CALLS:
-            raise ValueError(f"step {self.call!r} is unknown; use {', '.join(CALLS)}")
+            raise BadInput(f"step {self.call!r} is unknown; use {', '.join(CALLS)}")
+        numbers = (*self.tokens, self.num_tokens or 0)
+        if min(numbers) < -MAX_TOKEN or max(numbers) > MAX_TOKEN:
+            raise BadInput(f"step {self.call}: tokens, and their number, are {MAX_TOKEN:,} at most")
 
     def __str__(self) -> str:
         said = f"{self.call} {self.sequence}".rstrip()
