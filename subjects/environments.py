@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import threading
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +15,12 @@ from subjects.starting import HOME, PREFIX
 
 BESIDE: Final = Path.cwd() if PREFIX else HOME
 """Whose `.engines` is meant: a checkout's own; of an installed package, the present folder's."""
+
+STAMP: Final = "built-from"
+"""File that `scripts/build_engine.py` writes into an environment last of all."""
+
+INTERPRETER_LIMIT_S: Final = 20.0
+"""For an interpreter to say that it is one: milliseconds as a rule, seconds from a cold disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +39,53 @@ def engine_python(environment: str) -> Path:
     Environments lie in `.engines` of the checkout, or in the folder that the environment variable
     PAGEDBENCH_ENGINES names.
 
-    Raises SubjectError: it has not been built.
+    Raises SubjectError: it has not been built, or not to the end, or is of no use any more.
     """
-    folder = Path(os.environ.get("PAGEDBENCH_ENGINES") or BESIDE / ".engines")
-    python = folder / environment / "bin" / "python"
+    folder = Path(os.environ.get("PAGEDBENCH_ENGINES") or BESIDE / ".engines") / environment
+    python = folder / "bin" / "python"
+    remedy = f"'make engine-{environment}', or name an interpreter with --engine-python"
     if not python.is_file():
         raise SubjectError(
             f"{environment} needs an environment of its own, and {python} is not there: build it "
-            f"with 'make engine-{environment}', or name an interpreter with --engine-python"
+            f"with {remedy}"
         )
+    if not (folder / STAMP).is_file():
+        raise SubjectError(
+            f"{environment}: the build of {folder} did not end; build it again with {remedy}"
+        )
+    if complaint := _no_interpreter(str(python)):
+        raise SubjectError(f"{environment}: {python} {complaint}; build it again with {remedy}")
     return python
+
+
+def check_interpreter(python: str) -> None:
+    """Raise SubjectError where a program that a user names is no Python interpreter."""
+    if complaint := _no_interpreter(python):
+        raise SubjectError(
+            f"--engine-python {python}: it {complaint}; name one, such as .venv/bin/python"
+        )
+
+
+@cache
+def _no_interpreter(python: str) -> str:
+    """Why a program is no Python interpreter; empty if it is one."""
+    hello = "import sys; sys.stdout.write('python ' + str(sys.version_info[0]))"
+    try:
+        child = subprocess.Popen(
+            [python, "-c", hello],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+    except (OSError, ValueError) as error:
+        return f"is no program that starts ({error})"
+    limit = threading.Timer(INTERPRETER_LIMIT_S, child.kill)
+    limit.start()
+    try:
+        assert child.stdout is not None
+        said = child.stdout.read(100)
+    finally:
+        limit.cancel()
+        child.kill()
+        child.communicate()
+    return "" if said == b"python 3" else "is no Python interpreter"

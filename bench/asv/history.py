@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import re
 import subprocess
 from collections import defaultdict
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict
 
 from reference.errors import BadInput
+from reference.reading import read_whole
 
 if TYPE_CHECKING:
     from asv.results import Results
@@ -31,6 +33,10 @@ MORE_IS_BETTER: Final = "gate_more."
 
 DEFAULT_THRESHOLD: Final = 0.05
 """asv's own where its configuration names none."""
+
+
+MAX_ENTRIES: Final = 10**6
+"""Combinations of one benchmark's parameters. asv makes a list of them before it looks at any."""
 
 
 class HistoryError(BadInput):
@@ -109,7 +115,8 @@ def find_steps(
     matches nothing.
     """
     try:
-        from asv.results import iter_results
+        from asv.results import Results, iter_results_paths
+        from asv.util import UserError
     except ImportError:
         raise HistoryError(
             "asv is not installed, and the detection is its own: pip install asv"
@@ -120,10 +127,14 @@ def find_steps(
             f"{results_dir}: no asv results there; `make asv` or `pagedbench gate --asv "
             f"{results_dir}` writes some"
         )
-    benchmarks = json.loads(listed.read_text(encoding="utf-8"))
+    benchmarks = _definitions(listed)
     series: dict[_Key, _Series] = defaultdict(_Series)
-    for results in iter_results(str(results_dir)):
-        _collect(results, benchmarks, series)
+    for folder, name, machine in iter_results_paths(str(results_dir)):
+        path = os.path.join(folder, name)
+        try:
+            _collect(Results.load(path, machine_name=machine), benchmarks, series)
+        except (UserError, ValueError, TypeError, LookupError, AttributeError) as error:
+            raise HistoryError(f"{path}: no result of asv: {error}; remove it") from None
     chosen = _choose(series, pattern)
     commits = {commit for one in series.values() for commit in one.values}
     order = _order(commits, repo)
@@ -141,17 +152,40 @@ def find_steps(
     )
 
 
+def _definitions(listed: Path) -> dict[str, Any]:
+    """Asv's list of benchmarks, as far as it is looked at."""
+    text = read_whole(listed, what="asv's list of benchmarks")
+    try:
+        found = json.loads(text)
+        for name, each in found.items():
+            if name != "version" and not (
+                isinstance(each["params"], list) and isinstance(each.get("unit", ""), str)
+            ):
+                raise ValueError(f"{name} is no benchmark")
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise HistoryError(
+            f"{listed}: no list of asv's benchmarks: {error}; remove it, and `make asv` writes it "
+            f"anew"
+        ) from None
+    return dict(found)
+
+
 def _collect(results: Results, benchmarks: dict[str, Any], series: dict[_Key, _Series]) -> None:
     from asv._stats import get_weight
 
     for name in results.get_result_keys(benchmarks):
         params = benchmarks[name]["params"]
+        for axes in (params, results.get_result_params(name) or []):
+            if math.prod(len(axis) for axis in axes) > MAX_ENTRIES:
+                raise ValueError(f"{name} has over {MAX_ENTRIES:,} combinations of parameters")
         entries = list(itertools.product(*params))
         values = results.get_result_value(name, params)
         stats = results.get_result_stats(name, params)
         for entry, value, stat in zip(entries, values, stats, strict=True):
             if value is None or math.isnan(value):
                 continue
+            if math.isinf(value):
+                raise ValueError(f"{name} took {value}")
             title = f"{name}({', '.join(entry)})" if entry else name
             one = series[title, results.params["machine"], _environment(results)]
             one.values[results.commit_hash] = value
@@ -183,17 +217,14 @@ def _choose(series: Iterable[_Key], pattern: str | None) -> list[_Key]:
 
 def _order(commits: Iterable[str], repo: Path) -> dict[str, int]:
     """Rank of each commit that the repository knows, ancestors first."""
-    asked = subprocess.run(
-        ["git", "rev-list", "--topo-order", "--reverse", "--all", "HEAD"],
-        cwd=repo,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    remedy = "run this in the repository that was measured, or name it with --repo"
+    command = ["git", "-C", str(repo), "rev-list", "--topo-order", "--reverse", "--all", "HEAD"]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise HistoryError(f"{repo}: no git: {error}; install it") from None
     if asked.returncode:
-        raise HistoryError(
-            f"{repo}: {asked.stderr.strip()}; run this in the repository that was measured"
-        )
+        raise HistoryError(f"{repo}: {asked.stderr.strip()}; {remedy}")
     known = set(commits)
     ranked = (commit for commit in asked.stdout.split() if commit in known)
     return {commit: rank for rank, commit in enumerate(ranked)}
@@ -222,7 +253,7 @@ def _steps(
             continue
         yield Step(
             benchmark=title,
-            unit=benchmarks[title.partition("(")[0]].get("unit", ""),
+            unit=benchmarks.get(title.partition("(")[0], {}).get("unit", ""),
             machine=machine,
             environment=environment,
             last_before=commits[end - 1],

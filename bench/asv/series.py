@@ -36,6 +36,7 @@ from bench.gate.record import BenchmarkRecord, ContestantRecord, GateRecord
 from bench.machine.environment import GateEnvironment
 from bench.machine.facts import ROOT
 from reference.errors import BadInput
+from reference.reading import read_whole
 
 if TYPE_CHECKING:
     from asv.results import Results
@@ -114,6 +115,9 @@ def export(record: GateRecord, results_dir: Path, repo: Path = ROOT) -> Exported
             "asv is not installed, and its format is written by its own code: pip install asv"
         ) from None
 
+    if results_dir.exists() and not results_dir.is_dir():
+        raise ExportError(f"{results_dir}: that is a file; name a folder of asv results")
+    gate_definitions(results_dir)  # refuses here what could not be added to
     paths, left_out = [], []
     definitions: dict[str, dict[str, Any]] = {}
     sides: list[tuple[Side, ContestantRecord]] = [("base", record.base), ("head", record.head)]
@@ -192,15 +196,27 @@ def add_definitions(results_dir: Path, definitions: dict[str, dict[str, Any]]) -
     `asv run` writes the list anew: `scripts/run_asv.py` puts back what was there of the gate.
     """
     path = results_dir / "benchmarks.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"version": 2}
+    known = _listed(path) or {"version": 2}
     path.write_text(json.dumps({**known, **definitions}, indent=4) + "\n", encoding="utf-8")
 
 
 def gate_definitions(results_dir: Path) -> dict[str, dict[str, Any]]:
     """The gate's part of asv's list of benchmarks."""
-    path = results_dir / "benchmarks.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known = _listed(results_dir / "benchmarks.json")
     return {name: each for name, each in known.items() if name.startswith(("gate.", "gate_more."))}
+
+
+def _listed(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    text = read_whole(path, what="asv's list of benchmarks")
+    try:
+        known = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ExportError(f"{path}: {error}; remove it, and `make asv` writes it anew") from None
+    if not isinstance(known, dict):
+        raise ExportError(f"{path}: no JSON object; remove it, and `make asv` writes it anew")
+    return known
 
 
 def _reason_to_leave_out(

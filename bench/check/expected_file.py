@@ -9,10 +9,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from reference.attention.expected import ExpectedFailure
 from reference.errors import BadInput
+from reference.reading import read_text
 
 
 class ExpectedFileError(BadInput):
     """A file that cannot be read, or an entry that is not one; the message says which and why."""
+
+
+_REMEDY = "give each [[expected]] a kernel, a check, a reason and, where it matters, a list when"
 
 
 class _Entry(BaseModel):
@@ -41,19 +45,18 @@ def read_expected(path: Path) -> tuple[ExpectedFailure, ...]:
         when = ["kv_dtype=e5m2"]             # left out: every problem
         reason = "https://example.org/issues/12"
 
-    Raises ExpectedFileError if the file cannot be read, is no TOML, or an entry lacks a field, has
+    Raises BadInput if the file cannot be read, is no TOML, or an entry lacks a field, has
     one too many, or breaks a rule of `ExpectedFailure`.
     """
+    text = read_text(path, what="a TOML file")
     try:
-        entries = _File.model_validate(tomllib.loads(path.read_text())).expected
-    except OSError as error:
-        raise ExpectedFileError(
-            f"{path}: {error.strerror or error}; name a file that can be read"
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ExpectedFileError(f"{path} is no TOML: {error}") from None
+        content = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # a plain ValueError: 5,000 digits
+        raise ExpectedFileError(f"{path} is no TOML: {error}; {_REMEDY}") from None
+    try:
+        entries = _File.model_validate(content).expected
     except ValidationError as error:
-        raise ExpectedFileError(f"{path}: {_complaint(error)}") from None
+        raise ExpectedFileError(f"{path}: {_complaint(error)}; {_REMEDY}") from None
     found = []
     for number, entry in enumerate(entries, start=1):
         try:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reference.attention.problem import AttentionProblem, InvalidProblem
+from reference.attention.size import check_reference
+from reference.reading import read_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +25,13 @@ class FailureStore:
         return self.folder / f"{slug}-{hashlib.sha256(kernel.encode()).hexdigest()[:8]}.txt"
 
     def load(self, kernel: str) -> list[AttentionProblem]:
-        """Problems that were saved for a kernel. Lines that no longer parse are left out."""
+        """Problems saved for a kernel, without lines that do not parse or are too large."""
         problems = []
         for line in _lines(self.path(kernel)):
             try:
-                problems.append(AttentionProblem.parse(line))
+                problem = AttentionProblem.parse(line)
+                check_reference(problem)
+                problems.append(problem)
             except InvalidProblem:
                 continue
         return problems
@@ -44,4 +48,6 @@ class FailureStore:
 
 def _lines(path: Path) -> list[str]:
     # Anybody may have edited it: bytes that are no text spoil their line, not the others.
-    return path.read_text(errors="replace").splitlines() if path.is_file() else []
+    if not path.is_file():
+        return []
+    return read_whole(path, what="a list of failures").decode(errors="replace").splitlines()

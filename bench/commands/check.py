@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -110,6 +109,12 @@ def check(
                 )
             if coverage:
                 raise BadInput("--coverage: --problem covers one problem; drop one of the two")
+            from reference.attention.problem import AttentionProblem
+            from reference.attention.size import check_reference
+
+            # What nothing can hold, and a file that is none, are said before torch is imported.
+            check_reference(AttentionProblem.parse(problem))
+            known = _expected(expected)
             from bench.check.report import show_replay
             from bench.check.run import replay_problem
 
@@ -118,7 +123,7 @@ def check(
                     problem,
                     kernels,
                     present_device(device),
-                    expected=_expected(expected),
+                    expected=known,
                     time_limit_s=time_limit,
                     python=engine_python,
                     show=lambda kernel, replayed: show_replay(kernel, replayed, it.out),
@@ -196,8 +201,9 @@ def _check_interpreter(python: str | None, kernels: list[str] | None) -> None:
         return
     if not kernels:
         raise BadInput(f"--engine-python {python}: name the kernel that needs it with --kernel")
-    if shutil.which(python) is None:
-        raise BadInput(f"--engine-python {python}: that is no program; name a python")
+    from subjects.environments import check_interpreter
+
+    check_interpreter(python)
 
 
 def _check_writable(json: Path | None, save: Path) -> None:

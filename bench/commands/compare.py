@@ -141,12 +141,16 @@ def _pairs(name: str) -> Pairs:
 
 
 def _contestant(name: str, *, environment: bool) -> Contestant:
-    from bench.gate.contestant import Contestant
+    """What a name means. It is there, and built: no pair is measured for nothing."""
+    from bench.gate.contestant import Contestant, built, find
     from bench.machine.facts import ROOT
 
-    if not environment or "==" in name:
-        return Contestant(asked=name)
-    return Contestant(asked=str(ROOT), python=name)
+    contestant = Contestant(asked=name)
+    if environment and "==" not in name:
+        contestant = Contestant(asked=str(ROOT), python=name)
+    if requirements := find(contestant).requirements:
+        built(requirements)
+    return contestant
 
 
 def _plan(base: Contestant, head: Contestant, **asked: Any) -> GatePlan:

@@ -197,6 +197,7 @@ def _variants(
     """What to compile, and whether all of it is ours."""
     from kernels.compiled.variants import GROUPS, VARIANTS, Variant
     from reference.attention.problem import AttentionProblem
+    from reference.attention.size import check_call
     from subjects.attention.resolve import BUILT_IN
 
     names = list(dict.fromkeys(kernels or GROUPS))
@@ -215,7 +216,10 @@ def _variants(
             f"--problem {problems[0]}: our variants have their own problems; name the kernel "
             f"that it is for, such as --kernel triton"
         )
-    specs = [str(AttentionProblem.parse(spec)) for spec in problems or []]
+    asked = [AttentionProblem.parse(spec) for spec in problems or []]
+    for problem in asked:
+        check_call(problem)
+    specs = [str(problem) for problem in asked]
     specs = specs or [each.problem for each in VARIANTS if each.name in _FOREIGN_DEFAULTS]
     # Without the subject in its name, a variant is the same one for two versions of a kernel.
     chosen += [

@@ -163,6 +163,9 @@ def gate(
         if mode != "gate" and (head is not None or python is not None):
             raise BadInput("with --aa and --plant base is compared with itself: give no HEAD")
 
+        # Before anything heavy is imported: a name that leads nowhere is said at once.
+        contestants = _contestants(base, head, base_python, python, mode)
+
         import secrets
 
         from bench.gate.configuration import GateConfiguration, read_configuration
@@ -174,7 +177,6 @@ def gate(
         if config is None and pyproject.is_file():
             config = pyproject
         settings = GateConfiguration() if config is None else read_configuration(config)
-        contestants = _contestants(base, head, base_python, python, mode)
         plan = GatePlan(
             base=contestants[0],
             head=contestants[1],
@@ -205,14 +207,16 @@ def _contestants(
     python: str | None,
     mode: Mode,
 ) -> tuple[Contestant, Contestant]:
-    from bench.gate.contestant import Contestant
+    from bench.gate.contestant import Contestant, find
     from bench.machine.facts import ROOT
 
     here = str(ROOT)
-    first = Contestant(asked=base or here, python=base_python or "")
-    if mode != "gate":
-        return first, first
-    return first, Contestant(asked=head or here, python=python or "")
+    first = second = Contestant(asked=base or here, python=base_python or "")
+    if mode == "gate":
+        second = Contestant(asked=head or here, python=python or "")
+    for contestant in (first, second):
+        find(contestant)
+    return first, second
 
 
 def _list(patterns: tuple[str, ...], device: Device, out: SafeConsole) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -9,6 +10,7 @@ import typer
 
 from bench.command.session import check_file, session
 from reference.errors import BadInput
+from reference.reading import read_text
 
 HISTORY_HELP: Final = """
 Lists the steps that asv's detection finds in stored results: those of `make asv` and those that
@@ -69,9 +71,13 @@ def _configured(config: Path, results: Path | None) -> tuple[Path, dict[str, flo
         from asv.util import UserError
     except ImportError:
         raise BadInput("asv is not installed; the detection is its own: pip install asv") from None
+    read_text(config, what="asv's configuration")  # with a bound; asv reads it anew
     try:
         loaded = Config.load(str(config))
-    except UserError as error:
-        raise BadInput(f"--config {config}: {error}") from None
-    thresholds = {regex: float(value) for regex, value in loaded.regressions_thresholds.items()}
-    return results or config.parent / loaded.results_dir, thresholds
+        thresholds = {
+            re.compile(regex).pattern: float(value)
+            for regex, value in loaded.regressions_thresholds.items()
+        }
+        return results or config.parent / loaded.results_dir, thresholds
+    except (UserError, ValueError, TypeError, AttributeError, RecursionError, re.error) as error:
+        raise BadInput(f"--config {config}: {error}; name a configuration of asv") from None

@@ -9,6 +9,7 @@ import typer
 
 from bench.command.exit_codes import RIGHT
 from bench.command.session import session
+from reference.errors import BadInput
 
 IMPORT_HELP: Final = """
 Takes records of `pagedbench gate --json`, made on another machine, into the store of this checkout.
@@ -40,20 +41,19 @@ def import_records(
 ) -> None:
     """Take records into the store."""
     with session(about="the code") as it:
-        from bench.gate.importing import STORE, ImportRefused, import_record, read_record
+        from bench.gate.importing import STORE, import_record, read_record
 
         refused = RIGHT
         for file in files:
             try:
                 path = import_record(file, store or STORE)
-            except ImportRefused as error:
-                refused = it.failed(error)
-                continue
-            it.out.say(f"{file}: {path}")
-            if asv is not None:
-                from bench.asv.series import export
+                it.out.say(f"{file}: {path}")
+                if asv is not None:
+                    from bench.asv.series import export
 
-                exported = export(read_record(path), asv)
-                for line in (*map(str, exported.paths), *exported.left_out):
-                    it.out.say(f"  {line}")
+                    exported = export(read_record(path), asv)
+                    for line in (*map(str, exported.paths), *exported.left_out):
+                        it.out.say(f"  {line}")
+            except BadInput as error:
+                refused = it.failed(error)
         it.end(refused)

@@ -203,9 +203,10 @@ def _points(
     seed: int,
 ) -> tuple[Point, ...]:
     from bench.throughput.points import Sweep
+    from reference.attention.size import call_bytes, check_size
 
     nothing_asked = not batch and not prefill
-    return Sweep(
+    points = Sweep(
         batches=DEFAULT_BATCHES[device] if nothing_asked else tuple(batch or ()),
         prefills=tuple(prefill or ()),
         block_sizes=_numbers("--block-size", block_size),
@@ -215,6 +216,14 @@ def _points(
         kv_dtypes=["" if part == "same" else part for part in _parts(kv_dtype)],
         seed=seed,
     ).points()
+    memory = None
+    if device == "cuda":
+        import torch
+
+        memory = torch.cuda.get_device_properties(0).total_memory
+    for point in points:
+        check_size(call_bytes(point.problem), point.problem, memory=memory)
+    return points
 
 
 def _parts(text: str) -> list[str]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from bench.gate.machine_code import TARGETS
 from bench.gate.statistics import Design
 from reference.errors import BadInput
+from reference.reading import read_text
 
 
 class GateConfiguration(BaseModel):
@@ -46,15 +47,21 @@ def read_configuration(file: Path) -> GateConfiguration:
 
     Raises BadInput: the file cannot be read, is no TOML, or says something unknown.
     """
+    text = read_text(file, what="a TOML file")
     try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise BadInput(f"{file}: {error}") from None
+        content = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # a plain ValueError: 5,000 digits
+        raise BadInput(f"{file} is no TOML: {error}; mend it or name another one") from None
     if file.name == "pyproject.toml":
-        content = content.get("tool", {}).get("pagedbench", {}).get("gate", {})
+        for table in ("tool", "pagedbench", "gate"):
+            content = content.get(table, {})
+            if not isinstance(content, dict):
+                raise BadInput(f"{file}: {table} is {content!r}; make it a table")
     try:
         return GateConfiguration.model_validate(content)
     except ValidationError as error:
         found = error.errors()[0]
         where = ".".join(map(str, found["loc"]))
-        raise BadInput(f"{file}: {where}: {found['msg']}") from None
+        raise BadInput(
+            f"{file}: {where}: {found['msg']}; docs/gate.md lists what may be set"
+        ) from None

@@ -80,6 +80,8 @@ def find(contestant: Contestant, *, root: Path = ROOT) -> Found:
     asked, python = contestant.asked, contestant.python
     if python and shutil.which(python) is None:
         raise NoContestant(f"{python}: no interpreter there; give the path of a python")
+    if "\0" in asked or not asked:
+        raise NoContestant(f"{asked!r} names nothing; give a commit, a folder or requirements")
     if "==" in asked:
         if python:
             raise NoContestant(f"{asked}: an environment has its own interpreter; leave {python}")

@@ -8,22 +8,30 @@ from its own launches.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pydantic import ValidationError
 
 from bench.gate.record import SCHEMA_VERSION, GateRecord
 from bench.machine.environment import GateEnvironment
 from reference.errors import BadInput
+from reference.reading import read_whole
 
 STORE: Final = Path(".pagedbench") / "gate"
 """Where records are kept unless told otherwise."""
 
 TIMERS: Final = frozenset({"process_time", "cuda_event"})
 """Timers that this version knows how to read."""
+
+_PROSE: Final = frozenset({"reason", "note", "dropped"})
+"""Fields that may hold another program's words, in lines."""
+
+_UNSEEN: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 _UNSAID: Final = frozenset({"", "unknown", "not installed"})
 
@@ -38,10 +46,7 @@ def read_record(path: Path) -> GateRecord:
     Raises ImportRefused where the file cannot be read, is no record of this schema, or does not say
     on what device, versions and timer it was measured.
     """
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise ImportRefused(f"{path}: {error.strerror or error}; name a record's file") from None
+    text = read_whole(path, what="a record")
     _check_schema(path, text)
     try:
         record = GateRecord.model_validate_json(text)
@@ -59,7 +64,65 @@ def read_record(path: Path) -> GateRecord:
                 f"{record.verdict!r}); import a run that measured something"
             )
         check_key(contestant.environment, f"{path}: {side}")
+    for complaint in _complaints(record):
+        raise ImportRefused(f"{path}: {complaint}; no run of the gate writes that: measure again")
     return record
+
+
+def _complaints(record: GateRecord) -> Iterator[str]:
+    """What a record says that no run can have found."""
+    if _moment(record.started_at) is None:
+        yield f"started_at is {_shown(record.started_at)}, no date as in 2026-01-31T12:00:00+00:00"
+    for side in (record.base, record.head):
+        if side.commit is not None and not re.fullmatch(
+            r"[0-9a-f]{40}([0-9a-f]{24})?", side.commit
+        ):
+            yield f"commit is {_shown(side.commit)}, no hash of git"
+        if side.committed_at is not None and _moment(side.committed_at) is None:
+            yield f"committed_at is {_shown(side.committed_at)}, no date"
+    for where, value in _leaves(record.model_dump(), ""):
+        if isinstance(value, float) and not math.isfinite(value):
+            yield f"{where} is {value}"
+        if where.endswith("_s") and isinstance(value, float | int) and value < 0:
+            yield f"{where} is {value} seconds"
+        if (
+            isinstance(value, str)
+            and where.rpartition(".")[2] not in _PROSE
+            and _UNSEEN.search(value)
+        ):
+            yield f"{where} is {_shown(value)}, with characters that cannot be seen"
+    for benchmark in record.benchmarks:
+        for sample in benchmark.samples:
+            if min(sample.base_s, sample.head_s, sample.base_wall_s, sample.head_wall_s) <= 0:
+                yield f"{benchmark.key}: launch {sample.launch} took no time"
+    keys = [benchmark.key for benchmark in record.benchmarks]
+    for key in keys:
+        if keys.count(key) > 1:
+            yield f"{key} stands {keys.count(key)} times"
+
+
+def _leaves(node: Any, where: str) -> Iterator[tuple[str, Any]]:
+    """Every value of a record, and its place: `parameters.alpha`."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield f"{where}.name".lstrip("."), name
+            yield from _leaves(value, f"{where}.{name}".lstrip("."))
+    elif isinstance(node, list | tuple):
+        for value in node:
+            yield from _leaves(value, where)
+    else:
+        yield where, node
+
+
+def _moment(text: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text) if "T" in text else None
+    except ValueError:
+        return None
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:60]} ...")
 
 
 def check_key(where: GateEnvironment, what: str) -> None:
@@ -91,7 +154,10 @@ def import_record(path: Path, store: Path) -> Path:
     from bench.gate.verdict import judge
 
     record = read_record(path)
-    judged = judge(record)
+    try:
+        judged = judge(record)
+    except (ValueError, ArithmeticError, LookupError) as error:
+        raise ImportRefused(f"{path}: no verdict follows from it: {error}; measure again") from None
     said, found = ([(b.key, b.verdict) for b in each.benchmarks] for each in (record, judged))
     other = [
         key for (key, verdict), (_, again) in zip(said, found, strict=True) if verdict != again
@@ -111,17 +177,23 @@ def import_record(path: Path, store: Path) -> Path:
 
 
 def store_record(record: GateRecord, store: Path) -> Path:
-    """Write a record into the store. The same record twice is one file."""
+    """Write a record into the store. The same record twice is one file.
+
+    Raises ImportRefused: it cannot be written there.
+    """
     text = record.model_dump_json(indent=2) + "\n"
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     began = re.sub(r"[^0-9T]", "", record.started_at[:19])
     sides = "-".join(
-        (side.commit or re.sub(r"[^A-Za-z0-9]+", "", side.name) or "tree")[:8]
+        (re.sub(r"[^A-Za-z0-9]+", "", side.commit or side.name) or "tree")[:8]
         for side in (record.base, record.head)
     )
-    store.mkdir(parents=True, exist_ok=True)
     path = store / f"{began}-{sides}-{digest}.json"
-    path.write_text(text, encoding="utf-8")
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ImportRefused(f"{path}: {error.strerror or error}; choose another store") from None
     return path
 
 
@@ -136,7 +208,7 @@ def stored_records(store: Path) -> Iterator[tuple[Path, GateRecord]]:
 
 def _check_schema(path: Path, text: bytes) -> None:
     """Say of another version that it is one, before saying what is wrong with its fields."""
-    found = re.search(rb'"schema_version"\s*:\s*(-?\d+)', text)
+    found = re.search(rb'"schema_version"\s*:\s*(-?\d{1,18})(?!\d)', text)
     if found is None:
         raise ImportRefused(
             f"{path}: it has no schema_version; `pagedbench gate --json FILE` writes records"

@@ -18,7 +18,7 @@ import numpy as np
 
 from bench.command.exit_codes import HARNESS_FAILED, INTERRUPTED
 from bench.command.progress import Progress, Silence
-from bench.gate.contestant import Contestant, NoContestant, Side, snapshot, standing
+from bench.gate.contestant import Contestant, Side, snapshot, standing
 from bench.gate.counters import Counted, compare_counters, compare_outputs
 from bench.gate.machine_code import TARGETS, compiled_counters, could_differ
 from bench.gate.record import (
@@ -58,6 +58,7 @@ from bench.gate.worker import load_suite
 from bench.machine.environment import GateEnvironment
 from bench.machine.facts import ROOT, version_of
 from bench.machine.gpu import GpuReader, GpuState
+from reference.errors import BadInput
 
 SLOWDOWNS: Final = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5)
 """That `--aa` tries out on its launches."""
@@ -127,6 +128,8 @@ def run_gate(
     Whatever goes wrong is in the record, with its exit code: that the harness failed is a verdict,
     too. What was made for the run is gone when it is over.
 
+    Raises BadInput: there is no such contestant or benchmark, so that nothing was measured.
+
     Parameters
     ----------
     plan
@@ -141,7 +144,7 @@ def run_gate(
     run = _Run(plan, progress or Silence(), stop or threading.Event(), say)
     try:
         run.go()
-    except (GateFailure, NoContestant) as failure:
+    except GateFailure as failure:
         run.failure = str(failure)
     return run.record()
 
@@ -179,13 +182,13 @@ class _Run:
     def go(self) -> None:
         """Do it.
 
-        Raises GateFailure, NoContestant: the harness failed; what is known stays.
+        Raises GateFailure: the harness failed; what is known stays. Raises BadInput: see above.
         """
         plan = self._plan
         self._suite = chosen(plan.benchmarks, load_suite(plan.suite), device=plan.device)
         if not self._suite:
             asked = ", ".join(plan.benchmarks) or "an empty suite"
-            raise GateFailure(
+            raise BadInput(
                 f"{asked}: no benchmark for the {plan.device} has such a name; "
                 f"'pagedbench gate --list' has them all"
             )

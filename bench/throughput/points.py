@@ -11,7 +11,7 @@ from typing import Final
 
 from bench.check.timing import running_lengths
 from bench.workloads.builtin import STREAM_LAWS, builtin_stream
-from reference.attention.problem import AttentionProblem, InvalidProblem, Request
+from reference.attention.problem import MAX_REQUESTS, AttentionProblem, InvalidProblem, Request
 from reference.errors import BadInput
 
 _UNIFORM: Final = re.compile(r"([1-9]\d{0,6})x([1-9]\d{0,8})")
@@ -99,7 +99,7 @@ def decode_requests(batch: str, *, seed: int = 0) -> tuple[Request, ...]:
     Raises InvalidPoint: it is neither.
     """
     if match := _UNIFORM.fullmatch(batch):
-        return (Request(1, int(match[2])),) * int(match[1])
+        return (Request(1, int(match[2])),) * _sequences("--batch", batch, match[1])
     match = _RAGGED.fullmatch(batch)
     name = ALIASES.get(match[1], match[1]) if match else ""
     if match is None or name not in STREAM_LAWS:
@@ -107,7 +107,8 @@ def decode_requests(batch: str, *, seed: int = 0) -> tuple[Request, ...]:
             f"--batch {batch}: give BATCHxCONTEXT, as in 64x4096, or STREAM:BATCH, as in "
             f"azure-conv:32; streams are {', '.join(STREAM_LAWS)}"
         )
-    lengths = running_lengths(builtin_stream(name), int(match[2]), seed=seed)
+    sequences = _sequences("--batch", batch, match[2])
+    lengths = running_lengths(builtin_stream(name), sequences, seed=seed)
     return tuple(Request(1, length) for length in sorted(lengths, reverse=True))
 
 
@@ -119,7 +120,13 @@ def prefill_requests(batch: str) -> tuple[Request, ...]:
     match = _UNIFORM.fullmatch(batch)
     if match is None:
         raise InvalidPoint(f"--prefill {batch}: give BATCHxTOKENS, as in 16x2048")
-    return (Request(int(match[2]), int(match[2])),) * int(match[1])
+    return (Request(int(match[2]), int(match[2])),) * _sequences("--prefill", batch, match[1])
+
+
+def _sequences(option: str, batch: str, count: str) -> int:
+    if int(count) > MAX_REQUESTS:
+        raise InvalidPoint(f"{option} {batch}: {count} sequences; give {MAX_REQUESTS:,} at most")
+    return int(count)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

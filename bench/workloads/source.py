@@ -10,13 +10,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bench.workloads.prefix import PrefixBlocks
 from bench.workloads.stream import RequestStream
+
+MAX_REQUESTS: Final = 10**8
+"""Most requests of a stream. At the simulator's 10,000 a second they take three hours."""
 
 
 class StreamSource(Protocol):
@@ -53,8 +56,8 @@ class StreamSource(Protocol):
 
 def check_draw(*, num_requests: int = 1, seed: int = 0, rate_per_s: float | None = None) -> None:
     """Raise ValueError where a source cannot be drawn with these numbers."""
-    if num_requests < 1:
-        raise ValueError(f"num_requests is {num_requests}; draw at least 1")
+    if not 1 <= num_requests <= MAX_REQUESTS:
+        raise ValueError(f"num_requests is {num_requests}; draw 1 to {MAX_REQUESTS:,}")
     if seed < 0:
         raise ValueError(f"seed is {seed}; use 0 or more")
     if rate_per_s is not None and not 0 < rate_per_s < np.inf:
@@ -274,8 +277,10 @@ class _Repeated(Wrapped):
     times: int
 
     def __post_init__(self) -> None:
-        if self.times < 1:
-            raise ValueError(f"repeat {self.times} times: use 1 or more")
+        if not 1 <= self.times * (self.of.num_requests or 1) <= MAX_REQUESTS:
+            raise ValueError(
+                f"repeat {self.times} times: use 1 or more, for {MAX_REQUESTS:,} requests at most"
+            )
 
     @property
     def change(self) -> str:

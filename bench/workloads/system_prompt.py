@@ -24,6 +24,10 @@ _BLOCKS_AT_ONCE: Final = 2**20
 _PROMPTS: Final = 0x737973
 
 
+MAX_SYSTEM_TOKENS: Final = 2**20
+"""Longest system prompt: the longest context that is served. Every request lists its blocks."""
+
+
 def with_system_prompt(
     source: StreamSource, tokens: int, *, prompts: int = 1, seed: int = 0
 ) -> StreamSource:
@@ -47,8 +51,10 @@ class _SystemPrompt(Wrapped):
     seed: int
 
     def __post_init__(self) -> None:
-        if self.tokens < 1:
-            raise ValueError(f"a system prompt of {self.tokens} tokens; use 1 or more")
+        if not 1 <= self.tokens <= MAX_SYSTEM_TOKENS:
+            raise ValueError(
+                f"a system prompt of {self.tokens} tokens; use 1 to {MAX_SYSTEM_TOKENS:,}"
+            )
         if self.prompts < 1:
             raise ValueError(f"{self.prompts} system prompts; use 1 or more")
         check_draw(seed=self.seed)

@@ -11,6 +11,17 @@ from reference.errors import BadInput
 
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 
+MAX_LINE_BYTES: Final = 2**20
+"""Longest line that is read. A request of a million tokens with an id for each 16 of them takes
+half of it; without a bound a file that is no trace is read until memory ends."""
+
+MAX_EXPANSION: Final = 200
+"""Bytes that gzip data may unpack to, for each of its own, once `FREE_BYTES` are unpacked.
+Published traces reach 15; a file made to fill memory or time reaches 1,000."""
+
+FREE_BYTES: Final = 2**26
+"""A small trace of equal rows may pack as well as it likes."""
+
 
 class TraceError(BadInput):
     """A trace that cannot be read: file, line from 1 on, what was read, what a trace has there."""
@@ -47,7 +58,22 @@ def lines_of(path: str) -> Generator[Line]:
         packed = raw.peek(len(_GZIP_MAGIC)).startswith(_GZIP_MAGIC)
         with gzip.GzipFile(fileobj=raw) if packed else raw as content:
             try:
-                for number, line in enumerate(content, start=1):
+                lines = iter(lambda: content.readline(MAX_LINE_BYTES + 1), b"")
+                for number, line in enumerate(lines, start=1):
+                    if len(line) > MAX_LINE_BYTES:
+                        raise TraceError(
+                            path,
+                            number,
+                            f"more than {MAX_LINE_BYTES:,} bytes without an end of line",
+                            "one request on each line; name a trace",
+                        )
+                    if packed and FREE_BYTES < content.tell() > MAX_EXPANSION * raw.tell():
+                        raise TraceError(
+                            path,
+                            number,
+                            f"gzip data that unpacks to over {MAX_EXPANSION} times its size",
+                            "a trace; unpack it yourself if that is what it is",
+                        )
                     # Spreadsheets put a byte-order mark before the first column's name.
                     text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
                     if text:

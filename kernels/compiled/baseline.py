@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from kernels.compiled.explain import Change, Judgement, explain, is_better, is_worse
 from kernels.compiled.figures import LaunchFigures, VariantFigures
 from reference.errors import BadInput
+from reference.reading import read_whole
 
 SCHEMA_VERSION: Final = 1
 
@@ -95,15 +96,10 @@ def read_baseline(path: Path) -> Baseline:
 
     Raises
     ------
-    BaselineError
+    BadInput
         If there is no such file, or it is no baseline of this schema.
     """
-    try:
-        text = path.read_text()
-    except OSError as error:
-        raise BaselineError(
-            f"baseline {path}: {error.strerror or error}; make one with --save {path}"
-        ) from None
+    text = read_whole(path, what="a baseline, as --save writes one,")
     try:
         baseline = Baseline.model_validate_json(text)
     except ValidationError as error:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from reference.attention.contract import PagedBatch
 from reference.attention.problem import AttentionProblem
+from reference.attention.size import check_call
 
 MAX_CONTEXT: Final = 131_072
 """Tokens for which a row of the block table has room, as in an engine that serves such a model."""
@@ -35,7 +36,10 @@ def engine_batch(problem: AttentionProblem, *, with_lse: bool = True) -> PagedBa
         Its requests, shapes, dtypes and variant.
     with_lse
         Whether the call asks for the log-sum-exp.
+
+    Raises InvalidProblem: it is too large; see `reference.attention.size.check_call`.
     """
+    check_call(problem)
     heads, dim = problem.num_q_heads, problem.head_dim
     fused = torch.empty(
         (problem.num_tokens, heads + 2 * problem.num_kv_heads, dim), dtype=problem.torch_dtype

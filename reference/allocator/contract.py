@@ -205,6 +205,22 @@ class AllocatorCapabilities:
     """Blocks that may be held behind the window, at most."""
 
     def __post_init__(self) -> None:
+        for declared in dataclasses.fields(self):
+            value = _plain(getattr(self, declared.name))
+            if isinstance(declared.default, bool):
+                value = _of_type(declared.name, value, bool, "True or False")
+            elif isinstance(declared.default, int):
+                value = _of_type(declared.name, value, int, "a whole number")
+            object.__setattr__(self, declared.name, value)
+        sizes = _members("block_sizes", self.block_sizes, int, "whole numbers of 1 or more")
+        if self.block_sizes is not None and min(sizes, default=0) < 1:
+            raise ValueError(
+                f"capability block_sizes: {sorted(sizes)}; name sizes of 1 token or more, or None"
+            )
+        object.__setattr__(self, "block_sizes", sizes if self.block_sizes is not None else None)
+        object.__setattr__(
+            self, "hostile", _members("hostile", self.hostile, str, "names of calls")
+        )
         for name in self.hostile - set(HOSTILE_CALLS):
             raise ValueError(
                 f"capability hostile: {name!r} is unknown; use {', '.join(HOSTILE_CALLS)}"
@@ -234,11 +250,26 @@ class AllocatorCapabilities:
         known = {field.name for field in dataclasses.fields(cls)}
         for name in set(fields) - known:
             raise ValueError(f"capability {name!r} is unknown; use {', '.join(sorted(known))}")
-        values: dict[str, Any] = {
-            name: frozenset(value) if isinstance(value, list | tuple | set) else value
-            for name, value in fields.items()
-        }
-        return cls(**values)
+        return cls(**fields)
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and arrays of numpy as Python's own."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _of_type(name: str, value: Any, kind: type, words: str) -> Any:
+    if type(value) is not kind:
+        raise ValueError(f"capability {name}: {value!r}; give {words}")
+    return value
+
+
+def _members(name: str, value: Any, kind: type, words: str) -> frozenset[Any]:
+    if not isinstance(value, list | tuple | set | frozenset | None):
+        raise ValueError(f"capability {name}: {value!r}; give a list of {words}")
+    return frozenset(
+        _of_type(name, _plain(each), kind, f"a list of {words}") for each in value or ()
+    )
 
 
 Factory = TypeVar("Factory", bound=Callable[..., object])

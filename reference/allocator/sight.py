@@ -337,4 +337,7 @@ def listed(blocks: Iterable[int]) -> str:
 
 
 def _int64(answer: Any) -> NDArray[np.int64]:
-    return np.asarray(answer, np.int64)
+    numbers = np.asarray(answer)
+    if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
+        raise ValueError(f"{numbers.ndim} dimensions of {numbers.dtype}")
+    return numbers.astype(np.int64)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from reference.attention.problem import AttentionProblem, InvalidProblem, Request
+from reference.attention.size import check_reference
 
 NEEDLE_LOGIT: Final = 24.0
 """Logit of the key that a needle query points at; the others' are near zero."""
@@ -69,7 +70,11 @@ class Inputs:
 
 
 def make_inputs(problem: AttentionProblem, *, device: str = "cpu") -> Inputs:
-    """Draw a problem's tensors from its seed; the same numbers on every device."""
+    """Draw a problem's tensors from its seed; the same numbers on every device.
+
+    Raises InvalidProblem: a check of it would not fit into memory, or its queries overflow.
+    """
+    check_reference(problem)
     rng = torch.Generator().manual_seed(problem.seed)
     heads, head_dim = problem.num_kv_heads, problem.head_dim
     keys, values = (_cache_contents(problem, rng) for _ in range(2))

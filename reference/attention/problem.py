@@ -41,6 +41,9 @@ MIN_HEAD_DIM: Final = 16
 MAX_HEAD_DIM: Final = 256
 MAX_BLOCK_SIZE: Final = 256
 MAX_REQUESTS: Final = 2**16
+MAX_LENGTH: Final = 2**31 - 1
+"""Longest sequence, window and prefix, tokens: kernels take lengths in 32 bits."""
+
 MAX_SEED: Final = 2**64 - 2
 """One less than torch's generators take: a relabelled placement uses the next one."""
 
@@ -64,6 +67,11 @@ class Request:
             raise InvalidProblem(
                 f"request (q{self.query_len} k{self.seq_len}): "
                 f"lengths count tokens, so none is negative"
+            )
+        if self.seq_len > MAX_LENGTH:
+            raise InvalidProblem(
+                f"request (q{self.query_len} k{self.seq_len}): kernels take lengths in 32 bits; "
+                f"give k up to {MAX_LENGTH:,}"
             )
         if self.query_len > max(self.seq_len, 1):
             raise InvalidProblem(
@@ -138,16 +146,18 @@ class AttentionProblem:
         if self.kv_dtype != self.dtype and self.kv_dtype not in FP8_DTYPES:
             choices = ", ".join(FP8_DTYPES)
             yield f"kv={self.kv_dtype}: the cache has the query's dtype or one of {choices}"
-        if self.window is not None and (self.window < 1 or not self.causal):
-            yield f"window={self.window}: a window is at least 1 and needs causal attention"
+        if self.window is not None and not (1 <= self.window <= MAX_LENGTH and self.causal):
+            yield (
+                f"window={self.window}: a window is 1 to {MAX_LENGTH:,} and needs causal attention"
+            )
         for name in ("softcap", "scale", "k_scale", "v_scale"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 yield f"{name}={value}: must be positive and finite"
         if not self.quantised and (self.k_scale, self.v_scale) != (1.0, 1.0):
             yield f"kscale={self.k_scale:g} vscale={self.v_scale:g}: only a float8 cache has scales"
-        if self.shared_prefix < 0:
-            yield f"shared={self.shared_prefix}: a prefix has no negative length"
+        if not 0 <= self.shared_prefix <= MAX_LENGTH:
+            yield f"shared={self.shared_prefix}: a prefix has 0 to {MAX_LENGTH:,} tokens"
         if not 0 <= self.seed <= MAX_SEED:
             yield f"seed={self.seed}: seeds are 0 to {MAX_SEED}"
         if self.inputs not in INPUT_KINDS:

@@ -20,9 +20,12 @@ from reference.allocator.contract import (
 )
 from subjects.allocators.mixed_stream import Served
 from subjects.allocators.remote import TIME_LIMIT_S, RemoteFactory
-from subjects.environments import BuiltIn, engine_python
+from subjects.environments import BuiltIn, check_interpreter, engine_python
 from subjects.loading import SubjectError, load, split
 from subjects.starting import PREFIX
+
+MAX_TIME_LIMIT_S: Final = 10**6
+"""Longest time limit of a call: timers of the system take no more than 32 bits of seconds."""
 
 ADAPTERS: Final = Path(__file__).parent / "engines"
 
@@ -88,6 +91,10 @@ def open_allocator(
 
     Raises SubjectError: the name leads nowhere, or what the allocator declares makes no sense.
     """
+    if not 0 < time_limit_s <= MAX_TIME_LIMIT_S:
+        raise SubjectError(
+            f"a time limit of {time_limit_s:g} s for a call: give up to {MAX_TIME_LIMIT_S:,} s"
+        )
     known = BUILT_IN.get(name)
     where = known.where if known is not None else name
     split(where, what="allocator", built_in=tuple(BUILT_IN))  # the worker knows no short names
@@ -98,7 +105,9 @@ def open_allocator(
             )
         yield _imported(name, where)
         return
-    if python is None and known is not None and known.environment:
+    if python is not None:
+        check_interpreter(python)
+    elif known is not None and known.environment:
         python = str(engine_python(known.environment))
     with RemoteFactory(where, python=python, time_limit_s=time_limit_s) as factory:
         factory.introduce()

@@ -6,6 +6,7 @@ import pytest
 
 from bench.check.expected_file import ExpectedFileError, read_expected
 from reference.attention.expected import ExpectedFailure
+from reference.errors import BadInput
 
 RIGHT = """
 [[expected]]
@@ -65,8 +66,8 @@ def test_a_file_that_is_wrong_is_refused_with_the_entry_and_the_fault(text, mess
 
 
 def test_a_file_that_cannot_be_read_is_said_to(tmp_path):
-    with pytest.raises(ExpectedFileError, match="No such file or directory; name a file"):
+    with pytest.raises(BadInput, match="No such file or directory; name a TOML file"):
         read_expected(tmp_path / "absent.toml")
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(ExpectedFileError, match="is no TOML"):
+    with pytest.raises(BadInput, match="is not UTF-8 text"):
         read_expected(tmp_path / "bytes.toml")

@@ -9,6 +9,7 @@ from bench.cli import app
 from bench.gate.importing import ImportRefused, import_record, read_record, stored_records
 from bench.gate.verdict import judge
 from helpers.gate_records import contestant, environment, failing, gate_record
+from reference.errors import BadInput
 
 
 def judged(**changes):
@@ -90,7 +91,7 @@ def test_what_is_no_record_is_refused(tmp_path, text, why):
 
 
 def test_missing_file_is_refused(tmp_path):
-    with pytest.raises(ImportRefused, match="No such file"):
+    with pytest.raises(BadInput, match="No such file"):
         read_record(tmp_path / "none.json")
 
 

@@ -13,7 +13,7 @@ from reference.allocator.machine import run_program
 from reference.allocator.programs import Pool, Program, Step
 from subjects.allocators.remote import RemoteFactory
 from subjects.allocators.resolve import ADAPTERS, BUILT_IN, open_allocator
-from subjects.environments import engine_python
+from subjects.environments import STAMP, engine_python
 from subjects.loading import SubjectError
 from subjects.starting import HOME
 
@@ -103,8 +103,11 @@ def test_environments_lie_in_the_checkout_unless_another_folder_is_named(
     assert str(HOME / ".engines" / "no-such-engine" / "bin" / "python") in str(refused.value)
     python = tmp_path / "mine" / "bin" / "python"
     python.parent.mkdir(parents=True)
-    python.touch()
+    python.symlink_to(sys.executable)
     monkeypatch.setenv("PAGEDBENCH_ENGINES", str(tmp_path))
+    with pytest.raises(SubjectError, match=r"the build of .*mine did not end; .*make engine-mine"):
+        engine_python("mine")
+    (tmp_path / "mine" / STAMP).touch()
     assert engine_python("mine") == python
 
 
@@ -115,10 +118,11 @@ def test_an_engine_runs_in_its_own_environment(
     python = tmp_path / "vllm" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text('#!/bin/sh\necho "not an interpreter" >&2\nexit 9\n')
+    (tmp_path / "vllm" / STAMP).touch()
     python.chmod(0o755)
     monkeypatch.setenv("PAGEDBENCH_ENGINES", str(tmp_path))
     with (
-        pytest.raises(RuntimeError, match="ended with code 9: not an interpreter"),
+        pytest.raises(SubjectError, match=r"is no Python interpreter; .*make engine-vllm"),
         open_allocator("vllm"),
     ):
         pass

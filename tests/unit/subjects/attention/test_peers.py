@@ -1,6 +1,7 @@
 """Other people's kernels: those that run here are right, those that do not are fed right."""
 
 import re
+import sys
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from reference.attention.strategies import problems
 from reference.attention.verdict import Status, Verdict
 from subjects.attention.peers import flash_attn, flashinfer, flex, sdpa
 from subjects.attention.resolve import BUILT_IN, python_of, resolve_kernel
-from subjects.environments import engine_python
+from subjects.environments import STAMP, engine_python
 from subjects.loading import SubjectError, load
 
 OURS = {"torch", "triton", "triton-cascade"}
@@ -212,7 +213,8 @@ def test_a_peer_finds_its_environment_by_itself(monkeypatch, tmp_path):
     with pytest.raises(SubjectError, match="build it with 'make engine-vllm'"):
         describe("vllm-unified", "cpu")
     python.parent.mkdir(parents=True)
-    python.touch()
+    python.symlink_to(sys.executable)
+    (tmp_path / "vllm" / STAMP).touch()
     assert python_of("vllm-unified") == str(engine_python("vllm")) == str(python)
     assert start("vllm-unified", "cpu")._command[0] == str(python)
     assert start("vllm-unified", "cpu", python="/mine")._command[0] == "/mine"
@@ -255,7 +257,7 @@ def test_anybodys_kernel_runs_in_the_interpreter_that_is_named(tmp_path):
     ("options", "said"),
     [
         (["--engine-python", "python3"], "name the kernel that needs it with --kernel"),
-        (["--engine-python", "/no/python", "--kernel", "torch"], "/no/python: that is no program"),
+        (["--engine-python", "/no/python", "--kernel", "torch"], "/no/python: it is no program"),
         (["--kernel", "flash-attn", "--device", "cpu"], "flash-attn runs on a GPU only"),
     ],
 )
