@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 from typing import Final
 
+from bench.check.decode import DecodeTimes
 from bench.check.need import MemoryNeed
 from bench.check.search import Failure, Outcome
-from bench.check.timing import TimedBatch
 from bench.machine.environment import Environment
 from bench.machine.record import Record
 from bench.workloads.record import NamedStream
@@ -102,33 +102,6 @@ class KernelRecord(Record):
     def cells(self, state: str) -> int:
         """Cells of the coverage matrix in one state."""
         return sum(cell.state == state for row in self.coverage for cell in row.cells.values())
-
-
-class TimingRecord(Record):
-    """One implementation's times; see `bench.check.timing.Timing`."""
-
-    name: str
-    median_ms: float
-    fastest_ms: float
-    slowest_ms: float
-    ratio: float
-    gigabytes_per_s: float
-    bandwidth_share: float | None
-
-
-class DecodeTimes(Record):
-    """The timed batch and its times; see `bench.check.timing.TimedBatch`."""
-
-    batch_size: int
-    context_tokens: int
-    kv_bytes: int
-    num_q_heads: int
-    num_kv_heads: int
-    head_dim: int
-    block_size: int
-    dtype: str
-    copy_gigabytes_per_s: float | None
-    timings: list[TimingRecord]
 
 
 class MemoryRecord(Record):
@@ -254,34 +227,6 @@ def _coverage(row: Row) -> CoverageRow:
             )
             for check, cell in row.cells.items()
         },
-    )
-
-
-def decode_record(timed: TimedBatch) -> DecodeTimes:
-    """Turn measured times into data."""
-    shape = timed.shape
-    return DecodeTimes(
-        batch_size=shape.batch_size,
-        context_tokens=timed.context_tokens,
-        kv_bytes=timed.kv_bytes,
-        num_q_heads=shape.num_kv_heads * shape.group_size,
-        num_kv_heads=shape.num_kv_heads,
-        head_dim=shape.head_dim,
-        block_size=shape.block_size,
-        dtype=str(shape.dtype).removeprefix("torch."),
-        copy_gigabytes_per_s=timed.copy_gigabytes_per_s,
-        timings=[
-            TimingRecord(
-                name=timing.name,
-                median_ms=timing.median_ms,
-                fastest_ms=timing.fastest_ms,
-                slowest_ms=timing.slowest_ms,
-                ratio=timing.ratio,
-                gigabytes_per_s=timing.gigabytes_per_s,
-                bandwidth_share=timing.bandwidth_share,
-            )
-            for timing in timed.timings
-        ],
     )
 
 

@@ -15,10 +15,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from bench.check.decode import DecodeTimes
 from bench.check.record import (
     EXPECTED,
     CheckRecord,
-    DecodeTimes,
     FailureRecord,
     KernelRecord,
     MemoryRecord,

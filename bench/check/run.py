@@ -11,14 +11,13 @@ from typing import Final
 
 import numpy as np
 
+from bench.check.decode import ROUNDS, WARM_UP, DecodeTimes, time_decode
 from bench.check.failures import FailureStore
 from bench.check.need import contiguous_need, paged_need
 from bench.check.record import (
     EXPECTED,
     CheckRecord,
-    DecodeTimes,
     KernelRecord,
-    decode_record,
     kernel_record,
     memory_record,
 )
@@ -33,7 +32,6 @@ from bench.check.search import (
     search,
     shrink,
 )
-from bench.check.timing import ROUNDS, WARM_UP, DecodeShape, time_decode
 from bench.command.exit_codes import INTERRUPTED, RIGHT, WRONG
 from bench.command.progress import Progress
 from bench.machine.environment import describe_environment
@@ -74,8 +72,8 @@ class CheckPlan:
     """Processes that run one kernel at once."""
     store: FailureStore
     """Where failures are kept."""
-    timed: DecodeShape | None
-    """What to time; None to time nothing."""
+    timed: AttentionProblem | None
+    """The decode step to time, as in `time_decode`; None to time nothing."""
     time_limit_s: float = TIME_LIMIT_S
     """Seconds that a kernel may take for one check of one problem."""
     python: str | None = None
@@ -220,23 +218,15 @@ def _saved(store: FailureStore, kernel: str, problem: str) -> str | None:
         return None  # a full disk is no reason to lose the finding
 
 
-class _Stopped(Exception):
-    """Ends timing from within."""
-
-
 def _time(plan: CheckPlan, progress: Progress, stop: threading.Event) -> DecodeTimes | None:
-    def advance(count: int) -> None:
-        progress.advance(count)
-        if stop.is_set():
-            raise _Stopped
-
     if plan.timed is None or stop.is_set():
         return None
     progress.begin("timing decode", WARM_UP + ROUNDS)
-    try:
-        timed = time_decode(
-            plan.stream, shape=plan.timed, device=plan.device, seed=plan.seed, advance=advance
-        )
-    except _Stopped:
-        return None
-    return decode_record(timed)
+    return time_decode(
+        plan.stream,
+        step=plan.timed,
+        device=plan.device,
+        seed=plan.seed,
+        advance=progress.advance,
+        stop=stop,
+    )

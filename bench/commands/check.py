@@ -136,11 +136,11 @@ def check(
 
         from bench.check.coverage import show_coverage
         from bench.check.coverage_markdown import markdown
+        from bench.check.decode import STEP
         from bench.check.failures import FailureStore
         from bench.check.report import show
         from bench.check.run import CheckPlan, run_check
         from bench.check.search import default_lanes
-        from bench.check.timing import DecodeShape
 
         plan = CheckPlan(
             kernels=kernels,
@@ -151,7 +151,7 @@ def check(
             device=where,
             lanes=lanes or default_lanes(),
             store=FailureStore(save / "failures"),
-            timed=DecodeShape() if timing else None,
+            timed=STEP if timing else None,
             time_limit_s=time_limit,
             python=engine_python,
             expected=_expected(expected),

@@ -224,9 +224,9 @@ def cpu_cache_bytes() -> int:
     return max(sizes, default=FALLBACK_CACHE_BYTES)
 
 
-def copies_needed(input_bytes: int, cache_bytes: int) -> int:
-    """Inputs in turn that find the cache cold: `COLD_FACTOR` times its size, and at least two."""
-    return max(2, -(-COLD_FACTOR * cache_bytes // max(input_bytes, 1)))
+def copies_needed(input_bytes: int, cache_bytes: int, *, least: int = 2) -> int:
+    """Inputs in turn that find the cache cold: `COLD_FACTOR` times its size."""
+    return max(least, -(-COLD_FACTOR * cache_bytes // max(input_bytes, 1)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

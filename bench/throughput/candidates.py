@@ -14,8 +14,9 @@ from functools import partial
 from typing import Any, Final
 
 from bench.machine.timing import Call
-from bench.throughput.tensors import contiguous_batch
+from reference.attention.contiguous import contiguous_attention
 from reference.attention.contract import AttentionKernel, Capabilities, PagedBatch
+from reference.attention.layout import contiguous_of
 from reference.attention.problem import AttentionProblem
 from subjects.attention.resolve import resolve_kernel
 from subjects.loading import SubjectError
@@ -124,6 +125,4 @@ def _planner(
 
 
 def _contiguous(batch: PagedBatch) -> Call:
-    from reference.attention.contiguous import contiguous_attention
-
-    return partial(contiguous_attention, contiguous_batch(batch))
+    return partial(contiguous_attention, contiguous_of(batch))

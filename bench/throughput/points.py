@@ -9,8 +9,8 @@ from functools import cached_property
 from itertools import product
 from typing import Final
 
-from bench.check.timing import running_lengths
 from bench.workloads.builtin import STREAM_LAWS, builtin_stream
+from bench.workloads.running import running_lengths
 from reference.attention.problem import MAX_REQUESTS, AttentionProblem, InvalidProblem, Request
 from reference.errors import BadInput
 
@@ -94,7 +94,7 @@ def decode_requests(batch: str, *, seed: int = 0) -> tuple[Request, ...]:
     """Requests of one token each: `BATCHxCONTEXT`, or `STREAM:BATCH`, lengths from a stream.
 
     Those of a stream are the lengths of requests that run at once, longest first, as a server that
-    sorts its batch has them; see `bench.check.timing.running_lengths`.
+    sorts its batch has them; see `bench.workloads.running.running_lengths`.
 
     Raises InvalidPoint: it is neither.
     """

@@ -15,13 +15,12 @@ from torch import Tensor
 
 from bench.machine.timing import copies_needed
 from bench.throughput.points import Point
-from reference.attention.contiguous import ContiguousBatch
 from reference.attention.contract import PagedBatch
 from reference.attention.inputs import Inputs
+from reference.attention.layout import tokens_of, usual
 from reference.attention.problem import AttentionProblem, Request
 from reference.attention.tolerance import worst_excess
 from reference.attention.truth import Truth, attend
-from subjects.attention.peers.sequences import Sequence, gathered
 
 CHECKED_TOKENS: Final = {"cpu": 2**14, "cuda": 2**17}
 """Keys of the sequences whose answers are held against float64, over all copies, where the shortest
@@ -74,61 +73,8 @@ def make_copies(
 
 
 def _copy(point: Point, index: int, *, device: str, budget: int) -> Copy:
-    batch = paged_batch(point.problem, device=device, seed=point.problem.seed + index)
+    batch = usual(point.problem, device=device, seed=point.problem.seed + index)
     return Copy(batch, _sample(point.problem, batch, budget=budget))
-
-
-def paged_batch(problem: AttentionProblem, *, device: str, seed: int) -> PagedBatch:
-    """Normal numbers in shuffled pages. Slots that no sequence owns hold finite ones as well."""
-    rng = torch.Generator(device=device).manual_seed(seed)
-    counts = [-(-request.seq_len // problem.block_size) for request in problem.requests]
-    shape = (sum(counts), problem.block_size, problem.num_kv_heads, problem.head_dim)
-
-    def normal(*size: int) -> Tensor:
-        numbers = torch.empty(size, dtype=problem.torch_dtype, device=device)
-        return numbers.normal_(generator=rng)
-
-    physical = torch.randperm(sum(counts), generator=rng, device=device).int()
-    table = torch.zeros(len(counts), max(counts), dtype=torch.int32, device=device)
-    for row, blocks in enumerate(physical.split(counts)):
-        table[row, : len(blocks)] = blocks
-    query = normal(problem.num_tokens, problem.num_q_heads, problem.head_dim)
-    lens = [request.seq_len for request in problem.requests]
-    return PagedBatch(
-        query=query,
-        key_cache=normal(*shape).to(problem.torch_kv_dtype),
-        value_cache=normal(*shape).to(problem.torch_kv_dtype),
-        block_table=table,
-        seq_lens=torch.tensor(lens, dtype=torch.int32, device=device),
-        query_start_loc=torch.tensor(problem.query_starts, dtype=torch.int32, device=device),
-        out=torch.empty_like(query),
-        lse=None,
-        max_query_len=problem.max_query_len,
-        max_seq_len=problem.max_seq_len,
-        scale=problem.softmax_scale,
-    )
-
-
-def contiguous_batch(batch: PagedBatch) -> ContiguousBatch:
-    """The same tokens, each sequence in a row of its own."""
-    caches = []
-    for cache in (batch.key_cache, batch.value_cache):
-        shape = (len(batch.seq_lens), batch.max_seq_len, *cache.shape[2:])
-        rows = torch.zeros(shape, dtype=cache.dtype, device=cache.device)
-        for index, seq_len in enumerate(batch.seq_lens.tolist()):
-            one = Sequence(index, slice(0, 0), seq_len)
-            rows[index, :seq_len] = gathered(cache, batch, one)
-        caches.append(rows)
-    return ContiguousBatch(
-        query=batch.query,
-        key_cache=caches[0],
-        value_cache=caches[1],
-        seq_lens=batch.seq_lens,
-        query_start_loc=batch.query_start_loc,
-        out=batch.out,
-        lse=None,
-        scale=batch.scale,
-    )
 
 
 def _sample(problem: AttentionProblem, batch: PagedBatch, *, budget: int) -> Sample:
@@ -144,12 +90,7 @@ def _sample(problem: AttentionProblem, batch: PagedBatch, *, budget: int) -> Sam
     part_problem = problem.replace(requests=tuple(part for _, part in picks))
     at = torch.tensor(rows, device=batch.query.device)
     tokens = [
-        torch.cat(
-            [
-                _numbers(gathered(cache, batch, Sequence(index, slice(0, 0), part.seq_len)))
-                for index, part in picks
-            ]
-        )
+        torch.cat([_numbers(tokens_of(cache, batch, index, part.seq_len)) for index, part in picks])
         for cache in (batch.key_cache, batch.value_cache)
     ]
     inputs = Inputs(part_problem, batch.query[at], tokens[0], tokens[1], None, None)

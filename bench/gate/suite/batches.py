@@ -1,4 +1,8 @@
-"""Attention calls of the suite, built from the contract alone, the same bits on both sides."""
+"""Attention calls of the suite, built from the contract alone, the same bits on both sides.
+
+Not by `reference.attention.layout`: a worker takes that room from the tree that it measures, and
+older trees lack it.
+"""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from reference.attention.contract import PagedBatch
+from reference.attention.layout import tokens_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +39,7 @@ def sequences(batch: PagedBatch) -> Iterator[Sequence]:
 
 def gathered(cache: Tensor, batch: PagedBatch, sequence: Sequence) -> Tensor:
     """A sequence's own tokens, [seq_len, num_kv_heads, head_dim], copied out of their blocks."""
-    count = -(-sequence.seq_len // batch.block_size)
-    blocks = batch.block_table[sequence.index, :count].long()
-    return cache[blocks].flatten(0, 1)[: sequence.seq_len]
+    return tokens_of(cache, batch, sequence.index, sequence.seq_len)
 
 
 def visible(batch: PagedBatch, sequence: Sequence) -> Tensor | None:

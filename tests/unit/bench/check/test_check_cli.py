@@ -1,6 +1,5 @@
 """`pagedbench check` as it is typed: exit codes, what is printed where, and what is left behind."""
 
-import functools
 import os
 import re
 import shlex
@@ -18,8 +17,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import bench.check.decode
 import bench.check.run
-import bench.check.timing
 from bench import cli
 from bench.check import search as cross_check
 from bench.check.record import CheckRecord
@@ -84,10 +83,8 @@ def wrong(tmp_path_factory) -> Run:
 @pytest.fixture(scope="module")
 def right(tmp_path_factory) -> Run:
     with pytest.MonkeyPatch.context() as patch:
-        small = functools.partial(
-            bench.check.timing.DecodeShape, batch_size=2, num_kv_heads=1, head_dim=16
-        )
-        patch.setattr(bench.check.timing, "DecodeShape", small)
+        small = AttentionProblem.parse("2x(q1 k1) h1 g4 d16 b16 bf16")
+        patch.setattr(bench.check.decode, "STEP", small)
         return checked(
             tmp_path_factory.mktemp("right"),
             *("--kernel", named("narrow"), "--problems", "9", "--seed", "3", "--max-len", "64"),

@@ -10,13 +10,11 @@ from pydantic import ValidationError
 from bench.check.need import contiguous_need, paged_need
 from bench.check.record import (
     KernelRecord,
-    decode_record,
     kernel_record,
     memory_record,
     replay_command,
 )
 from bench.check.search import Failure, Outcome
-from bench.check.timing import DecodeShape, TimedBatch, Timing
 from bench.workloads.builtin import builtin_stream
 from bench.workloads.record import stream_record
 from reference.attention.contract import Capabilities
@@ -143,18 +141,6 @@ def test_records_come_back_from_json_and_cannot_be_changed():
         record.problems = 8
     with pytest.raises(ValidationError):
         KernelRecord.model_validate({"name": "k"})
-
-
-def test_times_keep_every_figure():
-    timing = Timing("paged, torch", 2.0, 1.0, 3.0, 1.5, 10.0, bandwidth_share=0.5)
-    timed = TimedBatch(DecodeShape(group_size=4), 1000, 4_096_000, (timing,), 20.0)
-    record = decode_record(timed)
-    assert (record.num_q_heads, record.num_kv_heads) == (32, 8)
-    assert record.dtype == "bfloat16"
-    assert (record.batch_size, record.context_tokens, record.kv_bytes) == (32, 1000, 4_096_000)
-    assert record.copy_gigabytes_per_s == 20.0
-    (row,) = record.timings
-    assert row.model_dump() == {name: getattr(timing, name) for name in Timing.__slots__}
 
 
 def test_memory_and_stream_keep_every_figure():

@@ -9,15 +9,14 @@ from rich.console import Console
 
 from bench.check.coverage import matrix, show_coverage
 from bench.check.coverage_markdown import markdown
+from bench.check.decode import DecodeTimes, TimingRecord
 from bench.check.record import (
     CheckRecord,
     CoverageRow,
-    DecodeTimes,
     ExpectedRecord,
     FailureRecord,
     KernelRecord,
     MemoryRecord,
-    TimingRecord,
     kernel_record,
     replay_command,
 )

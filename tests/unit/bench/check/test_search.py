@@ -20,7 +20,6 @@ from bench.check import worker
 from bench.check.failures import FailureStore
 from bench.check.run import CheckPlan, run_check, stream_lengths
 from bench.check.search import HarnessError, Outcome, Search, Turns, search, shrink
-from bench.check.timing import DecodeShape
 from bench.workloads.builtin import builtin_stream
 from bench.workloads.stream import RequestStream
 from helpers.wrong_kernels import NARROW, PATH, SHORT, named
@@ -562,7 +561,7 @@ def check(folder: Path, told: Told, **changes):
         "device": "cpu",
         "lanes": 1,
         "store": FailureStore(folder),
-        "timed": DecodeShape(batch_size=2, num_kv_heads=1, head_dim=16),
+        "timed": AttentionProblem.parse("2x(q1 k1) h1 g4 d16 b16 bf16"),
     }
     return run_check(CheckPlan(**{**usual, **changes}), progress=told, stop=told.stop)
 

@@ -5,10 +5,10 @@ import torch
 
 from bench.throughput.bars import bar_points
 from bench.throughput.points import InvalidPoint, Point, Sweep, decode_requests
-from bench.throughput.tensors import contiguous_batch, make_copies, paged_batch
+from bench.throughput.tensors import make_copies
 from kernels.traffic import needed_bytes
 from paged.attention import paged_attention
-from reference.attention.contiguous import contiguous_attention
+from reference.attention.layout import usual
 from reference.attention.problem import AttentionProblem, Request
 
 
@@ -70,7 +70,7 @@ def test_what_makes_no_call_is_refused_with_the_remedy(options, said):
 )
 def test_bytes_are_those_that_any_kernel_has_to_move(spec):
     one = point(spec)
-    needed = needed_bytes(paged_batch(one.problem, device="cpu", seed=0))
+    needed = needed_bytes(usual(one.problem, device="cpu", seed=0))
     assert one.kv_bytes == needed.keys + needed.values
 
 
@@ -106,15 +106,6 @@ def test_copies_are_several_caches_large_and_hold_different_things():
 def test_memory_is_a_limit_and_one_copy_is_the_least():
     assert len(copies_of(SMALL, most_bytes=3 * point(SMALL).kv_bytes)) == 3
     assert len(copies_of(SMALL, most_bytes=1)) == 1
-
-
-def test_contiguous_rows_hold_the_same_tokens():
-    batch = paged_batch(point(SMALL).problem, device="cpu", seed=0)
-    rows = contiguous_batch(batch)
-    paged_attention(batch)
-    rows = rows.replace(out=torch.empty_like(rows.out))
-    contiguous_attention(rows)
-    torch.testing.assert_close(rows.out, batch.out)
 
 
 @pytest.mark.parametrize(

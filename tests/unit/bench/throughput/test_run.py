@@ -22,9 +22,10 @@ from bench.throughput.candidates import Absent, Candidate, find_candidates
 from bench.throughput.points import Point, Sweep
 from bench.throughput.record import ThroughputRecord
 from bench.throughput.run import ThroughputPlan, TooLong, run_throughput, time_limit
-from bench.throughput.tensors import make_copies, paged_batch
+from bench.throughput.tensors import make_copies
 from paged.attention import paged_attention
 from reference.attention.contract import Capabilities, PagedBatch
+from reference.attention.layout import usual
 from reference.attention.problem import AttentionProblem
 from subjects.attention.peers import flashinfer, vllm_unified
 from subjects.loading import SubjectError
@@ -279,7 +280,7 @@ def test_splits_are_candidates_of_their_own(monkeypatch):
     found = list(find_candidates(["triton", "sdpa"], device="cuda", splits=[None, 8, 8]))
     assert [each.name for each in found] == ["triton", "triton splits=8", "sdpa"]
     for each in found:
-        each.plan(paged_batch(SMALL.problem, device="cpu", seed=0))()
+        each.plan(usual(SMALL.problem, device="cpu", seed=0))()
     assert asked == [None, 8, None]
     prompt = AttentionProblem.parse("(q4 k4) d16 b8 bf16")
     assert found[1].refusal(prompt) == "prefill has no splits"
@@ -302,7 +303,7 @@ def test_flex_plans_all_sequences_in_one_call(monkeypatch):
 
 
 def test_flashinfer_and_vllm_are_planned_once_and_run_in_the_call(monkeypatch):
-    batch = paged_batch(SMALL.problem, device="cpu", seed=0)
+    batch = usual(SMALL.problem, device="cpu", seed=0)
     log = []
 
     class Wrapper:
