@@ -14,28 +14,35 @@ from reference.attention.problem import AttentionProblem
 
 
 def usual(problem: AttentionProblem, *, device: str, seed: int) -> PagedBatch:
-    """Normal numbers in shuffled pages; slots that no sequence owns hold finite ones as well.
+    """Normal numbers in shuffled pages, the same tokens whatever the size of a page.
 
-    Of a problem its sizes, lengths and dtypes are taken. `out` is not filled, `lse` not asked for.
+    Of a problem its sizes, lengths and dtypes are taken. Slots that no sequence owns are zero, `out`
+    is not filled, `lse` not asked for.
     """
     rng = torch.Generator(device=device).manual_seed(seed)
-    counts = [-(-request.seq_len // problem.block_size) for request in problem.requests]
-    shape = (sum(counts), problem.block_size, problem.num_kv_heads, problem.head_dim)
+    size = problem.block_size
+    lens = [request.seq_len for request in problem.requests]
+    counts = [-(-seq_len // size) for seq_len in lens]
 
-    def normal(*size: int) -> Tensor:
-        numbers = torch.empty(size, dtype=problem.torch_dtype, device=device)
+    def normal(*shape: int) -> Tensor:
+        numbers = torch.empty(shape, dtype=problem.torch_dtype, device=device)
         return numbers.normal_(generator=rng)
 
-    physical = torch.randperm(sum(counts), generator=rng, device=device).int()
-    table = torch.zeros(len(counts), max(counts), dtype=torch.int32, device=device)
-    for row, blocks in enumerate(physical.split(counts)):
-        table[row, : len(blocks)] = blocks
     query = normal(problem.num_tokens, problem.num_q_heads, problem.head_dim)
-    lens = [request.seq_len for request in problem.requests]
+    tokens = [normal(sum(lens), problem.num_kv_heads, problem.head_dim) for _ in "kv"]
+    physical = torch.randperm(sum(counts), generator=rng, device=device)
+    table = torch.zeros(len(counts), max(counts), dtype=torch.int32, device=device)
+    slots = []
+    for row, (blocks, seq_len) in enumerate(zip(physical.split(counts), lens, strict=True)):
+        table[row, : len(blocks)] = blocks
+        within = torch.arange(size, device=device)
+        slots.append((blocks[:, None] * size + within).flatten()[:seq_len])
+    pages = (sum(counts), size, problem.num_kv_heads, problem.head_dim)
+    keys, values = (_placed(each.to(problem.torch_kv_dtype), slots, pages) for each in tokens)
     return PagedBatch(
         query=query,
-        key_cache=normal(*shape).to(problem.torch_kv_dtype),
-        value_cache=normal(*shape).to(problem.torch_kv_dtype),
+        key_cache=keys,
+        value_cache=values,
         block_table=table,
         seq_lens=torch.tensor(lens, dtype=torch.int32, device=device),
         query_start_loc=torch.tensor(problem.query_starts, dtype=torch.int32, device=device),
@@ -45,6 +52,15 @@ def usual(problem: AttentionProblem, *, device: str, seed: int) -> PagedBatch:
         max_seq_len=problem.max_seq_len,
         scale=problem.softmax_scale,
     )
+
+
+def _placed(tokens: Tensor, slots: list[Tensor], pages: tuple[int, ...]) -> Tensor:
+    """A cache of so many pages that holds the tokens in these slots."""
+    cache = torch.zeros(pages, dtype=tokens.dtype, device=tokens.device)
+    # torch scatters no float8, but its bytes.
+    by_slot, moved = cache.flatten(0, 1).view(torch.uint8), tokens.view(torch.uint8)
+    by_slot[torch.cat(slots)] = moved
+    return cache
 
 
 def tokens_of(cache: Tensor, batch: PagedBatch, sequence: int, seq_len: int) -> Tensor:

@@ -45,3 +45,12 @@ def test_contiguous_rows_hold_the_same_tokens(problem):
 def test_a_float8_cache_keeps_its_dtype():
     batch = usual(DECODE.replace(kv_dtype="e4m3"), device="cpu", seed=0)
     assert contiguous_of(batch).key_cache.dtype == batch.key_cache.dtype == torch.float8_e4m3fn
+
+
+def test_the_tokens_do_not_depend_on_the_size_of_a_page():
+    of_1, of_16 = (
+        contiguous_of(usual(DECODE.replace(block_size=size), device="cpu", seed=0))
+        for size in (1, 16)
+    )
+    assert torch.equal(of_1.key_cache, of_16.key_cache)
+    assert torch.equal(of_1.query, of_16.query)
