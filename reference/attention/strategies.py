@@ -8,6 +8,7 @@ occurs. They shrink towards one short decode request without any variant.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Final
 
 from hypothesis import reject
@@ -32,7 +33,15 @@ TILE: Final = 64
 
 _EVERYTHING = Capabilities()
 
+# Strategies are made once: Hypothesis examines each new one before it draws from it, which takes
+# longer than the drawing.
 
+_RARELY: Final = st.sampled_from((False, False, False, True))
+"""True about once in four draws, so that variants meet each other but not all at once."""
+_WINDOWS: Final = st.none() | st.none() | st.integers(1, 100)
+
+
+@cache
 def seq_lens(block_size: int, *, max_len: int) -> st.SearchStrategy[int]:
     """Lengths from 0 to `max_len`, every other one on or next to a boundary."""
     steps = sorted({block_size, TILE})
@@ -110,12 +119,13 @@ def problems(
     block_size = draw(_among(BLOCK_SIZES, capabilities.block_sizes, "block_sizes"))
     head_dim = draw(st.sampled_from(_head_dims(capabilities)))
     if lengths is None:
-        one = requests(block_size=block_size, max_len=max_len, prefill=prefill)
+        batches = _batches(block_size, max_len, max_seqs, prefill=prefill)
     else:
         one = stream_requests(lengths=lengths, max_len=max_len, prefill=prefill)
-    batch = draw(st.lists(one, min_size=1, max_size=max_seqs))
+        batches = st.lists(one, min_size=1, max_size=max_seqs)
+    batch = draw(batches)
     fields: dict[str, Any] = draw(_variant(variants))
-    fields.update(draw(_quantisation(dtype, capabilities)))
+    fields.update(draw(_quantisation(dtype, capabilities.kv_dtypes)))
     if len(batch) > 1:
         longest = max(request.seq_len for request in batch)
         fields["shared_prefix"] = draw(st.just(0) | st.integers(0, longest))
@@ -135,6 +145,14 @@ def problems(
     return problem
 
 
+@cache
+def _batches(
+    block_size: int, max_len: int, max_seqs: int, *, prefill: bool
+) -> st.SearchStrategy[list[Request]]:
+    one = requests(block_size=block_size, max_len=max_len, prefill=prefill)
+    return st.lists(one, min_size=1, max_size=max_seqs)
+
+
 def _head_dims(capabilities: Capabilities) -> list[int]:
     """Sizes that kernel and contract both allow: all that are declared, or the usual ones."""
     declared = HEAD_DIMS if capabilities.head_dims is None else sorted(capabilities.head_dims)
@@ -149,39 +167,36 @@ def _head_dims(capabilities: Capabilities) -> list[int]:
     return sizes
 
 
+@cache
 @st.composite
 def _variant(draw: st.DrawFn, variants: frozenset[str]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     # Always the same draws, so that a variant that does not matter shrinks away by itself.
-    noncausal, window = draw(_rarely()), draw(st.none() | st.none() | st.integers(1, 100))
+    noncausal, window = draw(_RARELY), draw(_WINDOWS)
     if noncausal and "noncausal" in variants:
         fields["causal"] = False
     elif window is not None and "window" in variants:
         fields["window"] = window
-    if "softcap" in variants and draw(_rarely()):
+    if "softcap" in variants and draw(_RARELY):
         fields["softcap"] = draw(st.sampled_from((30.0, 50.0, 5.0)))
-    if "alibi" in variants and draw(_rarely()):
+    if "alibi" in variants and draw(_RARELY):
         fields["alibi"] = True
-    if "sinks" in variants and draw(_rarely()):
+    if "sinks" in variants and draw(_RARELY):
         fields["sinks"] = True
-    if draw(_rarely()):
+    if draw(_RARELY):
         fields["scale"] = draw(st.sampled_from((0.125, 0.05, 1.0)))
     return fields
 
 
+@cache
 @st.composite
-def _quantisation(draw: st.DrawFn, dtype: str, capabilities: Capabilities) -> dict[str, Any]:
-    choices = [name for name in FP8_DTYPES if name in capabilities.kv_dtypes]
+def _quantisation(draw: st.DrawFn, dtype: str, kv_dtypes: frozenset[str]) -> dict[str, Any]:
+    choices = [name for name in FP8_DTYPES if name in kv_dtypes]
     kv_dtype = draw(st.sampled_from([dtype, *choices]))
     if kv_dtype == dtype:
         return {}
     scales = st.sampled_from((1.0, 0.5, 0.03, 1.7))
     return {"kv_dtype": kv_dtype, "k_scale": draw(scales), "v_scale": draw(scales)}
-
-
-def _rarely() -> st.SearchStrategy[bool]:
-    """True about once in four draws, so that variants meet each other but not all at once."""
-    return st.sampled_from((False, False, False, True))
 
 
 def _among(known: Any, allowed: frozenset[Any] | None, name: str) -> st.SearchStrategy[Any]:
