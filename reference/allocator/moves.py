@@ -334,12 +334,17 @@ def drawn_programs(
         Fields of the `Pool` that are not drawn.
     """
     pool = Pool(**({**draw(_pools(can)), **fixed}))
-    table = move_table(can, batching=pool.batching)
-    choice = st.sampled_from(table)
+    choice = _choice(can, batching=pool.batching)
     moves: list[Move] = []
     while len(moves) < max_moves and (move := draw(choice)) is not STOP:
         moves.append(move)
     return Drawn(pool, tuple(moves))
+
+
+@cache
+def _choice(can: AllocatorCapabilities, *, batching: bool) -> st.SearchStrategy[Move]:
+    # Made once: Hypothesis hashes all of a table before it draws from it.
+    return st.sampled_from(move_table(can, batching=batching))
 
 
 @cache
