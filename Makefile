@@ -26,7 +26,7 @@ PROJECT := $(VENV)/.stamp-project
 DEV := $(VENV)/.stamp-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run test test-triton test-triton36 bench asv gate-power compile engines peers lint format types changelog clean
+.PHONY: help venv run test test-long test-triton test-triton36 bench asv gate-power compile engines peers lint format types changelog clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ run: $(PROJECT) ## cross-check, time and account: pagedbench check
 test: $(PROJECT) $(DEV) ## every test but the micro-benchmarks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal \
 		--ignore tests/benchmarks $(TESTS) $(ARGS)
+
+test-long: override ARGS += --hypothesis-profile=long
+test-long: test ## the same with twenty times the examples, for a night
 
 # An earlier Triton goes in front of the environment's own, in a folder of its own: nothing is installed over.
 OTHER_TRITON := .triton/$(TRITON)

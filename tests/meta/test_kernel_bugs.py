@@ -40,7 +40,7 @@ TABLE_COMMAND: Final = (
     "python -m tests.meta.test_kernel_bugs"
 )
 
-RIGHT_EXAMPLES: Final = 8
+RIGHT_EXAMPLES: Final = 4
 """Examples of each harness that the unchanged kernels must pass."""
 
 NOT_AN_EXCEPTION: Final = r"^(?!raised)"

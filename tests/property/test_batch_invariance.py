@@ -56,7 +56,7 @@ def changed_by_neighbours(attention, problem: AttentionProblem, **launch: object
     return changed
 
 
-@examples(30)
+@examples(15)
 @given(problems(max_len=300), st.sampled_from((16, 32)))
 def test_a_sequence_gets_the_same_bits_alone_and_in_any_batch(problem, block_n):
     tiles = Tiles(block_n=block_n, block_m=64 if problem.group_size <= 64 else 128)
@@ -99,7 +99,7 @@ def test_by_default_neighbours_may_change_the_last_bits(spec):
     assert changed_by_neighbours(batch_invariant_attention, problem) == []
 
 
-@examples(30)
+@examples(15)
 @given(problems(max_len=200))
 def test_it_is_right(problem):
     verdict = run_check(TRUTH, batch_invariant_attention, problem)

@@ -48,7 +48,7 @@ def test_decode_with_any_tile_and_split(drawn, num_splits):
     accept(problem, tiles=tile, num_splits=num_splits)
 
 
-@examples(140)
+@examples(100)
 @given(problems_and_tiles(prefill=True))
 def test_prefill_chunked_and_mixed_with_any_tile(drawn):
     problem, tile = drawn

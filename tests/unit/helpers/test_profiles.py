@@ -55,6 +55,19 @@ def test_profile_scales_the_examples_a_test_asks_for(profile: str, expected: int
     assert report["steps"] == 7
 
 
+def test_make_test_long_runs_everything_with_the_long_profile() -> None:
+    stamps = [f"-o go/.stamp-{step}" for step in ("runtime", "project", "dev")]
+    shown = subprocess.run(
+        ["make", "--dry-run", *" ".join(stamps).split(), "test-long", "VENV=go", "ARGS=-x"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert shown.endswith("--ignore tests/benchmarks tests -x --hypothesis-profile=long\n")
+    assert shown.startswith("OMP_NUM_THREADS=1 go/bin/python -m pytest")
+
+
 def test_ci_variable_brings_neither_fixed_examples_nor_a_forgotten_database() -> None:
     assert profile_in_fresh_process(CI="true") == {
         "examples": 50,
