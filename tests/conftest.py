@@ -5,6 +5,7 @@ Set PAGEDBENCH_TEST_GPU=1 for the GPU tests; nothing else is run then.
 """
 
 import os
+import signal
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +20,11 @@ os.environ["TRITON_DEFAULT_FP_FUSION"] = "1"
 # Interpreted tiles are small: numpy's BLAS threads cost several times what they save.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# A run in the background of a shell is started with Ctrl-C ignored, and so would be the processes
+# in which tests press it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402 - the environment above has to be set before anything can import triton
 import torch  # noqa: E402
