@@ -67,7 +67,7 @@ def _import(name: str, what: str) -> Any:
         sys.path.append(str(Path.cwd()))
     try:
         return importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise SubjectError(
             f"cannot import {name!r} from {Path.cwd()}: {type(error).__name__}: {error}"
             f"{_remedy(error, what)}"
@@ -85,14 +85,14 @@ def _import_file(path: Path, what: str) -> Any:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise SubjectError(
             f"cannot import {path}: {type(error).__name__}: {error}{_remedy(error, what)}"
         ) from error
     return module
 
 
-def _remedy(error: Exception, what: str) -> str:
+def _remedy(error: BaseException, what: str) -> str:
     missing = getattr(error, "name", None) if isinstance(error, ImportError) else None
     room = (missing or "").partition(".")[0]
     if room not in OUR_ROOMS:

@@ -2,8 +2,9 @@
 
 The child says two JSON lines unasked. The first, `{}`, comes once its own imports are done: what
 fails before it says nothing about the subject. The second introduces the subject. From then on it
-answers one line for each line that it is asked. It is started when it is first needed and again
-after it died, so that a search may go on, and shrink, past a crash.
+answers one line for each line that it is asked, with the number that the question had: a subject
+that writes to the pipe itself is found out. It is started when it is first needed and again after
+it died, so that a search may go on, and shrink, past a crash.
 """
 
 from __future__ import annotations
@@ -34,14 +35,21 @@ ENDING_S: Final = 10.0
 STDERR_TAIL: Final = 2000
 """Characters of the child's last words that are kept."""
 
+MAX_ANSWER: Final = 1 << 28
+"""Bytes of one answer; a subject may fill the pipe for ever."""
+
+QUOTED: Final = 60
+"""Bytes of what is no answer that are quoted."""
+
 
 class SubjectDied(Exception):
-    """The child ended, or had to be ended, before it answered.
+    """The child ended, or had to be ended, before it answered, or what it said was no answer.
 
     Attributes
     ----------
     how
-        One sentence: the signal, the exit code or the time limit, and its last words.
+        One sentence: the signal, the exit code, the time limit or what it said instead of an
+        answer, and its last words.
     timed_out
         Whether it was ended for taking too long.
     """
@@ -87,8 +95,9 @@ class SubjectProcess:
         self._killed = False
         self._child: subprocess.Popen[bytes] | None = None
         self._introduction: dict[str, Any] = {}
+        self._number = 0
         self._answers = -1
-        self._pending = b""
+        self._pending = bytearray()
         self._log: IO[bytes] | None = None
 
     def introduce(self) -> dict[str, Any]:
@@ -103,7 +112,7 @@ class SubjectProcess:
                 self._read_line(START_LIMIT_S)
             except SubjectDied as death:
                 raise NotStarted(f"{' '.join(self._command)}: the process {death.how}") from None
-            self._introduction = json.loads(self._read_line(START_LIMIT_S))
+            self._introduction = self._parsed(self._read_line(START_LIMIT_S))
         return self._introduction
 
     def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,18 +128,17 @@ class SubjectProcess:
         log.seek(0)
         log.truncate()
         try:
-            child.stdin.write(json.dumps(question).encode() + b"\n")
+            self._number += 1
+            numbered = {**question, "question_number": self._number}
+            child.stdin.write(json.dumps(numbered).encode() + b"\n")
             child.stdin.flush()
         except BrokenPipeError:
             raise self._obituary() from None
-        return self.next_answer()
-
-    def next_answer(self) -> dict[str, Any]:
-        """Wait for another answer to the last question; an empty line is an empty one.
-
-        Raises SubjectDied: as for `ask`.
-        """
-        answer: dict[str, Any] = json.loads(self._read_line(self._time_limit_s) or b"{}")
+        while not (line := self._read_line(self._time_limit_s)):
+            pass  # a worker that died in the middle of a line ends it before it goes on
+        answer = self._parsed(line)
+        if answer.pop("question_number", None) != self._number:
+            raise self._broke_the_protocol(line, "the answer to no question")
         return answer
 
     def last_words(self) -> str:
@@ -198,7 +206,7 @@ class SubjectProcess:
         os.close(self._answers)
         if self._log is not None:
             self._log.close()
-        self._pending = b""
+        self._pending = bytearray()
 
     def _running(self) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
         assert self._child is not None
@@ -208,20 +216,43 @@ class SubjectProcess:
     def _read_line(self, limit_s: float) -> bytes:
         child, _ = self._running()
         deadline = time.monotonic() + limit_s
-        while b"\n" not in self._pending:
+        chunk = self._pending
+        while b"\n" not in chunk:
             left_s = deadline - time.monotonic()
             ready, _, _ = select.select([self._answers], [], [], min(max(left_s, 0.0), 1.0))
             if ready:
-                chunk = os.read(self._answers, 1 << 16)
+                chunk = bytearray(os.read(self._answers, 1 << 16))
                 if not chunk:
                     raise self._obituary()
                 self._pending += chunk
+                if len(self._pending) > MAX_ANSWER:
+                    raise self._broke_the_protocol(
+                        bytes(self._pending[:QUOTED]), "longer than any answer"
+                    )
             elif child.poll() is not None:
                 raise self._obituary()  # dead, and a child of its own holds the pipe open
             elif left_s <= 0:
                 raise self._given_up(limit_s)
-        line, _, self._pending = self._pending.partition(b"\n")
-        return line
+        if child.poll() is not None:
+            raise self._obituary()  # a child of its own answers in its place
+        line, _, rest = self._pending.partition(b"\n")
+        self._pending = bytearray(rest)
+        return bytes(line)
+
+    def _parsed(self, line: bytes) -> dict[str, Any]:
+        try:
+            said = json.loads(line)
+        except (ValueError, RecursionError):
+            raise self._broke_the_protocol(line, "no JSON") from None
+        if not isinstance(said, dict):
+            raise self._broke_the_protocol(line, "no JSON object")
+        return said
+
+    def _broke_the_protocol(self, said: bytes, why: str) -> SubjectDied:
+        """What is on the pipe is not the worker's: nothing that comes after it can be trusted."""
+        quoted = repr(said[:QUOTED])[1:]
+        how = f"broke the protocol: it wrote {quoted} where answers go, which is {why}"
+        return self._died(how, timed_out=False)
 
     def _given_up(self, limit_s: float) -> SubjectDied:
         child, _ = self._running()

@@ -8,8 +8,10 @@ from typing import Final
 from rich.console import Console
 from rich.text import Text
 
-from bench.check.record import CellRecord, CheckRecord, KernelRecord
+from bench.check.record import CheckRecord, KernelRecord
 from reference.attention.checks import CHECKS
+from reference.attention.coverage import Cell
+from reference.attention.verdict import Status
 
 NAME_WIDTH: Final = 16
 CELL_WIDTH: Final = 6
@@ -64,12 +66,12 @@ def _header(names: list[str]) -> list[Text]:
     return lines
 
 
-def _cell(cell: CellRecord) -> Text:
+def _cell(cell: Cell) -> Text:
     style = _STYLES[cell.state]
     if cell.state in _MARKS:
         return Text(f"{_MARKS[cell.state]:>{CELL_WIDTH}}", style)
     if cell.state == "passed":
-        return Text(f"{cell.counts['passed']:>{CELL_WIDTH}}", style)
+        return Text(f"{cell.counts[Status.PASSED]:>{CELL_WIDTH}}", style)
     mark = "!" if cell.state == "failed" else "~"
     return Text(f"{f'{mark}{cell.failed}':>{CELL_WIDTH}}", style)
 

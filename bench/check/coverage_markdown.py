@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from bench.check.record import CellRecord, CheckRecord, KernelRecord
+from bench.check.record import CheckRecord, KernelRecord
 from reference.attention.checks import CHECKS
+from reference.attention.coverage import Cell
+from reference.attention.verdict import Status
 
 
 def markdown(record: CheckRecord) -> str:
@@ -39,8 +41,8 @@ def _row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _cell(cell: CellRecord) -> str:
-    passed = cell.counts.get("passed", 0)
+def _cell(cell: Cell) -> str:
+    passed = cell.counts.get(Status.PASSED, 0)
     if cell.state == "passed":
         return f"{passed} passed"
     if cell.state in {"failed", "failed as expected"}:

@@ -7,76 +7,51 @@ from typing import Final
 
 from bench.check.decode import DecodeTimes
 from bench.check.need import MemoryNeed
-from bench.check.search import Failure, Outcome
 from bench.machine.environment import Environment
 from bench.machine.record import Record
 from bench.workloads.record import NamedStream
-from reference.attention.coverage import Row
+from reference.attention.contract import Capabilities
+from reference.attention.coverage import Coverage, Row
 from reference.attention.expected import Met
-from reference.attention.verdict import Status
+from reference.attention.problem import AttentionProblem
+from reference.attention.verdict import Status, Verdict
 
 EXPECTED: Final = Status.EXPECTED.value
 
 
-class FailureRecord(Record):
-    """A problem that a kernel got wrong; see `bench.check.search.Failure`."""
+class Failure(Record):
+    """A problem that a kernel got wrong."""
 
     problem: str
+    """The spec; after shrinking the smallest that was found."""
     check: str
-    status: str
-    findings: list[str]
+    """Which check failed."""
+    status: Status
+    """Failed or crashed."""
+    findings: tuple[str, ...]
+    """What was seen."""
     first_problem: str
-    replay: str
+    """The spec as it was drawn, before shrinking."""
+    replay: str = ""
     """The command that shows it again, to be typed in the same folder."""
-    saved_to: str | None
+    saved_to: str | None = None
     """File from which the next run takes it first; None where it could not be written."""
 
-
-class ExpectedRecord(Record):
-    """An expected failure, and what came of it; see `reference.attention.expected`."""
-
-    kernel: str
-    check: str
-    when: list[str]
-    """Features that narrow it down."""
-    reason: str
-    problems: int
-    failed: int
-    """Problems that it covers and that were run, and those of them that failed."""
-    finding: str
-    problem: str
-    """What the first that failed showed, and its spec; empty if none did."""
-    state: str
-    """`failed as expected`, `no longer fails` or `no problem met it`."""
-    said: str
-    """All of this in a sentence, and what is to be done about it."""
-
-
-class CellRecord(Record):
-    """One feature under one check; see `reference.attention.coverage`."""
-
-    state: str
-    """`passed`, `failed`, `failed as expected`, `not run`, `not supported` or `no problem shows
-    it`."""
-    counts: dict[str, int]
-    """Verdicts by status."""
-
-    @property
-    def failed(self) -> int:
-        """Problems that failed, expected or not."""
-        return sum(self.counts.get(status, 0) for status in ("failed", "crashed", EXPECTED))
-
-
-class CoverageRow(Record):
-    """One feature under every check; cells by the check's name."""
-
-    feature: str
-    group: str
-    cells: dict[str, CellRecord]
+    @classmethod
+    def of(cls, problem: AttentionProblem, verdict: Verdict, *, replay: str = "") -> Failure:
+        """What is kept of a verdict that the kernel is to blame for."""
+        return cls(
+            problem=str(problem),
+            check=verdict.check,
+            status=verdict.status,
+            findings=verdict.findings,
+            first_problem=str(problem),
+            replay=replay,
+        )
 
 
 class KernelRecord(Record):
-    """Outcome of one kernel's cross-check."""
+    """What a search through one kernel's problems gave."""
 
     name: str
     asked: int
@@ -87,13 +62,28 @@ class KernelRecord(Record):
     """Verdicts by check and status."""
     unseen: dict[str, str]
     """Checks that could see nothing of the kernel, and why."""
-    expected: list[ExpectedRecord]
+    expected: list[Met]
     """The failures that are expected of it."""
-    coverage: list[CoverageRow]
+    coverage: list[Row]
     """Verdicts by feature of the problems and by check."""
     complete: bool
     """Whether all that were asked for were run, or all that the kernel's capabilities leave."""
-    failure: FailureRecord | None
+    failure: Failure | None = None
+    """What it got wrong."""
+
+    @classmethod
+    def not_run(cls, name: str, capabilities: Capabilities, *, asked: int) -> KernelRecord:
+        """A kernel that no search came to."""
+        return cls(
+            name=name,
+            asked=asked,
+            problems=0,
+            checks={},
+            unseen={},
+            expected=[],
+            coverage=Coverage().matrix(capabilities),
+            complete=False,
+        )
 
     def count(self, status: str) -> int:
         """Verdicts of one status, over all checks."""
@@ -140,7 +130,8 @@ class CheckRecord(Record):
     """`right`, `wrong`, `as expected` where nothing failed but what was expected to, or
     `incomplete` where it was interrupted."""
     warnings: list[str]
-    """Expected failures that no longer happen, or that nothing met."""
+    """Kernels that could not be checked, expected failures that no longer happen or that nothing
+    met."""
     exit_code: int
     """What the command returned."""
 
@@ -150,84 +141,6 @@ def replay_command(kernel: str, device: str, problem: str, *, python: str | None
     interpreter = ["--engine-python", python] if python is not None else []
     options = ["--kernel", kernel, *interpreter, "--device", device, "--problem", problem]
     return shlex.join(["pagedbench", "check", *options])
-
-
-def kernel_record(
-    outcome: Outcome,
-    *,
-    device: str = "cpu",
-    saved_to: str | None = None,
-    python: str | None = None,
-) -> KernelRecord:
-    """Turn a search's outcome into data."""
-    checks: dict[str, dict[str, int]] = {}
-    for (check, status), count in sorted(outcome.counts.items()):
-        checks.setdefault(check, {})[status.value] = count
-    failure = outcome.failure
-    return KernelRecord(
-        name=outcome.kernel,
-        asked=outcome.asked,
-        problems=outcome.problems,
-        checks=checks,
-        # What a check saw of one problem it can see: of the others it had nothing to look at.
-        unseen={
-            check: why
-            for check, why in outcome.unseen.items()
-            if set(checks[check]) <= {Status.NOT_RUN, Status.NOT_SUPPORTED}
-        },
-        expected=[_expected(met) for met in outcome.expectations.met],
-        coverage=[_coverage(row) for row in outcome.coverage.matrix(outcome.capabilities)],
-        complete=outcome.complete,
-        failure=None
-        if failure is None
-        else _failure(
-            failure,
-            saved_to,
-            replay_command(outcome.kernel, device, failure.problem, python=python),
-        ),
-    )
-
-
-def _failure(failure: Failure, saved_to: str | None, replay: str) -> FailureRecord:
-    return FailureRecord(
-        problem=failure.problem,
-        check=failure.check,
-        status=failure.status.value,
-        findings=list(failure.findings),
-        first_problem=failure.first_problem,
-        replay=replay,
-        saved_to=saved_to,
-    )
-
-
-def _expected(met: Met) -> ExpectedRecord:
-    expected = met.expected
-    return ExpectedRecord(
-        kernel=expected.kernel,
-        check=expected.check,
-        when=list(expected.when),
-        reason=expected.reason,
-        problems=met.problems,
-        failed=met.failed,
-        finding=met.finding,
-        problem=met.problem,
-        state=met.state.value,
-        said=str(met),
-    )
-
-
-def _coverage(row: Row) -> CoverageRow:
-    return CoverageRow(
-        feature=row.feature,
-        group=row.group,
-        cells={
-            check: CellRecord(
-                state=cell.state.value,
-                counts={status.value: count for status, count in cell.counts.items()},
-            )
-            for check, cell in row.cells.items()
-        },
-    )
 
 
 def memory_record(need: MemoryNeed, *, pool_bytes: int) -> MemoryRecord:

@@ -19,7 +19,7 @@ from bench.check.decode import DecodeTimes
 from bench.check.record import (
     EXPECTED,
     CheckRecord,
-    FailureRecord,
+    Failure,
     KernelRecord,
     MemoryRecord,
 )
@@ -90,7 +90,7 @@ def _show_moved(moved: dict[str, dict[str, int]], console: Console) -> None:
     console.print()
 
 
-def failure_panel(kernel: str, failure: FailureRecord) -> Panel:
+def failure_panel(kernel: str, failure: Failure) -> Panel:
     """What a wrong kernel did, on the smallest problem that shows it."""
     lines = Table.grid(padding=(0, 2))
     lines.add_column(style="dim", no_wrap=True)

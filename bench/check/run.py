@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,23 +19,13 @@ from bench.check.record import (
     EXPECTED,
     CheckRecord,
     KernelRecord,
-    kernel_record,
     memory_record,
 )
-from bench.check.search import (
-    MAX_SHRINKS,
-    TIME_LIMIT_S,
-    Outcome,
-    Replay,
-    Search,
-    describe,
-    replay,
-    search,
-    shrink,
-)
-from bench.command.exit_codes import INTERRUPTED, RIGHT, WRONG
+from bench.check.search import TIME_LIMIT_S, Replay, SearchPlan, describe, replay, search, shrink
+from bench.command.exit_codes import HARNESS_FAILED, INTERRUPTED, RIGHT, USAGE, WRONG
 from bench.command.progress import Progress
 from bench.machine.environment import describe_environment
+from bench.search.shrink import MAX_SHRINKS
 from bench.workloads.record import stream_record
 from bench.workloads.stream import RequestStream
 from reference.attention.contract import Capabilities
@@ -85,26 +76,33 @@ class CheckPlan:
 def run_check(plan: CheckPlan, *, progress: Progress, stop: threading.Event) -> CheckRecord:
     """Cross-check, time and account; what is done when `stop` is set is in the record.
 
-    Raises SubjectError if a kernel cannot be imported, or what it declares leaves nothing to check.
-    Raises ValueError if no request of the stream generates a token.
+    Where one kernel cannot be judged, for a fault of ours or because it supports nothing, the
+    others are, and the record says so.
+
+    Raises SubjectError if a kernel cannot be imported, and whatever kept every kernel from being
+    judged. Raises ValueError if no request of the stream generates a token.
     """
     started = datetime.now(UTC)
     clock = time.monotonic()
     needs = [contiguous_need(plan.stream), paged_need(plan.stream)]
     # All of them before the first search: a misspelt name should not cost a minute.
     declared = {
-        kernel: describe(kernel, plan.device, python=plan.python) for kernel in plan.kernels
+        kernel: None
+        if stop.is_set()
+        else describe(kernel, plan.device, python=plan.python, stopped=stop.is_set)
+        for kernel in plan.kernels
     }
-    kernels = [
-        _cross_check(plan, kernel, capabilities, progress, stop)
-        for kernel, capabilities in declared.items()
-    ]
+    kernels, troubles = _cross_checked(plan, declared, progress, stop)
     wrong = any(kernel.failure is not None for kernel in kernels)
     said = "as expected" if any(kernel.count(EXPECTED) for kernel in kernels) else "right"
     # A wrong kernel's time is nobody's concern, and the reader's is elsewhere.
     decode = None if wrong else _time(plan, progress, stop)
     complete = not stop.is_set() and all(kernel.complete for kernel in kernels)
     verdict = "wrong" if wrong else "incomplete" if not complete else said
+    exit_code = {"wrong": WRONG, "incomplete": INTERRUPTED}.get(verdict, RIGHT)
+    if troubles and not wrong:
+        ours = [error for error in troubles.values() if not isinstance(error, BadInput)]
+        exit_code = HARNESS_FAILED if ours else USAGE
     return CheckRecord(
         started_at=started.isoformat(timespec="seconds"),
         elapsed_s=time.monotonic() - clock,
@@ -117,8 +115,11 @@ def run_check(plan: CheckPlan, *, progress: Progress, stop: threading.Event) -> 
         memory=[memory_record(need, pool_bytes=POOL_BYTES) for need in needs],
         pool_bytes=POOL_BYTES,
         verdict=verdict,
-        warnings=_warnings(plan.expected, kernels),
-        exit_code={"wrong": WRONG, "incomplete": INTERRUPTED}.get(verdict, RIGHT),
+        warnings=[
+            *(_said(kernel, error) for kernel, error in troubles.items()),
+            *_warnings(plan.expected, kernels),
+        ],
+        exit_code=exit_code,
     )
 
 
@@ -164,17 +165,35 @@ def stream_lengths(stream: RequestStream) -> list[tuple[int, int]]:
     return list(zip(prompts.tolist(), outputs.tolist(), strict=True))
 
 
-def _cross_check(
+def _cross_checked(
     plan: CheckPlan,
-    kernel: str,
-    capabilities: Capabilities,
+    declared: dict[str, Capabilities | None],
     progress: Progress,
     stop: threading.Event,
-) -> KernelRecord:
-    saved = plan.store.load(kernel)
-    if stop.is_set():
-        return kernel_record(Outcome(kernel, capabilities, asked=plan.problems + len(saved)))
-    this = Search(
+) -> tuple[list[KernelRecord], dict[str, Exception]]:
+    """What came of each kernel, and what kept some from being judged."""
+    kernels, troubles = [], {}
+    for kernel, capabilities in declared.items():
+        saved = plan.store.load(kernel)
+        record = KernelRecord.not_run(
+            kernel, capabilities or Capabilities(), asked=plan.problems + len(saved)
+        )
+        if capabilities is not None and not stop.is_set():
+            search_plan = _search_plan(plan, kernel, capabilities, saved)
+            try:
+                record = _cross_check(search_plan, plan.store, progress, stop)
+            except Exception as error:
+                troubles[kernel] = error
+        kernels.append(record)
+    if len(troubles) == len(kernels):
+        raise next(iter(troubles.values()))
+    return kernels, troubles
+
+
+def _search_plan(
+    plan: CheckPlan, kernel: str, capabilities: Capabilities, saved: Sequence[AttentionProblem]
+) -> SearchPlan:
+    return SearchPlan(
         kernel=kernel,
         device=plan.device,
         problems=plan.problems,
@@ -188,14 +207,27 @@ def _cross_check(
         capabilities=capabilities,
         python=plan.python,
     )
-    progress.begin(f"cross-checking {kernel}", plan.problems + len(saved))
-    outcome = search(this, advance=progress.advance, stop=stop)
-    if outcome.failure is None:
-        return kernel_record(outcome)
+
+
+def _cross_check(
+    plan: SearchPlan, store: FailureStore, progress: Progress, stop: threading.Event
+) -> KernelRecord:
+    progress.begin(f"cross-checking {plan.kernel}", plan.asked)
+    record = search(plan, advance=progress.advance, stopped=stop.is_set)
+    if record.failure is None:
+        return record
     progress.begin("making the failure smaller", MAX_SHRINKS)
-    outcome.failure = shrink(this, outcome, advance=progress.advance, stop=stop)
-    saved_to = _saved(plan.store, kernel, outcome.failure.problem)
-    return kernel_record(outcome, device=plan.device, saved_to=saved_to, python=plan.python)
+    failure = shrink(plan, record.failure, advance=progress.advance, stopped=stop.is_set)
+    saved_to = _saved(store, plan.kernel, failure.problem)
+    return record.model_copy(update={"failure": failure.model_copy(update={"saved_to": saved_to})})
+
+
+def _said(kernel: str, error: Exception) -> str:
+    """What kept a kernel from being judged."""
+    if isinstance(error, BadInput):
+        return f"{kernel} was not checked: {error}"
+    trace = "".join(traceback.format_exception(error))
+    return f"{kernel} was not checked, the harness itself failed: {trace.rstrip()}"
 
 
 def _warnings(expected: tuple[ExpectedFailure, ...], kernels: list[KernelRecord]) -> list[str]:

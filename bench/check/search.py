@@ -1,27 +1,29 @@
-"""Searches for a problem that a kernel gets wrong, and makes what it finds small.
+"""All checks at once of one kernel in children: draws problems, and makes what fails small.
 
-Hypothesis draws in this process; the kernel runs in children, one a lane, so a crash or a hang is
-a finding like any other and is shrunk like any other. What is drawn depends on the seed, the
-capabilities and the stream, not on the lanes and not on what the kernel answers.
+`bench.check.trial` does it for one check in this process, with a kernel that is at hand. Here a
+crash or a hang is a finding like any other and is shrunk like any other. Hypothesis draws in this
+process: what it draws depends on the seed, the capabilities and the stream, not on the lanes and
+not on what the kernel answers.
 """
 
 from __future__ import annotations
 
-import os
 import queue
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
-from hypothesis.errors import Flaky
+from pydantic import ValidationError
 
-from bench.check.worker import CHECK_BY_NAME, capabilities_from_json
-from bench.search.drawing import StillWrong, draw_each, only_our_constants, still_wrong
+from bench.check.record import Failure, KernelRecord, replay_command
+from bench.check.worker import CAPABILITIES, CHECK_BY_NAME
+from bench.search.drawing import draw_each, only_our_constants, still_wrong
+from bench.search.lanes import Enough, HarnessError, Lane, run_lanes
+from bench.search.shrink import Shrinking
 from reference.attention.checks import CHECKS, MEMORY, TRUTH, Check, applicable
 from reference.attention.contract import Capabilities
 from reference.attention.coverage import Coverage
@@ -38,75 +40,17 @@ from subjects.starting import start_of
 TIME_LIMIT_S: Final = 120.0
 """For one check of one problem: a kernel that takes longer hangs."""
 
-MAX_SHRINKS: Final = 400
-"""Attempts at making a failure smaller; each costs one run of the kernel."""
-
-SHRINK_LIMIT_S: Final = 60.0
-"""For all those attempts together: each crash costs the start of a child, each hang more."""
-
-GRACE_S: Final = 3.0
-"""For the answers that are under way when the search is to end; then their children are killed."""
-
 MAX_AWKWARD_LEN: Final = 150
 """Longest context of a problem whose lengths sit on boundaries, tokens."""
 
+BY_CHANCE: Final = "the same problem did not fail again: it depends on earlier calls, or on chance"
+"""A finding more, where it does."""
 
-class HarnessError(RuntimeError):
-    """What went wrong is ours: it says nothing about the kernel."""
+MAX_QUOTED: Final = 200
+"""Characters of an answer that is none."""
 
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A problem that a kernel gets wrong."""
-
-    problem: str
-    """The spec; after `shrink` the smallest that was found."""
-    check: str
-    """Which check failed."""
-    status: Status
-    """Failed or crashed."""
-    findings: tuple[str, ...]
-    """What was seen."""
-    first_problem: str
-    """The spec as it was drawn, before shrinking."""
-
-    def by_chance(self) -> Failure:
-        """The same, with a finding more: that it did not show again."""
-        note = "the same problem did not fail again: it depends on earlier calls, or on chance"
-        return replace(self, findings=(*self.findings, note))
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What a search through one kernel's problems gave."""
-
-    kernel: str
-    """Name of the subject."""
-    capabilities: Capabilities
-    """What it declares."""
-    asked: int
-    """Problems that were to be run: as many as asked for, and those saved."""
-    problems: int = 0
-    """Problems that were run, each different, and passed, but for failures that are expected. Those
-    that the kernel does not support are not among them."""
-    counts: Counter[tuple[str, Status]] = field(default_factory=Counter)
-    """Verdicts by (check, status)."""
-    coverage: Coverage = field(default_factory=Coverage)
-    """The same by feature of the problem."""
-    unseen: dict[str, str] = field(default_factory=dict)
-    """Why a check could see nothing of the kernel, by check: the first reason that was given."""
-    expectations: Expectations = field(default_factory=Expectations)
-    """The failures that are expected, and what came of them."""
-    failure: Failure | None = None
-    """What it got wrong, or None."""
-    complete: bool = False
-    """Whether the search came to its end: all problems that were asked for were run, or all that
-    there are where the kernel's capabilities leave fewer."""
-
-    @property
-    def wrong(self) -> bool:
-        """Whether the kernel failed a check."""
-        return self.failure is not None
+Task = tuple[AttentionProblem, list[str]]
+"""A problem, and the checks that are to be run on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +66,15 @@ class Replay:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Search:
-    """How to search."""
+class SearchPlan:
+    """What to search, and how."""
 
     kernel: str
     """Name of the subject."""
     device: str
     """`cpu` or `cuda`."""
+    capabilities: Capabilities
+    """What the kernel declares."""
     problems: int
     """How many to draw. Two thirds have awkward lengths, one third those of `lengths`."""
     lengths: Sequence[tuple[int, int]]
@@ -145,25 +91,59 @@ class Search:
     """Problems to run first: those that this kernel got wrong before."""
     expected: tuple[ExpectedFailure, ...] = ()
     """Failures that do not end the search; those of other kernels are left alone."""
-    capabilities: Capabilities | None = None
-    """What the kernel declares; None to ask it."""
     python: str | None = None
     """Interpreter to run the kernel with; None for the one that it needs."""
 
+    @property
+    def asked(self) -> int:
+        """Problems that are to be run."""
+        return self.problems + len(self.saved)
 
-def describe(kernel: str, device: str, *, python: str | None = None) -> Capabilities:
-    """What a kernel declares, asked of a child.
+    def start(self) -> SubjectProcess:
+        """A child that runs the kernel."""
+        return start(self.kernel, self.device, time_limit_s=self.time_limit_s, python=self.python)
+
+    def failure(self, problem: AttentionProblem, verdict: Verdict) -> Failure:
+        """What is kept of a verdict that the kernel is to blame for."""
+        replay = replay_command(self.kernel, self.device, str(problem), python=self.python)
+        return Failure.of(problem, verdict, replay=replay)
+
+
+def describe(
+    kernel: str,
+    device: str,
+    *,
+    python: str | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Capabilities | None:
+    """What a kernel declares, asked of a child; None where it was `stopped` before it said so.
 
     Raises SubjectError if the kernel cannot be imported.
     """
-    with start(kernel, device, python=python) as child:
-        try:
-            said = child.introduce()
-        except SubjectDied as death:
-            raise SubjectError(f"importing {kernel}: the process {death.how}") from None
+    declared: list[Capabilities] = []
+
+    def ask(lane: Lane) -> None:
+        declared.append(
+            lane.ask(lambda: start(kernel, device, python=python), lambda c: _declared(c, kernel))
+        )
+
+    run_lanes(1, ask, over=stopped)
+    return declared[0] if declared else None
+
+
+def _declared(child: SubjectProcess, kernel: str) -> Capabilities:
+    try:
+        said = child.introduce()
+    except SubjectDied as death:
+        raise SubjectError(f"importing {kernel}: the process {death.how}") from None
     if "error" in said:
         raise SubjectError(said["error"])
-    return capabilities_from_json(said["capabilities"])
+    try:
+        return CAPABILITIES.validate_python(said.get("capabilities"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise SubjectError(f"{kernel} declares no capabilities: {where}: {first['msg']}") from None
 
 
 def start(
@@ -188,11 +168,14 @@ def start(
 
 
 def verdict_of(child: SubjectProcess, check: str, problem: AttentionProblem) -> Verdict:
-    """Run one check of the child's kernel on a problem; a child that dies is a verdict too."""
+    """Run one check of the child's kernel on a problem; a child that dies is a verdict too.
+
+    Raises HarnessError if what went wrong is ours.
+    """
     try:
         return _asked(child, check, problem)
     except SubjectDied as death:
-        return _crashed(check, death)
+        return _crashed(check, death.how)
 
 
 def replay(
@@ -213,15 +196,20 @@ def replay(
             try:
                 verdicts.append(_asked(child, check.name, problem))
             except SubjectDied as death:
-                verdicts.append(_crashed(check.name, death))
+                verdicts.append(_crashed(check.name, death.how))
                 if death.timed_out:
                     break
         if any(v.check == MEMORY.name and v.status is Status.PASSED for v in verdicts):
-            moved = child.ask({"moved": str(problem)})["moved"]
+            try:
+                moved = child.ask({"moved": str(problem)}).get("moved")
+            except SubjectDied as death:
+                verdicts.append(_crashed(MEMORY.name, death.how))
     return Replay(problem, verdicts, moved)
 
 
-def search(plan: Search, *, advance: Callable[[int], None], stop: threading.Event) -> Outcome:
+def search(
+    plan: SearchPlan, *, advance: Callable[[int], None], stopped: Callable[[], bool]
+) -> KernelRecord:
     """Run problems until one fails or all are done. What fails is as it was drawn; see `shrink`.
 
     Parameters
@@ -230,65 +218,97 @@ def search(plan: Search, *, advance: Callable[[int], None], stop: threading.Even
         What to search.
     advance
         Called with the number of problems done, as they are.
-    stop
-        Set it to end the search early; the outcome is then not complete.
+    stopped
+        Whether to end early; the record is then not complete.
 
-    Raises SubjectError if the kernel cannot be imported, or supports none of the problems. Raises
-    HarnessError if a child fails for a reason that is not the kernel's.
+    Raises SubjectError if the kernel supports none of the problems. Raises HarnessError if a child
+    fails for a reason that is not the kernel's.
     """
-    capabilities = plan.capabilities or describe(plan.kernel, plan.device, python=plan.python)
-    outcome = Outcome(
-        plan.kernel,
-        capabilities,
-        asked=plan.problems + len(plan.saved),
-        expectations=Expectations.of(plan.expected, plan.kernel),
+    loop = _Loop(plan, advance, stopped)
+    run_lanes(
+        min(plan.lanes, plan.asked), loop.work, over=loop.over, end=loop.end, beside=loop.draw
     )
-    job = _Job(plan, outcome, advance, stop)
-    lanes = [_Lane(job) for _ in range(min(plan.lanes, outcome.asked))]
-
-    def abandon() -> None:
-        job.end()
-        for lane in lanes:
-            lane.abandon()
-
-    with ThreadPoolExecutor(max_workers=len(lanes) + 1) as pool:
-        work = [pool.submit(job.draw), *(pool.submit(lane.run) for lane in lanes)]
-        _finish(work, over=job.over, abandon=abandon)
-    outcome.complete = job.all_drawn and job.done == job.drawn and outcome.failure is None
-    if outcome.complete and not outcome.problems:
+    record = loop.record()
+    if record.complete and not record.problems:
         raise SubjectError(
-            f"{plan.kernel} supports none of the {job.drawn} problems that were drawn for its "
+            f"{plan.kernel} supports none of the {loop.drawn} problems that were drawn for its "
             f"capabilities: nothing was checked; correct what it declares"
         )
-    return outcome
+    return record
 
 
 def shrink(
-    plan: Search,
-    outcome: Outcome,
+    plan: SearchPlan,
+    failure: Failure,
     *,
     advance: Callable[[int], None] = lambda _: None,
-    stop: threading.Event,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Failure:
     """Draw a search's problems again up to the one that failed, and make that one smaller.
 
     Only the check that failed is run, and no problem that is expected to fail it: what is found is
-    the same bug. Ends after `MAX_SHRINKS` runs of the kernel, `SHRINK_LIMIT_S` or when `stop` is
-    set, with the smallest failure so far.
+    the same bug. Ends after `MAX_SHRINKS` runs of the kernel, `SHRINK_LIMIT_S`, when it is
+    `stopped` or when something of ours fails, with the smallest failure so far.
     """
-    assert outcome.failure is not None
-    with (
-        start(
-            plan.kernel, plan.device, time_limit_s=plan.time_limit_s, python=plan.python
-        ) as child,
-        ThreadPoolExecutor(max_workers=1) as pool,
-    ):
-        shrinking = _Shrinking(child, outcome, advance, stop)
-        work = pool.submit(shrinking.run, plan, outcome.capabilities)
-        _finish([work], over=stop.is_set, abandon=child.kill)
-    if shrinking.by_chance:
-        return shrinking.failure.by_chance()
-    return shrinking.failure
+    smallest = [failure]
+
+    def work(lane: Lane) -> None:
+        smallest.append(_shrunk(lane, plan, failure, advance, stopped))
+
+    run_lanes(1, work, over=stopped)
+    return smallest[-1]
+
+
+def _shrunk(
+    lane: Lane,
+    plan: SearchPlan,
+    failure: Failure,
+    advance: Callable[[int], None],
+    stopped: Callable[[], bool],
+) -> Failure:
+    check = CHECK_BY_NAME[failure.check]
+    known = Expectations.of(plan.expected, plan.kernel)
+    notes = []
+
+    def run(problem: AttentionProblem) -> Failure | None:
+        try:
+            ask = partial(verdict_of, check=check.name, problem=problem)
+            verdict = lane.ask(plan.start, ask)
+        except Exception as error:
+            notes.append(f"it could not be made smaller: {error}")
+            raise Enough from error
+        advance(1)
+        return plan.failure(problem, verdict) if verdict.wrong else None
+
+    def example(problem: AttentionProblem) -> None:
+        """Return, or raise StillWrong."""
+        if stopped():
+            raise Enough
+        if shrinking.first is None:
+            if str(problem) != failure.problem:
+                return
+            shrinking.begin(failure)
+        if not check.applies(problem) or known.cover(check.name, problem):
+            return
+        if shrinking.still_shows(problem):
+            still_wrong()
+        if shrinking.attempts == 1:
+            shrinking.repeats = False
+            raise Enough
+
+    shrinking = Shrinking(run, stopped=stopped)
+    with shrinking.ended():
+        _draw(plan, example)
+    return shrunk_failure(shrinking, *notes) or failure
+
+
+def shrunk_failure(shrinking: Shrinking[AttentionProblem, Failure], *notes: str) -> Failure | None:
+    """The smallest failure that was found, if one was, and what is to be said about it."""
+    first, smallest = shrinking.first, shrinking.smallest
+    if first is None or smallest is None:
+        return None
+    findings = (*smallest.findings, *notes, *([] if shrinking.repeats else [BY_CHANCE]))
+    return smallest.model_copy(update={"first_problem": first.first_problem, "findings": findings})
 
 
 class Turns:
@@ -318,77 +338,77 @@ class Turns:
         return [MEMORY.name, TRUTH.name, turn.name]
 
 
-def default_lanes() -> int:
-    """One child for each core that this process may use, four at most."""
-    return min(len(os.sched_getaffinity(0)), 4)
-
-
-def _finish(
-    work: Sequence[Future[None]], *, over: Callable[[], bool], abandon: Callable[[], None]
-) -> None:
-    """Wait for work to end; abandon it if it does not although it should."""
-    pending = set(work)
-    over_since = None
-    try:
-        while pending:
-            done, pending = wait(pending, timeout=0.1, return_when=FIRST_EXCEPTION)
-            for future in done:
-                future.result()
-            if over():
-                over_since = over_since or time.monotonic()
-                if time.monotonic() - over_since > GRACE_S:
-                    abandon()
-    except BaseException:
-        abandon()
-        raise
-
-
-class _Enough(BaseException):
-    """Ends a draw from within; Hypothesis lets it pass."""
-
-
-class _Job:
+class _Loop:
     """What the lanes of one search share: the problems to run, and what came of them."""
 
     def __init__(
-        self,
-        plan: Search,
-        outcome: Outcome,
-        advance: Callable[[int], None],
-        stop: threading.Event,
+        self, plan: SearchPlan, advance: Callable[[int], None], stopped: Callable[[], bool]
     ) -> None:
-        self.plan = plan
-        self.outcome = outcome
         self.drawn = 0
-        self.done = 0
-        self.all_drawn = False
+        self._plan = plan
         self._advance = advance
-        self._stop = stop
+        self._stopped = stopped
         self._ended = threading.Event()
         self._lock = threading.Lock()
         # Short: drawing keeps ahead of the lanes by this much.
-        self._waiting: queue.Queue[tuple[AttentionProblem, list[str]] | None] = queue.Queue(
-            maxsize=2 * plan.lanes
-        )
+        self._waiting: queue.Queue[Task | None] = queue.Queue(maxsize=2 * plan.lanes)
+        self._all_drawn = False
+        self._done = self._supported = 0
+        self._counts: Counter[tuple[str, Status]] = Counter()
+        self._coverage = Coverage()
+        self._unseen: dict[str, str] = {}
+        self._expectations = Expectations.of(plan.expected, plan.kernel)
+        self._failure: Failure | None = None
+
+    def over(self) -> bool:
+        """Whether nothing more is to be run."""
+        return self._stopped() or self._ended.is_set()
+
+    def end(self) -> None:
+        """Run nothing more."""
+        self._ended.set()
 
     def draw(self) -> None:
         """Put the problems where the lanes find them, those that were saved first."""
         turns = Turns()
         try:
-            for problem in self.plan.saved:
+            for problem in self._plan.saved:
                 self._put((problem, [c.name for c in CHECKS if c.applies(problem)]))
-            _draw(
-                self.plan,
-                self.outcome.capabilities,
-                lambda problem: self._put((problem, turns.checks_for(problem))),
-            )
-            self.all_drawn = True
+            _draw(self._plan, lambda problem: self._put((problem, turns.checks_for(problem))))
+            self._all_drawn = True
             self._put(None)
-        except _Enough:
+        except Enough:
             pass
 
-    def take(self) -> tuple[AttentionProblem, list[str]] | None:
-        """The next problem and its checks; None when there is none."""
+    def work(self, lane: Lane) -> None:
+        """Run problems until there are no more."""
+        while (task := self._take()) is not None:
+            self._run(lane, *task)
+
+    def record(self) -> KernelRecord:
+        """What the search gave."""
+        checks: dict[str, dict[str, int]] = {}
+        for (check, status), count in sorted(self._counts.items()):
+            checks.setdefault(check, {})[status.value] = count
+        plan = self._plan
+        return KernelRecord(
+            name=plan.kernel,
+            asked=plan.asked,
+            problems=self._supported,
+            checks=checks,
+            # What a check saw of one problem it can see: of the others it had nothing to look at.
+            unseen={
+                check: why
+                for check, why in self._unseen.items()
+                if checks[check].keys() <= {Status.NOT_RUN, Status.NOT_SUPPORTED}
+            },
+            expected=self._expectations.met,
+            coverage=self._coverage.matrix(plan.capabilities),
+            complete=self._all_drawn and self._done == self.drawn and self._failure is None,
+            failure=self._failure,
+        )
+
+    def _take(self) -> Task | None:
         while not self.over():
             try:
                 task = self._waiting.get(timeout=0.1)
@@ -399,41 +419,7 @@ class _Job:
             return task
         return None
 
-    def over(self) -> bool:
-        """Whether nothing more is to be run."""
-        return self._stop.is_set() or self._ended.is_set()
-
-    def end(self) -> None:
-        """Run nothing more."""
-        self._ended.set()
-
-    def saw(self, problem: AttentionProblem, verdict: Verdict) -> Verdict:
-        """Count a verdict; the same, or that it failed as expected."""
-        outcome = self.outcome
-        with self._lock:
-            verdict = outcome.expectations.judge(problem, verdict)
-            outcome.counts[verdict.check, verdict.status] += 1
-            outcome.coverage.add(problem, verdict)
-            if verdict.status is Status.NOT_RUN:
-                outcome.unseen.setdefault(verdict.check, "; ".join(verdict.findings))
-        return verdict
-
-    def failed(self, problem: AttentionProblem, verdict: Verdict) -> None:
-        """Keep a failure, the first one if two lanes find one at once, and end the search."""
-        spec = str(problem)
-        failure = Failure(spec, verdict.check, verdict.status, verdict.findings, spec)
-        with self._lock:
-            self.outcome.failure = self.outcome.failure or failure
-        self.end()
-
-    def passed(self, *, supported: bool) -> None:
-        """Count a problem that did not fail unexpectedly."""
-        with self._lock:
-            self.done += 1
-            self.outcome.problems += supported
-        self._advance(1)
-
-    def _put(self, task: tuple[AttentionProblem, list[str]] | None) -> None:
+    def _put(self, task: Task | None) -> None:
         while not self.over():
             try:
                 self._waiting.put(task, timeout=0.1)
@@ -441,109 +427,35 @@ class _Job:
                 continue
             self.drawn += task is not None
             return
-        raise _Enough
+        raise Enough
 
-
-class _Lane:
-    """One child, and the problems that it is given."""
-
-    def __init__(self, job: _Job) -> None:
-        self._job = job
-        plan = job.plan
-        self._child = start(
-            plan.kernel, plan.device, time_limit_s=plan.time_limit_s, python=plan.python
-        )
-        self._abandoned = False
-
-    def run(self) -> None:
-        """Take problems until there are no more."""
-        with self._child:
-            while (task := self._job.take()) is not None:
-                self._run_one(*task)
-
-    def abandon(self) -> None:
-        """End the child, from another thread; what it was asked has no verdict then."""
-        self._abandoned = True
-        self._child.kill()
-
-    def _run_one(self, problem: AttentionProblem, checks: list[str]) -> None:
-        ran = False
+    def _run(self, lane: Lane, problem: AttentionProblem, checks: list[str]) -> None:
+        supported = False
         for check in checks:
-            verdict = verdict_of(self._child, check, problem)
-            if self._abandoned:
-                return
-            verdict = self._job.saw(problem, verdict)
-            if verdict.wrong:
-                self._job.failed(problem, verdict)
-                return
-            ran = ran or verdict.status in (Status.PASSED, Status.EXPECTED)
-        self._job.passed(supported=ran)
-
-
-class _Shrinking:
-    """Waits for the problem that failed, then lets Hypothesis try smaller ones."""
-
-    def __init__(
-        self,
-        child: SubjectProcess,
-        outcome: Outcome,
-        advance: Callable[[int], None],
-        stop: threading.Event,
-    ) -> None:
-        assert outcome.failure is not None
-        self.failure = outcome.failure
-        self.by_chance = False
-        self._expectations = outcome.expectations
-        self._child = child
-        self._advance = advance
-        self._stop = stop
-        self._found = False
-        self._attempts = 0
-        self._deadline = 0.0
-
-    def run(self, plan: Search, capabilities: Capabilities) -> None:
-        """Draw the search's problems again, and shrink the one that failed."""
-        try:
-            _draw(plan, capabilities, self._example)
-        except (StillWrong, _Enough):
-            pass
-        except Flaky:
-            self.by_chance = True
-
-    def _example(self, problem: AttentionProblem) -> None:
-        """Pass, or raise StillWrong."""
-        if self._stop.is_set():
-            raise _Enough
-        if not self._found and str(problem) != self.failure.problem:
-            return
-        if not self._found:
-            self._found = True
-            self._deadline = time.monotonic() + SHRINK_LIMIT_S
-        elif self._attempts >= MAX_SHRINKS or time.monotonic() > self._deadline:
-            still_wrong()  # every candidate is, so the shrinker runs out of ideas at once
-        if not CHECK_BY_NAME[self.failure.check].applies(problem):
-            return
-        if self._expectations.cover(self.failure.check, problem):
-            return
-        self._attempts += 1
-        verdict = verdict_of(self._child, self.failure.check, problem)
+            verdict = lane.ask(self._plan.start, partial(verdict_of, check=check, problem=problem))
+            with self._lock:
+                verdict = self._saw(problem, verdict)
+                if verdict.wrong:  # the first one, if two lanes find one at once
+                    self._failure = self._failure or self._plan.failure(problem, verdict)
+                    self.end()
+                    return
+            supported = supported or verdict.status in (Status.PASSED, Status.EXPECTED)
+        with self._lock:
+            self._done += 1
+            self._supported += supported
         self._advance(1)
-        if self._stop.is_set():
-            raise _Enough  # and the verdict may be that the child was ended
-        if verdict.wrong:
-            first = self.failure.first_problem
-            self.failure = Failure(
-                str(problem), verdict.check, verdict.status, verdict.findings, first
-            )
-            still_wrong()
-        if self._attempts == 1:
-            self.by_chance = True
-            raise _Enough
+
+    def _saw(self, problem: AttentionProblem, verdict: Verdict) -> Verdict:
+        """Count a verdict; the same, or that it failed as expected."""
+        verdict = self._expectations.judge(problem, verdict)
+        self._counts[verdict.check, verdict.status] += 1
+        self._coverage.add(problem, verdict)
+        if verdict.status is Status.NOT_RUN:
+            self._unseen.setdefault(verdict.check, "; ".join(verdict.findings))
+        return verdict
 
 
-def _draw(
-    plan: Search, capabilities: Capabilities, example: Callable[[AttentionProblem], None]
-) -> None:
+def _draw(plan: SearchPlan, example: Callable[[AttentionProblem], None]) -> None:
     """Call `example` with each problem of a search, always the same and in the same order."""
     awkward = -(-2 * plan.problems // 3) if plan.lengths else plan.problems
     seen: set[str] = set()
@@ -554,7 +466,7 @@ def _draw(
     with only_our_constants():
         for number, (count, limits) in enumerate(halves):
             if count:
-                strategy = problems(capabilities=capabilities, **limits)
+                strategy = problems(capabilities=plan.capabilities, **limits)
                 draw_each(
                     strategy,
                     count=count,
@@ -571,10 +483,16 @@ def _asked(child: SubjectProcess, check: str, problem: AttentionProblem) -> Verd
     reply = child.ask({"check": check, "problem": str(problem)})
     if "harness" in reply:
         raise HarnessError(f"{check} on {problem}:\n{reply['harness']}")
+    try:
+        verdict = Verdict(check, Status(reply["status"]), tuple(map(str, reply["findings"])))
+    except (KeyError, TypeError, ValueError):
+        child.close()
+        quoted = str(reply)[:MAX_QUOTED]
+        return _crashed(check, f"broke the protocol: {quoted} is no verdict")
     if reply.get("spent"):
         child.close()  # nothing runs there any more; the next problem gets a new child
-    return Verdict(check, Status(reply["status"]), tuple(reply["findings"]))
+    return verdict
 
 
-def _crashed(check: str, death: SubjectDied) -> Verdict:
-    return Verdict(check, Status.CRASHED, (f"the kernel's process {death.how}",))
+def _crashed(check: str, how: str) -> Verdict:
+    return Verdict(check, Status.CRASHED, (f"the kernel's process {how}",))

@@ -27,8 +27,7 @@ from typing import Any, Final
 import pytest
 
 from bench.check.expected_file import read_expected
-from bench.check.record import replay_command
-from bench.check.search import Failure
+from bench.check.record import Failure, replay_command
 from bench.check.trial import PROBLEMS, Trial, TrialOutcome, run_trial
 from bench.check.watching import watcher
 from reference.attention.checks import CHECKS, Check, Watch
@@ -114,12 +113,12 @@ class KernelCheck:
             pytest.skip(f"{self.check.name}: {reason}")
         for met in expectations.met:
             if met.state is ExpectedState.STALE:
-                warnings.warn(StaleExpectedFailure(str(met)), stacklevel=3)
+                warnings.warn(StaleExpectedFailure(met.said), stacklevel=3)
             elif met.state is ExpectedState.UNMET:
-                warnings.warn(UnmetExpectedFailure(str(met)), stacklevel=3)
+                warnings.warn(UnmetExpectedFailure(met.said), stacklevel=3)
         failing = [met for met in expectations.met if met.state is ExpectedState.FAILED]
         if failing:
-            pytest.xfail("; ".join(str(met) for met in failing))
+            pytest.xfail("; ".join(met.said for met in failing))
 
     def _report(self, failure: Failure) -> str:
         """What a failing test prints."""

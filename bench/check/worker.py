@@ -12,16 +12,18 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+from functools import partial
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
 # Imported before the subject, to be found again afterwards: where it lies there may be folders of
 # the same names.
 import kernels as kernels_room
 import paged as paged_room
 from bench.check.watching import bytes_moved, watcher
-from bench.search.child import listen, open_answers, speak_when_dying
+from bench.search.child import answer_questions, listen, open_answers, speak_when_dying
 from reference.attention.checks import CHECKS, run_check
 from reference.attention.contract import Capabilities
 from reference.attention.problem import AttentionProblem
@@ -29,6 +31,8 @@ from subjects.attention.resolve import Subject, resolve_kernel
 from subjects.loading import SubjectError
 
 CHECK_BY_NAME = {check.name: check for check in CHECKS}
+CAPABILITIES = TypeAdapter(Capabilities)
+"""What a kernel declares, as JSON."""
 ROOMS = (kernels_room, paged_room)
 
 
@@ -76,24 +80,8 @@ def introduction(name: str, device: str = "cpu") -> tuple[Subject | None, dict[s
     if "triton" in sys.modules:
         # Anybody's Triton kernel gets the interpreter's corrections, not only ours.
         import kernels.interpreter  # noqa: F401
-    return subject, {"capabilities": capabilities_as_json(subject.capabilities)}
-
-
-def capabilities_as_json(capabilities: Capabilities) -> dict[str, Any]:
-    """Sets as sorted lists; None stays None."""
-    return {
-        name: sorted(value) if isinstance(value, set | frozenset | list | tuple) else value
-        for name in Capabilities.__dataclass_fields__
-        for value in [getattr(capabilities, name)]
-    }
-
-
-def capabilities_from_json(fields: dict[str, Any]) -> Capabilities:
-    """The inverse of `capabilities_as_json`."""
-    values: dict[str, Any] = {
-        name: frozenset(v) if isinstance(v, list) else v for name, v in fields.items()
-    }
-    return Capabilities(**values)
+    declared = CAPABILITIES.dump_python(subject.capabilities, mode="json", warnings=False)
+    return subject, {"capabilities": declared}
 
 
 def main() -> None:
@@ -105,8 +93,8 @@ def main() -> None:
     with open_answers() as answers:
         subject, said = introduction(name, device)
         answers.write(json.dumps(said) + "\n")
-        while subject is not None:
-            answers.write(json.dumps(answer(subject, json.loads(questions.get()), device)) + "\n")
+        if subject is not None:
+            answer_questions(answers, questions, partial(answer, subject, device=device))
 
 
 if __name__ == "__main__":

@@ -140,7 +140,7 @@ def check(
         from bench.check.failures import FailureStore
         from bench.check.report import show
         from bench.check.run import CheckPlan, run_check
-        from bench.check.search import default_lanes
+        from bench.search.lanes import default_lanes
 
         plan = CheckPlan(
             kernels=kernels,

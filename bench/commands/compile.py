@@ -104,8 +104,9 @@ def compile_kernels(
 
         from bench.compile.record import as_baseline, compile_record
         from bench.compile.report import show
-        from bench.compile.run import Plan, default_lanes, run_compile
+        from bench.compile.run import Plan, run_compile
         from bench.machine.facts import version_of
+        from bench.search.lanes import default_lanes
         from kernels.compiled.baseline import write_baseline
         from kernels.compiled.targets import TARGETS, find_target
 
@@ -135,6 +136,8 @@ def compile_kernels(
             elapsed_s=time.monotonic() - began,
         )
         it.report(record, json, lambda: show(record, it.out))
+        if compiled.troubles:
+            raise compiled.troubles[0]
         if not record.complete:
             it.end(INTERRUPTED)
         if not record.results:

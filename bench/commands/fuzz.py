@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from bench.command.exit_codes import INTERRUPTED, RIGHT, WRONG
+from bench.command.exit_codes import RIGHT, WRONG
 from bench.command.options import Json
 from bench.command.session import Session, check_file, session
 from reference.errors import BadInput
 
 # --help is quick: what takes time to import is imported where it is used. Never torch.
 if TYPE_CHECKING:
-    from bench.fuzz.campaign import Found, Tally
-    from bench.fuzz.record import FindingRecord, Subject
-    from bench.machine.environment import FuzzEnvironment
+    from bench.fuzz.campaign import Tally
+    from bench.fuzz.record import FindingRecord, Trace
     from reference.allocator.contract import AllocatorCapabilities
 
 DEFAULT_EXAMPLES: Final = 2000
@@ -200,11 +199,10 @@ def _fuzz(
     known: list[Path],
     json: Path | None,
 ) -> int:
-    from bench.fuzz.campaign import Campaign, run_campaign
+    from bench.fuzz.campaign import Campaign, campaign_record, run_campaign
     from bench.fuzz.databases import open_database
-    from bench.fuzz.record import Subject, campaign_record, read_known
+    from bench.fuzz.record import Subject, read_known
     from bench.fuzz.report import show
-    from bench.machine.environment import FuzzEnvironment
     from subjects.allocators.resolve import open_allocator
 
     kept = open_database(database, local=save / "examples")
@@ -214,8 +212,9 @@ def _fuzz(
     ) as subject:
         capabilities = _narrowed(name, subject.capabilities, pool, block_sizes)
         campaign = Campaign(
-            name=name,
+            allocator=Subject(name=name, engine_python=python, version=subject.version),
             factory=subject.factory,
+            kill=subject.kill,
             capabilities=capabilities,
             examples=examples,
             seconds=seconds,
@@ -231,28 +230,17 @@ def _fuzz(
             tally = run_campaign(
                 campaign, tell=lambda tally: progress.tell(_said(tally)), stop=it.stop
             )
-        about = Subject(name=name, engine_python=python, version=subject.version)
-    environment = FuzzEnvironment.here()
-    saved = [_save(found, about, seed, environment, save) for found in tally.found]
-    record = campaign_record(
-        campaign,
-        tally,
-        saved,
-        allocator=about,
-        environment=environment,
-        exit_codes={"no finding": RIGHT, "wrong": WRONG, "incomplete": INTERRUPTED},
-    )
+    record = campaign_record(campaign, tally, [_save(trace, save) for trace in tally.found])
     it.report(record, json, lambda: show(record, it.out))
+    if tally.trouble is not None:
+        it.failed(tally.trouble)
     return record.exit_code
 
 
-def _save(
-    found: Found, about: Subject, seed: int, environment: FuzzEnvironment, save: Path
-) -> FindingRecord:
+def _save(trace: Trace, save: Path) -> FindingRecord:
     from bench.fuzz.pytest_file import pytest_file
-    from bench.fuzz.record import FindingRecord, replay_command, slug, trace_of
+    from bench.fuzz.record import FindingRecord, replay_command, slug
 
-    trace = trace_of(found, allocator=about, seed=seed, environment=environment)
     folder = save / "findings"
     path = folder / f"{slug(trace)}.json"
     test = folder / f"test_{slug(trace).replace('-', '_')}.py"
@@ -267,7 +255,7 @@ def _save(
         trace=trace,
         saved_to=str(path),
         pytest_file=str(test),
-        replay=replay_command(path, about),
+        replay=replay_command(path, trace.allocator),
     )
 
 

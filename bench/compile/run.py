@@ -9,15 +9,15 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
-from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from bench.command.progress import Progress, Silence
 from bench.machine.facts import version_of
+from bench.search.lanes import HarnessError, Lane, run_lanes
 from kernels.compiled.figures import VariantFigures
 from kernels.compiled.targets import Target
 from kernels.compiled.variants import Variant
@@ -29,14 +29,7 @@ TIME_LIMIT_S: Final = 120.0
 """For all launches of one variant on one target. The slowest of ours takes a few seconds; a tile
 that is far too large can take a minute and more."""
 
-GRACE_S: Final = 3.0
-"""For the compiles that are under way when the work is to end; then their children are killed."""
-
 CACHE_VARIABLE: Final = "PAGEDBENCH_COMPILE_CACHE"
-
-
-class HarnessError(RuntimeError):
-    """What went wrong is ours: it says nothing about the kernel."""
 
 
 class NotSupported(Exception):
@@ -66,6 +59,9 @@ class Compiled:
     """(target, variant, reason) of what was not run."""
     complete: bool = False
     """Whether all was compiled that was asked for."""
+    troubles: list[Exception] = field(default_factory=list)
+    """What kept some from being compiled, and says nothing about the kernel; they are among
+    `refused`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,11 +92,6 @@ def cache_folder() -> Path:
         return Path(chosen)
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "pagedbench" / f"triton-{version_of('triton')}"
-
-
-def default_lanes() -> int:
-    """One child for each core that this process may use, four at most."""
-    return min(len(os.sched_getaffinity(0)), 4)
 
 
 def start(
@@ -161,86 +152,85 @@ def run_compile(
     stop
         Set it to end early; what is done is in the result, which is then not complete.
 
-    Raises SubjectError if a variant's name leads to no function. Raises HarnessError if what goes
-    wrong is ours.
+    Raises, where nothing could be compiled for it: SubjectError if a variant's name leads to no
+    function, HarnessError if what goes wrong is ours.
     """
     progress, stop = progress or Silence(), stop or threading.Event()
-    compiled = Compiled(version_of("triton"))
-    queues: dict[str, list[Variant]] = {}
-    for target in plan.targets:
-        queues[target.name] = []
-        for variant in plan.variants:
-            if reason := variant.refusal(target.name):
-                compiled.refused.append((target.name, variant.name, reason))
-            else:
-                queues[target.name].append(variant)
-    work = _Work(plan, queues, compiled, progress, stop)
+    work = _Work(plan, progress, stop.is_set)
     total = work.left()
     progress.begin("compile", total)
-    lanes = [_Lane(work) for _ in range(min(plan.lanes, total))]
-    if lanes:
-        _run_lanes(lanes, stop)
-    place = {
-        (target.name, variant.name): (row, column)
-        for row, target in enumerate(plan.targets)
-        for column, variant in enumerate(plan.variants)
-    }
-    compiled.results.sort(key=lambda result: place[result.target, result.variant])
-    compiled.complete = not work.left() and not work.lost
+    run_lanes(min(plan.lanes, total), work.compile, over=stop.is_set)
+    compiled = work.compiled()
+    if compiled.troubles and not compiled.results:
+        raise compiled.troubles[0]
     return compiled
-
-
-def _run_lanes(lanes: Sequence[_Lane], stop: threading.Event) -> None:
-    with ThreadPoolExecutor(max_workers=len(lanes)) as pool:
-        pending = {pool.submit(lane.run) for lane in lanes}
-        stopped_at = None
-        try:
-            while pending:
-                done, pending = wait(pending, timeout=0.1, return_when=FIRST_EXCEPTION)
-                for future in done:
-                    future.result()
-                if stop.is_set():
-                    stopped_at = stopped_at or time.monotonic()
-                    if time.monotonic() - stopped_at > GRACE_S:
-                        for lane in lanes:
-                            lane.abandon()
-        except BaseException:
-            stop.set()
-            for lane in lanes:
-                lane.abandon()
-            raise
 
 
 class _Work:
     """What the lanes of a run share: what is left to compile, and what came of it."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        queues: dict[str, list[Variant]],
-        compiled: Compiled,
-        progress: Progress,
-        stop: threading.Event,
-    ) -> None:
-        self.plan = plan
-        self.stop = stop
-        self._targets = {target.name: target for target in plan.targets}
-        self._queues = queues
-        self._compiled = compiled
+    def __init__(self, plan: Plan, progress: Progress, stopped: Callable[[], bool]) -> None:
+        self._plan = plan
         self._progress = progress
+        self._stopped = stopped
         self._lock = threading.Lock()
         self._served: set[str] = set()
-        self.lost = False
+        self._compiled = Compiled(version_of("triton"))
+        self._asked_for = len(plan.targets) * len(plan.variants)
+        self._queues: dict[str, list[Variant]] = {target.name: [] for target in plan.targets}
+        for target in plan.targets:
+            for variant in plan.variants:
+                if reason := variant.refusal(target.name):
+                    self._refused(target, variant, reason)
+                else:
+                    self._queues[target.name].append(variant)
 
     def left(self) -> int:
         """Compiles that nobody has begun."""
         return sum(map(len, self._queues.values()))
 
-    def next(self, current: Target | None) -> tuple[Target, Variant] | None:
+    def compile(self, lane: Lane) -> None:
+        """Compile until nothing is left."""
+        target: Target | None = None
+        while (task := self._next(target)) is not None:
+            target, variant = task
+            plan = self._plan
+            begin = partial(start, target, cache=plan.cache, time_limit_s=plan.time_limit_s)
+            try:
+                figures = lane.ask(
+                    begin, partial(self._asked, target=target, variant=variant), subject=target
+                )
+            except NotSupported as refusal:
+                self._refused(target, variant, str(refusal))
+            except Exception as trouble:
+                self._refused(target, variant, str(trouble).partition("\n")[0])
+                self._compiled.troubles.append(trouble)
+            else:
+                with self._lock:
+                    self._compiled.results.append(Result(target.name, variant.name, figures))
+            self._progress.advance(1)
+
+    def compiled(self) -> Compiled:
+        """What came of it, in order."""
+        place = {
+            (target.name, variant.name): (row, column)
+            for row, target in enumerate(self._plan.targets)
+            for column, variant in enumerate(self._plan.variants)
+        }
+        self._compiled.results.sort(key=lambda result: place[result.target, result.variant])
+        done = len(self._compiled.results) + len(self._compiled.refused)
+        self._compiled.complete = done == self._asked_for and not self._compiled.troubles
+        return self._compiled
+
+    def _refused(self, target: Target, variant: Variant, reason: str) -> None:
+        with self._lock:
+            self._compiled.refused.append((target.name, variant.name, reason))
+
+    def _next(self, current: Target | None) -> tuple[Target, Variant] | None:
         """What a lane does next: its own target's, else one that nobody serves, else any."""
         with self._lock:
             waiting = [name for name, queue in self._queues.items() if queue]
-            if not waiting or self.stop.is_set():
+            if not waiting or self._stopped():
                 return None
             if current is not None and current.name in waiting:
                 name = current.name
@@ -248,87 +238,19 @@ class _Work:
                 fresh = [name for name in waiting if name not in self._served]
                 name = fresh[0] if fresh else max(waiting, key=lambda n: len(self._queues[n]))
             self._served.add(name)
-            return self._targets[name], self._queues[name].pop(0)
+            target = next(target for target in self._plan.targets if target.name == name)
+            return target, self._queues[name].pop(0)
 
-    def done(self, result: Result) -> None:
-        """Take a result."""
-        with self._lock:
-            self._compiled.results.append(result)
-        self._progress.advance(1)
-
-    def unsupported(self, target: Target, variant: Variant, reason: str) -> None:
-        """Take a subject's word that it cannot do a problem."""
-        with self._lock:
-            self._compiled.refused.append((target.name, variant.name, reason))
-        self._progress.advance(1)
-
-    def introduced(self, target: Target, said: dict[str, Any]) -> None:
-        """Take a child's word for its tools: they are what it compiles with."""
+    def _asked(self, child: SubjectProcess, target: Target, variant: Variant) -> VariantFigures:
+        """Take a child's word for its tools, which are what it compiles with; then ask it."""
+        said = child.introduce()
         if said["triton"] != self._compiled.triton:
             raise HarnessError(
                 f"the compiling process has triton {said['triton']}, and this one finds "
                 f"{self._compiled.triton}: is there a relative path in PYTHONPATH?"
             )
-        with self._lock:
-            self._compiled.toolchains[target.name] = said["toolchain"]
-
-
-class _Lane:
-    """One child after another, each for one target."""
-
-    def __init__(self, work: _Work) -> None:
-        self._work = work
-        self._child: SubjectProcess | None = None
-        self._abandoned = False
-
-    def run(self) -> None:
-        """Compile until nothing is left."""
-        target: Target | None = None
-        try:
-            while (task := self._work.next(target)) is not None:
-                wanted, variant = task
-                if self._child is None or wanted is not target:
-                    self._close()
-                    target = wanted
-                    self._child = start(
-                        target,
-                        cache=self._work.plan.cache,
-                        time_limit_s=self._work.plan.time_limit_s,
-                    )
-                if self._abandoned:
-                    self._work.lost = True
-                    return
-                self._compile(self._child, target, variant)
-        finally:
-            self._close()
-
-    def abandon(self) -> None:
-        """End the child, from another thread; what it was asked has no answer then."""
-        self._abandoned = True
-        if self._child is not None:
-            self._child.kill()
-
-    def _compile(self, child: SubjectProcess, target: Target, variant: Variant) -> None:
-        """Ask for one variant. That a child which was ended has died says nothing of the kernel."""
-        try:
-            self._work.introduced(target, child.introduce())
-            figures = ask(child, variant, key_names=self._work.plan.key_names)
-        except NotSupported as refusal:
-            self._work.unsupported(target, variant, str(refusal))
-        except Exception:
-            if not self._abandoned:
-                raise
-            self._work.lost = True
-        else:
-            if self._abandoned:
-                self._work.lost = True
-            else:
-                self._work.done(Result(target.name, variant.name, figures))
-
-    def _close(self) -> None:
-        if self._child is not None:
-            self._child.close()
-            self._child = None
+        self._compiled.toolchains[target.name] = said["toolchain"]
+        return ask(child, variant, key_names=self._plan.key_names)
 
 
 def ask(

@@ -28,12 +28,13 @@ import json
 import re
 import sys
 import traceback
+from functools import partial
 from typing import Any, Final
 
 import torch
 
 from bench.machine.facts import version_of
-from bench.search.child import listen, open_answers, speak_when_dying
+from bench.search.child import answer_questions, listen, open_answers, speak_when_dying
 from kernels.compiled.batch import engine_batch
 from kernels.compiled.capture import capture, install
 from kernels.compiled.measure import KEY_NAMES, measure, toolchain
@@ -60,8 +61,7 @@ def main() -> None:
             "toolchain": toolchain(target),
         }
         answers.write(json.dumps(said) + "\n")
-        while True:
-            answers.write(json.dumps(answer(json.loads(questions.get()), target)) + "\n")
+        answer_questions(answers, questions, partial(answer, target=target))
 
 
 def answer(question: dict[str, Any], target: Target) -> dict[str, Any]:

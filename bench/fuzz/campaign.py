@@ -8,6 +8,7 @@ does damage is not made again: what comes of the damage would be found over and 
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 import time
@@ -15,16 +16,26 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
-from unittest import SkipTest
 
-from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
+from hypothesis import Phase
 from hypothesis.database import ExampleDatabase
-from hypothesis.errors import Flaky
 
+from bench.command.exit_codes import INTERRUPTED, RIGHT, WRONG
 from bench.fuzz.databases import Drawer
 from bench.fuzz.minimise import minimise
-from bench.search.drawing import only_our_constants
-from reference.allocator.contract import AllocatorCapabilities, AllocatorFactory
+from bench.fuzz.record import (
+    FindingRecord,
+    FuzzRecord,
+    KnownRecord,
+    Subject,
+    Trace,
+    Verdict,
+)
+from bench.machine.environment import FuzzEnvironment
+from bench.search.drawing import draw_each, only_our_constants, still_wrong
+from bench.search.lanes import Enough, abandoning
+from bench.search.shrink import SHRINK_LIMIT_S, Shrinking
+from reference.allocator.contract import HOSTILE_CALLS, AllocatorCapabilities, AllocatorFactory
 from reference.allocator.machine import (
     CHECKS,
     NEEDS,
@@ -39,19 +50,40 @@ from reference.allocator.programs import Program
 ROUND: Final = 2000
 """Examples that Hypothesis draws at a time: it remembers all of them, and that takes memory."""
 
-SHRINK_LIMIT_S: Final = 60.0
-"""For making one finding smaller; what was reached by then is reported."""
-
 MAX_FINDINGS: Final = 10
 """After so many different ones the search ends: the allocator is in no state to be tested."""
+
+EXIT_CODES: Final[Mapping[Verdict, int]] = {
+    "no finding": RIGHT,
+    "wrong": WRONG,
+    "incomplete": INTERRUPTED,
+}
+
+SHOWN_BY: Final[Mapping[str, frozenset[str]]] = {
+    "content": frozenset({"a written sequence"}),
+    "table": frozenset({"a sequence"}),
+    "ownership": frozenset({"a written sequence"}),
+    "copies": frozenset({"fork"}),
+    "refusal": frozenset({"admit"}),
+    "promise": frozenset({"admit"}),
+    "trace": frozenset({"a refusal", *HOSTILE_CALLS}),
+    "hit": frozenset({"a cached admission"}),
+    "eviction": frozenset({"a cached admission"}),
+    "window": frozenset({"a sequence with a window"}),
+    "swap": frozenset({"swap_out"}),
+    "reset": frozenset({"reset"}),
+    "drain": frozenset({"the end"}),
+    "capacity": frozenset({"the end"}),
+}
+"""What a program has to have come to, unharmed, to have shown a check; any step for the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Campaign:
     """What to do."""
 
-    name: str
-    """Of the allocator, as it was asked for."""
+    allocator: Subject
+    """Who it is."""
     factory: AllocatorFactory
     """Makes the allocators, here or in a process of their own."""
     capabilities: AllocatorCapabilities
@@ -74,26 +106,14 @@ class Campaign:
     """Fields of the pool that are not drawn."""
     known: Mapping[str, Finding] = field(default_factory=dict)
     """Findings that are known, by a label: they are run first, and not looked for."""
+    environment: FuzzEnvironment = field(default_factory=FuzzEnvironment.here)
+    """Where it is done."""
+    kill: Callable[[], None] = lambda: None
+    """Ends the allocator's process for good, whatever it is doing."""
 
     def __post_init__(self) -> None:
         if self.examples is None and self.seconds is None:
             raise ValueError("a campaign without examples and without seconds would never end")
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A finding, and how it was come by."""
-
-    finding: Finding
-    """The smallest program that shows it."""
-    examples: int
-    """Programs that it took, this one included."""
-    first_steps: int
-    """Steps of the program as it was drawn."""
-    attempts: int
-    """Programs that were run to make it smaller."""
-    repeats: bool
-    """Whether it shows every time: False where the same program did not show it again."""
 
 
 @dataclass(slots=True)
@@ -109,7 +129,9 @@ class Tally:
     """Steps by call."""
     states: set[int] = field(default_factory=set)
     """Different states that were seen, as hashes; see `AllocatorMachine.state`."""
-    found: list[Found] = field(default_factory=list)
+    shown: set[str] = field(default_factory=set)
+    """What programs have come to unharmed: calls, and what `SHOWN_BY` names."""
+    found: list[Trace] = field(default_factory=list)
     """Findings, in order."""
     known: dict[str, bool] = field(default_factory=dict)
     """Whether each known finding still shows, by its label."""
@@ -117,19 +139,13 @@ class Tally:
     """Attempts at making the present finding smaller; 0 while searching."""
     complete: bool = False
     """Whether the budget was spent, or enough was found."""
+    trouble: Exception | None = None
+    """What ended the search and is ours; findings before it stand."""
 
     @property
     def steps_per_s(self) -> float:
         """Calls a second, with everything that is drawn and checked between them."""
         return self.steps / self.seconds if self.seconds else 0.0
-
-
-class _Shown(Exception):
-    """Tells Hypothesis that a program shows something."""
-
-
-class _Enough(BaseException):
-    """Ends a search from within; Hypothesis lets it pass."""
 
 
 def run_campaign(
@@ -148,44 +164,70 @@ def run_campaign(
         Called after each program.
     stop
         Set it to end early; what was found until then is returned.
+
+    Raises whatever is a fault of ours, if nothing was found before it.
     """
-    tally = Tally()
-    search = _Search(campaign, tally, tell, stop or threading.Event())
+    loop = _Loop(campaign, tell, stop or threading.Event())
     try:
-        search.see_what_is_known()
-        search.again()
-        while not search.over():
-            search.round()
-    except _Enough:
+        with abandoning(loop.abandon, over=loop.stop.is_set):
+            loop.run()
+    except Enough:
         pass
-    search.count_time()
-    tally.complete = not search.stop.is_set()
-    return tally
+    except Exception as error:
+        if not loop.tally.found:
+            raise
+        loop.tally.trouble = error
+    loop.count_time()
+    loop.tally.complete = not loop.stop.is_set() and not loop.tally.trouble
+    return loop.tally
 
 
-class _Search:
+class _Loop:
+    """What a campaign does, round by round."""
+
     def __init__(
-        self,
-        campaign: Campaign,
-        tally: Tally,
-        tell: Callable[[Tally], None],
-        stop: threading.Event,
+        self, campaign: Campaign, tell: Callable[[Tally], None], stop: threading.Event
     ) -> None:
         self.campaign = campaign
-        self.tally = tally
+        self.tally = Tally()
         self.tell = tell
         self.stop = stop
+        self._abandoned = False
         self._began = time.monotonic()
         self._shrunk_s = 0.0
         self._rounds = 0
         self._known: set[tuple[str, str]] = set()
         self._can = campaign.capabilities
-        self._best: Finding | None = None
-        self._first_steps = 0
-        self._deadline = float("inf")
+        self._shrinking = self._no_failure_yet()
 
-    def spent(self) -> bool:
-        """Whether the budget is."""
+    def run(self) -> None:
+        """See what is known, run what failed in earlier campaigns, then search."""
+        for label, finding in self.campaign.known.items():
+            shown = self._shown_by(finding.program)
+            self.tally.known[label] = shown is not None and shown.check == finding.check
+        for finding in self.campaign.known.values():
+            self._put_aside(finding)
+        if self.campaign.database is not None:
+            for drawer in range(self.campaign.max_findings):  # each finding has one of its own
+                if not self.over():
+                    self._search([Phase.reuse, Phase.shrink], drawer=drawer, examples=ROUND)
+        while not self.over():
+            self._round()
+
+    def abandon(self) -> None:
+        """End the allocator's process: what its death shows is no finding."""
+        self._abandoned = True
+        self.campaign.kill()
+
+    def over(self) -> bool:
+        """Whether the budget is spent, or enough was found."""
+        return self._spent() or len(self.tally.found) >= self.campaign.max_findings
+
+    def count_time(self) -> None:
+        """Bring the time of the search up to date."""
+        self.tally.seconds = max(time.monotonic() - self._began - self._shrunk_s, 1e-9)
+
+    def _spent(self) -> bool:
         plan = self.campaign
         return (
             self.stop.is_set()
@@ -193,30 +235,7 @@ class _Search:
             or (plan.seconds is not None and time.monotonic() - self._began >= plan.seconds)
         )
 
-    def count_time(self) -> None:
-        """Bring the time of the search up to date."""
-        self.tally.seconds = max(time.monotonic() - self._began - self._shrunk_s, 1e-9)
-
-    def over(self) -> bool:
-        """Whether the budget is spent, or enough was found."""
-        return self.spent() or len(self.tally.found) >= self.campaign.max_findings
-
-    def see_what_is_known(self) -> None:
-        """Run the known findings, and look for them no more."""
-        for label, finding in self.campaign.known.items():
-            shown = run_program(self.campaign.factory, finding.program, capabilities=self._can)
-            self.tally.known[label] = shown is not None and shown.check == finding.check
-        for finding in self.campaign.known.values():
-            self._put_aside(finding)
-
-    def again(self) -> None:
-        """Run what failed in earlier campaigns: each finding has a compartment of its own."""
-        if self.campaign.database is not None:
-            for number in range(self.campaign.max_findings):
-                if not self.over():
-                    self._search([Phase.reuse, Phase.shrink], drawer=number, examples=ROUND)
-
-    def round(self) -> None:
+    def _round(self) -> None:
         """Draw programs until one shows something new, or enough for one round."""
         left = ROUND
         if self.campaign.examples is not None:
@@ -227,74 +246,84 @@ class _Search:
 
     def _search(self, phases: list[Phase], *, drawer: int, examples: int) -> None:
         plan = self.campaign
-        self._best = None
-        self.tally.shrinking = 0
         database = plan.database
         if database is not None:
-            database = Drawer(database, f"pagedbench fuzz {plan.name} {drawer}")
+            database = Drawer(database, f"pagedbench fuzz {plan.allocator.name} {drawer}")
+        self._shrinking = self._no_failure_yet()
+        with self._shrinking.ended(), only_our_constants():
+            draw_each(
+                drawn_programs(plan.capabilities, max_moves=plan.max_moves, **plan.pool),
+                count=examples,
+                seed_of_draw=f"{plan.seed} {self._rounds}",
+                example=self._example,
+                phases=phases,
+                database=database,
+            )
+        if self._shrinking.smallest is not None:
+            self._keep(self._shrinking.smallest)
+        self._shrinking = self._no_failure_yet()
+        self.tally.shrinking = 0
 
-        @given(drawn_programs(plan.capabilities, max_moves=plan.max_moves, **plan.pool))
-        def test(drawn: Drawn) -> None:
-            if self._shows_something(drawn):
-                raise _Shown
+    def _no_failure_yet(self) -> Shrinking[Drawn | Program, Finding]:
+        return Shrinking(
+            self._smaller,
+            same=self._same,
+            attempts=math.inf,
+            seconds=self.campaign.shrink_limit_s,
+            stopped=self.stop.is_set,
+        )
 
-        # A seed takes the database away: the settings come after it.
-        test = seed(f"{plan.seed} {self._rounds}")(test)
-        test = settings(
-            max_examples=examples,
-            database=database,
-            phases=phases,
-            deadline=None,
-            derandomize=False,
-            report_multiple_bugs=False,
-            verbosity=Verbosity.quiet,
-            suppress_health_check=list(HealthCheck),
-        )(test)
-        repeats = True
-        try:
-            with only_our_constants():
-                test()
-        except (_Shown, SkipTest):
-            pass  # skipped: nothing is kept in this drawer
-        except Flaky:
-            repeats = False
-        except _Enough:
-            # The time for shrinking is over, or that for everything.
-            if self._best is None:
-                raise
-        if self._best is not None:
-            self._keep(repeats=repeats)
-
-    def _shows_something(self, drawn: Drawn) -> bool:
-        """Run a program; whether it shows what is looked for: anything new, or the same again."""
-        if self._best is not None:
-            self._may_go_on_shrinking()
-            self.tally.shrinking += 1
-            finding = self._run(drawn, Counter())
-            self.tell(self.tally)
-            if finding is None or not self._is_the_same(finding):
-                return False
-            self._best = finding
-            return True
-        if self.spent():
-            raise _Enough
+    def _example(self, drawn: Drawn) -> None:
+        """Return, or raise StillWrong where it shows anything new, or the same again."""
+        if self._shrinking.first is not None:
+            if self._shrinking.still_shows(drawn):
+                still_wrong()
+            return
+        if self._spent():
+            raise Enough
         calls: Counter[str] = Counter()
-        finding = self._run(drawn, calls)
+        finding = self._run(drawn, calls, self._saw)
+        if self._abandoned:
+            raise Enough
         self.tally.examples += 1
         self.tally.calls += calls
         self.tally.steps += calls.total() - calls["copy"]
         self.count_time()
         self.tell(self.tally)
-        if finding is None or _kind(finding) in self._known:
-            return False
-        self._best = finding
-        self._first_steps = len(finding.program.steps)
-        self._deadline = time.monotonic() + self.campaign.shrink_limit_s
-        return True
+        if finding is None:
+            self.tally.shown.add("the end")
+        elif _kind(finding) not in self._known:
+            self._shrinking.begin(finding)
+            still_wrong()
 
-    def _run(self, drawn: Drawn, calls: Counter[str]) -> Finding | None:
+    def _smaller(self, example: Drawn | Program) -> Finding | None:
+        """What a smaller program shows, as it is drawn or with some of its steps left out."""
+        self.tally.shrinking = self._shrinking.attempts
+        if isinstance(example, Program):
+            finding = self._shown_by(example)
+        else:
+            finding = self._run(example, Counter(), lambda _: None)
+        self.tell(self.tally)
+        return finding
+
+    def _same(self, first: Finding, seen: Finding) -> bool:
+        if seen.check == "answer":
+            return _kind(seen) == _kind(first)
+        return seen.check == first.check and _kind(seen) not in self._known
+
+    def _shown_by(self, program: Program) -> Finding | None:
+        if self.stop.is_set():
+            raise Enough
+        finding = run_program(self.campaign.factory, program, capabilities=self._can)
+        if self._abandoned:
+            raise Enough
+        return finding
+
+    def _run(
+        self, drawn: Drawn, calls: Counter[str], saw: Callable[[AllocatorMachine], None]
+    ) -> Finding | None:
         def run(machine: AllocatorMachine) -> None:
-            machine.on_step = self._saw
+            machine.on_step = saw
             try:
                 run_drawn(drawn, machine)
             finally:
@@ -303,57 +332,58 @@ class _Search:
         return find_fault(self.campaign.factory, drawn.pool, run, capabilities=self._can)
 
     def _saw(self, machine: AllocatorMachine) -> None:
-        if self._best is None:
-            self.tally.states.add(machine.state())
+        """Remember what a program has come to: its last step did no harm."""
+        self.tally.states.add(machine.state())
+        step, shown = machine.steps[-1], self.tally.shown
+        shown.add(step.call)
+        if step.call in ("admit", "fork", "swap_in") and step.sequence not in machine.lives:
+            shown.add("a refusal")
+        if step.call == "admit" and machine.pool.prefix_caching:
+            shown.add("a cached admission")
+        if machine.lives:
+            shown.add("a sequence")
+            if machine.pool.window is not None:
+                shown.add("a sequence with a window")
+            if any(life.written for life in machine.lives.values()):
+                shown.add("a written sequence")
 
-    def _is_the_same(self, finding: Finding) -> bool:
-        assert self._best is not None
-        if finding.check == "answer":
-            return _kind(finding) == _kind(self._best)
-        return finding.check == self._best.check and _kind(finding) not in self._known
-
-    def _may_go_on_shrinking(self) -> None:
-        if self.stop.is_set() or time.monotonic() > self._deadline:
-            raise _Enough
-
-    def _keep(self, *, repeats: bool) -> None:
+    def _keep(self, first: Finding) -> None:
         """Make the finding smaller still, and put it down."""
-        assert self._best is not None
-        first = self._best
+        shrinking = self._shrinking
+        first_steps = len(shrinking.first.program.steps) if shrinking.first else 0
 
         def still_shows(program: Program) -> Program | None:
-            self._may_go_on_shrinking()
-            self.tally.shrinking += 1
-            self.tell(self.tally)
-            finding = run_program(self.campaign.factory, program, capabilities=self._can)
-            if finding is None or not self._is_the_same(finding):
-                return None
-            self._best = finding
-            return finding.program
+            shows = shrinking.still_shows(program)
+            return shrinking.smallest.program if shows and shrinking.smallest else None
 
         smallest = first
         try:
             program = minimise(first.program, still_shows)
-            again = run_program(self.campaign.factory, program, capabilities=self._can)
+            again = self._shown_by(program)
             if again is None or again.check != first.check:
-                repeats = False
-            smallest = again if repeats and again is not None else replace(first, program=program)
-        except _Enough:
-            smallest = self._best
+                shrinking.repeats = False
+            repeats = shrinking.repeats and again is not None
+            smallest = again if repeats and again else replace(first, program=program)
+        except Enough:
+            smallest = shrinking.smallest or first
         self._known.add(_kind(first))
         self._put_aside(smallest)
-        self._shrunk_s += self.campaign.shrink_limit_s - max(self._deadline - time.monotonic(), 0.0)
+        self._shrunk_s += min(shrinking.seconds, self.campaign.shrink_limit_s)
         self.tally.found.append(
-            Found(
-                finding=smallest,
+            Trace(
+                allocator=self.campaign.allocator,
+                check=smallest.check,
+                message=smallest.message,
+                at_the_end=smallest.at_the_end,
+                repeats=shrinking.repeats,
+                program=smallest.program,
                 examples=self.tally.examples,
-                first_steps=self._first_steps,
-                attempts=self.tally.shrinking,
-                repeats=repeats,
+                first_steps=first_steps,
+                attempts=shrinking.attempts,
+                seed=self.campaign.seed,
+                environment=self.campaign.environment,
             )
         )
-        self._best = None
-        self.tally.shrinking = 0
 
     def _put_aside(self, finding: Finding) -> None:
         """Look for a finding no more, and make no more calls that made no sense in it."""
@@ -371,11 +401,50 @@ def _kind(finding: Finding) -> tuple[str, str]:
     return finding.check, "" if finding.at_the_end or not steps else steps[-1].call
 
 
-def checks_run(capabilities: AllocatorCapabilities) -> dict[str, str]:
-    """Each check, and why it was not run; an empty string where it was."""
-    reasons = {}
-    for check in CHECKS:
-        needs = NEEDS.get(check)
-        missing = needs is not None and not getattr(capabilities, needs)
-        reasons[check] = f"no {needs}" if missing else ""
-    return reasons
+def checks_run(capabilities: AllocatorCapabilities, tally: Tally) -> dict[str, str]:
+    """By check what came of it: `passed`, `failed`, or `not run: REASON`."""
+    failed = {trace.check for trace in tally.found}
+    return {
+        check: "failed" if check in failed else _passed(check, capabilities, tally.shown)
+        for check in CHECKS
+    }
+
+
+def _passed(check: str, capabilities: AllocatorCapabilities, shown: set[str]) -> str:
+    needs = NEEDS.get(check)
+    if needs is not None and not getattr(capabilities, needs):
+        return f"not run: no {needs}"
+    if not shown & SHOWN_BY.get(check, frozenset(shown)):
+        return "not run: no program came to it"
+    return "passed"
+
+
+def campaign_record(campaign: Campaign, tally: Tally, findings: list[FindingRecord]) -> FuzzRecord:
+    """Put a campaign down."""
+    verdict: Verdict = "no finding"
+    if findings:
+        verdict = "wrong"
+    elif not tally.complete:
+        verdict = "incomplete"
+    return FuzzRecord(
+        allocator=campaign.allocator,
+        seed=campaign.seed,
+        asked_examples=campaign.examples,
+        asked_seconds=campaign.seconds,
+        examples=tally.examples,
+        steps=tally.steps,
+        seconds=tally.seconds,
+        steps_per_s=tally.steps_per_s,
+        states=len(tally.states),
+        calls=dict(tally.calls.most_common()),
+        checks=checks_run(campaign.capabilities, tally),
+        not_asked=[call for call in HOSTILE_CALLS if call not in campaign.capabilities.hostile],
+        known=[
+            KnownRecord(file=file, check=campaign.known[file].check, still_shows=still)
+            for file, still in tally.known.items()
+        ],
+        findings=findings,
+        verdict=verdict,
+        exit_code=EXIT_CODES[verdict],
+        environment=campaign.environment,
+    )

@@ -5,26 +5,23 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 
 from bench.machine.environment import FuzzEnvironment
 from bench.machine.record import StrictRecord
-from reference.allocator.contract import HOSTILE_CALLS
 from reference.allocator.machine import Finding
 from reference.allocator.programs import Program
 from reference.errors import BadInput
 from reference.reading import read_whole
 from subjects.allocators.resolve import BUILT_IN
 
-# Traces are read before anything heavy is imported.
-if TYPE_CHECKING:
-    from bench.fuzz.campaign import Campaign, Found, Tally
-
 FORMAT: Final = "pagedbench fuzz trace 1"
+
+Verdict = Literal["no finding", "wrong", "incomplete"]
 
 
 class TraceError(BadInput):
@@ -51,7 +48,7 @@ class Subject(StrictRecord):
 
 
 class Trace(StrictRecord):
-    """A finding, to be run again."""
+    """A finding and how it was come by, to be run again."""
 
     format: Literal["pagedbench fuzz trace 1"] = FORMAT
     """Of the file."""
@@ -62,13 +59,15 @@ class Trace(StrictRecord):
     at_the_end: bool
     """As in `reference.allocator.machine.Finding`."""
     repeats: bool
-    """Whether the same program showed it every time."""
+    """Whether it shows every time: False where the same program did not show it again."""
     program: Program
-    """What shows it."""
+    """The smallest that shows it."""
     examples: int
+    """Programs that it took, this one included."""
     first_steps: int
+    """Steps of the program as it was drawn."""
     attempts: int
-    """As in `bench.fuzz.campaign.Found`."""
+    """Programs that were run to make it smaller."""
     seed: int
     """Of the campaign."""
     environment: FuzzEnvironment
@@ -134,28 +133,10 @@ class FuzzRecord(StrictRecord):
     known: list[KnownRecord] = Field(default_factory=list)
     """Findings that were known, and not looked for."""
     findings: list[FindingRecord] = Field(default_factory=list)
-    verdict: Literal["no finding", "wrong", "incomplete"]
+    verdict: Verdict
     """`no finding`, `wrong`, or `incomplete` where it was interrupted before it found anything."""
     exit_code: int
     environment: FuzzEnvironment
-
-
-def trace_of(found: Found, *, allocator: Subject, seed: int, environment: FuzzEnvironment) -> Trace:
-    """Put a finding down."""
-    finding = found.finding
-    return Trace(
-        allocator=allocator,
-        check=finding.check,
-        message=finding.message,
-        at_the_end=finding.at_the_end,
-        repeats=found.repeats,
-        program=finding.program,
-        examples=found.examples,
-        first_steps=found.first_steps,
-        attempts=found.attempts,
-        seed=seed,
-        environment=environment,
-    )
 
 
 def read_trace(path: Path) -> Trace:
@@ -226,52 +207,6 @@ def slug(trace: Trace) -> str:
     digest = hashlib.sha256(str(trace.program).encode()).hexdigest()[:8]
     words = f"{name}-{trace.check}-{digest}"
     return re.sub(r"[^A-Za-z0-9]+", "-", words).strip("-").lower()
-
-
-def campaign_record(
-    campaign: Campaign,
-    tally: Tally,
-    findings: list[FindingRecord],
-    *,
-    allocator: Subject,
-    environment: FuzzEnvironment,
-    exit_codes: Mapping[str, int],
-) -> FuzzRecord:
-    """Put a campaign down. `exit_codes` are those of the verdicts."""
-    from bench.fuzz.campaign import checks_run
-
-    failed = {record.trace.check for record in findings}
-    reasons = checks_run(campaign.capabilities)
-    verdict: Literal["no finding", "wrong", "incomplete"] = "no finding"
-    if findings:
-        verdict = "wrong"
-    elif not tally.complete:
-        verdict = "incomplete"
-    return FuzzRecord(
-        allocator=allocator,
-        seed=campaign.seed,
-        asked_examples=campaign.examples,
-        asked_seconds=campaign.seconds,
-        examples=tally.examples,
-        steps=tally.steps,
-        seconds=tally.seconds,
-        steps_per_s=tally.steps_per_s,
-        states=len(tally.states),
-        calls=dict(tally.calls.most_common()),
-        checks={
-            check: "failed" if check in failed else f"not run: {why}" if why else "passed"
-            for check, why in reasons.items()
-        },
-        not_asked=[call for call in HOSTILE_CALLS if call not in campaign.capabilities.hostile],
-        known=[
-            KnownRecord(file=file, check=campaign.known[file].check, still_shows=still)
-            for file, still in tally.known.items()
-        ],
-        findings=findings,
-        verdict=verdict,
-        exit_code=exit_codes[verdict],
-        environment=environment,
-    )
 
 
 def replay_command(path: Path, allocator: Subject) -> str:

@@ -25,6 +25,7 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,7 +33,7 @@ from bench.gate.observing import observed
 from bench.gate.timers import COPY_BYTES, DEVICE_VARIABLE, device_named, take_turn
 from bench.machine.facts import facts
 from bench.machine.timing import CpuDevice, Device, device_of
-from bench.search.child import listen, open_answers, speak_when_dying
+from bench.search.child import answer_questions, listen, open_answers, speak_when_dying
 
 UNTIMED_CALLS: Final = 2
 """Before anything is measured: imports, caches and allocators settle."""
@@ -184,13 +185,15 @@ def main() -> None:
         introduction = {"unusable": f"{said}\n{traceback.format_exc()}"}
         worker = Worker((), CpuDevice())
     answers.write(json.dumps(introduction) + "\n")
-    while True:
-        question = json.loads(questions.get())
-        try:
-            answer = getattr(worker, question["do"])(question)
-        except Missing as missing:
-            answer = {"missing": str(missing)}
-        except Exception as error:
-            said = traceback.format_exception_only(error)[-1].strip()
-            answer = {"raised": f"{said}\n{traceback.format_exc()}"}
-        answers.write(json.dumps(answer) + "\n")
+    answer_questions(answers, questions, partial(_answer, worker))
+
+
+def _answer(worker: Worker, question: dict[str, Any]) -> dict[str, Any]:
+    try:
+        answer: dict[str, Any] = getattr(worker, question["do"])(question)
+        return answer
+    except Missing as missing:
+        return {"missing": str(missing)}
+    except Exception as error:
+        said = traceback.format_exception_only(error)[-1].strip()
+        return {"raised": f"{said}\n{traceback.format_exc()}"}

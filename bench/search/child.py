@@ -7,12 +7,14 @@ see `subjects.process`, which starts and ends it.
 from __future__ import annotations
 
 import faulthandler
+import json
 import os
 import resource
 import signal
 import threading
+from collections.abc import Callable, Mapping
 from queue import SimpleQueue
-from typing import IO
+from typing import IO, Any, NoReturn
 
 
 def open_answers() -> IO[str]:
@@ -49,3 +51,15 @@ def listen() -> SimpleQueue[str]:
 
     threading.Thread(target=read, daemon=True).start()
     return questions
+
+
+def answer_questions(
+    answers: IO[str],
+    questions: SimpleQueue[str],
+    answer: Callable[[dict[str, Any]], Mapping[str, Any]],
+) -> NoReturn:
+    """Answer each question, with its number, until `listen` ends the process."""
+    while True:
+        question = json.loads(questions.get())
+        number = question.pop("question_number")
+        answers.write(json.dumps({**answer(question), "question_number": number}) + "\n")

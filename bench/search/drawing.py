@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import NoReturn
-from unittest import mock
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import NoReturn, TypeVar
+from unittest import SkipTest, mock
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, reject, seed, settings
+from hypothesis.database import ExampleDatabase
 from hypothesis.errors import Unsatisfiable
 from hypothesis.internal.conjecture import providers
 from hypothesis.strategies import SearchStrategy
 
-from reference.attention.problem import AttentionProblem
+Example = TypeVar("Example")
 
 
 class StillWrong(Exception):
@@ -25,61 +26,64 @@ def still_wrong() -> NoReturn:
 
 
 def draw_each(
-    strategy: SearchStrategy[AttentionProblem],
+    strategy: SearchStrategy[Example],
     *,
     count: int,
-    seed_of_draw: int,
-    seen: set[str],
-    example: Callable[[AttentionProblem], None],
+    seed_of_draw: Hashable,
+    example: Callable[[Example], None],
+    seen: set[str] | None = None,
+    phases: Sequence[Phase] = (Phase.generate, Phase.shrink),
+    database: ExampleDatabase | None = None,
 ) -> None:
-    """Call `example` with so many problems, always the same; shrink what it calls `still_wrong` on.
+    """Call `example` with so many, always the same; shrink what it calls `still_wrong` on.
 
     Parameters
     ----------
     strategy
-        Draws the problems.
+        Draws the examples.
     count
         How many at most.
     seed_of_draw
-        The same one draws the same problems.
-    seen
-        Specs that are not to be drawn again; those that are drawn are added.
+        The same one draws the same.
     example
         Returns, or calls `still_wrong`.
+    seen
+        What is not to be drawn again, in words; what is drawn is added. None: anything may be.
+    phases, database
+        As in Hypothesis: what is kept is run first.
 
     Raises StillWrong: after shrinking, if an example failed. Raises Flaky if an example failed and
     the same one did not fail again.
     """
 
-    @seed(seed_of_draw)
-    @settings(
+    @given(drawn=strategy)
+    def every_example(drawn: Example) -> None:
+        # Hypothesis repeats itself, about one time in seven. A problem counts once.
+        if seen is not None:
+            if str(drawn) in seen and not failing:
+                reject()
+            seen.add(str(drawn))
+        try:
+            example(drawn)
+        except StillWrong:
+            failing.append(str(drawn))
+            raise
+
+    failing: list[str] = []
+    # A seed takes the database away: the settings come after it.
+    test = settings(
         max_examples=count,
         deadline=None,
-        database=None,
-        phases=[Phase.generate, Phase.shrink],
+        database=database,
+        phases=phases,
         suppress_health_check=list(HealthCheck),
         report_multiple_bugs=False,
         print_blob=False,
         verbosity=Verbosity.quiet,
-    )
-    @given(problem=strategy)
-    def every_problem(problem: AttentionProblem) -> None:
-        # Hypothesis repeats itself, about one time in seven. A problem counts once.
-        spec = str(problem)
-        if spec in seen and not failing:
-            reject()
-        seen.add(spec)
-        try:
-            example(problem)
-        except StillWrong:
-            failing.append(spec)
-            raise
-
-    failing: list[str] = []
-    try:
-        every_problem()
-    except Unsatisfiable:
-        return  # nothing left that was not drawn before
+    )(seed(seed_of_draw)(every_example))
+    # Nothing is left that was not drawn before, or nothing was kept.
+    with suppress(Unsatisfiable, SkipTest):
+        test()
 
 
 @contextmanager

@@ -383,6 +383,8 @@ class AllocatorMachine:
             calls[step.call]()
         except AllocatorDied as death:
             raise CheckFailed("died", str(death)) from None
+        except SystemExit as error:
+            raise CheckFailed("died", f"ended the process with code {error.code}") from None
         except Exception:
             pass  # to refuse it is right, in whatever words
         self._observer.nothing_changed(before, step.call)

@@ -299,6 +299,8 @@ def ask(call: Callable[[], T]) -> T:
         raise CheckFailed("died", str(death)) from None
     except AllocatorRaised as error:
         raise CheckFailed("answer", f"raised {error}") from None
+    except SystemExit as error:
+        raise CheckFailed("died", f"ended the process with code {error.code}") from None
     except Exception as error:
         raise CheckFailed("answer", f"raised {type(error).__name__}: {error}") from error
 

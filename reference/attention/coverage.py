@@ -45,6 +45,14 @@ class Cell:
     counts: Mapping[Status, int]
     """Verdicts by status, of problems that have the feature."""
 
+    @property
+    def failed(self) -> int:
+        """Problems that failed, expected or not."""
+        return sum(
+            self.counts.get(status, 0)
+            for status in (Status.FAILED, Status.CRASHED, Status.EXPECTED)
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Row:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
@@ -88,36 +88,50 @@ class ExpectedState(StrEnum):
     UNMET = "no problem met it"
 
 
-@dataclass(slots=True)
-class Met:
-    """An expected failure, and the problems that it covers."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Met(ExpectedFailure):
+    """An expected failure, and what came of the problems that it covers."""
 
-    expected: ExpectedFailure
-    """The failure."""
     problems: int = 0
     failed: int = 0
     """Problems that it covers and that were run, and those of them that failed."""
     finding: str = ""
     problem: str = ""
     """What the first that failed showed, and its spec; empty if none did."""
+    state: ExpectedState = ExpectedState.UNMET
+    """What came of it."""
+    said: str = ""
+    """All of this in a sentence, and what is to be done about it."""
 
-    @property
-    def state(self) -> ExpectedState:
-        """What came of it."""
+    def __post_init__(self) -> None:
+        # It is made of an expected failure, or read from a record: nothing is to be refused here.
+        if not self.said:
+            state, said = self._state()
+            object.__setattr__(self, "state", state)
+            object.__setattr__(self, "said", said)
+
+    def _state(self) -> tuple[ExpectedState, str]:
+        name = str(self)
         if self.failed:
-            return ExpectedState.FAILED
-        return ExpectedState.STALE if self.problems else ExpectedState.UNMET
-
-    def __str__(self) -> str:
-        if self.state is ExpectedState.FAILED:
-            return (
-                f"{self.expected} fails {self.failed} of {self.problems} problems, as expected: "
-                f"{self.expected.reason}"
-            )
-        if self.state is ExpectedState.STALE:
+            failed = f"fails {self.failed} of {self.problems} problems, as expected: {self.reason}"
+            return ExpectedState.FAILED, f"{name} {failed}"
+        if self.problems:
             passed = f"passed on {self.problems} of {self.problems} problems"
-            return f"{self.expected} no longer fails: {passed}; remove it, or narrow it down"
-        return f"{self.expected} met no problem: draw more problems, or remove it"
+            said = f"{name} no longer fails: {passed}; remove it, or narrow it down"
+            return ExpectedState.STALE, said
+        return ExpectedState.UNMET, f"{name} met no problem: draw more problems, or remove it"
+
+    def after(self, problem: AttentionProblem, verdict: Verdict) -> Met:
+        """The same after a verdict that it covers."""
+        first = verdict.wrong and not self.finding
+        return replace(
+            self,
+            problems=self.problems + 1,
+            failed=self.failed + verdict.wrong,
+            finding="; ".join(verdict.findings) if first else self.finding,
+            problem=str(problem) if first else self.problem,
+            said="",
+        )
 
 
 @dataclass(slots=True)
@@ -130,23 +144,28 @@ class Expectations:
     @classmethod
     def of(cls, expected: Iterable[ExpectedFailure], kernel: str) -> Expectations:
         """Those of a list that are about a kernel."""
-        return cls([Met(one) for one in expected if one.is_of(kernel)])
+        return cls(
+            [
+                Met(kernel=one.kernel, check=one.check, reason=one.reason, when=one.when)
+                for one in expected
+                if one.is_of(kernel)
+            ]
+        )
 
     def cover(self, check: str, problem: AttentionProblem) -> bool:
         """Whether a problem is expected to fail a check."""
-        return any(met.expected.covers(check, problem) for met in self.met)
+        return any(met.covers(check, problem) for met in self.met)
 
     def judge(self, problem: AttentionProblem, verdict: Verdict) -> Verdict:
         """The same verdict, or that it failed as expected; counts what it meets."""
         if verdict.status in (Status.NOT_RUN, Status.NOT_SUPPORTED):
             return verdict
-        covering = [met for met in self.met if met.expected.covers(verdict.check, problem)]
-        for met in covering:
-            met.problems += 1
-            met.failed += verdict.wrong
-            if verdict.wrong and not met.finding:
-                met.finding, met.problem = "; ".join(verdict.findings), str(problem)
-        if covering and verdict.wrong:
+        covered = False
+        for at, met in enumerate(self.met):
+            if met.covers(verdict.check, problem):
+                self.met[at] = met.after(problem, verdict)
+                covered = True
+        if covered and verdict.wrong:
             return Verdict(verdict.check, Status.EXPECTED, verdict.findings)
         return verdict
 

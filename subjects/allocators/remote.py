@@ -105,13 +105,15 @@ class RemoteFactory:
             answer = self._process.ask(question)
         except SubjectDied as death:
             raise AllocatorDied(death.how, timed_out=death.timed_out) from None
-        while not answer:
-            answer = self._process.next_answer()
         if "died" in answer:
             words = self._process.last_words()
             how = f"{answer['died']}: {words}" if words else answer["died"]
             raise AllocatorDied(how, timed_out=answer["timed_out"])
         return answer
+
+    def kill(self) -> None:
+        """End the process for good, from any thread: who waits for an answer gets AllocatorDied."""
+        self._process.kill()
 
     def close(self) -> None:
         """End the process."""

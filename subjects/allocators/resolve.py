@@ -54,6 +54,11 @@ class AllocatorSubject:
     version: str
     """What it says of its version; may be empty."""
 
+    def kill(self) -> None:
+        """End the process for good, from any thread; nothing where it runs in this one."""
+        if isinstance(self.factory, RemoteFactory):
+            self.factory.kill()
+
     def serve(self, **question: Any) -> Served:
         """Serve a stream in the allocator's own process; see `mixed_stream.serve`.
 

@@ -16,7 +16,8 @@ Questions and answers are JSON lines; see `subjects.process`. The introduction i
 
 The first two are answered with {"answer": ..., "counts": [free, idle, used], "slots": {SEQUENCE:
 [...]}, "idle": [...]}, where `slots` has what is new since the answer before; with {"raised":
-"Type: words", ...} where the call raised; or with {"died": HOW, "timed_out": ...}.
+"Type: words", ...} where the call raised; or with {"died": HOW, "timed_out": ...}. Each answer has
+the number of its question.
 """
 
 from __future__ import annotations
@@ -133,15 +134,24 @@ def _origin(error: BaseException) -> str:
     return f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
 
 
-def attend(factory: Any, questions: IO[str], answers: IO[str], *, time_limit_s: float) -> None:
-    """Answer until there are no more questions; a call that takes too long ends this process."""
+def attend(
+    factory: Any, questions: IO[str], answers: IO[str], asked: mmap.mmap, *, time_limit_s: float
+) -> None:
+    """Answer until there are no more questions; a call that takes too long ends this process.
+
+    `asked` holds the number of the question that is under way.
+    """
     # The signal's default ends the process whatever it is doing, in C code as well.
     faulthandler.register(signal.SIGALRM, all_threads=False, chain=True)
     desk = Desk(factory)
     while line := questions.readline():
+        question = json.loads(line)
+        number = question["question_number"]
+        asked[:8] = number.to_bytes(8, "little")
         signal.setitimer(signal.ITIMER_REAL, time_limit_s)
-        answer = desk.answer(json.loads(line))
+        answer = desk.answer(question)
         signal.setitimer(signal.ITIMER_REAL, 0)
+        answer["question_number"] = number
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
@@ -180,22 +190,26 @@ def main(name: str, time_limit_s: float) -> None:
         factory, said = introduction(name)
         answers.write(json.dumps(said) + "\n")
         answers.flush()
-        # Shared with the children: whether there are no more questions. A subject that exits with
-        # code 0 looks the same from outside.
-        over = mmap.mmap(-1, 1)
+        # Shared with the children: which question is under way, and whether there are no more. A
+        # subject that exits with code 0 looks the same from outside.
+        asked, over = mmap.mmap(-1, 8), mmap.mmap(-1, 1)
         while factory is not None:
             child = os.fork()
             if child == 0:
                 # A buffer of its own: what the next one is asked must not be in it.
                 with os.fdopen(mine, buffering=1) as questions:
-                    attend(factory, questions, answers, time_limit_s=time_limit_s)
+                    attend(factory, questions, answers, asked, time_limit_s=time_limit_s)
                 over[0] = 1
                 os._exit(0)
             _, status = os.waitpid(child, 0)
             if over[0]:
                 return
             # It may have died in the middle of a line.
-            answers.write("\n" + json.dumps(death(status, time_limit_s)) + "\n")
+            said = {
+                **death(status, time_limit_s),
+                "question_number": int.from_bytes(asked[:], "little"),
+            }
+            answers.write("\n" + json.dumps(said) + "\n")
             answers.flush()
 
 

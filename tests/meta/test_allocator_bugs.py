@@ -17,7 +17,8 @@ from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from bench.commands.fuzz import DEFAULT_EXAMPLES
-from bench.fuzz.campaign import Campaign, Found, run_campaign
+from bench.fuzz.campaign import Campaign, run_campaign
+from bench.fuzz.record import Subject, Trace
 from helpers import wrong_allocators
 from helpers.swapping import swapping_allocator
 from helpers.wrong_allocators import Bug
@@ -45,11 +46,11 @@ HEADING = (
 )
 
 
-def hunt(bug: Bug) -> Found | None:
+def hunt(bug: Bug) -> Trace | None:
     """Fuzz a wrong allocator with the command's defaults."""
     with bug.planted():
         campaign = Campaign(
-            name=bug.name,
+            allocator=Subject(name=bug.name),
             factory=bug.factory,
             capabilities=bug.capabilities,
             examples=DEFAULT_EXAMPLES,
@@ -60,7 +61,7 @@ def hunt(bug: Bug) -> Found | None:
     return found[0] if found else None
 
 
-def row(bug: Bug, found: Found) -> str:
+def row(bug: Bug, found: Trace) -> str:
     finding = found.finding
     steps = len(finding.program.steps)
     return (
@@ -99,7 +100,7 @@ def test_check_finds_a_bug_that_no_other_finds(check: str) -> None:
 def test_the_right_allocators_pass_where_the_wrong_ones_are_hunted() -> None:
     for factory in (paged_allocator, swapping_allocator):
         campaign = Campaign(
-            name="right",
+            allocator=Subject(name="right"),
             factory=factory,
             capabilities=capabilities_of_factory(factory),
             examples=300,

@@ -21,8 +21,9 @@ say({{}})
 say({{"pid": os.getpid()}})
 for line in sys.stdin:
     question = json.loads(line)
+    number = question.pop("question_number")
     {}
-    say({{"heard": question}})
+    say({{"heard": question, "question_number": number}})
 """
 
 
@@ -212,3 +213,55 @@ def test_a_child_that_closes_its_answers_and_lives_on_is_ended(monkeypatch):
         with pytest.raises(SubjectDied, match="closed its answers and lived on"):
             subject.ask({})
         assert not is_alive(pid)
+
+
+@pytest.mark.parametrize(
+    ("does", "how"),
+    [
+        ('answers.write("garbage\\n")', "it wrote 'garbage' where answers go, which is no JSON"),
+        ('os.write(answers.fileno(), b"\\xff\\xfe\\n")', "which is no JSON"),
+        ('answers.write("[" * 100_000 + "\\n")', "which is no JSON"),
+        ("say([1, 2])", "it wrote '[1, 2]' where answers go, which is no JSON object"),
+        ('answers.write("half of ")', "it wrote 'half of {"),
+        ("say({'status': 'passed'})", "which is the answer to no question"),
+        ("say({'question_number': 0})", "which is the answer to no question"),
+    ],
+)
+def test_what_a_subject_says_on_the_pipe_is_no_answer_and_is_quoted(does, how):
+    with child(does) as subject:
+        first = subject.introduce()["pid"]
+        with pytest.raises(SubjectDied) as death:
+            subject.ask({"n": 1})
+        assert death.value.how.startswith("broke the protocol: it wrote ")
+        assert how in death.value.how
+        assert not is_alive(first)
+        assert subject.introduce()["pid"] != first
+
+
+def test_an_answer_ahead_of_its_question_is_not_taken_for_the_next_one():
+    ahead = 'question["n"] == 1 and say({"heard": "lies", "question_number": number})'
+    with child(ahead) as subject:
+        assert subject.ask({"n": 1}) == {"heard": "lies"}  # nobody can tell
+        with pytest.raises(SubjectDied, match="the answer to no question"):
+            subject.ask({"n": 2})
+
+
+def test_an_answer_without_an_end_is_cut_short(monkeypatch):
+    monkeypatch.setattr(process, "MAX_ANSWER", 100_000)
+    with (
+        child('[answers.write("x" * 1000) for _ in range(1000)]') as subject,
+        pytest.raises(SubjectDied, match="longer than any answer"),
+    ):
+        subject.ask({})
+
+
+def test_nobody_answers_in_a_dead_childs_place():
+    heir = "os.fork() and os._exit(0); time.sleep(0.5)"
+    with child(heir) as subject, pytest.raises(SubjectDied, match="ended with code 0"):
+        subject.ask({})
+
+
+def test_an_introduction_that_is_none_is_the_subjects():
+    source = CHILD.partition('say({{"pid"')[0].format() + 'answers.write("me\\n"); time.sleep(9)'
+    with program(source) as subject, pytest.raises(SubjectDied, match="'me' where answers go"):
+        subject.introduce()

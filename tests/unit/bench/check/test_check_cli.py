@@ -20,11 +20,11 @@ from typer.testing import CliRunner
 import bench.check.decode
 import bench.check.run
 from bench import cli
-from bench.check import search as cross_check
 from bench.check.record import CheckRecord
 from helpers.places import ROOT
 from helpers.wrong_kernels import NARROW, SHORT, named
 from reference.attention.problem import AttentionProblem
+from subjects import starting
 
 # What the installed command does, without its being installed.
 COMMAND = [
@@ -392,11 +392,11 @@ def test_a_worker_that_cannot_start_exits_4(arguments, monkeypatch, tmp_path):
     # A package without a worker: an empty folder would leave the one that is installed.
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench" / "__init__.py").touch()
-    monkeypatch.setattr(cross_check, "ROOT", tmp_path)
+    monkeypatch.setattr(starting, "HOME", tmp_path)
     result = typed("--kernel", "torch", *arguments)
     assert result.exit_code == 4
     assert "the harness itself failed; this says nothing about the kernel" in result.stderr
-    assert "No module named 'bench.check.worker'" in result.stderr
+    assert "No module named 'bench.check'" in result.stderr
     assert result.stdout == ""
 
 
@@ -484,7 +484,7 @@ def test_ctrl_c_reports_what_is_done_and_leaves_no_process(tmp_path):
 
 @pytest.mark.slow
 def test_a_second_ctrl_c_aborts_at_once_and_leaves_no_process(tmp_path):
-    patient = COMMAND[-1].replace("from", "import bench.check.search as c; c.GRACE_S = 1e9; from")
+    patient = COMMAND[-1].replace("from", "import bench.search.lanes as c; c.GRACE_S = 1e9; from")
     command, mark = interruptible(tmp_path, named("hangs_after_a_while"), source=patient)
     command.send_signal(signal.SIGINT)
     line = command.stderr.readline()

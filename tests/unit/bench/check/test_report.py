@@ -12,20 +12,19 @@ from bench.check.coverage_markdown import markdown
 from bench.check.decode import DecodeTimes, TimingRecord
 from bench.check.record import (
     CheckRecord,
-    CoverageRow,
-    ExpectedRecord,
-    FailureRecord,
+    Failure,
     KernelRecord,
     MemoryRecord,
-    kernel_record,
     replay_command,
 )
 from bench.check.report import failure_panel, show, show_replay
-from bench.check.search import Outcome, Replay
+from bench.check.search import Replay
 from bench.machine.environment import Environment
 from bench.workloads.record import NamedStream
 from reference.attention.checks import CHECKS
 from reference.attention.contract import Capabilities
+from reference.attention.coverage import Coverage, Row
+from reference.attention.expected import Met
 from reference.attention.problem import AttentionProblem
 from reference.attention.verdict import Status, Verdict
 
@@ -34,7 +33,7 @@ LONG_NAME = "/home/somebody/projects/attention/kernels/experimental/my_kernel.py
 ODD_NAME = "[red]odd[/red].py:100:[/]"
 
 
-def failure(**changes) -> FailureRecord:
+def failure(**changes) -> Failure:
     usual = {
         "problem": SPEC,
         "check": "truth",
@@ -44,20 +43,20 @@ def failure(**changes) -> FailureRecord:
         "replay": replay_command("k.py:f", "cpu", SPEC),
         "saved_to": ".pagedbench/failures/k-py-f-0123abcd.txt",
     }
-    return FailureRecord(**{**usual, **changes})
+    return Failure(**{**usual, **changes})
 
 
-def covered(capabilities: Capabilities = Capabilities(), **statuses: Status) -> list[CoverageRow]:  # noqa: B008 - frozen
+def covered(capabilities: Capabilities = Capabilities(), **statuses: Status) -> list[Row]:  # noqa: B008 - frozen
     """The coverage of 12 verdicts on `SPEC` for each check: passed, unless said otherwise."""
-    outcome = Outcome("k", capabilities, asked=12)
+    coverage = Coverage()
     for check in ("truth", "alone"):
         verdict = Verdict(check, statuses.get(check, Status.PASSED))
         for _ in range(12):
-            outcome.coverage.add(AttentionProblem.parse(SPEC), verdict)
-    return kernel_record(outcome).coverage
+            coverage.add(AttentionProblem.parse(SPEC), verdict)
+    return coverage.matrix(capabilities)
 
 
-def expected(**changes) -> ExpectedRecord:
+def expected(**changes) -> Met:
     usual = {
         "kernel": "k.py:f",
         "check": "truth",
@@ -70,7 +69,7 @@ def expected(**changes) -> ExpectedRecord:
         "state": "failed as expected",
         "said": "k.py:f truth [window] fails 3 of 4 problems: https://example.org/issues/12",
     }
-    return ExpectedRecord(**{**usual, **changes})
+    return Met(**{**usual, **changes})
 
 
 def kernel(name: str = "torch", **changes) -> KernelRecord:

@@ -20,13 +20,19 @@ from hypothesis.database import (
 )
 
 import bench.fuzz.campaign
-from bench.fuzz.campaign import Campaign, Tally, checks_run, run_campaign
+import bench.search.shrink
+from bench.fuzz.campaign import SHOWN_BY, Campaign, Tally, checks_run, run_campaign
 from bench.fuzz.databases import DatabaseError, Drawer, open_database
 from bench.fuzz.minimise import minimise
+from bench.fuzz.record import Subject
 from helpers.wrong_allocators import BUGS
 from paged.allocator import PagedAllocator
 from paged.subject import PagedSubject, paged_allocator
-from reference.allocator.contract import AllocatorCapabilities, capabilities_of_factory
+from reference.allocator.contract import (
+    HOSTILE_CALLS,
+    AllocatorCapabilities,
+    capabilities_of_factory,
+)
 from reference.allocator.machine import CHECKS, Finding, run_program
 from reference.allocator.programs import Pool, Program, Step
 
@@ -37,7 +43,7 @@ PLANTED = BUGS["missing_copy_on_write"]
 
 def campaign(**changes: Any) -> Campaign:
     usual: dict[str, Any] = {
-        "name": "paged",
+        "allocator": Subject(name="paged"),
         "factory": paged_allocator,
         "capabilities": PAGED,
         "examples": 300,
@@ -332,6 +338,7 @@ class Clock:
         self.step_s = step_s
         clock = types.SimpleNamespace(monotonic=self.monotonic)
         monkeypatch.setattr(bench.fuzz.campaign, "time", clock)
+        monkeypatch.setattr(bench.search.shrink, "time", clock)
 
     def monotonic(self) -> float:
         self.now += self.step_s
@@ -387,11 +394,19 @@ def test_each_allocator_and_each_finding_has_a_drawer_of_its_own() -> None:
     database = InMemoryExampleDatabase()
     with counted_saves(database) as keys:
         wrong = made_of(RefusesForksAndLongAppends)
-        run_campaign(campaign(name="mine", factory=wrong, examples=300, database=database))
+        run_campaign(
+            campaign(allocator=Subject(name="mine"), factory=wrong, examples=300, database=database)
+        )
     names = {key.removesuffix(b".secondary").removesuffix(b".pareto") for key in keys}
     assert names == {b"pagedbench fuzz mine 0", b"pagedbench fuzz mine 1"}
     others = run_campaign(
-        campaign(name="other", factory=wrong, database=database, max_findings=1, seed=5)
+        campaign(
+            allocator=Subject(name="other"),
+            factory=wrong,
+            database=database,
+            max_findings=1,
+            seed=5,
+        )
     )
     assert others.found[0].examples > 1
 
@@ -589,13 +604,38 @@ def test_attempts_are_limited() -> None:
 
 
 def test_checks_that_are_not_run_have_their_reason() -> None:
-    least = checks_run(AllocatorCapabilities(prefix_caching=False))
+    everything = {*HOSTILE_CALLS, *(what for shown in SHOWN_BY.values() for what in shown)}
+    least = checks_run(AllocatorCapabilities(prefix_caching=False), Tally(shown=everything))
     assert least.keys() == CHECKS.keys()
-    assert least["copies"] == "no fork"
-    assert least["hit"] == "no prefix_caching"
-    assert {check for check, why in least.items() if not why} == {
+    assert least["copies"] == "not run: no fork"
+    assert least["hit"] == "not run: no prefix_caching"
+    assert {check for check, how in least.items() if how == "passed"} == {
         *("content", "table", "ownership", "conservation", "refusal", "trace"),
         *("drain", "capacity", "answer", "died"),
     }
-    everything = replace(PAGED, swap=True)
-    assert set(checks_run(everything).values()) == {""}
+    able = replace(PAGED, swap=True)
+    assert set(checks_run(able, Tally(shown=everything)).values()) == {"passed"}
+
+
+class Unanswering(PagedSubject):
+    def counts(self) -> tuple[int, int, int]:
+        raise RuntimeError("no")
+
+
+class AdmitsNothing(PagedSubject):
+    def admit(self, *_: Any, **__: Any) -> None:
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize("kind", [Unanswering, AdmitsNothing])
+def test_what_no_program_came_to_has_not_passed(kind: type[PagedSubject]) -> None:
+    tally = run_campaign(campaign(factory=made_of(kind), examples=50))
+    checks = checks_run(PAGED, tally)
+    assert checks["answer"] == "failed"
+    for check in ("content", "table", "ownership", "copies", "hit", "drain", "capacity"):
+        assert checks[check] == "not run: no program came to it", check
+
+
+def test_every_check_of_ours_is_shown_by_a_few_programs() -> None:
+    tally = run_campaign(campaign(examples=100))
+    assert {how for how in checks_run(PAGED, tally).values() if how.endswith("came to it")} == set()
