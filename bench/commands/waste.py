@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -248,7 +249,7 @@ def waste(
         slot_bytes = _slot_bytes(bytes_per_token, model)
         specs = stream or ([] if trace else [DEFAULT_STREAM])
         plan = WastePlan(
-            streams=read_streams(specs, trace or [], requests=requests, seed=seed),
+            streams=(),
             policies=tuple(policy or ()),
             block_sizes=tuple(dict.fromkeys(block_size or [16])),
             slots=_slots(slots, pool, slot_bytes),
@@ -264,6 +265,10 @@ def waste(
             ray_address=ray_address,
             whatif=whatif,
         )
+        # A long trace takes a while to read: what is wrong besides is said before.
+        plan.check_policies()
+        streams = read_streams(specs, trace or [], requests=requests, seed=seed)
+        plan = replace(plan, streams=streams)
         it.end(_waste(plan, json, plot, it, quiet=quiet))
 
 

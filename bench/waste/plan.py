@@ -58,6 +58,11 @@ class WastePlan:
     whatif: bool
     """Whether one paged policy is varied."""
 
+    def check_policies(self) -> None:
+        """Raise BadInput for what is no policy, or cannot be varied."""
+        if self.base is None:
+            expand_policies(self.policies, block_sizes=self.block_sizes, max_model_len=1)
+
     def jobs(self) -> list[Job]:
         """Every policy on every stream, in the order of the record's rows."""
         return [

@@ -66,14 +66,7 @@ BAR_STYLES: Final[dict[str, dict[str, Any]]] = {
     "free_idle": {"color": "#ffffff"},
     "cached_idle": {"color": COLOURS[IDLE]},
 }
-LINES: Final = (
-    ("#000000", "-"),
-    ("#d55e00", "-"),
-    ("#009e73", "-"),
-    ("#cc79a7", "-"),
-    ("#0072b2", "-"),
-    ("#e69f00", "-"),
-)
+LINE_COLOURS: Final = ("#000000", "#d55e00", "#009e73", "#cc79a7", "#0072b2", "#e69f00")
 
 
 class PlotFormatError(BadInput):
@@ -197,12 +190,11 @@ def _bars(axes: Axes, rows: list[WasteRow]) -> None:
 def _batches(axes: Axes, rows: list[WasteRow]) -> None:
     for index, row in enumerate(rows):
         steps, batch = row.series.mean_batch()
-        colour, style = LINES[index % len(LINES)]
         axes.plot(
             steps,
             batch,
-            color=colour,
-            linestyle=style if index < len(LINES) else "--",
+            color=LINE_COLOURS[index % len(LINE_COLOURS)],
+            linestyle="-" if index < len(LINE_COLOURS) else "--",
             linewidth=1.2,
             label=f"{policy_name(row.policy)}: {row.mean_batch:,.1f}",
         )

@@ -282,28 +282,25 @@ def test_trace_without_a_limit(trace: RequestStream) -> None:
 
 
 @pytest.mark.parametrize(
-    ("order", "rate"),
+    ("millions", "order", "rate"),
     [
         # In per cent, as other replays of the trace found them.
-        ("lru", 13.9),
-        ("fifo", 12.7),
-        ("perfect-lfu", 15.5),
+        (3, "lru", 13.9),
+        (3, "fifo", 12.7),
+        (3, "perfect-lfu", 15.5),
         # Of blocks that are due at once the tail goes first here. Where the head does it is 35.7.
-        ("belady", 36.0),
+        (3, "belady", 36.0),
+        (0.1, "lru", 4.3),
+        (1, "lru", 5.4),
+        (10, "lru", 29.1),
+        (30, "lru", 36.6),
     ],
 )
-def test_trace_in_three_million_tokens(
-    trace: RequestStream, order: ReplayOrder, rate: float
+def test_trace_in_caches_of_a_size(
+    trace: RequestStream, millions: float, order: ReplayOrder, rate: float
 ) -> None:
-    assert 100 * replay(trace, 3_000_000, order).hit_rate == pytest.approx(rate, abs=0.1)
-
-
-@pytest.mark.parametrize(("millions", "rate"), [(0.1, 4.3), (1, 5.4), (10, 29.1), (30, 36.6)])
-def test_trace_in_lru_caches_of_other_sizes(
-    trace: RequestStream, millions: float, rate: float
-) -> None:
-    result = replay(trace, int(1e6 * millions))
-    assert 100 * result.hit_rate == pytest.approx(rate, abs=0.05)
+    found = replay(trace, int(1e6 * millions), order)
+    assert 100 * found.hit_rate == pytest.approx(rate, abs=0.1)
 
 
 def test_trace_by_share_of_its_blocks(trace: RequestStream) -> None:

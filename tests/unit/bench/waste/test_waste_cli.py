@@ -233,6 +233,13 @@ def test_a_trace_that_breaks_off_names_the_line():
     assert "calls.csv, line 2" in words(result)
 
 
+def test_a_wrong_policy_is_said_before_a_trace_is_read():
+    Path("calls.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\nnonsense\n")
+    result = typed("--trace", "calls.csv", "--policy", "pagd")
+    assert result.exit_code == 2
+    assert "did you mean paged?" in words(result)
+
+
 def test_the_mooncake_figure_says_where_the_trace_is_to_be(monkeypatch):
     monkeypatch.delenv("PAGEDBENCH_TRACES", raising=False)
     missing = typed("--figure", "mooncake")

@@ -92,19 +92,3 @@ def test_the_default_draw_is_pinned():
 def test_a_rate_may_be_given_where_the_data_set_has_none():
     stream = builtin_stream("sharegpt", num_requests=20_000, rate_per_s=2.0)
     assert 1 / np.diff(stream.arrival_s).mean() == pytest.approx(2.0, rel=0.03)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        ({"name": "alpaca"}, "'alpaca' is unknown; use one of azure-conv, azure-code"),
-        ({"num_requests": 0}, "num_requests is 0"),
-        ({"seed": -1}, "seed is -1"),
-        ({"rate_per_s": 0.0}, "rate_per_s is 0.0"),
-        ({"rate_per_s": float("nan")}, "rate_per_s is nan"),
-        ({"rate_per_s": float("inf")}, "rate_per_s is inf"),
-    ],
-)
-def test_bad_arguments_are_refused_with_the_value(arguments, complaint):
-    with pytest.raises(ValueError, match=complaint):
-        builtin_stream(**arguments)

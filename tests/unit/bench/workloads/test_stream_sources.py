@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.workloads.arrivals import arriving
-from bench.workloads.builtin import QuantileSource
+from bench.workloads.builtin import QuantileSource, builtin_stream
 from bench.workloads.conversations import ConversationFit
 from bench.workloads.fits import fitted
 from bench.workloads.mix import mix
@@ -243,6 +243,13 @@ def test_repeated_rounds_keep_the_rate_and_the_prefixes():
         (lambda: arriving(stream(), rate_per_s=1, cv=-1), "cv is -1"),
         (lambda: arriving(stream(), rate_per_s=1, cv=1e9), r"cv is 1e\+09|cv is 1000000000"),
         (lambda: arriving(stream(), rate_per_s=1, seed=-1), "seed is -1"),
+        (lambda: ConversationFit(num_requests=0), "num_requests is 0"),
+        (lambda: ConversationFit(seed=-1), "seed is -1"),
+        (lambda: ConversationFit(rate_per_s=float("inf")), "rate_per_s is inf"),
+        (lambda: builtin_stream("alpaca"), "'alpaca' is unknown; use one of azure-conv"),
+        (lambda: builtin_stream(num_requests=0), "num_requests is 0"),
+        (lambda: builtin_stream(seed=-1), "seed is -1"),
+        (lambda: builtin_stream(rate_per_s=0.0), "rate_per_s is 0.0"),
     ],
 )
 def test_bad_combinators_are_refused_with_the_value(make, complaint):
