@@ -1,6 +1,7 @@
 """Many simulations: what comes out does not depend on where, nor in which order, they were run."""
 
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -106,6 +107,6 @@ def interrupted() -> int:
 
 def test_ctrl_c_does_not_reach_processes_that_are_started() -> None:
     assert interrupted() != 0
-    with parallel._deaf_children():
+    with parallel._deaf_to(signal.SIGINT):
         assert interrupted() == 0
     assert interrupted() != 0
