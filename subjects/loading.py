@@ -51,13 +51,18 @@ def load(name: str, *, what: str, built_in: tuple[str, ...] = ()) -> Any:
 
 
 def split(name: str, *, what: str, built_in: tuple[str, ...] = ()) -> tuple[str, str]:
-    """The module or file of a name, and the attribute; arguments and errors are those of `load`."""
+    """The module or file of a name, and the attribute. Nothing is imported.
+
+    Arguments and errors are those of `load`.
+    """
     where, _, attribute = name.rpartition(":")
     if not where or not attribute:
         raise SubjectError(
             f"{name!r} names no {what}: use module:function, path/to/file.py:function"
             + (f", or one of {', '.join(built_in)}" if built_in else "")
         )
+    if where.endswith(".py") and not Path(where).is_file():
+        raise SubjectError(f"{where} is not a file (looked from {Path.cwd()})")
     return where, attribute
 
 
@@ -75,8 +80,6 @@ def _import(name: str, what: str) -> Any:
 
 
 def _import_file(path: Path, what: str) -> Any:
-    if not path.is_file():
-        raise SubjectError(f"{path} is not a file (looked from {Path.cwd()})")
     sys.path.insert(0, str(path.resolve().parent))  # for what lies beside it
     spec = importlib.util.spec_from_file_location(f"subject_{path.stem}", path)
     if spec is None or spec.loader is None:

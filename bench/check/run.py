@@ -124,7 +124,7 @@ def run_check(plan: CheckPlan, *, progress: Progress, stop: threading.Event) -> 
 
 
 def replay_problem(
-    spec: str,
+    problem: AttentionProblem,
     kernels: Sequence[str],
     device: str,
     *,
@@ -135,9 +135,8 @@ def replay_problem(
 ) -> int:
     """Run every check of each kernel on one problem, show each, and return the exit code.
 
-    Raises InvalidProblem: the spec is none. Raises BadInput: nothing was checked of a kernel.
+    Raises BadInput: nothing was checked of a kernel.
     """
-    problem = AttentionProblem.parse(spec)
     make_inputs(problem)  # refuses here what no kernel can be asked
     wrong, unable = False, []
     for name in kernels:
@@ -150,7 +149,7 @@ def replay_problem(
             unable.append(name)
     if unable and not wrong:
         raise BadInput(
-            f"--problem {spec}: nothing was checked of {', '.join(unable)}; choose a problem "
+            f"--problem {problem}: nothing was checked of {', '.join(unable)}; choose a problem "
             f"within what the kernel declares"
         )
     return WRONG if wrong else RIGHT

@@ -140,6 +140,16 @@ class Session:
         self.err.say("stopping; what is done is reported (Ctrl-C again to abort)", "yellow")
 
 
+def check_readable(file: Path | None) -> None:
+    """Raise BadInput where a file that is to be read cannot be."""
+    if file is not None:
+        try:
+            file.open("rb").close()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise BadInput(f"{file}: {reason}; name a file that can be read") from None
+
+
 def check_file(option: str, file: Path | None) -> None:
     """Raise BadInput where a result could not be written.
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from bench.command.options import Json, present_device
-from bench.command.session import check_file, session
+from bench.command.session import check_file, check_readable, session
 from reference.errors import BadInput
+from subjects.attention.resolve import check_name
 
 # torch takes seconds to import: what needs it is imported where it is used; --help is quick.
 if TYPE_CHECKING:
@@ -101,6 +102,9 @@ def check(
     kernels = tuple(dict.fromkeys(kernel or ["torch", "triton"]))
     with session(about="the kernel") as it:
         _check_interpreter(engine_python, kernel)
+        for name in kernels:
+            check_name(name)
+        check_readable(expected)
         if problem is not None:
             recorded = {"--json": json, "--coverage-md": coverage_md}
             for option in (name for name, file in recorded.items() if file is not None):
@@ -113,14 +117,15 @@ def check(
             from reference.attention.size import check_reference
 
             # What nothing can hold, and a file that is none, are said before torch is imported.
-            check_reference(AttentionProblem.parse(problem))
+            parsed = AttentionProblem.parse(problem)
+            check_reference(parsed)
             known = _expected(expected)
             from bench.check.report import show_replay
             from bench.check.run import replay_problem
 
             it.end(
                 replay_problem(
-                    problem,
+                    parsed,
                     kernels,
                     present_device(device),
                     expected=known,
@@ -131,6 +136,7 @@ def check(
             )
         _check_writable(json, save)
         check_file("--coverage-md", coverage_md)
+        lengths = _stream(trace, stream)
         where = present_device(device)
         import torch
 
@@ -144,7 +150,7 @@ def check(
 
         plan = CheckPlan(
             kernels=kernels,
-            stream=_stream(trace, stream),
+            stream=lengths,
             problems=problems,
             max_len=max_len,
             seed=seed,

@@ -102,11 +102,12 @@ def compare(
         from bench.gate.importing import store_record
         from bench.gate.releases import NamedRun, chain, plan_pairs
         from bench.gate.report.releases import show_chain
-        from bench.gate.run import run_gate
 
         names = list(releases or env or [])
         first = anchor or names[0]
         planned = plan_pairs(names, first, _pairs(pairs))
+        from bench.gate.run import run_gate
+
         contestants = {name: _contestant(name, environment=bool(env)) for name in names}
         runs: list[NamedRun] = []
         for number, (base, head) in enumerate(planned, start=1):

@@ -201,10 +201,12 @@ def _variants(
     from kernels.compiled.variants import GROUPS, VARIANTS, Variant
     from reference.attention.problem import AttentionProblem
     from reference.attention.size import check_call
-    from subjects.attention.resolve import BUILT_IN
+    from subjects.attention.resolve import BUILT_IN, check_name
 
     names = list(dict.fromkeys(kernels or GROUPS))
     foreign = [name for name in names if ":" in name or name in BUILT_IN]
+    for name in foreign:
+        check_name(name)
     chosen = []
     for name in names:
         found = [each for each in VARIANTS if name in {each.group, each.name}]

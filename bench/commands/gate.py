@@ -156,6 +156,7 @@ def gate(
             check_file("--config", config)
         if aa and plant is not None:
             raise BadInput("--aa and --plant: head cannot be the same and slower; choose one")
+        timed_on = device_named(device)
         slowdown = percentage(plant) if plant is not None else 0.0
         mode: Mode = "aa" if aa else "plant" if slowdown else "gate"
         if base is None and mode == "gate":
@@ -191,7 +192,7 @@ def gate(
             keep_going=keep_going,
             compiled=compiled,
             compiled_targets=settings.compiled_targets,
-            device=device_named(device),
+            device=timed_on,
             suite=os.environ.get(SUITE_VARIABLE),
         )
         with it.work() as progress:

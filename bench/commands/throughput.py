@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -12,9 +14,10 @@ import typer
 from bench.command.options import AsvFolder, Json, check_asv, present_device
 from bench.command.session import Session, check_file, session
 from reference.errors import BadInput
+from subjects.attention.resolve import check_name
 
 if TYPE_CHECKING:
-    from bench.throughput.points import Point
+    from bench.throughput.points import Point, Sweep
     from bench.throughput.record import ThroughputRecord
 
 THROUGHPUT_HELP: Final = """
@@ -132,6 +135,14 @@ def throughput(
             raise BadInput(f"--preset {preset}: choose {', '.join(PRESETS)}")
         if preset is not None and (batch or prefill):
             raise BadInput(f"--preset {preset} has its own batches: drop --batch and --prefill")
+        for name in subject or ():
+            if ":" in name:
+                check_name(name)
+        split_counts = _splits(splits)
+        sweep = _sweep(batch, prefill, block_size, heads, head_dim, dtype, kv_dtype, seed)
+        asked = bool(batch or prefill)
+        # Before torch is imported: what makes no call is refused at once.
+        points = (sweep if asked else replace(sweep, batches=("1x1",))).points()
         where = present_device(device)
 
         import torch
@@ -150,18 +161,17 @@ def throughput(
             from bench.throughput.bars import bar_points
 
             points = bar_points(where, seed=seed)
-        else:
-            points = _points(
-                batch, prefill, where, block_size, heads, head_dim, dtype, kv_dtype, seed
-            )
+        elif not asked:
+            points = replace(sweep, batches=DEFAULT_BATCHES[where]).points()
+        _check_sizes(points, where)
         names = tuple(subject or DEFAULT[where])
         plan = ThroughputPlan(
             points=points,
-            candidates=tuple(find_candidates(names, device=where, splits=_splits(splits))),
+            candidates=tuple(find_candidates(names, device=where, splits=split_counts)),
             device=where,
             rounds=rounds or ROUNDS[where],
             seed=seed,
-            with_bars=preset is not None or (where == "cpu" and not batch and not prefill),
+            with_bars=preset is not None or (where == "cpu" and not asked),
             loops=partial(loop_figures, points, time_limit_s=time_limit)
             if compiled and where == "cpu"
             else None,
@@ -191,23 +201,20 @@ def _export(record: ThroughputRecord, folder: Path, it: Session) -> None:
     it.err.say(f"asv: {said}")
 
 
-def _points(
+def _sweep(
     batch: list[str] | None,
     prefill: list[str] | None,
-    device: str,
     block_size: str,
     heads: str,
     head_dim: str,
     dtype: str,
     kv_dtype: str,
     seed: int,
-) -> tuple[Point, ...]:
+) -> Sweep:
     from bench.throughput.points import Sweep
-    from reference.attention.size import call_bytes, check_size
 
-    nothing_asked = not batch and not prefill
-    points = Sweep(
-        batches=DEFAULT_BATCHES[device] if nothing_asked else tuple(batch or ()),
+    return Sweep(
+        batches=tuple(batch or ()),
         prefills=tuple(prefill or ()),
         block_sizes=_numbers("--block-size", block_size),
         heads=[_pair(part) for part in _parts(heads)],
@@ -215,7 +222,12 @@ def _points(
         dtypes=_parts(dtype),
         kv_dtypes=["" if part == "same" else part for part in _parts(kv_dtype)],
         seed=seed,
-    ).points()
+    )
+
+
+def _check_sizes(points: Sequence[Point], device: str) -> None:
+    from reference.attention.size import call_bytes, check_size
+
     memory = None
     if device == "cuda":
         import torch
@@ -223,7 +235,6 @@ def _points(
         memory = torch.cuda.get_device_properties(0).total_memory
     for point in points:
         check_size(call_bytes(point.problem), point.problem, memory=memory)
-    return points
 
 
 def _parts(text: str) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any, Final
 from reference.attention.contract import AttentionKernel, Capabilities, capabilities_of
 from reference.attention.problem import MAX_BLOCK_SIZE, MAX_HEAD_DIM
 from subjects.environments import BuiltIn, engine_python
-from subjects.loading import SubjectError, load
+from subjects.loading import SubjectError, load, split
 from subjects.starting import PREFIX
 
 BUILT_IN: Final = {
@@ -54,6 +54,12 @@ def python_of(name: str) -> str | None:
     if known is None or not known.environment:
         return None
     return str(engine_python(known.environment))
+
+
+def check_name(name: str) -> None:
+    """Raise SubjectError where a name cannot lead to a kernel. Nothing is imported."""
+    if name not in BUILT_IN:
+        split(name, what="kernel", built_in=tuple(BUILT_IN))
 
 
 def resolve_kernel(name: str, *, device: str = "cpu") -> Subject:

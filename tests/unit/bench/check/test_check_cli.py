@@ -414,7 +414,7 @@ def test_an_error_of_ours_exits_4_whatever_its_type(error, monkeypatch):
 
 
 def test_a_record_that_cannot_be_written_exits_4_and_the_table_is_printed(right, monkeypatch):
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(bench.check.run, "run_check", lambda *_, **__: right.record)
