@@ -13,8 +13,6 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import Phase, settings
-from hypothesis.stateful import run_state_machine_as_test
 
 from bench.commands.fuzz import DEFAULT_EXAMPLES
 from bench.fuzz.campaign import Campaign, run_campaign
@@ -22,12 +20,9 @@ from bench.fuzz.record import Subject, Trace
 from helpers import wrong_allocators
 from helpers.swapping import swapping_allocator
 from helpers.wrong_allocators import Bug
-from paged.eviction import LRU
-from paged.pool import BlockPool
 from paged.subject import paged_allocator
 from reference.allocator.contract import capabilities_of_factory
 from reference.allocator.machine import CHECKS, run_program
-from tests.property.test_allocator import PoolMachine
 
 BUGS = {name: bug for name, bug in wrong_allocators.BUGS.items() if bug.hunted}
 
@@ -117,55 +112,6 @@ def test_readme_lists_the_bugs() -> None:
     assert [name for name, *_ in rows] == list(BUGS), "write the table anew: see above"
     assert all(int(examples) <= DEFAULT_EXAMPLES for _, examples, _ in rows)
     assert all(int(steps) <= MAX_STEPS for *_, steps in rows)
-
-
-# What the pool's own machine sees, which no allocator shows to the outside
-
-
-class RevivedBlockStaysInTheEvictionOrder(BlockPool):
-    __slots__ = ()
-
-    def retain(self, block: int) -> None:
-        self._references[block] += 1
-
-
-class MostRecentlyUsedFirst(LRU):
-    def pop(self, *, tenant: int | None = None, coming: int = 0) -> int:
-        return self._recency.popitem()[0]
-
-
-def owner_is_not_told(num_blocks: int, **_: object) -> BlockPool:
-    return BlockPool(num_blocks)
-
-
-def pool_with_mru(num_blocks: int, **options: object) -> BlockPool:
-    return BlockPool(num_blocks, eviction=MostRecentlyUsedFirst(), **options)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "finding"),
-    [
-        (RevivedBlockStaysInTheEvictionOrder, "eviction order, and least"),
-        (owner_is_not_told, "evicted, and least recently used"),
-        (pool_with_mru, "evicted, and least recently used"),
-    ],
-)
-def test_wrong_pool_is_rejected(
-    monkeypatch: pytest.MonkeyPatch, wrong: object, finding: str
-) -> None:
-    monkeypatch.setattr("tests.property.test_allocator.BlockPool", wrong)
-    with pytest.raises(AssertionError, match=finding):
-        run_state_machine_as_test(
-            PoolMachine,
-            settings=settings(
-                max_examples=500,
-                stateful_step_count=40,
-                derandomize=True,
-                database=None,
-                report_multiple_bugs=False,
-                phases=[Phase.generate],
-            ),
-        )
 
 
 def main() -> None:

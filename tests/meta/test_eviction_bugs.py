@@ -1,6 +1,7 @@
-"""Wrong orders of eviction, ghosts, keys and releases, all of which are rejected.
+"""Wrong pools, orders of eviction, ghosts, keys and releases, all of which are rejected.
 
-It is the machines of tests/property/test_eviction.py that have to reject them. Each bug comes with
+It is the machines of tests/property that have to reject them: most of it shows in no allocator
+under the contract, whose bugs stand in helpers/wrong_allocators. Each bug comes with
 the words of the finding that it has to end in.
 """
 
@@ -18,6 +19,7 @@ from paged.eviction import FIFO, LFU, LRU, GhostList, _ByAge, _ByHits, _ByRecenc
 from paged.pool import BlockPool
 from paged.prefix import KeyedChain, PrefixChain
 from paged.table import BlockTable
+from tests.property.test_allocator import PoolMachine
 from tests.property.test_eviction import GHOSTS, KeyedMachine, OrderMachine, check_ghosts
 
 MAX_EXAMPLES = 2000
@@ -125,6 +127,28 @@ def lru_goes_by_the_latest(patch: pytest.MonkeyPatch) -> None:
 @bug(OrderMachine, WRONG_LINE)
 def used_block_stays_in_line(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LRU, "remove", lambda self, block: None)
+
+
+# The pool
+
+
+@bug(PoolMachine, "eviction order, and least recently used")
+def revived_block_stays_in_the_eviction_order(patch: pytest.MonkeyPatch) -> None:
+    def retain(self: BlockPool, block: int) -> None:
+        self._references[block] += 1
+
+    patch.setattr(BlockPool, "retain", retain)
+
+
+@bug(PoolMachine, "evicted, and least recently used")
+def owner_is_not_told(patch: pytest.MonkeyPatch) -> None:
+    init = BlockPool.__init__
+    patch.setattr(BlockPool, "__init__", lambda self, num_blocks, **_: init(self, num_blocks))
+
+
+@bug(PoolMachine, "evicted, and least recently used")
+def pool_gives_up_the_most_recently_used(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(LRU, "pop", lambda self, *, tenant=None, coming=0: self._recency.popitem()[0])
 
 
 # Quotas
