@@ -20,7 +20,7 @@ COMMANDS = {
     "check": ("--problems", "2000", "--no-timing"),
     "waste": ("--requests", "1000000", "--jobs", "2"),
     "fuzz": ("--examples", "1000000"),
-    "race": ("--requests", "1000000"),
+    "race": ("--requests", "200000"),
     "compile": (),
     "throughput": (),
     "gate": ("HEAD",),
