@@ -204,7 +204,7 @@ def read_known(paths: Sequence[Path], allocator: str) -> dict[str, Finding]:
 def slug(trace: Trace) -> str:
     """A file's name for a finding: the same for the same program."""
     name = Path(trace.allocator.name).name.replace(".py:", "-")[:80]
-    digest = hashlib.sha256(str(trace.program).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(str(trace.program).encode(errors="backslashreplace")).hexdigest()[:8]
     words = f"{name}-{trace.check}-{digest}"
     return re.sub(r"[^A-Za-z0-9]+", "-", words).strip("-").lower()
 

@@ -19,6 +19,9 @@ MAX_EXPANSION: Final = 200
 """Bytes that gzip data may unpack to, for each of its own, once `FREE_BYTES` are unpacked.
 Published traces reach 15; a file made to fill memory or time reaches 1,000."""
 
+MAX_BLANK_LINES: Final = 10**6
+"""Blank lines in a row: a second's worth, and more than anybody leaves."""
+
 FREE_BYTES: Final = 2**26
 """A small trace of equal rows may pack as well as it likes."""
 
@@ -53,30 +56,26 @@ class Line(NamedTuple):
 
 def lines_of(path: str) -> Generator[Line]:
     """Yield the lines that are not blank, and turn what breaks a file into a `TraceError`."""
-    number = 0
+    number = last = 0
     with open(path, "rb") as raw:
         packed = raw.peek(len(_GZIP_MAGIC)).startswith(_GZIP_MAGIC)
         with gzip.GzipFile(fileobj=raw) if packed else raw as content:
             try:
                 lines = iter(lambda: content.readline(MAX_LINE_BYTES + 1), b"")
                 for number, line in enumerate(lines, start=1):
+                    fault = ""
                     if len(line) > MAX_LINE_BYTES:
-                        raise TraceError(
-                            path,
-                            number,
-                            f"more than {MAX_LINE_BYTES:,} bytes without an end of line",
-                            "one request on each line; name a trace",
-                        )
-                    if packed and FREE_BYTES < content.tell() > MAX_EXPANSION * raw.tell():
-                        raise TraceError(
-                            path,
-                            number,
-                            f"gzip data that unpacks to over {MAX_EXPANSION} times its size",
-                            "a trace; unpack it yourself if that is what it is",
-                        )
+                        fault = f"more than {MAX_LINE_BYTES:,} bytes without an end of line"
+                    elif packed and FREE_BYTES < content.tell() > MAX_EXPANSION * raw.tell():
+                        fault = f"gzip data that unpacks to over {MAX_EXPANSION} times its size"
+                    elif number - last > MAX_BLANK_LINES:
+                        fault = f"over {MAX_BLANK_LINES:,} blank lines"
+                    if fault:
+                        raise TraceError(path, number, fault, "a request on each line of a trace")
                     # Spreadsheets put a byte-order mark before the first column's name.
                     text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
                     if text:
+                        last = number
                         yield Line(path, number, text)
             except (EOFError, zlib.error, gzip.BadGzipFile) as broken:
                 raise TraceError(
