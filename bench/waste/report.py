@@ -5,14 +5,14 @@ Everything fits 80 columns. Shares are of all slots of the pool, over the loaded
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bench.command.tables import table
 from bench.waste.policies import policy_name, policy_words
 from bench.waste.record import WasteRecord, WasteRow
 from bench.waste.whatif import compare
@@ -76,26 +76,22 @@ def show(record: WasteRecord, console: Console) -> None:
 def memory_table(rows: list[WasteRow]) -> Table:
     """Where the slots are, in per cent of the pool, and how many requests run in them."""
     used = [name for name in CLASS_NAMES if any(getattr(row.judged, name) for row in rows)]
-    table = _table("policy")
-    for name in used:
-        table.add_column(CLASS_NAMES[name], justify="right", no_wrap=True)
-    table.add_column("batch", justify="right", no_wrap=True)
-    table.add_column("peak", justify="right", no_wrap=True)
+    made = _table([*(CLASS_NAMES[name] for name in used), "batch", "peak"])
     for row in rows:
         shares = row.shares
-        table.add_row(
+        made.add_row(
             _policy_cell(row),
             *(_per_cent(shares[name], judged=getattr(row.judged, name)) for name in used),
             f"{row.mean_batch:,.2f}",
             f"{row.peak_requests:,}",
         )
     said = "; ".join(f"{CLASS_NAMES[name]}: {MEANINGS[name]}" for name in used)
-    table.caption = Text(
+    made.caption = Text(
         f"% of the slots, over the loaded steps. {said}. batch: requests that run at once, mean "
         f"and peak."
     )
-    table.caption_justify = "left"
-    return table
+    made.caption_justify = "left"
+    return made
 
 
 def service_table(rows: list[WasteRow]) -> Table:
@@ -114,17 +110,15 @@ def service_table(rows: list[WasteRow]) -> Table:
         ("refused", lambda row: row.total.refused, ",", "requests that can never fit"),
     ]
     columns = [column for column in columns if any(column[1](row) for row in rows)]
-    table = _table("policy")
-    for head, *_ in columns:
-        table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("waits for")
+    made = _table(head for head, *_ in columns)
+    made.add_column("waits for")
     for row in rows:
         cells = [format(of(row), style) if of(row) else "-" for _, of, style, _ in columns]
-        table.add_row(_policy_cell(row), *cells, _waits(row))
+        made.add_row(_policy_cell(row), *cells, _waits(row))
     said = "; ".join(meaning for head, _, _, meaning in columns)
-    table.caption = Text(f"{said}; waits for: why the head of the queue does, share of the steps.")
-    table.caption_justify = "left"
-    return table
+    made.caption = Text(f"{said}; waits for: why the head of the queue does, share of the steps.")
+    made.caption_justify = "left"
+    return made
 
 
 def reading(rows: list[WasteRow], record: WasteRecord) -> list[str]:
@@ -213,9 +207,7 @@ def _show_end(record: WasteRecord, console: Console) -> None:
     console.print(said.append(f", pagedbench {machine.pagedbench}, {machine.cpu}", style="dim"))
 
 
-def _table(first: str) -> Table:
-    table = Table(
-        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1), collapse_padding=True
-    )
-    table.add_column(first, min_width=16, max_width=20)
-    return table
+def _table(figures: Iterable[str]) -> Table:
+    made = table("policy", figures, name_width=20, collapse_padding=True)
+    made.columns[0].min_width = 16
+    return made

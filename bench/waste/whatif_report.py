@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bench.command.tables import table
 from bench.waste.policies import policy_words
 from bench.waste.record import WasteRecord, WasteRow
 from bench.waste.whatif import CRITERION, NOTHING, Effect, WhatIf
@@ -36,13 +36,10 @@ def show_whatif(whatif: WhatIf | None, record: WasteRecord, console: Console) ->
 
 def whatif_table(whatif: WhatIf, gibibytes: float) -> Table:
     """Every variation against the base, option by option."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
-    table.add_column("change", no_wrap=True)
     heads = ("token pts", "GiB", "batch", "done/1k", "preempt", "recomp", "saved")
-    for head in heads:
-        table.add_column(head, justify="right", no_wrap=True)
+    made = table("change", heads, collapse_padding=True)
     base = whatif.base
-    table.add_row(
+    made.add_row(
         "base",
         f"{100 * base.judged.token_fraction:.1f}",
         f"{base.judged.token_fraction * gibibytes:.2f}",
@@ -55,8 +52,8 @@ def whatif_table(whatif: WhatIf, gibibytes: float) -> Table:
     for effect in whatif.effects:
         if effect.group != group:
             group = effect.group
-            table.add_section()
-        table.add_row(
+            made.add_section()
+        made.add_row(
             Text(f"{effect.group} {effect.label}"),
             f"{100 * effect.token_share:+.1f}",
             f"{effect.token_share * gibibytes:+.2f}",
@@ -65,13 +62,13 @@ def whatif_table(whatif: WhatIf, gibibytes: float) -> Table:
             *(_count(value) for value in _work(effect.row)),
             style="green" if effect is whatif.best else None,
         )
-    table.caption = Text(
+    made.caption = Text(
         "token pts, GiB, batch, done/1k (requests completed in 1,000 steps): against the base. "
         "preempt, recomp (tokens computed again), saved (prompt tokens found in the prefix cache): "
         "in the loaded steps. Blocks below 8 are not tried where they are shared: too slow."
     )
-    table.caption_justify = "left"
-    return table
+    made.caption_justify = "left"
+    return made
 
 
 def whatif_reading(whatif: WhatIf, gibibytes: float) -> list[str]:
