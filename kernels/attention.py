@@ -47,10 +47,8 @@ def paged_attention(
     tiles
         Launch parameters; chosen by `launch` if None.
 
-    Raises
-    ------
-    ValueError
-        For tensors that break the contract: the shape or dtype at fault is in the message.
+    Raises ValueError: for tensors that break the contract: the shape or dtype at fault is in the
+    message.
     """
     check_batch(batch, num_splits, tiles)
     if batch.query.shape[0] == 0:
@@ -83,10 +81,7 @@ def batch_invariant_attention(batch: PagedBatch, *, tiles: Tiles | None = None) 
     tiles
         Launch parameters of both kernels; chosen by `launch` if None.
 
-    Raises
-    ------
-    ValueError
-        As `paged_attention`.
+    Raises ValueError: as `paged_attention`.
     """
     check_batch(batch, None, tiles)
     if batch.query.shape[0] == 0:

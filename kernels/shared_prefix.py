@@ -93,11 +93,8 @@ class PrefixGroups:
         device
             Where the batch lies.
 
-        Raises
-        ------
-        ValueError
-            If there is no group, if a group is of one sequence or shares no block, if a sequence
-            is in two, if it is not in the batch, or if a query lies within the prefix.
+        Raises ValueError: if there is no group, if a group is of one sequence or shares no block,
+        if a sequence is in two, if it is not in the batch, or if a query lies within the prefix.
         """
         if not shared:
             raise ValueError("no group: call paged_attention where nothing is shared")
@@ -163,10 +160,7 @@ def find_prefix_groups(
     -------
     Empty where nothing is shared.
 
-    Raises
-    ------
-    ValueError
-        If the table is on a device: reading it would wait for everything before it.
+    Raises ValueError: if the table is on a device: reading it would wait for everything before it.
     """
     if block_table.device.type != "cpu":
         raise ValueError(f"block_table is on {block_table.device}: give the host's copy")

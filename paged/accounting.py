@@ -118,10 +118,7 @@ class Counters:
     def __post_init__(self) -> None:
         """Hold the identity.
 
-        Raises
-        ------
-        IdentityBroken
-            The classes do not add up, or a figure is negative.
+        Raises IdentityBroken: the classes do not add up, or a figure is negative.
         """
         negative = [field.name for field in fields(self) if getattr(self, field.name) < 0]
         if negative:

@@ -56,10 +56,7 @@ class Arrivals:
     refused
         Requests that were turned away.
 
-    Raises
-    ------
-    BadSize
-        There is no request, or one is not as it has to be; the message names it.
+    Raises BadSize: there is no request, or one is not as it has to be; the message names it.
     """
 
     __slots__ = (

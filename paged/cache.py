@@ -107,10 +107,7 @@ def write_slots(
         [num_tokens] int64, slot = block * block_size + offset. Tokens with a negative slot are
         padding and are not stored. No two tokens have the same slot.
 
-    Raises
-    ------
-    BadSize
-        If shapes disagree or a slot lies outside the cache.
+    Raises BadSize: if shapes disagree or a slot lies outside the cache.
     """
     _check_pair(key_cache, value_cache)
     num_slots = key_cache.shape[0] * key_cache.shape[1]
@@ -148,10 +145,8 @@ def copy_blocks(key_cache: Tensor, value_cache: Tensor, pairs: Tensor) -> None:
         [num_pairs, 2] int64, source and destination block. No block is the destination of two
         pairs, nor the source of one and the destination of another.
 
-    Raises
-    ------
-    BadSize
-        If a block lies outside the cache, or is a destination twice or source and destination.
+    Raises BadSize: if a block lies outside the cache, or is a destination twice or source and
+    destination.
     """
     _check_pair(key_cache, value_cache)
     if not pairs.numel():

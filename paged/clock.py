@@ -18,10 +18,7 @@ class StepTime:
     The defaults, 30 ms and 20,000 tokens a second, are a large model's on one server; they are
     round figures, not a measurement. Memory depends on them only through who meets whom.
 
-    Raises
-    ------
-    BadSize
-        A duration is negative, or a step would take no time.
+    Raises BadSize: a duration is negative, or a step would take no time.
     """
 
     step_ns: int = 30_000_000

@@ -52,11 +52,8 @@ def serve_by_counts(
     Serving
         Identical for identical arguments.
 
-    Raises
-    ------
-    BadSize
-        The policy needs blocks to be told apart, a number is out of range, the arrivals fall or
-        some are missing, or the stream is empty.
+    Raises BadSize: the policy needs blocks to be told apart, a number is out of range, the arrivals
+    fall or some are missing, or the stream is empty.
     """
     if not policy.by_counts:
         raise BadSize(f"{policy}: counts do not decide this policy; use paged.scheduler")

@@ -67,10 +67,7 @@ class EvictionOrder(Protocol):
         coming
             Blocks that this tenant is taking and that are not cached yet.
 
-        Raises
-        ------
-        KeyError
-            No block is idle.
+        Raises KeyError: no block is idle.
         """
 
     def order(self) -> list[int]:
@@ -187,10 +184,7 @@ class LRU(_Order):
     quotas
         Most cached blocks, idle and in use, by tenant. Tenants that are not named have no limit.
 
-    Raises
-    ------
-    BadSize
-        A quota is negative or no integer.
+    Raises BadSize: a quota is negative or no integer.
     """
 
     def __init__(self, *, quotas: Mapping[int, int] | None = None) -> None:
@@ -238,10 +232,7 @@ class FIFO(_Order):
     quotas
         Most cached blocks, idle and in use, by tenant. Tenants that are not named have no limit.
 
-    Raises
-    ------
-    BadSize
-        A quota is negative or no integer.
+    Raises BadSize: a quota is negative or no integer.
     """
 
     def __init__(self, *, quotas: Mapping[int, int] | None = None) -> None:
@@ -276,10 +267,7 @@ class LFU(_Order):
     quotas
         Most cached blocks, idle and in use, by tenant. Tenants that are not named have no limit.
 
-    Raises
-    ------
-    BadSize
-        A quota is negative or no integer.
+    Raises BadSize: a quota is negative or no integer.
     """
 
     def __init__(self, *, quotas: Mapping[int, int] | None = None) -> None:
@@ -449,10 +437,7 @@ class GhostList:
     evictions
         How many keys were added so far.
 
-    Raises
-    ------
-    BadSize
-        `window` is below 1.
+    Raises BadSize: `window` is below 1.
     """
 
     __slots__ = ("_latest", "_most", "evictions", "window")

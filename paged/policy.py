@@ -18,10 +18,7 @@ MAX_BLOCK_SIZE: Final = 2**20
 class PagedPolicy:
     """A paged server's rules.
 
-    Raises
-    ------
-    BadSize
-        A number is out of range, or two options do not go together.
+    Raises BadSize: a number is out of range, or two options do not go together.
     """
 
     block_size: int = 16

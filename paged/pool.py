@@ -41,10 +41,7 @@ class BlockPool:
     reference_counts
         References to each block, indexed by block. To be read, not written.
 
-    Raises
-    ------
-    BadSize
-        `num_blocks` is out of range, or `eviction` is in use already.
+    Raises BadSize: `num_blocks` is out of range, or `eviction` is in use already.
     """
 
     __slots__ = ("_free", "_idle", "_on_evict", "_references", "num_blocks", "reference_counts")
@@ -180,10 +177,7 @@ class BlockPool:
         keep
             Those that become idle when their last reference is dropped; the others become free.
 
-        Raises
-        ------
-        DoubleFree
-            A block has no reference. Those before it were released.
+        Raises DoubleFree: a block has no reference. Those before it were released.
         """
         references, free, add = self._references, self._free, self._idle.add
         for block in blocks:

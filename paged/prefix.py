@@ -41,10 +41,7 @@ _TOKEN_BYTES: Final = 8
 def token_array(tokens: Tokens) -> NDArray[np.int64]:
     """Return token ids as an int64 array [num_tokens].
 
-    Raises
-    ------
-    BadSize
-        They are not one-dimensional, not integers, or do not fit into 64 bits.
+    Raises BadSize: they are not one-dimensional, not integers, or do not fit into 64 bits.
     """
     try:
         ids = np.asarray(tokens)
@@ -63,10 +60,7 @@ def token_array(tokens: Tokens) -> NDArray[np.int64]:
 class KeyedPrompt:
     """A prompt of which no token ids are known, only which of its blocks equal those of others.
 
-    Raises
-    ------
-    BadSize
-        `num_tokens` or `tenant` is negative or no integer.
+    Raises BadSize: `num_tokens` or `tenant` is negative or no integer.
     """
 
     num_tokens: int
@@ -88,10 +82,7 @@ class KeyedPrompt:
     def checked_keys(self, block_size: int) -> Sequence[int]:
         """Return the keys.
 
-        Raises
-        ------
-        BadSize
-            There are more of them than full blocks of `block_size` tokens.
+        Raises BadSize: there are more of them than full blocks of `block_size` tokens.
         """
         if len(self.keys) > self.num_tokens // block_size:
             raise BadSize(
@@ -178,10 +169,7 @@ class PrefixChain:
     def push(self, token: int) -> bytes | None:
         """Add one token; return the digest of the block it fills, if it fills one.
 
-        Raises
-        ------
-        BadSize
-            The token does not fit into 64 bits. The chain was not changed.
+        Raises BadSize: the token does not fit into 64 bits. The chain was not changed.
         """
         try:
             self.tail.append(token)
@@ -231,10 +219,7 @@ class PrefixIndex:
     digests
         Digest or key of each indexed block. To be read, not written.
 
-    Raises
-    ------
-    BadSize
-        `block_size` is below 1.
+    Raises BadSize: `block_size` is below 1.
     """
 
     __slots__ = ("_block_of", "_digest_of", "block_size", "digests")
@@ -252,10 +237,7 @@ class PrefixIndex:
     def match(self, tokens: Tokens, *, salt: bytes = b"") -> list[int]:
         """Return the blocks of the longest run of leading full blocks of `tokens` that is held.
 
-        Raises
-        ------
-        BadSize
-            `tokens` are not one-dimensional integers.
+        Raises BadSize: `tokens` are not one-dimensional integers.
         """
         chain = PrefixChain(self.block_size, salt=salt)
         return self.longest_run(chain.extend(token_array(tokens)))
@@ -276,10 +258,7 @@ class PrefixIndex:
         It is not if another block holds the same: the first stays, the duplicate stays private to
         its sequence, since a table that kernels may be reading is not rewritten.
 
-        Raises
-        ------
-        PagedCacheError
-            The block is indexed already.
+        Raises PagedCacheError: the block is indexed already.
         """
         if block in self._digest_of:
             raise PagedCacheError(

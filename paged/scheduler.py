@@ -137,10 +137,7 @@ class Scheduler:
     def take_step(self) -> bool:
         """Take one step; return whether a request was admitted in it.
 
-        Raises
-        ------
-        BadSize
-            The stream is not as it has to be.
+        Raises BadSize: the stream is not as it has to be.
         """
         for group in self._finished:
             self._forget(group, group.tokens_at(self.step))
@@ -509,10 +506,8 @@ def serve(
     Serving
         Identical for identical arguments.
 
-    Raises
-    ------
-    BadSize
-        A number is out of range, the arrivals fall or some are missing, or the stream is empty.
+    Raises BadSize: a number is out of range, the arrivals fall or some are missing, or the stream
+    is empty.
     """
     scheduler = Scheduler(requests, policy, slots=slots, time=time, clients=clients)
     series = Series()

@@ -41,10 +41,7 @@ class BlockTable:
     num_released
         Leading blocks that were released.
 
-    Raises
-    ------
-    BadSize
-        `block_size` is below 1.
+    Raises BadSize: `block_size` is below 1.
     """
 
     __slots__ = ("_mirror", "_mirrored", "block_size", "blocks", "num_released", "num_tokens")
@@ -63,10 +60,7 @@ class BlockTable:
     def grow(self, num_tokens: int, blocks: list[int]) -> None:
         """Add `num_tokens` tokens, and behind the present blocks the `blocks` they need.
 
-        Raises
-        ------
-        BadSize
-            The blocks would be too few or too many for the tokens. Nothing was changed.
+        Raises BadSize: the blocks would be too few or too many for the tokens. Nothing was changed.
         """
         total = self.num_tokens + num_tokens
         needed = -(-total // self.block_size) - len(self.blocks)
@@ -88,10 +82,7 @@ class BlockTable:
 
         Those that were taken out before are not among them.
 
-        Raises
-        ------
-        BadSize
-            `position` is negative or behind the last token. Nothing was changed.
+        Raises BadSize: `position` is negative or behind the last token. Nothing was changed.
         """
         if not 0 <= position <= self.num_tokens:
             raise BadSize(
@@ -139,10 +130,7 @@ class BlockTable:
     def slots(self, *, start: int = 0) -> NDArray[np.int64]:
         """Return the slot of each token position from `start` on, int64 [num_tokens - start].
 
-        Raises
-        ------
-        BadSize
-            `start` is negative, behind the last token, or in a block that was released.
+        Raises BadSize: `start` is negative, behind the last token, or in a block that was released.
         """
         if not 0 <= start <= self.num_tokens:
             raise BadSize(f"start = {start}: the sequence has positions 0 to {self.num_tokens}")

@@ -24,14 +24,8 @@ class SubjectError(BadInput):
 def load(name: str, *, what: str, built_in: tuple[str, ...] = ()) -> Any:
     """Import what a name stands for.
 
-    Parameters
-    ----------
-    name
-        `module:attribute` or `path/to/file.py:attribute`; the attribute may have dots.
-    what
-        What it should lead to, for messages: `kernel`, `allocator`.
-    built_in
-        Names that would have been known, for messages.
+    It is `module:attribute` or `path/to/file.py:attribute`, and the attribute may have dots. What
+    it should lead to, and which names would have been known, is for messages.
 
     Raises SubjectError if the name has no attribute part, or the module, file or attribute is not
     there.

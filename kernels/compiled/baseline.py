@@ -94,10 +94,7 @@ def known_versions() -> list[str]:
 def read_baseline(path: Path) -> Baseline:
     """Read a baseline.
 
-    Raises
-    ------
-    BadInput
-        If there is no such file, or it is no baseline of this schema.
+    Raises BadInput: if there is no such file, or it is no baseline of this schema.
     """
     text = read_whole(path, what="a baseline, as --save writes one,")
     try:
@@ -145,17 +142,7 @@ def _lines(baseline: Baseline) -> list[str]:
 def compare(
     target: str, variant: str, base: VariantFigures | None, now: VariantFigures
 ) -> Comparison:
-    """Set a variant's figures beside those of the baseline.
-
-    Parameters
-    ----------
-    target, variant
-        Names, for the result.
-    base
-        The baseline's; None where it has none.
-    now
-        The run's.
-    """
+    """Set a variant's figures beside those of the baseline."""
     if base is None or base.problem != now.problem:
         return Comparison(target=target, variant=variant, status=Status.NEW)
     changes = _outcome(base, now) or _launches(base, now)

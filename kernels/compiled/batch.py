@@ -30,13 +30,6 @@ def engine_batch(problem: AttentionProblem, *, with_lse: bool = True) -> PagedBa
     [num_blocks, 2, block_size, num_kv_heads, head_dim], the outputs are contiguous. The block table
     and the lengths are right; queries, keys and values are not written, and cost no memory.
 
-    Parameters
-    ----------
-    problem
-        Its requests, shapes, dtypes and variant.
-    with_lse
-        Whether the call asks for the log-sum-exp.
-
     Raises InvalidProblem: it is too large; see `reference.attention.size.check_call`.
     """
     check_call(problem)

@@ -55,10 +55,7 @@ class Captured:
 def install(target: Target) -> None:
     """Make this process compile for a target.
 
-    Raises
-    ------
-    RuntimeError
-        If Triton was imported for its interpreter: a process has one mode.
+    Raises RuntimeError: if Triton was imported for its interpreter: a process has one mode.
     """
     if triton.knobs.runtime.interpret:
         raise RuntimeError(

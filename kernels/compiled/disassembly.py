@@ -111,10 +111,7 @@ def count_sources(
 ) -> dict[str, dict[str, int]]:
     """The loads of each statement, by kind and width.
 
-    Parameters
-    ----------
-    name_of
-        What to call the statement at (file, line).
+    `name_of` says what to call the statement at (file, line).
     """
     counts: dict[str, Counter[str]] = {}
     for each in instructions:

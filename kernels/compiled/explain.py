@@ -75,15 +75,7 @@ _UNITS: Final = {
 
 
 def explain(base: LaunchFigures, now: LaunchFigures, *, slack: Slack = SLACK) -> tuple[Change, ...]:
-    """Every difference between two compiles of one kernel, causes first.
-
-    Parameters
-    ----------
-    base, now
-        Before and after, for the same target.
-    slack
-        What does not count.
-    """
+    """Every difference between two compiles of one kernel, causes first."""
     changes = [
         *_launch(base, now),
         *_specialisation(base, now),

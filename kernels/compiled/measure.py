@@ -65,19 +65,10 @@ def measure(
 ) -> LaunchFigures:
     """The figures of a launch.
 
-    Parameters
-    ----------
-    launch
-        From `capture`.
-    target
-        What it was compiled for.
-    key_names
-        Constexprs that may hold the KV tokens of one iteration; the first that the kernel has.
+    `key_names` are constexprs that may hold the KV tokens of one iteration; the first that the
+    kernel has counts.
 
-    Raises
-    ------
-    ToolsDisagree
-        If assembling Triton's PTX again gives another binary than Triton's.
+    Raises ToolsDisagree: if assembling Triton's PTX again gives another binary than Triton's.
     """
     read = _read_sass if target.is_nvidia else _read_amdgcn
     instructions, loop, resources = read(launch, target)

@@ -67,12 +67,7 @@ ShiftedLines = dict[tuple[str, Source], Source]
 def parse_sass(text: str, shifted_lines: ShiftedLines | None = None) -> Listing:
     """Read a kernel's listing. The NOPs at its end are padding and are left out.
 
-    Parameters
-    ----------
-    text
-        What `nvdisasm` prints.
-    shifted_lines
-        From `read_shifted_lines`: where loads really come from.
+    `shifted_lines` say where loads really come from.
     """
     lines = shifted_lines or {}
     instructions: list[Instruction] = []

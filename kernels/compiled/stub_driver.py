@@ -14,13 +14,7 @@ from kernels.compiled.targets import Target
 
 
 class StubDriver(DriverBase):  # type: ignore[misc]  # Triton has no types
-    """Answers for a target; nothing can be launched, loaded or timed.
-
-    Parameters
-    ----------
-    target
-        What is claimed to be there.
-    """
+    """Answers for a target; nothing can be launched, loaded or timed."""
 
     def __init__(self, target: Target) -> None:
         super().__init__()

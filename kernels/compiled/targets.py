@@ -148,10 +148,7 @@ B200, RTX 5090, MI300X and MI355X, from their makers' data sheets; tensor memory
 def find_target(name: str) -> Target:
     """The target of that name.
 
-    Raises
-    ------
-    UnknownTarget
-        With the names that there are.
+    Raises UnknownTarget: with the names that there are.
     """
     if name not in TARGETS:
         raise UnknownTarget(f"--target {name}: choose one of {', '.join(TARGETS)}")

@@ -54,15 +54,9 @@ def installed() -> bool:
 def install(*, without: Collection[str] = ()) -> None:
     """Correct and speed up the interpreter; a second call does nothing.
 
-    Parameters
-    ----------
-    without
-        Corrections to leave out: that is how their effect is shown.
+    Those `without` are left out: that is how their effect is shown.
 
-    Raises
-    ------
-    ValueError
-        For a name in `without` that no correction has.
+    Raises ValueError: for a name in `without` that no correction has.
     """
     unknown = set(without) - CORRECTIONS
     if unknown:

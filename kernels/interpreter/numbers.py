@@ -43,13 +43,6 @@ def narrow(values: Array, dtype: Any) -> Array:
 
     float8 saturates at its largest finite value, infinity included: `cvt.rn.satfinite` (PTX ISA,
     section on cvt), which Triton emits.
-
-    Parameters
-    ----------
-    values
-        Floating point, integer or bool.
-    dtype
-        The narrow scalar type.
     """
     near = _to_float32(values)
     if dtype.name == "bf16":
@@ -69,10 +62,7 @@ def narrow_toward_zero(values: Array, dtype: Any) -> Array:
     The two are the upper halves of float32 and float16, which is how Triton builds them. Infinity
     stays infinity, and what is too large becomes the largest finite value.
 
-    Raises
-    ------
-    ValueError
-        For e4m3, which Triton does not compile.
+    Raises ValueError: for e4m3, which Triton does not compile.
     """
     if dtype.name not in _UPPER_HALF:
         raise ValueError(f"{dtype.name} rounds to nearest only: leave fp_downcast_rounding out")

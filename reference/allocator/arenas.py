@@ -23,13 +23,7 @@ ReservationName = Literal["max", "pow2", "oracle"]
 
 
 class NotAllocated(ValueError):
-    """An address was freed at which no piece begins: never allocated, or freed already.
-
-    Attributes
-    ----------
-    address
-        The address at fault.
-    """
+    """An address was freed at which no piece begins: never allocated, or freed already."""
 
     def __init__(self, address: int) -> None:
         super().__init__(address)
@@ -108,10 +102,7 @@ class FirstFitArena:
     Neighbouring holes are one. Time grows with the number of holes, which is at most one more than
     the number of pieces.
 
-    Raises
-    ------
-    ValueError
-        `slots` is less than 1.
+    Raises ValueError: `slots` is less than 1.
     """
 
     __slots__ = ("_addresses", "_pieces", "_sizes", "num_free", "slots")
@@ -208,10 +199,7 @@ class BuddyArena:
     side and are no pair stay two. The smallest chunk that is large enough is taken; of equal ones,
     the lowest. So where a piece goes depends on which slots are free and on nothing else.
 
-    Raises
-    ------
-    ValueError
-        `slots` is less than 1.
+    Raises ValueError: `slots` is less than 1.
     """
 
     __slots__ = ("_free", "_orders", "_pieces", "num_free", "slots")

@@ -242,10 +242,7 @@ class AllocatorCapabilities:
     def from_mapping(cls, fields: Mapping[str, Any]) -> AllocatorCapabilities:
         """The inverse of `as_json`; fields that are not given have their defaults.
 
-        Raises
-        ------
-        ValueError
-            A field is unknown, or has a value that is out of range.
+        Raises ValueError: a field is unknown, or has a value that is out of range.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         for name in set(fields) - known:
@@ -317,13 +314,7 @@ class AllocatorRaised(Exception):
 
 
 class AllocatorDied(Exception):
-    """The process of an allocator crashed or hung: raised by whoever drives it from another one.
-
-    Attributes
-    ----------
-    timed_out
-        Whether it gave no answer in time.
-    """
+    """The process of an allocator crashed or hung: raised by whoever drives it from another one."""
 
     def __init__(self, how: str, *, timed_out: bool) -> None:
         super().__init__(how)

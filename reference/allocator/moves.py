@@ -324,14 +324,7 @@ def drawn_programs(
 ) -> Drawn:
     """Pools and moves for an allocator of such capabilities.
 
-    Parameters
-    ----------
-    can
-        What the allocator declares.
-    max_moves
-        Moves of a program, at most.
-    fixed
-        Fields of the `Pool` that are not drawn.
+    `fixed` are fields of the `Pool` that are not drawn.
     """
     pool = Pool(**({**draw(_pools(can)), **fixed}))
     choice = _choice(can, batching=pool.batching)
@@ -373,10 +366,7 @@ def _pools(can: AllocatorCapabilities) -> st.SearchStrategy[dict[str, Any]]:
 def run_drawn(drawn: Drawn, machine: AllocatorMachine) -> None:
     """Make the moves, and end.
 
-    Raises
-    ------
-    CheckFailed
-        As the machine does.
+    Raises CheckFailed: as the machine does.
     """
     names = (f"s{number}" for number in itertools.count(1))
     for move in drawn.moves:

@@ -164,11 +164,8 @@ class ShadowCache:
         start
             First position that is written.
 
-        Raises
-        ------
-        ValueError
-            The numbers of slots and positions differ, or a slot is outside the cache or named
-            twice. Nothing was written.
+        Raises ValueError: the numbers of slots and positions differ, or a slot is outside the cache
+        or named twice. Nothing was written.
         """
         where = self._slot_array(slots, len(tokens) - start)
         outside = where[(where < 0) | (where >= self.prefixes.size)]
@@ -183,10 +180,7 @@ class ShadowCache:
     def copy(self, source: int, destination: int) -> None:
         """Copy a whole block.
 
-        Raises
-        ------
-        ValueError
-            There is no such block.
+        Raises ValueError: there is no such block.
         """
         for block in (source, destination):
             if not 0 <= block < self.num_blocks:
@@ -212,10 +206,7 @@ class ShadowCache:
         ShadowFinding or None
             The first position that does not see its own prefix; None if all of them do.
 
-        Raises
-        ------
-        ValueError
-            The numbers of slots and tokens differ.
+        Raises ValueError: the numbers of slots and tokens differ.
         """
         where = self._slot_array(slots, len(tokens) - start)
         inside = (where >= 0) & (where < self.prefixes.size)

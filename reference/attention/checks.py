@@ -63,10 +63,7 @@ class Subject:
     ) -> Placement:
         """Lay inputs out in pages and call the kernel on them.
 
-        Raises
-        ------
-        KernelRaised
-            Whatever the kernel raises; errors of ours pass as they are.
+        Raises KernelRaised: whatever the kernel raises; errors of ours pass as they are.
         """
         placement = place(
             inputs,
@@ -89,12 +86,7 @@ class Subject:
     def touch(self, inputs: Inputs) -> Findings:
         """Lay inputs out in pages, call the kernel on them and have its accesses watched.
 
-        Raises
-        ------
-        KernelRaised
-            Whatever the kernel raises.
-        NotRun
-            Nobody can watch this kernel here.
+        Raises KernelRaised, and NotRun where nobody can watch this kernel.
         """
         if self.watch is None:
             raise NotRun("only Triton kernels in the interpreter can be watched")

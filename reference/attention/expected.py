@@ -29,11 +29,8 @@ _MIN_WORDS: Final = 3
 class ExpectedFailure:
     """A check that a kernel is known to fail.
 
-    Raises
-    ------
-    ValueError
-        If the kernel is empty, the check or a feature is unknown, or the reason is neither a URL
-        nor a sentence.
+    Raises ValueError: if the kernel is empty, the check or a feature is unknown, or the reason is
+    neither a URL nor a sentence.
     """
 
     kernel: str

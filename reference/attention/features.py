@@ -186,10 +186,7 @@ _BY_NAME: Final = {feature.name: feature for feature in FEATURES}
 def feature(name: str) -> Feature:
     """The feature of a name; `head_dim=N` and `block_size=N` are features for each legal N.
 
-    Raises
-    ------
-    UnknownFeature
-        For any other name.
+    Raises UnknownFeature: for any other name.
     """
     if name in _BY_NAME:
         return _BY_NAME[name]
@@ -216,12 +213,7 @@ def features_of(problem: AttentionProblem) -> frozenset[str]:
 def features_for(capabilities: Capabilities, seen: Iterable[str] = ()) -> list[Feature]:
     """All features to report for a kernel, group by group.
 
-    Parameters
-    ----------
-    capabilities
-        What it declares; sizes that are declared have their features.
-    seen
-        Names of features that its problems showed.
+    Sizes that it declares have their features; `seen` are those that its problems showed.
     """
     declared = {f"head_dim={size}" for size in capabilities.head_dims or ()}
     declared |= {f"block_size={size}" for size in capabilities.block_sizes or ()}

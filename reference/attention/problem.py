@@ -266,10 +266,8 @@ class AttentionProblem:
     def parse(cls, spec: str) -> Self:
         """Read a problem back from its spec.
 
-        Raises
-        ------
-        InvalidProblem
-            For a word that is not part of the grammar, with the grammar in the message.
+        Raises InvalidProblem: for a word that is not part of the grammar, with the grammar in the
+        message.
         """
         fields: dict[str, object] = {}
         requests: list[Request] = []

@@ -99,17 +99,9 @@ def problems(
 ) -> AttentionProblem:
     """Problems that a kernel of these capabilities must solve.
 
-    Parameters
-    ----------
-    capabilities
-        Nothing outside them is drawn.
-    max_seqs, max_len, max_kv_heads
-        Bounds of the batch.
-    prefill
-        Whether queries may be longer than one token; by default about half of the batches.
-    lengths
-        (prompt tokens, output tokens) of real requests: contexts are theirs then, instead of
-        lengths near boundaries.
+    Nothing outside the capabilities is drawn. `prefill` says whether queries may be longer than one
+    token; by default they are in about half of the batches. `lengths` are (prompt tokens, output
+    tokens) of real requests: contexts are theirs then, instead of lengths near boundaries.
     """
     variants = capabilities.variants
     if prefill is None:

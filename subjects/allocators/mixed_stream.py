@@ -68,20 +68,11 @@ def serve(
 ) -> Served:
     """Serve all requests, first come first served.
 
-    Parameters
-    ----------
-    allocator
-        Empty; see `reference.allocator.contract.Allocator`.
-    requests
-        In order of arrival; all are there from the beginning.
-    max_running
-        Sequences that run at once.
-    commits
-        Whether `commit` follows each call that made room, as in an engine.
-    batched
-        Whether `append_each` gives every running sequence its token in one call.
+    The allocator is empty, and all requests are there from the beginning. With `commits`, `commit`
+    follows each call that made room, as in an engine; with `batched`, `append_each` gives every
+    running sequence its token in one call.
 
-    Raises ValueError: A request does not fit into the empty pool, or a batch into what is left.
+    Raises ValueError: a request does not fit into the empty pool, or a batch into what is left.
     """
     admit, append, free = allocator.admit, allocator.append, allocator.free
     commit = allocator.commit if commits else None

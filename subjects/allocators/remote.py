@@ -31,14 +31,7 @@ class RemoteFactory:
 
     There is one allocator at a time: making one ends the one before.
 
-    Parameters
-    ----------
-    name
-        `module:factory` or `path/to/file.py:factory`.
-    python
-        Interpreter to run it with; this one if not given.
-    time_limit_s
-        Seconds for one call.
+    An interpreter may be named to run it with, and the seconds that one call may take.
     """
 
     def __init__(

@@ -45,13 +45,7 @@ DIES_WITH: Final = frozenset({"free", "preempt", "swap_out"})
 
 
 class Desk:
-    """Makes the calls on one allocator after another, and tells what can be seen of it.
-
-    Parameters
-    ----------
-    factory
-        Makes the allocators.
-    """
+    """Makes the calls on one allocator after another, and tells what can be seen of it."""
 
     def __init__(self, factory: Any) -> None:
         self._factory = factory

@@ -112,14 +112,7 @@ class Judge:
     def load(self, addresses: Addresses, mask: Bools, itemsize: int) -> tuple[Addresses, Bools]:
         """Judge a load; returns real addresses, and the mask without the lanes that lead nowhere.
 
-        Parameters
-        ----------
-        addresses
-            As the kernel sees them, any shape.
-        mask
-            Active lanes, of the same shape.
-        itemsize
-            Bytes of an element.
+        Addresses are as the kernel sees them, and the mask has the active lanes.
         """
 
         def judge(origin: Origin, index: Integers) -> None:

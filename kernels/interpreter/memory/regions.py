@@ -214,10 +214,7 @@ class AddressBook:
     def virtual_address(self, tensor: Tensor, kernel: str, parameter: str) -> int:
         """The address that a kernel gets for a tensor as one of its parameters.
 
-        Raises
-        ------
-        RuntimeError
-            If the call has used more tensors than there are ranges.
+        Raises RuntimeError: if the call has used more tensors than there are ranges.
         """
         key = tensor.data_ptr(), tensor.element_size(), tensor.shape, tensor.stride(), parameter
         if key not in self._known:

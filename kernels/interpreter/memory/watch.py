@@ -57,16 +57,10 @@ def watch_memory(roles: Iterable[Role] = ()) -> Iterator[MemoryReport]:
     Lanes that lead outside their tensor are left out, so that a wild pointer is a finding and not
     the end of the process. What a kernel computes is otherwise unchanged.
 
-    Parameters
-    ----------
-    roles
-        What the tensors are. Others that a kernel is given may be read and written within their
-        storage, and read only once they were written.
+    Tensors without a role may be read and written within their storage, and read only once they
+    were written.
 
-    Raises
-    ------
-    RuntimeError
-        If this process compiles kernels, or if something is watched already.
+    Raises RuntimeError: if this process compiles kernels, or if something is watched already.
     """
     if not interpreting():
         raise RuntimeError("kernels are compiled here: start the process with TRITON_INTERPRET=1")
@@ -91,10 +85,7 @@ def watch_attention(kernel: Callable[[PagedBatch], object], batch: PagedBatch) -
     -------
     One sentence for each kind of illegal access; None if no Triton kernel was launched.
 
-    Raises
-    ------
-    Exception
-        Whatever the kernel raises, unless it did something illegal before.
+    Raises Exception: whatever the kernel raises, unless it did something illegal before.
     """
     with watch_memory(attention_roles(batch)) as memory:
         try:

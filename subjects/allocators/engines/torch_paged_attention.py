@@ -23,13 +23,7 @@ MAX_RUNNING: Final = 256
 
 
 class TorchAllocator:
-    """A `PagedAttention` on the CPU.
-
-    Parameters
-    ----------
-    num_blocks, block_size
-        Shape of the pool.
-    """
+    """A `PagedAttention` on the CPU."""
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self._pages = PagedAttention(num_blocks, block_size, MAX_RUNNING, device="cpu")

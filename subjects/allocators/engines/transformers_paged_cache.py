@@ -54,13 +54,8 @@ def _import_engine() -> SimpleNamespace:
 class TransformersAllocator:
     """A `PagedAttentionCache` with one group of layers.
 
-    Parameters
-    ----------
-    num_blocks, block_size
-        Shape of the pool, the sectors for padding not counted.
-    prefix_caching
-        Whether requests share blocks (`allow_block_sharing`): those of a prefix, and those of a
-        parent and its forks.
+    With prefix caching requests share blocks (`allow_block_sharing`): those of a prefix, and those
+    of a parent and its forks.
     """
 
     def __init__(self, num_blocks: int, block_size: int, *, prefix_caching: bool) -> None:
@@ -230,7 +225,7 @@ def make(
 ) -> TransformersAllocator:
     """An empty allocator; see `pagedbench`'s allocator contract.
 
-    Raises ImportError: the wheel is not installed. Raises ValueError: A window is asked for.
+    Raises ImportError: the wheel is not installed. Raises ValueError: a window is asked for.
     """
     if _engine is None:
         raise ImportError(

@@ -174,17 +174,7 @@ class _Request:
 
 
 class VllmAllocator:
-    """One KV cache group of vLLM: full attention, or a sliding window in every layer.
-
-    Parameters
-    ----------
-    num_blocks, block_size
-        Shape of the pool, the null block not counted.
-    prefix_caching
-        Whether blocks are hashed and found again.
-    window
-        Tokens that a query sees, itself included; None for all.
-    """
+    """One KV cache group of vLLM: full attention, or a sliding window in every layer."""
 
     def __init__(
         self, num_blocks: int, block_size: int, *, prefix_caching: bool, window: int | None

@@ -15,15 +15,6 @@ from subjects.loading import SubjectError
 def import_for_gpu(module: str, *, distribution: str, device: str) -> Any:
     """Import the package of a kernel that runs compiled only.
 
-    Parameters
-    ----------
-    module
-        Name to import.
-    distribution
-        Name to install.
-    device
-        Where the kernel is to run.
-
     Raises SubjectError if the device is no GPU, there is none, or the package is not there; the
     message says which.
     """
