@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.compile.run import Compiled
+from bench.compile.run import Compiled, Refused, Result
 from bench.machine.record import Record
 from kernels.compiled.baseline import (
     Baseline,
@@ -12,22 +12,6 @@ from kernels.compiled.baseline import (
     compare,
 )
 from kernels.compiled.figures import VariantFigures
-
-
-class ResultRecord(Record):
-    """One variant on one target."""
-
-    target: str
-    variant: str
-    figures: VariantFigures
-
-
-class RefusedRecord(Record):
-    """What was not run, and why."""
-
-    target: str
-    variant: str
-    reason: str
 
 
 class CompileRecord(Record):
@@ -41,8 +25,8 @@ class CompileRecord(Record):
     elapsed_s: float
     complete: bool
     """Whether all was compiled that was asked for."""
-    results: list[ResultRecord]
-    refused: list[RefusedRecord]
+    results: list[Result]
+    refused: list[Refused]
     baseline: str | None
     """Name of the file that was compared with; None where nothing was compared."""
     not_compared: str | None
@@ -95,14 +79,8 @@ def compile_record(
         toolchains=compiled.toolchains,
         elapsed_s=elapsed_s,
         complete=compiled.complete,
-        results=[
-            ResultRecord(target=each.target, variant=each.variant, figures=each.figures)
-            for each in compiled.results
-        ],
-        refused=[
-            RefusedRecord(target=target, variant=variant, reason=reason)
-            for target, variant, reason in compiled.refused
-        ],
+        results=compiled.results,
+        refused=compiled.refused,
         baseline=baseline_name,
         not_compared=not_compared,
         comparisons=comparisons,

@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.command.tables import say, table
-from bench.compile.record import CompileRecord, ResultRecord
+from bench.compile.record import CompileRecord
+from bench.compile.run import Result
 from kernels.compiled.baseline import Comparison, Status
 from kernels.compiled.explain import Judgement, does_not_fit, typical_access
 from kernels.compiled.figures import LaunchFigures
@@ -41,7 +42,7 @@ def show(record: CompileRecord, console: Console) -> None:
     console.print(Text(_last_line(record)))
 
 
-def _table(target: str, results: list[ResultRecord]) -> Table:
+def _table(target: str, results: list[Result]) -> Table:
     registers = "regs" if TARGETS[target].is_nvidia else "vgprs"
     heads = (registers, "spills", "shared", "occ.", "/key", "matrix", "loads")
     rows = table("variant", heads, padding=0)
@@ -83,7 +84,7 @@ def _main_load(launch: LaunchFigures) -> str:
     return f"{width} async" if kind != "load" else width
 
 
-def _failures(results: list[ResultRecord], console: Console) -> None:
+def _failures(results: list[Result], console: Console) -> None:
     for result in results:
         if result.figures.failure is not None:
             said = result.figures.failure.splitlines()[:MESSAGE_LINES]

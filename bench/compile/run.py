@@ -17,6 +17,7 @@ from typing import Final
 
 from bench.command.progress import Progress, Silence
 from bench.machine.facts import version_of
+from bench.machine.record import Record
 from bench.search.lanes import HarnessError, Lane, run_lanes
 from kernels.compiled.figures import VariantFigures
 from kernels.compiled.targets import Target
@@ -36,13 +37,20 @@ class NotSupported(Exception):
     """The subject declares that it cannot do a problem; the message says what."""
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(Record):
     """One variant on one target."""
 
     target: str
     variant: str
     figures: VariantFigures
+
+
+class Refused(Record):
+    """What was not run, and why."""
+
+    target: str
+    variant: str
+    reason: str
 
 
 @dataclass(slots=True)
@@ -55,8 +63,8 @@ class Compiled:
     """The assembler of each target."""
     results: list[Result] = field(default_factory=list)
     """In the order of targets, then variants."""
-    refused: list[tuple[str, str, str]] = field(default_factory=list)
-    """(target, variant, reason) of what was not run."""
+    refused: list[Refused] = field(default_factory=list)
+    """What was not run."""
     complete: bool = False
     """Whether all was compiled that was asked for."""
     troubles: list[Exception] = field(default_factory=list)
@@ -206,8 +214,9 @@ class _Work:
                 self._refused(target, variant, str(trouble).partition("\n")[0])
                 self._compiled.troubles.append(trouble)
             else:
+                result = Result(target=target.name, variant=variant.name, figures=figures)
                 with self._lock:
-                    self._compiled.results.append(Result(target.name, variant.name, figures))
+                    self._compiled.results.append(result)
             self._progress.advance(1)
 
     def compiled(self) -> Compiled:
@@ -224,7 +233,8 @@ class _Work:
 
     def _refused(self, target: Target, variant: Variant, reason: str) -> None:
         with self._lock:
-            self._compiled.refused.append((target.name, variant.name, reason))
+            refused = Refused(target=target.name, variant=variant.name, reason=reason)
+            self._compiled.refused.append(refused)
 
     def _next(self, current: Target | None) -> tuple[Target, Variant] | None:
         """What a lane does next: its own target's, else one that nobody serves, else any."""

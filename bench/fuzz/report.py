@@ -30,13 +30,13 @@ def show(record: FuzzRecord, console: Console) -> None:
             console.print(
                 Text(f"{word:<9}", style=colour).append("  ".join(names), style="default")
             )
-    missing = [
-        check if status.endswith(f" {check}") else f"{check} ({status.removeprefix('not run: ')})"
-        for check, status in record.checks.items()
-        if status.startswith("not run")
-    ]
-    if missing:
-        console.print(Text(f"not run  {'  '.join(missing)}", "yellow"))
+    missing: dict[str, list[str]] = {}
+    for check, status in record.checks.items():
+        if status.startswith("not run"):
+            missing.setdefault(status.removeprefix("not run: "), []).append(check)
+    for why, names in missing.items():
+        reason = "" if why.endswith(f" {names[0]}") else f" ({why})"
+        console.print(Text(f"not run  {'  '.join(names)}{reason}", "yellow"))
     if record.not_asked:
         console.print(Text(f"not asked  {'  '.join(record.not_asked)}", "yellow"))
     for known in record.known:

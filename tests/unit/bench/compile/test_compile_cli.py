@@ -207,6 +207,19 @@ def test_foreign_kernels_each_get_their_own_result(run):
     )
 
 
+def test_one_that_leads_nowhere_leaves_the_others_their_figures(run):
+    kernels = ["--kernel=gone.py:f", "--kernel=kernels_of_mine.py:double"]
+    result = run(*kernels, "--problem", PROBLEM, "--target", "sm_90", "--json=r.json")
+    assert result.exit_code == 2, result.output
+    assert "gone.py is not a file" in result.stderr
+    record = json.loads(Path("r.json").read_text())
+    assert [each["variant"].split()[0] for each in record["results"]] == [
+        "kernels_of_mine.py:double"
+    ]
+    assert "gone.py is not a file" in record["refused"][0]["reason"]
+    assert not record["complete"]
+
+
 @pytest.mark.slow
 def test_an_interrupt_keeps_what_is_done(tmp_path):
     (tmp_path / "mine.py").write_text(KERNELS)

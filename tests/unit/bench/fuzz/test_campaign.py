@@ -20,6 +20,7 @@ from hypothesis.database import (
 )
 
 import bench.fuzz.campaign
+import bench.search.lanes
 import bench.search.shrink
 from bench.fuzz.campaign import SHOWN_BY, Campaign, Tally, checks_run, run_campaign
 from bench.fuzz.databases import DatabaseError, Drawer, open_database
@@ -31,6 +32,7 @@ from paged.subject import PagedSubject, paged_allocator
 from reference.allocator.contract import (
     HOSTILE_CALLS,
     AllocatorCapabilities,
+    AllocatorDied,
     capabilities_of_factory,
 )
 from reference.allocator.machine import CHECKS, Finding, run_program
@@ -306,6 +308,45 @@ def test_a_stop_while_shrinking_keeps_the_finding() -> None:
     assert found.finding.program.steps[-1].call == "fork"
     assert 5 <= found.attempts <= 6
     assert not tally.complete
+
+
+def test_an_allocator_that_hangs_is_ended_when_it_is_told_to_stop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bench.search.lanes, "GRACE_S", 0.05)
+    stop, killed = threading.Event(), threading.Event()
+
+    class Hangs(PagedSubject):
+        def fork(self, parent: str, child: str) -> bool:
+            stop.set()
+            killed.wait(30)
+            raise AllocatorDied("was killed by SIGKILL", timed_out=False)
+
+    tally = run_campaign(campaign(factory=made_of(Hangs), kill=killed.set), stop=stop)
+    assert killed.is_set()
+    assert tally.found == []  # it hung, but nobody waited long enough to say so
+    assert not tally.complete
+
+
+def test_a_fault_of_ours_leaves_what_was_found_before_it() -> None:
+    def tell(tally: Tally) -> None:
+        if tally.found:
+            raise ZeroDivisionError
+
+    tally = run_campaign(campaign(factory=made_of(RefusesForks)), tell=tell)
+    assert [trace.check for trace in tally.found] == ["refusal"]
+    assert isinstance(tally.trouble, ZeroDivisionError)
+    assert not tally.complete
+
+
+@pytest.mark.parametrize("call", ["admit", "fork"])
+def test_an_allocator_that_exits_in_this_process_has_died(call: str) -> None:
+    def leave(*_: object, **__: object) -> None:
+        sys.exit(0)
+
+    leaving = type("Leaving", (PagedSubject,), {call: leave})
+    trace = run_campaign(campaign(factory=made_of(leaving), examples=60)).found[0]
+    assert (trace.check, trace.message) == ("died", "ended the process with code 0")
 
 
 def test_the_time_for_shrinking_is_limited_and_the_best_so_far_is_kept(
