@@ -115,8 +115,8 @@ class SubjectProcess:
             self._introduction = self._parsed(self._read_line(START_LIMIT_S))
         return self._introduction
 
-    def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
-        """Send a question and wait for its answer.
+    def ask(self, question: Mapping[str, Any], *, limit_s: float | None = None) -> dict[str, Any]:
+        """Send a question and wait for its answer, `limit_s` seconds if that is given.
 
         Raises SubjectDied if the child dies or the time runs out. The next question starts a new
         child. Raises NotStarted: as for `introduce`.
@@ -134,7 +134,14 @@ class SubjectProcess:
             child.stdin.flush()
         except BrokenPipeError:
             raise self._obituary() from None
-        while not (line := self._read_line(self._time_limit_s)):
+        return self.next_answer(limit_s=limit_s)
+
+    def next_answer(self, *, limit_s: float | None = None) -> dict[str, Any]:
+        """Wait for another answer to the last question.
+
+        Raises SubjectDied: as for `ask`.
+        """
+        while not (line := self._read_line(limit_s or self._time_limit_s)):
             pass  # a worker that died in the middle of a line ends it before it goes on
         answer = self._parsed(line)
         if answer.pop("question_number", None) != self._number:

@@ -17,7 +17,7 @@ from reference.errors import BadInput
 from subjects.attention.resolve import check_name
 
 if TYPE_CHECKING:
-    from bench.throughput.points import Point, Sweep
+    from bench.throughput.points import Grid, Point
     from bench.throughput.record import ThroughputRecord
 
 THROUGHPUT_HELP: Final = """
@@ -136,19 +136,18 @@ def throughput(
         if preset is not None and (batch or prefill):
             raise BadInput(f"--preset {preset} has its own batches: drop --batch and --prefill")
         for name in subject or ():
-            if ":" in name:
-                check_name(name)
+            check_name(name, also=("contiguous",))
         split_counts = _splits(splits)
-        sweep = _sweep(batch, prefill, block_size, heads, head_dim, dtype, kv_dtype, seed)
+        grid = _grid(batch, prefill, block_size, heads, head_dim, dtype, kv_dtype, seed)
         asked = bool(batch or prefill)
         # Before torch is imported: what makes no call is refused at once.
-        points = (sweep if asked else replace(sweep, batches=("1x1",))).points()
+        points = (grid if asked else replace(grid, batches=("1x1",))).points()
         where = present_device(device)
 
         import torch
 
         from bench.machine.timing import device_of
-        from bench.throughput.candidates import DEFAULT, find_candidates
+        from bench.throughput.candidates import DEFAULT
         from bench.throughput.loops import loop_figures
         from bench.throughput.report import show
         from bench.throughput.run import ThroughputPlan, run_throughput
@@ -162,12 +161,12 @@ def throughput(
 
             points = bar_points(where, seed=seed)
         elif not asked:
-            points = replace(sweep, batches=DEFAULT_BATCHES[where]).points()
+            points = replace(grid, batches=DEFAULT_BATCHES[where]).points()
         _check_sizes(points, where)
-        names = tuple(subject or DEFAULT[where])
         plan = ThroughputPlan(
             points=points,
-            candidates=tuple(find_candidates(names, device=where, splits=split_counts)),
+            names=tuple(subject or DEFAULT[where]),
+            splits=split_counts,
             device=where,
             rounds=rounds or ROUNDS[where],
             seed=seed,
@@ -201,7 +200,7 @@ def _export(record: ThroughputRecord, folder: Path, it: Session) -> None:
     it.err.say(f"asv: {said}")
 
 
-def _sweep(
+def _grid(
     batch: list[str] | None,
     prefill: list[str] | None,
     block_size: str,
@@ -210,10 +209,10 @@ def _sweep(
     dtype: str,
     kv_dtype: str,
     seed: int,
-) -> Sweep:
-    from bench.throughput.points import Sweep
+) -> Grid:
+    from bench.throughput.points import Grid
 
-    return Sweep(
+    return Grid(
         batches=tuple(batch or ()),
         prefills=tuple(prefill or ()),
         block_sizes=_numbers("--block-size", block_size),

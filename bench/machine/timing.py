@@ -266,6 +266,11 @@ class Interval:
     low: float | None
     high: float | None
 
+    @property
+    def spread(self) -> str:
+        """The interval in words, or nothing where there is none."""
+        return "" if self.low is None else f"{self.low:.2f} to {self.high:.2f}"
+
 
 def median_interval(values: Sequence[float], *, confidence: float = 0.95) -> Interval:
     """The median and its interval by order statistics.
@@ -344,6 +349,7 @@ class Timer:
         sides: Sequence[Side],
         *,
         before_round: Callable[[], object] = lambda: None,
+        before_side: Callable[[str], object] = lambda _: None,
         judge: Callable[[str], str] = _no_finding,
         advance: Callable[[int], object] = lambda _: None,
         stop: threading.Event | None = None,
@@ -356,6 +362,8 @@ class Timer:
             What to time.
         before_round
             Called before each round, such as to make old outputs unusable.
+        before_side
+            Told of each side whose calls are made next.
         judge
             Called after each round with the name of each side, warm-up included: what is wrong with
             its outputs, or an empty string. A side that is wrong, or that raises, is taken out.
@@ -376,7 +384,7 @@ class Timer:
                 self._shorten(plans, times)
             before_round()
             order = [name for name in next(orders) if not times[name].out]
-            cold, warm = self._round(order, plans, times, warm=self._warm)
+            cold, warm = self._round(order, plans, times, before_side)
             for name in order:
                 if not times[name].out:
                     times[name].wrong = judge(name)
@@ -390,19 +398,24 @@ class Timer:
         return times
 
     def _round(
-        self, order: list[str], plans: dict[str, _Plan], times: dict[str, Times], *, warm: bool
+        self,
+        order: list[str],
+        plans: dict[str, _Plan],
+        times: dict[str, Times],
+        before_side: Callable[[str], object],
     ) -> tuple[dict[str, float], dict[str, float]]:
         """Seconds of a call of each side, cold and warm."""
         marks: dict[tuple[str, bool], tuple[Any, Any, int]] = {}
         host_s = sum(plans[name].host_s * plans[name].count(self._device) for name in order)
         self._device.run_ahead(min(host_s, MOST_AHEAD_S))
-        for is_warm in (False, True) if warm else (False,):
+        for is_warm in (False, True) if self._warm else (False,):
             for name in order:
                 if times[name].out:
                     continue
                 plan = plans[name]
                 run, count = plan.warm(self._device) if is_warm else plan.cold(self._device)
-                began = time.perf_counter()
+                began = time.perf_counter()  # what follows is work of the host's as well
+                before_side(name)
                 try:
                     if is_warm:
                         plan.side.calls[-1]()  # brings its input into the cache

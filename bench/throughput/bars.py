@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from bench.throughput.points import Point, Sweep
+from bench.throughput.points import Grid, Point
 from bench.throughput.record import TIMED, BarRecord, PointRecord, SubjectRecord
 
 RAGGED_BATCH: Final = "azure-conv:32"
@@ -39,11 +39,11 @@ TORCH, CONTIGUOUS, TRITON = "torch", "contiguous", "triton"
 def bar_points(device: str, *, seed: int = 0) -> tuple[Point, ...]:
     """The points that the bars need on a device, and no others."""
     if device == "cpu":
-        return Sweep(batches=[RAGGED_BATCH], seed=seed).points()
+        return Grid(batches=[RAGGED_BATCH], seed=seed).points()
     found: list[Point] = []
     for batches, block_sizes, _ in DECODE_SHARES:
-        found += Sweep(batches=batches, block_sizes=block_sizes, seed=seed).points()
-    return (*found, *Sweep(prefills=[PREFILL_BATCH], seed=seed).points())
+        found += Grid(batches=batches, block_sizes=block_sizes, seed=seed).points()
+    return (*found, *Grid(prefills=[PREFILL_BATCH], seed=seed).points())
 
 
 def judge_bars(points: Sequence[PointRecord], *, device: str, seed: int = 0) -> list[BarRecord]:
@@ -58,7 +58,7 @@ def judge_bars(points: Sequence[PointRecord], *, device: str, seed: int = 0) -> 
 def _gpu_bars(points: dict[str, PointRecord], *, device: str, seed: int) -> Iterator[BarRecord]:
     missing = "this run has no GPU" if device == "cpu" else "not a point of this run"
     for batches, block_sizes, share in DECODE_SHARES:
-        for point in Sweep(batches=batches, block_sizes=block_sizes, seed=seed).points():
+        for point in Grid(batches=batches, block_sizes=block_sizes, seed=seed).points():
             record = points.get(point.name)
             ours = _find(record, TRITON)
             got = ours.bandwidth_share if ours else None
@@ -67,7 +67,7 @@ def _gpu_bars(points: dict[str, PointRecord], *, device: str, seed: int) -> Iter
             )
             for peer in PEERS:
                 yield _peer_bar(peer, point.name, record, missing)
-    for point in Sweep(prefills=[PREFILL_BATCH], seed=seed).points():
+    for point in Grid(prefills=[PREFILL_BATCH], seed=seed).points():
         record = points.get(point.name)
         ours = _find(record, TRITON)
         yield _bar(

@@ -7,8 +7,7 @@ round.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -33,6 +32,9 @@ DEFAULT: Final = {
 CONTIGUOUS: Final = "contiguous"
 """torch over a contiguous cache, with the arithmetic of our paged torch: what paging costs."""
 
+Planner = Callable[[PagedBatch], Call]
+"""Does what is not timed for one input, and returns the timed call, which fills `batch.out`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
@@ -42,8 +44,6 @@ class Candidate:
     """As it was asked for, and for our Triton kernel the splits, `triton splits=8`."""
     subject: str
     """The name without that."""
-    plan: Callable[[PagedBatch], Call]
-    """Does what is not timed for one input, and returns the timed call, which fills `batch.out`."""
     capabilities: Capabilities
     """What it declares."""
     num_splits: int | None = None
@@ -58,62 +58,57 @@ class Candidate:
         return self.capabilities.refusal(problem) or ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Absent:
     """One who cannot be timed here, and why."""
 
     name: str
     why: str
+    died: bool = False
+    """Whether it ended the process that imported it."""
+
+
+Found = list[tuple[Candidate, Planner]]
 
 
 def find_candidates(
-    names: Sequence[str], *, device: str, splits: Sequence[int | None] = (None,)
-) -> Iterator[Candidate | Absent]:
-    """Resolve names; what is a usage error for one kernel is a fact about a peer.
+    name: str, *, device: str, splits: Sequence[int | None] = (None,)
+) -> Found | Absent:
+    """Import what a name stands for; what is a usage error for one kernel is a fact about a peer.
 
-    Parameters
-    ----------
-    names
-        Built-in ones, `contiguous`, `module:function` or `file.py:function`.
-    device
-        `cpu` or `cuda`.
-    splits
-        For our Triton kernel: it is timed with each; None is its own choice.
-
-    Raises SubjectError: for a name that is not built in, and leads to no kernel.
+    `splits` are for our Triton kernel, which is timed with each; None is its own choice. Raises
+    SubjectError for a name that is not built in, and leads to no kernel.
     """
-    if device == "cuda":
-        os.environ["TRITON_INTERPRET"] = "0"  # read when triton is imported
-    for name in dict.fromkeys(names):
-        if name == CONTIGUOUS:
-            yield Candidate(name=name, subject=name, plan=_contiguous, capabilities=Capabilities())
-            continue
-        if name == "triton" and device == "cpu":
-            yield Absent(name, "is compiled for GPUs, and interpreted here: its time means nothing")
-            continue
-        try:
-            subject = resolve_kernel(name, device=device)
-        except SubjectError as error:
-            if ":" in name:
-                raise
-            yield Absent(name, str(error).removeprefix(f"{name}: "))
-            continue
-        for num_splits in dict.fromkeys(splits if name == "triton" else [None]):
-            yield Candidate(
+    if name == CONTIGUOUS:
+        candidate = Candidate(name=name, subject=name, capabilities=Capabilities())
+        return [(candidate, _contiguous)]
+    if name == "triton" and device == "cpu":
+        why = "is compiled for GPUs, and interpreted here: its time means nothing"
+        return Absent(name=name, why=why)
+    try:
+        subject = resolve_kernel(name, device=device)
+    except SubjectError as error:
+        if ":" in name:
+            raise
+        return Absent(name=name, why=str(error).removeprefix(f"{name}: "))
+    return [
+        (
+            Candidate(
                 name=name if num_splits is None else f"{name} splits={num_splits}",
                 subject=name,
-                plan=_planner(name, subject.kernel, num_splits),
                 capabilities=subject.capabilities,
                 num_splits=num_splits,
-            )
+            ),
+            _planner(name, subject.kernel, num_splits),
+        )
+        for num_splits in dict.fromkeys(splits if name == "triton" else [None])
+    ]
 
 
-def _planner(
-    name: str, kernel: AttentionKernel, num_splits: int | None
-) -> Callable[[PagedBatch], Call]:
+def _planner(name: str, kernel: AttentionKernel, num_splits: int | None) -> Planner:
     from bench.throughput import planned
 
-    planners: dict[str, Callable[[PagedBatch], Call]] = {
+    planners: dict[str, Planner] = {
         "flashinfer": planned.flashinfer_call,
         "flex": planned.flex_call,
         "vllm-unified": planned.vllm_call,

@@ -130,7 +130,7 @@ def _sequences(option: str, batch: str, count: str) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sweep:
+class Grid:
     """Points by their parts: every combination of them."""
 
     batches: Sequence[str] = ()

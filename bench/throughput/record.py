@@ -7,25 +7,15 @@ from typing import Final, Literal
 from bench.machine.environment import Environment
 from bench.machine.record import Record
 from bench.machine.roof import RoofRecord
+from bench.machine.timing import Interval
 
-Status = Literal["timed", "wrong", "raised", "not run", "interrupted"]
+Status = Literal["timed", "wrong", "died", "raised", "not run", "interrupted"]
+"""`died`: it ended the process that measures, or hung in it."""
 
 State = Literal["met", "missed", "not measured"]
 
 TIMED: Final = "timed"
-
-
-class IntervalRecord(Record):
-    """A median over rounds and its 95 % interval; see `bench.machine.timing.median_interval`."""
-
-    median: float
-    low: float | None
-    high: float | None
-
-    @property
-    def spread(self) -> str:
-        """The interval in words, or nothing where there is none."""
-        return "" if self.low is None else f"{self.low:.2f} to {self.high:.2f}"
+FAULTS: Final = ("wrong", "died")
 
 
 class SubjectRecord(Record):
@@ -40,8 +30,8 @@ class SubjectRecord(Record):
     cold_s: list[float] = []
     warm_s: list[float] = []
     """Seconds of a call, round by round, over inputs in turn and over one input again and again."""
-    seconds: IntervalRecord | None = None
-    warm_seconds: IntervalRecord | None = None
+    seconds: Interval | None = None
+    warm_seconds: Interval | None = None
     gigabytes_per_s: float | None = None
     """Keys and values of the batch over the cold median, 10^9 bytes a second."""
     bandwidth_share: float | None = None
@@ -52,7 +42,7 @@ class SubjectRecord(Record):
     """
     captured: bool = False
     """Whether the calls ran as a CUDA graph."""
-    times_of: dict[str, IntervalRecord] = {}
+    times_of: dict[str, Interval] = {}
     """By the other's name: this subject's time over the other's of the same round."""
 
 
@@ -144,10 +134,10 @@ class ThroughputRecord(Record):
 
     @property
     def wrong(self) -> list[tuple[PointRecord, SubjectRecord]]:
-        """Who gave a wrong answer in a timed round, and where."""
+        """Who gave a wrong answer in a timed round, or died, and where."""
         return [
             (point, subject)
             for point in self.points
             for subject in point.subjects
-            if subject.status == "wrong"
+            if subject.status in FAULTS
         ]

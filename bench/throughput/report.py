@@ -22,7 +22,13 @@ from bench.throughput.record import (
 NAME_WIDTH: Final = 22
 """Of a subject's name, columns."""
 
-_STYLES: Final = {"wrong": "bold red", "raised": "red", "missed": "red", "met": "green"}
+_STYLES: Final = {
+    "wrong": "bold red",
+    "died": "bold red",
+    "raised": "red",
+    "missed": "red",
+    "met": "green",
+}
 
 
 def show(record: ThroughputRecord, console: Console) -> None:
@@ -122,7 +128,7 @@ def _show_loops(loops: list[LoopRecord], console: Console) -> None:
 def _last_lines(record: ThroughputRecord) -> list[Text]:
     lines = []
     for point, subject in record.wrong:
-        lines.append(Text(f"wrong: {subject.name} on {point.name}", style="bold red"))
+        lines.append(Text(f"{subject.status}: {subject.name} on {point.name}", style="bold red"))
     if record.roof is not None:
         lines.append(Text(roof_words(record.roof)))
     if any(each.captured for point in record.points for each in point.subjects):

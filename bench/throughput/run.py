@@ -1,16 +1,17 @@
-"""The work of `pagedbench throughput`: points, one after the other, into a record."""
+"""The work of `pagedbench throughput`: points, one after the other, into a record.
+
+Subjects run in a child (`bench.throughput.child`); what they answer is judged here.
+"""
 
 from __future__ import annotations
 
-import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
-from types import FrameType
+from pathlib import Path
 from typing import Final
 
 import torch
@@ -20,28 +21,20 @@ from bench.command.progress import Progress
 from bench.machine.environment import describe_environment
 from bench.machine.gpu import GpuReader
 from bench.machine.roof import RoofRecord, measure_roof
-from bench.machine.timing import (
-    Call,
-    Device,
-    Interval,
-    Side,
-    Timer,
-    Times,
-    describe,
-    median_interval,
-    paired_ratio,
-)
+from bench.machine.timing import COLD_FACTOR, Device, Times, median_interval, paired_ratio
 from bench.throughput.bars import judge_bars
 from bench.throughput.candidates import Absent, Candidate
+from bench.throughput.child import Child, Ended, Process, start
 from bench.throughput.points import Point
 from bench.throughput.record import (
-    IntervalRecord,
+    FAULTS,
     LoopRecord,
     PointRecord,
+    Status,
     SubjectRecord,
     ThroughputRecord,
 )
-from bench.throughput.tensors import Copy, make_copies
+from bench.throughput.tensors import Sample, copies_that_fit, make_samples
 
 WARM_UP: Final = 2
 
@@ -54,8 +47,10 @@ class ThroughputPlan:
     """What to time."""
 
     points: Sequence[Point]
-    candidates: Sequence[Candidate | Absent]
-    """Each candidate on each point."""
+    names: Sequence[str]
+    """Subjects: built-in ones, `contiguous`, `module:function` or `file.py:function`."""
+    splits: Sequence[int | None] = (None,)
+    """As in `bench.throughput.candidates.find_candidates`."""
     device: str
     """`cpu` or `cuda`."""
     rounds: int
@@ -66,35 +61,48 @@ class ThroughputPlan:
     loops: Callable[[Progress, threading.Event], Iterator[LoopRecord]] | None = None
     """What the kernels compile to, called with the progress and the event; None for nothing."""
     time_limit_s: float = 180.0
-    """Seconds that a candidate may take to plan its calls of one input."""
-
-
-class TooLong(BaseException):
-    """A candidate took longer to plan than it may. No compiler takes it for an error of its own."""
+    """Seconds that a candidate may take to plan, or to make, one call."""
 
 
 def run_throughput(
-    plan: ThroughputPlan, device: Device, *, progress: Progress, stop: threading.Event
+    plan: ThroughputPlan,
+    device: Device,
+    *,
+    progress: Progress,
+    stop: threading.Event,
+    process: Process | None = None,
 ) -> ThroughputRecord:
-    """Time everything; if `stop` is set, what has been timed until then."""
+    """Time everything; if `stop` is set, what has been timed until then.
+
+    Raises SubjectError: a name leads to no kernel.
+    """
     started, began = datetime.now(UTC), time.monotonic()
     gpu = GpuReader(device.describe()["uuid"])
     clocks = gpu.clocks()
-    progress.begin("copy bandwidth and matrix rate", 1)
-    roof = measure_roof(device)
-    progress.advance(1)
     points: list[PointRecord] = []
     loops: list[LoopRecord] = []
-    with torch.no_grad():
+    child = Child(process or start(plan.device), splits=plan.splits, time_limit_s=plan.time_limit_s)
+    with child, tempfile.TemporaryDirectory() as folder:
+        names = list(dict.fromkeys(plan.names))
+        progress.begin("subjects", len(names))
+        found: list[Candidate | Absent] = []
+        for name in names:
+            one = child.find(name)
+            found += [one] if isinstance(one, Absent) else one
+            progress.advance(1)
+        progress.begin("copy bandwidth and matrix rate", 1)
+        roof = measure_roof(device)
+        progress.advance(1)
+        run = _Run(plan, device, roof, child, Path(folder) / "rows", progress, stop)
         for point in plan.points:
             if stop.is_set():
                 break
-            points.append(_time_point(plan, point, device, roof, progress, stop))
+            points.append(run.time(point, found))
     if plan.loops is not None and not stop.is_set():
         loops = list(plan.loops(progress, stop))
     done = not stop.is_set()
     after = gpu.clocks()
-    wrong = any(each.status == "wrong" for point in points for each in point.subjects)
+    wrong = any(each.status in FAULTS for point in points for each in point.subjects)
     return ThroughputRecord(
         started_at=started.isoformat(timespec="seconds"),
         elapsed_s=time.monotonic() - began,
@@ -114,91 +122,117 @@ def run_throughput(
     )
 
 
-class _Entry:
-    """A candidate on a point: its outputs, and its call of each input."""
+@dataclass(slots=True)
+class _Run:
+    """What the points of a run share."""
 
-    def __init__(self, candidate: Candidate, copies: Sequence[Copy]) -> None:
-        self.candidate = candidate
-        self._copies = copies
-        self._batches = [
-            copy.batch.replace(out=torch.full_like(copy.batch.out, torch.nan)) for copy in copies
-        ]
+    plan: ThroughputPlan
+    device: Device
+    roof: RoofRecord
+    child: Child
+    rows: Path
+    """File that the child writes rows of its answers to."""
+    progress: Progress
+    stop: threading.Event
+    dead: dict[str, str] = field(default_factory=dict)
+    """Who ended the child, and on which point: it is not asked again."""
 
-    def plan(self, limit_s: float) -> Side:
-        """Do what is not timed."""
-        calls: list[Call] = []
-        for batch in self._batches:
-            with time_limit(limit_s):
-                calls.append(self.candidate.plan(batch))
-        return Side(name=self.candidate.name, calls=tuple(calls))
+    def time(self, point: Point, found: Sequence[Candidate | Absent]) -> PointRecord:
+        """Time a point; who ends the child is taken out, and the others are timed anew."""
+        subjects: dict[str, SubjectRecord] = {}
+        present: dict[str, Candidate] = {}
+        for each in found:
+            subjects[each.name] = self._before(each, point)
+            if isinstance(each, Candidate) and not subjects[each.name].why:
+                present[each.name] = each
+        copies = copies_that_fit(
+            point, cache_bytes=self.device.cache_bytes, most_bytes=_most_bytes(self.plan.device)
+        )
+        samples = make_samples(point, copies, device=self.plan.device)
+        while present and not self.stop.is_set():
+            try:
+                self._measure(point, samples, present, subjects)
+                break
+            except Ended as death:
+                status: Status = "not run" if death.planned_too_long else "died"
+                subjects[death.name] = _not_timed(present.pop(death.name), status, death.why)
+                if not death.planned_too_long:
+                    self.dead[death.name] = point.name
+        for name, each in present.items():
+            if self.stop.is_set() and not subjects[name].why and not subjects[name].cold_s:
+                subjects[name] = _not_timed(each, "interrupted")
+        return _point_record(point, samples, subjects, self.device.cache_bytes)
 
-    def forget(self) -> None:
-        """Make the outputs of the last round unusable."""
-        for batch in self._batches:
-            batch.out.fill_(torch.nan)
+    def _before(self, each: Candidate | Absent, point: Point) -> SubjectRecord:
+        """What is said of a subject that is not timed; without a reason if it is to be."""
+        if isinstance(each, Absent):
+            status: Status = "died" if each.died else "not run"
+            return SubjectRecord(name=each.name, subject=each.name, status=status, why=each.why)
+        why = each.refusal(point.problem)
+        if each.name in self.dead:
+            why = f"died on {self.dead[each.name]}"
+        return _not_timed(each, "not run", why)
 
-    def finding(self) -> str:
-        """What is wrong with the outputs of the last round."""
-        for number, (copy, batch) in enumerate(zip(self._copies, self._batches, strict=True)):
-            if finding := copy.finding(batch.out):
-                return f"input {number + 1} of {len(self._copies)}: {finding}"
+    def _measure(
+        self,
+        point: Point,
+        samples: Sequence[Sample],
+        present: dict[str, Candidate],
+        subjects: dict[str, SubjectRecord],
+    ) -> None:
+        plan, copies = self.plan, len(samples)
+        self.progress.begin(f"{point.name}: inputs and plans", 1 + len(present))
+        self.child.prepare(str(point.problem), copies=copies, candidates=list(present.values()))
+        self.progress.advance(1)
+        planned = []
+        for name, each in present.items():
+            if self.stop.is_set():
+                return
+            raised = self.child.plan(name)
+            if raised:
+                subjects[name] = _not_timed(each, "raised", raised)
+            else:
+                planned.append(name)
+            self.progress.advance(1)
+        self.progress.begin(f"{point.name}: rounds", WARM_UP + plan.rounds)
+        question = {
+            "names": planned,
+            "rows": [sample.rows.tolist() for sample in samples],
+            "file": str(self.rows),
+            "rounds": plan.rounds,
+            "warm_up": WARM_UP,
+            "seed": plan.seed,
+            "warm": point.kv_bytes <= self.device.cache_bytes,
+        }
+        answer = self.child.rounds(
+            question, judge=lambda said: self._finding(samples, said), advance=self._advance
+        )
+        times = {name: Times(**each) for name, each in answer.items()}
+        for name in planned:
+            subjects[name] = _subject(present[name], point, times, self.roof)
+
+    def _finding(self, samples: Sequence[Sample], unwritten: Sequence[str]) -> str:
+        """What is wrong with a side's outputs of the last round."""
+        answers = torch.load(self.rows, weights_only=True)
+        for number, (sample, rows, said) in enumerate(
+            zip(samples, answers, unwritten, strict=True)
+        ):
+            if finding := said or sample.finding(rows):
+                return f"input {number + 1} of {len(samples)}: {finding}"
         return ""
 
+    def _advance(self, count: int) -> bool:
+        self.progress.advance(count)
+        return self.stop.is_set()
 
-def _time_point(
-    plan: ThroughputPlan,
+
+def _point_record(
     point: Point,
-    device: Device,
-    roof: RoofRecord,
-    progress: Progress,
-    stop: threading.Event,
+    samples: Sequence[Sample],
+    subjects: dict[str, SubjectRecord],
+    cache_bytes: int,
 ) -> PointRecord:
-    present: list[Candidate] = []
-    subjects: dict[str, SubjectRecord] = {}
-    for each in plan.candidates:
-        why = each.why if isinstance(each, Absent) else each.refusal(point.problem)
-        name = each.name if isinstance(each, Absent) else each.subject
-        subjects[each.name] = SubjectRecord(name=each.name, subject=name, status="not run", why=why)
-        if not isinstance(each, Absent) and not why:
-            present.append(each)
-
-    progress.begin(f"{point.name}: inputs and plans", 1 + len(present))
-    copies = make_copies(
-        point,
-        device=plan.device,
-        cache_bytes=device.cache_bytes,
-        most_bytes=_most_bytes(plan.device),
-    )
-    progress.advance(1)
-    entries: dict[str, _Entry] = {}
-    sides: list[Side] = []
-    for candidate in present:
-        if stop.is_set():
-            break
-        entry = _Entry(candidate, copies)
-        try:
-            sides.append(entry.plan(plan.time_limit_s))
-            entries[candidate.name] = entry
-        except TooLong as error:
-            subjects[candidate.name] = _not_timed(candidate, "not run", str(error))
-        except Exception as error:  # a peer that raises ends nobody's run but its own
-            subjects[candidate.name] = _not_timed(candidate, "raised", describe(error))
-        progress.advance(1)
-
-    progress.begin(f"{point.name}: rounds", WARM_UP + plan.rounds)
-    fits_the_cache = point.kv_bytes <= device.cache_bytes
-    timer = Timer(device, rounds=plan.rounds, warm_up=WARM_UP, seed=plan.seed, warm=fits_the_cache)
-    times = timer.time(
-        sides,
-        before_round=partial(_forget, list(entries.values())),
-        judge=lambda name: entries[name].finding(),
-        advance=progress.advance,
-        stop=stop,
-    )
-    for name, entry in entries.items():
-        subjects[name] = _subject(entry.candidate, point, times, roof)
-    problem = point.problem
-    checked = len(copies[0].sample.problem.requests)
+    problem, copies = point.problem, len(samples)
     return PointRecord(
         name=point.name,
         kind=point.kind,
@@ -209,20 +243,15 @@ def _time_point(
         context_tokens=problem.cache_tokens,
         kv_bytes=point.kv_bytes,
         flops=point.flops,
-        copies=len(copies),
-        cold=len(copies) * point.kv_bytes >= 3 * device.cache_bytes,
+        copies=copies,
+        cold=copies * point.kv_bytes >= COLD_FACTOR * cache_bytes,
         checked=(
-            f"after every round: all rows finite, and {len(copies[0].sample.rows):,} of "
+            f"after every round: all rows finite, and {len(samples[0].rows):,} of "
             f"{problem.num_tokens:,} rows of each input within the tolerance of float64 "
-            f"({checked} sequences or parts of one, all heads)"
+            f"({len(samples[0].problem.requests)} sequences or parts of one, all heads)"
         ),
         subjects=list(subjects.values()),
     )
-
-
-def _forget(entries: Sequence[_Entry]) -> None:
-    for entry in entries:
-        entry.forget()
 
 
 def _most_bytes(device: str) -> int:
@@ -230,10 +259,8 @@ def _most_bytes(device: str) -> int:
     return torch.cuda.mem_get_info()[0] // 4 if device == "cuda" else CPU_BYTES
 
 
-def _not_timed(candidate: Candidate, status: str, why: str) -> SubjectRecord:
-    return SubjectRecord.model_validate(
-        {"name": candidate.name, "subject": candidate.subject, "status": status, "why": why}
-    )
+def _not_timed(candidate: Candidate, status: Status, why: str = "") -> SubjectRecord:
+    return SubjectRecord(name=candidate.name, subject=candidate.subject, status=status, why=why)
 
 
 def _subject(
@@ -241,7 +268,7 @@ def _subject(
 ) -> SubjectRecord:
     mine = times[candidate.name]
     if mine.out or not mine.cold_s:
-        status = "wrong" if mine.wrong else "raised" if mine.raised else "interrupted"
+        status: Status = "wrong" if mine.wrong else "raised" if mine.raised else "interrupted"
         return _not_timed(candidate, status, mine.wrong or mine.raised)
     seconds = median_interval(mine.cold_s)
     rate, speed = point.kv_bytes / seconds.median / 1e9, point.flops / seconds.median / 1e12
@@ -251,39 +278,16 @@ def _subject(
         status="timed",
         cold_s=mine.cold_s,
         warm_s=mine.warm_s,
-        seconds=_interval(seconds),
-        warm_seconds=_interval(median_interval(mine.warm_s)) if mine.warm_s else None,
+        seconds=seconds,
+        warm_seconds=median_interval(mine.warm_s) if mine.warm_s else None,
         gigabytes_per_s=rate,
         bandwidth_share=rate / roof.copy_gigabytes_per_s,
         teraflops_per_s=speed,
         matrix_share=speed / roof.matrix_teraflops_per_s,
         captured=mine.captured,
         times_of={
-            name: _interval(paired_ratio(mine.cold_s, other.cold_s))
+            name: paired_ratio(mine.cold_s, other.cold_s)
             for name, other in times.items()
             if name != candidate.name and other.cold_s and not other.out
         },
     )
-
-
-def _interval(interval: Interval) -> IntervalRecord:
-    return IntervalRecord(median=interval.median, low=interval.low, high=interval.high)
-
-
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TooLong in what takes longer. Only the main thread can be interrupted so."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def too_long(number: int, frame: FrameType | None) -> None:
-        raise TooLong(f"took longer than {seconds:g} s to plan; give it more with --time-limit")
-
-    before = signal.signal(signal.SIGALRM, too_long)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)

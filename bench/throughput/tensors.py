@@ -1,7 +1,7 @@
-"""The tensors of a point, several times over, and what the answers have to be.
+"""What the answers of a point have to be.
 
-Every copy has keys, values, queries and pages of its own, so that a call that reads another copy's
-is wrong, and that copies in turn find the cache cold.
+A point is timed on several inputs, each with keys, values, queries and pages of its own: a call
+that reads another one's is wrong, and inputs in turn find the cache cold.
 """
 
 from __future__ import annotations
@@ -39,42 +39,31 @@ class Sample:
     truth: Truth
     rows: Tensor
 
-
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """One input: the call, and what is checked of its answer."""
-
-    batch: PagedBatch
-    """The call; `out` is to be replaced by each side's own, `lse` is not asked for."""
-    sample: Sample
-    """Some sequences, all heads."""
-
     def finding(self, out: Tensor) -> str:
-        """What is wrong with an answer; empty if nothing is seen.
-
-        Every row must be finite, and the sample's within the tolerance.
-        """
-        if not bool(out.isfinite().all()):
-            rows = (~out.isfinite()).flatten(1).any(1).nonzero().flatten()
-            return f"{len(rows)} of {len(out)} rows are not finite, row {int(rows[0])} the first"
-        sample = self.sample
-        excess = worst_excess(sample.problem, sample.truth, out[sample.rows], None)
+        """What is wrong with these rows of an answer; empty if nothing is seen."""
+        excess = worst_excess(self.problem, self.truth, out.to(self.rows.device), None)
         return "" if excess is None else str(excess)
 
 
-def make_copies(
-    point: Point, *, device: str, cache_bytes: int, most_bytes: int
-) -> tuple[Copy, ...]:
+def copies_that_fit(point: Point, *, cache_bytes: int, most_bytes: int) -> int:
     """Inputs that find the cache cold in turn, or as many as fit `most_bytes`, at least one."""
     wanted = copies_needed(point.kv_bytes, cache_bytes)
-    count = max(1, min(wanted, most_bytes // max(point.kv_bytes, 1)))
-    budget = CHECKED_TOKENS[device] // count
-    return tuple(_copy(point, index, device=device, budget=budget) for index in range(count))
+    return max(1, min(wanted, most_bytes // max(point.kv_bytes, 1)))
 
 
-def _copy(point: Point, index: int, *, device: str, budget: int) -> Copy:
-    batch = usual(point.problem, device=device, seed=point.problem.seed + index)
-    return Copy(batch, _sample(point.problem, batch, budget=budget))
+def make_samples(point: Point, copies: int, *, device: str) -> tuple[Sample, ...]:
+    """What is checked of each input: some sequences, all heads.
+
+    The inputs are those of a point's seed and the seeds after it, which the measuring process makes
+    as well.
+    """
+    problem, budget = point.problem, CHECKED_TOKENS[device] // copies
+    samples = []
+    for seed in range(problem.seed, problem.seed + copies):
+        samples.append(_sample(problem, usual(problem, device=device, seed=seed), budget=budget))
+    if device == "cuda":
+        torch.cuda.empty_cache()  # the other process needs it
+    return tuple(samples)
 
 
 def _sample(problem: AttentionProblem, batch: PagedBatch, *, budget: int) -> Sample:

@@ -7,7 +7,7 @@ interpreter of their own, and the kernel's process then runs there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -56,10 +56,14 @@ def python_of(name: str) -> str | None:
     return str(engine_python(known.environment))
 
 
-def check_name(name: str) -> None:
-    """Raise SubjectError where a name cannot lead to a kernel. Nothing is imported."""
-    if name not in BUILT_IN:
-        split(name, what="kernel", built_in=tuple(BUILT_IN))
+def check_name(name: str, *, also: Sequence[str] = ()) -> None:
+    """Raise SubjectError where a name cannot lead to a kernel. Nothing is imported.
+
+    `also` are names that are known to the caller.
+    """
+    known = (*BUILT_IN, *also)
+    if name not in known:
+        split(name, what="kernel", built_in=known)
 
 
 def resolve_kernel(name: str, *, device: str = "cpu") -> Subject:

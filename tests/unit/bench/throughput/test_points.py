@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from bench.throughput.bars import bar_points
-from bench.throughput.points import InvalidPoint, Point, Sweep, decode_requests
-from bench.throughput.tensors import make_copies
+from bench.throughput.points import Grid, InvalidPoint, Point, decode_requests
+from bench.throughput.tensors import copies_that_fit, make_samples
+from bench.throughput.worker import unwritten
 from kernels.traffic import needed_bytes
 from paged.attention import paged_attention
 from reference.attention.layout import usual
@@ -17,7 +18,7 @@ def point(spec: str) -> Point:
 
 
 def test_every_combination_is_a_point_with_a_name_of_its_own():
-    points = Sweep(
+    points = Grid(
         batches=["4x64", "azure:3"],
         prefills=["2x32"],
         block_sizes=[1, 16],
@@ -56,7 +57,7 @@ def test_a_ragged_batch_has_the_lengths_of_running_requests_longest_first():
 )
 def test_what_makes_no_call_is_refused_with_the_remedy(options, said):
     with pytest.raises(InvalidPoint, match=said):
-        Sweep(**options).points()
+        Grid(**options).points()
 
 
 @pytest.mark.parametrize(
@@ -86,56 +87,49 @@ def test_operations_are_those_of_the_keys_that_are_seen():
 SMALL = "(q1 k40) (q1 k17) (q1 k3) h2 g2 d16 b8 bf16"
 
 
-def copies_of(spec, **options):
-    usual = {"device": "cpu", "cache_bytes": 20_000, "most_bytes": 10**9}
-    return make_copies(point(spec), **{**usual, **options})
+def copies(spec, *, most_bytes=10**9):
+    return copies_that_fit(point(spec), cache_bytes=20_000, most_bytes=most_bytes)
 
 
-def test_copies_are_several_caches_large_and_hold_different_things():
-    copies = copies_of(SMALL)
-    assert len(copies) * point(SMALL).kv_bytes >= 60_000
-    caches = [copy.batch.key_cache for copy in copies]
-    assert len({cache.data_ptr() for cache in caches}) == len(copies)
-    assert not torch.equal(caches[0], caches[1])
-    assert not torch.equal(copies[0].batch.block_table, copies[1].batch.block_table)
-    table = copies[0].batch.block_table
-    used = torch.cat([table[0, :5], table[1, :3], table[2, :1]])
-    assert sorted(used.tolist()) == list(range(9))  # each block has one owner
-
-
-def test_memory_is_a_limit_and_one_copy_is_the_least():
-    assert len(copies_of(SMALL, most_bytes=3 * point(SMALL).kv_bytes)) == 3
-    assert len(copies_of(SMALL, most_bytes=1)) == 1
+def test_copies_are_several_caches_large_memory_is_a_limit_and_one_is_the_least():
+    assert copies(SMALL) * point(SMALL).kv_bytes >= 60_000
+    assert copies(SMALL, most_bytes=3 * point(SMALL).kv_bytes) == 3
+    assert copies(SMALL, most_bytes=1) == 1
 
 
 @pytest.mark.parametrize(
     "spec", [SMALL, "2x(q40 k40) g2 d16 b8 bf16", "(q1 k9) d16 b8 bf16 kv=e4m3"]
 )
 def test_a_right_answer_has_no_finding_and_a_wrong_one_has(spec):
-    copy, other = copies_of(spec, most_bytes=10**5)[:2]
-    paged_attention(copy.batch)
-    assert copy.finding(copy.batch.out) == ""
-    assert "the truth is" in other.finding(copy.batch.out)  # the answer of another input
-    sample = copy.batch.out.clone()
-    sample[copy.sample.rows[-1], -1] += 1.0
-    assert "the truth is" in copy.finding(sample)
-    copy.batch.out[0, 0, 0] = torch.nan
-    assert copy.finding(copy.batch.out).startswith("1 of")
+    problem = AttentionProblem.parse(spec)
+    sample, other = make_samples(point(spec), 2, device="cpu")
+    batch = usual(problem, device="cpu", seed=problem.seed)
+    paged_attention(batch)
+    right = batch.out[sample.rows]
+    assert sample.finding(right) == ""
+    assert "the truth is" in other.finding(right)  # the answer of another input
+    wrong = right.clone()
+    wrong[-1, -1] += 1.0
+    assert "the truth is" in sample.finding(wrong)
+    assert unwritten(batch.out) == ""
+    batch.out[0, 0, 0] = torch.nan
+    assert unwritten(batch.out).startswith("1 of")
+    assert sample.finding(torch.full_like(right, torch.nan))
 
 
 def test_the_shortest_and_the_longest_sequence_are_checked_however_small_the_budget():
     spec = "(q1 k500) (q1 k700) (q1 k3) (q1 k900) d16 b8 bf16"
-    copies = make_copies(point(spec), device="cpu", cache_bytes=10**7, most_bytes=10**8)
-    assert len(copies) > 100  # 16,384 keys are to be checked: fewer than 164 of each
-    assert [request.seq_len for request in copies[0].sample.problem.requests] == [3]
-    few = make_copies(point(spec), device="cpu", cache_bytes=1, most_bytes=10**8)
-    assert {r.seq_len for r in few[0].sample.problem.requests} == {3, 500, 700, 900}
+    # 16,384 keys are to be checked: fewer than 164 of each of so many inputs.
+    (first, *_) = make_samples(point(spec), 101, device="cpu")
+    assert [request.seq_len for request in first.problem.requests] == [3]
+    (first, _) = make_samples(point(spec), 2, device="cpu")
+    assert {request.seq_len for request in first.problem.requests} == {3, 500, 700, 900}
 
 
 def test_a_prompt_is_checked_at_its_end_and_in_its_first_half():
-    (copy, *_) = copies_of("(q100 k100) d16 b8 bf16")
-    assert copy.sample.problem.requests == (Request(16, 100), Request(16, 50))
-    assert copy.sample.rows.tolist() == [*range(84, 100), *range(34, 50)]
+    (sample,) = make_samples(point("(q100 k100) d16 b8 bf16"), 1, device="cpu")
+    assert sample.problem.requests == (Request(16, 100), Request(16, 50))
+    assert sample.rows.tolist() == [*range(84, 100), *range(34, 50)]
 
 
 def test_the_bars_need_these_points_and_no_others():

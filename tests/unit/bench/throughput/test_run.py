@@ -1,12 +1,12 @@
 """A run from points to record, with subjects that are wrong in ways that only rounds show."""
 
-import contextlib
 import itertools
 import json
 import subprocess
 import threading
 import time
 from functools import partial
+from queue import SimpleQueue
 from types import SimpleNamespace
 
 import pytest
@@ -15,20 +15,22 @@ import torch
 from bench.command.progress import Silence
 from bench.machine import roof as roofs
 from bench.machine.roof import RoofRecord
-from bench.machine.timing import CpuDevice
+from bench.machine.timing import CpuDevice, Interval
 from bench.throughput import asv, planned
 from bench.throughput.bars import judge_bars
 from bench.throughput.candidates import Absent, Candidate, find_candidates
-from bench.throughput.points import Point, Sweep
+from bench.throughput.points import Grid, Point
 from bench.throughput.record import ThroughputRecord
-from bench.throughput.run import ThroughputPlan, TooLong, run_throughput, time_limit
-from bench.throughput.tensors import make_copies
+from bench.throughput.run import ThroughputPlan, run_throughput
+from bench.throughput.tensors import make_samples
+from bench.throughput.worker import CANDIDATE, Measuring
 from paged.attention import paged_attention
 from reference.attention.contract import Capabilities, PagedBatch
 from reference.attention.layout import usual
 from reference.attention.problem import AttentionProblem
 from subjects.attention.peers import flashinfer, vllm_unified
 from subjects.loading import SubjectError
+from subjects.process import SubjectDied
 
 SMALL = Point(
     batch="by hand",
@@ -58,24 +60,80 @@ def _roof(monkeypatch):
     monkeypatch.setattr("bench.throughput.run.measure_roof", lambda device: ROOF)
 
 
+class InAThread:
+    """The measuring process as a thread of this one: kernels are closures, a death is raised."""
+
+    def __init__(self) -> None:
+        self._questions: SimpleQueue[str] = SimpleQueue()
+        self._answers: SimpleQueue[dict | SubjectDied] = SimpleQueue()
+        self.started = 0
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            self.started += 1
+            child = Measuring(
+                SmallCache(),
+                hear=lambda: json.loads(self._questions.get()),
+                say=lambda message: self._answers.put(json.loads(json.dumps(message))),
+            )
+            try:
+                with torch.no_grad():
+                    while True:
+                        child.answer_next()
+            except SystemExit as end:
+                silent = end.code is TimeoutError
+                self._answers.put(SubjectDied("ended with code 0", timed_out=silent))
+            except Exception as error:
+                self._answers.put(SubjectDied(f"raised {error}", timed_out=False))
+
+    def ask(self, question, *, limit_s=None):
+        self._questions.put(json.dumps(question))
+        return self.next_answer()
+
+    def next_answer(self, *, limit_s=None):
+        answer = self._answers.get(timeout=60)
+        if isinstance(answer, SubjectDied):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        pass
+
+
 def candidate(name, plan, capabilities=Capabilities()):  # noqa: B008 - frozen
-    return Candidate(name=name, subject=name, plan=plan, capabilities=capabilities)
+    return Candidate(name=name, subject=name, capabilities=capabilities), plan
 
 
 RIGHT = candidate("right", lambda batch: partial(paged_attention, batch))
 
 
-def run(*candidates, points=(SMALL,), stop=None, **options) -> ThroughputRecord:
-    usual = {"device": "cpu", "rounds": 6, "points": points, "candidates": candidates}
-    return run_throughput(
-        ThroughputPlan(**{**usual, **options}),
-        SmallCache(),
-        progress=Silence(),
-        stop=stop or threading.Event(),
-    )
+@pytest.fixture
+def run(monkeypatch):
+    """Runs candidates that are closures."""
+
+    def runs(*candidates, points=(SMALL,), stop=None, progress=None, **options):
+        known = {
+            each.name if isinstance(each, Absent) else each[0].name: each for each in candidates
+        }
+
+        def find(name, **_):
+            return known[name] if isinstance(known[name], Absent) else [known[name]]
+
+        monkeypatch.setattr("bench.throughput.worker.find_candidates", find)
+        usual = {"device": "cpu", "rounds": 6, "points": points, "names": list(known)}
+        return run_throughput(
+            ThroughputPlan(**{**usual, **options}),
+            SmallCache(),
+            progress=progress or Silence(),
+            stop=stop or threading.Event(),
+            process=InAThread(),
+        )
+
+    return runs
 
 
-def test_a_record_has_times_rates_and_ratios_of_everybody():
+def test_a_record_has_times_rates_and_ratios_of_everybody(run):
     record = run(RIGHT, candidate("twice", lambda batch: partial(twice, batch)))
     (point,) = record.points
     assert record.exit_code == 0
@@ -161,7 +219,7 @@ def writes_only_the_first_time(batch: PagedBatch):
         (writes_only_the_first_time, "input 1 of 9", "3 of 3 rows are not finite"),
     ],
 )
-def test_a_wrong_answer_in_any_round_is_seen_and_the_others_go_on(plan, where, what):
+def test_a_wrong_answer_in_any_round_is_seen_and_the_others_go_on(run, plan, where, what):
     record = run(RIGHT, candidate("wrong", plan))
     right, wrong = record.points[0].subjects
     assert wrong.status == "wrong"
@@ -178,7 +236,7 @@ def test_a_wrong_answer_in_any_round_is_seen_and_the_others_go_on(plan, where, w
 # --- who is not timed ----------------------------------------------------------------------------
 
 
-def test_who_cannot_or_raises_ends_nobody_elses_run():
+def test_who_cannot_or_raises_ends_nobody_elses_run(run):
     def raises(batch: PagedBatch):
         raise RuntimeError("no kernel image\nfor this device")
 
@@ -186,7 +244,7 @@ def test_who_cannot_or_raises_ends_nobody_elses_run():
         return lambda: 1 / 0
 
     record = run(
-        Absent("absent", "is not installed"),
+        Absent(name="absent", why="is not installed"),
         candidate("unable", writes_nothing, Capabilities(block_sizes=frozenset({16}))),
         candidate("raises", raises),
         candidate("raises later", raises_when_called),
@@ -203,29 +261,115 @@ def test_who_cannot_or_raises_ends_nobody_elses_run():
     assert record.exit_code == 0
 
 
-def test_who_plans_for_too_long_is_not_run():
-    def forever(batch: PagedBatch):
-        while True:
-            # As a compiler that takes every exception for an error of its own.
-            with contextlib.suppress(Exception):
-                threading.Event().wait(0.01)
+def silent(batch: PagedBatch):
+    raise SystemExit(TimeoutError)
 
-    record = run(candidate("slow", forever), RIGHT, time_limit_s=0.05)
+
+def exits(batch: PagedBatch):
+    def call() -> None:
+        raise SystemExit
+
+    return call
+
+
+def exits_in_a_round(batch: PagedBatch):
+    calls = itertools.count(1)
+
+    def call() -> None:
+        paged_attention(batch)
+        if next(calls) == 5:
+            raise SystemExit
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("plan", "status", "why"),
+    [
+        (exits, "died", "calling it, the process ended with code 0"),
+        (exits_in_a_round, "died", "timing it, the process ended with code 0"),
+    ],
+)
+def test_who_ends_the_process_is_named_and_the_others_are_timed(run, plan, status, why):
+    record = run(candidate("bad", plan), RIGHT, points=(SMALL, SMALL))
+    for point in record.points:
+        assert (point.subjects[1].status, len(point.subjects[1].cold_s)) == ("timed", 6)
+    assert (record.points[0].subjects[0].status, record.points[0].subjects[0].why) == (status, why)
+    again = record.points[1].subjects[0]
+    assert (again.status, again.why) == ("not run", f"died on {SMALL.name}")
+    assert record.exit_code == 1
+    assert [each.name for _, each in record.wrong] == ["bad"]
+
+
+def test_who_plans_for_too_long_is_not_run_and_not_called_wrong(run):
+    record = run(candidate("slow", silent), RIGHT, time_limit_s=0.5)
     slow, right = record.points[0].subjects
     assert slow.status == "not run"
-    assert "longer than 0.05 s" in slow.why
+    assert slow.why == "took longer than 0.5 s to plan; give it more with --time-limit"
     assert right.status == "timed"
+    assert record.exit_code == 0
 
 
-def test_a_time_limit_that_is_kept_leaves_no_alarm():
-    with time_limit(0.02):
+def test_a_failure_of_the_inputs_is_ours(run, monkeypatch):
+    monkeypatch.setattr("bench.throughput.worker.usual", lambda *_, **__: 1 / 0)
+    with pytest.raises(RuntimeError, match="the measuring process raised division by zero"):
+        run(RIGHT)
+
+
+KERNELS = """
+import ctypes, os
+from paged.attention import paged_attention
+
+calls = 0
+
+def ends_well(batch):
+    global calls
+    calls += 1
+    paged_attention(batch)
+    if calls == 5:
+        os._exit(0)
+
+def crashes(batch):
+    ctypes.string_at(0)
+
+def hangs(batch):
+    while True:
         pass
-    threading.Event().wait(0.04)
-    with pytest.raises(TooLong), time_limit(0.01):
-        threading.Event().wait(5)
+
+def prints(batch):
+    os.write(1, b"{}\\n")
+    print({"times": {}})
+    paged_attention(batch)
+"""
 
 
-def test_an_interrupted_run_keeps_what_is_done():
+def test_deaths_of_real_processes_are_findings(tmp_path):
+    (tmp_path / "k.py").write_text(KERNELS)
+    (tmp_path / "dies.py").write_text("import os; os._exit(3)")
+    names = [f"{tmp_path}/k.py:{name}" for name in ("ends_well", "crashes", "hangs", "prints")]
+    record = run_throughput(
+        ThroughputPlan(
+            points=(SMALL,),
+            names=["torch", *names, f"{tmp_path}/dies.py:attention"],
+            device="cpu",
+            rounds=2,
+            time_limit_s=5.0,
+        ),
+        SmallCache(),
+        progress=Silence(),
+        stop=threading.Event(),
+    )
+    said = {each.name.rpartition("/")[2]: each for each in record.points[0].subjects}
+    assert said.pop("torch").status == said.pop("k.py:prints").status == "timed"
+    assert {each.status for each in said.values()} == {"died"}
+    assert said["k.py:ends_well"].why == "timing it, the process ended with code 0"
+    assert said["k.py:crashes"].why.startswith("calling it, the process was killed by SIGSEGV")
+    assert said["k.py:hangs"].why == "calling it, the process gave no answer within 5 s"
+    assert said["dies.py:attention"].why == "importing it, the process ended with code 3"
+    assert record.exit_code == 1
+
+
+def test_an_interrupted_run_keeps_what_is_done(run):
     stop = threading.Event()
 
     class StopsLater(Silence):
@@ -236,12 +380,7 @@ def test_an_interrupted_run_keeps_what_is_done():
             if self.points == 2:
                 stop.set()
 
-    record = run_throughput(
-        ThroughputPlan(device="cpu", rounds=6, points=(SMALL,) * 3, candidates=(RIGHT,)),
-        SmallCache(),
-        progress=StopsLater(),
-        stop=stop,
-    )
+    record = run(RIGHT, points=(SMALL,) * 3, progress=StopsLater(), stop=stop)
     assert [point.subjects[0].status for point in record.points] == ["timed", "interrupted"]
     assert not record.complete
     assert record.exit_code == 130
@@ -252,18 +391,25 @@ def test_an_interrupted_run_keeps_what_is_done():
 
 def test_names_become_candidates_or_reasons():
     found = {
-        each.name: each
-        for each in find_candidates(
-            ["torch", "contiguous", "triton", "flash-attn", "flashinfer"], device="cpu"
-        )
+        name: find_candidates(name, device="cpu")
+        for name in ("torch", "contiguous", "triton", "flash-attn", "flashinfer")
     }
-    assert isinstance(found["torch"], Candidate)
-    assert found["contiguous"].refusal(SMALL.problem) == ""
+    ((torch_, _),) = found["torch"]
+    ((contiguous, _),) = found["contiguous"]
+    assert torch_.name == "torch"
+    assert contiguous.refusal(SMALL.problem) == ""
     assert "its time means nothing" in found["triton"].why
     assert "runs on a GPU only" in found["flash-attn"].why
     assert "runs on a GPU only" in found["flashinfer"].why
     with pytest.raises(SubjectError):
-        list(find_candidates(["nowhere_at_all.py:kernel"], device="cpu"))
+        find_candidates("nowhere_at_all.py:kernel", device="cpu")
+
+
+def test_a_candidate_crosses_the_pipe_as_it_is():
+    capabilities = Capabilities(block_sizes=frozenset({16, 32}), variants=frozenset({"lse"}))
+    one = Candidate(name="a splits=2", subject="a", capabilities=capabilities, num_splits=2)
+    said = json.loads(json.dumps(CANDIDATE.dump_python(one, mode="json")))
+    assert CANDIDATE.validate_python(said) == one
 
 
 def test_splits_are_candidates_of_their_own(monkeypatch):
@@ -276,15 +422,18 @@ def test_splits_are_candidates_of_their_own(monkeypatch):
         "bench.throughput.candidates.resolve_kernel",
         lambda name, device: SimpleNamespace(kernel=kernel, capabilities=Capabilities()),
     )
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    found = list(find_candidates(["triton", "sdpa"], device="cuda", splits=[None, 8, 8]))
-    assert [each.name for each in found] == ["triton", "triton splits=8", "sdpa"]
-    for each in found:
-        each.plan(usual(SMALL.problem, device="cpu", seed=0))()
+    found = [
+        one
+        for name in ("triton", "sdpa")
+        for one in find_candidates(name, device="cuda", splits=[None, 8, 8])
+    ]
+    assert [each.name for each, _ in found] == ["triton", "triton splits=8", "sdpa"]
+    for _, plan in found:
+        plan(usual(SMALL.problem, device="cpu", seed=0))()
     assert asked == [None, 8, None]
     prompt = AttentionProblem.parse("(q4 k4) d16 b8 bf16")
-    assert found[1].refusal(prompt) == "prefill has no splits"
-    assert found[0].refusal(prompt) == ""
+    assert found[1][0].refusal(prompt) == "prefill has no splits"
+    assert found[0][0].refusal(prompt) == ""
 
 
 def test_flex_plans_all_sequences_in_one_call(monkeypatch):
@@ -295,11 +444,12 @@ def test_flex_plans_all_sequences_in_one_call(monkeypatch):
     monkeypatch.setattr(planned, "_compiled_flex", lambda: flex_attention.flex_attention)
     for spec in (str(SMALL.problem), "2x(q40 k40) h2 g2 d16 b8 bf16"):
         point = Point(batch="by hand", problem=AttentionProblem.parse(spec))
-        (copy,) = make_copies(point, device="cpu", cache_bytes=1, most_bytes=1)
-        call = planned.flex_call(copy.batch)
-        copy.batch.out.fill_(torch.nan)
+        (sample,) = make_samples(point, 1, device="cpu")
+        batch = usual(point.problem, device="cpu", seed=0)
+        call = planned.flex_call(batch)
+        batch.out.fill_(torch.nan)
         call()
-        assert copy.finding(copy.batch.out) == ""
+        assert sample.finding(batch.out[sample.rows]) == ""
 
 
 def test_flashinfer_and_vllm_are_planned_once_and_run_in_the_call(monkeypatch):
@@ -333,11 +483,11 @@ def test_flashinfer_and_vllm_are_planned_once_and_run_in_the_call(monkeypatch):
 # --- bars, roofs, exports ------------------------------------------------------------------------
 
 
-def bar_record(ratio: float):
-    (point,) = Sweep(batches=["azure-conv:32"]).points()
+def bar_record(run, ratio: float):
+    (point,) = Grid(batches=["azure-conv:32"]).points()
     record = run(RIGHT).points[0]
     ours = record.subjects[0]
-    interval = ours.seconds.model_copy(update={"median": ratio, "low": None, "high": None})
+    interval = Interval(ratio, None, None)
     torch_, contiguous = (
         ours.model_copy(update={"name": name, "subject": name, "times_of": times})
         for name, times in (("torch", {"contiguous": interval}), ("contiguous", {}))
@@ -346,15 +496,15 @@ def bar_record(ratio: float):
 
 
 @pytest.mark.parametrize(("ratio", "state"), [(1.0, "met"), (1.15, "met"), (1.16, "missed")])
-def test_the_bar_of_the_cpu_is_the_most_that_paging_may_cost(ratio, state):
-    first, *others = judge_bars([bar_record(ratio)], device="cpu")
+def test_the_bar_of_the_cpu_is_the_most_that_paging_may_cost(run, ratio, state):
+    first, *others = judge_bars([bar_record(run, ratio)], device="cpu")
     assert (first.state, first.got) == (state, ratio)
     assert {bar.state for bar in others} == {"not measured"}
     assert {bar.why for bar in others} == {"this run has no GPU"}
 
 
-def gpu_record(name, *, share, matrix_share=0.0, peer_ratio=None):
-    record = bar_record(1.0)
+def gpu_record(run, name, *, share, matrix_share=0.0, peer_ratio=None):
+    record = bar_record(run, 1.0)
     base = record.subjects[1]
     ours = base.model_copy(
         update={
@@ -366,7 +516,7 @@ def gpu_record(name, *, share, matrix_share=0.0, peer_ratio=None):
     )
     subjects = [ours]
     if peer_ratio is not None:
-        ratio = base.seconds.model_copy(update={"median": peer_ratio})
+        ratio = Interval(peer_ratio, None, None)
         subjects.append(
             base.model_copy(
                 update={"name": "flex", "subject": "flex", "times_of": {"triton": ratio}}
@@ -375,11 +525,11 @@ def gpu_record(name, *, share, matrix_share=0.0, peer_ratio=None):
     return record.model_copy(update={"name": name, "subjects": subjects})
 
 
-def test_the_bars_of_a_gpu_are_shares_and_speeds_beside_peers():
+def test_the_bars_of_a_gpu_are_shares_and_speeds_beside_peers(run):
     points = [
-        gpu_record("decode 64x4096 h8 g4 d128 b16 bf16", share=0.86, peer_ratio=1.1),
-        gpu_record("decode 64x4096 h8 g4 d128 b1 bf16", share=0.69, peer_ratio=0.9),
-        gpu_record("prefill 16x2048 h8 g4 d128 b16 bf16", share=0.1, matrix_share=0.6),
+        gpu_record(run, "decode 64x4096 h8 g4 d128 b16 bf16", share=0.86, peer_ratio=1.1),
+        gpu_record(run, "decode 64x4096 h8 g4 d128 b1 bf16", share=0.69, peer_ratio=0.9),
+        gpu_record(run, "prefill 16x2048 h8 g4 d128 b16 bf16", share=0.1, matrix_share=0.6),
     ]
     bars = judge_bars(points, device="cuda")
     got = {
@@ -409,7 +559,7 @@ def test_the_roofs_are_measured(monkeypatch):
     assert 0 < roof.matrix_median_teraflops_per_s <= roof.matrix_teraflops_per_s < 100
 
 
-def test_asv_gets_a_series_of_times_and_one_of_bandwidth(tmp_path):
+def test_asv_gets_a_series_of_times_and_one_of_bandwidth(run, tmp_path):
     pytest.importorskip("asv")
     record = run(RIGHT)
     commit = subprocess.run(

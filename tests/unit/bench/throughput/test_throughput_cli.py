@@ -100,6 +100,7 @@ def test_without_a_gpu_the_bars_of_one_are_not_measured(monkeypatch):
         (["--kv-dtype", "e9"], "the cache has the query's dtype"),
         (["--splits", "0"], "at least 1"),
         (["--subject", "nowhere_at_all.py:kernel"], "nowhere_at_all"),
+        (["--subject", "nope"], "or one of torch, triton"),
         (["--device", "tpu"], "choose cpu, cuda or auto"),
         (["--plot", "roof.gif"], ".png"),
         (["--json", "no/such/folder/t.json"], "does not exist"),
@@ -122,7 +123,7 @@ def test_a_failure_of_ours_says_nothing_about_a_kernel(monkeypatch):
     def fails(*_, **__):
         raise RuntimeError("ours")
 
-    monkeypatch.setattr("bench.throughput.run.make_copies", fails)
+    monkeypatch.setattr("bench.throughput.run.make_samples", fails)
     result = run(*SMALL, *PAIR)
     assert result.exit_code == 4
 
