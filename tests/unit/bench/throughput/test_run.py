@@ -336,6 +336,14 @@ def hangs(batch):
     while True:
         pass
 
+def lies(batch):
+    paged_attention(batch)
+    for descriptor in range(3, 64):
+        try:
+            os.write(descriptor, b'{"times": {}}\\n')
+        except OSError:
+            pass
+
 def prints(batch):
     os.write(1, b"{}\\n")
     print({"times": {}})
@@ -346,7 +354,9 @@ def prints(batch):
 def test_deaths_of_real_processes_are_findings(tmp_path):
     (tmp_path / "k.py").write_text(KERNELS)
     (tmp_path / "dies.py").write_text("import os; os._exit(3)")
-    names = [f"{tmp_path}/k.py:{name}" for name in ("ends_well", "crashes", "hangs", "prints")]
+    names = [
+        f"{tmp_path}/k.py:{name}" for name in ("ends_well", "crashes", "hangs", "lies", "prints")
+    ]
     record = run_throughput(
         ThroughputPlan(
             points=(SMALL,),
@@ -363,6 +373,7 @@ def test_deaths_of_real_processes_are_findings(tmp_path):
     assert said.pop("torch").status == said.pop("k.py:prints").status == "timed"
     assert {each.status for each in said.values()} == {"died"}
     assert said["k.py:ends_well"].why == "timing it, the process ended with code 0"
+    assert "which is the answer to no question" in said["k.py:lies"].why
     assert said["k.py:crashes"].why.startswith("calling it, the process was killed by SIGSEGV")
     assert said["k.py:hangs"].why == "calling it, the process gave no answer within 5 s"
     assert said["dies.py:attention"].why == "importing it, the process ended with code 3"
