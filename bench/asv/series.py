@@ -1,22 +1,11 @@
-"""Gate records as asv results, so that `asv publish` shows releases and regressions.
+"""What was measured as asv results, so that `asv publish` shows releases and regressions.
 
-Each side of a run that is a commit becomes a result of that commit. A launch is one sample: asv's
-own test, which takes samples for independent, is right only about launches. What asv keeps apart,
-it keeps apart by the parameters of a result, so device, driver, CUDA, torch, triton and timer are
-parameters, and no graph joins two keys.
+What asv keeps apart, it keeps apart by the parameters of a result, so device, driver, CUDA, torch,
+triton and timer are parameters, and no graph joins two keys. Names of series begin with `gate.`, or
+with `gate_more.` where more is better, because asv takes less for better: those are kept when asv
+writes its list of benchmarks anew.
 
-Names of series, in two modules because asv takes less for better:
-
-gate.BENCHMARK.time
-    Seconds of one call, CPU or event time, per launch.
-gate.BENCHMARK.COUNTER
-    An exact counter of which less is better.
-gate_more.BENCHMARK.COUNTER
-    One of which more is better.
-gate_more.BENCHMARK.throughput
-    Bytes of the benchmark's byte counter over its median time, in GB/s (10^9).
-
-asv is imported here alone, and inside functions: it is no requirement of the gate.
+asv is imported here alone, and inside functions: it is no requirement of what exports.
 """
 
 from __future__ import annotations
@@ -24,32 +13,25 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from bench.gate.record import BenchmarkRecord, ContestantRecord, GateRecord
 from bench.machine.environment import GateEnvironment
-from bench.machine.facts import ROOT
+from bench.machine.facts import ROOT, git
 from reference.errors import BadInput
 from reference.reading import read_whole
 
 if TYPE_CHECKING:
     from asv.results import Results
 
-BYTE_COUNTERS: Final = ("bytes", "torch_bytes")
-"""Names of counters that say how many bytes one call moves; the first that is there is taken."""
-
 ARCHITECTURES: Final = ("x86_64", "aarch64", "arm64", "ppc64le", "riscv64")
 
 VERSION: Final = "1"
 """asv starts a new series where a benchmark's version changes."""
-
-Side = Literal["base", "head"]
 
 
 class ExportError(BadInput):
@@ -66,7 +48,7 @@ class Exported:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One benchmark of asv's: its definition, and the samples or the one value of a side."""
+    """One benchmark of asv's: its definition, and the samples or the one value of a commit."""
 
     name: str
     kind: Literal["time", "track"]
@@ -91,22 +73,27 @@ class Series:
         }
 
 
-def export(record: GateRecord, results_dir: Path, repo: Path = ROOT) -> Exported:
-    """Add a record to a folder of asv results.
+class LeftOut(Exception):
+    """asv's results cannot hold this one; the message says why."""
 
-    Doing it twice adds nothing; another record of the same commit and environment adds its launches
-    to those that are there.
 
-    Parameters
-    ----------
-    record
-        Of a finished run.
-    results_dir
-        asv's `results_dir`; made where it does not exist.
-    repo
-        Git repository that knows the commits: asv wants their dates.
+def write(
+    series: Sequence[Series],
+    results_dir: Path,
+    *,
+    commit: str | None,
+    dirty: bool | None,
+    where: GateEnvironment,
+    started_at: str,
+    repo: Path = ROOT,
+) -> Path:
+    """Add what was measured of one commit to a folder of asv results; returns the file.
 
-    Raises ExportError where asv is not installed.
+    Doing it twice adds nothing; another run in the same environment adds its samples to those that
+    are there. The repository is asked for the commit's date.
+
+    Raises LeftOut: it is not of a commit that the repository knows. Raises ExportError: asv is not
+    installed, or two series have one name.
     """
     try:
         from asv.results import Results
@@ -114,42 +101,27 @@ def export(record: GateRecord, results_dir: Path, repo: Path = ROOT) -> Exported
         raise ExportError(
             "asv is not installed, and its format is written by its own code: pip install asv"
         ) from None
-
     if results_dir.exists() and not results_dir.is_dir():
         raise ExportError(f"{results_dir}: that is a file; name a folder of asv results")
     gate_definitions(results_dir)  # refuses here what could not be added to
-    paths, left_out = [], []
-    definitions: dict[str, dict[str, Any]] = {}
-    sides: list[tuple[Side, ContestantRecord]] = [("base", record.base), ("head", record.head)]
-    for side, contestant in sides:
-        why = _reason_to_leave_out(record, side, contestant)
-        commit, where = contestant.commit, contestant.environment
-        date = None if commit is None else commit_date(commit, repo)
-        if why is None and date is None:
-            why = f"commit {commit} is not in {repo}; fetch it and export again"
-        if why is not None or commit is None or where is None or date is None:
-            left_out.append(f"{side} {contestant.name}: {why}")
-            continue
-        machine = machine_of(where)
-        results = Results(
-            {**machine, **parameters_of(where)},
-            {},
-            commit,
-            date,
-            ".".join(where.python.split(".")[:2]),
-            environment_name(where),
-            {},
-        )
-        results.load_data(str(results_dir))
-        series = _series(record, side)
-        add_series(results, series, record.started_at)
-        results.save(str(results_dir))
-        write_machine(results_dir, machine)
-        definitions |= {each.name: each.definition for each in series}
-        paths.append(results_dir / results._filename)
-    if definitions:
-        add_definitions(results_dir, definitions)
-    return Exported(tuple(dict.fromkeys(paths)), tuple(left_out))
+    refuse_twins(series)
+    machine = machine_of(where)
+    results = Results(
+        {**machine, **parameters_of(where)},
+        {},
+        commit,
+        date_of(commit, repo, dirty=bool(dirty)),
+        ".".join(where.python.split(".")[:2]),
+        environment_name(where),
+        {},
+    )
+    results.load_data(str(results_dir))
+    add_series(results, series, started_at)
+    results.save(str(results_dir))
+    write_machine(results_dir, machine)
+    add_definitions(results_dir, {each.name: each.definition for each in series})
+    path: Path = results_dir / results._filename
+    return path
 
 
 def series_name(key: str) -> str:
@@ -219,22 +191,6 @@ def _listed(path: Path) -> dict[str, Any]:
     return known
 
 
-def _reason_to_leave_out(
-    record: GateRecord, side: Side, contestant: ContestantRecord
-) -> str | None:
-    if record.mode == "plant" and side == "head":
-        return "it was slowed on purpose"
-    if record.mode == "aa" and side == "head":
-        return "it is the base once more"
-    if contestant.commit is None:
-        return "it is no commit, and asv's results belong to commits"
-    if contestant.dirty:
-        return "it has changes that are not committed, and asv's results belong to commits"
-    if contestant.environment is None:
-        return "its worker never said what it runs on"
-    return None
-
-
 def parameters_of(where: GateEnvironment) -> dict[str, str]:
     """What tells results apart besides the machine: no graph joins two of them."""
     return {
@@ -248,60 +204,19 @@ def parameters_of(where: GateEnvironment) -> dict[str, str]:
     }
 
 
-def commit_date(commit: str, repo: Path) -> int | None:
-    """Milliseconds since the epoch, as asv counts; None where the repository lacks the commit."""
-    asked = subprocess.run(
-        ["git", "show", "--no-patch", "--format=%ct", f"{commit}^{{commit}}"],
-        cwd=repo,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return int(asked.stdout) * 1000 if asked.returncode == 0 else None
+def date_of(commit: str | None, repo: Path, *, dirty: bool) -> int:
+    """When a commit was made, milliseconds since the epoch, as asv counts.
 
-
-def _series(record: GateRecord, side: Side) -> list[Series]:
-    found = []
-    for benchmark in record.benchmarks:
-        name = series_name(benchmark.key)
-        times = _times(benchmark, side)
-        if times:
-            found.append(
-                Series(f"gate.{name}.time", "time", "seconds", benchmark.key, samples=times)
-            )
-        counters = {
-            each.name: (each, getattr(each, side))
-            for each in record.counters
-            if each.benchmark == benchmark.key and getattr(each, side) is not None
-        }
-        for each, value in counters.values():
-            module = "gate_more" if each.more_is_better else "gate"
-            found.append(
-                Series(
-                    f"{module}.{name}.{series_name(each.name)}",
-                    "track",
-                    each.unit,
-                    f"{benchmark.key} {each.name}",
-                    value=float(value),
-                )
-            )
-        moved = next((counters[each][1] for each in BYTE_COUNTERS if each in counters), None)
-        if times and moved:
-            found.append(
-                Series(
-                    f"gate_more.{name}.throughput",
-                    "track",
-                    "GB/s",
-                    f"{benchmark.key} throughput",
-                    value=moved / median(times) / 1e9,
-                )
-            )
-    refuse_twins(found)
-    return found
-
-
-def _times(benchmark: BenchmarkRecord, side: Side) -> list[float]:
-    return [getattr(sample, f"{side}_s") for sample in benchmark.samples]
+    Raises LeftOut: there is no such commit, or it is not all that was measured.
+    """
+    if commit is None:
+        raise LeftOut("it is no commit, and asv's results belong to commits")
+    if dirty:
+        raise LeftOut("it has changes that are not committed, and asv's results belong to commits")
+    said = git("show", "--no-patch", "--format=%ct", f"{commit}^{{commit}}", folder=repo)
+    if said is None:
+        raise LeftOut(f"commit {commit} is not in {repo}; fetch it and export again")
+    return int(said) * 1000
 
 
 def refuse_twins(found: Iterable[Series]) -> None:

@@ -49,7 +49,7 @@ def import_records(
                 path = import_record(file, store or STORE)
                 it.out.say(f"{file}: {path}")
                 if asv is not None:
-                    from bench.asv.series import export
+                    from bench.gate.asv import export
 
                     exported = export(read_record(path), asv)
                     for line in (*map(str, exported.paths), *exported.left_out):

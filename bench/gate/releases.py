@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import Final, Literal
 
-from bench.asv.series import BYTE_COUNTERS
+from bench.gate.asv import BYTE_COUNTERS
 from bench.gate.record import (
     BenchmarkRecord,
     ContestantRecord,

@@ -17,60 +17,30 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.asv import series as asv_export
-from bench.asv.series import Exported, ExportError, series_name
+from bench.asv.series import Exported, LeftOut, Series, series_name, write
 from bench.machine.environment import GateEnvironment
 from bench.machine.facts import ROOT
 from bench.throughput.record import TIMED, ThroughputRecord
 
 
 def export(record: ThroughputRecord, results_dir: Path, repo: Path = ROOT) -> Exported:
-    """Add a record to a folder of asv results; doing it twice adds nothing.
+    """Add what was timed to a folder of asv results; what is left out is said.
 
-    Parameters
-    ----------
-    record
-        Of a run; what was timed of it is exported.
-    results_dir
-        asv's `results_dir`; made where it does not exist.
-    repo
-        Git repository that knows the commit: asv wants its date.
-
-    Raises ExportError: asv is not installed.
+    Raises ExportError: asv is not installed, or two subjects have one name.
     """
     try:
-        from asv.results import Results
-    except ImportError:
-        raise ExportError(
-            "asv is not installed, and its format is written by its own code: pip install asv"
-        ) from None
-    commit, dirty = record.environment.commit, record.environment.dirty
-    date = None if commit is None else asv_export.commit_date(commit, repo)
-    if commit is None or dirty or date is None:
-        why = (
-            "it has changes that are not committed, and asv's results belong to commits"
-            if dirty
-            else "it is no commit of this repository, and asv's results belong to commits"
+        path = write(
+            _series(record),
+            results_dir,
+            commit=record.environment.commit,
+            dirty=record.environment.dirty,
+            where=_environment(record),
+            started_at=record.started_at,
+            repo=repo,
         )
+    except LeftOut as why:
         return Exported((), (f"this checkout: {why}",))
-    where = _environment(record)
-    machine = asv_export.machine_of(where)
-    results = Results(
-        {**machine, **asv_export.parameters_of(where)},
-        {},
-        commit,
-        date,
-        ".".join(where.python.split(".")[:2]),
-        asv_export.environment_name(where),
-        {},
-    )
-    results.load_data(str(results_dir))
-    series = _series(record)
-    asv_export.add_series(results, series, record.started_at)
-    results.save(str(results_dir))
-    asv_export.write_machine(results_dir, machine)
-    asv_export.add_definitions(results_dir, {each.name: each.definition for each in series})
-    return Exported((results_dir / results._filename,), ())
+    return Exported((path,), ())
 
 
 def _environment(record: ThroughputRecord) -> GateEnvironment:
@@ -92,7 +62,7 @@ def _environment(record: ThroughputRecord) -> GateEnvironment:
     )
 
 
-def _series(record: ThroughputRecord) -> list[asv_export.Series]:
+def _series(record: ThroughputRecord) -> list[Series]:
     found = []
     for point in record.points:
         for each in point.subjects:
@@ -101,12 +71,10 @@ def _series(record: ThroughputRecord) -> list[asv_export.Series]:
             name = f"throughput.{series_name(point.name)}.{series_name(each.name)}"
             pretty = f"{point.name}, {each.name}"
             found.append(
-                asv_export.Series(
-                    f"gate.{name}.time", "time", "seconds", pretty, samples=list(each.cold_s)
-                )
+                Series(f"gate.{name}.time", "time", "seconds", pretty, samples=list(each.cold_s))
             )
             found.append(
-                asv_export.Series(
+                Series(
                     f"gate_more.{name}.bandwidth",
                     "track",
                     "GB/s",
@@ -114,5 +82,4 @@ def _series(record: ThroughputRecord) -> list[asv_export.Series]:
                     value=each.gigabytes_per_s,
                 )
             )
-    asv_export.refuse_twins(found)
     return found

@@ -53,7 +53,7 @@ def deliver_reports(record: GateRecord, it: Session, outputs: Outputs) -> None:
 
 
 def _export(record: GateRecord, folder: Path, it: Session) -> None:
-    from bench.asv.series import export
+    from bench.gate.asv import export
 
     exported = export(record, folder)
     for line in (*exported.paths, *exported.left_out):

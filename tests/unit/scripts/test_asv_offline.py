@@ -15,7 +15,7 @@ from pathlib import Path
 import asv
 import pytest
 
-from bench.asv.series import export
+from bench.gate.asv import export
 from helpers.asv_project import make_project
 from helpers.gate_records import benchmark, contestant, gate_record, samples
 from scripts.asv_offline import MANIFEST, VENDOR, OfflineError, fetch, make_offline, read_manifest

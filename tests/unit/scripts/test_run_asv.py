@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from asv.config import Config
 
-from bench.asv.series import export, gate_definitions
+from bench.asv.series import gate_definitions
+from bench.gate.asv import export
 from helpers.asv_project import make_project
 from helpers.gate_records import contestant, gate_record
 from scripts import run_asv

@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from bench.asv.history import HistoryError, find_steps
-from bench.asv.series import export
 from bench.cli import app
+from bench.gate.asv import export
 from helpers.asv_project import make_project
 from helpers.gate_records import benchmark, contestant, counter, environment, gate_record, samples
 

@@ -9,11 +9,11 @@ from asv.results import Results
 from bench.asv.series import (
     ExportError,
     add_definitions,
-    export,
     gate_definitions,
     machine_of,
     series_name,
 )
+from bench.gate.asv import export
 from helpers.asv_project import AsvProject, make_project
 from helpers.gate_records import (
     HOSTILE,

@@ -21,7 +21,7 @@ def deliver(record, **outputs):
 
 def test_all_reports_at_once(tmp_path, capsys, monkeypatch):
     project = make_project(tmp_path / "repo", commits=2)
-    monkeypatch.setattr("bench.asv.series.export.__defaults__", (project.folder,))
+    monkeypatch.setattr("bench.gate.asv.export.__defaults__", (project.folder,))
     base, head = project.commits
     record = mixed_record(base=contestant(base), head=contestant(head))
     files = {name: tmp_path / f"gate.{name}" for name in ("json", "markdown", "junit")}
