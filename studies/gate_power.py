@@ -36,7 +36,6 @@ from asv_runner import __version__ as asv_runner_version
 from pydantic import ValidationError
 
 from bench.gate.record import GateRecord
-from bench.gate.statistics import Design
 from studies.resample import Resampled, Share, resample, share
 
 ROOT: Final = Path(__file__).parents[1]
@@ -310,7 +309,7 @@ def sum_up(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         found = [GateRecord.model_validate(each["record"]) for each in planted]
         summary["planted"][f"{slowdown:g}"] = runs(planted) | verdicts(found, "fail")
     if records:
-        design = design_of_record(records[0])
+        design = records[0].parameters
         drawn = {
             signs: resample(records, design, trials=options.trials, seed=options.seed, signs=signs)
             for signs in ("random", "recorded")
@@ -320,12 +319,6 @@ def sum_up(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     else:
         summary["missed"] = ["no run on identical code is there"]
     return summary
-
-
-def design_of_record(record: GateRecord) -> Design:
-    from bench.gate.verdict import design_of
-
-    return design_of(record.parameters)
 
 
 def kept(folder: Path, pattern: str) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from scipy.stats import binomtest
 
-from bench.gate.record import GateRecord
-from bench.gate.statistics import Design, Trials, decide_many, robust_sd
+from bench.gate.record import Design, GateRecord
+from bench.gate.statistics import Trials, decide_many, robust_sd
 
 Signs = Literal["random", "recorded"]
 
@@ -266,7 +266,8 @@ def _trials(
     wall = launches.wall[picks] * sign + planted
     by_timer = decide_many(timer[:, :screen], timer[:, screen:], design)
     # The wall clock only fails what is slower beyond its own margin; it never passes anything.
-    lenient = replace(design, margin=design.wall_margin, equivalence=design.wall_margin * 2)
+    wide = {"margin": design.wall_margin, "equivalence": 2 * design.wall_margin}
+    lenient = design.model_copy(update=wide)
     by_wall = decide_many(wall[:, :screen], wall[:, screen:], lenient)
     failed = by_timer.failed | by_wall.failed
     return Trials(failed, by_timer.passed & ~failed, by_timer.launches)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bench.gate.machine_code import TARGETS
-from bench.gate.statistics import Design
+from bench.gate.record import Design
 from reference.errors import BadInput
 from reference.reading import read_text
 
@@ -37,9 +36,10 @@ class GateConfiguration(BaseModel):
         names = ("margin", "equivalence", "wall_margin", "quarantine_sd")
         given = {name: getattr(self, name) for name in names}
         try:
-            return replace(Design(), **{k: v for k, v in given.items() if v is not None})
-        except ValueError as error:
-            raise BadInput(f"gate configuration: {error}") from None
+            return Design(**{k: v for k, v in given.items() if v is not None})
+        except ValidationError as error:
+            said = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise BadInput(f"gate configuration: {said}") from None
 
 
 def read_configuration(file: Path) -> GateConfiguration:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
@@ -11,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.gate.benchmark import Count
 from bench.gate.record import CounterRecord, OutputRecord
 
 DEFAULT_LIMITS: Final[Mapping[str, float]] = {
@@ -30,15 +30,6 @@ is computed from; two right answers differ by twice as much at most.
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Counted:
-    """A counter as a worker says it; meanings as in `bench.gate.suite.Count`."""
-
-    value: int
-    unit: str
-    more_is_better: bool = False
-
-
 def limit_of(benchmark: str, name: str, limits: Mapping[str, float]) -> float:
     """The limit that holds for a counter: the last pattern that fits, defaults first."""
     found = 0.0
@@ -51,8 +42,8 @@ def limit_of(benchmark: str, name: str, limits: Mapping[str, float]) -> float:
 
 def compare_counters(
     benchmark: str,
-    base: Mapping[str, Counted] | None,
-    head: Mapping[str, Counted] | None,
+    base: Mapping[str, Count] | None,
+    head: Mapping[str, Count] | None,
     limits: Mapping[str, float],
 ) -> list[CounterRecord]:
     """Compare all counters of one benchmark; None: the side does not have the benchmark."""
@@ -64,7 +55,7 @@ def compare_counters(
 
 
 def _compare(
-    benchmark: str, name: str, base: Counted | None, head: Counted | None, limit: float
+    benchmark: str, name: str, base: Count | None, head: Count | None, limit: float
 ) -> CounterRecord:
     known = head or base
     assert known is not None

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from bench.gate.benchmark import Count
 from bench.gate.contestant import Side
-from bench.gate.counters import Counted
 from bench.gate.temporary import temporary_folder
 from bench.gate.turns import FIXED, OF_DEVICE, GateFailure
 
@@ -60,7 +60,7 @@ def _digest(tree: Path) -> str:
 
 def compiled_counters(
     side: Side, *, stopped: Callable[[], bool], targets: Sequence[str] = TARGETS
-) -> dict[str, dict[str, Counted]]:
+) -> dict[str, dict[str, Count]]:
     """Figures of every kernel on some targets, by `compiled/TARGET/VARIANT`.
 
     What does not compile has no figures, and one failure: from none to one is worse than any limit
@@ -107,14 +107,14 @@ def compiled_counters(
     }
 
 
-def _counted(figures: Mapping[str, Any]) -> Iterator[tuple[str, Counted]]:
+def _counted(figures: Mapping[str, Any]) -> Iterator[tuple[str, Count]]:
     """Counters of one variant; of several launches each has its own, by kernel and number."""
-    yield "failures", Counted(int(bool(figures["failure"])), "failures to compile")
+    yield "failures", Count(int(bool(figures["failure"])), "failures to compile")
     for number, launched in enumerate(figures["launches"]):
         where = f"{launched['kernel']}#{number}" if number else launched["kernel"]
         for name, unit in FIGURES.items():
             if name in launched:
-                yield f"{name}.{where}", Counted(launched[name], unit)
+                yield f"{name}.{where}", Count(launched[name], unit)
         if launched.get("loop"):
             loop = launched["loop"]["instructions"]
-            yield f"instructions.loop.{where}", Counted(loop, "instructions")
+            yield f"instructions.loop.{where}", Count(loop, "instructions")

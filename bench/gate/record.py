@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+import math
+from typing import Final, Literal, Self
+
+from pydantic import model_validator
 
 from bench.machine.environment import GateEnvironment
 from bench.machine.gpu import GpuState
@@ -55,31 +58,61 @@ class ContestantRecord(StrictRecord):
     """None where its worker never came to say it."""
 
 
-class GateParameters(StrictRecord):
-    """By what the run was judged."""
+class Design(StrictRecord):
+    """The tests.
 
-    alpha: float
+    Raises ValueError: they contradict each other, or no data could ever decide at the first look.
+    """
+
+    alpha: float = 0.01
     """Of one benchmark's screening, over all looks and each way: suspect, pass, improved."""
-    confirm_alpha: float
+    confirm_alpha: float = 0.05
     """Of the confirmation of one suspect, over all its looks."""
-    family_alpha: float
+    family_alpha: float = 0.05
     """Of Holm's procedure over the suite."""
-    margin: float
+    margin: float = 0.01
     """A slowdown up to it is allowed: 0.01 is 1 %."""
-    equivalence: float
+    equivalence: float = 0.03
     """A benchmark passes once a slowdown as large as this is ruled out."""
-    wall_margin: float
+    wall_margin: float = 0.25
     """The same as `margin` for wall-clock time, which also sees waiting; wide, because the time
     that other processes take is in it."""
-    looks: list[int]
-    confirm_looks: list[int]
+    looks: tuple[int, ...] = (9, 13, 19, 28, 40)
+    confirm_looks: tuple[int, ...] = (6, 13, 20)
     """Numbers of launches at which the tests are looked at."""
+    quarantine_sd: float = 0.05
+    """A benchmark whose launches spread more than this, as a fraction, is not judged."""
+
+    @model_validator(mode="after")
+    def _can_decide(self) -> Self:
+        if not 0 <= self.margin < self.equivalence:
+            raise ValueError(
+                f"margin {self.margin} and equivalence {self.equivalence}: a slowdown that may "
+                f"pass must be larger than one that is allowed"
+            )
+        for name, looks, alpha in (
+            ("looks", self.looks, self.alpha),
+            ("confirm_looks", self.confirm_looks, self.confirm_alpha),
+        ):
+            if not looks or list(looks) != sorted(set(looks)):
+                raise ValueError(f"{name} {looks}: numbers of launches, increasing")
+            if not 0 < alpha < 1:
+                raise ValueError(f"an error rate of {alpha}: give one between 0 and 1")
+            if 2.0 ** -looks[0] > alpha / len(looks):
+                raise ValueError(
+                    f"{name} {looks} at {alpha}: {looks[0]} launches decide nothing even if all "
+                    f"agree; begin with {math.ceil(math.log2(len(looks) / alpha))}"
+                )
+        return self
+
+
+class GateParameters(Design):
+    """By what the run was judged, and how it was measured."""
+
     pairs: int
     """Turns of each side in a launch."""
     turn_s: float
     """Least seconds of a turn by the timer, by which `number` is calibrated."""
-    quarantine_sd: float
-    """A benchmark whose launches spread more than this, as a fraction, is not judged."""
     plant: float
     """Extra work of head, as a fraction; 0 if none."""
     time_limit_s: float
@@ -92,6 +125,14 @@ class GateParameters(StrictRecord):
     """On which the launches were pinned, in turn."""
     device: str = "cpu"
     """What was timed: `cpu` or `cuda`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_whole(cls, said: dict[str, object]) -> dict[str, object]:
+        # A record says by what it was judged: nothing is taken for granted.
+        if missing := [name for name in Design.model_fields if name not in said]:
+            raise ValueError(f"{', '.join(missing)} missing")
+        return said
 
 
 class LaunchRecord(StrictRecord):

@@ -18,13 +18,15 @@ import numpy as np
 
 from bench.command.exit_codes import HARNESS_FAILED, INTERRUPTED
 from bench.command.progress import Progress, Silence
+from bench.gate.benchmark import Count
 from bench.gate.contestant import Contestant, Side, snapshot, standing
-from bench.gate.counters import Counted, compare_counters, compare_outputs
+from bench.gate.counters import compare_counters, compare_outputs
 from bench.gate.machine_code import TARGETS, compiled_counters, could_differ
 from bench.gate.record import (
     BenchmarkRecord,
     ContestantRecord,
     CounterRecord,
+    Design,
     GateParameters,
     GateRecord,
     LaunchRecord,
@@ -33,17 +35,16 @@ from bench.gate.record import (
     OutputRecord,
     Sample,
 )
-from bench.gate.statistics import Design, resampled, robust_sd
+from bench.gate.statistics import resampled, robust_sd
 from bench.gate.suite import Benchmark, chosen
 from bench.gate.temporary import remove_abandoned, temporary_folder
 from bench.gate.timers import Device
 from bench.gate.turns import (
     SIDES,
     GateFailure,
-    Measured,
     NotThere,
     Schedule,
-    Worker,
+    WorkerProcess,
     launch,
     usable_cores,
     workers,
@@ -220,7 +221,7 @@ class _Run:
         self._progress.begin("outputs and counters", len(self._suite))
         enough = threading.Event()
 
-        def compile_side(role: str) -> dict[str, dict[str, Counted]]:
+        def compile_side(role: str) -> dict[str, dict[str, Count]]:
             return compiled_counters(
                 sides[role],
                 stopped=lambda: self._stop.is_set() or enough.is_set(),
@@ -275,9 +276,9 @@ class _Run:
             return self._plan.compiled
         return not self._plan.benchmarks and could_differ(sides)
 
-    def _count(self, benchmark: Benchmark, both: Mapping[str, Worker], folder: Path) -> None:
+    def _count(self, benchmark: Benchmark, both: Mapping[str, WorkerProcess], folder: Path) -> None:
         outputs: dict[str, Any] = {}
-        counters: dict[str, dict[str, Counted]] = {}
+        counters: dict[str, dict[str, Count]] = {}
         for role in SIDES:
             worker = both[role]
             try:
@@ -295,7 +296,7 @@ class _Run:
             about = benchmark.key
             outputs[role] = worker.ask("outputs", about=about, folder=str(place))["outputs"]
             said = worker.ask("counters", about=about)["counters"]
-            counters[role] = {name: Counted(**each) for name, each in said.items()}
+            counters[role] = {name: Count(**each) for name, each in said.items()}
         self._counters += compare_counters(
             benchmark.key, counters.get("base"), counters["head"], self._plan.limits
         )
@@ -344,11 +345,13 @@ class _Run:
             if index >= until:
                 until = next((look for look in plan.design.looks if look > index), index + 1)
                 self._progress.begin(f"launches to {until}", (until - index) * len(wanted))
-            record, measured = launch(
+            confirming = [key for key in wanted if examined[key].suspect is not None]
+            record, samples = launch(
                 index,
                 sides,
                 {key: planted(self._numbers[key], plan.plant) for key in wanted},
                 schedule,
+                confirming=confirming,
                 began=self._began,
                 advance=self._progress.advance,
                 stop=self._stop,
@@ -358,10 +361,8 @@ class _Run:
             if record.dropped:
                 self._refuse_to_go_on_dropping()
                 continue
-            for each in measured:
-                confirming = examined[each.benchmark].suspect is not None
-                stage: Literal["screen", "confirm"] = "confirm" if confirming else "screen"
-                self._samples.setdefault(each.benchmark, []).append(_sample(each, index, stage))
+            for key, sample in samples.items():
+                self._samples.setdefault(key, []).append(sample)
 
     def _refuse_to_go_on_dropping(self) -> None:
         dropped = [each for each in self._launches if each.dropped]
@@ -402,17 +403,9 @@ class _Run:
             elapsed_s=time.monotonic() - self._began,
             exact_s=self._exact_s,
             parameters=GateParameters(
-                alpha=design.alpha,
-                confirm_alpha=design.confirm_alpha,
-                family_alpha=design.family_alpha,
-                margin=design.margin,
-                equivalence=design.equivalence,
-                wall_margin=design.wall_margin,
-                looks=list(design.looks),
-                confirm_looks=list(design.confirm_looks),
+                **design.model_dump(),
                 pairs=plan.pairs,
                 turn_s=plan.turn_s,
-                quarantine_sd=design.quarantine_sd,
                 plant=plan.plant,
                 time_limit_s=plan.time_limit_s,
                 benchmarks=list(plan.benchmarks),
@@ -500,19 +493,6 @@ def planted(number: int, plant: float) -> dict[str, int]:
     return {"base": number, "head": number + (math.ceil(number * plant - 1e-9) if plant else 0)}
 
 
-def _sample(measured: Measured, index: int, stage: Literal["screen", "confirm"]) -> Sample:
-    return Sample(
-        launch=index,
-        stage=stage,
-        d_timer=measured.d_timer,
-        d_wall=measured.d_wall,
-        base_s=measured.base_s,
-        head_s=measured.head_s,
-        base_wall_s=measured.base_wall_s,
-        head_wall_s=measured.head_wall_s,
-    )
-
-
 def _standing(examined: Mapping[str, Examined]) -> str:
     found = list(examined.values())
     confirming = sum(each.suspect is not None and not each.over for each in found)
@@ -522,7 +502,7 @@ def _standing(examined: Mapping[str, Examined]) -> str:
     )
 
 
-def _environment(worker: Worker) -> tuple[GateEnvironment, str | None]:
+def _environment(worker: WorkerProcess) -> tuple[GateEnvironment, str | None]:
     """What a worker runs on, and the GPU's identity for NVML; None on the CPU."""
     said = worker.introduce()
     uuid = said.pop("uuid")

@@ -24,51 +24,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-Floats = NDArray[np.float64]
+from bench.gate.record import Design
 
-NORMAL_IQR: Final = 1.3489795003921634
-"""Interquartile range of a normal distribution with standard deviation 1."""
+Floats = NDArray[np.float64]
 
 FEWEST_FOR_BOUNDS: Final = 6
 """Launches: with 5, even the extremes bound nothing at 95 %, since 2 / 2^5 > 0.05."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Design:
-    """The tests' parameters; meanings as in `bench.gate.record.GateParameters`.
-
-    Raises ValueError: they contradict each other, or no data could ever decide at the first look.
-    """
-
-    alpha: float = 0.01
-    confirm_alpha: float = 0.05
-    family_alpha: float = 0.05
-    margin: float = 0.01
-    equivalence: float = 0.03
-    wall_margin: float = 0.25
-    looks: tuple[int, ...] = (9, 13, 19, 28, 40)
-    confirm_looks: tuple[int, ...] = (6, 13, 20)
-    quarantine_sd: float = 0.05
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.margin < self.equivalence:
-            raise ValueError(
-                f"margin {self.margin} and equivalence {self.equivalence}: a slowdown that may "
-                f"pass must be larger than one that is allowed"
-            )
-        for name, looks, alpha in (
-            ("looks", self.looks, self.alpha),
-            ("confirm_looks", self.confirm_looks, self.confirm_alpha),
-        ):
-            if not looks or list(looks) != sorted(set(looks)):
-                raise ValueError(f"{name} {looks}: numbers of launches, increasing")
-            if not 0 < alpha < 1:
-                raise ValueError(f"an error rate of {alpha}: give one between 0 and 1")
-            if 2.0 ** -looks[0] > alpha / len(looks):
-                raise ValueError(
-                    f"{name} {looks} at {alpha}: {looks[0]} launches decide nothing even if all "
-                    f"agree; begin with {math.ceil(math.log2(len(looks) / alpha))}"
-                )
 
 
 def p_slower(d: ArrayLike, margin: float) -> Any:
@@ -102,7 +63,7 @@ def _signed_rank(shifted: Floats, alternative: str) -> Any:
 
 def robust_sd(d: ArrayLike) -> float:
     """Standard deviation over launches that one launch gone astray does not move."""
-    return float(stats.iqr(np.asarray(d)) / NORMAL_IQR)
+    return float(stats.iqr(np.asarray(d), scale="normal"))
 
 
 def hodges_lehmann(

@@ -13,7 +13,7 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from statistics import median
 from typing import Any, Final
 
 from bench.gate.contestant import Side
-from bench.gate.record import LaunchRecord
+from bench.gate.record import LaunchRecord, Sample, Stage
 from bench.gate.timers import DEVICE_VARIABLE, Device
 from bench.gate.worker import SUITE_VARIABLE
 from bench.machine.gpu import GpuState, became_another_gpu
@@ -65,8 +65,8 @@ class Stopped(Exception):
     """The run is to end; what was measured is kept."""
 
 
-class Worker:
-    """A contestant's process, asked politely.
+class WorkerProcess:
+    """A contestant's process, seen from the gate: asks what `bench.gate.worker` answers.
 
     Parameters
     ----------
@@ -164,7 +164,7 @@ def workers(
     time_limit_s: float,
     suite: str | None,
     device: Device = "cpu",
-) -> Iterator[dict[str, Worker]]:
+) -> Iterator[dict[str, WorkerProcess]]:
     """Start both sides at once, and end them whatever happens.
 
     Raises GateFailure: one does not start.
@@ -172,7 +172,7 @@ def workers(
     with ExitStack() as stack:
         both = {}
         for role in random_order(order):
-            both[role] = Worker(
+            both[role] = WorkerProcess(
                 sides[role],
                 role,
                 environment=environment,
@@ -204,29 +204,16 @@ class Schedule:
     home: Path
     time_limit_s: float
     suite: str | None
-    """As in `Worker`."""
+    """As in `WorkerProcess`."""
     seed: int
     """Of all orders."""
     device: Device = "cpu"
-    """As in `Worker`."""
+    """As in `WorkerProcess`."""
     state: Callable[[], GpuState | None] = lambda: None
     """Reads the GPU's state; None where there is none to read."""
     order_of: Callable[[random.Random], Sequence[str]] = random_order
     """Which side goes first in a pair, given the random source. Random; only a test of what a
     biased order does has another."""
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """One benchmark in one launch; meanings as in `bench.gate.record.Sample`."""
-
-    benchmark: str
-    d_timer: float
-    d_wall: float
-    base_s: float
-    head_s: float
-    base_wall_s: float
-    head_wall_s: float
 
 
 def launch(
@@ -235,10 +222,11 @@ def launch(
     numbers: Mapping[str, Mapping[str, int]],
     schedule: Schedule,
     *,
+    confirming: Collection[str] = (),
     began: float,
     advance: Callable[[int], None],
     stop: threading.Event,
-) -> tuple[LaunchRecord, list[Measured]]:
+) -> tuple[LaunchRecord, dict[str, Sample]]:
     """Time benchmarks in two fresh processes.
 
     Parameters
@@ -251,6 +239,8 @@ def launch(
         Calls in a turn, by benchmark and side. They differ only where extra work is planted.
     schedule
         How.
+    confirming
+        Benchmarks of which it confirms a suspicion.
     began
         When the run did, by `time.monotonic`.
     advance
@@ -265,7 +255,7 @@ def launch(
     hash_seed, padding = order.randrange(1, 2**32), order.randrange(MAX_PADDING)
     environment = {"PYTHONHASHSEED": str(hash_seed), "PAGEDBENCH_PADDING": "x" * padding}
     started, load = time.monotonic(), os.getloadavg()[0]
-    measured: list[Measured] = []
+    samples: dict[str, Sample] = {}
     states = [schedule.state()]
     keys = order.sample(sorted(numbers), len(numbers))
     with workers(
@@ -281,9 +271,11 @@ def launch(
             worker.ask("pin", core=core)
         for key in keys:
             try:
-                measured.append(_take_turns(key, both, numbers[key], schedule, order, stop))
+                times = _take_turns(key, both, numbers[key], schedule, order, stop)
             except Stopped:
                 break
+            stage: Stage = "confirm" if key in confirming else "screen"
+            samples[key] = Sample(launch=index, stage=stage, **times)
             states.append(schedule.state())
             advance(1)
     gpu = [state for state in states if state is not None]
@@ -295,21 +287,22 @@ def launch(
         started_s=started - began,
         elapsed_s=time.monotonic() - started,
         load=load,
-        order=[each.benchmark for each in measured],
+        order=list(samples),
         gpu=gpu,
         dropped="the GPU's reasons to slow down changed" if became_another_gpu(gpu) else "",
     )
-    return record, measured
+    return record, samples
 
 
 def _take_turns(
     key: str,
-    both: Mapping[str, Worker],
+    both: Mapping[str, WorkerProcess],
     number: Mapping[str, int],
     schedule: Schedule,
     order: random.Random,
     stop: threading.Event,
-) -> Measured:
+) -> dict[str, float]:
+    """The times of one sample."""
     for role in schedule.order_of(order):
         both[role].prepare(key)
     timed: dict[str, list[float]] = {role: [] for role in SIDES}
@@ -323,15 +316,14 @@ def _take_turns(
             wall[role].append(turn["wall_ns"] * 1e-9)
     # Planted calls are work that the head does for one of the base's.
     calls = number["base"]
-    return Measured(
-        key,
-        d_timer=_median_log_ratio(timed, key),
-        d_wall=_median_log_ratio(wall, key),
-        base_s=median(timed["base"]) / calls,
-        head_s=median(timed["head"]) / calls,
-        base_wall_s=median(wall["base"]) / calls,
-        head_wall_s=median(wall["head"]) / calls,
-    )
+    return {
+        "d_timer": _median_log_ratio(timed, key),
+        "d_wall": _median_log_ratio(wall, key),
+        "base_s": median(timed["base"]) / calls,
+        "head_s": median(timed["head"]) / calls,
+        "base_wall_s": median(wall["base"]) / calls,
+        "head_wall_s": median(wall["head"]) / calls,
+    }
 
 
 def _median_log_ratio(times: Mapping[str, Sequence[float]], key: str) -> float:

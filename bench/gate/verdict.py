@@ -11,8 +11,8 @@ from bench.command.exit_codes import HARNESS_FAILED, INCONCLUSIVE, OUTPUTS_DIFFE
 from bench.gate.record import (
     BenchmarkRecord,
     CounterRecord,
+    Design,
     Estimate,
-    GateParameters,
     GateRecord,
     LookRecord,
     OutputRecord,
@@ -21,7 +21,6 @@ from bench.gate.record import (
 )
 from bench.gate.statistics import (
     FEWEST_FOR_BOUNDS,
-    Design,
     hodges_lehmann,
     holm,
     p_faster,
@@ -35,21 +34,6 @@ Clock = Literal["timer", "wall"]
 CLOCKS: Final[tuple[Clock, ...]] = ("timer", "wall")
 
 FEWEST_FOR_SD: Final = 4
-
-
-def design_of(parameters: GateParameters) -> Design:
-    """The tests by which a run was judged."""
-    return Design(
-        alpha=parameters.alpha,
-        confirm_alpha=parameters.confirm_alpha,
-        family_alpha=parameters.family_alpha,
-        margin=parameters.margin,
-        equivalence=parameters.equivalence,
-        wall_margin=parameters.wall_margin,
-        looks=tuple(parameters.looks),
-        confirm_looks=tuple(parameters.confirm_looks),
-        quarantine_sd=parameters.quarantine_sd,
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +167,7 @@ def judge(record: GateRecord) -> GateRecord:
     """
     benchmarks = judge_benchmarks(
         record.benchmarks,
-        design_of(record.parameters),
+        record.parameters,
         counters=record.counters,
         complete=record.complete,
     )

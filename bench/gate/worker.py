@@ -25,6 +25,7 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -65,8 +66,8 @@ def load_suite(where: str | None) -> tuple[Any, ...]:
     return suite
 
 
-class Worker:
-    """What can be asked of a contestant."""
+class Answers:
+    """What a worker answers; `bench.gate.turns.WorkerProcess` asks."""
 
     def __init__(self, suite: tuple[Any, ...], device: Device) -> None:
         self._benchmarks = {benchmark.key: benchmark for benchmark in suite}
@@ -104,16 +105,7 @@ class Worker:
     def counters(self, question: Mapping[str, Any]) -> dict[str, Any]:
         """Counters of one call: the benchmark's own, and those that are taken of all."""
         counts = {**self._prepared.counters(), **observed(self._prepared.call)}
-        return {
-            "counters": {
-                name: {
-                    "value": count.value,
-                    "unit": count.unit,
-                    "more_is_better": count.more_is_better,
-                }
-                for name, count in counts.items()
-            }
-        }
+        return {"counters": {name: asdict(count) for name, count in counts.items()}}
 
     def calibrate(self, question: Mapping[str, Any]) -> dict[str, Any]:
         """Fewest calls that take `turn_s` of the timer; by doubling, so that overhead averages."""
@@ -178,17 +170,17 @@ def main() -> None:
     try:
         suite = load_suite(os.environ.get(SUITE_VARIABLE))
         device = device_of(device_named(os.environ.get(DEVICE_VARIABLE, "cpu")))
-        worker = Worker(suite, device)
+        worker = Answers(suite, device)
         introduction = describe(device)
     except BaseException as error:  # whatever it is, it is this tree's or this interpreter's
         said = traceback.format_exception_only(error)[-1].strip()
         introduction = {"unusable": f"{said}\n{traceback.format_exc()}"}
-        worker = Worker((), CpuDevice())
+        worker = Answers((), CpuDevice())
     answers.write(json.dumps(introduction) + "\n")
     answer_questions(answers, questions, partial(_answer, worker))
 
 
-def _answer(worker: Worker, question: dict[str, Any]) -> dict[str, Any]:
+def _answer(worker: Answers, question: dict[str, Any]) -> dict[str, Any]:
     try:
         answer: dict[str, Any] = getattr(worker, question["do"])(question)
         return answer

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.gate.contestant import Contestant
+from bench.gate.record import Design
 from bench.gate.run import GatePlan
-from bench.gate.statistics import Design
 
 SUITE = str(Path(__file__).with_name("toy_suite.py"))
 

@@ -8,8 +8,8 @@ import typer
 
 from bench.cli import app
 from bench.gate.configuration import GateConfiguration, read_configuration
+from bench.gate.record import Design
 from bench.gate.report.deliver import Outputs
-from bench.gate.statistics import Design
 from helpers.places import DOCS
 
 TEXT = (DOCS / "gate.md").read_text()

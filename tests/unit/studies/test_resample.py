@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bench.gate.statistics import Design
+from bench.gate.record import Design
 from helpers.gate_records import benchmark, contestant, gate_record, samples
 from studies.resample import ResampleError, holm_spares, resample
 

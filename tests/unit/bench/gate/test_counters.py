@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.gate.counters import Counted, compare_counters, compare_outputs, limit_of
+from bench.gate.benchmark import Count
+from bench.gate.counters import compare_counters, compare_outputs, limit_of
 from bench.gate.observing import observed
 from bench.machine.dispatched import Dispatched
 from helpers.profiles import examples
@@ -18,7 +19,7 @@ from helpers.profiles import examples
 def compared(base: int | None, head: int | None, **changes: Any) -> Any:
     """One counter, both sides."""
     limits = changes.pop("limits", {})
-    sides = [None if n is None else {"n": Counted(n, "bytes", **changes)} for n in (base, head)]
+    sides = [None if n is None else {"n": Count(n, "bytes", **changes)} for n in (base, head)]
     (record,) = compare_counters("bench", sides[0], sides[1], limits)
     return record
 

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from bench.gate.record import BenchmarkRecord, GateRecord
+from bench.gate.record import BenchmarkRecord, Design, GateRecord
 from bench.gate.run import run_gate
-from bench.gate.statistics import Design
 from bench.gate.verdict import judge
 from helpers import gate_toys
 from reference.errors import BadInput

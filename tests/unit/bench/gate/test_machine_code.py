@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.gate.benchmark import Count
 from bench.gate.contestant import Contestant, Side
-from bench.gate.counters import Counted, compare_counters
+from bench.gate.counters import compare_counters
 from bench.gate.machine_code import compiled_counters, could_differ
 from bench.gate.run import run_gate
 from bench.gate.turns import GateFailure
@@ -97,9 +98,9 @@ def test_a_run_compares_them(tmp_path: Path) -> None:
 
 def test_a_kernel_that_compiles_no_more_fails(tmp_path: Path) -> None:
     broken = compiled_counters(side(tmp_path), stopped=never)["compiled/sm_80/decode"]
-    (record,) = compare_counters("compiled", {"failures": Counted(0, "")}, broken, {})
+    (record,) = compare_counters("compiled", {"failures": Count(0, "")}, broken, {})
     assert record.fails
-    assert not compare_counters("compiled", broken, {"failures": Counted(0, "")}, {})[0].fails
+    assert not compare_counters("compiled", broken, {"failures": Count(0, "")}, {})[0].fails
 
 
 def test_the_same_kernels_under_the_same_interpreter_are_not_compiled(tmp_path: Path) -> None:

@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from bench.gate.record import Sample, Stage
+from bench.gate.record import Design, Sample, Stage
 from bench.gate.statistics import (
-    Design,
     decide_many,
     hodges_lehmann,
     holm,
