@@ -1,7 +1,9 @@
 """Ahead-of-time figures of a side's kernels as counters, by `pagedbench compile` of its tree.
 
 They are facts about the code and its compiler, the same in every run: where sources, interpreter
-and so the compiler are the same on both sides, there is nothing to compile.
+and so the compiler are the same on both sides, there is nothing to compile. The tree's own command
+line is called, by the path of its files: what compiles a kernel is the contestant's code as much as
+the kernel is, in its interpreter, and its options are what stays the same from release to release.
 """
 
 from __future__ import annotations

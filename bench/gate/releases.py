@@ -133,14 +133,7 @@ def plan_pairs(names: Sequence[str], anchor: str, pairs: Pairs) -> list[tuple[st
 def chain(runs: Sequence[NamedRun], names: Sequence[str], anchor: str) -> ChainRecord:
     """Put runs together.
 
-    Parameters
-    ----------
-    runs
-        Runs of the gate, with names of `names`.
-    names
-        Releases in order.
-    anchor
-        What each is compared with.
+    Each release of `names`, in order, is compared with the anchor.
 
     Raises ReleasesError where runs are of different machines, or a release is not the same in all
     of them.

@@ -45,6 +45,7 @@ from bench.gate.turns import (
     NotThere,
     Schedule,
     WorkerProcess,
+    Workplace,
     launch,
     usable_cores,
     workers,
@@ -131,16 +132,8 @@ def run_gate(
 
     Raises BadInput: there is no such contestant or benchmark, so that nothing was measured.
 
-    Parameters
-    ----------
-    plan
-        What.
-    progress
-        Told of each benchmark that is counted and of each launch.
-    stop
-        Set it to end early; what is measured is in the record.
-    say
-        Told in a line what is decided and what is open, whenever that changes.
+    Set `stop` to end early: what is measured is in the record. `say` is told in a line what is
+    decided and what is open, whenever that changes.
     """
     run = _Run(plan, progress or Silence(), stop or threading.Event(), say)
     try:
@@ -203,10 +196,13 @@ class _Run:
                 sides[role] = stack.enter_context(standing(contestant))
                 self._contestants[role] = sides[role].record
                 self._progress.advance(1)
-            self._exact(sides, home)
+            place = Workplace(
+                home=home, time_limit_s=plan.answer_limit_s, suite=plan.suite, device=plan.device
+            )
+            self._exact(sides, place)
             if self._stop.is_set() or self._decided_without_timing():
                 return
-            self._time(sides, home)
+            self._time(sides, place)
 
     def _decided_without_timing(self) -> bool:
         differs = any(each.verdict == "differs" for each in self._outputs)
@@ -214,7 +210,7 @@ class _Run:
         self._complete = differs or worse or not self._numbers
         return self._complete
 
-    def _exact(self, sides: Mapping[str, Side], home: Path) -> None:
+    def _exact(self, sides: Mapping[str, Side], place: Workplace) -> None:
         """Compare outputs and counters of all benchmarks; calibrate those that are timed."""
         began = time.monotonic()
         order = random.Random(self._plan.seed)
@@ -233,15 +229,7 @@ class _Run:
             ThreadPoolExecutor(1) as beside,
             _set_at_the_end(enough),
             temporary_folder() as folder,
-            workers(
-                sides,
-                order,
-                environment=EXACT,
-                home=home,
-                time_limit_s=self._plan.answer_limit_s,
-                suite=self._plan.suite,
-                device=self._plan.device,
-            ) as both,
+            workers(sides, order, place, EXACT) as both,
         ):
             compiled = (
                 {role: beside.submit(compile_side, role) for role in SIDES}
@@ -307,18 +295,11 @@ class _Run:
             said = both["base"].ask("calibrate", about=benchmark.key, turn_s=self._plan.turn_s)
             self._numbers[benchmark.key] = said["number"]
 
-    def _time(self, sides: Mapping[str, Side], home: Path) -> None:
+    def _time(self, sides: Mapping[str, Side], place: Workplace) -> None:
         """Make launches until all is decided, time is up, or somebody wants to stop."""
         plan = self._plan
         schedule = Schedule(
-            pairs=plan.pairs,
-            cores=self._cores,
-            home=home,
-            time_limit_s=plan.answer_limit_s,
-            suite=plan.suite,
-            seed=plan.seed,
-            device=plan.device,
-            state=self._state,
+            place=place, pairs=plan.pairs, cores=self._cores, seed=plan.seed, state=self._state
         )
         if plan.plant:
             self._numbers = {

@@ -71,17 +71,9 @@ def hodges_lehmann(
 ) -> tuple[float, float | None, float | None]:
     """Estimate of the centre of `d`, and the bounds that belong to the signed-rank test.
 
-    Parameters
-    ----------
-    d
-        [launches] logarithms.
-    confidence
-        That both bounds hold.
-
-    Returns
-    -------
-    The median of the means of all pairs of launches, each with itself included, and the two of
-    these means between which the centre lies. No bounds from fewer than 6 launches, at 95 %.
+    `d` is [launches], logarithms. The estimate is the median of the means of all pairs of launches,
+    each with itself included; the bounds are two of these means, between which the centre lies with
+    this confidence. No bounds from fewer than 6 launches, at 95 %.
     """
     values = np.asarray(d, np.float64)
     first, second = np.triu_indices(len(values))
@@ -113,14 +105,8 @@ def holm(p: ArrayLike) -> Floats:
 def two_stage_p(screen: float, confirm: float | None, *, alpha: float) -> float:
     """The p-value of both stages; see the module's text.
 
-    Parameters
-    ----------
-    screen
-        p-value of the screening, corrected for its looks.
-    confirm
-        That of the confirmation, corrected for its looks; None where there was no look at one.
-    alpha
-        At which the screening makes a suspect.
+    `screen` and `confirm` are p-values corrected for their looks, `confirm` None where there was no
+    look at one; `alpha` is the level at which the screening makes a suspect.
     """
     if screen > alpha:
         return min(screen, 1.0)
@@ -143,16 +129,9 @@ def decide_many(
 ) -> Trials:
     """Judge many gates at once, CPU time alone, each as if its benchmark were the suite.
 
-    Parameters
-    ----------
-    screen
-        [trials, at least design.looks[-1]], one gate a row.
-    confirm
-        [trials, at least design.confirm_looks[-1]], the launches that follow.
-    design
-        The tests.
-    most
-        Launches that there is time for: later looks at the screening do not take place.
+    One gate a row: `screen` is [trials, at least design.looks[-1]], `confirm` the launches that
+    follow, [trials, at least design.confirm_looks[-1]]. There are no looks at the screening after
+    `most` launches.
     """
     trials = len(screen)
     suspect = np.zeros(trials, np.bool_)

@@ -65,48 +65,38 @@ class Stopped(Exception):
     """The run is to end; what was measured is kept."""
 
 
-class WorkerProcess:
-    """A contestant's process, seen from the gate: asks what `bench.gate.worker` answers.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workplace:
+    """Where workers come from and what they work on."""
 
-    Parameters
-    ----------
-    side
-        Tree and interpreter.
-    role
-        `base` or `head`, for messages.
-    environment
-        Added to this process's own.
-    home
-        Tree that the benchmarks come from.
-    time_limit_s
-        For one answer.
-    suite
-        Another suite's module or file; None: the gate's own.
-    device
-        What it times on.
-    """
+    home: Path
+    """Tree that the benchmarks come from."""
+    time_limit_s: float
+    """For one answer."""
+    suite: str | None
+    """Another suite's module or file; None: the gate's own."""
+    device: Device = "cpu"
+    """What is timed on."""
+
+
+class WorkerProcess:
+    """A contestant's process, seen from the gate: asks what `bench.gate.worker` answers."""
 
     def __init__(
-        self,
-        side: Side,
-        role: str,
-        *,
-        environment: Mapping[str, str],
-        home: Path,
-        time_limit_s: float,
-        suite: str | None,
-        device: Device = "cpu",
+        self, side: Side, role: str, place: Workplace, environment: Mapping[str, str]
     ) -> None:
         self.name = f"{role} ({side.record.name})"
-        variables = {**FIXED, **OF_DEVICE[device], **environment}
-        if device == "cuda":
+        variables = {**FIXED, **OF_DEVICE[place.device], **environment}
+        if place.device == "cuda":
             # What one side compiled is not to be found by the other.
             variables["TRITON_CACHE_DIR"] = str(side.tree.parent / f"triton-{role}")
-        if suite is not None:
-            variables[SUITE_VARIABLE] = suite
-        bootstrap = home / "bench" / "gate" / "bootstrap.py"
-        command = [side.python, "-P", str(bootstrap), str(side.tree), str(home)]
-        self._process = SubjectProcess(command, environment=variables, time_limit_s=time_limit_s)
+        if place.suite is not None:
+            variables[SUITE_VARIABLE] = place.suite
+        bootstrap = place.home / "bench" / "gate" / "bootstrap.py"
+        command = [side.python, "-P", str(bootstrap), str(side.tree), str(place.home)]
+        self._process = SubjectProcess(
+            command, environment=variables, time_limit_s=place.time_limit_s
+        )
 
     def introduce(self) -> dict[str, Any]:
         """What it runs on.
@@ -122,14 +112,7 @@ class WorkerProcess:
         return said
 
     def ask(self, do: str, *, about: str = "", **question: Any) -> dict[str, Any]:
-        """Ask one thing.
-
-        Parameters
-        ----------
-        do, question
-            See `bench.gate.worker`.
-        about
-            The benchmark, for messages.
+        """Ask one thing, as `bench.gate.worker` takes it, about a benchmark.
 
         Raises NotThere: the tree lacks what the benchmark needs. Raises GateFailure: it raised,
         died or hung.
@@ -158,12 +141,8 @@ class WorkerProcess:
 def workers(
     sides: Mapping[str, Side],
     order: random.Random,
-    *,
+    place: Workplace,
     environment: Mapping[str, str],
-    home: Path,
-    time_limit_s: float,
-    suite: str | None,
-    device: Device = "cpu",
 ) -> Iterator[dict[str, WorkerProcess]]:
     """Start both sides at once, and end them whatever happens.
 
@@ -172,15 +151,7 @@ def workers(
     with ExitStack() as stack:
         both = {}
         for role in random_order(order):
-            both[role] = WorkerProcess(
-                sides[role],
-                role,
-                environment=environment,
-                home=home,
-                time_limit_s=time_limit_s,
-                suite=suite,
-                device=device,
-            )
+            both[role] = WorkerProcess(sides[role], role, place, environment)
             stack.callback(both[role].close)
         with ThreadPoolExecutor(len(both)) as pool:
             for started in [pool.submit(worker.introduce) for worker in both.values()]:
@@ -197,18 +168,13 @@ def random_order(order: random.Random) -> Sequence[str]:
 class Schedule:
     """How launches are made."""
 
+    place: Workplace
     pairs: int
     """Turns of each side, for each benchmark."""
     cores: tuple[int, ...]
     """The launches are pinned to them in turn."""
-    home: Path
-    time_limit_s: float
-    suite: str | None
-    """As in `WorkerProcess`."""
     seed: int
     """Of all orders."""
-    device: Device = "cpu"
-    """As in `WorkerProcess`."""
     state: Callable[[], GpuState | None] = lambda: None
     """Reads the GPU's state; None where there is none to read."""
     order_of: Callable[[random.Random], Sequence[str]] = random_order
@@ -229,24 +195,10 @@ def launch(
 ) -> tuple[LaunchRecord, dict[str, Sample]]:
     """Time benchmarks in two fresh processes.
 
-    Parameters
-    ----------
-    index
-        Of the launch.
-    sides
-        `base` and `head`.
-    numbers
-        Calls in a turn, by benchmark and side. They differ only where extra work is planted.
-    schedule
-        How.
-    confirming
-        Benchmarks of which it confirms a suspicion.
-    began
-        When the run did, by `time.monotonic`.
-    advance
-        Told of each benchmark that is done.
-    stop
-        Set to end early: benchmarks that are done are returned.
+    `numbers` are calls in a turn, by benchmark and side; they differ only where extra work is
+    planted. What is `confirming` confirms a suspicion. The run `began` at a `time.monotonic`;
+    `advance` is told of each benchmark that is done. Once `stop` is set, those that are done are
+    returned.
 
     Raises GateFailure: A benchmark raised, or a worker died or hung.
     """
@@ -258,15 +210,7 @@ def launch(
     samples: dict[str, Sample] = {}
     states = [schedule.state()]
     keys = order.sample(sorted(numbers), len(numbers))
-    with workers(
-        sides,
-        order,
-        environment=environment,
-        home=schedule.home,
-        time_limit_s=schedule.time_limit_s,
-        suite=schedule.suite,
-        device=schedule.device,
-    ) as both:
+    with workers(sides, order, schedule.place, environment) as both:
         for worker in both.values():
             worker.ask("pin", core=core)
         for key in keys:

@@ -187,16 +187,7 @@ def judge_benchmarks(
 ) -> list[BenchmarkRecord]:
     """Judge each benchmark among the others: by its counters, then by its time.
 
-    Parameters
-    ----------
-    benchmarks
-        With their samples. Those that were `not run` and have none stay so.
-    design
-        The tests.
-    counters
-        Of all of them.
-    complete
-        Whether the run came to its end.
+    Those that were `not run` and have no samples stay so; `complete`: the run came to its end.
     """
     examined = {each.key: examine(each.samples, design) for each in benchmarks if each.timed}
     # Holm over the suite: two hypotheses a benchmark, one for each clock; one that was not looked

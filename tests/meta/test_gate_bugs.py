@@ -35,7 +35,7 @@ from bench.gate.record import (
     Sample,
 )
 from bench.gate.statistics import p_slower
-from bench.gate.turns import SIDES, Schedule, launch, random_order
+from bench.gate.turns import SIDES, Schedule, Workplace, launch, random_order
 from bench.machine.facts import ROOT
 from helpers import gate_records, gate_toys
 from helpers.mutants import Mutant, mutate
@@ -441,9 +441,7 @@ def differences(folder: Path, order_of: Callable[[random.Random], Sequence[str]]
         schedule = Schedule(
             pairs=4,
             cores=(min(os.sched_getaffinity(0)),),
-            home=ROOT,
-            time_limit_s=20.0,
-            suite=gate_toys.SUITE,
+            place=Workplace(home=ROOT, time_limit_s=20.0, suite=gate_toys.SUITE),
             seed=5,
             order_of=order_of,
         )
