@@ -282,21 +282,13 @@ def median_interval(values: Sequence[float], *, confidence: float = 0.95) -> Int
     """
     if not values:
         raise ValueError("the median of no rounds: time at least one")
-    ordered, rank = sorted(values), _values_beyond(len(values), confidence)
-    # At most `rank` values may lie beyond each end.
-    if rank < 0:
-        return Interval(statistics.median(ordered), None, None)
-    return Interval(statistics.median(ordered), ordered[rank], ordered[-1 - rank])
+    from scipy import stats  # not above: a process that is timed has no need of it
 
-
-def _values_beyond(count: int, confidence: float) -> int:
-    """Values that may lie beyond each end of the interval; negative where there is none."""
-    beyond, chance = -1, 0.0
-    while True:
-        chance += math.comb(count, beyond + 1) / 2**count
-        if chance > (1 - confidence) / 2:
-            return beyond
-        beyond += 1
+    test = stats.quantile_test(values, q=0, p=0.5)
+    low, high = test.confidence_interval(confidence)
+    # NaN where even the extremes bound nothing, as with five values at 95 %.
+    bounds = (None, None) if math.isnan(low) else (float(low), float(high))
+    return Interval(statistics.median(values), *bounds)
 
 
 def paired_ratio(times: Sequence[float], others: Sequence[float]) -> Interval:

@@ -39,6 +39,27 @@ def test_same_record_twice_is_one_file(tmp_path):
     assert len(list(stored_records(tmp_path / "store"))) == 2
 
 
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"alpha": -1.0}, "between 0 and 1"),
+        ({"looks": []}, "increasing"),
+        ({"margin": -0.5}, "margin -0.5"),
+        ({"margin": None}, "margin missing"),
+    ],
+)
+def test_record_that_was_judged_by_nothing_is_refused(tmp_path, changes, why):
+    file = write(tmp_path, judged())
+    data = json.loads(file.read_text())
+    data["parameters"] |= changes
+    data["parameters"] = {
+        name: each for name, each in data["parameters"].items() if each is not None
+    }
+    file.write_text(json.dumps(data))
+    with pytest.raises(ImportRefused, match=why):
+        import_record(file, tmp_path / "store")
+
+
 GPU = {"device": "NVIDIA H100", "timer": "cuda_event"}
 
 
