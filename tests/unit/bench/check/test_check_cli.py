@@ -399,31 +399,6 @@ def test_a_worker_that_cannot_start_exits_4(arguments, monkeypatch, tmp_path):
     assert result.stdout == ""
 
 
-@pytest.mark.parametrize(
-    "error", [ModuleNotFoundError("torch"), ValueError("a bug"), MemoryError()]
-)
-def test_an_error_of_ours_exits_4_whatever_its_type(error, monkeypatch):
-    def fails(*_: object, **__: object) -> None:
-        raise error
-
-    monkeypatch.setattr(bench.check.run, "run_check", fails)
-    result = typed("--kernel", "torch")
-    assert result.exit_code == 4
-    assert type(error).__name__ in result.stderr
-
-
-def test_a_record_that_cannot_be_written_exits_4_and_the_table_is_printed(right, monkeypatch):
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(bench.check.run, "run_check", lambda *_, **__: right.record)
-    monkeypatch.setattr(Path, "write_text", full)
-    result = typed("--json", "record.json")
-    assert result.exit_code == 4
-    assert "No space left on device" in result.stderr
-    assert "cache memory" in result.stdout
-
-
 # 130: interrupted
 
 
@@ -463,10 +438,11 @@ def left_behind(mark: str) -> list[Path]:
 
 
 @pytest.mark.slow
-def test_ctrl_c_reports_what_is_done_and_leaves_no_process(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_reports_what_is_done_and_leaves_no_process(tmp_path, number):
     command, mark = interruptible(tmp_path, named("hangs_after_a_while"))
     assert left_behind(mark)
-    command.send_signal(signal.SIGINT)
+    command.send_signal(number)
     stdout, stderr = command.communicate(timeout=120)
     assert command.returncode == 130, stderr
     assert "stopping; what is done is reported" in stderr

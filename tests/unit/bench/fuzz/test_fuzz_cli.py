@@ -382,11 +382,11 @@ def test_a_fault_of_ours_exits_4_and_is_no_finding(monkeypatch: pytest.MonkeyPat
 # 130: interrupted
 
 
-def interrupted(folder: Path, *arguments: str) -> tuple[int, str, str]:
-    """Start the command as typed, wait for the allocator's mark, and press Ctrl-C."""
+def interrupted(folder: Path, number: signal.Signals = signal.SIGINT) -> tuple[int, str, str]:
+    """Start the command as typed, wait for the allocator's mark, and send it a signal."""
     options = ("--database", "none", "--time", "3600", "--json", "record.json")
     command = subprocess.Popen(
-        [*COMMAND, "fuzz", *MINE, *options, *arguments],
+        [*COMMAND, "fuzz", *MINE, *options],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -397,7 +397,7 @@ def interrupted(folder: Path, *arguments: str) -> tuple[int, str, str]:
         while not (folder / "mark").exists() and time.monotonic() < give_up:
             assert command.poll() is None, command.communicate()
             time.sleep(0.02)
-        command.send_signal(signal.SIGINT)
+        command.send_signal(number)
         stdout, stderr = command.communicate(timeout=120)
     return command.returncode, stdout, stderr
 
@@ -413,10 +413,11 @@ def test_ctrl_c_before_anything_was_found_exits_130(tmp_path: Path) -> None:
     assert record.examples >= 1
 
 
-def test_ctrl_c_reports_what_was_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_reports_what_was_found(tmp_path: Path, number: signal.Signals) -> None:
     # It takes far fewer programs than this to find it and to make it small.
     written(tmp_path, NO_FORKS, does='made == 700 and pathlib.Path("mark").touch()')
-    code, stdout, stderr = interrupted(tmp_path)
+    code, stdout, stderr = interrupted(tmp_path, number)
     assert code == 1, stderr
     assert "stopping; what is done is reported" in stderr
     assert "1 finding, seed 1, exit code 1" in stdout
