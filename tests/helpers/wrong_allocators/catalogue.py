@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from types import ModuleType
 from typing import Any, Final
 from unittest import mock
 
@@ -25,17 +26,11 @@ from reference.allocator.contract import (
 from reference.allocator.machine import CHECKS
 from reference.allocator.programs import Pool, Program, Step
 
-PLACES: Final[dict[type, tuple[str, ...]]] = {
-    PagedAllocator: ("paged.subject.PagedAllocator",),
-    PagedSubject: ("paged.subject.PagedSubject",),
-    BlockPool: ("paged.allocator.BlockPool",),
-    BlockTable: ("paged.allocator.BlockTable", "paged.table.BlockTable"),
-    PrefixChain: ("paged.allocator.PrefixChain", "paged.prefix.PrefixChain"),
-    PrefixIndex: ("paged.allocator.PrefixIndex",),
-    LRU: ("paged.pool.LRU",),
-    SwappingSubject: ("helpers.swapping.SwappingSubject",),
-}
-"""Where each class is looked up when one of it is made."""
+BASES: Final = (
+    *(PagedAllocator, PagedSubject, BlockPool, BlockTable, PrefixChain, PrefixIndex, LRU),
+    SwappingSubject,
+)
+"""Classes that a wrong one stands in for."""
 
 OWNERS: Final = "content ownership conservation table answer copies drain capacity"
 """A block has the wrong owners, or none."""
@@ -118,18 +113,20 @@ class Bug:
     @contextmanager
     def planted(self) -> Iterator[None]:
         """Let the wrong class take the place of the right one."""
-        base = next(base for base in self.wrong.__mro__[1:] if base in PLACES)
-        patches = []
-        for place in PLACES[base]:
-            module, _, name = place.rpartition(".")
-            patches.append(mock.patch.object(importlib.import_module(module), name, self.wrong))
-        for patch in patches:
-            patch.start()
-        try:
+        base = next(base for base in self.wrong.__mro__[1:] if base in BASES)
+        with ExitStack() as stack:
+            for module in _holders(base):
+                stack.enter_context(mock.patch.object(module, base.__name__, self.wrong))
             yield
-        finally:
-            for patch in patches:
-                patch.stop()
+
+
+def _holders(base: type) -> list[ModuleType]:
+    """Modules in which a class is looked up when one of it is made; a host pool stays right."""
+    room = "helpers.swapping" if base is SwappingSubject else "paged"
+    loaded = [
+        sys.modules[name] for name in sorted(sys.modules) if f"{name}.".startswith(f"{room}.")
+    ]
+    return [module for module in loaded if getattr(module, base.__name__, None) is base]
 
 
 BUGS: Final[dict[str, Bug]] = {}
