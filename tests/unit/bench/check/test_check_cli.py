@@ -340,7 +340,7 @@ def test_without_the_option_only_the_summary_of_coverage_is_printed(right):
         (["--seed", "4294967296"], "Invalid value for '--seed'"),
         (["--time-limit", "0"], "Invalid value for '--time-limit'"),
         (["--lines", "3"], "No such option"),
-        (["--expected", "absent.toml"], "absent.toml: No such file or directory; name a TOML file"),
+        (["--expected", "absent.toml"], "absent.toml: No such file or directory; name a file"),
         (["--expected", "no-reason.toml"], "entry 1 of [[expected]]: reason='todo' for torch trut"),
         (["--coverage-md", "absent/c.md"], "the folder absent does not exist; make it"),
         (["--problem", "(q1 k1) d64 b16 bf16", "--coverage"], "--coverage: --problem covers one"),

@@ -1,6 +1,7 @@
 """Releases: ratios of one job are chained, seconds of another key are never shown beside."""
 
 import json
+import sys
 from io import StringIO
 
 import pytest
@@ -8,6 +9,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from bench.cli import app
+from bench.gate.contestant import Found
 from bench.gate.record import Estimate
 from bench.gate.releases import (
     NamedRun,
@@ -201,6 +203,7 @@ def test_command_runs_each_pair_once_and_keeps_the_records(monkeypatch, tmp_path
         return run(*plans[-1], 1.1, verdict="fail", exit_code=1).record
 
     monkeypatch.setattr("bench.gate.run.run_gate", fake_run)
+    monkeypatch.setattr("bench.gate.contestant.find", lambda _: Found(commit="a" * 40))
     json_file, store = tmp_path / "chain.json", tmp_path / "store"
     result = command("v1", "v2", "v3", "--json", str(json_file), "--store", str(store))
     assert result.exit_code == 1, result.output
@@ -219,9 +222,12 @@ def test_environments_are_contestants_of_this_checkout(monkeypatch, tmp_path):
         return run("v1", "v2", 1.0).record
 
     monkeypatch.setattr("bench.gate.run.run_gate", fake_run)
-    python = str(tmp_path / "python")
+    made: list[tuple[str, ...]] = []
+    monkeypatch.setattr("bench.gate.contestant.built", made.append)
+    python = sys.executable
     result = command("--env", "torch==2.12.0,triton==3.8.0", "--env", python)
     assert result.exit_code == 0, result.output
+    assert made == [("torch==2.12.0", "triton==3.8.0")], "it is built before anything is measured"
     (plan,) = plans
     assert plan.base.asked == "torch==2.12.0,triton==3.8.0"
     assert plan.head.python == python

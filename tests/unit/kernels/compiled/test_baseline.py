@@ -9,7 +9,6 @@ import pytest
 
 from kernels.compiled.baseline import (
     Baseline,
-    BaselineError,
     Status,
     TargetBaseline,
     built_in_path,
@@ -21,6 +20,7 @@ from kernels.compiled.baseline import (
 from kernels.compiled.explain import SLACK
 from kernels.compiled.targets import TARGETS
 from kernels.compiled.variants import VARIANTS
+from reference.errors import BadInput
 
 from .samples import launch_of, variant_of, without_loop
 
@@ -71,7 +71,7 @@ def test_an_update_with_another_assembler_drops_the_figures_of_the_old_one():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "No such file or directory; make one with --save"),
+        (None, "No such file or directory; name a baseline, as --save writes one"),
         ("{", "make it anew with --save"),
         (json.dumps({"triton": "3.9.0"}), "targets: Field required"),
         (json.dumps({"triton": "3", "targets": {}, "schema_version": 99}), "schema 99"),
@@ -81,7 +81,7 @@ def test_a_file_that_is_no_baseline_is_refused(tmp_path, text, message):
     path = tmp_path / "base.json"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(BaselineError, match=message):
+    with pytest.raises(BadInput, match=message):
         read_baseline(path)
 
 
