@@ -14,9 +14,7 @@ from reference.allocator.programs import Pool, Step
 
 _TEMPLATE: Final = '''"""{about}"""
 
-from reference.allocator.machine import run_program
-from reference.allocator.programs import Pool, Program, Step
-from subjects.allocators.resolve import open_allocator
+from pagedbench.testing import Pool, Program, Step, open_allocator, run_program
 
 PROGRAM = Program(
     {pool},
