@@ -98,10 +98,11 @@ class Design(StrictRecord):
                 raise ValueError(f"{name} {looks}: numbers of launches, increasing")
             if not 0 < alpha < 1:
                 raise ValueError(f"an error rate of {alpha}: give one between 0 and 1")
-            if 2.0 ** -looks[0] > alpha / len(looks):
+            fewest = math.log2(len(looks)) - math.log2(alpha)
+            if looks[0] < fewest:
                 raise ValueError(
                     f"{name} {looks} at {alpha}: {looks[0]} launches decide nothing even if all "
-                    f"agree; begin with {math.ceil(math.log2(len(looks) / alpha))}"
+                    f"agree; begin with {math.ceil(fewest)}"
                 )
         return self
 
