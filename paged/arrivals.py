@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, SupportsIndex
 
 from paged.errors import BadSize, checked_size
 
@@ -22,6 +23,49 @@ class Request(NamedTuple):
     before it."""
     tenant: int = 0
     """Whose request it is."""
+
+
+def checked_requests(requests: Iterable[Request]) -> Iterator[Request]:
+    """Yield the requests of a stream, as long as each is one and comes in its turn.
+
+    Integers of numpy are replaced by Python's, which do not overflow. Raises BadSize, which names
+    the request: it has too few tokens or ones that are no integers, its arrival lies before the
+    last one's, or only some requests have an arrival.
+    """
+    timed, last_ns = False, 0
+    for number, request in enumerate(requests, start=1):
+        prompt, output, arrival_ns, _, _ = request
+        timeless = arrival_ns is None
+        if not (type(prompt) is type(output) is int and (timeless or type(arrival_ns) is int)):
+            prompt = _integer(number, "prompt tokens", prompt)
+            output = _integer(number, "output tokens", output)
+            if arrival_ns is not None:
+                arrival_ns = _integer(number, "arrival in nanoseconds", arrival_ns)
+            request = Request(prompt, output, arrival_ns, *request[3:])  # noqa: PLW2901
+        if prompt < 0 or output < 1:
+            raise BadSize(
+                f"request {number} of the stream has {prompt} prompt and {output} output "
+                f"tokens; give at least 0 and 1, and leave others out"
+            )
+        if number == 1:
+            timed = not timeless
+        if timed is timeless or (arrival_ns or 0) < last_ns:
+            before = f"{last_ns} ns" if timed else "no time"
+            raise BadSize(
+                f"request {number} of the stream arrives at {arrival_ns} ns, after {before}; give "
+                f"all requests a time from 0 on, never falling, or none"
+            )
+        last_ns = arrival_ns or 0
+        yield request
+
+
+def _integer(number: int, name: str, value: SupportsIndex) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise BadSize(
+            f"request {number} of the stream: {name} = {value!r}; give an integer"
+        ) from None
 
 
 class Arrivals:
@@ -64,7 +108,6 @@ class Arrivals:
         "_depth",
         "_fits",
         "_next",
-        "_read",
         "_source",
         "closed",
         "count",
@@ -88,8 +131,7 @@ class Arrivals:
         self.closed = clients is not None
         self._depth = checked_size("depth", depth, at_least=1)
         self._fits = fits
-        self._source = iter(requests)
-        self._read = 0
+        self._source = checked_requests(requests)
         self.waiting: deque[Request] = deque()
         self.count = self.refused = 0
         first = next(self._source, None)
@@ -103,7 +145,7 @@ class Arrivals:
             )
         self.more = True
         self._next = first
-        self._take_in(first, after_ns=0)
+        self._take_in(first)
         if not self.timed:
             self.taken(outstanding=0)
 
@@ -137,39 +179,17 @@ class Arrivals:
             self._arrive()
 
     def _arrive(self) -> None:
-        arriving = self._next
-        self.waiting.append(arriving)
+        self.waiting.append(self._next)
         self.count += 1
-        following = next(self._source, None)
-        if following is None:
-            self.more = False
-        else:
-            self._take_in(following, after_ns=arriving.arrival_ns)
+        self._take_in(next(self._source, None))
 
-    def _take_in(self, request: Request | None, *, after_ns: int | None) -> None:
+    def _take_in(self, request: Request | None) -> None:
         """Make the next one of `request` and those behind it that can be served."""
         while request is not None:
-            self._check(request, after_ns=after_ns)
             if self._fits(request):
                 self._next = request
                 return
             self.count += 1
             self.refused += 1
-            after_ns = request.arrival_ns
             request = next(self._source, None)
         self.more = False
-
-    def _check(self, request: Request, *, after_ns: int | None) -> None:
-        prompt, output, arrival_ns, _, _ = request
-        self._read += 1
-        if prompt < 0 or output < 1:
-            raise BadSize(
-                f"request {self._read} of the stream has {prompt} prompt and {output} output "
-                f"tokens; give at least 0 and 1"
-            )
-        timed = arrival_ns is not None
-        if timed != self.timed or (arrival_ns or 0) < (after_ns or 0):
-            raise BadSize(
-                f"request {self._read} of the stream arrives at {arrival_ns} ns, after one at "
-                f"{after_ns} ns; give all requests a time, never falling, or none"
-            )

@@ -20,15 +20,16 @@ to the next arrival, and there are no steps.
 
 from __future__ import annotations
 
-import operator
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
-from typing import Final, SupportsIndex, get_args
+from itertools import starmap
+from typing import Final, get_args
 
 from paged.accounting import Counters, IdentityBroken, Series, Serving
+from paged.arrivals import Request, checked_requests
 from paged.clock import StepTime
 from paged.errors import checked_size
 from reference.allocator.arenas import ARENAS, RESERVATIONS, Arena, ArenaName, ReservationName
@@ -106,10 +107,9 @@ def serve_contiguous(
     completions `Serving.loaded` begins. `observe` gets the step and the pieces of the running
     requests, by address, at the end of every `observe_every`th step.
 
-    Raises BadSize: `slots` or `observe_every` is less than 1, or `warmup` less than 0. Raises
-    IdentityBroken: the arena has lost slots. Raises ValueError: there is no request, or one that is
-    none: no output, a negative prompt, or an arrival that is missing, not an integer or earlier
-    than the one before.
+    Raises BadSize: `slots` or `observe_every` is less than 1, `warmup` less than 0, or a request is
+    none (`paged.arrivals.checked_requests`). Raises ValueError: there is no request. Raises
+    IdentityBroken: the arena has lost slots.
     """
     slots = checked_size("slots", slots, at_least=1)
     warmup = checked_size("warmup", warmup, at_least=0)
@@ -309,56 +309,21 @@ def serve_contiguous(
 def _read(
     requests: Iterable[tuple[int, int, int | None]], policy: ContiguousPolicy, arena: Arena
 ) -> Iterator[_Request]:
-    """Check the requests, and say what each of them asks of the empty `arena`."""
+    """Say what each of the requests asks of the empty `arena`."""
     reserve = RESERVATIONS[policy.reservation]
     max_model_len = policy.max_model_len
     granted = arena.granted
     largest = arena.largest_hole
-    last = 0
-    backlog = True
-    for number, (prompt, output, arrival_ns) in enumerate(requests):
-        # Numpy's integers are welcome and would overflow, where Python's grow: each is replaced by
-        # its equal.
-        if type(prompt) is not int or type(output) is not int:
-            prompt = _integer(number, "prompt tokens", prompt)  # noqa: PLW2901
-            output = _integer(number, "output tokens", output)  # noqa: PLW2901
-        if prompt < 0 or output < 1:
-            raise ValueError(
-                f"request {number} has {prompt} prompt tokens and {output} output tokens: a "
-                "request has at least 0 and 1; leave others out of the stream"
-            )
-        if number == 0:
-            backlog = arrival_ns is None
-        elif backlog != (arrival_ns is None):
-            raise ValueError(
-                f"request {number} arrives at {arrival_ns} and the ones before "
-                f"{'at no time' if backlog else f'at {last} at the latest'}: "
-                "give an arrival to all requests or to none"
-            )
-        if arrival_ns is None:
-            arrival = BACKLOG
-        else:
-            arrival = _integer(number, "arrival in nanoseconds", arrival_ns)
-            if arrival < last:
-                raise ValueError(
-                    f"request {number} arrives at {arrival} ns, before {last} ns: "
-                    "sort the stream by arrival, and count from 0"
-                )
-            last = arrival
+    checked = checked_requests(starmap(Request, requests))
+    for number, (prompt, output, arrival_ns, _, _) in enumerate(checked):
         asked = taken = 0
         if prompt + output <= max_model_len:
             asked = reserve(prompt, output, max_model_len)
             taken = granted(asked)
             if taken > largest:
                 asked = 0
+        arrival = BACKLOG if arrival_ns is None else arrival_ns
         yield number, prompt, output, arrival, asked, taken
-
-
-def _integer(number: int, name: str, value: SupportsIndex) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise ValueError(f"request {number}: {name} = {value!r}; give an integer") from None
 
 
 def _pieces(running: list[_Running], steps: int) -> list[Piece]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
+from itertools import product
 from typing import Any, Final, NamedTuple, get_args
 
 from bench.waste.contiguous import ContiguousPolicy
@@ -50,7 +51,8 @@ def parse_policy(
     given = dict(_options(text, tail)) if colon else {}
     try:
         if head == "paged":
-            return _paged(text, given, block_size)
+            options = {"block_size": block_size} | _read(text, given, _PAGED_OPTIONS)
+            return PagedPolicy(prefix_caching="eviction" in options, **options)
         reservation, slash, arena = head.partition("/")
         if not slash:
             raise PolicySpecError(
@@ -60,8 +62,7 @@ def parse_policy(
         for word, known in ((reservation, _RESERVATIONS), (arena, _ARENAS)):
             if word not in known:
                 raise PolicySpecError(f"policy {text!r}: {_unknown(word, known)}")
-        options = _read(text, given, _CONTIGUOUS_OPTIONS)
-        options.setdefault("max_model_len", max_model_len)
+        options = {"max_model_len": max_model_len} | _read(text, given, _CONTIGUOUS_OPTIONS)
         # Strings that were found among the literals above; the policy checks its own options.
         return ContiguousPolicy(reservation=reservation, arena=arena, **options)  # type: ignore[arg-type]
     except PolicySpecError:
@@ -77,14 +78,11 @@ def expand_policies(
 
     Each comes once, in the order in which it was first named. Raises PolicySpecError.
     """
-    sizes = tuple(block_sizes)
-    return tuple(
-        dict.fromkeys(
-            parse_policy(text, block_size=size, max_model_len=max_model_len)
-            for text in texts
-            for size in sizes
-        )
+    policies = (
+        parse_policy(text, block_size=size, max_model_len=max_model_len)
+        for text, size in product(texts, block_sizes)
     )
+    return tuple(dict.fromkeys(policies))
 
 
 def format_policy(policy: Policy) -> str:
@@ -142,18 +140,18 @@ class _Option(NamedTuple):
         return getattr(policy, self.field)
 
 
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is no whole number") from None
+def _number(kind: Callable[[str], Any], what: str) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            raise ValueError(f"{text!r} is no {what}") from None
+
+    return read
 
 
-def _share(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is no number; give a share from 0 to 1") from None
+_whole = _number(int, "whole number")
+_share = _number(float, "number; give a share from 0 to 1")
 
 
 def _one_of(known: tuple[str, ...]) -> Callable[[str], str]:
@@ -177,7 +175,6 @@ def _quotas(text: str) -> tuple[tuple[int, int], ...]:
 
 _RESERVATIONS: Final = get_args(ReservationName)
 _ARENAS: Final = get_args(ArenaName)
-_EVICTIONS: Final = get_args(Eviction)
 
 _CONTIGUOUS_OPTIONS: Final = {
     "max-model-len": _Option("max_model_len", None, _whole),
@@ -188,7 +185,7 @@ _CONTIGUOUS_OPTIONS: Final = {
 _PAGED_OPTIONS: Final = {
     "block": _Option("block_size", DEFAULT_BLOCK_SIZE, _whole),
     "watermark": _Option("watermark", 0.0, _share, repr),
-    "prefix": _Option("eviction", None, _one_of(_EVICTIONS)),
+    "prefix": _Option("eviction", None, _one_of(get_args(Eviction))),
     "preempt": _Option("preemption", "recompute", _one_of(get_args(Preemption))),
     "budget": _Option("token_budget", None, _whole),
     "window": _Option("sliding_window", None, _whole),
@@ -201,12 +198,6 @@ _PAGED_OPTIONS: Final = {
     ),
     "seed": _Option("seed", 0, _whole),
 }
-
-
-def _paged(text: str, given: dict[str, str], block_size: int) -> PagedPolicy:
-    options = _read(text, given, _PAGED_OPTIONS)
-    options.setdefault("block_size", block_size)
-    return PagedPolicy(prefix_caching="eviction" in options, **options)
 
 
 def _options(text: str, tail: str) -> Iterator[tuple[str, str]]:

@@ -19,9 +19,6 @@ from bench.waste.simulate import lengths_of, requests_of
 from paged import scheduler
 from paged.clock import StepTime
 
-MAX_COLUMNS: Final = 400
-"""Most steps that a map samples."""
-
 MAX_ROWS: Final = 500
 """Most rows of a map. A row is as many slots as it takes, and shows what most of them are."""
 
@@ -104,8 +101,8 @@ class _Sampler:
             self.add(server.step, *server.slot_map())
 
 
-def pool_map(job: Job, *, mean_output_tokens: float, columns: int = MAX_COLUMNS) -> PoolMap:
-    """Serve the beginning of a stream, and look at the pool as often as it has columns.
+def pool_map(job: Job, *, mean_output_tokens: float, columns: int = 400) -> PoolMap:
+    """Serve the beginning of a stream, and look at the pool as often as the map has columns.
 
     The looks are evenly spaced, over `GENERATIONS` times as many steps as a request of the stream
     runs on average, or fewer where the stream ends before.

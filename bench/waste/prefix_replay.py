@@ -27,8 +27,9 @@ from __future__ import annotations
 import heapq
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Final, Literal, get_args
 
 from bench.workloads.source import StreamSource
@@ -174,26 +175,36 @@ def _run(
 
 
 class _Cache(ABC):
-    """A cache that is asked for one prompt after the other."""
+    """A cache of so many blocks that is asked for one prompt after the other."""
 
-    ghost_hits = 0
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._ghosts = GhostList(capacity)
+        self.ghost_hits = 0
 
     @property
     def evictions(self) -> int:
         """Blocks that were given up so far."""
-        return 0
+        return self._ghosts.evictions
 
     @abstractmethod
     def look_up(self, keys: list[int], tenant: int) -> int:
         """Return the leading blocks that were there; `keys` are kept from now on."""
 
+    def _leading(self, keys: list[int], blocks: Container[int]) -> int:
+        hits = sum(1 for _ in takewhile(blocks.__contains__, keys))
+        if self._ghosts.evictions and hits < len(keys):
+            self.ghost_hits += self._ghosts.count(keys[hits:])
+        return hits
+
 
 class _Endless(_Cache):
     def __init__(self) -> None:
+        super().__init__(1)
         self._blocks: set[int] = set()
 
     def look_up(self, keys: list[int], tenant: int) -> int:
-        hits = _leading(keys, self._blocks)
+        hits = self._leading(keys, self._blocks)
         self._blocks.update(keys[hits:])
         return hits
 
@@ -202,20 +213,13 @@ class _Ordered(_Cache):
     """The hits are used; then block after block, the last first, is taken in or used again."""
 
     def __init__(self, capacity: int, order: EvictionOrder) -> None:
-        self._capacity = capacity
+        super().__init__(capacity)
         self._order = order
         self._blocks: set[int] = set()
-        self._ghosts = GhostList(capacity)
-
-    @property
-    def evictions(self) -> int:
-        return self._ghosts.evictions
 
     def look_up(self, keys: list[int], tenant: int) -> int:
         order, blocks = self._order, self._blocks
-        hits = _leading(keys, blocks)
-        if self._ghosts.evictions and hits < len(keys):
-            self.ghost_hits += self._ghosts.count(keys[hits:])
+        hits = self._leading(keys, blocks)
         remove, add, watched = order.remove, order.add, order.watches_content
         # All hits are used before the first block is taken in, and so are not the next to go; their
         # place in the order is that of the second pass, behind the blocks that come after them.
@@ -275,23 +279,16 @@ class _Foresight(_Cache):
     """
 
     def __init__(self, capacity: int, next_uses: array[int]) -> None:
-        self._capacity = capacity
+        super().__init__(capacity)
         self._next_uses = iter(next_uses)
         # When each block is due, and a heap with what is due last on top. What was found again has
         # two entries; the old one is passed over when it comes up.
         self._due: dict[int, tuple[int, int]] = {}
         self._latest: list[tuple[int, int, int]] = []
-        self._ghosts = GhostList(capacity)
-
-    @property
-    def evictions(self) -> int:
-        return self._ghosts.evictions
 
     def look_up(self, keys: list[int], tenant: int) -> int:
         due, latest = self._due, self._latest
-        hits = _leading(keys, due)
-        if self._ghosts.evictions and hits < len(keys):
-            self.ghost_hits += self._ghosts.count(keys[hits:])
+        hits = self._leading(keys, due)
         for depth, key in enumerate(keys):
             next_use = next(self._next_uses)
             due[key] = (-next_use, -depth)
@@ -319,15 +316,6 @@ def _next_uses(source: StreamSource) -> array[int]:
             last[key] = len(next_uses)
             next_uses.append(_NEVER)
     return next_uses
-
-
-def _leading(keys: list[int], blocks: set[int] | dict[int, tuple[int, int]]) -> int:
-    hits = 0
-    for key in keys:
-        if key not in blocks:
-            break
-        hits += 1
-    return hits
 
 
 def _prompts(source: StreamSource) -> Iterator[tuple[int, list[int], int]]:

@@ -6,7 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,16 +28,12 @@ def run_waste(plan: WastePlan, progress: Progress) -> WasteRecord:
     jobs = plan.jobs()
     rows: dict[int, WasteRow] = {}
     progress.begin("simulations", len(jobs))
-    try:
-        with closing(
-            run_jobs(jobs, workers=plan.workers, ray=plan.ray, address=plan.ray_address)
-        ) as done:
-            for index, row in done:
-                rows[index] = row
-                progress.advance(1)
-    except KeyboardInterrupt:
-        complete = False
-    else:
+    done = run_jobs(jobs, workers=plan.workers, ray=plan.ray, address=plan.ray_address)
+    complete = False
+    with suppress(KeyboardInterrupt), closing(done):
+        for index, row in done:
+            rows[index] = row
+            progress.advance(1)
         complete = True
     return WasteRecord(
         started_at=started_at,

@@ -40,7 +40,6 @@ class Variation:
     label: str
     """Its value."""
     policy: PagedPolicy
-    """The policy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +50,6 @@ class Effect:
     label: str
     """As in `Variation`."""
     row: WasteRow
-    """Its figures."""
     token_share: float
     """Share of the pool that holds tokens in use, difference, -1 to 1."""
     batch: float
@@ -67,7 +65,6 @@ class WhatIf:
     """Every variation on one stream."""
 
     base: WasteRow
-    """The base's figures."""
     effects: tuple[Effect, ...]
     """Of the variations that were run, by option."""
     best: Effect | None
@@ -96,7 +93,8 @@ def _changes(*, prefixes: bool) -> Iterator[tuple[str, str, dict[str, Any]]]:
     for size in BLOCK_SIZES:
         yield "block size", str(size), {"block_size": size}
     if prefixes:
-        yield "prefix caching", "off", {"prefix_caching": False, "eviction": "lru"} | _NO_QUOTAS
+        off = {"prefix_caching": False, "eviction": "lru", "tenant_quotas": ()}
+        yield "prefix caching", "off", off
         for eviction in ("lru", "lfu", "fifo"):
             yield "prefix caching", eviction, {"prefix_caching": True, "eviction": eviction}
     for watermark in WATERMARKS:
@@ -105,9 +103,6 @@ def _changes(*, prefixes: bool) -> Iterator[tuple[str, str, dict[str, Any]]]:
         yield "look-ahead", str(ahead), {"look_ahead": ahead}
     for preemption in ("recompute", "swap"):
         yield "preemption", preemption, {"preemption": preemption}
-
-
-_NO_QUOTAS: Final[dict[str, Any]] = {"tenant_quotas": ()}
 
 
 def compare(record: WasteRecord, stream: str) -> WhatIf | None:
@@ -126,12 +121,10 @@ def compare(record: WasteRecord, stream: str) -> WhatIf | None:
         for variation in variations(base.policy, prefixes=True)
         if variation.policy in rows
     )
-    best = max(effects, key=_merit, default=None)
-    return WhatIf(
-        base=base,
-        effects=effects,
-        best=best if best is not None and best.gain > NOTHING else None,
-    )
+    best = max(effects, key=lambda effect: (effect.completed, effect.token_share), default=None)
+    if best is not None and best.gain <= NOTHING:
+        best = None
+    return WhatIf(base=base, effects=effects, best=best)
 
 
 def _effect(variation: Variation, row: WasteRow, base: WasteRow) -> Effect:
@@ -145,7 +138,3 @@ def _effect(variation: Variation, row: WasteRow, base: WasteRow) -> Effect:
         completed=after - before,
         gain=(after - before) / before if before else 0.0,
     )
-
-
-def _merit(effect: Effect) -> tuple[float, float]:
-    return effect.completed, effect.token_share

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from rich.console import Console
@@ -22,13 +23,9 @@ def show_whatif(whatif: WhatIf | None, record: WasteRecord, console: Console) ->
     if whatif is None:
         console.print(Text("the base was not run: nothing to hold against", style="yellow"))
         return
-    base = whatif.base
-    console.print(
-        Text(
-            f"base: {policy_words(base.policy)}; {100 * base.judged.token_fraction:.1f} % of the "
-            f"slots hold tokens"
-        )
-    )
+    held = 100 * whatif.base.judged.token_fraction
+    words = policy_words(whatif.base.policy)
+    console.print(Text(f"base: {words}; {held:.1f} % of the slots hold tokens"))
     console.print(whatif_table(whatif, record.pool.gibibytes))
     for line in whatif_reading(whatif, record.pool.gibibytes):
         console.print(Text(line))
@@ -45,7 +42,7 @@ def whatif_table(whatif: WhatIf, gibibytes: float) -> Table:
         f"{base.judged.token_fraction * gibibytes:.2f}",
         f"{base.mean_batch:.2f}",
         f"{base.completed_per_1000_steps:.1f}",
-        *(_count(value) for value in _work(base)),
+        *_work(base),
         style="bold",
     )
     group = ""
@@ -59,7 +56,7 @@ def whatif_table(whatif: WhatIf, gibibytes: float) -> Table:
             f"{effect.token_share * gibibytes:+.2f}",
             f"{effect.batch:+.2f}",
             f"{effect.completed:+.1f}",
-            *(_count(value) for value in _work(effect.row)),
+            *_work(effect.row),
             style="green" if effect is whatif.best else None,
         )
     made.caption = Text(
@@ -120,9 +117,9 @@ def _costs(best: Effect, base: WasteRow) -> str:
     return "; ".join(costs)
 
 
-def _work(row: WasteRow) -> tuple[int, int, int]:
+def _work(row: WasteRow) -> Iterable[str]:
     judged = row.judged
-    return judged.preemptions, judged.recomputed_tokens, judged.hit_tokens
+    return map(_count, (judged.preemptions, judged.recomputed_tokens, judged.hit_tokens))
 
 
 def _count(value: int) -> str:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 from paged.arrivals import Arrivals, Request
@@ -83,10 +84,13 @@ def test_timed_requests_arrive_at_their_times() -> None:
         ([], "the stream is empty"),
         ([Request(-1, 1)], "request 1 of the stream has -1 prompt and 1 output"),
         ([Request(1, 0)], "request 1 of the stream has 1 prompt and 0 output"),
-        ([Request(1, 1, 5), Request(1, 1, 4)], "request 2 of the stream arrives at 4 ns, after"),
+        ([Request(1.5, 1)], "request 1 of the stream: prompt tokens = 1.5; give an integer"),
+        ([Request(1, "2")], "request 1 of the stream: output tokens = '2'; give an integer"),
+        ([Request(1, 1, 0.5)], "request 1 of the stream: arrival in nanoseconds = 0.5; give"),
+        ([Request(1, 1, 5), Request(1, 1, 4)], "request 2 of the stream arrives at 4 ns, after 5"),
         ([Request(1, 1, -1)], "request 1 of the stream arrives at -1 ns"),
         ([Request(1, 1, 5), Request(1, 1)], "request 2 of the stream arrives at None ns"),
-        ([Request(1, 1), Request(1, 1, 5)], "request 2 of the stream arrives at 5 ns"),
+        ([Request(1, 1), Request(1, 1, 5)], "request 2 of the stream arrives at 5 ns, after no"),
     ],
 )
 def test_a_request_that_is_not_as_it_has_to_be_is_named(
@@ -94,6 +98,14 @@ def test_a_request_that_is_not_as_it_has_to_be_is_named(
 ) -> None:
     with pytest.raises(BadSize, match=re.escape(message)):
         Arrivals(requests, depth=2).draw(10)
+
+
+def test_integers_of_numpy_count_like_any_other() -> None:
+    arrivals = Arrivals([Request(np.int8(100), np.int8(100), np.int64(0))])
+    arrivals.draw(0)
+    prompt, output, arrival_ns, *_ = arrivals.waiting[0]
+    assert [type(number) for number in (prompt, output, arrival_ns)] == [int] * 3
+    assert prompt + output == 200
 
 
 def test_options_that_do_not_go_together() -> None:
