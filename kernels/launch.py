@@ -133,14 +133,8 @@ def choose_launch(
 def shared_splits(*, num_kv_heads: int, most_tiles: int, processors: int) -> Splits:
     """Splits of one length for a whole batch.
 
-    Parameters
-    ----------
-    num_kv_heads
-        KV heads: each has its own programs.
-    most_tiles
-        Key tiles that a sequence of the batch may have.
-    processors
-        Multiprocessors of the device.
+    `num_kv_heads`: KV heads: each has its own programs. `most_tiles`: key tiles that a sequence of
+    the batch may have. `processors`: multiprocessors of the device.
     """
     return Splits(
         parts=max(PROGRAMS_A_PROCESSOR * processors // num_kv_heads, 1),

@@ -69,16 +69,10 @@ class SubjectProcess:
 
     One thread uses it, and closes it; only `kill` may be called from others.
 
-    Parameters
-    ----------
-    command
-        What to start. It reads questions from standard input and answers on the file descriptor
-        that the environment variable PAGEDBENCH_ANSWERS names, so that a subject may print. On
-        SIGUSR1 it may write to standard error where it is; it is killed right after.
-    environment
-        Added to this process's own.
-    time_limit_s
-        Seconds for one answer.
+    `command`: what to start. It reads questions from standard input and answers on the file
+    descriptor that the environment variable PAGEDBENCH_ANSWERS names, so that a subject may print.
+    On SIGUSR1 it may write to standard error where it is; it is killed right after. `environment`:
+    added to this process's own. `time_limit_s`: seconds for one answer.
     """
 
     def __init__(

@@ -70,12 +70,8 @@ def capture(host_function: AttentionKernel, batch: PagedBatch) -> Captured:
     `install` comes first. Nothing is computed: what the host function reads from its own results
     is what was there before.
 
-    Raises
-    ------
-    NothingLaunched
-        If it launches nothing.
-    Exception
-        Whatever the host function or the compiler raises.
+    Raises NothingLaunched if it launches nothing. Raises Exception: whatever the host function or
+    the compiler raises.
     """
     captured = Captured()
     with _compiling_instead(captured):

@@ -179,20 +179,10 @@ def occupancy(
 ) -> Occupancy:
     """How many programs fit on one processor.
 
-    Parameters
-    ----------
-    target
-        Where.
-    num_warps
-        Warps (waves) of one program.
-    registers
-        Registers of a thread; VGPRs, AGPRs included, on AMD.
-    shared_bytes
-        Shared memory (LDS) of one program, static and dynamic.
-    scalar_registers
-        SGPRs of a wave; AMD only.
-    tensor_columns
-        Tensor memory of one program.
+    `target`: where. `num_warps`: warps (waves) of one program. `registers`: registers of a thread;
+    VGPRs, AGPRs included, on AMD. `shared_bytes`: shared memory (LDS) of one program, static and
+    dynamic. `scalar_registers`: SGPRs of a wave; AMD only. `tensor_columns`: tensor memory of one
+    program.
     """
     limits = {
         "warps": target.max_warps // num_warps,

@@ -131,10 +131,8 @@ class ShadowFinding:
 class ShadowCache:
     """For each slot of a cache, which prefix was written there.
 
-    Parameters
-    ----------
-    num_blocks, block_size
-        Shape of the cache; slot `s` is token `s % block_size` of block `s // block_size`.
+    `num_blocks`, `block_size`: shape of the cache; slot `s` is token `s % block_size` of block `s
+    // block_size`.
 
     Attributes
     ----------
@@ -192,14 +190,8 @@ class ShadowCache:
     def check(self, slots: Integers, tokens: Integers, *, start: int = 0) -> ShadowFinding | None:
         """Read a sequence through `slots` and say what is wrong with it, if anything is.
 
-        Parameters
-        ----------
-        slots
-            The slot of each token position from `start` on, [len(tokens) - start].
-        tokens
-            All tokens of the sequence.
-        start
-            First position that is read.
+        `slots`: the slot of each token position from `start` on, [len(tokens) - start]. `tokens`:
+        all tokens of the sequence. `start`: first position that is read.
 
         Returns
         -------

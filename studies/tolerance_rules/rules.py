@@ -44,10 +44,8 @@ def eager_attention(inputs: Inputs, *, arithmetic: Arithmetic) -> Tensor:
     demands of its eager backend ("FP32 QK/softmax/PV accumulation and BF16 dot operands",
     test/test_selected_attention_semantics.py at 0e69c737). Sinks are one more float32 logit.
 
-    Returns
-    -------
-    Tensor
-        [num_tokens, num_q_heads, head_dim] in the problem's dtype. A row without a key is zero.
+    Returns Tensor: [num_tokens, num_q_heads, head_dim] in the problem's dtype. A row without a key
+    is zero.
     """
     problem = inputs.problem
     parts = [_eager_one(inputs, index, arithmetic) for index in range(len(problem.requests))]
