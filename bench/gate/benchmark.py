@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 if TYPE_CHECKING:
     from bench.gate.timers import Device
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +74,30 @@ class Benchmark:
     """Whether the gate takes it. What is too large for its turns is for asv and `make bench`."""
     device: Device = "cpu"
     """Where it runs; a run of the gate is of one device."""
+
+
+def computed(
+    compute: Callable[[], Result],
+    outputs: Callable[[Result], Mapping[str, Output]],
+    counters: Callable[[Result], Mapping[str, Count]] = lambda _: {},
+) -> Prepared:
+    """A benchmark whose call computes something anew; outputs and counters are read off it."""
+    last: list[Result] = []
+
+    def call() -> None:
+        last[:] = [compute()]
+
+    return Prepared(call=call, outputs=lambda: outputs(last[0]), counters=lambda: counters(last[0]))
+
+
+def of_group(group: str, *always: str) -> Callable[..., Benchmark]:
+    """Makes benchmarks of one group, which need what is named here and what each names besides."""
+
+    def benchmark(
+        name: str, title: str, prepare: Callable[[], Prepared], *needs: str, **how: Any
+    ) -> Benchmark:
+        return Benchmark(
+            key=f"{group}/{name}", title=title, prepare=prepare, needs=(*always, *needs), **how
+        )
+
+    return benchmark

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.gate.benchmark import Benchmark, Count, Output, Prepared
+from bench.gate.benchmark import Count, Output, Prepared, computed, of_group
 
 if TYPE_CHECKING:
     from paged.allocator import PagedAllocator
@@ -29,7 +29,7 @@ BLOCK_SIZES: Final = (1, 16, 128)
 BLOCKS_PER_SEQUENCE: Final = 64
 """Enough for a fork, too: nothing is refused, and without need nothing is evicted."""
 
-ALLOCATOR: Final = "paged.allocator:PagedAllocator"
+_benchmark = of_group("allocator", "paged.allocator:PagedAllocator")
 
 
 def _prompts(count: int, tokens: int = PROMPT_TOKENS) -> list[NDArray[np.int64]]:
@@ -182,12 +182,7 @@ def _read(
     pool = _pool(sequences * -(-tokens // BLOCK_SIZE))
     for sequence, prompt in enumerate(prompts):
         pool.admit(sequence, prompt)
-    result: list[Any] = []
-
-    def call() -> None:
-        result[:] = [read(pool, range(sequences))]
-
-    return Prepared(call=call, outputs=lambda: {name: _relabelled(result[0])})
+    return computed(lambda: read(pool, range(sequences)), lambda found: {name: _relabelled(found)})
 
 
 def _block_table(pool: PagedAllocator, sequences: range) -> Any:
@@ -214,15 +209,11 @@ def _relabelled(read: Any) -> Output:
 
 def _situation(run: Callable[[], Mapping[str, Count]]) -> Prepared:
     """What a situation takes, counted in a pool of its own."""
-    found: dict[str, Count] = {}
-
-    def call() -> None:
-        found.update(run())
-
-    def outputs() -> Mapping[str, Output]:
-        return {name: Output.exact(count.value) for name, count in found.items()}
-
-    return Prepared(call=call, outputs=outputs, counters=lambda: found)
+    return computed(
+        run,
+        lambda found: {name: Output.exact(count.value) for name, count in found.items()},
+        lambda found: found,
+    )
 
 
 def _stream(block_size: int) -> Mapping[str, Count]:
@@ -275,23 +266,13 @@ def _mixed(num_blocks: int, *, prefix_caching: bool) -> Prepared:
     from subjects.allocators.mixed_stream import mixed_stream, serve
 
     requests = mixed_stream(1000)
-    result: list[Any] = []
 
-    def call() -> None:
+    def serve_all() -> Any:
         pool = _pool(num_blocks, prefix_caching=prefix_caching)
-        result[:] = [serve(PagedSubject(pool), requests, max_running=64, commits=False)]
+        return serve(PagedSubject(pool), requests, max_running=64, commits=False)
 
-    def outputs() -> Mapping[str, Output]:
-        return {"served": Output.exact([result[0].operations, result[0].hit_tokens])}
-
-    return Prepared(call=call, outputs=outputs)
-
-
-def _benchmark(
-    name: str, title: str, prepare: Callable[[], Prepared], *needs: str, **how: Any
-) -> Benchmark:
-    return Benchmark(
-        key=f"allocator/{name}", title=title, prepare=prepare, needs=(ALLOCATOR, *needs), **how
+    return computed(
+        serve_all, lambda done: {"served": Output.exact([done.operations, done.hit_tokens])}
     )
 
 

@@ -8,14 +8,14 @@ The `llama` entries are of one layer of Llama-3-8B: too large for the gate's tur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 
-from bench.gate.benchmark import Benchmark, Output, Prepared
+from bench.gate.benchmark import Benchmark, Output, Prepared, computed, of_group
 from bench.gate.suite.batches import Shape, contiguous_batch, paged_batch
 
 if TYPE_CHECKING:
@@ -37,10 +37,11 @@ TRUTH_SPEC: Final = "(q8 k48) (q1 k33) h2 g2 d32 b16 fp32"
 
 def rounded(tensor: torch.Tensor) -> Output:
     """A tensor whose type rounds: both sides may round differently."""
-    return Output(tensor.float().numpy().copy(), torch.finfo(tensor.dtype).eps / 2)
+    return Output(tensor.float().cpu().numpy().copy(), torch.finfo(tensor.dtype).eps / 2)
 
 
-def _answer(call: AttentionCall) -> Mapping[str, Output]:
+def answer(call: AttentionCall) -> Mapping[str, Output]:
+    """Both outputs of a call."""
     assert call.lse is not None
     # The log-sum-exp is float32, of logits of what the query's type holds.
     return {"out": rounded(call.out), "lse": rounded(call.lse)}
@@ -50,14 +51,14 @@ def _paged(shape: Shape) -> Prepared:
     from paged.attention import paged_attention
 
     batch = paged_batch(shape)
-    return Prepared(call=lambda: paged_attention(batch), outputs=lambda: _answer(batch))
+    return Prepared(call=lambda: paged_attention(batch), outputs=lambda: answer(batch))
 
 
 def _contiguous(shape: Shape) -> Prepared:
     from reference.attention.contiguous import contiguous_attention
 
     batch = contiguous_batch(shape)
-    return Prepared(call=lambda: contiguous_attention(batch), outputs=lambda: _answer(batch))
+    return Prepared(call=lambda: contiguous_attention(batch), outputs=lambda: answer(batch))
 
 
 def _torch_sdpa(shape: Shape) -> Prepared:
@@ -82,54 +83,33 @@ def _truth() -> Prepared:
     from reference.attention.truth import attend
 
     inputs = make_inputs(AttentionProblem.parse(TRUTH_SPEC))
-    truth: list[Any] = []
-
-    def call() -> None:
-        truth[:] = [attend(inputs)]
-
-    def outputs() -> Mapping[str, Output]:
-        round_off = torch.finfo(torch.float64).eps / 2
-        return {
-            name: Output(getattr(truth[0], name).numpy().copy(), round_off)
-            for name in ("out", "lse")
-        }
-
-    return Prepared(call=call, outputs=outputs)
+    round_off = torch.finfo(torch.float64).eps / 2
+    return computed(
+        lambda: attend(inputs),
+        lambda truth: {
+            name: Output(getattr(truth, name).numpy().copy(), round_off) for name in ("out", "lse")
+        },
+    )
 
 
 def _draw() -> Prepared:
     from reference.attention.inputs import make_inputs
-    from reference.attention.placement import place
+    from reference.attention.placement import Placement, place
     from reference.attention.problem import AttentionProblem
 
     problem = AttentionProblem.parse(TRUTH_SPEC)
-    placed: list[Any] = []
 
-    def call() -> None:
-        placed[:] = [place(make_inputs(problem))]
-
-    def outputs() -> Mapping[str, Output]:
-        batch = placed[0].batch
-        slots = placed[0].owned_slots
-        contents = batch.key_cache.flatten(0, 1)[slots].float()
+    def outputs(placed: Placement) -> Mapping[str, Output]:
+        contents = placed.batch.key_cache.flatten(0, 1)[placed.owned_slots].float()
         return {
-            "query": Output(batch.query.float().numpy().copy()),
+            "query": Output(placed.batch.query.float().numpy().copy()),
             "keys": Output(contents.numpy().copy()),
         }
 
-    return Prepared(call=call, outputs=outputs)
+    return computed(lambda: place(make_inputs(problem)), outputs)
 
 
-def _benchmark(
-    name: str, title: str, prepare: Callable[[], Prepared], *needs: str, gated: bool = True
-) -> Benchmark:
-    return Benchmark(
-        key=f"attention/{name}",
-        title=title,
-        prepare=prepare,
-        needs=("reference.attention.contract:PagedBatch", *needs),
-        gated=gated,
-    )
+_benchmark = of_group("attention", "reference.attention.contract:PagedBatch")
 
 
 def _llama() -> Iterator[Benchmark]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
-from bench.gate.benchmark import Benchmark, Output, Prepared
+from bench.gate.benchmark import Output, Prepared, of_group
 
 if TYPE_CHECKING:
     from paged.cache import KVCache
@@ -92,17 +92,7 @@ def _copy(num_copies: int, size: Size = SMALL) -> Prepared:
     return Prepared(call=lambda: held.copy(which), outputs=lambda: contents(held))
 
 
-def _benchmark(
-    name: str, title: str, prepare: Callable[[], Prepared], *, gated: bool = True
-) -> Benchmark:
-    return Benchmark(
-        key=f"cache/{name}",
-        title=title,
-        prepare=prepare,
-        needs=("paged.cache:KVCache",),
-        gated=gated,
-    )
-
+_benchmark = of_group("cache", "paged.cache:KVCache")
 
 BENCHMARKS: Final = (
     _benchmark(

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from bench.gate.benchmark import Benchmark, Count, Output, Prepared
-from bench.gate.suite.attention import rounded
+from bench.gate.benchmark import Count, Output, Prepared, of_group
+from bench.gate.suite.attention import answer
 from bench.gate.suite.batches import Shape, paged_batch
 from bench.machine.timing import CudaDevice, copies_needed
 
@@ -83,12 +83,11 @@ def attention(
 
 def _answers(batches: Sequence[PagedBatch]) -> Mapping[str, Output]:
     """Of the first and the last batch of a round."""
-    answers = {}
-    for name, batch in {"first": batches[0], "last": batches[-1]}.items():
-        assert batch.lse is not None
-        answers[f"out.{name}"] = rounded(batch.out.cpu())
-        answers[f"lse.{name}"] = rounded(batch.lse.cpu())
-    return answers
+    return {
+        f"{name}.{which}": output
+        for which, batch in (("first", batches[0]), ("last", batches[-1]))
+        for name, output in answer(batch).items()
+    }
 
 
 def _cache(device: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -148,9 +147,7 @@ def _l2_bytes(device: str) -> int:
     return CudaDevice().cache_bytes if device == "cuda" else 0
 
 
-def _benchmark(name: str, title: str, prepare: Callable[[], Prepared], *needs: str) -> Benchmark:
-    return Benchmark(key=f"gpu/{name}", title=title, prepare=prepare, needs=needs, device="cuda")
-
+_benchmark = partial(of_group("gpu"), device="cuda")
 
 ATTENTION: Final = "kernels.attention:paged_attention"
 

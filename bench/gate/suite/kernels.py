@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import torch
 
-from bench.gate.benchmark import Benchmark, Count, Output, Prepared
+from bench.gate.benchmark import Count, Output, Prepared, of_group
 from bench.gate.suite import attention, cache
 from bench.gate.suite.batches import Shape, paged_batch
 
@@ -23,40 +23,41 @@ NUM_TOKENS: Final = 48
 NUM_COPIES: Final = 6
 
 
-def _traffic(roles: Callable[[], Any], call: Callable[[], object]) -> Mapping[str, Count]:
+def _watched(
+    kernel: Callable[..., object],
+    roles: str,
+    *arguments: Any,
+    outputs: Callable[[], Mapping[str, Output]],
+) -> Prepared:
     """Bytes of one call by tensor, and the launches. The roles are those of the side's checker."""
-    from kernels.interpreter.memory import watch_memory
 
-    with watch_memory(roles()) as memory:
-        call()
-    if memory.findings:
-        raise RuntimeError(f"the kernel touches what is not its own: {memory.findings[0]}")
-    counts = {"launches": Count(memory.launches, "launches")}
-    for name, moved in memory.traffic.items():
-        tensor = name.replace(" ", "_")
-        counts[f"loaded.{tensor}"] = Count(moved.loaded, "bytes")
-        counts[f"stored.{tensor}"] = Count(moved.stored, "bytes")
-    return counts
+    def call() -> None:
+        kernel(*arguments)
+
+    def counters() -> Mapping[str, Count]:
+        from kernels.interpreter import memory as checker
+
+        with checker.watch_memory(getattr(checker, roles)(*arguments)) as memory:
+            call()
+        if memory.findings:
+            raise RuntimeError(f"the kernel touches what is not its own: {memory.findings[0]}")
+        counts = {"launches": Count(memory.launches, "launches")}
+        for name, moved in memory.traffic.items():
+            tensor = name.replace(" ", "_")
+            counts[f"loaded.{tensor}"] = Count(moved.loaded, "bytes")
+            counts[f"stored.{tensor}"] = Count(moved.stored, "bytes")
+        return counts
+
+    return Prepared(call=call, outputs=outputs, counters=counters)
 
 
 def _attention(shape: Shape) -> Prepared:
     from kernels.attention import paged_attention
 
     batch = paged_batch(shape)
-
-    def roles() -> Any:
-        from kernels.interpreter.memory import attention_roles
-
-        return attention_roles(batch)
-
-    def call() -> None:
-        paged_attention(batch)
-
-    def outputs() -> Mapping[str, Output]:
-        assert batch.lse is not None
-        return {"out": attention.rounded(batch.out), "lse": attention.rounded(batch.lse)}
-
-    return Prepared(call=call, outputs=outputs, counters=lambda: _traffic(roles, call))
+    return _watched(
+        paged_attention, "attention_roles", batch, outputs=lambda: attention.answer(batch)
+    )
 
 
 def _write(dtype: torch.dtype) -> Prepared:
@@ -64,20 +65,11 @@ def _write(dtype: torch.dtype) -> Prepared:
 
     held = cache.cache(dtype)
     keys, values = (cache.small_numbers(NUM_TOKENS, seed=seed).bfloat16() for seed in (4, 5))
-    where = cache.slots(NUM_TOKENS)
-
-    def roles() -> Any:
-        from kernels.interpreter.memory import write_roles
-
-        return write_roles(held.key_cache, held.value_cache, keys, values, where)
-
-    def call() -> None:
-        write_slots(held.key_cache, held.value_cache, keys, values, where)
-
-    return Prepared(
-        call=call,
+    return _watched(
+        write_slots,
+        "write_roles",
+        *(held.key_cache, held.value_cache, keys, values, cache.slots(NUM_TOKENS)),
         outputs=lambda: cache.contents(held),
-        counters=lambda: _traffic(roles, call),
     )
 
 
@@ -85,32 +77,19 @@ def _copy() -> Prepared:
     from kernels.cache_ops import copy_blocks
 
     held = cache.cache(torch.bfloat16)
-    which = cache.pairs(NUM_COPIES).contiguous()
-
-    def roles() -> Any:
-        from kernels.interpreter.memory import copy_roles
-
-        return copy_roles(held.key_cache, held.value_cache, which)
-
-    def call() -> None:
-        copy_blocks(held.key_cache, held.value_cache, which)
-
-    return Prepared(
-        call=call,
+    return _watched(
+        copy_blocks,
+        "copy_roles",
+        *(held.key_cache, held.value_cache, cache.pairs(NUM_COPIES).contiguous()),
         outputs=lambda: cache.contents(held),
-        counters=lambda: _traffic(roles, call),
     )
 
 
-def _benchmark(name: str, title: str, prepare: Callable[[], Prepared], *needs: str) -> Benchmark:
-    return Benchmark(
-        key=f"kernels/{name}",
-        title=title,
-        prepare=prepare,
-        needs=(*needs, "kernels.interpreter.memory:watch_memory"),
-        timed=False,
-    )
-
+_benchmark = partial(
+    of_group("kernels", "kernels.interpreter.memory:watch_memory"),
+    # The interpreter's time says nothing about a kernel.
+    timed=False,
+)
 
 ATTENTION: Final = "kernels.attention:paged_attention"
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from bench.gate.benchmark import Benchmark, Count, Output, Prepared
+from bench.gate.benchmark import Count, Output, Prepared, computed, of_group
 
 if TYPE_CHECKING:
     from paged.accounting import Serving
@@ -46,50 +46,32 @@ def _lengths() -> list[tuple[int, int, int | None]]:
     return [(draw.randint(8, 96), draw.randint(4, 24), None) for _ in range(NUM_REQUESTS)]
 
 
-class _Simulation:
-    """A simulation that keeps what it came to."""
+def _served(serving: Serving) -> Mapping[str, Output]:
+    """Requests that came through and the tokens that they got; both hold for any policy."""
+    total = serving.total
+    return {"served": Output.exact([total.arrived, total.completed, total.generated_tokens])}
 
-    def __init__(self, simulate: Callable[[], Serving]) -> None:
-        self._simulate = simulate
-        self.serving: Serving | None = None
 
-    def __call__(self) -> None:
-        self.serving = self._simulate()
-
-    def result(self) -> Serving:
-        """Of the last call."""
-        assert self.serving is not None
-        return self.serving
-
-    def outputs(self) -> Mapping[str, Output]:
-        """Requests that came through and the tokens that they got; both hold for any policy."""
-        total = self.result().total
-        return {
-            "served": Output.exact([total.arrived, total.completed, total.generated_tokens]),
-        }
-
-    def counters(self) -> Mapping[str, Count]:
-        """Waste over the whole run, the peak, and how often what is dear was done."""
-        serving = self.result()
-        total = serving.total
-        known = {field.name for field in fields(total)}
-        return {
-            "wasted_slot_steps": Count(sum(getattr(total, each) for each in WASTED), "slot-steps"),
-            "peak_slots": Count(serving.peak_allocated, "slots"),
-            "hit_tokens": Count(total.hit_tokens, "tokens", more_is_better=True),
-            "missed_tokens": Count(total.queried_tokens - total.hit_tokens, "tokens"),
-            **{
-                name: Count(int(getattr(total, name)), unit)
-                for name, unit in LESS_IS_BETTER.items()
-                if name in known
-            },
-        }
+def _dear(serving: Serving) -> Mapping[str, Count]:
+    """Waste over the whole run, the peak, and how often what is dear was done."""
+    total = serving.total
+    known = {field.name for field in fields(total)}
+    return {
+        "wasted_slot_steps": Count(sum(getattr(total, each) for each in WASTED), "slot-steps"),
+        "peak_slots": Count(serving.peak_allocated, "slots"),
+        "hit_tokens": Count(total.hit_tokens, "tokens", more_is_better=True),
+        "missed_tokens": Count(total.queried_tokens - total.hit_tokens, "tokens"),
+        **{
+            name: Count(int(getattr(total, name)), unit)
+            for name, unit in LESS_IS_BETTER.items()
+            if name in known
+        },
+    }
 
 
 def simulation(simulate: Callable[[], Serving]) -> Prepared:
     """A simulation, with what was served as its output."""
-    made = _Simulation(simulate)
-    return Prepared(call=made, outputs=made.outputs, counters=made.counters)
+    return computed(simulate, _served, _dear)
 
 
 def _by_blocks(**policy: Any) -> Prepared:
@@ -150,18 +132,12 @@ def _large_paged(count: int, *, by_counts: bool, watermark: float) -> Prepared:
 def _draw() -> Prepared:
     from bench.workloads.builtin import builtin_stream
 
-    result: list[Any] = []
-
-    def call() -> None:
-        result[:] = [builtin_stream("azure-conv", num_requests=200, seed=0)]
-
-    def outputs() -> Mapping[str, Output]:
-        stream = result[0]
-        return {
-            "lengths": Output.exact(np.stack([stream.prompt_tokens, stream.output_tokens])),
-        }
-
-    return Prepared(call=call, outputs=outputs)
+    return computed(
+        lambda: builtin_stream("azure-conv", num_requests=200, seed=0),
+        lambda stream: {
+            "lengths": Output.exact(np.stack([stream.prompt_tokens, stream.output_tokens]))
+        },
+    )
 
 
 LARGE: Final[dict[str, dict[str, Any]]] = {
@@ -173,47 +149,53 @@ LARGE: Final[dict[str, dict[str, Any]]] = {
     "oracle/buddy,look-ahead=8": {"reservation": "oracle", "arena": "buddy", "look_ahead": 8},
 }
 
+_benchmark = of_group("serving")
+
 BENCHMARKS: Final = (
-    Benchmark(
-        key="serving/by-blocks",
-        title="8 short requests through a pool of 256 slots, block by block.",
-        prepare=_by_blocks,
-        needs=("paged.scheduler:serve", "paged.policy:PagedPolicy"),
+    _benchmark(
+        "by-blocks",
+        "8 short requests through a pool of 256 slots, block by block.",
+        _by_blocks,
+        "paged.scheduler:serve",
+        "paged.policy:PagedPolicy",
     ),
-    Benchmark(
-        key="serving/by-counts",
-        title="12 short requests through a pool of 256 slots, by counts.",
-        prepare=_by_counts,
-        needs=("paged.counting:serve_by_counts", "paged.policy:PagedPolicy"),
+    _benchmark(
+        "by-counts",
+        "12 short requests through a pool of 256 slots, by counts.",
+        _by_counts,
+        "paged.counting:serve_by_counts",
+        "paged.policy:PagedPolicy",
     ),
-    Benchmark(
-        key="serving/contiguous[oracle,first-fit]",
-        title="12 short requests in pieces of their final length, first fit.",
-        prepare=partial(_contiguous, reservation="oracle", arena="first-fit"),
-        needs=("bench.waste.contiguous:serve_contiguous",),
+    _benchmark(
+        "contiguous[oracle,first-fit]",
+        "12 short requests in pieces of their final length, first fit.",
+        partial(_contiguous, reservation="oracle", arena="first-fit"),
+        "bench.waste.contiguous:serve_contiguous",
     ),
-    Benchmark(
-        key="serving/draw",
-        title="200 requests drawn from a fit of a public trace.",
-        prepare=_draw,
-        needs=("bench.workloads.builtin:builtin_stream",),
+    _benchmark(
+        "draw",
+        "200 requests drawn from a fit of a public trace.",
+        _draw,
+        "bench.workloads.builtin:builtin_stream",
     ),
     *(
-        Benchmark(
-            key=f"serving/large[{name}]",
-            title="20,000 requests with ShareGPT lengths through the pool of the paper.",
-            prepare=partial(_large_contiguous, **policy),
-            needs=("bench.waste.contiguous:serve_contiguous", "bench.waste.simulate:lengths_of"),
+        _benchmark(
+            f"large[{name}]",
+            "20,000 requests with ShareGPT lengths through the pool of the paper.",
+            partial(_large_contiguous, **policy),
+            "bench.waste.contiguous:serve_contiguous",
+            "bench.waste.simulate:lengths_of",
             gated=False,
         )
         for name, policy in LARGE.items()
     ),
     *(
-        Benchmark(
-            key=f"serving/large[{name}]",
-            title=f"{count:,} requests with ShareGPT lengths through the pool of the paper.",
-            prepare=partial(_large_paged, count, by_counts=by_counts, watermark=watermark),
-            needs=("paged.counting:serve_by_counts", "bench.waste.simulate:lengths_of"),
+        _benchmark(
+            f"large[{name}]",
+            f"{count:,} requests with ShareGPT lengths through the pool of the paper.",
+            partial(_large_paged, count, by_counts=by_counts, watermark=watermark),
+            "paged.counting:serve_by_counts",
+            "bench.waste.simulate:lengths_of",
             gated=False,
         )
         for name, count, by_counts, watermark in (

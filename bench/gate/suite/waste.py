@@ -6,11 +6,11 @@ share prefixes; and what whole streams need (`memory`). A second each, and the s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, Final
 
-from bench.gate.benchmark import Benchmark, Count, Output, Prepared
+from bench.gate.benchmark import Benchmark, Count, Output, Prepared, computed, of_group
 from bench.gate.suite.serving import PAPER_MAX_MODEL_LEN, PAPER_SLOTS, simulation
 
 POLICIES: Final = (
@@ -56,22 +56,13 @@ def _replay(order: Any) -> Prepared:
     from bench.workloads.conversations import ConversationFit
 
     source = ConversationFit(num_requests=4000)
-    result: list[Any] = []
-
-    def call() -> None:
-        result[:] = [replay(source, 3_000_000, order)]
-
-    def counters() -> Mapping[str, Count]:
-        (found,) = result
-        return {
+    return computed(
+        lambda: replay(source, 3_000_000, order),
+        lambda found: {"queried": Output.exact(found.queried_tokens)},
+        lambda found: {
             "missed_tokens": Count(found.queried_tokens - found.hit_tokens, "tokens"),
             "ghost_hits": Count(found.ghost_hits, "blocks"),
-        }
-
-    return Prepared(
-        call=call,
-        outputs=lambda: {"queried": Output.exact(result[0].queried_tokens)},
-        counters=counters,
+        },
     )
 
 
@@ -80,66 +71,52 @@ def _memory(stream: str, block_size: int | None) -> Prepared:
     from bench.workloads.builtin import builtin_stream
 
     requests = builtin_stream(stream, num_requests=2000, seed=0)
-    result: list[Any] = []
-
-    def call() -> None:
-        need = (
+    return computed(
+        lambda: (
             contiguous_need(requests)
             if block_size is None
             else paged_need(requests, block_size=block_size)
-        )
-        result[:] = [need]
-
-    def counters() -> Mapping[str, Count]:
-        (need,) = result
-        return {
+        ),
+        lambda need: {"held": Output.exact([need.token, need.request_steps])},
+        lambda need: {
             "wasted_slot_steps": Count(need.waste, "slot-steps"),
             "allocated_slot_steps": Count(need.allocated, "slot-steps"),
-        }
-
-    return Prepared(
-        call=call,
-        outputs=lambda: {"held": Output.exact([result[0].token, result[0].request_steps])},
-        counters=counters,
+        },
     )
 
 
 def _paper_figure() -> Prepared:
     from bench.waste.figures.sosp23 import sosp23
 
-    result: list[Any] = []
+    return computed(sosp23, lambda figure: {"met": Output.exact(figure.met)})
 
-    def call() -> None:
-        result[:] = [sosp23()]
 
-    return Prepared(call=call, outputs=lambda: {"met": Output.exact(result[0].met)})
+_benchmark = partial(of_group("waste"), timed=False)
 
 
 def _of_policies(policies: tuple[str, ...], *, gated: bool) -> Iterator[Benchmark]:
     for policy in policies:
-        yield Benchmark(
-            key=f"waste/{policy}",
-            title="2,000 requests with ShareGPT lengths, counted and not timed.",
-            prepare=partial(_waste, policy),
-            needs=(
-                "bench.waste.simulate:simulate",
-                "bench.workloads.fits:fitted",
-                "bench.waste.policies:parse_policy",
-            ),
-            timed=False,
+        yield _benchmark(
+            policy,
+            "2,000 requests with ShareGPT lengths, counted and not timed.",
+            partial(_waste, policy),
+            "bench.waste.simulate:simulate",
+            "bench.workloads.fits:fitted",
+            "bench.waste.policies:parse_policy",
             gated=gated,
         )
 
 
 def _memories() -> Iterator[Benchmark]:
+    memory = of_group("memory", "bench.check.need:paged_need")
     for stream in STREAMS:
         for block_size in (None, 16, 64, 256):
             how = "contiguous" if block_size is None else f"block={block_size}"
-            yield Benchmark(
-                key=f"memory/{stream}[{how}]",
-                title="Slot-steps of 2,000 requests, by arithmetic.",
-                prepare=partial(_memory, stream, block_size),
-                needs=("bench.check.need:paged_need", "bench.workloads.builtin:builtin_stream"),
+            yield memory(
+                f"{stream}[{how}]",
+                "Slot-steps of 2,000 requests, by arithmetic.",
+                partial(_memory, stream, block_size),
+                "bench.workloads.builtin:builtin_stream",
                 timed=False,
                 gated=False,
             )
@@ -152,42 +129,41 @@ CONVERSATIONS: Final = (
 
 BENCHMARKS: Final = (
     *_of_policies(POLICIES, gated=True),
-    Benchmark(
-        key="waste/conversations[prefix-caching]",
-        title="300 requests of conversations with common prefixes, counted and not timed.",
-        prepare=_conversations,
-        needs=CONVERSATIONS,
-        timed=False,
+    _benchmark(
+        "conversations[prefix-caching]",
+        "300 requests of conversations with common prefixes, counted and not timed.",
+        _conversations,
+        *CONVERSATIONS,
     ),
     *_of_policies(MORE_POLICIES, gated=False),
     *(
-        Benchmark(
-            key=f"waste/conversations[1500,slots={slots}]",
-            title=f"1,500 requests of conversations through {slots:,} slots.",
-            prepare=partial(_conversations, requests=1500, slots=slots),
-            needs=CONVERSATIONS,
-            timed=False,
+        _benchmark(
+            f"conversations[1500,slots={slots}]",
+            f"1,500 requests of conversations through {slots:,} slots.",
+            partial(_conversations, requests=1500, slots=slots),
+            *CONVERSATIONS,
             gated=False,
         )
         for slots in POOLS
     ),
     *(
-        Benchmark(
-            key=f"waste/replay[{order}]",
-            title="4,000 requests of conversations looked up in a cache of 3,000,000 tokens.",
-            prepare=partial(_replay, order),
-            needs=("bench.waste.prefix_replay:replay", *CONVERSATIONS[1:]),
-            timed=False,
+        _benchmark(
+            f"replay[{order}]",
+            "4,000 requests of conversations looked up in a cache of 3,000,000 tokens.",
+            partial(_replay, order),
+            "bench.waste.prefix_replay:replay",
+            *CONVERSATIONS[1:],
             gated=False,
         )
         for order in ORDERS
     ),
     *_memories(),
-    Benchmark(
-        key="waste/paper-figure",
-        title="The memory figure of the PagedAttention paper, all four servers.",
-        prepare=_paper_figure,
-        needs=("bench.waste.figures.sosp23:sosp23",),
+    _benchmark(
+        "paper-figure",
+        "The memory figure of the PagedAttention paper, all four servers.",
+        _paper_figure,
+        "bench.waste.figures.sosp23:sosp23",
+        timed=True,
         gated=False,
     ),
 )
