@@ -15,8 +15,7 @@ import os
 import re
 import subprocess
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -81,13 +80,9 @@ class History(BaseModel):
     steps: list[Step]
 
 
-@dataclass(slots=True)
-class _Series:
-    values: dict[str, float] = field(default_factory=dict)
-    weights: dict[str, float | None] = field(default_factory=dict)
-
-
 _Key = tuple[str, str, str]
+_Series = dict[str, tuple[float, float | None]]
+"""Value and weight by commit."""
 
 
 def find_steps(
@@ -97,19 +92,10 @@ def find_steps(
     pattern: str | None = None,
     thresholds: dict[str, float] | None = None,
 ) -> History:
-    """Find the steps in a folder of asv results.
+    """Find the steps in asv's `results_dir`; the Git repository gives the commits their order.
 
-    Parameters
-    ----------
-    results_dir
-        asv's `results_dir`.
-    repo
-        Git repository that gives the commits their order.
-    pattern
-        Regular expression that a benchmark's name must contain.
-    thresholds
-        Least relative change by regular expression of the name, as `regressions_thresholds` of
-        asv's configuration.
+    Names must contain the regular expression `pattern`; `thresholds` are least relative changes by
+    regular expression of the name, as `regressions_thresholds` of asv's configuration.
 
     Raises HistoryError where asv is not installed, there are no results, or the pattern is none or
     matches nothing.
@@ -128,7 +114,7 @@ def find_steps(
             f"{results_dir}` writes some"
         )
     benchmarks = _definitions(listed)
-    series: dict[_Key, _Series] = defaultdict(_Series)
+    series: dict[_Key, _Series] = defaultdict(dict)
     for folder, name, machine in iter_results_paths(str(results_dir)):
         path = os.path.join(folder, name)
         try:
@@ -136,7 +122,7 @@ def find_steps(
         except (UserError, ValueError, TypeError, LookupError, AttributeError) as error:
             raise HistoryError(f"{path}: no result of asv: {error}; remove it") from None
     chosen = _choose(series, pattern)
-    commits = {commit for one in series.values() for commit in one.values}
+    commits = {commit for one in series.values() for commit in one}
     order = _order(commits, repo)
     steps = [
         step
@@ -188,8 +174,7 @@ def _collect(results: Results, benchmarks: dict[str, Any], series: dict[_Key, _S
                 raise ValueError(f"{name} took {value}")
             title = f"{name}({', '.join(entry)})" if entry else name
             one = series[title, results.params["machine"], _environment(results)]
-            one.values[results.commit_hash] = value
-            one.weights[results.commit_hash] = get_weight(stat)
+            one[results.commit_hash] = value, get_weight(stat)
 
 
 def _environment(results: Results) -> str:
@@ -240,13 +225,13 @@ def _steps(
     from asv.step_detect import detect_steps
 
     title, machine, environment = key
-    commits = sorted((commit for commit in one.values if commit in order), key=order.__getitem__)
+    commits = sorted((commit for commit in one if commit in order), key=order.__getitem__)
     if len(commits) < 2:
         return
-    found = detect_steps(
-        [one.values[commit] for commit in commits], [one.weights[commit] for commit in commits]
-    )
-    threshold = _threshold(title, thresholds)
+    found = detect_steps(*zip(*(one[commit] for commit in commits), strict=True))
+    # The largest that matches, as in asv.
+    matching = (limit for regex, limit in thresholds.items() if re.match(regex, title))
+    threshold = max(matching, default=DEFAULT_THRESHOLD)
     more_is_better = title.startswith(MORE_IS_BETTER)
     for (_, end, before, _, spread), (start, _, after, _, next_spread) in itertools.pairwise(found):
         if abs(after - before) <= max(threshold * abs(before), spread, next_spread):
@@ -264,9 +249,3 @@ def _steps(
             kind="worse" if (after > before) != more_is_better else "better",
             points=len(commits),
         )
-
-
-def _threshold(title: str, thresholds: dict[str, float]) -> float:
-    """The largest that matches, as in asv."""
-    found: Sequence[float] = [v for regex, v in thresholds.items() if re.match(regex, title)]
-    return max(found, default=DEFAULT_THRESHOLD)

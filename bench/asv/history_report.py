@@ -7,6 +7,7 @@ from rich.text import Text
 
 from bench.asv.history import History, Step
 from bench.command.tables import say
+from bench.command.words import plural
 
 
 def show(history: History, console: Console) -> None:
@@ -23,15 +24,15 @@ def show(history: History, console: Console) -> None:
     worse = sum(step.kind == "worse" for step in history.steps)
     console.print(
         Text(
-            f"{len(history.steps)} steps, {worse} for the worse, in {history.series:,} series over "
-            f"{history.commits:,} commits"
+            f"{plural(len(history.steps), 'step')}, {worse} for the worse, in "
+            f"{history.series:,} series over {plural(history.commits, 'commit')}"
         )
     )
     if history.unknown_commits:
         say(
             console,
-            f"{len(history.unknown_commits)} commits are not in this repository and were left "
-            f"out, such as {history.unknown_commits[0][:12]}: fetch them",
+            f"not in this repository and left out: {plural(len(history.unknown_commits), 'commit')}"
+            f", such as {history.unknown_commits[0][:12]}; fetch what is missing",
         )
 
 
@@ -40,5 +41,5 @@ def _words(step: Step) -> str:
     unit = f" {step.unit}" if step.unit else ""
     return (
         f"{step.kind} by {change}: {step.before:.6g} to {step.after:.6g}{unit}, "
-        f"{step.last_before[:8]}..{step.first_after[:8]}, {step.points} points"
+        f"{step.last_before[:8]}..{step.first_after[:8]}, {plural(step.points, 'point')}"
     )

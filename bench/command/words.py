@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 UNITS: Final = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
@@ -46,3 +47,9 @@ def seconds(value: float) -> str:
         return "-"
     scale, unit = next(((s, u) for s, u in UNITS if abs(value) >= s), UNITS[-1])
     return f"{value / scale:.3g} {unit}"
+
+
+def some_of(keys: Sequence[str], *, most: int = 4) -> str:
+    """Keys in a line: all of a few, and how many more there are."""
+    shown = ", ".join(keys[:most])
+    return shown if len(keys) <= most else f"{shown} and {len(keys) - most:,} more"

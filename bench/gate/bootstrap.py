@@ -16,11 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 ROOMS = ("bench", "kernels", "paged", "reference", "subjects")
-FROM_HOME = {
-    "bench.gate": "bench/gate/__init__.py",
-    "bench.machine": "bench/machine/__init__.py",
-    "bench.search": "bench/search/__init__.py",
-}
+FROM_HOME = ("bench.gate", "bench.machine", "bench.search")
 
 
 class RoomsOfTheTree(MetaPathFinder):
@@ -39,10 +35,9 @@ class RoomsOfTheTree(MetaPathFinder):
     ) -> ModuleSpec | None:
         """Where a room lies; None for everything else."""
         if name in FROM_HOME:
-            file = self._home / FROM_HOME[name]
-            inside = [str(file.parent)] if file.name == "__init__.py" else None
+            room = self._home.joinpath(*name.split("."))
             return importlib.util.spec_from_file_location(
-                name, file, submodule_search_locations=inside
+                name, room / "__init__.py", submodule_search_locations=[str(room)]
             )
         if name not in ROOMS:
             return None

@@ -90,9 +90,10 @@ def find(contestant: Contestant, *, root: Path = ROOT) -> Found:
             _check_exact(requirement)
         return Found(folder=root, requirements=requirements)
     # What begins with a dash would be an option of git's.
-    known = None if asked.startswith("-") else _ask_for_commit(root, asked)
-    if known is not None:
-        return Found(commit=known)
+    if not asked.startswith("-"):
+        commit = git("rev-parse", "--verify", "--quiet", f"{asked}^{{commit}}", folder=root)
+        if commit is not None:
+            return Found(commit=commit)
     folder = Path(asked)
     if folder.is_dir():
         if not (folder / "bench").is_dir():
@@ -201,7 +202,9 @@ def built(requirements: tuple[str, ...], *, root: Path = ROOT) -> Path:
     """
     pinned = root / "requirements"
     lines = [*_lines(pinned / "runtime.txt"), *_lines(pinned / "triton.txt")]
-    wanted = {_project(each): each for each in (*lines, *requirements)}
+    wanted: dict[str, str] = {
+        canonicalize_name(Requirement(each).name): each for each in (*lines, *requirements)
+    }
     triton = wanted.pop("triton")
     said = "\n".join([sys.version, *sorted(wanted.values()), triton])
     folder = environments() / hashlib.sha256(said.encode()).hexdigest()[:16]
@@ -234,10 +237,6 @@ def environments() -> Path:
     return base / "pagedbench" / "gate"
 
 
-def _ask_for_commit(root: Path, asked: str) -> str | None:
-    return git("rev-parse", "--verify", "--quiet", f"{asked}^{{commit}}", folder=root)
-
-
 def _check_exact(requirement: str) -> None:
     try:
         parsed = Requirement(requirement)
@@ -245,10 +244,6 @@ def _check_exact(requirement: str) -> None:
         raise NoContestant(f"{requirement}: {error}; write it as in torch==2.12.0") from None
     if [each.operator for each in parsed.specifier] != ["=="]:
         raise NoContestant(f"{requirement}: a contestant has exact versions: torch==2.12.0")
-
-
-def _project(requirement: str) -> str:
-    return canonicalize_name(Requirement(requirement).name)
 
 
 def _lines(file: Path) -> list[str]:

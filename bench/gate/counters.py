@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.gate.benchmark import Count
-from bench.gate.record import CounterRecord, OutputRecord
+from bench.gate.record import CounterRecord, OutputRecord, OutputVerdict
 
 DEFAULT_LIMITS: Final[Mapping[str, float]] = {
     "*": 0.0,
@@ -95,62 +95,46 @@ def compare_outputs(
 
     An output that only one side has is a difference of its own.
     """
-    ours = {each["name"]: each for each in head}
-    theirs = {each["name"]: each for each in base}
-    compared = []
-    for name in dict.fromkeys((*ours, *theirs)):
-        if name not in ours or name not in theirs:
-            where = "base" if name in theirs else "head"
-            compared.append(
-                OutputRecord(
-                    benchmark=benchmark, name=name, verdict="differs", note=f"only {where} has it"
-                )
-            )
-            continue
-        one, other = (_array(each[name]) for each in (theirs, ours))
-        round_off = max(theirs[name]["round_off"], ours[name]["round_off"])
-        compared.append(_compare_arrays(benchmark, name, one, other, round_off))
-    return compared
+    ours, theirs = ({each["name"]: each for each in side} for side in (head, base))
+    return [
+        _compare_output(benchmark, name, theirs.get(name), ours.get(name))
+        for name in dict.fromkeys((*ours, *theirs))
+    ]
 
 
-def _array(described: Mapping[str, Any]) -> NDArray[Any]:
-    array: NDArray[Any] = np.load(Path(described["file"]), allow_pickle=False)
-    return array
-
-
-def _compare_arrays(
-    benchmark: str, name: str, base: NDArray[Any], head: NDArray[Any], round_off: float
+def _compare_output(
+    benchmark: str,
+    name: str,
+    base_described: Mapping[str, Any] | None,
+    head_described: Mapping[str, Any] | None,
 ) -> OutputRecord:
+    def found(verdict: OutputVerdict, note: str = "", **figures: float | None) -> OutputRecord:
+        return OutputRecord(benchmark=benchmark, name=name, verdict=verdict, note=note, **figures)
+
+    if base_described is None or head_described is None:
+        return found("differs", f"only {'head' if base_described is None else 'base'} has it")
+    both = (base_described, head_described)
+    base, head = (np.load(Path(each["file"]), allow_pickle=False) for each in both)
     if base.shape != head.shape:
-        return OutputRecord(
-            benchmark=benchmark,
-            name=name,
-            verdict="differs",
-            note=f"shape {base.shape} at base, {head.shape} at head",
-        )
+        return found("differs", f"shape {base.shape} at base, {head.shape} at head")
     same = np.equal(base, head) | (_nan(base) & _nan(head))
     if bool(same.all()):
-        return OutputRecord(benchmark=benchmark, name=name, verdict="equal")
+        return found("equal")
     where = tuple(int(index) for index in np.argwhere(~same)[0])
     note = (
         f"{int(np.count_nonzero(~same))} of {base.size} elements, the first at {where}: "
         f"{base[where]} at base, {head[where]} at head"
     )
+    round_off = max(each["round_off"] for each in both)
     if not round_off:
-        return OutputRecord(benchmark=benchmark, name=name, verdict="differs", note=note)
+        return found("differs", note)
     gaps = np.abs(base[~same].astype(np.float64) - head[~same].astype(np.float64))
     largest = float(gaps.max()) if np.isfinite(gaps).all() else None
     finite = base[np.isfinite(base)]
     limit = 2 * ROUNDINGS * round_off * float(np.abs(finite).max(initial=0.0))
     within = largest is not None and largest <= limit
-    return OutputRecord(
-        benchmark=benchmark,
-        name=name,
-        verdict="within tolerance" if within else "differs",
-        difference=largest,
-        limit=limit,
-        note=note,
-    )
+    verdict: OutputVerdict = "within tolerance" if within else "differs"
+    return found(verdict, note, difference=largest, limit=limit)
 
 
 def _nan(values: NDArray[Any]) -> NDArray[np.bool_]:

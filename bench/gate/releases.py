@@ -12,12 +12,11 @@ a product of ratios of two machines is a ratio of nothing.
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 from typing import Final, Literal
 
-from bench.gate.asv import BYTE_COUNTERS
+from bench.gate.asv import BYTE_COUNTERS, Side
 from bench.gate.record import (
     BenchmarkRecord,
     ContestantRecord,
@@ -138,8 +137,7 @@ def chain(runs: Sequence[NamedRun], names: Sequence[str], anchor: str) -> ChainR
     Raises ReleasesError where runs are of different machines, or a release is not the same in all
     of them.
     """
-    where = _environments(runs)
-    _refuse_machines(where)
+    _refuse_machines(runs)
     releases = []
     for name in names:
         side = _the_one(name, runs)
@@ -171,11 +169,11 @@ def worst(codes: Iterable[int]) -> int:
     return next((code for code in (130, 4, 5, 1, 3) if code in found), max(found, default=4))
 
 
-def share_of_copy(run: GateRecord, benchmark: str, side: Literal["base", "head"]) -> float | None:
+def share_of_copy(run: GateRecord, benchmark: str, side: Side) -> float | None:
     """Share of the measured copy bandwidth that a benchmark reaches; None if not measured."""
     contestant = run.base if side == "base" else run.head
     where = contestant.environment
-    seconds = _seconds(_benchmark(run, benchmark), side)
+    seconds = _seconds(run, benchmark, side)
     counters = {
         each.name: getattr(each, side) for each in run.counters if each.benchmark == benchmark
     }
@@ -212,8 +210,8 @@ def _cells(
                 to_anchor=to_anchor,
                 to_previous=to_previous,
                 step=_step(to_previous, ratios.get(before or ""), ratios.get(name)),
-                seconds=_seconds_of(key, runs, name) if same[name] else None,
-                copy_share=_share_of(key, runs, name),
+                seconds=_measured(_seconds, key, runs, name) if same[name] else None,
+                copy_share=_measured(share_of_copy, key, runs, name),
             )
         )
         before = name
@@ -252,39 +250,36 @@ def _benchmark(run: GateRecord, key: str) -> BenchmarkRecord | None:
     return next((each for each in run.benchmarks if each.key == key), None)
 
 
-def _seconds(found: BenchmarkRecord | None, side: Literal["base", "head"]) -> float | None:
+def _seconds(run: GateRecord, benchmark: str, side: Side) -> float | None:
+    found = _benchmark(run, benchmark)
     if found is None or not found.samples:
         return None
-    if side == "base":
-        return median(sample.base_s for sample in found.samples)
-    return median(sample.head_s for sample in found.samples)
+    seconds: float = median(getattr(sample, f"{side}_s") for sample in found.samples)
+    return seconds
 
 
-def _sides(runs: Sequence[NamedRun], name: str) -> list[tuple[GateRecord, Literal["base", "head"]]]:
-    found: list[tuple[GateRecord, Literal["base", "head"]]] = []
+def _sides(runs: Sequence[NamedRun], name: str) -> list[tuple[GateRecord, Side]]:
+    found: list[tuple[GateRecord, Side]] = []
     for run in runs:
         found += [(run.record, "base")] if run.base == name else []
         found += [(run.record, "head")] if run.head == name else []
     return found
 
 
-def _seconds_of(key: str, runs: Sequence[NamedRun], name: str) -> float | None:
-    times = [_seconds(_benchmark(run, key), side) for run, side in _sides(runs, name)]
-    return next((time for time in times if time is not None), None)
+def _measured(
+    measure: Callable[[GateRecord, str, Side], float | None],
+    key: str,
+    runs: Sequence[NamedRun],
+    name: str,
+) -> float | None:
+    """A figure of a release from the first run that has it."""
+    found = (measure(run, key, side) for run, side in _sides(runs, name))
+    return next((each for each in found if each is not None), None)
 
 
-def _share_of(key: str, runs: Sequence[NamedRun], name: str) -> float | None:
-    shares = [share_of_copy(run, key, side) for run, side in _sides(runs, name)]
-    return next((share for share in shares if share is not None), None)
-
-
-def _environments(runs: Sequence[NamedRun]) -> list[GateEnvironment]:
+def _refuse_machines(runs: Sequence[NamedRun]) -> None:
     sides = [side.environment for run in runs for side in (run.record.base, run.record.head)]
-    return [where for where in sides if where is not None]
-
-
-def _refuse_machines(where: Sequence[GateEnvironment]) -> None:
-    machines = dict.fromkeys(machine_key(each) for each in where)
+    machines = dict.fromkeys(machine_key(where) for where in sides if where is not None)
     if len(machines) > 1:
         said = "; ".join(", ".join(each) for each in machines)
         raise ReleasesError(
@@ -306,9 +301,3 @@ def _the_one(name: str, runs: Sequence[NamedRun]) -> ContestantRecord | None:
             )
         )
     return next(iter(stood or sides), None)
-
-
-def geometric_mean(ratios: Iterable[float]) -> float | None:
-    """The mean of ratios that does not depend on which side is the base; None of none."""
-    logs = [math.log(ratio) for ratio in ratios]
-    return math.exp(sum(logs) / len(logs)) if logs else None

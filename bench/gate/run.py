@@ -6,11 +6,13 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -18,6 +20,7 @@ import numpy as np
 
 from bench.command.exit_codes import HARNESS_FAILED, INTERRUPTED
 from bench.command.progress import Progress, Silence
+from bench.command.words import plural
 from bench.gate.benchmark import Count
 from bench.gate.contestant import Contestant, Side, snapshot, standing
 from bench.gate.counters import compare_counters, compare_outputs
@@ -163,7 +166,7 @@ class _Run:
         self._suite: tuple[Benchmark, ...] = ()
         self._not_there: dict[str, str] = {}
         self._numbers: dict[str, int] = {}
-        self._samples: dict[str, list[Sample]] = {}
+        self._samples: dict[str, list[Sample]] = defaultdict(list)
         self._launches: list[LaunchRecord] = []
         self._counters: list[CounterRecord] = []
         self._outputs: list[OutputRecord] = []
@@ -217,25 +220,21 @@ class _Run:
         self._progress.begin("outputs and counters", len(self._suite))
         enough = threading.Event()
 
-        def compile_side(role: str) -> dict[str, dict[str, Count]]:
-            return compiled_counters(
-                sides[role],
-                stopped=lambda: self._stop.is_set() or enough.is_set(),
-                targets=self._plan.compiled_targets,
-            )
-
+        compile_side = partial(
+            compiled_counters,
+            stopped=lambda: self._stop.is_set() or enough.is_set(),
+            targets=self._plan.compiled_targets,
+        )
         with (
             # Beside the counting, one side after the other: what is exact minds no company.
             ThreadPoolExecutor(1) as beside,
-            _set_at_the_end(enough),
+            ExitStack() as at_the_end,
             temporary_folder() as folder,
             workers(sides, order, place, EXACT) as both,
         ):
-            compiled = (
-                {role: beside.submit(compile_side, role) for role in SIDES}
-                if self._compiles(sides)
-                else {}
-            )
+            at_the_end.callback(enough.set)
+            roles = SIDES if self._compiles(sides) else ()
+            compiled = {role: beside.submit(compile_side, sides[role]) for role in roles}
             for role, worker in both.items():
                 environment, uuid = _environment(worker)
                 self._state = GpuReader(uuid).read
@@ -309,14 +308,15 @@ class _Run:
         until = 0
         said = ""
         while not self._stop.is_set():
-            examined = {key: examine(self._of(key), plan.design) for key in self._numbers}
+            examined = {key: examine(self._samples[key], plan.design) for key in self._numbers}
             wanted = [key for key, found in examined.items() if self._wants(key, found)]
             if time.monotonic() - self._began > SUSPECTS_FIRST * plan.time_limit_s:
                 suspects = [key for key in wanted if examined[key].suspect is not None]
                 wanted = suspects or wanted
             if (standing := _standing(examined)) != said:
                 said = standing
-                self._say(f"after {len(self._launches)} launches: {said}")
+                done = plural(len(self._launches), "launch", "launches")
+                self._say(f"after {done}: {said}")
             if not wanted:
                 self._complete = True
                 return
@@ -343,7 +343,7 @@ class _Run:
                 self._refuse_to_go_on_dropping()
                 continue
             for key, sample in samples.items():
-                self._samples.setdefault(key, []).append(sample)
+                self._samples[key].append(sample)
 
     def _refuse_to_go_on_dropping(self) -> None:
         dropped = [each for each in self._launches if each.dropped]
@@ -357,11 +357,8 @@ class _Run:
         """Whether another launch of the benchmark could tell something."""
         if self._plan.mode == "aa":
             # Noise is to be known, not decided about.
-            return not found.over or len(self._of(key)) < self._plan.design.looks[-1]
+            return not found.over or len(self._samples[key]) < self._plan.design.looks[-1]
         return not found.over
-
-    def _of(self, key: str) -> list[Sample]:
-        return self._samples.get(key, [])
 
     def record(self) -> GateRecord:
         """All that is known."""
@@ -428,7 +425,7 @@ class _Run:
             title=benchmark.title,
             timed=benchmark.timed,
             number=self._numbers.get(key),
-            samples=self._of(key),
+            samples=self._samples[key],
             verdict=verdict,
             reason=reason,
         )
@@ -488,15 +485,6 @@ def _environment(worker: WorkerProcess) -> tuple[GateEnvironment, str | None]:
     said = worker.introduce()
     uuid = said.pop("uuid")
     return GateEnvironment.here(**said, copy_gbs=worker.ask("bandwidth")["copy_gbs"]), uuid
-
-
-@contextmanager
-def _set_at_the_end(event: threading.Event) -> Iterator[None]:
-    """Tell whoever works beside that nobody waits for it any more."""
-    try:
-        yield
-    finally:
-        event.set()
 
 
 def _unmade(contestant: Contestant) -> ContestantRecord:

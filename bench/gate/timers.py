@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, Literal
 
 from bench.machine import timing
@@ -28,16 +27,8 @@ COPY_BYTES: Final = {"cpu": 2**26, "cuda": 2**30}
 many times any L2 cache."""
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """Nanoseconds that a turn took by the device's clock, and on the wall."""
-
-    timer_ns: int
-    wall_ns: int
-
-
-def take_turn(device: timing.Device, call: Callable[[], object], number: int) -> Turn:
-    """Time `number` calls, on a GPU after a few that are not timed.
+def take_turn(device: timing.Device, call: Callable[[], object], number: int) -> dict[str, int]:
+    """Nanoseconds of `number` calls, on a GPU after a few that are not timed.
 
     All are queued without waiting; the one wait of a turn is at its end, so that the GPU is idle
     before the other side's turn.
@@ -52,7 +43,7 @@ def take_turn(device: timing.Device, call: Callable[[], object], number: int) ->
     after = device.mark()
     device.synchronize()
     wall = time.perf_counter_ns() - wall
-    return Turn(round(device.seconds(before, after) * 1e9), wall)
+    return {"timer_ns": round(device.seconds(before, after) * 1e9), "wall_ns": wall}
 
 
 def device_named(name: str) -> Device:

@@ -61,10 +61,6 @@ class NotThere(Exception):
     """A side's tree lacks what a benchmark needs."""
 
 
-class Stopped(Exception):
-    """The run is to end; what was measured is kept."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workplace:
     """Where workers come from and what they work on."""
@@ -214,9 +210,8 @@ def launch(
         for worker in both.values():
             worker.ask("pin", core=core)
         for key in keys:
-            try:
-                times = _take_turns(key, both, numbers[key], schedule, order, stop)
-            except Stopped:
+            times = _take_turns(key, both, numbers[key], schedule, order, stop)
+            if times is None:
                 break
             stage: Stage = "confirm" if key in confirming else "screen"
             samples[key] = Sample(launch=index, stage=stage, **times)
@@ -245,15 +240,15 @@ def _take_turns(
     schedule: Schedule,
     order: random.Random,
     stop: threading.Event,
-) -> dict[str, float]:
-    """The times of one sample."""
+) -> dict[str, float] | None:
+    """The times of one sample; None where the run is to end."""
     for role in schedule.order_of(order):
         both[role].prepare(key)
     timed: dict[str, list[float]] = {role: [] for role in SIDES}
     wall: dict[str, list[float]] = {role: [] for role in SIDES}
     for _ in range(schedule.pairs):
         if stop.is_set():
-            raise Stopped
+            return None
         for role in schedule.order_of(order):
             turn = both[role].ask("turn", about=key, number=number[role])
             timed[role].append(turn["timer_ns"] * 1e-9)

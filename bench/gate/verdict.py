@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from bench.command.exit_codes import HARNESS_FAILED, INCONCLUSIVE, OUTPUTS_DIFFER, RIGHT, WRONG
+from bench.command.words import percent, plural, some_of
 from bench.gate.record import (
     BenchmarkRecord,
     CounterRecord,
@@ -68,6 +69,7 @@ def examine(samples: Sequence[Sample], design: Design) -> Examined:
     screen = [sample for sample in samples if sample.stage == "screen"]
     confirm = [sample for sample in samples if sample.stage == "confirm"]
     level = design.alpha / len(design.looks)
+    d = [sample.d_timer for sample in screen]
     looks: list[LookRecord] = []
     suspect: Clock | None = None
     passed = improved = quarantined = False
@@ -86,7 +88,7 @@ def examine(samples: Sequence[Sample], design: Design) -> Examined:
         if suspect or passed:
             break
         # From the second look on: the spread of the first is itself known to a quarter only.
-        spread = robust_sd([sample.d_timer for sample in screen[:number]])
+        spread = robust_sd(d[:number])
         if number != design.looks[0] and spread > design.quarantine_sd:
             quarantined = True
             break
@@ -112,7 +114,7 @@ def examine(samples: Sequence[Sample], design: Design) -> Examined:
         confirmed=confirmed,
         passed=passed,
         improved=improved and not suspect,
-        launch_sd=_spread(screen),
+        launch_sd=robust_sd(d) if len(d) >= FEWEST_FOR_SD else None,
         quarantined=quarantined,
         p=_two_stages(looks[:screened], looks[screened:], suspect, design) if looks else None,
         over=over,
@@ -152,12 +154,6 @@ def _two_stages(
         # A clock that is not the suspect's was not confirmed by anything.
         values[clock] = two_stage_p(first, second, alpha=design.alpha)
     return values
-
-
-def _spread(samples: Sequence[Sample]) -> float | None:
-    if len(samples) < FEWEST_FOR_SD:
-        return None
-    return robust_sd([sample.d_timer for sample in samples])
 
 
 def judge(record: GateRecord) -> GateRecord:
@@ -277,29 +273,25 @@ def _timed_verdict(
 ) -> tuple[str, str]:
     screened = sum(sample.stage == "screen" for sample in samples)
     fresh = len(samples) - screened
-    change = f"{100 * (estimate.ratio - 1):+.1f} %"
+    change = percent(estimate.ratio)
+    after = f"after {plural(screened, 'launch', 'launches')}"
+    some_fresh = plural(fresh, "fresh launch", "fresh launches")
+    why_not_more = "the run ended" if complete else "the run was cut short"
     if found.passed:
         how = "faster" if found.improved else "not slower"
-        return "pass", (
-            f"{how}: {100 * design.equivalence:g} % slower is ruled out after {screened} launches"
-        )
+        return "pass", f"{how}: {100 * design.equivalence:g} % slower is ruled out {after}"
     if found.suspect is not None:
         what = "slower" if found.suspect == "timer" else "waits longer: wall-clock time"
         if found.confirmed and p_holm is not None and p_holm <= design.family_alpha:
-            return "fail", f"{what}, {change}, confirmed by {fresh} fresh launches"
+            return "fail", f"{what}, {change}, confirmed by {some_fresh}"
         if found.confirmed:
             return "inconclusive", (
                 f"{what}, {change}, confirmed, but not among so many benchmarks (Holm: "
                 f"p = {p_holm:.2g})"
             )
         if found.over:
-            return "inconclusive", (
-                f"suspected after {screened} launches, and {fresh} fresh ones do not confirm it"
-            )
-        return "inconclusive", (
-            f"suspected after {screened} launches; {_why_not_more(complete=complete)} after "
-            f"{fresh} fresh ones"
-        )
+            return "inconclusive", f"suspected {after}; not confirmed by {some_fresh}"
+        return "inconclusive", f"suspected {after}; {why_not_more} after {some_fresh}"
     if found.quarantined:
         assert found.launch_sd is not None
         return "inconclusive", (
@@ -309,13 +301,9 @@ def _timed_verdict(
     if found.over:
         return "inconclusive", (
             f"neither slower than {100 * design.margin:g} % nor within "
-            f"{100 * design.equivalence:g} % after {screened} launches"
+            f"{100 * design.equivalence:g} % {after}"
         )
-    return "inconclusive", f"{_why_not_more(complete=complete)} after {screened} launches"
-
-
-def _why_not_more(*, complete: bool) -> str:
-    return "the run ended" if complete else "the run was cut short"
+    return "inconclusive", f"{why_not_more} {after}"
 
 
 def _said(counter: CounterRecord) -> str:
@@ -345,10 +333,10 @@ def judge_run(
         each.benchmark for each in counters if each.fails and each.benchmark not in keys
     )
     if failed:
-        return "fail", WRONG, f"worse: {_listed(failed)}"
+        return "fail", WRONG, f"worse: {some_of(failed)}"
     undecided = [each.key for each in benchmarks if each.verdict == "inconclusive"]
     if undecided:
-        return "inconclusive", INCONCLUSIVE, f"not decided: {_listed(undecided)}"
+        return "inconclusive", INCONCLUSIVE, f"not decided: {some_of(undecided)}"
     passed = sum(each.verdict == "pass" for each in benchmarks)
     if not passed:
         return (
@@ -356,9 +344,4 @@ def judge_run(
             HARNESS_FAILED,
             "nothing was compared: the base's tree has none of the benchmarks",
         )
-    return "pass", RIGHT, f"none of {passed} benchmarks is worse"
-
-
-def _listed(keys: Sequence[str]) -> str:
-    shown = ", ".join(keys[:4])
-    return shown if len(keys) <= 4 else f"{shown} and {len(keys) - 4} more"
+    return "pass", RIGHT, f"none of {plural(passed, 'benchmark')} is worse"

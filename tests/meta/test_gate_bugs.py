@@ -159,8 +159,8 @@ BUGS = [
     Bug(
         "open_is_as_good_as_passed",
         "verdict",
-        'return "inconclusive", INCONCLUSIVE, f"not decided: {_listed(undecided)}"',
-        'return "pass", RIGHT, f"not decided: {_listed(undecided)}"',
+        'return "inconclusive", INCONCLUSIVE, f"not decided: {some_of(undecided)}"',
+        'return "pass", RIGHT, f"not decided: {some_of(undecided)}"',
         "verdicts of records",
     ),
     Bug(

@@ -114,7 +114,7 @@ def _of_benchmark(each: BenchmarkRecord) -> tuple[Kind, str]:
     if each.estimate is not None:
         words += (
             f" (head {percent(each.estimate.ratio)}, 95 % bounds {bounds(each.estimate)}, "
-            f"{launches(each)} launches)"
+            f"{launches(each)} {'launch' if launches(each) == '1' else 'launches'})"
         )
     if each.verdict == "fail":
         return "failure", words

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import geometric_mean
 from typing import Final
 
 from rich.console import Console
@@ -11,7 +12,7 @@ from rich.text import Text
 from bench.command.tables import CLOSE, say, table
 from bench.command.words import one_line, percent, seconds
 from bench.gate.record import GateRecord
-from bench.gate.releases import Cell, ChainRecord, geometric_mean, share_of_copy
+from bench.gate.releases import Cell, ChainRecord, share_of_copy
 from bench.gate.report.words import bounds, contestant, environments
 
 _STYLES: Final = {"fail": "red", "inconclusive": "yellow"}
@@ -33,9 +34,9 @@ def show_chain(record: ChainRecord, console: Console) -> None:
                 ratios.append(cell.to_anchor.estimate.ratio)
             rows.add_row(Text(one_line(row.benchmark)), *_cells(cell))
         console.print(rows)
-        mean = geometric_mean(ratios)
-        if mean is not None:
-            console.print(Text(f"geometric mean over {len(ratios)}: {percent(mean)}"))
+        if ratios:
+            mean = percent(geometric_mean(ratios))
+            console.print(Text(f"geometric mean over {len(ratios)}: {mean}"))
         if not release.same_key:
             words = (
                 "measured under another key than the anchor: ratios compare, seconds do not "

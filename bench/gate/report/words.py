@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from statistics import median
 from typing import Final
 
+from bench.command.words import some_of
 from bench.gate.record import (
     BenchmarkRecord,
     ContestantRecord,
@@ -80,12 +81,6 @@ def untimed(record: GateRecord) -> list[BenchmarkRecord]:
         for each in record.benchmarks
         if each.verdict == "not run" or (each.verdict == "inconclusive" and not each.samples)
     ]
-
-
-def some_of(keys: Sequence[str], *, most: int = 4) -> str:
-    """Keys in a line: all of a few, and how many more there are."""
-    shown = ", ".join(keys[:most])
-    return shown if len(keys) <= most else f"{shown} and {len(keys) - most:,} more"
 
 
 def counters_that_matter(record: GateRecord) -> list[CounterRecord]:

@@ -127,7 +127,7 @@ def test_command_prints_the_steps_and_writes_them(project, tmp_path):
 
 
 def test_command_chooses(project):
-    assert "1 steps, 1 for the worse" in run(project, "--benchmark", "hits").output
+    assert "1 step, 1 for the worse" in run(project, "--benchmark", "hits").output
     assert "0 steps" in run(project, "--benchmark", "wasted", "--worse").output
 
 

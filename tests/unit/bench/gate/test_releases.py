@@ -15,7 +15,6 @@ from bench.gate.releases import (
     NamedRun,
     ReleasesError,
     chain,
-    geometric_mean,
     plan_pairs,
     share_of_copy,
     worst,
@@ -154,11 +153,6 @@ def test_share_of_the_copy_bandwidth():
 )
 def test_worst_exit_code(codes, expected):
     assert worst(codes) == expected
-
-
-def test_geometric_mean_of_a_ratio_and_its_inverse_is_one():
-    assert geometric_mean([2.0, 0.5]) == pytest.approx(1.0)
-    assert geometric_mean([]) is None
 
 
 def shown(show, *arguments):

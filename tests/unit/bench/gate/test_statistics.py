@@ -20,7 +20,8 @@ from bench.gate.statistics import (
     robust_sd,
     two_stage_p,
 )
-from bench.gate.verdict import examine
+from bench.gate.verdict import examine, judge
+from helpers.gate_records import benchmark, gate_record, samples
 from helpers.profiles import examples
 
 DESIGN = Design()
@@ -229,6 +230,11 @@ def test_many_gates_at_once_are_judged_as_each_alone(slowdown: float) -> None:
                 samples = screened + [sample("confirm", d) for d in confirm[trial, :size]]
         assert (found.confirmed, found.passed) == (many.failed[trial], many.passed[trial])
         assert len(samples) == many.launches[trial]
+
+
+def test_one_launch_is_no_launches() -> None:
+    record = gate_record(benchmarks=[benchmark(samples=samples(count=1))], complete=False)
+    assert judge(record).benchmarks[0].reason == "the run was cut short after 1 launch"
 
 
 def sample(stage: Stage, d: float) -> Sample:
