@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bench.workloads.source import StreamSource, Wrapped, check_draw
+from bench.workloads.source import StreamSource, Wrapped, arrivals_after, check_draw
 from bench.workloads.stream import RequestStream
 
 # Beside the seed, so that times and lengths that are drawn with the same seed are independent.
@@ -61,9 +61,6 @@ class _Arriving(Wrapped):
         last_s: float | None = None
         for chunk in self.of.chunks():
             gaps = draw.standard_gamma(shape, len(chunk)) / shape if shape else np.ones(len(chunk))
-            gaps /= self.rate_per_s
-            # The first request arrives at 0; added as a gap, the sum is that of one long draw.
-            gaps[0] = 0.0 if last_s is None else last_s + gaps[0]
-            arrival_s = np.cumsum(gaps)
+            arrival_s = arrivals_after(last_s, gaps / self.rate_per_s)
             last_s = float(arrival_s[-1])
             yield replace(chunk, arrival_s=arrival_s)

@@ -20,7 +20,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.workloads.source import check_draw, read_all
+from bench.workloads.source import arrivals_after, check_draw, read_all
 from bench.workloads.stream import CHUNK_REQUESTS, RequestStream
 
 LEVELS: Final = (0.0, 0.10, 0.25, 0.50, 0.75, 0.90, 0.99, 0.999, 1.0)
@@ -123,15 +123,13 @@ class QuantileSource:
             arrival_s = None
             if rate_per_s is not None:
                 gaps_s = -np.log1p(-gaps.random(count)) / rate_per_s
-                # The first request arrives at 0; added as a gap, the sum is that of one long draw.
-                gaps_s[0] = 0.0 if last_s is None else last_s + gaps_s[0]
-                arrival_s = np.cumsum(gaps_s)
+                arrival_s = arrivals_after(last_s, gaps_s)
                 last_s = float(arrival_s[-1])
             yield RequestStream(
                 name=self.name,
                 source=self.source,
-                prompt_tokens=_lengths_at(prompt.random(count), law.prompt_tokens),
-                output_tokens=_lengths_at(output.random(count), law.output_tokens),
+                prompt_tokens=_lengths(prompt.random(count), law.prompt_tokens),
+                output_tokens=_lengths(output.random(count), law.output_tokens),
                 arrival_s=arrival_s,
             )
 
@@ -149,6 +147,13 @@ def builtin_stream(
     )
 
 
-def _lengths_at(levels: NDArray[np.float64], quantiles: tuple[int, ...]) -> NDArray[np.int64]:
-    logarithms = np.interp(levels, LEVELS, np.log(quantiles))
-    return np.rint(np.exp(logarithms)).astype(np.int64)
+def read_law(
+    levels: NDArray[np.float64], at: tuple[float, ...], quantiles: tuple[int, ...]
+) -> NDArray[np.float64]:
+    """Read a law at `levels`; between two of its quantiles the logarithm rises evenly."""
+    values: NDArray[np.float64] = np.exp(np.interp(levels, at, np.log(quantiles)))
+    return values
+
+
+def _lengths(levels: NDArray[np.float64], quantiles: tuple[int, ...]) -> NDArray[np.int64]:
+    return np.rint(read_law(levels, LEVELS, quantiles)).astype(np.int64)

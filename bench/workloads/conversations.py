@@ -15,12 +15,11 @@ import heapq
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate, chain
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from bench.workloads.builtin import read_law
 from bench.workloads.prefix import PrefixBlocks
 from bench.workloads.source import check_draw
 from bench.workloads.stream import CHUNK_REQUESTS, RequestStream
@@ -125,7 +124,7 @@ class ConversationFit:
             # with the shorter one.
             draws = generator.random((8, CHUNK_REQUESTS))
             firsts, growths, behind, kept, outputs, pauses = (
-                _at(draws[column], quantiles)
+                read_law(draws[column], _LEVELS, quantiles).tolist()
                 for column, quantiles in (
                     (0, _FIRST_PROMPT),
                     (0, _GROWTH),
@@ -176,15 +175,5 @@ class ConversationFit:
                 prompt_tokens=np.array(prompts),
                 output_tokens=np.rint(outputs[: len(prompts)]).astype(np.int64),
                 arrival_s=np.array(times),
-                prefix=PrefixBlocks(
-                    ids=np.fromiter(chain.from_iterable(id_lists), dtype=np.int64),
-                    offsets=np.fromiter(accumulate(map(len, id_lists), initial=0), dtype=np.int64),
-                    tokens_per_block=PREFIX_TOKENS,
-                ),
+                prefix=PrefixBlocks.of_lists(id_lists, PREFIX_TOKENS),
             )
-
-
-def _at(levels: NDArray[np.float64], quantiles: tuple[int, ...]) -> list[float]:
-    """Read a law at these levels; between two quantiles its logarithm rises evenly."""
-    read: list[float] = np.exp(np.interp(levels, _LEVELS, np.log(quantiles))).tolist()
-    return read

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.workloads.prefix import PrefixBlocks
-from bench.workloads.source import StreamSource, check_draw, concatenated, saturated
+from bench.workloads.source import StreamSource, check_draw, concatenated, first, saturated
 from bench.workloads.stream import CHUNK_REQUESTS, RequestStream
 
 # Beside the seed, so that what is drawn here is independent of lengths drawn with the same seed.
@@ -71,24 +71,20 @@ class _Reader:
 
     def __init__(self, source: StreamSource) -> None:
         self._chunks = source.chunks()
-        self._held: RequestStream | None = next(self._chunks, None)
-
-    @property
-    def held(self) -> RequestStream | None:
+        self.held: RequestStream | None = next(self._chunks, None)
         """The next requests, as they were read; None at the end."""
-        return self._held
 
     def take(self, count: int) -> list[RequestStream]:
         """Take the next `count` requests, or as many as there are."""
         taken = []
-        while count and self._held is not None:
-            part = self._held.head(count)
+        while count and self.held is not None:
+            part = self.held.head(count)
             taken.append(part)
             count -= len(part)
-            if len(part) < len(self._held):
-                self._held = self._held.between(len(part), len(self._held))
+            if len(part) < len(self.held):
+                self.held = self.held.between(len(part), len(self.held))
             else:
-                self._held = next(self._chunks, None)
+                self.held = next(self._chunks, None)
         return taken
 
 
@@ -119,17 +115,11 @@ class _Mix:
 
     def _own(self, part: RequestStream, tenant: int, tokens_per_block: int) -> RequestStream:
         """Give the requests to a tenant, with prefix ids that no other tenant has."""
-        prefix = None
-        if tokens_per_block:
-            prefix = _prefix_of(part, tokens_per_block).apart(
-                tenant, owners=len(self.of), what="tenants"
-            )
-        return replace(
-            part,
-            prefix=prefix,
-            tenant=np.full(len(part), tenant),
-            tenant_names=self.tenant_names,
-        )
+        own = replace(part, tenant=np.full(len(part), tenant), tenant_names=self.tenant_names)
+        if not tokens_per_block:
+            return own
+        prefix = _prefix_of(part, tokens_per_block)
+        return replace(own, prefix=prefix.apart(tenant, owners=len(self.of), what="tenants"))
 
     def _ordered(self, parts: list[RequestStream], order: NDArray[np.int64]) -> RequestStream:
         # Times fall where one tenant's requests follow another's, so they are joined apart.
@@ -179,13 +169,13 @@ class _Shares(_Mix):
             tenants = tenants[: min(ends)]
             if not tenants.size:
                 return
-            parts = []
-            for tenant, (counted, of_tenant) in enumerate(
-                zip(np.bincount(tenants, minlength=len(self.of)).tolist(), taken, strict=True)
-            ):
-                parts += [
-                    self._own(part, tenant, tokens_per_block) for part in _first(of_tenant, counted)
-                ]
+            counts = np.bincount(tenants, minlength=len(self.of)).tolist()
+            parts = [
+                self._own(part, tenant, tokens_per_block)
+                for tenant, count in enumerate(counts)
+                if count
+                for part in first(taken[tenant], count)
+            ]
             # The parts hold tenant after tenant; this undoes a stable sort by tenant.
             order = np.empty(tenants.size, dtype=np.int64)
             order[np.argsort(tenants, kind="stable")] = np.arange(tenants.size)
@@ -224,15 +214,6 @@ class _Merge(_Mix):
                     ]
             order = np.argsort(np.concatenate([_times(part) for part in parts]), kind="stable")
             yield from self._ordered(parts, order).chunks()
-
-
-def _first(parts: list[RequestStream], count: int) -> Iterator[RequestStream]:
-    """Yield the first `count` requests of the parts."""
-    for part in parts:
-        if count <= 0:
-            return
-        yield part.head(count)
-        count -= len(part)
 
 
 def _times(stream: RequestStream) -> NDArray[np.float64]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, chain
 from typing import Any, Final
 
 import numpy as np
@@ -42,6 +44,15 @@ class PrefixBlocks:
             raise ValueError(f"prefix offsets fall after entry {falls[0]}; they must not decrease")
         object.__setattr__(self, "ids", ids)
         object.__setattr__(self, "offsets", offsets)
+
+    @classmethod
+    def of_lists(cls, ids: Sequence[list[int]], tokens_per_block: int) -> PrefixBlocks:
+        """Join the ids of each request."""
+        return cls(
+            ids=np.fromiter(chain.from_iterable(ids), dtype=np.int64),
+            offsets=np.fromiter(accumulate(map(len, ids), initial=0), dtype=np.int64),
+            tokens_per_block=tokens_per_block,
+        )
 
     def __len__(self) -> int:
         """Requests that the record covers."""
@@ -116,14 +127,9 @@ class PrefixBlocks:
         `block_size` apart, dividing by it tells them from each other.
         """
         per_id = self._keys_per_id(block_size)
-        keys: NDArray[np.int64]
-        last_token = (block + 1) * block_size - 1
-        if per_id == 1:
-            keys = self.ids[first + last_token // self.tokens_per_block]
-        else:
-            index, offset = np.divmod(last_token, self.tokens_per_block)
-            keys = self.ids[first + index] * per_id + offset // block_size
-        return keys
+        index, offset = np.divmod((block + 1) * block_size - 1, self.tokens_per_block)
+        keys: NDArray[np.int64] = self.ids[first + index]
+        return keys if per_id == 1 else keys * per_id + offset // block_size
 
     def _keys_per_id(self, block_size: int) -> int:
         return -(-self.tokens_per_block // block_size)

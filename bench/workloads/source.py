@@ -8,7 +8,7 @@ a source itself.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
@@ -62,6 +62,13 @@ def check_draw(*, num_requests: int = 1, seed: int = 0, rate_per_s: float | None
         raise ValueError(f"seed is {seed}; use 0 or more")
     if rate_per_s is not None and not 0 < rate_per_s < np.inf:
         raise ValueError(f"rate_per_s is {rate_per_s}; use a finite rate above 0")
+
+
+def arrivals_after(last_s: float | None, gaps_s: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Times of requests with these gaps, the first behind `last_s`; None begins at 0."""
+    # Added as a gap, what was before makes the sum that of one long draw.
+    first_s = 0.0 if last_s is None else last_s + gaps_s[0]
+    return np.cumsum(np.concatenate(([first_s], gaps_s[1:])))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +150,15 @@ def read_all(source: StreamSource) -> RequestStream:
     return concatenated(list(source.chunks()), name=source.name, source=source.source)
 
 
+def first(chunks: Iterable[RequestStream], count: int) -> Iterator[RequestStream]:
+    """Yield the first `count` requests, and read no further."""
+    for chunk in chunks:
+        yield chunk.head(count)
+        count -= len(chunk)
+        if count <= 0:
+            return
+
+
 def concatenated(chunks: list[RequestStream], *, name: str, source: str) -> RequestStream:
     """Join chunks of one source, or of sources that agree in what they know, end to end."""
     arrivals = [chunk.arrival_s for chunk in chunks if chunk.arrival_s is not None]
@@ -199,12 +215,7 @@ class _Head(Wrapped):
         return None if known is None else min(self.n, known)
 
     def chunks(self) -> Iterator[RequestStream]:
-        left = self.n
-        for chunk in self.of.chunks():
-            yield chunk.head(left)
-            left -= len(chunk)
-            if left <= 0:
-                return
+        return first(self.of.chunks(), self.n)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,7 +250,7 @@ class FilteredSource(Wrapped):
             kept = self._kept(chunk)
             if kept.any():
                 empty = False
-                yield chunk if kept.all() else chunk.select(kept)
+                yield chunk if kept.all() else chunk.take(np.flatnonzero(kept))
         if empty:
             raise ValueError(
                 f"no request of {self.name!r} is left with {self.change}; loosen the condition "

@@ -131,17 +131,6 @@ class RequestStream:
             )
         return self.take(np.arange(start, min(stop, len(self))))
 
-    def select(self, mask: NDArray[np.bool_]) -> RequestStream:
-        """Keep the requests where `mask`, bool [n], is set.
-
-        Raises ValueError for a mask of another shape or dtype, or one that keeps nothing.
-        """
-        if mask.dtype != np.bool_ or mask.shape != self.prompt_tokens.shape:
-            raise ValueError(
-                f"mask is {mask.dtype} {list(mask.shape)}; this stream needs bool [{len(self)}]"
-            )
-        return self.take(np.flatnonzero(mask))
-
     def take(self, requests: NDArray[np.int64]) -> RequestStream:
         """Keep the requests of these indices, int64 [m], in their order.
 

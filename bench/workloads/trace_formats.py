@@ -137,16 +137,31 @@ class _Clock:
 
 
 def _azure(header: Line, lines: Iterator[Line]) -> Iterator[Row]:
-    clock = _Clock(timedelta.total_seconds)
-    for line, (stamp, prompt, output) in _rows(header, lines, FORMATS["azure"].columns):
+    return _timed(header, lines, "azure", _Clock(timedelta.total_seconds), _moment)
+
+
+def _burstgpt(header: Line, lines: Iterator[Line]) -> Iterator[Row]:
+    return _timed(header, lines, "burstgpt", _Clock(), _seconds)
+
+
+def _timed(
+    header: Line,
+    lines: Iterator[Line],
+    name: str,
+    clock: _Clock,
+    moment: Callable[[Line, str, str], Any],
+) -> Iterator[Row]:
+    """Read a file of three columns: time, prompt and output."""
+    columns = FORMATS[name].columns
+    for line, (stamp, prompt, output) in _rows(header, lines, columns):
         yield Row(
-            _tokens(line, "ContextTokens", prompt),
-            _tokens(line, "GeneratedTokens", output),
-            clock.since_start(line, stamp, _moment(line, stamp)),
+            _tokens(line, columns[1], prompt),
+            _tokens(line, columns[2], output),
+            clock.since_start(line, stamp, moment(line, columns[0], stamp)),
         )
 
 
-def _moment(line: Line, stamp: str) -> datetime:
+def _moment(line: Line, column: str, stamp: str) -> datetime:
     try:
         if ":" not in stamp:
             # A bare run of digits is a valid ISO 8601 date, and far more likely a wrong column.
@@ -154,7 +169,7 @@ def _moment(line: Line, stamp: str) -> datetime:
         moment = datetime.fromisoformat(stamp)
     except ValueError:
         raise line.error(
-            found=f"TIMESTAMP = {shown(stamp)}",
+            found=f"{column} = {shown(stamp)}",
             expected="an ISO 8601 date and time, such as 2023-11-16 18:15:46.6805900",
         ) from None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
@@ -183,21 +198,9 @@ def _has_times(header: Line) -> bool:
     return _TIME_COLUMN in cells_of(header)
 
 
-def _burstgpt(header: Line, lines: Iterator[Line]) -> Iterator[Row]:
-    columns = FORMATS["burstgpt"].columns
-    clock = _Clock()
-    for line, (stamp, prompt, output) in _rows(header, lines, columns):
-        yield Row(
-            _tokens(line, columns[1], prompt),
-            _tokens(line, columns[2], output),
-            clock.since_start(line, stamp, _seconds(line, columns[0], stamp)),
-        )
-
-
 def _seconds(line: Line, column: str, text: str) -> float:
-    return _checked_seconds(
-        line, column, text, float(text) if _PLAIN_NUMBER.fullmatch(text) else math.inf
-    )
+    seconds = float(text) if _PLAIN_NUMBER.fullmatch(text) else math.inf
+    return _checked_seconds(line, column, text, seconds)
 
 
 def _checked_seconds(line: Line, column: str, stamp: object, seconds: float) -> float:

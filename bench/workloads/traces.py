@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import accumulate, chain, islice
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -120,11 +120,7 @@ class TraceSource:
         prompts, outputs, arrivals, ids = zip(*rows, strict=True)
         prefix = None
         if tokens_per_block is not None:
-            prefix = PrefixBlocks(
-                ids=np.fromiter(chain.from_iterable(ids), dtype=np.int64),
-                offsets=np.fromiter(accumulate(map(len, ids), initial=0), dtype=np.int64),
-                tokens_per_block=tokens_per_block,
-            )
+            prefix = PrefixBlocks.of_lists(ids, tokens_per_block)
         return RequestStream(
             name=self.name,
             source=self.source,

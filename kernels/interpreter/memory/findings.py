@@ -12,7 +12,8 @@ import numpy
 import triton
 
 _NOT_THE_KERNEL: Final = tuple(
-    str(Path(place).parent) + "/" for place in (triton.__file__, numpy.__file__, Path(__file__))
+    str(Path(place).parent) + "/"
+    for place in (triton.__file__, numpy.__file__, Path(__file__).parent)
 )
 """Folders whose frames lie between an access and the line of the kernel that makes it."""
 
@@ -75,7 +76,7 @@ def kernel_line() -> tuple[str, int]:
     frame = sys._getframe(1)
     while frame.f_back is not None:
         file = frame.f_code.co_filename
-        if not file.startswith(_NOT_THE_KERNEL) and "/kernels/interpreter/" not in file:
+        if not file.startswith(_NOT_THE_KERNEL):
             return file, frame.f_lineno
         frame = frame.f_back
     return "?", 0

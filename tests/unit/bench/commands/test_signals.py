@@ -100,6 +100,7 @@ def test_a_signal_ends_the_command_in_order(command, number, moment, tmp_path):
         process.kill()
     assert nobody_stays(mark.encode())
     assert "Traceback" not in out + err
+    assert "Warning" not in err
     if command in ENDS_AT_ONCE and process.returncode == 2:
         return  # it was refused before the signal came
     assert process.returncode == 130, err

@@ -20,10 +20,6 @@ from bench.waste.policies import format_policy
 from bench.waste.record import WasteRecord
 from helpers.places import ROOT
 
-COMMAND = [
-    *(sys.executable, "-P", "-c"),
-    f"import sys; sys.path.insert(0, {str(ROOT)!r}); from bench.cli import main; main()",
-]
 SMALL = ("--stream", "alpaca-fit", "--requests", "80", "--slots", "2500")
 
 
@@ -326,46 +322,6 @@ def test_an_interrupt_while_reporting_aborts(monkeypatch):
     result = typed(*SMALL)
     assert result.exit_code == 130
     assert "aborted" in result.stderr
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_the_processes_too(number):
-    # A group of its own, as a terminal's job: the signal reaches parent and children alike.
-    process = subprocess.Popen(
-        [*COMMAND, "waste", "--requests", "1000000", "--jobs", "2", "--json", "w.j"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        # What joblib counts its files with, and two that work.
-        while len(_group(process.pid)) < 4:
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.05)
-        os.killpg(process.pid, number)
-        _, err = process.communicate(timeout=60)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 130, err
-    assert "what is done is reported" in err
-    assert "Traceback" not in err
-    assert "Warning" not in err
-    while _group(process.pid):
-        time.sleep(0.05)
-
-
-def _group(pid: int) -> list[int]:
-    members = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(fields[2]) == pid and fields[0] != "Z":
-            members.append(int(stat.parent.name))
-    return members
 
 
 # What comes along

@@ -103,7 +103,7 @@ def test_prefix_blocks_of_a_request():
         max_size=12,
     ).filter(lambda rows: any(keep for *_, keep in rows))
 )
-def test_select_keeps_all_columns_in_step(rows):
+def test_take_keeps_all_columns_in_step(rows):
     counts = [len(ids) for ids, *_ in rows]
     whole = stream(
         [4 * count for count in counts],
@@ -115,7 +115,7 @@ def test_select_keeps_all_columns_in_step(rows):
         ),
     )
     kept = [index for index, (*_, keep) in enumerate(rows) if keep]
-    part = whole.select(np.array([keep for *_, keep in rows]))
+    part = whole.take(np.array(kept))
     assert part.prompt_tokens.tolist() == [4 * counts[index] for index in kept]
     assert part.output_tokens.tolist() == [rows[index][1] for index in kept]
     assert part.arrival_s.tolist() == kept
@@ -130,12 +130,6 @@ def test_head_takes_the_first_and_no_more_than_there_are():
         whole.head(0)
 
 
-@pytest.mark.parametrize("mask", [np.array([True]), np.array([0, 1])])
-def test_select_refuses_what_is_not_a_mask(mask):
-    with pytest.raises(ValueError, match=r"this stream needs bool \[2\]"):
-        stream([1, 2], [1, 2]).select(mask)
-
-
 def test_repr_is_one_line_without_the_columns():
     assert repr(stream([1, 2], [3, 4])) == "RequestStream('s', 2 requests, source='a test')"
 
@@ -143,7 +137,7 @@ def test_repr_is_one_line_without_the_columns():
 def test_tenants_stay_with_their_requests():
     made = stream([3, 4, 5], [1, 2, 3], tenant=[1, 0, 1], tenant_names=("a", "b"))
     assert made.tenant.dtype == np.int64
-    kept = made.select(np.array([False, True, True]))
+    kept = made.take(np.array([1, 2]))
     assert (kept.tenant.tolist(), kept.tenant_names) == ([0, 1], ("a", "b"))
     assert made.between(2, 9).tenant.tolist() == [1]
     assert made.take(np.array([2, 1])).prompt_tokens.tolist() == [5, 4]

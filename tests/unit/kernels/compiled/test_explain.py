@@ -128,29 +128,25 @@ def test_a_product_falls_to_a_lesser_unit():
     assert not said(BASE, group, Judgement.WORSE)
 
 
-def test_a_tile_twice_as_large_with_twice_the_work_is_no_worse():
+@pytest.mark.parametrize(
+    ("keys", "launch", "words"),
+    [
+        (128, {"constexprs": {"BLOCK_N": 128}}, "BLOCK_N 64 became 128"),
+        (64, {"num_warps": 2}, "num_warps 4 became 2"),
+    ],
+    ids=["a tile twice as large", "half the warps"],
+)
+def test_twice_the_work_for_twice_as_much_is_no_worse(keys, launch, words):
     doubled = loop_of(
         instructions=872,
-        keys=128,
+        keys=keys,
         classes={"integer": 400, "matrix": 64, "multiply-add": 48},
         matrix={"HMMA": 64},
         sources={"block": {"async copy 4 B": 4}}
         | {name: {"async copy 16 B": 16} for name in ("keys", "values")},
     )
-    changes = explain(BASE, launch_of(loop=doubled, constexprs={"BLOCK_N": 128}))
-    assert [change.words for change in changes] == ["the launch changed: BLOCK_N 64 became 128"]
-
-
-def test_half_the_warps_with_twice_the_work_each_are_no_worse():
-    doubled = loop_of(
-        instructions=872,
-        classes={"integer": 400, "matrix": 64, "multiply-add": 48},
-        matrix={"HMMA": 64},
-        sources={"block": {"async copy 4 B": 4}}
-        | {name: {"async copy 16 B": 16} for name in ("keys", "values")},
-    )
-    changes = explain(BASE, launch_of(loop=doubled, num_warps=2))
-    assert [change.words for change in changes] == ["the launch changed: num_warps 4 became 2"]
+    changes = explain(BASE, launch_of(loop=doubled, **launch))
+    assert [change.words for change in changes] == [f"the launch changed: {words}"]
 
 
 def test_lost_divisibility_is_noted_as_a_cause():

@@ -194,40 +194,52 @@ def cast(source: Tensor, dtype: torch.dtype, *, rounding: str | None = None) -> 
     return target
 
 
-@shows("casts")
-def float32_to_bfloat16() -> bool:
-    values = float32_around_ties()
-    return same(codes(cast(values, torch.bfloat16)), nearest(float64(values), torch.bfloat16))
+def integers() -> Tensor:
+    edges = [0, 1, -1, 255, 257, 259, -2359297, 2**24 + 1, 2**31 - 1, -(2**31)]
+    return torch.tensor([*edges, *range(-1000, 14)], dtype=torch.int32)
 
 
-@shows("casts")
-def float16_to_bfloat16() -> bool:
-    values = every(torch.float16)
-    return same(codes(cast(values, torch.bfloat16)), nearest(float64(values), torch.bfloat16))
+# Through float32, rounded to nearest, the last 40th bit is lost and the tie goes down.
+NEAR_TIES = torch.tensor(
+    [1 + 2**-8 + 2**-40, -1 - 2**-8 - 2**-40, 1e300, 1e-300], dtype=torch.float64
+)
+E4M3, E5M2 = FLOAT8
+# What is cast, and to what: rounded to the nearest, or as it is.
+ROUNDED = {
+    "float32 to bfloat16": ([float32_around_ties()], [torch.bfloat16]),
+    "float16 to bfloat16": ([every(torch.float16)], [torch.bfloat16]),
+    "float64 to bfloat16 rounds once": ([NEAR_TIES], [torch.bfloat16]),
+    "integers to bfloat16": ([integers()], [torch.bfloat16]),
+    "float32 to float8": ([float32_around_ties()], FLOAT8),
+    "halves to float8": ([every(torch.float16), every(torch.bfloat16)], FLOAT8),
+    "e4m3 to e5m2": ([every(E4M3)], [E5M2]),
+    "e5m2 to e4m3": ([every(E5M2)], [E4M3]),
+}
+KEPT = {
+    "bfloat16 to float32": ([every(torch.bfloat16)], [torch.float32]),
+    "float8 decodes": (list(map(every, FLOAT8)), [torch.float32, torch.float16, torch.bfloat16]),
+}
 
 
-@shows("casts")
-def float64_to_bfloat16_rounds_once() -> bool:
-    # Through float32, rounded to nearest, the last 40th bit is lost and the tie goes down.
-    values = torch.tensor(
-        [1 + 2**-8 + 2**-40, -1 - 2**-8 - 2**-40, 1e300, 1e-300], dtype=torch.float64
+def rounds(sources: list[Tensor], targets: list[torch.dtype]) -> bool:
+    return all(
+        same(codes(cast(source, dtype)), nearest(float64(source), dtype))
+        for source in sources
+        for dtype in targets
     )
-    return same(codes(cast(values, torch.bfloat16)), nearest(float64(values), torch.bfloat16))
 
 
-@shows("casts")
-def integers_to_bfloat16() -> bool:
-    values = torch.tensor(
-        [0, 1, -1, 255, 257, 259, -2359297, 2**24 + 1, 2**31 - 1, -(2**31)], dtype=torch.int32
+def keeps(sources: list[Tensor], targets: list[torch.dtype]) -> bool:
+    return all(
+        same(float64(cast(source, dtype)), float64(source))
+        for source in sources
+        for dtype in targets
     )
-    values = torch.cat([values, torch.arange(-1000, 46, dtype=torch.int32)])[:1024]
-    return same(codes(cast(values, torch.bfloat16)), nearest(float64(values), torch.bfloat16))
 
 
-@shows("casts")
-def bfloat16_to_float32() -> bool:
-    values = every(torch.bfloat16)
-    return same(float64(cast(values, torch.float32)), float64(values))
+for _table, _holds in ((ROUNDED, rounds), (KEPT, keeps)):
+    for _name, _cast in _table.items():
+        PROBES["casts"][_name] = partial(_holds, *_cast)
 
 
 @shows("casts")
@@ -246,41 +258,6 @@ def bfloat16_to_integers() -> bool:
     values = every(torch.bfloat16)
     values = values[torch.isfinite(values) & (values.abs() < 2**31)][:32768]
     return same(cast(values, torch.int32).numpy(), float64(values).astype(np.int32))
-
-
-@shows("casts")
-def float8_decodes() -> bool:
-    return all(
-        same(float64(cast(every(dtype), target)), float64(every(dtype)))
-        for dtype in FLOAT8
-        for target in (torch.float32, torch.float16, torch.bfloat16)
-    )
-
-
-@shows("casts")
-def float8_encodes_float32() -> bool:
-    values = float32_around_ties()
-    return all(
-        same(codes(cast(values, dtype)), nearest(float64(values), dtype)) for dtype in FLOAT8
-    )
-
-
-@shows("casts")
-def float8_encodes_halves() -> bool:
-    return all(
-        same(codes(cast(every(source), dtype)), nearest(float64(every(source)), dtype))
-        for dtype in FLOAT8
-        for source in (torch.float16, torch.bfloat16)
-    )
-
-
-@shows("casts")
-def float8_between_formats() -> bool:
-    e4m3, e5m2 = FLOAT8
-    return all(
-        same(codes(cast(every(a), b)), nearest(float64(every(a)), b))
-        for a, b in ((e4m3, e5m2), (e5m2, e4m3))
-    )
 
 
 @shows("casts")
@@ -619,19 +596,12 @@ def dropped_nan(operation: str, expected: list[float]) -> bool:
     return out.tolist() == expected
 
 
-@shows("nan")
-def maximum_with_nan() -> bool:
-    return dropped_nan("maximum", [1.0, 1.0, 2.0, 5.0])
-
-
-@shows("nan")
-def minimum_with_nan() -> bool:
-    return dropped_nan("minimum", [1.0, 1.0, 1.0, 1.0])
-
-
-@shows("nan")
-def clamp_with_nan() -> bool:
-    return dropped_nan("clamp", [1.0, 1.0, 2.0, 3.0])
+for _operation, _expected in {
+    "maximum": [1.0, 1.0, 2.0, 5.0],
+    "minimum": [1.0, 1.0, 1.0, 1.0],
+    "clamp": [1.0, 1.0, 2.0, 3.0],
+}.items():
+    PROBES["nan"][f"{_operation} with nan"] = partial(dropped_nan, _operation, _expected)
 
 
 @triton.jit
@@ -674,34 +644,19 @@ def work(*, times: int = 4) -> None:
     work_kernel[(2,)](torch.ones(16), out, 0.5, times, BLOCK=16)
 
 
-def calls_when_warm(stock: str) -> int:
+def not_called_when_warm(stock: str) -> bool:
     work()
-    return calls(stock, work)
+    return calls(stock, work) == 0
 
 
-@shows("language patched once")
-def no_patch_after_the_first_launch() -> bool:
-    return calls_when_warm("patch") == 0
-
-
-@shows("direct builtins")
-def no_wrapper_around_builtins() -> bool:
-    return calls_when_warm("builtin") == 0
-
-
-@shows("numpy types")
-def no_table_of_types() -> bool:
-    return calls_when_warm("numpy_type") == 0
-
-
-@shows("common types")
-def no_search_for_a_common_type() -> bool:
-    return calls_when_warm("common_type") == 0
-
-
-@shows("shapes")
-def no_new_shape() -> bool:
-    return calls_when_warm("shape") == 0
+for _correction, _stock in {
+    "language patched once": "patch",
+    "direct builtins": "builtin",
+    "numpy types": "numpy_type",
+    "common types": "common_type",
+    "shapes": "shape",
+}.items():
+    PROBES[_correction][f"no call of {_stock}"] = partial(not_called_when_warm, _stock)
 
 
 @triton.jit

@@ -2,6 +2,7 @@
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -139,6 +140,19 @@ def line_of(kernel: object, text: str) -> int:
     return line
 
 
+def watched(
+    kernel: Any,
+    programs: int,
+    *arguments: object,
+    roles: list[Role] | None = None,
+    **constants: int,
+) -> MemoryReport:
+    """What is found of one launch."""
+    with watch_memory(roles or ()) as memory:
+        kernel[(programs,)](*arguments, **constants)
+    return memory
+
+
 def only(memory: MemoryReport) -> Finding:
     (finding,) = memory.findings
     return finding
@@ -146,8 +160,7 @@ def only(memory: MemoryReport) -> Finding:
 
 def test_what_is_legal_gives_no_finding_and_the_same_answer() -> None:
     source, target = torch.randn(50), torch.empty(50)
-    with watch_memory() as memory:
-        copy_kernel[(4,)](source, target, 50, 0, BLOCK=16)
+    memory = watched(copy_kernel, 4, source, target, 50, 0, BLOCK=16)
     assert memory.findings == []
     assert memory.launches == 1
     assert torch.equal(source, target)
@@ -158,8 +171,7 @@ def test_what_is_legal_gives_no_finding_and_the_same_answer() -> None:
 
 def test_a_load_past_the_end_names_the_line_the_program_and_the_place() -> None:
     source, target = torch.randn(50), torch.empty(50)
-    with watch_memory() as memory:
-        copy_kernel[(4,)](source, target, 50, 3, BLOCK=16)
+    memory = watched(copy_kernel, 4, source, target, 50, 3, BLOCK=16)
     finding = only(memory)
     assert finding.fault is Fault.OUT_OF_BOUNDS
     assert (finding.operation, finding.tensor, finding.kernel) == ("load", "source", "copy_kernel")
@@ -175,8 +187,7 @@ def test_a_load_past_the_end_names_the_line_the_program_and_the_place() -> None:
 @pytest.mark.parametrize("offset", [10**7, -(10**7), 2**33, -(2**33)])
 def test_wild_pointers_are_findings_and_the_process_lives(offset: int) -> None:
     source, target = torch.randn(16), torch.zeros(16)
-    with watch_memory() as memory:
-        wild_kernel[(1,)](source, target, offset, BLOCK=16)
+    memory = watched(wild_kernel, 1, source, target, offset, BLOCK=16)
     assert [(f.fault, f.operation, f.tensor) for f in memory.findings] == [
         (Fault.OUT_OF_BOUNDS, "load", "source"),
         (Fault.OUT_OF_BOUNDS, "store", "target"),
@@ -188,8 +199,7 @@ def test_a_pointer_of_one_tensor_that_lands_in_another_is_out_of_bounds() -> Non
     whole = torch.randn(64)
     source, beside, target = whole[:16], whole[16:], torch.empty(16)
     roles = [Role("source", source, ("n",)), Role("beside", beside, ("n",))]
-    with watch_memory(roles) as memory:
-        copy_kernel[(1,)](source, target, 16, 8, BLOCK=16)
+    memory = watched(copy_kernel, 1, source, target, 16, 8, BLOCK=16, roles=roles)
     assert only(memory).fault is Fault.OUT_OF_BOUNDS
     assert only(memory).lanes == 8
 
@@ -197,8 +207,16 @@ def test_a_pointer_of_one_tensor_that_lands_in_another_is_out_of_bounds() -> Non
 def test_elements_between_the_rows_are_not_the_tensor_s() -> None:
     fused = torch.randn(4, 24)
     query, target = fused[:, :16], torch.empty(64)
-    with watch_memory([Role("query", query, ("token", "dim"))]) as memory:
-        copy_kernel[(4,)](query, target, 64, 0, BLOCK=16)
+    memory = watched(
+        copy_kernel,
+        4,
+        query,
+        target,
+        64,
+        0,
+        BLOCK=16,
+        roles=[Role("query", query, ("token", "dim"))],
+    )
     finding = only(memory)
     assert finding.fault is Fault.BETWEEN_ROWS
     assert "token 0, dim 16" in str(finding)
@@ -206,8 +224,7 @@ def test_elements_between_the_rows_are_not_the_tensor_s() -> None:
 
 def test_overlapping_stores_of_two_programs_are_a_race() -> None:
     target = torch.zeros(64, dtype=torch.int32)
-    with watch_memory() as memory:
-        overlapping_kernel[(4,)](target, BLOCK=16, STEP=12)
+    memory = watched(overlapping_kernel, 4, target, BLOCK=16, STEP=12)
     finding = only(memory)
     assert finding.fault is Fault.RACE
     assert (finding.lanes, finding.program, finding.times) == (4, (1, 0, 0), 3)
@@ -224,8 +241,7 @@ def test_two_launches_do_not_race() -> None:
 
 
 def test_lanes_of_one_store_at_one_address() -> None:
-    with watch_memory() as memory:
-        duplicate_kernel[(1,)](torch.zeros(16, dtype=torch.int32), BLOCK=16)
+    memory = watched(duplicate_kernel, 1, torch.zeros(16, dtype=torch.int32), BLOCK=16)
     assert only(memory).fault is Fault.DUPLICATE_LANES
     assert only(memory).lanes == 8
 
@@ -249,16 +265,14 @@ def test_a_program_that_reads_what_another_writes(*, backwards: bool, did: str) 
 
 def test_atomics_do_not_race_and_who_acquires_has_seen_what_was_released() -> None:
     source, total, counter = torch.ones(64), torch.zeros(2), torch.zeros(1, dtype=torch.int32)
-    with watch_memory() as memory:
-        accumulate_kernel[(4,)](source, total, counter, BLOCK=16)
+    memory = watched(accumulate_kernel, 4, source, total, counter, BLOCK=16)
     assert memory.findings == []
     assert total.tolist() == [64, 64]
 
 
 def test_reading_an_atomic_sum_without_acquiring_it_is_a_race() -> None:
     source, total = torch.ones(64), torch.zeros(5)
-    with watch_memory() as memory:
-        impatient_kernel[(4,)](source, total, BLOCK=16)
+    memory = watched(impatient_kernel, 4, source, total, BLOCK=16)
     assert {finding.fault for finding in memory.findings} == {Fault.RACE}
     # A program's own addition is the last before its load; the next one's comes after the load.
     assert only(memory).line == line_of(impatient_kernel, "tl.atomic")
@@ -289,8 +303,7 @@ def test_what_the_host_writes_counts_and_only_where_it_writes() -> None:
 
 def test_undefined_lanes_are_found_and_are_not_zero() -> None:
     source, target = torch.ones(16), torch.zeros(16)
-    with watch_memory() as memory:
-        undefined_kernel[(1,)](source, target, 5, BLOCK=16, USED=True)
+    memory = watched(undefined_kernel, 1, source, target, 5, BLOCK=16, USED=True)
     finding = only(memory)
     assert finding.fault is Fault.UNDEFINED_LANES
     assert (finding.lanes, finding.of_lanes, finding.tensor) == (11, 16, "source")
@@ -322,19 +335,18 @@ def spill_kernel(source, target, n, BLOCK: tl.constexpr):
 
 def test_descriptors_are_watched_too() -> None:
     source, target = torch.randn(6, 16), torch.empty(6, 16)
-    with watch_memory() as memory:
-        descriptor_kernel[(2,)](source, target, 6, 16, ROWS=4, COLUMNS=16)
+    memory = watched(descriptor_kernel, 2, source, target, 6, 16, ROWS=4, COLUMNS=16)
     assert memory.findings == []
     assert torch.equal(source, target)
-    with watch_memory() as memory:
-        descriptor_kernel[(2,)](source[:5], torch.empty(8, 16), 8, 16, ROWS=4, COLUMNS=16)
+    memory = watched(
+        descriptor_kernel, 2, source[:5], torch.empty(8, 16), 8, 16, ROWS=4, COLUMNS=16
+    )
     assert only(memory).fault is Fault.OUT_OF_BOUNDS
 
 
 def test_one_load_from_two_tensors() -> None:
     one, other, target = torch.randn(16), torch.randn(12), torch.zeros(16)
-    with watch_memory() as memory:
-        choose_kernel[(1,)](one, other, target, BLOCK=16)
+    memory = watched(choose_kernel, 1, one, other, target, BLOCK=16)
     finding = only(memory)
     assert (finding.fault, finding.tensor, finding.lanes) == (Fault.OUT_OF_BOUNDS, "other", 2)
     assert torch.equal(target[:12:2], one[:12:2])
@@ -343,23 +355,20 @@ def test_one_load_from_two_tensors() -> None:
 
 def test_an_address_that_is_a_number_comes_from_no_tensor() -> None:
     source, target = torch.randn(16), torch.zeros(16)
-    with watch_memory() as memory:
-        address_kernel[(1,)](source.data_ptr(), target, BLOCK=16)
+    memory = watched(address_kernel, 1, source.data_ptr(), target, BLOCK=16)
     assert only(memory).fault is Fault.WILD
     assert "no tensor" in str(only(memory))
 
 
 def test_a_tensor_can_be_read_byte_by_byte() -> None:
     source, target = torch.randn(4), torch.zeros(16, dtype=torch.uint8)
-    with watch_memory() as memory:
-        bytes_kernel[(1,)](source, target, BLOCK=16)
+    memory = watched(bytes_kernel, 1, source, target, BLOCK=16)
     assert memory.findings == []
     assert torch.equal(source.view(torch.uint8), target)
 
 
 def test_an_address_within_an_element_is_misaligned() -> None:
-    with watch_memory() as memory:
-        crooked_kernel[(1,)](torch.randn(17), torch.zeros(16), BLOCK=16)
+    memory = watched(crooked_kernel, 1, torch.randn(17), torch.zeros(16), BLOCK=16)
     assert only(memory).fault is Fault.MISALIGNED
 
 
@@ -476,16 +485,18 @@ def test_blocks_of_a_shared_prefix_belong_to_all_that_share_them() -> None:
 
 def test_inputs_are_not_written() -> None:
     batch = batch_of(BATCH)
-    with watch_memory(attention_roles(batch)) as memory:
-        overlapping_kernel[(1,)](batch.seq_lens, BLOCK=2, STEP=1)
+    memory = watched(
+        overlapping_kernel, 1, batch.seq_lens, BLOCK=2, STEP=1, roles=attention_roles(batch)
+    )
     assert only(memory).fault is Fault.READ_ONLY
     assert only(memory).tensor == "seq_lens"
 
 
 def test_answers_of_another_sequence_are_not_the_program_s_to_write() -> None:
     batch = batch_of(BATCH)
-    with watch_memory(attention_roles(batch)) as memory:
-        copy_kernel[(1,)](batch.query, batch.out[1:], 16, 0, BLOCK=16)
+    memory = watched(
+        copy_kernel, 1, batch.query, batch.out[1:], 16, 0, BLOCK=16, roles=attention_roles(batch)
+    )
     finding = only(memory)
     assert (finding.fault, finding.tensor) == (Fault.NOT_OWNED, "out")
 
