@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from reference.attention.expected import ExpectedFailure
 from reference.errors import BadInput
@@ -19,19 +19,8 @@ class ExpectedFileError(BadInput):
 _REMEDY = "give each [[expected]] a kernel, a check, a reason and, where it matters, a list when"
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    kernel: str
-    check: str
-    reason: str
-    when: list[str] = []
-
-
-class _File(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    expected: list[_Entry]
+class _File(BaseModel, extra="forbid"):
+    expected: list[ExpectedFailure]
 
 
 def read_expected(path: Path) -> tuple[ExpectedFailure, ...]:
@@ -54,23 +43,9 @@ def read_expected(path: Path) -> tuple[ExpectedFailure, ...]:
     except (ValueError, RecursionError) as error:  # a plain ValueError: 5,000 digits
         raise ExpectedFileError(f"{path} is no TOML: {error}; {_REMEDY}") from None
     try:
-        entries = _File.model_validate(content).expected
+        return tuple(_File.model_validate(content).expected)
     except ValidationError as error:
         raise ExpectedFileError(f"{path}: {_complaint(error)}; {_REMEDY}") from None
-    found = []
-    for number, entry in enumerate(entries, start=1):
-        try:
-            found.append(
-                ExpectedFailure(
-                    kernel=entry.kernel,
-                    check=entry.check,
-                    reason=entry.reason,
-                    when=tuple(entry.when),
-                )
-            )
-        except ValueError as error:
-            raise ExpectedFileError(f"{path}, entry {number} of [[expected]]: {error}") from None
-    return tuple(found)
 
 
 def _complaint(error: ValidationError) -> str:
@@ -79,4 +54,5 @@ def _complaint(error: ValidationError) -> str:
     where = [str(part) for part in first["loc"]]
     if len(where) > 1 and first["loc"][0] == "expected":
         where = [f"entry {int(first['loc'][1]) + 1} of [[expected]]", *where[2:]]
-    return f"{', '.join(where)}: {first['msg']}"
+    said = first.get("ctx", {}).get("error", first["msg"])
+    return f"{', '.join(where)}: {said}"

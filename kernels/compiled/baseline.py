@@ -96,7 +96,7 @@ def read_baseline(path: Path) -> Baseline:
 
     Raises BadInput: if there is no such file, or it is no baseline of this schema.
     """
-    text = read_whole(path, what="a baseline, as --save writes one,")
+    text = read_whole(path, what=f"a baseline (make one with --save {path})")
     try:
         baseline = Baseline.model_validate_json(text)
     except ValidationError as error:

@@ -49,7 +49,7 @@ def test_a_file_holds_what_is_written_in_it(tmp_path):
         ("[[expected", "is no TOML: "),
         (RIGHT.replace('"torch"', "3"), "entry 2 of [[expected]], kernel: Input should be a valid"),
         (RIGHT.replace("reason =", "because =", 1), "entry 1 of [[expected]], reason: Field req"),
-        (RIGHT + 'strict = "yes"\n', "entry 2 of [[expected]], strict: Extra inputs are not"),
+        (RIGHT + 'strict = "yes"\n', "entry 2 of [[expected]], strict: Unexpected key"),
         (RIGHT.replace('["kv_dtype=e5m2", "window"]', '"window"'), "entry 1 of [[expected]], when"),
         (RIGHT.replace("It adds up in another order each time.", ""), "entry 2 of [[expected]]: r"),
         (RIGHT.replace("kv_dtype", "dtype"), "entry 1 of [[expected]]: 'dtype=e5m2' is no feature"),

@@ -87,6 +87,7 @@ def in_float32(batch):
     double(batch)
 """
 
+DOUBLE = "kernels_of_mine.py:double"
 PROBLEM = "(q1 k16) h2 g4 d64 b16 bf16"
 
 
@@ -114,11 +115,11 @@ def a_baseline(path, *, triton=None, **variants):
         (["--target", "sm_70"], "--target sm_70: choose one of sm_80"),
         (["--kernel", "encode"], "--kernel encode: choose decode, prefill, cascade, write, copy"),
         (["--kernel", "decode", "--problem", PROBLEM], "our variants have their own problems"),
-        (["--kernel", "f.py:f", "--problem", "(q1)"], "is not a word of a problem"),
-        (["--baseline", "none.json"], "No such file or directory; make one with --save none.json"),
+        ([f"--kernel={DOUBLE}", "--problem", "(q1)"], "is not a word of a problem"),
+        (["--baseline", "none.json"], "make one with --save none.json"),
         (["--no-compare", "--baseline", "base.json"], "drop one of the two"),
         (["--baseline", "old.json"], "figures of triton 2.0.0, and this is"),
-        (["--kernel", "f.py:f", "--update-baseline"], "use --save FILE"),
+        ([f"--kernel={DOUBLE}", "--update-baseline"], "use --save FILE"),
         (["--save", "no/such.json"], "the folder no does not exist"),
         (["--kernel", "gone.py:f", "--target", "sm_90"], "gone.py is not a file"),
         (
@@ -208,15 +209,13 @@ def test_foreign_kernels_each_get_their_own_result(run):
 
 
 def test_one_that_leads_nowhere_leaves_the_others_their_figures(run):
-    kernels = ["--kernel=gone.py:f", "--kernel=kernels_of_mine.py:double"]
+    kernels = ["--kernel=kernels_of_mine.py:gone", f"--kernel={DOUBLE}"]
     result = run(*kernels, "--problem", PROBLEM, "--target", "sm_90", "--json=r.json")
     assert result.exit_code == 2, result.output
-    assert "gone.py is not a file" in result.stderr
+    assert "kernels_of_mine.py has no 'gone'" in result.stderr
     record = json.loads(Path("r.json").read_text())
-    assert [each["variant"].split()[0] for each in record["results"]] == [
-        "kernels_of_mine.py:double"
-    ]
-    assert "gone.py is not a file" in record["refused"][0]["reason"]
+    assert [each["variant"].split()[0] for each in record["results"]] == [DOUBLE]
+    assert "kernels_of_mine.py has no 'gone'" in record["refused"][0]["reason"]
     assert not record["complete"]
 
 
