@@ -22,15 +22,21 @@ each request stands alone. Sums are exact integers: no step is looped over, noth
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, model_validator
 
+from bench.machine.record import Record
 from bench.workloads.stream import RequestStream
 
 DEFAULT_BLOCK_SIZE: Final = 16
 """Tokens per block where nothing else is asked for; the PagedAttention paper's default."""
+
+POOL_BYTES: Final = 24 * 2**30
+"""Pool for which reports say how many requests fit: what a server with 24 GiB for its cache serves
+at once."""
 
 # A request has less than 2**31 tokens (stream.MAX_TOKENS). With reservations and blocks no larger
 # than 2**31, no product below exceeds 2**31 * 2**31, so int64 holds what one request takes.
@@ -66,33 +72,36 @@ LLAMA_3_8B: Final = CacheGeometry()
 """Llama-3-8B in a 16-bit type, 131,072 bytes a token."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryNeed:
+class MemoryNeed(Record):
     """What a stream needs of the cache under one policy.
 
     Raises ValueError where the classes do not add up to `allocated`, or one is negative.
     """
 
     policy: Literal["contiguous", "paged"]
-    """`contiguous` or `paged`."""
     granule_tokens: int
     """Slots in what is handed out at once: a whole reservation, or a block."""
-    requests: int
-    """Requests in the stream."""
-    request_steps: int
-    """Steps of all requests together: the tokens that they generate."""
     token: int
     reserve: int
     internal: int
     roundup: int
     allocated: int
     """Slot-steps, as the module's text defines them."""
-    largest_request: int
-    """Slots that the largest request holds when it ends. A smaller pool cannot serve the stream."""
-    geometry: CacheGeometry
-    """What one slot takes."""
+    waste_fraction: float
+    """Share of the allocated slot-steps that holds no token, 0 to 1."""
+    bytes_per_request: float
+    """Bytes allocated per running request, averaged over its steps."""
+    requests_in_pool: int
+    """Running requests that the pool holds at once.
 
-    def __post_init__(self) -> None:
+    Exact for reservations, which are all alike. For paging it is the mean: requests of average
+    size at an average moment, whole blocks only, with no room kept back against preemption.
+    """
+    request_steps: int = Field(default=0, exclude=True)
+    """Steps of all requests together, the tokens that they generate. Not in the stored record."""
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
         classes = (self.token, self.reserve, self.internal, self.roundup)
         if min(classes) < 0 or sum(classes) != self.allocated:
             raise ValueError(
@@ -100,6 +109,7 @@ class MemoryNeed:
                 f"{self.roundup} is {sum(classes)}, not the {self.allocated} slot-steps allocated; "
                 f"every allocated slot must be in one class"
             )
+        return self
 
     @property
     def waste(self) -> int:
@@ -107,51 +117,9 @@ class MemoryNeed:
         return self.allocated - self.token
 
     @property
-    def waste_fraction(self) -> float:
-        """Share of the allocated slot-steps that holds no token, 0 to 1."""
-        return self.waste / self.allocated
-
-    @property
     def tokens_per_request(self) -> float:
         """Tokens in the cache per running request, averaged over its steps."""
         return self.token / self.request_steps
-
-    @property
-    def slots_per_request(self) -> float:
-        """Slots allocated per running request, averaged over its steps."""
-        return self.allocated / self.request_steps
-
-    @property
-    def token_bytes_per_request(self) -> float:
-        """Bytes that hold tokens, per running request."""
-        return self.tokens_per_request * self.geometry.bytes_per_token
-
-    @property
-    def bytes_per_request(self) -> float:
-        """Bytes allocated, per running request."""
-        return self.slots_per_request * self.geometry.bytes_per_token
-
-    @property
-    def waste_bytes_per_request(self) -> float:
-        """Bytes allocated that hold no token, per running request."""
-        return self.waste / self.request_steps * self.geometry.bytes_per_token
-
-    @property
-    def largest_request_bytes(self) -> int:
-        """Bytes that the largest request holds when it ends."""
-        return self.largest_request * self.geometry.bytes_per_token
-
-    def requests_that_fit(self, pool_bytes: int) -> int:
-        """Count the running requests that a pool holds at once.
-
-        Exact for reservations, which are all alike. For paging it is the mean: requests of average
-        size at an average moment, whole blocks only, with no room kept back against preemption.
-        Raises ValueError for a negative size.
-        """
-        if pool_bytes < 0:
-            raise ValueError(f"pool_bytes is {pool_bytes}; it must not be negative")
-        granules = pool_bytes // (self.granule_tokens * self.geometry.bytes_per_token)
-        return granules * self.granule_tokens * self.request_steps // self.allocated
 
 
 def default_max_model_len(stream: RequestStream) -> int:
@@ -165,6 +133,7 @@ def contiguous_need(
     max_model_len: int | None = None,
     chunk_tokens: int | None = None,
     geometry: CacheGeometry = LLAMA_3_8B,
+    pool_bytes: int = POOL_BYTES,
 ) -> MemoryNeed:
     """Count what reserving the maximal length for every request takes.
 
@@ -179,6 +148,8 @@ def contiguous_need(
         the next power of two); None is `max_model_len`, no rounding.
     geometry
         What one token takes.
+    pool_bytes
+        Pool for which `requests_in_pool` is given.
 
     Raises ValueError where a request does not fit, the chunk is smaller than the reservation, a
     figure is out of range, or the stream generates nothing.
@@ -196,10 +167,9 @@ def contiguous_need(
             f"than max_model_len {reserved}; raise it, or drop such requests with stream.fitting"
         )
     request_steps = _request_steps(stream)
-    return MemoryNeed(
-        policy="contiguous",
+    return _need(
+        "contiguous",
         granule_tokens=chunk,
-        requests=len(stream),
         request_steps=request_steps,
         token=_exact_sum(_token_steps(stream)),
         # o - 1 slots are still to be filled at the first step, none at the last.
@@ -207,8 +177,8 @@ def contiguous_need(
         internal=_exact_sum(output * (reserved - final)),
         roundup=request_steps * (chunk - reserved),
         allocated=request_steps * chunk,
-        largest_request=chunk,
-        geometry=geometry,
+        bytes_per_token=geometry.bytes_per_token,
+        pool_bytes=pool_bytes,
     )
 
 
@@ -217,31 +187,62 @@ def paged_need(
     *,
     block_size: int = DEFAULT_BLOCK_SIZE,
     geometry: CacheGeometry = LLAMA_3_8B,
+    pool_bytes: int = POOL_BYTES,
 ) -> MemoryNeed:
     """Count what paging takes: each request holds the blocks that its tokens have reached.
 
     No block is shared, since lengths alone do not say what could be. Raises ValueError for a block
-    size out of range, or a stream that generates nothing.
+    size out of range, or a stream that generates nothing. `geometry` and `pool_bytes` as in
+    `contiguous_need`.
     """
     _check_granule("block_size", block_size)
-    request_steps = _request_steps(stream)
     token = _exact_sum(_token_steps(stream))
     allocated = block_size * _exact_sum(
         _blocks_up_to(stream.final_tokens, block_size)
         - _blocks_up_to(stream.prompt_tokens, block_size)
     )
-    return MemoryNeed(
-        policy="paged",
+    return _need(
+        "paged",
         granule_tokens=block_size,
-        requests=len(stream),
-        request_steps=request_steps,
+        request_steps=_request_steps(stream),
         token=token,
         reserve=0,
         internal=allocated - token,
         roundup=0,
         allocated=allocated,
-        largest_request=-(-int(stream.final_tokens.max()) // block_size) * block_size,
-        geometry=geometry,
+        bytes_per_token=geometry.bytes_per_token,
+        pool_bytes=pool_bytes,
+    )
+
+
+def _need(
+    policy: Literal["contiguous", "paged"],
+    *,
+    granule_tokens: int,
+    request_steps: int,
+    token: int,
+    reserve: int,
+    internal: int,
+    roundup: int,
+    allocated: int,
+    bytes_per_token: int,
+    pool_bytes: int,
+) -> MemoryNeed:
+    if pool_bytes < 0:
+        raise ValueError(f"pool_bytes is {pool_bytes}; it must not be negative")
+    granules = pool_bytes // (granule_tokens * bytes_per_token)
+    return MemoryNeed(
+        policy=policy,
+        granule_tokens=granule_tokens,
+        token=token,
+        reserve=reserve,
+        internal=internal,
+        roundup=roundup,
+        allocated=allocated,
+        waste_fraction=(allocated - token) / allocated,
+        bytes_per_request=allocated / request_steps * bytes_per_token,
+        requests_in_pool=granules * granule_tokens * request_steps // allocated,
+        request_steps=request_steps,
     )
 
 

@@ -94,21 +94,6 @@ class KernelRecord(Record):
         return sum(cell.state == state for row in self.coverage for cell in row.cells.values())
 
 
-class MemoryRecord(Record):
-    """What the cache needs under one policy, in slot-steps; see `bench.check.need.MemoryNeed`."""
-
-    policy: str
-    granule_tokens: int
-    token: int
-    reserve: int
-    internal: int
-    roundup: int
-    allocated: int
-    waste_fraction: float
-    bytes_per_request: float
-    requests_in_pool: int
-
-
 class CheckRecord(Record):
     """Everything that `pagedbench check` found."""
 
@@ -123,7 +108,7 @@ class CheckRecord(Record):
     stream: NamedStream
     kernels: list[KernelRecord]
     decode: DecodeTimes | None
-    memory: list[MemoryRecord]
+    memory: list[MemoryNeed]
     pool_bytes: int
     """Pool for which `requests_in_pool` is given."""
     verdict: str
@@ -141,19 +126,3 @@ def replay_command(kernel: str, device: str, problem: str, *, python: str | None
     interpreter = ["--engine-python", python] if python is not None else []
     options = ["--kernel", kernel, *interpreter, "--device", device, "--problem", problem]
     return shlex.join(["pagedbench", "check", *options])
-
-
-def memory_record(need: MemoryNeed, *, pool_bytes: int) -> MemoryRecord:
-    """Turn a need into data."""
-    return MemoryRecord(
-        policy=need.policy,
-        granule_tokens=need.granule_tokens,
-        token=need.token,
-        reserve=need.reserve,
-        internal=need.internal,
-        roundup=need.roundup,
-        allocated=need.allocated,
-        waste_fraction=need.waste_fraction,
-        bytes_per_request=need.bytes_per_request,
-        requests_in_pool=need.requests_that_fit(pool_bytes),
-    )

@@ -16,13 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.check.decode import DecodeTimes
-from bench.check.record import (
-    EXPECTED,
-    CheckRecord,
-    Failure,
-    KernelRecord,
-    MemoryRecord,
-)
+from bench.check.need import MemoryNeed
+from bench.check.record import EXPECTED, CheckRecord, Failure, KernelRecord
 from bench.check.search import Replay
 from bench.command.tables import say
 from bench.command.tables import table as figures
@@ -200,7 +195,7 @@ def _add_times(rows: Table, decode: DecodeTimes | None) -> None:
         rows.add_row(_indented(timing.name), *figures, meaning)
 
 
-def _add_memory(rows: Table, needs: list[MemoryRecord], pool_bytes: int) -> None:
+def _add_memory(rows: Table, needs: list[MemoryNeed], pool_bytes: int) -> None:
     _add_heading(rows, "cache memory")
     baseline = needs[0].bytes_per_request
     for need in needs:

@@ -14,13 +14,8 @@ import numpy as np
 
 from bench.check.decode import ROUNDS, WARM_UP, DecodeTimes, time_decode
 from bench.check.failures import FailureStore
-from bench.check.need import contiguous_need, paged_need
-from bench.check.record import (
-    EXPECTED,
-    CheckRecord,
-    KernelRecord,
-    memory_record,
-)
+from bench.check.need import POOL_BYTES, contiguous_need, paged_need
+from bench.check.record import EXPECTED, CheckRecord, KernelRecord
 from bench.check.search import TIME_LIMIT_S, Replay, SearchPlan, describe, replay, search, shrink
 from bench.command.exit_codes import HARNESS_FAILED, INTERRUPTED, RIGHT, USAGE, WRONG
 from bench.command.progress import Progress
@@ -34,10 +29,6 @@ from reference.attention.inputs import make_inputs
 from reference.attention.problem import AttentionProblem
 from reference.attention.verdict import Status
 from reference.errors import BadInput
-
-POOL_BYTES: Final = 24 * 2**30
-"""Pool for which the report says how many requests fit: what a server with 24 GiB for its cache
-serves at once."""
 
 MAX_DRAWN_REQUESTS: Final = 256
 """Requests of the stream that problems take their lengths from, spread evenly over its lengths."""
@@ -112,7 +103,7 @@ def run_check(plan: CheckPlan, *, progress: Progress, stop: threading.Event) -> 
         stream=stream_record(plan.stream),
         kernels=kernels,
         decode=decode,
-        memory=[memory_record(need, pool_bytes=POOL_BYTES) for need in needs],
+        memory=needs,
         pool_bytes=POOL_BYTES,
         verdict=verdict,
         warnings=[

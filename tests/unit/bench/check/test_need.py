@@ -1,6 +1,7 @@
 """The memory arithmetic against a slot-by-slot count, published figures and the closed form."""
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from bench.check.need import (
     LLAMA_3_8B,
     CacheGeometry,
+    MemoryNeed,
     contiguous_need,
     default_max_model_len,
     expected_internal_fraction,
@@ -57,7 +59,8 @@ def test_contiguous_classes_equal_a_slot_by_slot_count(requests, spare, rounding
     )
     assert {name: getattr(need, name) for name in count} == count
     assert need.allocated == sum(count.values())
-    assert need.largest_request == need.granule_tokens == reserved + rounding
+    assert need.granule_tokens == reserved + rounding
+    assert need.waste_fraction == need.waste / need.allocated
 
 
 @examples(100)
@@ -80,7 +83,6 @@ def test_the_classes_add_up_and_both_policies_see_the_same_tokens(requests, bloc
     for need in (paged, contiguous):
         assert need.token + need.reserve + need.internal + need.roundup == need.allocated
         assert need.request_steps == sum(output for _, output in requests)
-        assert need.requests == len(requests)
     assert paged.token == contiguous.token
     assert paged.internal < block_size * paged.request_steps
 
@@ -138,10 +140,8 @@ def test_one_request_by_hand():
     assert (reserved.roundup, reserved.allocated) == (12, 32)
     paged = paged_need(one, block_size=4)
     assert (paged.token, paged.internal, paged.allocated) == (9, 3, 12)
-    assert (paged.largest_request, paged.granule_tokens) == (8, 4)
-    assert paged.tokens_per_request == 4.5
-    assert paged.slots_per_request == 6.0
-    assert paged.waste_fraction == 0.25
+    assert (paged.tokens_per_request, paged.waste_fraction) == (4.5, 0.25)
+    assert paged.bytes_per_request == 6 * 131_072
 
 
 def test_the_longest_possible_requests_do_not_overflow():
@@ -168,9 +168,11 @@ def test_a_12_gib_pool_holds_7_reservations_of_2048_tokens():
     """PagedAttention, table 1 and figures 2 and 13: 15.7K slots, 7.00 requests, 8.9 % left."""
     pool_bytes = 12 * 2**30
     slots = pool_bytes // OPT_13B.bytes_per_token
-    need = contiguous_need(stream([(161, 338)]), max_model_len=2048, geometry=OPT_13B)
+    need = contiguous_need(
+        stream([(161, 338)]), max_model_len=2048, geometry=OPT_13B, pool_bytes=pool_bytes
+    )
     assert slots == 15_728
-    assert need.requests_that_fit(pool_bytes) == 7
+    assert need.requests_in_pool == 7
     assert 100 * (slots - 7 * 2048) / slots == pytest.approx(8.9, abs=0.1)
 
 
@@ -188,27 +190,21 @@ def test_figure_2_of_paged_attention_follows_from_its_two_length_ratios():
     assert need.internal * share == pytest.approx(57.3, abs=0.3)
 
 
-def test_bytes_per_request_follow_from_slots():
-    need = paged_need(stream([(3, 2)]), block_size=4)
-    assert need.bytes_per_request == 6 * 131_072
-    assert need.token_bytes_per_request == 4.5 * 131_072
-    assert need.waste_bytes_per_request == 1.5 * 131_072
-    assert need.largest_request_bytes == 8 * 131_072
-
-
 def test_a_pool_is_filled_with_whole_granules():
-    one_block = 4 * LLAMA_3_8B.bytes_per_token
-    need = paged_need(stream([(4, 4)]), block_size=4)
-    assert need.slots_per_request == 8
-    assert [need.requests_that_fit(n * one_block) for n in (0, 1, 2, 3, 4)] == [0, 0, 1, 1, 2]
+    slot = LLAMA_3_8B.bytes_per_token
+
+    def fit(need, slots):
+        return [need(pool_bytes=count * slot).requests_in_pool for count in slots]
+
+    paged = partial(paged_need, stream([(4, 4)]), block_size=4)
+    assert fit(paged, (0, 4, 8, 12, 16)) == [0, 0, 1, 1, 2]
     # A mean of 6 slots would fit into 7, but 7 slots are one block of 4.
-    uneven = paged_need(stream([(3, 2)]), block_size=4)
-    assert uneven.requests_that_fit(7 * LLAMA_3_8B.bytes_per_token) == 0
-    assert uneven.requests_that_fit(8 * LLAMA_3_8B.bytes_per_token) == 1
-    reserved = contiguous_need(stream([(4, 4)]), max_model_len=8)
-    assert [reserved.requests_that_fit(n * one_block) for n in (1, 2, 3, 4)] == [0, 1, 1, 2]
+    uneven = partial(paged_need, stream([(3, 2)]), block_size=4)
+    assert fit(uneven, (7, 8)) == [0, 1]
+    reserved = partial(contiguous_need, stream([(4, 4)]), max_model_len=8)
+    assert fit(reserved, (4, 8, 12, 16)) == [0, 1, 1, 2]
     with pytest.raises(ValueError, match="pool_bytes is -1"):
-        need.requests_that_fit(-1)
+        paged(pool_bytes=-1)
 
 
 @pytest.mark.parametrize(
@@ -229,11 +225,19 @@ def test_requests_without_output_are_never_resident():
         contiguous_need(stream([(100, 0)]))
 
 
-def test_a_request_that_outgrows_its_reservation_is_refused():
-    with pytest.raises(
-        ValueError, match="request 1 of 's' ends with 12 tokens, more than max_model"
-    ):
-        contiguous_need(stream([(1, 1), (8, 4)]), max_model_len=11)
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"max_model_len": 11}, "request 1 of 's' ends with 12 tokens, more than max_model"),
+        (
+            {"max_model_len": 16, "chunk_tokens": 8},
+            "chunk_tokens is 8; it must hold max_model_len, 16",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        contiguous_need(stream([(1, 1), (8, 4)]), **sizes)
 
 
 @pytest.mark.parametrize("size", [0, -16, 2**31 + 1])
@@ -249,11 +253,6 @@ def test_sizes_out_of_range_are_refused_with_the_value(size):
         expected_internal_fraction(100, size)
 
 
-def test_a_chunk_must_hold_its_reservation():
-    with pytest.raises(ValueError, match="chunk_tokens is 8; it must hold max_model_len, 16"):
-        contiguous_need(stream([(1, 1)]), max_model_len=16, chunk_tokens=8)
-
-
 @pytest.mark.parametrize("tokens", [0.0, -1.0, float("nan"), float("inf")])
 def test_the_closed_form_refuses_lengths_that_are_none(tokens):
     with pytest.raises(ValueError, match="tokens_per_request is"):
@@ -267,8 +266,8 @@ def test_a_geometry_of_nothing_is_refused(field):
 
 
 def test_a_record_that_does_not_add_up_cannot_be_made():
-    need = paged_need(stream([(3, 2)]), block_size=4)
+    need = paged_need(stream([(3, 2)]), block_size=4).model_dump()
     with pytest.raises(ValueError, match="is 13, not the 12 slot-steps allocated"):
-        dataclasses.replace(need, internal=need.internal + 1)
+        MemoryNeed(**{**need, "internal": need["internal"] + 1})
     with pytest.raises(ValueError, match="every allocated slot must be in one class"):
-        dataclasses.replace(need, internal=-1, reserve=4)
+        MemoryNeed(**{**need, "internal": -1, "reserve": 4})

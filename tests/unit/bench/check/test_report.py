@@ -10,13 +10,8 @@ from rich.console import Console
 from bench.check.coverage import matrix, show_coverage
 from bench.check.coverage_markdown import markdown
 from bench.check.decode import DecodeTimes, TimingRecord
-from bench.check.record import (
-    CheckRecord,
-    Failure,
-    KernelRecord,
-    MemoryRecord,
-    replay_command,
-)
+from bench.check.need import MemoryNeed
+from bench.check.record import CheckRecord, Failure, KernelRecord, replay_command
 from bench.check.report import failure_panel, show, show_replay
 from bench.check.search import Replay
 from bench.machine.environment import Environment
@@ -100,8 +95,8 @@ def times(median_ms: float = 108.26, **changes) -> TimingRecord:
     return TimingRecord(**{**usual, **changes})
 
 
-def memory(policy: str, tokens: int, gib: float) -> MemoryRecord:
-    return MemoryRecord(
+def memory(policy: str, tokens: int, gib: float) -> MemoryNeed:
+    return MemoryNeed(
         policy=policy,
         granule_tokens=tokens,
         token=1,
