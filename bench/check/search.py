@@ -210,16 +210,7 @@ def replay(
 def search(
     plan: SearchPlan, *, advance: Callable[[int], None], stopped: Callable[[], bool]
 ) -> KernelRecord:
-    """Run problems until one fails or all are done. What fails is as it was drawn; see `shrink`.
-
-    Parameters
-    ----------
-    plan
-        What to search.
-    advance
-        Called with the number of problems done, as they are.
-    stopped
-        Whether to end early; the record is then not complete.
+    """Run problems until one fails, all are done, or it is `stopped`. `shrink` makes it smaller.
 
     Raises SubjectError if the kernel supports none of the problems. Raises HarnessError if a child
     fails for a reason that is not the kernel's.

@@ -131,15 +131,6 @@ def figures_of(
 ) -> VariantFigures:
     """Figures of all that one host function launches, from a child of its own.
 
-    Parameters
-    ----------
-    subject
-        `module:function`, `file.py:function` or a built-in name.
-    problem
-        Spec of the batch.
-    target, cache, time_limit_s
-        As in `Plan`.
-
     Raises SubjectError, NotSupported, HarnessError: as in `ask`.
     """
     with start(target, cache=cache, time_limit_s=time_limit_s) as child:
@@ -149,16 +140,7 @@ def figures_of(
 def run_compile(
     plan: Plan, *, progress: Progress | None = None, stop: threading.Event | None = None
 ) -> Compiled:
-    """Compile each variant for each target.
-
-    Parameters
-    ----------
-    plan
-        What, and how.
-    progress
-        Told of each compile that is done.
-    stop
-        Set it to end early; what is done is in the result, which is then not complete.
+    """Compile each variant for each target, until all is done or `stop` is set.
 
     Raises, where nothing could be compiled for it: SubjectError if a variant's name leads to no
     function, HarnessError if what goes wrong is ours.

@@ -154,16 +154,7 @@ def run_campaign(
     tell: Callable[[Tally], None] = lambda _: None,
     stop: threading.Event | None = None,
 ) -> Tally:
-    """Search until the budget is spent, and return what was done and found.
-
-    Parameters
-    ----------
-    campaign
-        What to do.
-    tell
-        Called after each program.
-    stop
-        Set it to end early; what was found until then is returned.
+    """Search until the budget is spent or `stop` is set, and return what was done and found.
 
     Raises whatever is a fault of ours, if nothing was found before it.
     """

@@ -28,14 +28,9 @@ class DatabaseError(BadInput):
 def open_database(name: str, *, local: Path = DEFAULT_FOLDER) -> ExampleDatabase | None:
     """Open the database that a name stands for.
 
-    Parameters
-    ----------
-    name
-        A folder; `redis://HOST:PORT/NUMBER` for one that many machines share; `github:OWNER/REPO`
-        for what a workflow of that repository uploaded as an artifact, which is only read; or
-        `none`.
-    local
-        Folder for what is found here, where the database is only read.
+    A folder; `redis://HOST:PORT/NUMBER` for one that many machines share; `github:OWNER/REPO` for
+    what a workflow of that repository uploaded as an artifact, which is only read, and what is
+    found here goes to the folder `local`; or `none`.
 
     Raises DatabaseError: the name makes no sense, or what it needs is not installed.
     """
@@ -72,13 +67,6 @@ class Drawer(ExampleDatabase):
 
     Hypothesis knows a test by its source. Here the same few lines test every allocator, and what
     they found is to be found again when they have changed.
-
-    Parameters
-    ----------
-    database
-        Where it is kept.
-    name
-        Of the compartment.
     """
 
     def __init__(self, database: ExampleDatabase, name: str) -> None:

@@ -20,17 +20,7 @@ MAX_PAIRED: Final = 16
 def minimise(
     program: Program, still_shows: Callable[[Program], Program | None], *, attempts: int = 1000
 ) -> Program:
-    """Return the smallest program found.
-
-    Parameters
-    ----------
-    program
-        One that shows it.
-    still_shows
-        Runs a program, and returns what was run of it if that shows the same, else None.
-    attempts
-        Programs to run, at most.
-    """
+    """The smallest program found; `still_shows` gives what was run of one that shows the same."""
     left = attempts
     improved = True
     while improved:

@@ -180,15 +180,8 @@ def to_run(
 def read_known(paths: Sequence[Path], allocator: str) -> dict[str, Finding]:
     """Read the known findings of an allocator, by the name of their file.
 
-    Parameters
-    ----------
-    paths
-        Traces, and folders of traces. In folders those of other allocators are left out.
-    allocator
-        Whose they are.
-
-    Raises TraceError: A file cannot be read, is no trace, or is named and that of another
-    allocator.
+    In folders of traces those of other allocators are left out. Raises TraceError: a file cannot
+    be read, is no trace, or is named and that of another allocator.
     """
     known = {}
     for path in paths:

@@ -37,20 +37,7 @@ def draw_each(
 ) -> None:
     """Call `example` with so many, always the same; shrink what it calls `still_wrong` on.
 
-    Parameters
-    ----------
-    strategy
-        Draws the examples.
-    count
-        How many at most.
-    seed_of_draw
-        The same one draws the same.
-    example
-        Returns, or calls `still_wrong`.
-    seen
-        What is not to be drawn again, in words; what is drawn is added. None: anything may be.
-    phases, database
-        As in Hypothesis: what is kept is run first.
+    Nothing in `seen`, in words, is drawn again, and what is drawn is added; None: anything may be.
 
     Raises StillWrong: after shrinking, if an example failed. Raises Flaky if an example failed and
     the same one did not fail again.

@@ -99,20 +99,8 @@ def run_lanes(
 ) -> None:
     """Let `work` ask in so many lanes at once, and return when all of them are done.
 
-    Parameters
-    ----------
-    count
-        Lanes.
-    work
-        Asks until there is nothing left to ask, or `over`.
-    over
-        Whether nothing more is to be asked: what is under way is abandoned after `GRACE_S`.
-    end
-        Called where something raised: nothing more is to be asked.
-    beside
-        Runs at the same time in a thread of its own, such as who draws the questions.
-
-    Raises whatever `work` or `beside` raised first.
+    Once it is `over`, what is under way is abandoned after `GRACE_S`. `beside` runs at the same
+    time, such as who draws the questions. What either raises first is raised after `end` was told.
     """
     lanes = [Lane() for _ in range(count)]
 

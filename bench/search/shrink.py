@@ -29,25 +29,8 @@ Seen = TypeVar("Seen")
 class Shrinking(Generic[Example, Seen]):
     """The attempts at making one failure smaller.
 
-    Parameters
-    ----------
-    run
-        Runs an example; None where nothing is wrong with it.
-    same
-        Whether what is seen of a smaller example is what was seen first; by default anything is.
-    attempts, seconds
-        After so many, or so long, it is small enough; `MAX_SHRINKS` and `SHRINK_LIMIT_S`.
-    stopped
-        Whether to end at once.
-
-    Attributes
-    ----------
-    first, smallest
-        What was seen of the example that was drawn, and of the smallest; None until there is one.
-    attempts
-        Examples that were run.
-    repeats
-        False where the same example did not show it again.
+    `run` gives what is seen of an example, None where nothing is wrong with it. What is seen of a
+    smaller one has to be the `same` as what was seen first.
     """
 
     def __init__(
@@ -62,7 +45,9 @@ class Shrinking(Generic[Example, Seen]):
         self.first: Seen | None = None
         self.smallest: Seen | None = None
         self.attempts = 0
+        """Examples that were run."""
         self.repeats = True
+        """False where the same example did not show it again."""
         self._run = run
         self._same = same
         self._most = MAX_SHRINKS if attempts is None else attempts

@@ -45,6 +45,8 @@ def test_what_was_timed_is_said():
     assert (timed.num_q_heads, timed.num_kv_heads, timed.head_dim) == (4, 2, 16)
     assert (timed.block_size, timed.dtype) == (8, "bfloat16")
     assert timed.copy_gigabytes_per_s is None
+    names = [timing.name for timing in timed.timings]
+    assert names == ["contiguous, torch", "paged, torch", "contiguous, torch SDPA"]
     assert timed.timings[0].ratio == 1.0
 
 

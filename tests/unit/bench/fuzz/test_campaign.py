@@ -215,11 +215,6 @@ def test_an_error_of_ours_is_no_finding(monkeypatch: pytest.MonkeyPatch) -> None
 # When it ends
 
 
-@pytest.mark.parametrize("examples", [1, 2, 50])
-def test_as_many_programs_run_as_were_asked_for(examples: int) -> None:
-    assert run_campaign(campaign(examples=examples)).examples == examples
-
-
 def test_more_than_a_round_is_drawn_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench.fuzz.campaign, "ROUND", 20)
     seen = programs_run(monkeypatch)
@@ -481,13 +476,6 @@ def test_a_drawer_keeps_its_values_whatever_the_test_is_called(key: bytes, kept:
 
 
 # Databases
-
-
-def test_a_folder_is_a_database(tmp_path: Path) -> None:
-    database = open_database(str(tmp_path / "some" / "folder"))
-    assert isinstance(database, DirectoryBasedExampleDatabase)
-    database.save(b"key", b"value")
-    assert set(open_database(str(tmp_path / "some" / "folder")).fetch(b"key")) == {b"value"}
 
 
 def test_none_is_no_database() -> None:

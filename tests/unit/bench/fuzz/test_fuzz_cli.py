@@ -146,19 +146,6 @@ def test_ours_exits_0_and_says_what_was_done(tmp_path: Path) -> None:
     assert not (tmp_path / ".pagedbench" / "findings").exists()
 
 
-def test_without_arguments_the_defaults_are_said_in_the_help() -> None:
-    result = typed("--help")
-    assert result.exit_code == 0
-    for words in (
-        "pagedbench fuzz --allocator my_pool.py:make",
-        "pagedbench fuzz --replay",
-        "Exit codes",
-        "redis://HOST:6379/0",
-        "module:factory",
-    ):
-        assert words in result.stdout, words
-
-
 def test_the_same_seed_does_the_same(tmp_path: Path) -> None:
     runs = [
         fuzzed(tmp_path, "--examples", "40", "--seed", str(seed), "--in-process").record
