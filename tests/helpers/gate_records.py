@@ -9,6 +9,7 @@ from bench.gate.record import (
     BenchmarkRecord,
     ContestantRecord,
     CounterRecord,
+    Design,
     Estimate,
     GateParameters,
     GateRecord,
@@ -57,17 +58,9 @@ def contestant(commit: str | None = "b" * 40, **changes: Any) -> ContestantRecor
 
 def parameters(**changes: Any) -> GateParameters:
     usual = {
-        "alpha": 0.01,
-        "confirm_alpha": 0.05,
-        "family_alpha": 0.05,
-        "margin": 0.01,
-        "equivalence": 0.03,
-        "wall_margin": 0.25,
-        "looks": [9, 13, 19, 28, 40],
-        "confirm_looks": [6, 13, 20],
+        **Design().model_dump(),
         "pairs": 24,
         "turn_s": 0.004,
-        "quarantine_sd": 0.05,
         "plant": 0.0,
         "time_limit_s": 540.0,
         "benchmarks": [],
@@ -77,27 +70,26 @@ def parameters(**changes: Any) -> GateParameters:
     return GateParameters(**{**usual, **changes})
 
 
+def sample(d: float = 0.0, *, base_s: float = 1e-4, **changes: Any) -> Sample:
+    """A launch whose head took exp(d) times as long, and waited exp(d_wall) times as long."""
+    usual = {"launch": 0, "stage": "screen", "d_timer": d, "d_wall": d, **changes}
+    times = {"base_s": base_s, "head_s": base_s * math.exp(d), "base_wall_s": base_s}
+    return Sample(**usual, **times, head_wall_s=base_s * math.exp(usual["d_wall"]))
+
+
 def samples(
     slowdown: float = 0.0, *, count: int = 9, base_s: float = 5e-3, stage: str = "screen"
 ) -> list[Sample]:
     """Launches whose `d` lie around log(1 + slowdown), symmetrically, within 0.4 %."""
-    found = []
-    for launch in range(count):
-        d = math.log1p(slowdown) + 0.001 * (launch - (count - 1) / 2)
-        base = base_s * (1 + 0.002 * launch)
-        times = {"base_s": base, "head_s": base * math.exp(d)}
-        found.append(
-            Sample(
-                launch=launch,
-                stage=stage,
-                d_timer=d,
-                d_wall=d,
-                base_wall_s=base,
-                head_wall_s=base * math.exp(d),
-                **times,
-            )
+    return [
+        sample(
+            math.log1p(slowdown) + 0.001 * (launch - (count - 1) / 2),
+            base_s=base_s * (1 + 0.002 * launch),
+            launch=launch,
+            stage=stage,
         )
-    return found
+        for launch in range(count)
+    ]
 
 
 def benchmark(

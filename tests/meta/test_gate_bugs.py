@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,165 +25,94 @@ import pytest
 from scipy import stats
 
 from bench.gate.contestant import Contestant, standing
-from bench.gate.record import (
-    BenchmarkRecord,
-    CounterRecord,
-    Design,
-    GateRecord,
-    OutputRecord,
-    Sample,
-)
+from bench.gate.record import BenchmarkRecord, Design, GateRecord
 from bench.gate.statistics import p_slower
 from bench.gate.turns import SIDES, Schedule, Workplace, launch, random_order
 from bench.machine.facts import ROOT
 from helpers import gate_records, gate_toys
 from helpers.mutants import Mutant, mutate
 
+SLOWER = 'return _signed_rank(np.asarray(d) - math.log1p(margin), "greater")'
 
-@dataclass(frozen=True)
-class Bug:
-    name: str
-    module: str
-    old: str
-    new: str
-    found_by: str
-
-
-BUGS = [
-    Bug(
-        "every_look_at_the_whole_level",
-        "statistics",
-        "level = design.alpha / len(design.looks)",
-        "level = design.alpha",
-        "suspects at the margin",
-    ),
-    Bug(
-        "no_margin",
-        "statistics",
-        'return _signed_rank(np.asarray(d) - math.log1p(margin), "greater")',
-        'return _signed_rank(np.asarray(d), "greater")',
-        "suspects at the margin",
-    ),
-    Bug(
-        "margin_added",
-        "statistics",
-        'return _signed_rank(np.asarray(d) - math.log1p(margin), "greater")',
-        'return _signed_rank(np.asarray(d) - math.log1p(3 * margin), "greater")',
-        "slowdowns are found",
-    ),
-    Bug(
-        "faster_is_slower",
-        "statistics",
-        'return _signed_rank(np.asarray(d) - math.log1p(margin), "greater")',
-        'return _signed_rank(np.asarray(d) - math.log1p(margin), "less")',
-        "identical code passes",
-    ),
-    Bug(
-        "passes_what_is_not_significant",
-        "statistics",
-        "same = (p_not_slower(seen, design.equivalence) <= level) & ~slow",
-        "same = (p_slower(seen, design.margin) > level) & ~slow",
-        "passes at the bound",
-    ),
-    Bug(
-        "confirmed_by_what_made_it_a_suspect",
-        "statistics",
-        "p = p_slower(confirm[waiting, :look], design.margin)",
-        "p = p_slower(screen[waiting, :look], design.margin)",
-        "fails at the margin",
-    ),
-    Bug(
-        "suspects_fail",
-        "statistics",
-        "failed[waiting] = confirmed\n",
-        "failed[waiting] = True\n",
-        "fails at the margin",
-    ),
-    Bug(
-        "holm_forgets_the_family",
-        "statistics",
-        "values[order] * np.arange(len(values), 0, -1)",
-        "values[order]",
-        "errors of the family",
-    ),
-    Bug(
-        "bounds_too_narrow",
-        "statistics",
-        "<= (1 - confidence) / 2)",
-        "<= 4 * (1 - confidence))",
-        "bounds hold the centre",
-    ),
-    Bug(
-        "one_launch_moves_the_estimate",
-        "statistics",
-        "estimate = float(np.median(walsh))",
-        "estimate = float(np.mean(values))",
-        "a launch gone astray",
-    ),
-    Bug(
-        "verdict_without_confirmation",
-        "verdict",
-        "if found.confirmed and p_holm is not None",
-        "if p_holm is not None",
-        "verdicts of records",
-    ),
-    Bug(
-        "wall_clock_not_looked_at",
-        "verdict",
-        "elif look.p_wall <= level:",
-        "elif look.p_wall < 0:",
-        "verdicts of records",
-    ),
-    Bug(
-        "noise_is_not_said",
-        "verdict",
-        "spread > design.quarantine_sd",
-        "spread > 100 * design.quarantine_sd",
-        "verdicts of records",
-    ),
-    Bug(
-        "confirmation_from_any_launch",
-        "verdict",
-        'confirm = [sample for sample in samples if sample.stage == "confirm"]\n    level',
-        "confirm = list(samples)\n    level",
-        "verdicts of records",
-    ),
-    Bug(
-        "counters_are_only_listed",
-        "verdict",
-        "if counter.fails:",
-        "if counter.fails and counter.limit:",
-        "verdicts of records",
-    ),
-    Bug(
-        "open_is_as_good_as_passed",
-        "verdict",
-        'return "inconclusive", INCONCLUSIVE, f"not decided: {some_of(undecided)}"',
-        'return "pass", RIGHT, f"not decided: {some_of(undecided)}"',
-        "verdicts of records",
-    ),
-    Bug(
-        "outputs_may_differ",
-        "verdict",
-        'wrong = [each for each in outputs if each.verdict == "differs"]',
-        'wrong = [each for each in outputs if each.verdict == "not there"]',
-        "verdicts of records",
-    ),
-    Bug(
-        "nothing_compared_is_a_pass",
-        "verdict",
-        "    if not passed:\n",
-        "    if passed < 0:\n",
-        "verdicts of records",
-    ),
-    Bug(
-        "improvement_fails",
-        "verdict",
-        "if look.p_slow <= level:",
-        "if min(look.p_slow, look.p_fast) <= level:",
-        "verdicts of records",
-    ),
-]
+# What must find them, then the bugs by name: a text of the module that it runs, and the wrong one.
+BUGS = {
+    "suspects at the margin": {
+        "every_look_at_the_whole_level": (
+            "level = design.alpha / len(design.looks)",
+            "level = design.alpha",
+        ),
+        "no_margin": (SLOWER, 'return _signed_rank(np.asarray(d), "greater")'),
+    },
+    "slowdowns are found": {
+        "margin_added": (
+            SLOWER,
+            'return _signed_rank(np.asarray(d) - math.log1p(3 * margin), "greater")',
+        ),
+    },
+    "identical code passes": {
+        "faster_is_slower": (
+            SLOWER,
+            'return _signed_rank(np.asarray(d) - math.log1p(margin), "less")',
+        ),
+    },
+    "passes at the bound": {
+        "passes_what_is_not_significant": (
+            "same = (p_not_slower(seen, design.equivalence) <= level) & ~slow",
+            "same = (p_slower(seen, design.margin) > level) & ~slow",
+        ),
+    },
+    "fails at the margin": {
+        "confirmed_by_what_made_it_a_suspect": (
+            "p = p_slower(confirm[waiting, :look], design.margin)",
+            "p = p_slower(screen[waiting, :look], design.margin)",
+        ),
+        "suspects_fail": ("failed[waiting] = confirmed\n", "failed[waiting] = True\n"),
+    },
+    "errors of the family": {
+        "holm_forgets_the_family": (
+            "values[order] * np.arange(len(values), 0, -1)",
+            "values[order]",
+        ),
+    },
+    "bounds hold the centre": {
+        "bounds_too_narrow": ("<= (1 - confidence) / 2)", "<= 4 * (1 - confidence))"),
+    },
+    "a launch gone astray": {
+        "one_launch_moves_the_estimate": (
+            "estimate = float(np.median(walsh))",
+            "estimate = float(np.mean(values))",
+        ),
+    },
+    "verdicts of records": {
+        "verdict_without_confirmation": (
+            "if found.confirmed and p_holm is not None",
+            "if p_holm is not None",
+        ),
+        "wall_clock_not_looked_at": ("elif look.p_wall <= level:", "elif look.p_wall < 0:"),
+        "noise_is_not_said": (
+            "spread > design.quarantine_sd",
+            "spread > 100 * design.quarantine_sd",
+        ),
+        "confirmation_from_any_launch": (
+            'confirm = [sample for sample in samples if sample.stage == "confirm"]\n    level',
+            "confirm = list(samples)\n    level",
+        ),
+        "counters_are_only_listed": ("if counter.fails:", "if counter.fails and counter.limit:"),
+        "open_is_as_good_as_passed": (
+            'return "inconclusive", INCONCLUSIVE, f"not decided: {some_of(undecided)}"',
+            'return "pass", RIGHT, f"not decided: {some_of(undecided)}"',
+        ),
+        "outputs_may_differ": (
+            'wrong = [each for each in outputs if each.verdict == "differs"]',
+            'wrong = [each for each in outputs if each.verdict == "not there"]',
+        ),
+        "nothing_compared_is_a_pass": ("    if not passed:\n", "    if passed < 0:\n"),
+        "improvement_fails": (
+            "if look.p_slow <= level:",
+            "if min(look.p_slow, look.p_fast) <= level:",
+        ),
+    },
+}
 
 
 def source_of(module: str) -> str:
@@ -195,11 +123,11 @@ def source_of(module: str) -> str:
 
 
 @contextmanager
-def planted(bug: Bug | None, module: str) -> Iterator[ModuleType]:
+def planted(module: str, bug: str = "", *change: tuple[str, str]) -> Iterator[ModuleType]:
     """A module of the gate, with a bug in it."""
     source = source_of(module)
-    if bug is not None:
-        source = mutate(Mutant(bug.name, f"../bench/gate/{module}", ((bug.old, bug.new),)), source)
+    if bug:
+        source = mutate(Mutant(bug, f"../bench/gate/{module}", change), source)
     name = f"wrong_gate_{module}"
     made = ModuleType(name)
     sys.modules[name] = made  # dataclasses look their module up
@@ -290,68 +218,29 @@ def fresh(centre: float, count: int, *, wall: float | None = None) -> Any:
     return [("confirm", centre, wall, 0.004)] * count
 
 
-def benchmark(key: str, launches: Sequence[Any], **changes: Any) -> BenchmarkRecord:
+def benchmark(key: str, launches: Sequence[Any]) -> BenchmarkRecord:
     rng = np.random.default_rng(sum(map(ord, key)))
     samples = []
     for index, (stage, centre, wall, spread) in enumerate(launches):
         d = math.log1p(centre) + rng.normal(0.0, spread)
         waits = d if wall is None else math.log1p(wall) + rng.normal(0.0, spread)
-        samples.append(
-            Sample(
-                launch=index,
-                stage=stage,
-                d_timer=d,
-                d_wall=waits,
-                base_s=1e-4,
-                head_s=1e-4 * math.exp(d),
-                base_wall_s=1e-4,
-                head_wall_s=1e-4 * math.exp(waits),
-            )
-        )
-    usual: dict[str, Any] = {
-        "key": key,
-        "title": key,
-        "timed": True,
-        "number": 10,
-        "samples": samples,
-        "verdict": "not run",
-        "reason": "",
-    }
-    return BenchmarkRecord(**{**usual, **changes})
+        samples.append(gate_records.sample(d, stage=stage, launch=index, d_wall=waits))
+    return gate_records.benchmark(key, samples=samples, verdict="not run")
 
 
 def record(*benchmarks: BenchmarkRecord, **changes: Any) -> GateRecord:
-    design = Design()
-    made = gate_records.gate_record(benchmarks=list(benchmarks))
-    parameters = gate_records.parameters(looks=design.looks, confirm_looks=design.confirm_looks)
-    empty: dict[str, Any] = {"counters": [], "outputs": [], "verdict": "pass", "complete": True}
-    return made.model_copy(update={"parameters": parameters, **empty, **changes})
+    usual = {"benchmarks": list(benchmarks), "counters": [], "outputs": []}
+    return gate_records.gate_record(**{**usual, **changes})
 
 
-WORSE = CounterRecord(
-    benchmark="a",
-    name="bytes",
-    unit="bytes",
-    base=100,
-    head=101,
-    more_is_better=False,
-    change=0.01,
-    limit=0.0,
-    verdict="worse",
-    fails=True,
-)
-DIFFERS = OutputRecord(benchmark="a", name="out", verdict="differs", note="1 of 3")
+WORSE = gate_records.counter("a", "bytes", head=1010, change=0.01, verdict="worse", fails=True)
+DIFFERS = gate_records.output("differs", note="1 of 3")
 
 # A record, the exit code that it must have, and the verdict of its first benchmark.
 KNOWN: list[tuple[str, Callable[[], GateRecord], int, str]] = [
     ("identical", lambda: record(benchmark("a", steady(0.0, 9))), 0, "pass"),
     ("faster", lambda: record(benchmark("a", steady(-0.1, 9))), 0, "pass"),
-    (
-        "slower",
-        lambda: record(benchmark("a", steady(0.05, 9) + fresh(0.05, 6))),
-        1,
-        "fail",
-    ),
+    ("slower", lambda: record(benchmark("a", steady(0.05, 9) + fresh(0.05, 6))), 1, "fail"),
     ("suspect", lambda: record(benchmark("a", steady(0.05, 9))), 3, "inconclusive"),
     (
         "cleared",
@@ -365,12 +254,7 @@ KNOWN: list[tuple[str, Callable[[], GateRecord], int, str]] = [
         1,
         "fail",
     ),
-    (
-        "noisy",
-        lambda: record(benchmark("a", steady(0.02, 13, spread=0.3))),
-        3,
-        "inconclusive",
-    ),
+    ("noisy", lambda: record(benchmark("a", steady(0.02, 13, spread=0.3))), 3, "inconclusive"),
     ("open", lambda: record(benchmark("a", steady(0.02, 8))), 3, "inconclusive"),
     ("counted", lambda: record(benchmark("a", steady(0.0, 9)), counters=[WORSE]), 1, "fail"),
     ("differs", lambda: record(benchmark("a", steady(0.0, 9)), outputs=[DIFFERS]), 5, "pass"),
@@ -405,14 +289,14 @@ MODULE_OF = {name: "verdict" if "records" in name else "statistics" for name in 
 
 @pytest.mark.parametrize("check", CHECKS)
 def test_the_gate_as_it_is_passes_every_check(check: str) -> None:
-    with planted(None, MODULE_OF[check]) as module:
+    with planted(MODULE_OF[check]) as module:
         assert not CHECKS[check](module)
 
 
-@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
-def test_a_wrong_gate_is_found(bug: Bug) -> None:
-    with planted(bug, bug.module) as module:
-        assert CHECKS[bug.found_by](module)
+@pytest.mark.parametrize(("check", "bug"), [(check, bug) for check in BUGS for bug in BUGS[check]])
+def test_a_wrong_gate_is_found(check: str, bug: str) -> None:
+    with planted(MODULE_OF[check], bug, BUGS[check][bug]) as module:
+        assert CHECKS[check](module)
 
 
 # Who is prepared second in a launch is slower throughout it, as a second process may be that finds

@@ -58,6 +58,12 @@ def load(project: AsvProject, exported, which=0) -> Results:
     return Results.load(str(exported.paths[which]))
 
 
+@pytest.fixture
+def pair(tmp_path) -> AsvProject:
+    """Two commits."""
+    return make_project(tmp_path / "repo", commits=2)
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> AsvProject:
     """Eight commits gated one after another; from the fifth on slower by 20 %, and wasteful."""
@@ -70,13 +76,12 @@ def project(tmp_path_factory) -> AsvProject:
     return project
 
 
-def test_asv_reads_medians_of_launches_as_samples(tmp_path):
-    project = make_project(tmp_path / "repo", commits=2)
-    record = one_pair(*project.commits, slowdown=0.05)
-    exported = export(record, project.results, project.folder)
+def test_asv_reads_medians_of_launches_as_samples(pair):
+    record = one_pair(*pair.commits, slowdown=0.05)
+    exported = export(record, pair.results, pair.folder)
     assert exported.left_out == ()
-    head = load(project, exported, 1)
-    assert head.commit_hash == project.commits[1]
+    head = load(pair, exported, 1)
+    assert head.commit_hash == pair.commits[1]
     (stored,) = head.get_result_samples(DECODE, [])
     assert stored == [sample.head_s for sample in record.benchmarks[0].samples]
     (stats,) = head.get_result_stats(DECODE, [])
@@ -86,28 +91,25 @@ def test_asv_reads_medians_of_launches_as_samples(tmp_path):
     assert head.get_result_value("gate_more.waste.blocks.hit_tokens", []) == [1000.0]
 
 
-def test_throughput_is_bytes_over_the_median_time(tmp_path):
-    project = make_project(tmp_path / "repo", commits=2)
-    exported = export(one_pair(*project.commits, base_s=4e-3), project.results, project.folder)
+def test_throughput_is_bytes_over_the_median_time(pair):
+    exported = export(one_pair(*pair.commits, base_s=4e-3), pair.results, pair.folder)
     # 5 MB in the median of 4 ms * (1 + 0.002 * launch), launches 0 to 8.
     expected = 5e6 / (4e-3 * 1.008) / 1e9
-    (value,) = load(project, exported).get_result_value(THROUGHPUT, [])
+    (value,) = load(pair, exported).get_result_value(THROUGHPUT, [])
     assert value == pytest.approx(expected)
 
 
-def test_exporting_twice_adds_nothing_and_another_run_adds_its_launches(tmp_path):
-    project = make_project(tmp_path / "repo", commits=2)
-    first = one_pair(*project.commits)
-    second = one_pair(*project.commits, base_s=5.5e-3, started_at="2026-01-03T00:00:00+00:00")
+def test_exporting_twice_adds_nothing_and_another_run_adds_its_launches(pair):
+    first = one_pair(*pair.commits)
+    second = one_pair(*pair.commits, base_s=5.5e-3, started_at="2026-01-03T00:00:00+00:00")
     for record in (first, first, second, first, second):
-        exported = export(record, project.results, project.folder)
-    (stored,) = load(project, exported).get_result_samples(DECODE, [])
+        exported = export(record, pair.results, pair.folder)
+    (stored,) = load(pair, exported).get_result_samples(DECODE, [])
     assert len(stored) == 18
 
 
-def test_keys_are_kept_apart_by_asv(tmp_path):
-    project = make_project(tmp_path / "repo", commits=2)
-    base, head = project.commits
+def test_keys_are_kept_apart_by_asv(pair):
+    base, head = pair.commits
     other = environment(torch="2.12.0+cpu")
     record = one_pair(base, head, head=contestant(head, environment=other))
     gpu = environment(device="NVIDIA H100", driver="580.1", cuda="13.0", timer="cuda_event")
@@ -116,14 +118,14 @@ def test_keys_are_kept_apart_by_asv(tmp_path):
     )
     names = set()
     for each in (record, record_of_gpu):
-        names |= {path.name for path in export(each, project.results, project.folder).paths}
+        names |= {path.name for path in export(each, pair.results, pair.folder).paths}
     assert len(names) == 4
     assert len({machine_of(each)["machine"] for each in (environment(), other, gpu)}) == 2
-    project.publish()
-    index = json.loads((project.html / "index.json").read_text())
+    pair.publish()
+    index = json.loads((pair.html / "index.json").read_text())
     assert set(index["params"]["torch"]) == {"2.13.0+cpu", "2.12.0+cpu"}
     assert set(index["params"]["timer"]) == {"process_time", "cuda_event"}
-    graphs = {str(p) for p in (project.html / "graphs").rglob(f"{DECODE}.json")}
+    graphs = {str(p) for p in (pair.html / "graphs").rglob(f"{DECODE}.json")}
     assert len([each for each in graphs if "summary" not in each]) == 3
 
 
@@ -146,20 +148,18 @@ def test_update_of_the_kernel_is_the_same_machine():
         ({"head": contestant("a" * 40, environment=None)}, "never said"),
     ],
 )
-def test_side_that_is_no_result_of_a_commit_is_left_out_and_said(tmp_path, changes, why):
-    project = make_project(tmp_path / "repo", commits=2)
-    exported = export(one_pair(*project.commits, **changes), project.results, project.folder)
+def test_side_that_is_no_result_of_a_commit_is_left_out_and_said(pair, changes, why):
+    exported = export(one_pair(*pair.commits, **changes), pair.results, pair.folder)
     assert len(exported.paths) == 1
     (said,) = exported.left_out
     assert said.startswith("head ")
     assert why in said
 
 
-def test_two_keys_of_one_name_are_refused(tmp_path):
-    project = make_project(tmp_path / "repo", commits=2)
+def test_two_keys_of_one_name_are_refused(pair):
     twins = [benchmark("decode/a=1"), benchmark("decode/a 1")]
     with pytest.raises(ExportError, match=r"both gate\.decode\.a_1\.time"):
-        export(one_pair(*project.commits, benchmarks=twins), project.results, project.folder)
+        export(one_pair(*pair.commits, benchmarks=twins), pair.results, pair.folder)
 
 
 def test_hostile_key_is_a_safe_name():

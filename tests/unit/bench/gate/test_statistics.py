@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from bench.gate.record import Design, Sample, Stage
+from bench.gate.record import Design, Sample
 from bench.gate.statistics import (
     decide_many,
     hodges_lehmann,
@@ -21,7 +21,7 @@ from bench.gate.statistics import (
     two_stage_p,
 )
 from bench.gate.verdict import examine, judge
-from helpers.gate_records import benchmark, gate_record, samples
+from helpers.gate_records import benchmark, gate_record, sample, samples
 from helpers.profiles import examples
 
 DESIGN = Design()
@@ -41,10 +41,7 @@ def test_p_values_are_those_of_the_exact_signed_rank_test() -> None:
     # The smallest of nine is negative: 2 of 512 assignments are as extreme.
     d[0] = math.log1p(0.01) - 0.001
     assert p_slower(d, 0.01) == pytest.approx(2 / 512)
-
-
-def test_no_difference_at_all_is_no_evidence() -> None:
-    assert p_slower([math.log1p(0.01)] * 9, 0.01) == 1.0
+    assert p_slower([math.log1p(0.01)] * 9, 0.01) == 1.0, "no difference is no evidence"
 
 
 def test_a_stack_of_gates_has_the_p_values_of_each() -> None:
@@ -218,33 +215,20 @@ def test_many_gates_at_once_are_judged_as_each_alone(slowdown: float) -> None:
     confirm = rng.normal(math.log1p(slowdown), 0.02, (trials, 20))
     many = decide_many(screen, confirm, design)
     for trial in range(trials):
-        samples: list[Sample] = []
-        while not (found := examine(samples, design)).over:
+        taken: list[Sample] = []
+        while not (found := examine(taken, design)).over:
             if found.suspect is None:
-                size = next(look for look in design.looks if look > len(samples))
-                samples = [sample("screen", d) for d in screen[trial, :size]]
+                size = next(look for look in design.looks if look > len(taken))
+                taken = [sample(d) for d in screen[trial, :size]]
             else:
-                screened = [each for each in samples if each.stage == "screen"]
-                done = len(samples) - len(screened)
+                screened = [each for each in taken if each.stage == "screen"]
+                done = len(taken) - len(screened)
                 size = next(look for look in design.confirm_looks if look > done)
-                samples = screened + [sample("confirm", d) for d in confirm[trial, :size]]
+                taken = screened + [sample(d, stage="confirm") for d in confirm[trial, :size]]
         assert (found.confirmed, found.passed) == (many.failed[trial], many.passed[trial])
-        assert len(samples) == many.launches[trial]
+        assert len(taken) == many.launches[trial]
 
 
 def test_one_launch_is_no_launches() -> None:
     record = gate_record(benchmarks=[benchmark(samples=samples(count=1))], complete=False)
     assert judge(record).benchmarks[0].reason == "the run was cut short after 1 launch"
-
-
-def sample(stage: Stage, d: float) -> Sample:
-    return Sample(
-        launch=0,
-        stage=stage,
-        d_timer=d,
-        d_wall=d,
-        base_s=1.0,
-        head_s=1.0,
-        base_wall_s=1.0,
-        head_wall_s=1.0,
-    )
