@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Self
 
 from bench.machine.facts import ROOT
 from bench.throughput.candidates import Absent, Candidate
@@ -26,27 +26,13 @@ WORK: Final = ("planning", "calling", "timing")
 """What a subject may be at, as the child says it."""
 
 
-class Process(Protocol):
-    """What is needed of `subjects.process.SubjectProcess`."""
-
-    def ask(self, question: Mapping[str, Any], *, limit_s: float | None = None) -> dict[str, Any]:
-        """Send a question and wait for its answer."""
-
-    def next_answer(self, *, limit_s: float | None = None) -> dict[str, Any]:
-        """Wait for another answer."""
-
-    def close(self) -> None:
-        """End the process, if there is one."""
-
-
 class Ended(Exception):
-    """A subject ended the process, or was ended for its silence."""
+    """A subject ended the process, or was ended with it for its silence."""
 
-    def __init__(self, name: str, *, why: str, planned_too_long: bool) -> None:
+    def __init__(self, name: str, *, why: str) -> None:
         super().__init__(f"{name}: {why}")
         self.name = name
         self.why = why
-        self.planned_too_long = planned_too_long
 
 
 def start(device: str) -> SubjectProcess:
@@ -62,7 +48,9 @@ def start(device: str) -> SubjectProcess:
 class Child:
     """The measuring process; after a death the next question starts another one."""
 
-    def __init__(self, process: Process, *, splits: Sequence[int | None], time_limit_s: float):
+    def __init__(
+        self, process: SubjectProcess, *, splits: Sequence[int | None], time_limit_s: float
+    ):
         self._process = process
         self._splits = list(splits)
         self._limit_s = time_limit_s
@@ -104,7 +92,7 @@ class Child:
             if each.subject not in self._knows:
                 found = self.find(each.subject)
                 if isinstance(found, Absent):
-                    raise Ended(each.name, why=found.why, planned_too_long=False)
+                    raise Ended(each.name, why=found.why)
         self._ask({"do": "inputs", "problem": problem, "copies": copies})
 
     def plan(self, name: str) -> str:
@@ -117,7 +105,7 @@ class Child:
         if answer.get("spent"):
             self._process.close()
             self._knows.clear()
-            raise Ended(name, why=raised, planned_too_long=False)
+            raise Ended(name, why=raised)
         return raised
 
     def rounds(
@@ -156,13 +144,7 @@ class Child:
             self._knows.clear()
             if not self._at:
                 raise RuntimeError(f"the measuring process {death.how}") from None
-            raise self._ended(death) from None
+            how = death.how.splitlines()[0].removesuffix(": Stack (most recent call first):")
+            remedy = "; give it more with --time-limit" if death.timed_out else ""
+            raise Ended(self._at, why=f"{self._doing} it, the process {how}{remedy}") from None
         return answer
-
-    def _ended(self, death: SubjectDied) -> Ended:
-        slow = death.timed_out and self._doing == "planning"
-        how = death.how.splitlines()[0].removesuffix(": Stack (most recent call first):")
-        why = f"{self._doing} it, the process {how}"
-        if slow:
-            why = f"took longer than {self._limit_s:g} s to plan; give it more with --time-limit"
-        return Ended(self._at, why=why, planned_too_long=slow)

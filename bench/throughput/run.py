@@ -24,7 +24,7 @@ from bench.machine.roof import RoofRecord, measure_roof
 from bench.machine.timing import COLD_FACTOR, Device, Times, median_interval, paired_ratio
 from bench.throughput.bars import judge_bars
 from bench.throughput.candidates import Absent, Candidate
-from bench.throughput.child import Child, Ended, Process, start
+from bench.throughput.child import Child, Ended, start
 from bench.throughput.points import Point
 from bench.throughput.record import (
     FAULTS,
@@ -35,6 +35,7 @@ from bench.throughput.record import (
     ThroughputRecord,
 )
 from bench.throughput.tensors import Sample, copies_that_fit, make_samples
+from subjects.process import SubjectProcess
 
 WARM_UP: Final = 2
 
@@ -70,7 +71,7 @@ def run_throughput(
     *,
     progress: Progress,
     stop: threading.Event,
-    process: Process | None = None,
+    process: SubjectProcess | None = None,
 ) -> ThroughputRecord:
     """Time everything; if `stop` is set, what has been timed until then.
 
@@ -154,10 +155,8 @@ class _Run:
                 self._measure(point, samples, present, subjects)
                 break
             except Ended as death:
-                status: Status = "not run" if death.planned_too_long else "died"
-                subjects[death.name] = _not_timed(present.pop(death.name), status, death.why)
-                if not death.planned_too_long:
-                    self.dead[death.name] = point.name
+                subjects[death.name] = _not_timed(present.pop(death.name), "died", death.why)
+                self.dead[death.name] = point.name
         for name, each in present.items():
             if self.stop.is_set() and not subjects[name].why and not subjects[name].cold_s:
                 subjects[name] = _not_timed(each, "interrupted")
