@@ -1,10 +1,12 @@
-"""`parametrize_with_checks` in somebody else's test file, run by a pytest of its own."""
+"""`parametrize_with_checks` in somebody else's test files, run by one pytest of their own."""
 
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -44,191 +46,71 @@ def wrong_in_e5m2(batch):
     paged_attention(batch)
     if batch.key_cache.dtype == torch.float8_e5m2 and batch.max_seq_len > 40:
         batch.out.mul_(1.5)
-"""
 
 
-@dataclass
-class Run:
-    outcomes: dict[str, str]
-    text: str
-    code: int
-
-
-@pytest.fixture
-def theirs(tmp_path):
-    """Run a test file of theirs that holds these lines; outcomes by the test's id."""
-    (tmp_path / "my_kernel.py").write_text(KERNELS)
-    (tmp_path / "pytest.ini").write_text("[pytest]\n")
-
-    def run(lines: str, *arguments: str) -> Run:
-        (tmp_path / "test_theirs.py").write_text(
-            "import pytest\n"
-            "from bench.check.testing import ExpectedFailure, parametrize_with_checks\n"
-            "from my_kernel import right, small, wrong_in_e5m2\n"
-            f"{lines}\n"
-            "def test_kernel(kernel, check):\n    check(kernel)\n"
-        )
-        environment = {
-            **{k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")},
-            "PYTHONPATH": str(ROOT),
-            "COLUMNS": "200",
-        }
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-v", "-rsx", "-p", "no:cacheprovider", *arguments],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        found = re.findall(r"^test_theirs\.py::test_kernel\[(\S+)\] ([A-Z]+)", done.stdout, re.M)
-        return Run(dict(found), done.stdout + done.stderr, done.returncode)
-
-    return run
-
-
-def test_a_right_kernel_passes_what_can_be_shown_and_the_rest_is_skipped_with_reasons(theirs):
-    run = theirs("@parametrize_with_checks([right], problems=5)")
-    skipped = {"right-memory", "right-last-row", "right-growth"}
-    assert run.code == 0, run.text
-    assert run.outcomes == {
-        f"right-{name}": "SKIPPED" if f"right-{name}" in skipped else "PASSED" for name in NAMES
-    }
-    assert re.search(r"memory: (the kernel launched no|only) Triton kernel", run.text)
-    assert "growth: my_kernel.py:right supports no problem that can show it" in run.text
-
-
-@pytest.mark.slow
-def test_a_wrong_kernel_fails_with_the_smallest_problem_and_the_command_that_replays_it(
-    theirs, tmp_path
-):
-    run = theirs("@parametrize_with_checks([wrong_in_e5m2])", "-k", "truth or repeated")
-    assert run.code == 1
-    assert run.outcomes == {"wrong_in_e5m2-truth": "FAILED", "wrong_in_e5m2-repeated": "PASSED"}
-    law = next(check.law for check in CHECKS if check.name == "truth")
-    assert f"my_kernel.py:wrong_in_e5m2 fails truth: {law}" in run.text
-    assert re.search(r"^  seen     out\[token 0, head 0\] is \S+, the truth is", run.text, re.M)
-    spec = re.search(r"^  problem  (.*)$", run.text, re.M)[1]
-    problem = AttentionProblem.parse(spec)
-    assert [(r.query_len, r.seq_len) for r in problem.requests] == [(1, 41)]
-    assert problem.kv_dtype == "e5m2"
-    assert "Traceback" not in run.text
-    command = re.search(r"^  replay   pagedbench (check .*)$", run.text, re.M)[1]
-    again = subprocess.run(
-        f"{sys.executable} -m bench.cli {command}",
-        shell=True,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert again.returncode == 1, again.stderr
-    assert re.search(r"^truth +failed +out\[token 0, head 0\]", again.stdout, re.M)
-
-
-EXPECTED = f"""
-@parametrize_with_checks([wrong_in_e5m2], problems=40, expected_failures=[ExpectedFailure(
-    kernel="wrong_in_e5m2", check="CHECK", when=WHEN, reason="{URL}")])
-"""
-
-
-def expecting(check: str, *when: str) -> str:
-    return EXPECTED.replace("CHECK", check).replace("WHEN", str(list(when)))
-
-
-def test_an_expected_failure_is_an_xfail_with_its_reason(theirs):
-    run = theirs(expecting("truth", "kv_dtype=e5m2"), "-k", "truth or repeated")
-    assert run.code == 0, run.text
-    assert run.outcomes == {"wrong_in_e5m2-truth": "XFAIL", "wrong_in_e5m2-repeated": "PASSED"}
-    said = r"wrong_in_e5m2 truth \[kv_dtype=e5m2\] fails (\d+) of (\d+) problems, as expected: "
-    failed, covered = map(int, re.search(said + re.escape(URL), run.text).groups())
-    assert 1 < failed < covered  # it goes on after the first; short contexts pass
-    assert "warning" not in run.text
-
-
-def test_what_an_expected_failure_does_not_cover_fails_all_the_same(theirs):
-    run = theirs(expecting("truth", "kv_dtype=e5m2", "window"), "-k", "truth")
-    assert run.outcomes == {"wrong_in_e5m2-truth": "FAILED"}
-    spec = re.search(r"^  problem  (.*)$", run.text, re.M)[1]
-    assert "kv=e5m2" in spec
-    assert "window" not in spec
-
-
-@pytest.mark.slow
-def test_expected_failures_that_do_not_happen_are_warnings_of_their_own(theirs):
-    stale = f"{expecting('repeated')}def test_stale(kernel, check):\n    check(kernel)\n\n"
-    lines = stale + expecting("repeated", "head_dim=72")
-    run = theirs(lines, "-k", "repeated")
-    assert run.code == 0
-    assert "2 passed" in run.text
-    said = "StaleExpectedFailure: wrong_in_e5m2 repeated no longer fails: passed "
-    assert said in run.text
-    said = "UnmetExpectedFailure: wrong_in_e5m2 repeated [head_dim=72] met no problem"
-    assert said in run.text
-    room = "error::bench.check.testing"
-    for strict, failed in (("Stale", "test_stale"), ("Unmet", "test_kernel")):
-        run = theirs(lines, "-k", f"{failed} and repeated", "-W", f"{room}.{strict}ExpectedFailure")
-        assert "1 failed" in run.text
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ((f'reason="{URL}"', 'reason="todo"'), "reason='todo' for wrong_in_e5m2 truth: give the"),
-        (('"wrong_in_e5m2"', '"right"'), "right truth is about none of my_kernel.py:wrong_in_e5m2"),
-    ],
-    ids=["reason", "kernel"],
-)
-def test_an_expected_failure_that_says_nothing_stops_the_file(change, said, theirs):
-    run = theirs(expecting("truth").replace(*change))
-    assert run.code == 2
-    assert run.outcomes == {}
-    assert said in run.text
-
-
-def test_a_file_of_expected_failures_serves_tests_and_command_line(theirs, tmp_path):
-    (tmp_path / "expected.toml").write_text(
-        '[[expected]]\nkernel = "my_kernel.py:wrong_in_e5m2"\ncheck = "truth"\n'
-        f'when = ["kv_dtype=e5m2"]\nreason = "{URL}"\n'
-        f'[[expected]]\nkernel = "other.py:f"\ncheck = "truth"\nreason = "{URL}"\n'
-    )
-    lines = "@parametrize_with_checks([wrong_in_e5m2], expected_failures='expected.toml')"
-    run = theirs(lines, "-k", "truth")
-    assert run.outcomes == {"wrong_in_e5m2-truth": "XFAIL"}
-    assert "UnmetExpectedFailure: expected.toml: other.py:f truth is about none of" in run.text
-
-
-LOCAL = """
 def made():
     def local(batch):
         batch.out.zero_()
     local.capabilities = small
     return local
+"""
 
-@parametrize_with_checks([made()], problems=3)
+# Leaves out what no test below asks for, and writes down what pytest says of each case.
+CONFTEST = """
+import json
+import pathlib
+
+def pytest_collection_modifyitems(config, items):
+    def asked(item):
+        only = getattr(item.module, "ONLY", None)
+        return only is None or item.callspec.id.partition("-")[2] in only
+    items[:] = filter(asked, items)
+
+def say(**said):
+    with open("said.jsonl", "a") as file:
+        file.write(json.dumps(said) + "\\n")
+
+def pytest_collectreport(report):
+    if report.failed:
+        say(case=report.nodeid, outcome="refused", text=str(report.longrepr))
+
+def pytest_runtest_logreport(report):
+    if report.when == "call":
+        expected = hasattr(report, "wasxfail")
+        text = report.wasxfail if expected else str(report.longrepr)
+        say(case=report.nodeid, outcome="xfailed" if expected else report.outcome, text=text)
+
+def pytest_warning_recorded(warning_message, nodeid):
+    kind = warning_message.category.__name__
+    place = nodeid or pathlib.Path(warning_message.filename).name  # of a file that is collected
+    say(case=place, warning=f"{kind}: {warning_message.message}")
 """
 
 
-def test_a_kernel_that_the_command_line_cannot_find_is_said_to(theirs):
-    run = theirs(LOCAL, "-k", "truth")
-    assert run.code == 1
-    assert "made.<locals>.local fails truth" in run.text
-    assert "pagedbench check cannot find made.<locals>.local: make it a function" in run.text
+def expecting(check: str, *when: str) -> str:
+    return (
+        "@parametrize_with_checks([wrong_in_e5m2], problems=40, expected_failures=["
+        f"ExpectedFailure(kernel='wrong_in_e5m2', check={check!r}, when={list(when)}, "
+        f"reason='{URL}')])"
+    )
 
 
-def test_names_of_kernels_do_as_well_and_several_kernels_keep_their_ids(theirs):
-    lines = "@parametrize_with_checks(['my_kernel.py:right', wrong_in_e5m2], problems=2)"
-    run = theirs(lines, "--collect-only", "-q")
-    assert re.findall(r"test_kernel\[(\S+)\]", run.text) == [
-        f"{kernel}-{name}" for kernel in ("right", "wrong_in_e5m2") for name in NAMES
-    ]
+def strict(kind: str) -> str:
+    return f"@pytest.mark.filterwarnings('error::bench.check.testing.{kind}ExpectedFailure')\n"
 
 
-def test_a_triton_kernel_is_watched(theirs):
-    run = theirs("@parametrize_with_checks(['triton'], problems=3)", "-k", "memory or truth")
-    assert run.outcomes == {"triton-memory": "PASSED", "triton-truth": "PASSED"}, run.text
+EXPECTED_FILE = f"""
+[[expected]]
+kernel = "my_kernel.py:wrong_in_e5m2"
+check = "truth"
+when = ["kv_dtype=e5m2"]
+reason = "{URL}"
 
+[[expected]]
+kernel = "other.py:f"
+check = "truth"
+reason = "{URL}"
+"""
 
 PEEKS = """
 import triton
@@ -252,15 +134,196 @@ right_but_peeks.capabilities = small
 @parametrize_with_checks([right_but_peeks], problems=20)
 """
 
+THEIRS: dict[str, tuple[str, tuple[str, ...] | None]] = {
+    "right": ("@parametrize_with_checks([right], problems=5)", None),
+    "wrong": ("@parametrize_with_checks([wrong_in_e5m2])", ("truth", "repeated")),
+    "expected": (expecting("truth", "kv_dtype=e5m2"), ("truth", "repeated")),
+    "narrow": (expecting("truth", "kv_dtype=e5m2", "window"), ("truth",)),
+    "stale": (expecting("repeated"), ("repeated",)),
+    "unmet": (expecting("repeated", "head_dim=72"), ("repeated",)),
+    "stale_strictly": (strict("Stale") + expecting("repeated"), ("repeated",)),
+    "unmet_strictly": (strict("Unmet") + expecting("repeated", "head_dim=72"), ("repeated",)),
+    "no_reason": (expecting("truth").replace(URL, "todo"), ("truth",)),
+    "no_kernel": (expecting("truth").replace("'wrong_in_e5m2'", "'right'"), ("truth",)),
+    "file": (
+        "@parametrize_with_checks([wrong_in_e5m2], expected_failures='expected.toml')",
+        ("truth",),
+    ),
+    "local": ("@parametrize_with_checks([made()], problems=3)", ("truth",)),
+    "triton": ("@parametrize_with_checks(['triton'], problems=3)", ("memory", "truth")),
+    "peeks": (PEEKS, ("memory", "truth")),
+}
+"""What stands in a test file of theirs, by its name, and the checks that are run (None: all)."""
 
-def test_a_read_that_changes_no_answer_is_seen_in_a_triton_kernel(theirs):
-    run = theirs(PEEKS, "-k", "memory or truth")
-    assert run.outcomes == {"right_but_peeks-memory": "FAILED", "right_but_peeks-truth": "PASSED"}
-    assert re.search(r"^  seen     .*key_cache", run.text, re.M), run.text
-    spec = re.search(r"^  problem  (.*)$", run.text, re.M)[1]
-    (request,) = AttentionProblem.parse(spec).requests
+
+@dataclass
+class Cases:
+    """What pytest said of one test file."""
+
+    outcomes: dict[str, str] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.texts.values())
+
+    @property
+    def problem(self) -> str:
+        return re.search(r"^  problem  (.*)$", self.text, re.M)[1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A project of somebody else, with all their test files."""
+    folder = tmp_path_factory.mktemp("theirs")
+    for name, text in {
+        "my_kernel.py": KERNELS,
+        "conftest.py": CONFTEST,
+        "pytest.ini": "[pytest]\n",
+        "expected.toml": EXPECTED_FILE,
+    }.items():
+        (folder / name).write_text(text)
+    for name, (lines, only) in THEIRS.items():
+        (folder / f"test_{name}.py").write_text(
+            "import pytest\n"
+            "from bench.check.testing import ExpectedFailure, parametrize_with_checks\n"
+            "from my_kernel import made, right, small, wrong_in_e5m2\n"
+            f"ONLY = {only}\n{lines}\ndef test_kernel(kernel, check):\n    check(kernel)\n"
+        )
+    return folder
+
+
+def python(folder, *arguments):
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={**inherited, "PYTHONPATH": str(ROOT), "COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def theirs(folder):
+    """Run all of their test files once; the cases of each by its name."""
+    go_on = "--continue-on-collection-errors"
+    done = python(folder, "-m", "pytest", "-p", "no:cacheprovider", go_on)
+    assert done.returncode == 1, done.stdout + done.stderr
+    found = {name: Cases() for name in THEIRS}
+    for line in (folder / "said.jsonl").read_text().splitlines():
+        said = json.loads(line)
+        name, case = re.match(r"test_(\w+)\.py(?:::test_kernel\[(.*)\])?", said["case"]).groups()
+        if "warning" in said:
+            found[name].warnings.append(said["warning"])
+        else:
+            found[name].outcomes[case] = said["outcome"]
+            found[name].texts[case] = said["text"]
+    return found
+
+
+SHOWS_NOTHING = {"right-memory", "right-last-row", "right-growth"}
+
+
+@pytest.mark.parametrize(
+    ("name", "outcomes"),
+    [
+        (
+            "right",
+            {f"right-{name}": "passed" for name in NAMES} | dict.fromkeys(SHOWS_NOTHING, "skipped"),
+        ),
+        ("wrong", {"wrong_in_e5m2-truth": "failed", "wrong_in_e5m2-repeated": "passed"}),
+        ("expected", {"wrong_in_e5m2-truth": "xfailed", "wrong_in_e5m2-repeated": "passed"}),
+        ("narrow", {"wrong_in_e5m2-truth": "failed"}),
+        ("stale", {"wrong_in_e5m2-repeated": "passed"}),
+        ("unmet", {"wrong_in_e5m2-repeated": "passed"}),
+        ("stale_strictly", {"wrong_in_e5m2-repeated": "failed"}),
+        ("unmet_strictly", {"wrong_in_e5m2-repeated": "failed"}),
+        ("no_reason", {None: "refused"}),
+        ("no_kernel", {None: "refused"}),
+        ("file", {"wrong_in_e5m2-truth": "xfailed"}),
+        ("local", {"made.<locals>.local-truth": "failed"}),
+        ("triton", {"triton-memory": "passed", "triton-truth": "passed"}),
+        ("peeks", {"right_but_peeks-memory": "failed", "right_but_peeks-truth": "passed"}),
+    ],
+)
+def test_a_kernel_passes_fails_or_is_skipped(name, outcomes, theirs):
+    assert theirs[name].outcomes == outcomes, theirs[name].text
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("right", r"memory: (the kernel launched no|only) Triton kernel"),
+        ("right", "growth: my_kernel.py:right supports no problem that can show it"),
+        ("wrong", r"(?m)^  seen     out\[token 0, head 0\] is \S+, the truth is"),
+        ("no_reason", "reason='todo' for wrong_in_e5m2 truth: give the"),
+        ("no_kernel", "right truth is about none of my_kernel.py:wrong_in_e5m2"),
+        ("local", r"made\.<locals>\.local fails truth"),
+        ("local", r"pagedbench check cannot find made\.<locals>\.local: make it a function"),
+        ("peeks", "(?m)^  seen     .*key_cache"),
+        ("peeks", r"pagedbench check --kernel test_peeks\.py:right_but_peeks"),
+    ],
+)
+def test_what_a_case_says(name, said, theirs):
+    assert re.search(said, theirs[name].text), theirs[name].text
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("expected", None),
+        ("stale", "StaleExpectedFailure: wrong_in_e5m2 repeated no longer fails: passed "),
+        ("unmet", "UnmetExpectedFailure: wrong_in_e5m2 repeated [head_dim=72] met no problem"),
+        (
+            "file",
+            "UnmetExpectedFailure: expected.toml: other.py:f truth is about none of "
+            "my_kernel.py:wrong_in_e5m2; remove or correct it",
+        ),
+    ],
+)
+def test_expected_failures_that_do_not_happen_are_warnings_of_their_own(name, said, theirs):
+    warnings = theirs[name].warnings
+    if said is None:
+        assert warnings == []
+    else:
+        assert len(warnings) == 1
+        assert warnings[0].startswith(said)
+
+
+def test_a_wrong_kernel_fails_with_the_smallest_problem_and_the_command_that_replays_it(
+    theirs, folder
+):
+    wrong = theirs["wrong"]
+    law = next(check.law for check in CHECKS if check.name == "truth")
+    assert f"my_kernel.py:wrong_in_e5m2 fails truth: {law}" in wrong.text
+    problem = AttentionProblem.parse(wrong.problem)
+    assert [(r.query_len, r.seq_len) for r in problem.requests] == [(1, 41)]
+    assert problem.kv_dtype == "e5m2"
+    assert "Traceback" not in wrong.text
+    command = re.search(r"^  replay   pagedbench (check .*)$", wrong.text, re.M)[1]
+    again = python(folder, "-m", "bench.cli", *shlex.split(command))
+    assert again.returncode == 1, again.stderr
+    assert re.search(r"^truth +failed +out\[token 0, head 0\]", again.stdout, re.M)
+
+
+def test_an_expected_failure_goes_on_and_says_its_reason(theirs):
+    said = r"wrong_in_e5m2 truth \[kv_dtype=e5m2\] fails (\d+) of (\d+) problems, as expected: "
+    failed, covered = map(int, re.search(said + re.escape(URL), theirs["expected"].text).groups())
+    assert 1 < failed < covered  # it goes on after the first; short contexts pass
+
+
+def test_what_an_expected_failure_does_not_cover_fails_all_the_same(theirs):
+    spec = theirs["narrow"].problem
+    assert "kv=e5m2" in spec
+    assert "window" not in spec
+
+
+def test_a_read_that_changes_no_answer_is_made_small(theirs):
+    (request,) = AttentionProblem.parse(theirs["peeks"].problem).requests
     assert request.seq_len == 1
-    assert "pagedbench check --kernel test_theirs.py:right_but_peeks" in run.text
 
 
 # Arguments
@@ -324,3 +387,10 @@ def test_nothing_else_imports_pytest():
         [sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_names_of_kernels_do_as_well_and_several_kernels_keep_their_ids():
+    mark = parametrize_with_checks(["torch", paged_attention], problems=2)
+    assert [parameters.id for parameters in mark.args[1]] == [
+        f"{kernel}-{name}" for kernel in ("torch", "paged_attention") for name in NAMES
+    ]
