@@ -9,10 +9,10 @@ from typing import Final
 
 import pytest
 
-from helpers.compiled_mutants import Compiler, compiler
-from helpers.detectors import DETECTORS, INTERPRETED, detector
 from helpers.mutants import Kernels, Mutant, hunt, plant
-from tests.meta.detectors import REPORT, SLOW_BUGS
+from studies.detectors.compiled import Compiler, compiler
+from studies.detectors.judges import DETECTORS, INTERPRETED, detector
+from studies.detectors.table import REPORT, SLOW_BUGS
 from tests.meta.test_kernel_bugs import BUGS
 
 NEEDED: Final = {

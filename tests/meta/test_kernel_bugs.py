@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from helpers import profiles
-from helpers.detectors import counted_bytes
+from helpers.counted_bytes import counted_bytes
 from helpers.mutants import (
     MAX_EXAMPLES,
     Caught,
@@ -984,7 +984,7 @@ bug(
     finding=OVERFLOW,
 )
 
-# Right numbers all the same: what only one detector sees, see helpers/detectors.py
+# Right numbers all the same: what only one detector sees, see studies/detectors/judges.py
 
 LONG: Final = "(q1 k140000) h1 g1 d16 b64 bf16 inputs=needle"
 """A context in which no single key counts for more than rounding does, if all count alike."""

@@ -48,17 +48,7 @@ class Compiler:
     def worse(self, mutant: Mutant, *, most: int | None = None) -> list[str]:
         """In which way a mutant compiles to something worse, in words; or how it does not compile.
 
-        Parameters
-        ----------
-        mutant
-            The change.
-        most
-            Variants that are looked at, the first ones; None for all in which it can show.
-
-        Raises
-        ------
-        StaleMutant
-            As for `helpers.mutants.plant`.
+        Looked at are the first `most` variants in which the change can show; None: all of them.
         """
         package = write_package(mutant, self.folder)
         hosts = self.folder / f"{package}_hosts.py"

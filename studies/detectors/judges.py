@@ -1,7 +1,7 @@
-"""Ways of finding a wrong kernel, apart from each other: what does each one see that others do not?
+"""Ways of finding a wrong kernel, apart from each other.
 
-A conformance check looks at numbers, poison and guards at once. Here each detector sees one thing
-only, so that a table can say which of them a bug needs:
+What does each one see that others do not? A conformance check looks at numbers, poison and guards
+at once. Here each detector sees one thing only, so that a table can say which of them a bug needs:
 
 `numbers`   the answer against float64, on flat inputs, over memory that holds zeros where it is
             nobody's
@@ -16,32 +16,31 @@ only, so that a table can say which of them a bug needs:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Final
+from unittest import mock
 
 import torch
-from triton import next_power_of_2
 
+from helpers import counted_bytes
 from helpers.mutants import CacheCall, Findings, Harness, Kernels, in_a_large_pool
 from helpers.watched import WatchedOperations
-from kernels.interpreter.memory import attention_roles, watch_attention, watch_memory
-from kernels.launch import Tiles, choose_launch
-from kernels.traffic import AttentionBytes, launched_bytes, needed_bytes
+from kernels.interpreter.memory import watch_attention
 from paged import cache as right_cache
 from reference.attention.checks import applicable, run_check
 from reference.attention.contract import AttentionKernel, Capabilities, declares
 from reference.attention.inputs import make_inputs
 from reference.attention.placement import GUARD_BLOCKS, Placement, place
-from reference.attention.problem import AttentionProblem, torch_dtype
+from reference.attention.problem import AttentionProblem
 from reference.attention.tolerance import worst_excess
 from reference.attention.truth import Truth, attend
 
 Judge = Callable[[Kernels, Harness, Any], Findings]
 
 INTERPRETED: Final = ("numbers", "needle", "poison", "laws", "overflow", "memory", "bytes")
-"""Detectors that run kernels; `compiled` looks at their code (see `helpers.compiled_mutants`)."""
+"""Detectors that run kernels; `compiled` looks at their code (see `studies.detectors.compiled`)."""
 
 DETECTORS: Final = (*INTERPRETED, "compiled")
 
@@ -63,13 +62,6 @@ def detector(name: str, by: Harness) -> Harness | None:
         far=name == "overflow",
         backwards=False,
     )
-
-
-def counted_bytes(by: Harness) -> Harness:
-    """The same examples, judged by the bytes that are moved."""
-    counted = detector("bytes", by)
-    assert counted is not None
-    return counted
 
 
 # Attention
@@ -125,39 +117,11 @@ def _memory(planted: Kernels, by: Harness, problem: AttentionProblem) -> Finding
     return watch_attention(_kernel(planted, by, margins=False), placement.batch) or []
 
 
-def _bytes(planted: Kernels, by: Harness, problem: AttentionProblem) -> Findings:
-    batch = _placed(problem)[0].batch
-    if not problem.num_tokens:
-        return []
-    tiles = None
-    if by.tiles is not None:
-        rows = max(by.tiles[1], next_power_of_2(batch.group_size))
-        tiles = Tiles(block_n=by.tiles[0], block_m=rows)
-    with watch_memory(attention_roles(batch)) as memory:
-        _kernel(planted, by, margins=False)(batch)
-    counted = memory.traffic
-
-    def bytes_of(kind: str) -> AttentionBytes:
-        keys, values = (getattr(counted[n], kind) for n in ("key_cache", "value_cache"))
-        stored = kind.replace("loaded", "stored")
-        return AttentionBytes(
-            getattr(counted["query"], kind), keys, values, getattr(counted["out"], stored)
-        )
-
-    launch = choose_launch(batch, num_splits=by.splits, tiles=tiles)
-    pairs = {
-        "moved": (bytes_of("loaded"), launched_bytes(batch, launch)),
-        "moved at least once": (bytes_of("loaded_distinct"), needed_bytes(batch)),
-    }
-    return [
-        f"{what}: {got}, the closed form is {form}"
-        for what, (got, form) in pairs.items()
-        if got != form
-    ]
-
-
 def _kernel(planted: Kernels, by: Harness, *, margins: bool = True) -> AttentionKernel:
-    return planted.attention(num_splits=by.splits, tiles=by.tiles, margins=margins)
+    kernel: AttentionKernel = planted.attention(
+        num_splits=by.splits, tiles=by.tiles, margins=margins
+    )
+    return kernel
 
 
 def _placed(problem: AttentionProblem) -> tuple[Placement, Truth]:
@@ -175,15 +139,9 @@ def _without_poison(placement: Placement, problem: AttentionProblem) -> None:
             answer.zero_()
 
 
-@contextmanager
-def _empty_is_zero() -> Iterator[None]:
+def _empty_is_zero() -> AbstractContextManager[object]:
     """Let memory that nobody wrote hold zeros, the same in every run."""
-    stock = torch.empty
-    torch.empty = torch.zeros
-    try:
-        yield
-    finally:
-        torch.empty = stock
+    return mock.patch.object(torch, "empty", torch.zeros)
 
 
 def _raised(call: Callable[[], object]) -> Findings:
@@ -235,29 +193,6 @@ def _watched_operation(planted: Kernels, by: Harness, call: CacheCall) -> Findin
     return watched.findings
 
 
-def _counted_operation(planted: Kernels, by: Harness, call: CacheCall) -> Findings:
-    watched = WatchedOperations(planted)
-    call.run(by.operation, watched, call.pool(call.storage()))
-    slot = call.heads * call.head_dim * call.cache_dtype.itemsize
-    new = call.heads * call.head_dim * torch_dtype(call.dtype).itemsize
-    if by.operation == "copy":
-        moved = len(call.pairs) * call.block_size * slot
-        loaded = stored = dict.fromkeys(("key_cache", "value_cache"), moved)
-    else:
-        tokens = sum(number >= 0 for number in call.slots)
-        loaded = dict.fromkeys(("new keys", "new values"), tokens * new)
-        stored = dict.fromkeys(("key_cache", "value_cache"), tokens * slot)
-    forms = [(name, "loaded", form) for name, form in loaded.items()]
-    forms += [(name, kind, n) for name, n in stored.items() for kind in _STORED]
-    return [
-        f"{kind} of {name}: {watched.bytes_of(name, kind)} bytes, the closed form is {form}"
-        for name, kind, form in forms
-        if watched.bytes_of(name, kind) != form
-    ]
-
-
-_STORED: Final = ("stored", "stored_distinct")
-
 _ATTENTION: Final[dict[str, Judge]] = {
     "numbers": _numbers,
     "needle": _needle,
@@ -265,7 +200,7 @@ _ATTENTION: Final[dict[str, Judge]] = {
     "laws": _laws,
     "overflow": _overflow,
     "memory": _memory,
-    "bytes": _bytes,
+    "bytes": counted_bytes.of_attention,
 }
 
 _CACHES: Final[dict[str, Judge]] = {
@@ -273,5 +208,5 @@ _CACHES: Final[dict[str, Judge]] = {
     "poison": _around,
     "overflow": _far_operation,
     "memory": _watched_operation,
-    "bytes": _counted_operation,
+    "bytes": counted_bytes.of_operation,
 }

@@ -1,13 +1,9 @@
-"""Which detector finds which planted kernel: run with -m, it writes detectors.md beside this file.
-
-TRITON_INTERPRET=1 TRITON_DEFAULT_FP_FUSION=1 PYTHONPATH=.:tests python -m tests.meta.detectors
-"""
+"""A row of each planted kernel, and the page that they make."""
 
 from __future__ import annotations
 
 import atexit
 import os
-import sys
 import tempfile
 from collections import Counter
 from contextlib import ExitStack
@@ -20,12 +16,13 @@ from joblib import Parallel, delayed
 from rich.progress import track
 
 from helpers import profiles
-from helpers.compiled_mutants import TARGET, Compiler, compiler
-from helpers.detectors import DETECTORS, INTERPRETED, detector
 from helpers.mutants import Mutant, hunt, plant
+from helpers.places import ROOT
+from studies.detectors.compiled import TARGET, Compiler, compiler
+from studies.detectors.judges import DETECTORS, INTERPRETED, detector
 from tests.meta.test_kernel_bugs import BUGS
 
-REPORT: Final = Path(__file__).with_name("detectors.md")
+REPORT: Final = ROOT / "tests" / "meta" / "detectors.md"
 
 EXAMPLES: Final = 12
 """Examples that a detector is given, drawn as the bug's harness draws them."""
@@ -99,14 +96,13 @@ def report(rows: dict[str, Row]) -> str:
         "# Which detector finds which planted kernel",
         "",
         f"{len(rows)} wrong kernels, each given to each detector apart from the others: "
-        f"`tests/helpers/detectors.py` says what",
+        f"`studies/detectors/judges.py` says what",
         f"each one sees. A cell is the number of the first example, of {EXAMPLES}, on which it "
         f"found something; `-` if it found nothing, empty",
         f"if it has nothing to look at. `compiled` compares the code for {TARGET} with that of the "
         f"right kernels. Written by",
         "",
-        "    TRITON_INTERPRET=1 TRITON_DEFAULT_FP_FUSION=1 PYTHONPATH=.:tests "
-        "python -m tests.meta.detectors",
+        "    python -m studies.detectors",
         "",
         "| detector | finds | alone |",
         "| --- | --- | --- |",
@@ -124,23 +120,13 @@ def report(rows: dict[str, Row]) -> str:
 
 def main() -> None:
     """Run every detector on every bug, and write the report."""
-    from tests.meta import detectors  # by name, so that other processes find it
-
     names = [*BUGS, *SLOW_BUGS]
     lanes = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
         run = Parallel(n_jobs=lanes, return_as="generator", batch_size=1)
-        results = run(delayed(detectors.row_of)(name, Path(folder)) for name in names)
-        rows = {}
-        for name, row in zip(names, track(results, total=len(names)), strict=True):
-            rows[name] = row
-            if not sys.stdout.isatty():
-                print(name, found_by(row), flush=True)
+        results = run(delayed(row_of)(name, Path(folder)) for name in names)
+        rows = dict(zip(names, track(results, total=len(names)), strict=True))
     missed = [name for name, row in rows.items() if not found_by(row)]
     REPORT.write_text(report(rows))
     if missed:
         raise SystemExit(f"found by no detector: {', '.join(missed)}")
-
-
-if __name__ == "__main__":
-    main()
