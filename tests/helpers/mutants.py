@@ -119,21 +119,10 @@ _serial = itertools.count()
 
 
 def plant(mutant: Mutant | None, folder: Path) -> Kernels:
-    """Write a copy of `kernels` into a folder, change it, and import it.
+    """Write a copy of `kernels` into a folder, change it (None: leave it as it is), and import it.
 
-    Parameters
-    ----------
-    mutant
-        What to change; None leaves the copy as it is, to show that copying changes nothing.
-    folder
-        Existing directory; must outlive the use of the kernels.
-
-    Raises
-    ------
-    StaleMutant
-        The kernels were rewritten so that the mutant no longer applies: it would test nothing.
-    SyntaxError
-        The changed source is not Python.
+    The folder has to outlive the kernels. Raises StaleMutant if the mutant no longer applies and
+    would test nothing, and SyntaxError if the changed source is not Python.
     """
     package = write_package(mutant, folder)
     _import_package(package, folder / package)
@@ -147,13 +136,7 @@ def plant(mutant: Mutant | None, folder: Path) -> Kernels:
 
 
 def write_package(mutant: Mutant | None, folder: Path) -> str:
-    """Write a changed copy of `kernels` into a folder; returns the name of the package.
-
-    Raises
-    ------
-    StaleMutant
-        As for `plant`.
-    """
+    """Write a changed copy of `kernels` into a folder; returns the name of the package."""
     package = f"mutant_{mutant.name if mutant else 'none'}_{next(_serial)}"
     home = folder / package
     home.mkdir()
@@ -168,13 +151,7 @@ def write_package(mutant: Mutant | None, folder: Path) -> str:
 
 
 def mutate(mutant: Mutant, source: str) -> str:
-    """Apply a mutant's edits to the source of its file.
-
-    Raises
-    ------
-    StaleMutant
-        A passage is missing or ambiguous, or an edit changes nothing.
-    """
+    """Apply a mutant's edits to the source of its file; StaleMutant if one does not apply."""
     for old, new in mutant.edits:
         count = source.count(old)
         if count != 1 or old == new:
@@ -349,25 +326,11 @@ def attention(
 ) -> Harness:
     """A named conformance check over drawn problems.
 
-    Parameters
-    ----------
-    check
-        A member of `reference.attention.checks.CHECKS`.
-    splits, tiles
-        Forced upon the launch; tiles are (keys, rows).
-    problem
-        The spec of the only problem; nothing is drawn then.
-    prefill, head_dims, dtypes, max_len, max_seqs
-        As in `strategies.problems` and `contract.Capabilities`.
-    fp8, window, noncausal, idle
-        Every problem has a float8 cache with scales, a sliding window, no causal mask, a sequence
-        in front that asks for nothing in this step.
-    far
-        The pool lies behind 2^31 elements, and an int32 overflow in a kernel raises.
-    backwards
-        The programs of a grid run from last to first.
-    fields
-        Fields of the problem that are set to a value.
+    `splits` and `tiles` (keys, rows) are forced upon the launch. With `problem`, a spec, nothing is
+    drawn; with `fp8`, `window` or `noncausal` every problem is so, and with `idle` a sequence that
+    asks for nothing comes first. With `far` the pool lies behind 2^31 elements and an int32
+    overflow in a kernel raises; with `backwards` the programs of a grid run from last to first.
+    `fields` of the problem are set to a value; the rest narrows as `strategies.problems` does.
     """
     named = {each.name: each for each in CHECKS}[check]
     drawn = problems(
@@ -433,16 +396,9 @@ def attention(
 
 @cache
 def caches(operation: str, *, fp8: bool = False, far: bool = False, **fields: Any) -> Harness:
-    """Cache operations against `paged.cache`: every bit of the cache and of what lies around it.
+    """`write` or `copy` against `paged.cache`: every bit of the cache and of what lies around it.
 
-    Parameters
-    ----------
-    operation
-        `write` or `copy`.
-    fp8, far
-        As in `attention`.
-    fields
-        Fields of the `CacheCall` that are set to a value.
+    `fields` of the `CacheCall` are set to a value; `fp8` and `far` are as in `attention`.
     """
 
     def judge(planted: Kernels, call: CacheCall) -> Findings:

@@ -45,11 +45,6 @@ def examples(count: int, **overrides: Any) -> settings:
 
     ``overrides`` go to ``hypothesis.settings``, for example ``stateful_step_count``. For a state
     machine: ``TestPool = PoolMachine.TestCase; TestPool.settings = examples(100)``.
-
-    Raises
-    ------
-    ValueError
-        If ``count`` is not positive.
     """
     if count < 1:
         raise ValueError(

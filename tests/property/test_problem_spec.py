@@ -59,12 +59,6 @@ def any_problem(draw: st.DrawFn) -> AttentionProblem:
 
 
 @examples(100)
-@given(problems())
-def test_a_drawn_problem_survives_its_spec(problem: AttentionProblem) -> None:
-    assert AttentionProblem.parse(str(problem)) == problem
-
-
-@examples(100)
 @given(any_problem())
 def test_any_problem_survives_its_spec(problem: AttentionProblem) -> None:
     spec = str(problem)

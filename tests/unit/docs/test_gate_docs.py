@@ -91,9 +91,3 @@ def test_example_of_a_configuration_is_one(tmp_path):
     assert found.limits == {"calls": 0.01, "waste/*:peak_slots": 0.02}
     assert found.design().equivalence == 0.05
     assert found.compiled_targets == ("sm_80", "sm_90", "gfx942")
-
-
-def test_links_lead_somewhere():
-    links = re.findall(r"\]\(([^)#]+)\)", TEXT)
-    assert links
-    assert [link for link in links if not (DOCS / link).exists()] == []

@@ -224,10 +224,10 @@ def test_an_environment_that_is_out_of_date_is_left_alone(command, tmp_path):
     assert "pagedbench check" in run.stdout or "-m pytest" in run.stdout
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/README.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/README.md", "docs/gate.md"])
 def test_links_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", (ROOT / page).read_text())
-    assert len(links) >= 4
+    assert links
     missing = [link for link in links if not (ROOT / page).parent.joinpath(link).exists()]
     assert not missing
 

@@ -48,22 +48,6 @@ def test_second_admission_of_a_name_is_refused_until_it_is_freed() -> None:
     assert allocator.num_tokens("a") == 2
 
 
-@pytest.mark.parametrize("make", [plain, caching])
-def test_admission_longer_than_the_pool_is_refused_without_a_trace(
-    make: Callable[[int], PagedAllocator],
-) -> None:
-    allocator = make(2)
-    assert not allocator.can_admit(range(9))
-    with pytest.raises(OutOfBlocks) as refusal:
-        allocator.admit("a", range(9))
-    assert (refusal.value.needed, refusal.value.available) == (3, 2)
-    assert counts(allocator) == (2, 0, 0)
-    with pytest.raises(UnknownSequence):
-        allocator.num_tokens("a")
-    assert allocator.can_admit(range(8))
-    assert allocator.admit("a", range(8)) == 0
-
-
 @pytest.mark.parametrize("tokens", [[1.5], [[1, 2]], 3, "text", [True]])
 @pytest.mark.parametrize("make", [plain, caching])
 def test_tokens_that_are_no_tokens_are_refused_without_a_trace(
@@ -104,30 +88,7 @@ def test_append_of_what_is_no_token_is_refused(tokens: list[int]) -> None:
     assert allocator.num_tokens("a") == 2
 
 
-def test_append_of_nothing_changes_nothing() -> None:
-    allocator = plain(3)
-    allocator.admit("a", [1, 2])
-    allocator.fork("a", "b")
-    allocator.append("a", [])
-    assert blocks_of(allocator, "a") == blocks_of(allocator, "b")
-    assert allocator.take_copies() == []
-
-
 # Fork and copy-on-write
-
-
-def test_append_to_a_shared_partial_block_copies_it() -> None:
-    allocator = plain(5)
-    allocator.admit("a", range(6))
-    allocator.fork("a", "b")
-    allocator.append("b", 9)
-    head, source = blocks_of(allocator, "a")
-    shared, copy = blocks_of(allocator, "b")
-    assert shared == head
-    assert copy != source
-    assert allocator.take_copies() == [(source, copy)]
-    assert allocator.take_copies() == []
-    assert allocator.slots("b", start=6).tolist() == [copy * 4 + 2]
 
 
 def test_append_at_a_block_boundary_needs_no_copy() -> None:
@@ -156,21 +117,6 @@ def test_last_of_several_sharers_writes_in_place() -> None:
         (source, blocks_of(allocator, "parent")[0]),
     ]
     assert counts(allocator) == (2, 0, 3)
-
-
-def test_copy_on_write_without_a_block_left_is_refused_without_a_trace() -> None:
-    allocator = plain(1)
-    allocator.admit("a", [1, 2])
-    allocator.fork("a", "b")
-    with pytest.raises(OutOfBlocks) as refusal:
-        allocator.append("b", 3)
-    assert (refusal.value.needed, refusal.value.available) == (1, 0)
-    assert allocator.num_tokens("b") == 2
-    assert blocks_of(allocator, "b") == blocks_of(allocator, "a")
-    assert allocator.take_copies() == []
-    allocator.free("b")
-    allocator.append("a", 3)
-    assert allocator.num_tokens("a") == 3
 
 
 def test_append_over_several_blocks_counts_the_copy_too() -> None:
@@ -234,24 +180,6 @@ def test_freed_sequence_is_unknown() -> None:
 
 
 # Prefix caching
-
-
-def test_equal_prompt_hits_all_but_the_block_of_its_last_token() -> None:
-    allocator = caching(9)
-    allocator.admit("a", range(8))
-    assert allocator.admit("b", range(8)) == 4
-    assert allocator.admit("c", range(9)) == 8
-    first, second = blocks_of(allocator, "a")
-    assert blocks_of(allocator, "b")[0] == first
-    assert blocks_of(allocator, "b")[1] != second
-    assert blocks_of(allocator, "c")[:2] == [first, second]
-
-
-@pytest.mark.parametrize(("num_tokens", "hit"), [(0, 0), (1, 0), (4, 0), (5, 4), (8, 4), (9, 8)])
-def test_hit_is_whole_blocks_and_leaves_a_token_to_compute(num_tokens: int, hit: int) -> None:
-    allocator = caching(20)
-    allocator.admit("a", range(12))
-    assert allocator.admit("b", range(num_tokens)) == hit
 
 
 def test_own_idle_hit_does_not_count_as_available() -> None:

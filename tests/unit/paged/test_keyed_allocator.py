@@ -20,14 +20,6 @@ def counts(allocator: PagedAllocator) -> tuple[int, int, int]:
 # Keys
 
 
-def test_equal_keys_are_hits() -> None:
-    allocator = caching()
-    assert allocator.admit("a", KeyedPrompt(13, (7, 8, 9))) == 0
-    assert allocator.admit("b", KeyedPrompt(13, (7, 8, 5))) == 8
-    assert allocator.slots("a")[:8].tolist() == allocator.slots("b")[:8].tolist()
-    assert allocator.num_used == 6
-
-
 def test_length_alone_shares_nothing_and_keeps_nothing() -> None:
     allocator = caching()
     for name in "ab":

@@ -205,16 +205,6 @@ def test_a_buddy_arena_takes_the_smallest_chunk_and_of_equal_ones_the_lowest() -
     assert arena.holes() == [(64, 64), (128, 128), (256, 256)]
 
 
-@pytest.mark.parametrize(("name", "address"), [("first-fit", 0), ("best-fit", 70)])
-def test_of_two_holes_the_lowest_or_the_smallest(name: ArenaName, address: int) -> None:
-    arena = ARENAS[name](100)
-    pieces = [arena.allocate(size) for size in (60, 10, 20, 10)]
-    for index in (0, 2):
-        arena.free(pieces[index] or 0)
-    assert arena.holes() == [(0, 60), (70, 20)]
-    assert arena.allocate(20) == address
-
-
 # The buddy arena of the paper's server
 
 
@@ -232,14 +222,6 @@ def test_exactly_seven_maximal_lengths_fit_the_papers_server(size: int) -> None:
     addresses = [arena.allocate(size) for _ in range(8)]
     assert addresses == [12288, *range(8192, 12288, 2048), *range(0, 8192, 2048), None]
     assert arena.num_free == SERVER_SLOTS - 7 * 2048 == 1392
-
-
-@pytest.mark.parametrize("name", get_args(ArenaName))
-def test_granted_is_what_is_taken(name: ArenaName) -> None:
-    for size in (1, 2, 3, 31, 32, 33, 1000, 1024):
-        arena = ARENAS[name](2000)
-        assert arena.allocate(size) is not None
-        assert arena.granted(size) == 2000 - arena.num_free
 
 
 # Reservations

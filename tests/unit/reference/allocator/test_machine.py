@@ -455,28 +455,50 @@ class Written(Right):
         self.allocator.free(sequence)
 
 
-def asked(*steps: Step, pool: Pool = SIX_BY_TWO, **declared: Any) -> list[str]:
-    machine = made(Written, *steps, pool=pool, can_admit=False, **declared)
-    return machine._allocator.asked
-
-
 BATCHING = replace(SIX_BY_TWO, batching=True)
 
 
-def test_each_call_is_followed_by_copies_and_commits() -> None:
-    assert asked(A, append("a", 3), fork("b", "a")) == [
-        *("admit", "commit"),
-        *("append", "take_copies", "commit"),
-        *("fork", "take_copies", "commit"),
-    ]
+FULL, PART = admit("a", 0, 1, 2), admit("a", 0)
+A_BATCH = (A, B, append("a", 3), Step("settle"), Step("settle"))
 
 
-def test_a_batch_waits_for_settle() -> None:
-    steps = (A, B, append("a", 3), Step("settle"), Step("settle"))
-    together = ["admit", "admit", "append", "take_copies", "commit", "commit"]
-    assert asked(*steps, pool=BATCHING) == together
-    assert asked(*steps[:3], pool=BATCHING) == together[:3]
-    assert made(Right, *steps, pool=BATCHING).steps == list(steps[:4])
+@pytest.mark.parametrize(
+    ("steps", "pool", "declared", "calls"),
+    [
+        # Each call is followed by copies and commits,
+        ((A,), SIX_BY_TWO, {}, "admit commit"),
+        ((A, append("a", 3)), SIX_BY_TWO, {}, "admit commit append take_copies commit"),
+        ((A, fork("b", "a")), SIX_BY_TWO, {}, "admit commit fork take_copies commit"),
+        # but only where they are declared.
+        ((A, append("a", 3)), SIX_BY_TWO, {"commit": False, "fork": False}, "admit append"),
+        # A batch waits for settle, a parent is written before it is forked,
+        (A_BATCH[:3], BATCHING, {}, "admit admit append"),
+        (A_BATCH, BATCHING, {}, "admit admit append take_copies commit commit"),
+        ((A, fork("b", "a")), BATCHING, {}, "admit commit fork"),
+        # and full blocks before they are freed.
+        ((FULL, free("a")), BATCHING, {}, "admit commit free"),
+        ((PART, free("a")), BATCHING, {}, "admit free"),
+        ((FULL, free("a")), replace(BATCHING, prefix_caching=False), {}, "admit free"),
+        ((FULL, free("a")), BATCHING, {"abort_before_write": True}, "admit free"),
+        # Preemption is asked for by name where that is declared.
+        (
+            (A, Step("preempt", "a")),
+            SIX_BY_TWO,
+            {"preempt": True},
+            "admit commit preempt take_copies",
+        ),
+        ((A, Step("preempt", "a")), SIX_BY_TWO, {}, "admit commit free take_copies"),
+    ],
+)
+def test_calls_come_in_the_order_of_an_engine(
+    steps: tuple[Step, ...], pool: Pool, declared: dict[str, Any], calls: str
+) -> None:
+    machine = made(Written, *steps, pool=pool, can_admit=False, **declared)
+    assert machine._allocator.asked == calls.split()
+
+
+def test_a_second_settle_is_left_out() -> None:
+    assert made(Right, *A_BATCH, pool=BATCHING).steps == list(A_BATCH[:4])
 
 
 def test_between_call_and_settle_the_content_may_lag_behind() -> None:
@@ -488,30 +510,6 @@ def test_between_call_and_settle_the_content_may_lag_behind() -> None:
     machine.run(Step("settle"))
     assert machine.lives["a"].written == machine.lives["b"].written == 3
     machine.finish()
-
-
-def test_a_parent_is_written_before_it_is_forked() -> None:
-    assert asked(A, fork("b", "a"), pool=BATCHING)[:3] == ["admit", "commit", "fork"]
-
-
-@pytest.mark.parametrize(
-    ("step", "settled_first"), [(admit("a", 0, 1, 2), True), (admit("a", 0), False)]
-)
-def test_full_blocks_are_written_before_they_are_freed(step: Step, *, settled_first: bool) -> None:
-    calls = ["admit", "commit", "free"] if settled_first else ["admit", "free"]
-    assert asked(step, free("a"), pool=BATCHING) == calls
-    without = replace(BATCHING, prefix_caching=False)
-    assert asked(step, free("a"), pool=without) == ["admit", "free"]
-    assert asked(step, free("a"), pool=BATCHING, abort_before_write=True) == ["admit", "free"]
-
-
-def test_preemption_is_asked_for_by_name_only_where_it_is_declared() -> None:
-    assert asked(A, Step("preempt", "a"), preempt=True)[2] == "preempt"
-    assert asked(A, Step("preempt", "a"))[2] == "free"
-
-
-def test_commit_and_copies_are_asked_for_only_where_they_are_declared() -> None:
-    assert asked(A, append("a", 3), commit=False, fork=False) == ["admit", "append"]
 
 
 def test_the_rest_of_a_prompt_comes_before_new_tokens() -> None:

@@ -43,11 +43,6 @@ def test_no_two_prefixes_of_a_sequence_look_alike_or_unwritten(tokens: list[int]
     assert len({NEVER_WRITTEN, *hashes.tolist()}) == len(tokens) + 1
 
 
-def test_order_of_tokens_matters() -> None:
-    assert prefix_hashes([1, 2])[1] != prefix_hashes([2, 1])[1]
-    assert prefix_hashes([0, 0, 0])[1] != prefix_hashes([0, 0, 0])[2]
-
-
 def test_sequence_that_reads_what_it_wrote_is_right() -> None:
     assert written([5, 6, 7]).check([2, 3, 4], [5, 6, 7]) is None
     assert written([]).check([], []) is None
@@ -69,10 +64,11 @@ def test_copied_block_can_be_read_in_its_new_place() -> None:
     assert shadow.check([6, 7, 4], [5, 6, 7]) is None
 
 
-def test_finding_names_position_slot_block_and_both_contents() -> None:
+@pytest.mark.parametrize("start", [0, 1])
+def test_finding_names_position_slot_block_and_both_contents(start: int) -> None:
     shadow = written([5, 6, 7])
     shadow.write([4], [1, 9], start=1)
-    finding = found(shadow, [2, 3, 4], [5, 6, 7])
+    finding = shadow.check([2, 3, 4][start:], [5, 6, 7], start=start)
     assert finding == ShadowFinding(
         position=2,
         slot=4,
@@ -83,7 +79,7 @@ def test_finding_names_position_slot_block_and_both_contents() -> None:
         found_token=9,
         found_hash=int(prefix_hashes([1, 9])[1]),
         num_wrong=1,
-        num_tokens=3,
+        num_tokens=3 - start,
     )
     for words in ("position 2 (slot 4, block 2)", "expected token 7", "token 9 of position 1"):
         assert words in str(finding)
@@ -156,24 +152,6 @@ def test_what_lies_before_the_start_is_not_looked_at_but_decides_what_is_right()
     finding = shadow.check([3, 4], [9, 6, 7], start=1)
     assert finding is not None
     assert (finding.position, finding.num_wrong, finding.num_tokens) == (1, 2, 2)
-
-
-def test_finding_behind_a_start_names_the_position_in_the_sequence() -> None:
-    shadow = written([5, 6, 7])
-    shadow.write([4], [1, 9], start=1)
-    finding = shadow.check([3, 4], [5, 6, 7], start=1)
-    assert finding == ShadowFinding(
-        position=2,
-        slot=4,
-        block=2,
-        expected_token=7,
-        expected_hash=int(prefix_hashes([5, 6, 7])[2]),
-        found_position=1,
-        found_token=9,
-        found_hash=int(prefix_hashes([1, 9])[1]),
-        num_wrong=1,
-        num_tokens=2,
-    )
 
 
 def test_slots_have_to_match_the_tokens_from_the_start_on() -> None:

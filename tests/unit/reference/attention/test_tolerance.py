@@ -238,24 +238,20 @@ def test_right_kernels_of_every_design_pass(design: Design, dtype: str) -> None:
             assert worst_excess(inputs.problem, attend(inputs), *answer) is None, spec
 
 
-# Few bits make few different products, whose roundings go the same way: they add up faster.
-def test_a_scalar_kernel_passes_on_a_float8_cache() -> None:
+@pytest.mark.parametrize(
+    "spec",
+    [
+        # Few bits make few different products, whose roundings go the same way: they add up faster.
+        "(q1 k40) g8 d256 b16 fp32 kv=e5m2 inputs=needle seed=2",
+        "(q1 k40) g8 d256 b16 fp32 kv=e5m2 inputs=needle seed=307",
+        # A sunken logit sums terms of one sign: its error grows faster than a random walk.
+        "(q1 k17) g8 d256 b16 fp32 kv=e4m3 inputs=sunken seed=20",
+    ],
+)
+def test_a_scalar_kernel_passes_where_its_roundings_go_the_same_way(spec: str) -> None:
     scalar = next(design for design in DESIGNS if design.name == "scalar")
-    for seed in (2, 307):
-        spec = f"(q1 k40) g8 d256 b16 fp32 kv=e5m2 inputs=needle seed={seed}"
-        inputs = make_inputs(AttentionProblem.parse(spec))
-        answer = simulate(inputs, scalar)
-        assert worst_excess(inputs.problem, attend(inputs), *answer) is None, spec
-
-
-# The sum of a sunken logit has terms of one sign, and its error grows faster than a random walk.
-def test_a_scalar_kernel_passes_on_sunken_inputs() -> None:
-    scalar = next(design for design in DESIGNS if design.name == "scalar")
-    inputs = make_inputs(
-        AttentionProblem.parse("(q1 k17) g8 d256 b16 fp32 kv=e4m3 inputs=sunken seed=20")
-    )
-    answer = simulate(inputs, scalar)
-    assert worst_excess(inputs.problem, attend(inputs), *answer) is None
+    inputs = make_inputs(AttentionProblem.parse(spec))
+    assert worst_excess(inputs.problem, attend(inputs), *simulate(inputs, scalar)) is None
 
 
 # Beside a sink, all weights of a row can lie below float32's normal numbers: GPUs flush those.
@@ -318,14 +314,14 @@ def test_every_planted_bug_is_killed_and_no_right_kernel_is() -> None:
         assert row == dict.fromkeys(DTYPES, expected), name
 
 
-def test_a_loose_tolerance_has_less_power(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(tolerance.OUTPUT, "bf16", 100.0)
-    monkeypatch.setattr(tolerance, "LSE", 1e6)
-    table = power(lengths=(500,), seeds=1)
-    assert table["scale +1 %"]["bf16"] == "0/1"
-
-
-def test_a_tight_tolerance_rejects_right_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(tolerance.OUTPUT, "bf16", 0.25)
-    table = power(lengths=(500,), seeds=1)
-    assert table["(right kernel)"]["bf16"] == "1/1"
+@pytest.mark.parametrize(
+    ("output", "lse", "row", "killed"),
+    [(100.0, 1e6, "scale +1 %", "0/1"), (0.25, tolerance.LSE, "(right kernel)", "1/1")],
+    ids=["loose", "tight"],
+)
+def test_power_of_another_tolerance_is_another(
+    monkeypatch: pytest.MonkeyPatch, output: float, lse: float, row: str, killed: str
+) -> None:
+    monkeypatch.setitem(tolerance.OUTPUT, "bf16", output)
+    monkeypatch.setattr(tolerance, "LSE", lse)
+    assert power(lengths=(500,), seeds=1)[row]["bf16"] == killed
