@@ -9,7 +9,7 @@ from triton import next_power_of_2
 
 from helpers.mutants import CacheCall, Findings, Harness, Kernels
 from helpers.watched import WatchedOperations
-from kernels.interpreter.memory import attention_roles, watch_memory
+from kernels.interpreter.memory import MemoryReport, attention_roles, watch_memory
 from kernels.launch import Tiles, choose_launch
 from kernels.traffic import AttentionBytes, launched_bytes, needed_bytes
 from reference.attention.inputs import make_inputs
@@ -29,6 +29,17 @@ def counted_bytes(by: Harness) -> Harness:
     )
 
 
+def moved(memory: MemoryReport, *, distinct: bool = False) -> AttentionBytes:
+    """What was counted of the four tensors that the closed forms speak of."""
+    kind, counted = "_distinct" if distinct else "", memory.traffic
+    return AttentionBytes(
+        query=getattr(counted["query"], "loaded" + kind),
+        keys=getattr(counted["key_cache"], "loaded" + kind),
+        values=getattr(counted["value_cache"], "loaded" + kind),
+        out=getattr(counted["out"], "stored" + kind),
+    )
+
+
 def of_attention(planted: Kernels, by: Harness, problem: AttentionProblem) -> Findings:
     batch = place(make_inputs(problem)).batch
     if not problem.num_tokens:
@@ -39,19 +50,10 @@ def of_attention(planted: Kernels, by: Harness, problem: AttentionProblem) -> Fi
         tiles = Tiles(block_n=by.tiles[0], block_m=rows)
     with watch_memory(attention_roles(batch)) as memory:
         planted.attention(num_splits=by.splits, tiles=by.tiles, margins=False)(batch)
-    counted = memory.traffic
-
-    def bytes_of(kind: str) -> AttentionBytes:
-        keys, values = (getattr(counted[n], kind) for n in ("key_cache", "value_cache"))
-        stored = kind.replace("loaded", "stored")
-        return AttentionBytes(
-            getattr(counted["query"], kind), keys, values, getattr(counted["out"], stored)
-        )
-
     launch = choose_launch(batch, num_splits=by.splits, tiles=tiles)
     pairs = {
-        "moved": (bytes_of("loaded"), launched_bytes(batch, launch)),
-        "moved at least once": (bytes_of("loaded_distinct"), needed_bytes(batch)),
+        "moved": (moved(memory), launched_bytes(batch, launch)),
+        "moved at least once": (moved(memory, distinct=True), needed_bytes(batch)),
     }
     return [
         f"{what}: {got}, the closed form is {form}"
@@ -63,11 +65,16 @@ def of_attention(planted: Kernels, by: Harness, problem: AttentionProblem) -> Fi
 def of_operation(planted: Kernels, by: Harness, call: CacheCall) -> Findings:
     watched = WatchedOperations(planted)
     call.run(by.operation, watched, call.pool(call.storage()))
+    return of_watched(watched, by.operation, call)
+
+
+def of_watched(watched: WatchedOperations, operation: str, call: CacheCall) -> Findings:
+    """Bytes of a cache operation that has been watched."""
     slot = call.heads * call.head_dim * call.cache_dtype.itemsize
     new = call.heads * call.head_dim * torch_dtype(call.dtype).itemsize
-    if by.operation == "copy":
-        moved = len(call.pairs) * call.block_size * slot
-        loaded = stored = dict.fromkeys(("key_cache", "value_cache"), moved)
+    if operation == "copy":
+        size = len(call.pairs) * call.block_size * slot
+        loaded = stored = dict.fromkeys(("key_cache", "value_cache"), size)
     else:
         tokens = sum(number >= 0 for number in call.slots)
         loaded = dict.fromkeys(("new keys", "new values"), tokens * new)

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import strategies as st
 
 from helpers.cascades import cascade_traffic, groupings, launches, sharing_problems
+from helpers.counted_bytes import moved
 from helpers.mutants import Findings, Harness, Kernels, Mutant, hunt, plant
 from kernels.interpreter.memory import attention_roles, watch_attention, watch_memory
 from reference.attention.checks import MEMORY, TRUTH, run_check
@@ -81,17 +82,8 @@ def counted(planted: Kernels, example: Any) -> Findings:
     expected = cascade_traffic(batch, shared, launch)
     with watch_memory(attention_roles(batch)) as memory:
         kernel_of(planted, example)(batch)
-    moved = {
-        "query": memory.traffic["query"].loaded,
-        "keys": memory.traffic["key_cache"].loaded,
-        "values": memory.traffic["value_cache"].loaded,
-        "out": memory.traffic["out"].stored,
-    }
-    return [
-        f"moved {count} bytes of {name} instead of {getattr(expected, name)}"
-        for name, count in moved.items()
-        if count != getattr(expected, name)
-    ]
+    got = moved(memory)
+    return [] if got == expected else [f"moved {got}, the closed form is {expected}"]
 
 
 DRAWN = forced(head_dim=16, dtype="fp32", kv_dtype="fp32", k_scale=1.0, v_scale=1.0)
@@ -164,7 +156,7 @@ bug(
         "    tiles_a_split = end_tile\n    begin = 0 * split * tiles",
     ),
     by=BYTES,
-    finding="of keys",
+    finding="moved",
 )
 bug(
     "distance_from_the_query_of_the_first_member",

@@ -15,6 +15,7 @@ from helpers.cascades import (
     sharing_problems,
     with_rows,
 )
+from helpers.counted_bytes import moved
 from helpers.mutants import as_on_a_gpu, in_a_large_pool, programs_in_reverse
 from helpers.profiles import examples
 from kernels import interpreter
@@ -25,7 +26,6 @@ from kernels.cascade import (
     paged_attention_with_cascade,
 )
 from kernels.interpreter.memory import (
-    MemoryReport,
     attention_roles,
     watch_attention,
     watch_memory,
@@ -39,7 +39,7 @@ from kernels.shared_prefix import (
     choose_cascade,
     find_prefix_groups,
 )
-from kernels.traffic import AttentionBytes, needed_bytes
+from kernels.traffic import needed_bytes
 from reference.attention.checks import LAWS, MEMORY, TRUTH, judge, run_check
 from reference.attention.inputs import make_inputs
 from reference.attention.placement import place
@@ -54,17 +54,6 @@ OTHER_BITS = "shared-prefix"
 Both ways are held to the truth here."""
 
 ONE_GROUP = AttentionProblem.parse("8x(q1 k70) h2 g4 d32 b16 bf16 shared=64")
-
-
-def moved(memory: MemoryReport, *, distinct: bool = False) -> AttentionBytes:
-    """What was counted of the four tensors that the closed form speaks of."""
-    kind, counted = "_distinct" if distinct else "", memory.traffic
-    return AttentionBytes(
-        query=getattr(counted["query"], "loaded" + kind),
-        keys=getattr(counted["key_cache"], "loaded" + kind),
-        values=getattr(counted["value_cache"], "loaded" + kind),
-        out=getattr(counted["out"], "stored" + kind),
-    )
 
 
 @examples(20)

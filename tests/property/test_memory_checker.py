@@ -1,37 +1,24 @@
 """On drawn problems: our kernels touch what is theirs and move the bytes of the closed form."""
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from helpers.counted_bytes import moved, of_watched
 from helpers.mutants import CacheCall, cache_calls
 from helpers.profiles import examples
 from helpers.watched import WatchedOperations
 from kernels import cache_ops
 from kernels.attention import paged_attention
-from kernels.interpreter.memory import MemoryReport, attention_roles, watch_memory
+from kernels.interpreter.memory import attention_roles, watch_memory
 from kernels.launch import Tiles, choose_launch
-from kernels.traffic import AttentionBytes, launched_bytes, needed_bytes
+from kernels.traffic import launched_bytes, needed_bytes
 from reference.attention.inputs import make_inputs
 from reference.attention.placement import place
-from reference.attention.problem import AttentionProblem, torch_dtype
+from reference.attention.problem import AttentionProblem
 from reference.attention.strategies import problems
 
 TILES = st.sampled_from((None, 16, 32, 64))
-
-
-def loaded(memory: MemoryReport, *, distinct: bool) -> AttentionBytes:
-    """What was counted of the four tensors that the closed forms speak of."""
-    kind, counted = "_distinct" if distinct else "", memory.traffic
-
-    def of(name: str, what: str) -> int:
-        return getattr(counted[name], what + kind) if name in counted else 0
-
-    return AttentionBytes(
-        query=of("query", "loaded"),
-        keys=of("key_cache", "loaded"),
-        values=of("value_cache", "loaded"),
-        out=of("out", "stored"),
-    )
 
 
 @examples(40)
@@ -51,33 +38,17 @@ def test_kernels_touch_what_is_theirs_and_no_byte_more_than_the_closed_form(
         paged_attention(batch, num_splits=num_splits, tiles=launch.tiles)
     assert [str(finding) for finding in memory.findings] == []
     if problem.num_tokens:
-        assert loaded(memory, distinct=False) == launched_bytes(batch, launch)
-        assert loaded(memory, distinct=True) == needed_bytes(batch)
+        assert moved(memory) == launched_bytes(batch, launch)
+        assert moved(memory, distinct=True) == needed_bytes(batch)
 
 
+@pytest.mark.parametrize("operation", ["write", "copy"])
 @examples(20)
 @given(call=cache_calls())
-def test_cache_writes_touch_the_slots_of_their_tokens_once(call: CacheCall) -> None:
+def test_a_cache_operation_loads_and_stores_what_is_its_own_once(
+    operation: str, call: CacheCall
+) -> None:
     watched = WatchedOperations(cache_ops)
-    call.run("write", watched, call.pool(call.storage()))
+    call.run(operation, watched, call.pool(call.storage()))
     assert watched.findings == []
-    elements = sum(slot >= 0 for slot in call.slots) * call.heads * call.head_dim
-    for name in ("key_cache", "value_cache"):
-        assert watched.bytes_of(name, "stored") == elements * call.cache_dtype.itemsize
-        assert watched.bytes_of(name, "stored_distinct") == elements * call.cache_dtype.itemsize
-    new_bytes = elements * torch_dtype(call.dtype).itemsize
-    assert watched.bytes_of("new keys", "loaded") == new_bytes
-    assert watched.bytes_of("new values", "loaded") == new_bytes
-
-
-@examples(20)
-@given(call=cache_calls())
-def test_block_copies_read_and_write_each_block_once(call: CacheCall) -> None:
-    watched = WatchedOperations(cache_ops)
-    call.run("copy", watched, call.pool(call.storage()))
-    assert watched.findings == []
-    slot = call.heads * call.head_dim * call.cache_dtype.itemsize
-    size = len(call.pairs) * call.block_size * slot
-    for name in ("key_cache", "value_cache"):
-        for what in ("loaded", "stored", "stored_distinct"):
-            assert watched.bytes_of(name, what) == size
+    assert of_watched(watched, operation, call) == []
