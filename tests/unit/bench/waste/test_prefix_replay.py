@@ -247,20 +247,16 @@ def test_quota_holds_in_the_allocator_too() -> None:
     """One block more than the quotas add up to: the token behind each prompt has to be computed."""
     rates = {}
     for quotas in ({}, {0: 257, 1: 256}):
-        allocator = PagedAllocator(514, 16, prefix_caching=True, eviction=LRU(quotas=quotas))
-        draw = random.Random(0)
-        queried = found = 0
-        for name in range(2000):
-            noisy = draw.random() < 0.8
-            blocks = 64 if noisy else 32
-            first = 1000 + 64 * name if noisy else 32 * draw.randrange(8)
-            prompt = KeyedPrompt(16 * blocks + 1, tuple(range(first, first + blocks)), int(noisy))
-            hit = allocator.admit(name, prompt)
+        allocator = PagedAllocator(514, SIZE, prefix_caching=True, eviction=LRU(quotas=quotas))
+        quiet = []
+        asked = neighbours(0.8)
+        for name, tenant in enumerate(asked.tenant[:2000].tolist()):
+            keys = tuple(asked.prefix.of(name).tolist())
+            hit = allocator.admit(name, KeyedPrompt(SIZE * len(keys) + 1, keys, tenant))
             allocator.free(name)
-            if not noisy:
-                queried += 16 * blocks
-                found += hit
-        rates[len(quotas)] = found / queried
+            if tenant == 0:
+                quiet.append(hit / (SIZE * len(keys)))
+        rates[len(quotas)] = sum(quiet) / len(quiet)
     assert rates[0] < 0.3
     assert rates[2] > 0.97
 

@@ -34,6 +34,12 @@ def typed(*arguments: str, folder: Path | None = None):
         return CliRunner().invoke(cli.app, ["waste", *arguments], prog_name="pagedbench")
 
 
+def succeeds(*arguments: str):
+    result = typed(*arguments)
+    assert result.exit_code == 0, result.output
+    return result
+
+
 def written(file: str = "waste.json") -> WasteRecord:
     return WasteRecord.model_validate_json(Path(file).read_text())
 
@@ -50,8 +56,7 @@ def words(result) -> str:
 
 
 def test_the_default_policies_are_compared_on_a_stream():
-    result = typed(*SMALL, "--json", "waste.json")
-    assert result.exit_code == 0, result.output
+    result = succeeds(*SMALL, "--json", "waste.json")
     record = written()
     assert record.complete
     # No request has more than 512 tokens, so that is what a reservation provides for.
@@ -72,18 +77,16 @@ def test_the_default_policies_are_compared_on_a_stream():
 
 
 def test_quiet_shows_no_progress():
-    result = typed(*SMALL, "--policy", "paged", "--quiet")
-    assert result.exit_code == 0
+    result = succeeds(*SMALL, "--policy", "paged", "--quiet")
     assert result.stderr == ""
 
 
 def test_streams_policies_and_block_sizes_are_crossed():
-    result = typed(
+    succeeds(
         *("--stream", "alpaca-fit:requests=30", "--stream", "alpaca-fit:requests=40,seed=7"),
         *("--policy", "paged", "--policy", "max/buddy:max-model-len=256"),
         *("--block-size", "8", "--block-size", "32", "--slots", "3000", "--json", "waste.json"),
     )
-    assert result.exit_code == 0, result.output
     record = written()
     assert [stream.requests for stream in record.streams] == [30, 40]
     assert policies(record) == [
@@ -108,8 +111,7 @@ def test_processes_change_nothing_but_the_seconds():
     [((), 15_728, 819_200), (("--pool", "0.5 gib", "--model", "32x8x128"), 4096, 131_072)],
 )
 def test_the_pool_is_as_large_as_it_is_said(options, slots, bytes_per_token):
-    result = typed("--stream", "alpaca-fit:requests=9", "--policy", "paged", *options, "--json=w.j")
-    assert result.exit_code == 0, result.output
+    succeeds("--stream", "alpaca-fit:requests=9", "--policy", "paged", *options, "--json=w.j")
     pool = written("w.j").pool
     assert (pool.slots, pool.bytes_per_token) == (slots, bytes_per_token)
 
@@ -121,18 +123,16 @@ def test_a_trace_is_read_and_calls_without_output_are_left_out():
         "2023-11-16 18:17:04.0000000,50,0\n"
         "2023-11-16 18:17:05.0000000,60,30\n"
     )
-    result = typed("--trace", "calls.csv", "--slots", "1000", "--json", "waste.json")
-    assert result.exit_code == 0, result.output
+    succeeds("--trace", "calls.csv", "--slots", "1000", "--json", "waste.json")
     (stream,) = written().streams
     assert (stream.label, stream.requests, stream.timed) == ("calls", 2, True)
     assert {row.total.completed for row in written().rows} == {2}
 
 
 def test_what_if_varies_the_base():
-    result = typed(
+    result = succeeds(
         *SMALL, "--whatif", "--policy", "paged:watermark=0.05", "--block-size", "64", "--json=w.j"
     )
-    assert result.exit_code == 0, result.output
     record = written("w.j")
     assert policies(record)[0] == "paged:block=64,watermark=0.05"
     assert record.rows[0].policy == record.base
@@ -143,11 +143,10 @@ def test_what_if_varies_the_base():
 
 
 def test_what_if_tries_prefix_caching_where_prefixes_are_known():
-    result = typed(
+    result = succeeds(
         *("--stream", "alpaca-fit:requests=60,system=64", "--slots", "2500", "--whatif"),
         *("--json", "waste.json"),
     )
-    assert result.exit_code == 0, result.output
     assert {f"paged:block=16,prefix={kind}" for kind in ("lru", "lfu", "fifo")} <= {
         *policies(written())
     }
@@ -155,11 +154,10 @@ def test_what_if_tries_prefix_caching_where_prefixes_are_known():
 
 
 def test_a_plot_is_drawn_for_each_stream():
-    result = typed(
+    result = succeeds(
         *("--stream", "alpaca-fit:requests=30", "--stream", "alpaca-fit:requests=30,seed=2"),
         *("--policy", "paged", "--slots", "2500", "--plot", "pool.svg"),
     )
-    assert result.exit_code == 0, result.output
     assert sorted(path.name for path in Path().glob("*.svg")) == [
         "pool-alpaca-fit-requests-30-seed-2.svg",
         "pool-alpaca-fit-requests-30.svg",
