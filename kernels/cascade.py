@@ -116,41 +116,29 @@ def prefix_kernel(
     rows_at = query + (token * stride_token_q + head * stride_head_q)[:, None] + dim[None, :]
     rows = tl.load(rows_at, mask=real, other=0.0)
     slope = tl.zeros([BLOCK_M], dtype=tl.float32)
-    query_at = tl.zeros([BLOCK_M], dtype=tl.int32)
     if ALIBI:
         slope = tl.load(slopes + head, mask=valid, other=0.0) * 1.4426950408889634
+    query_at = tl.zeros([BLOCK_M], dtype=tl.int32)
+    if ALIBI:
         sequence = tl.load(sequences + stacked, mask=valid, other=0)
         behind = tl.load(query_start_loc + sequence + 1, mask=valid, other=0) - token.to(tl.int32)
         query_at = tl.load(seq_lens + sequence, mask=valid, other=0) - behind
     acc, denominator, maximum = sweep(
-        rows,
-        query_at,
-        slope,
+        (rows, query_at, slope),
+        (logit_factor, cap_factor),
         begin,
         end,
-        0,
-        prefix,
         0,
         prefix,
         key_cache + kv_head * stride_head_k,
         value_cache + kv_head * stride_head_v,
         block_table + leader.to(tl.int64) * stride_seq_t,
-        stride_block_k,
-        stride_slot_k,
-        stride_block_v,
-        stride_slot_v,
-        logit_factor,
-        cap_factor,
-        BLOCK_M,
-        BLOCK_N,
-        BLOCK_SIZE,
-        HEAD_DIM,
-        BLOCK_D,
-        False,  # every query lies behind the prefix
+        (stride_block_k, stride_slot_k, stride_block_v, stride_slot_v),
         0,
+        prefix,
+        (BLOCK_N, BLOCK_SIZE, HEAD_DIM),
         False,
-        SOFTCAP,
-        ALIBI,
+        (False, 0, SOFTCAP, ALIBI),  # every query lies behind the prefix
     )
     result, row_lse = finish(acc, denominator, maximum, value_scale)
     part = (token * (tl.num_programs(1) * GROUP) + head) * num_parts + split
@@ -248,34 +236,21 @@ def suffix_kernel(
     if ALIBI:
         slope = tl.load(slopes + head, mask=valid, other=0.0) * 1.4426950408889634
     acc, denominator, maximum = sweep(
-        rows,
-        query_at,
-        slope,
+        (rows, query_at, slope),
+        (logit_factor, cap_factor),
         begin,
         end,
         prefix,
         all_see_until,
-        prefix,
-        end_key,
         key_cache + kv_head * stride_head_k,
         value_cache + kv_head * stride_head_v,
         block_table + sequence.to(tl.int64) * stride_seq_t,
-        stride_block_k,
-        stride_slot_k,
-        stride_block_v,
-        stride_slot_v,
-        logit_factor,
-        cap_factor,
-        BLOCK_M,
-        BLOCK_N,
-        BLOCK_SIZE,
-        HEAD_DIM,
-        BLOCK_D,
-        CAUSAL,
-        0,
+        (stride_block_k, stride_slot_k, stride_block_v, stride_slot_v),
+        prefix,
+        end_key,
+        (BLOCK_N, BLOCK_SIZE, HEAD_DIM),
         True,  # a prefix may end within a tile
-        SOFTCAP,
-        ALIBI,
+        (CAUSAL, 0, SOFTCAP, ALIBI),
     )
     result, row_lse = finish(acc, denominator, maximum, value_scale)
     num_parts = num_prefix_parts + tl.num_programs(2)

@@ -167,34 +167,23 @@ def decode_kernel(
     if ALIBI:
         slope = tl.load(slopes + head, mask=row < GROUP, other=0.0) * 1.4426950408889634
     acc, denominator, maximum = sweep(
-        rows,
-        tl.zeros([BLOCK_M], dtype=tl.int32) + (end_key - 1),
-        slope,
+        (rows, tl.zeros([BLOCK_M], dtype=tl.int32) + (end_key - 1), slope),
+        (logit_factor, cap_factor),
         begin,
         end,
-        first_key,
-        end_key,
         first_key,
         end_key,
         key_cache + kv_head * stride_head_k,
         value_cache + kv_head * stride_head_v,
         block_table + sequence.to(tl.int64) * stride_seq_t,
-        stride_block_k,
-        stride_slot_k,
-        stride_block_v,
-        stride_slot_v,
-        logit_factor,
-        cap_factor,
-        BLOCK_M,
-        BLOCK_N,
-        BLOCK_SIZE,
-        HEAD_DIM,
-        BLOCK_D,
-        False,  # the only query is the last token: it sees every key before end_key
-        0,  # and first_key is its window
+        (stride_block_k, stride_slot_k, stride_block_v, stride_slot_v),
+        first_key,
+        end_key,
+        (BLOCK_N, BLOCK_SIZE, HEAD_DIM),
         WINDOW > 0,
-        SOFTCAP,
-        ALIBI,
+        # The only query is the last token: it sees every key before end_key, and first_key is its
+        # window.
+        (False, 0, SOFTCAP, ALIBI),
     )
     if SPLIT:
         num_splits = tl.maximum(tl.cdiv(end_tile - first_tile, split_tiles), 1)

@@ -199,43 +199,46 @@ def attend_tile(
 
 @triton.jit
 def sweep(
-    query,
-    query_at,
-    slope,
+    rows,
+    factors,
     begin,
     end,
     all_see_from,
     all_see_until,
-    first_key,
-    end_key,
     key_cache,
     value_cache,
     table_row,
-    stride_block_k,
-    stride_slot_k,
-    stride_block_v,
-    stride_slot_v,
-    logit_factor,
-    cap_factor,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    WINDOW: tl.constexpr,
+    strides,
+    first_key,
+    end_key,
+    sizes,
     BOUNDED_LEFT: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    ALIBI: tl.constexpr,
+    variant,
 ):
     """Attend to the key tiles `begin` <= t < `end`.
 
     Every row sees every key in all_see_from <= n < all_see_until: the tiles within need no mask
     and form the main loop. Those before (only with a window) and after it are peeled.
 
+    `rows` are the queries, their positions and their slopes; `factors` those of the logits and of
+    the soft-cap; `strides` those of a block and of a slot, of keys and then of values. `sizes`
+    (BLOCK_N, BLOCK_SIZE, HEAD_DIM) and `variant` (CAUSAL, WINDOW, SOFTCAP, ALIBI) are constants.
+
     Returns acc [BLOCK_M, BLOCK_D], the weighted sum of values; denominator and maximum [BLOCK_M],
     the latter in units of log 2.
     """
+    query, query_at, slope = rows
+    stride_block_k, stride_slot_k, stride_block_v, stride_slot_v = strides
+    logit_factor, cap_factor = factors
+    BLOCK_M: tl.constexpr = query.shape[0]
+    BLOCK_D: tl.constexpr = query.shape[1]
+    BLOCK_N: tl.constexpr = sizes[0]
+    BLOCK_SIZE: tl.constexpr = sizes[1]
+    HEAD_DIM: tl.constexpr = sizes[2]
+    CAUSAL: tl.constexpr = variant[0]
+    WINDOW: tl.constexpr = variant[1]
+    SOFTCAP: tl.constexpr = variant[2]
+    ALIBI: tl.constexpr = variant[3]
     if key_cache.dtype.element_ty.primitive_bitwidth == 8 and query.dtype == tl.bfloat16:
         query, undo = as_half(query)
         logit_factor = (logit_factor * undo)[:, None]

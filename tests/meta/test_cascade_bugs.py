@@ -176,7 +176,7 @@ bug(
 )
 bug(
     "suffix_starts_within_the_prefix",
-    ("        all_see_until,\n        prefix,\n", "        all_see_until,\n        0,\n"),
+    ("        prefix,\n        end_key,\n", "        0,\n        end_key,\n"),
     by=WRONG,
 )
 bug(
