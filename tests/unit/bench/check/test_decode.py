@@ -16,12 +16,6 @@ STREAM = RequestStream(
 )
 
 
-@pytest.fixture(autouse=True)
-def _small_cache(monkeypatch):
-    """So that inputs in turn are few."""
-    monkeypatch.setattr("bench.machine.timing.cpu_cache_bytes", lambda: 20_000)
-
-
 def time_small(**options):
     return time_decode(STREAM, step=SMALL, device="cpu", seed=0, **options)
 
