@@ -73,4 +73,6 @@ def moved_names(package: str, homes: Mapping[str, str], name: str) -> object:
         DeprecationWarning,
         stacklevel=3,
     )
-    return getattr(importlib.import_module(now), name)
+    found = getattr(importlib.import_module(now), name)
+    setattr(sys.modules[package], name, found)  # and said once
+    return found

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from reference.errors import BadInput
+from reference.errors import BadInput, described
 
 OUR_ROOMS: Final = ("bench", "kernels", "paged", "reference", "subjects")
 """Packages of ours that a user may well have too. In a subject's process ours are meant."""
@@ -68,8 +68,7 @@ def _import(name: str, what: str) -> Any:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:
         raise SubjectError(
-            f"cannot import {name!r} from {Path.cwd()}: {type(error).__name__}: {error}"
-            f"{_remedy(error, what)}"
+            f"cannot import {name!r} from {Path.cwd()}: {described(error)}{_remedy(error, what)}"
         ) from error
 
 
@@ -84,7 +83,7 @@ def _import_file(path: Path, what: str) -> Any:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise SubjectError(
-            f"cannot import {path}: {type(error).__name__}: {error}{_remedy(error, what)}"
+            f"cannot import {path}: {described(error)}{_remedy(error, what)}"
         ) from error
     return module
 

@@ -63,9 +63,10 @@ def show_replay(kernel: str, replayed: Replay, console: Console) -> None:
         seen = "\n".join(verdict.findings) or LAWS[verdict.check]
         rows.add_row(verdict.check, Text(verdict.status.value, style=colour), Text(seen))
     said = {verdict.check for verdict in verdicts}
+    why = "the kernel hung before" if replayed.complete else "stopped before"
     for check in CHECKS:
         if check.name not in said and check.applies(problem):
-            rows.add_row(check.name, Text("not run", style="yellow"), "the kernel hung before")
+            rows.add_row(check.name, Text("not run", style="yellow"), why)
     console.print(rows)
     console.print()
     if replayed.moved is not None:

@@ -6,7 +6,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -134,8 +134,10 @@ def replay_problem(
         known = Expectations.of(expected, name)
         replayed = replay(name, device, problem, time_limit_s=time_limit_s, python=python)
         verdicts = [known.judge(problem, verdict) for verdict in replayed.verdicts]
-        show(name, Replay(problem, verdicts, replayed.moved))
+        show(name, replace(replayed, verdicts=verdicts))
         wrong = wrong or any(verdict.wrong for verdict in verdicts)
+        if not replayed.complete:
+            return WRONG if wrong else INTERRUPTED
         if all(verdict.status is Status.NOT_SUPPORTED for verdict in verdicts):
             unable.append(name)
     if unable and not wrong:

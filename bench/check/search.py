@@ -63,6 +63,8 @@ class Replay:
     moved: dict[str, dict[str, int]] | None
     """Bytes of each tensor, as `watching.bytes_moved` gives them; None unless every access was seen
     and legal."""
+    complete: bool = True
+    """Whether it came to its end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,24 +188,30 @@ def replay(
     time_limit_s: float = TIME_LIMIT_S,
     python: str | None = None,
 ) -> Replay:
-    """Every check that applies, on one problem; none more once the kernel has hung."""
+    """Every check that applies, on one problem; none more once the kernel has hung.
+
+    KeyboardInterrupt ends it with the verdicts that there are.
+    """
     verdicts: list[Verdict] = []
     moved = None
-    with start(kernel, device, time_limit_s=time_limit_s, python=python) as child:
-        for check in CHECKS:
-            if not check.applies(problem):
-                continue
-            try:
-                verdicts.append(_asked(child, check.name, problem))
-            except SubjectDied as death:
-                verdicts.append(_crashed(check.name, death.how))
-                if death.timed_out:
-                    break
-        if any(v.check == MEMORY.name and v.status is Status.PASSED for v in verdicts):
-            try:
-                moved = child.ask({"moved": str(problem)}).get("moved")
-            except SubjectDied as death:
-                verdicts.append(_crashed(MEMORY.name, death.how))
+    try:
+        with start(kernel, device, time_limit_s=time_limit_s, python=python) as child:
+            for check in CHECKS:
+                if not check.applies(problem):
+                    continue
+                try:
+                    verdicts.append(_asked(child, check.name, problem))
+                except SubjectDied as death:
+                    verdicts.append(_crashed(check.name, death.how))
+                    if death.timed_out:
+                        break
+            if any(v.check == MEMORY.name and v.status is Status.PASSED for v in verdicts):
+                try:
+                    moved = child.ask({"moved": str(problem)}).get("moved")
+                except SubjectDied as death:
+                    verdicts.append(_crashed(MEMORY.name, death.how))
+    except KeyboardInterrupt:
+        return Replay(problem, verdicts, moved, complete=False)
     return Replay(problem, verdicts, moved)
 
 

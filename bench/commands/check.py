@@ -123,17 +123,18 @@ def check(
             from bench.check.report import show_replay
             from bench.check.run import replay_problem
 
-            it.end(
-                replay_problem(
+            where = present_device(device)
+            with it.work(quiet=True, raising=True):
+                code = replay_problem(
                     parsed,
                     kernels,
-                    present_device(device),
+                    where,
                     expected=known,
                     time_limit_s=time_limit,
                     python=engine_python,
                     show=lambda kernel, replayed: show_replay(kernel, replayed, it.out),
                 )
-            )
+            it.end(code)
         _check_writable(json, save)
         check_file("--coverage-md", coverage_md)
         lengths = _stream(trace, stream)

@@ -266,6 +266,8 @@ def waste(
             whatif=whatif,
         )
         # A long trace takes a while to read: what is wrong besides is said before.
+        if ray_address is not None and not ray_address.strip():
+            raise BadInput(f"--ray-address {ray_address!r}: name a cluster, as in 10.0.0.1:6379")
         plan.check_policies()
         streams = read_streams(specs, trace or [], requests=requests, seed=seed)
         plan = replace(plan, streams=streams)

@@ -23,6 +23,7 @@ from reference.allocator.contract import (
 )
 from reference.allocator.programs import Pool
 from reference.allocator.shadow import Life, ShadowCache
+from reference.errors import described
 
 T = TypeVar("T")
 
@@ -302,7 +303,7 @@ def ask(call: Callable[[], T]) -> T:
     except SystemExit as error:
         raise CheckFailed("died", f"ended the process with code {error.code}") from None
     except Exception as error:
-        raise CheckFailed("answer", f"raised {type(error).__name__}: {error}") from error
+        raise CheckFailed("answer", f"raised {described(error)}") from error
 
 
 def taken(call: str, answer: Any, take: Callable[[Any], T]) -> T:

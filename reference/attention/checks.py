@@ -21,6 +21,7 @@ from reference.attention.problem import AttentionProblem, Request
 from reference.attention.tolerance import lse_allowance, out_allowance, worst_excess
 from reference.attention.truth import Truth, attend
 from reference.attention.verdict import Status, Verdict
+from reference.errors import described
 
 MAX_GROWTH: Final = 5
 """Tokens that the growth law feeds one at a time."""
@@ -101,7 +102,7 @@ class Subject:
 
 
 def _raised(error: Exception) -> KernelRaised:
-    return KernelRaised(f"raised {type(error).__name__}: {error}")
+    return KernelRaised(f"raised {described(error)}")
 
 
 @dataclass(frozen=True, slots=True)

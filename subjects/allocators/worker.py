@@ -35,6 +35,7 @@ import traceback
 from collections.abc import Iterable, Mapping
 from typing import IO, Any, Final
 
+from reference.errors import described
 from subjects.allocators.mixed_stream import mixed_stream, serve
 from subjects.loading import SubjectError, load
 
@@ -63,11 +64,11 @@ class Desk:
             else:
                 said = self._call(question["call"], question["with"], question["named"])
         except Exception as error:
-            said = {"raised": f"{type(error).__name__}: {error}{_origin(error)}"}
+            said = {"raised": described(error) + _origin(error)}
         try:
             return said | self._sight()
         except Exception as error:
-            return {"raised": f"{type(error).__name__}: {error}{_origin(error)}"}
+            return {"raised": described(error) + _origin(error)}
 
     def _new(self, pool: dict[str, Any]) -> dict[str, Any]:
         self._told = {}

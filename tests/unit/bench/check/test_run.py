@@ -4,6 +4,7 @@ The children are Python functions in this process.
 """
 
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,15 @@ import pytest
 import bench.check.run
 from bench.check import search as cross_check
 from bench.check.failures import FailureStore
-from bench.check.run import CheckPlan, run_check, stream_lengths
+from bench.check.run import CheckPlan, replay_problem, run_check, stream_lengths
+from bench.command.exit_codes import INTERRUPTED
 from bench.search import lanes as children
 from bench.workloads.builtin import builtin_stream
 from bench.workloads.stream import RequestStream
 from helpers.check_scenarios import PASSED, Child, Kernel, expects, too_long, wrong_in_e5m2
 from helpers.wrong_kernels import SHORT
 from reference.attention.problem import AttentionProblem
+from reference.attention.verdict import Status, Verdict
 from subjects.loading import SubjectError
 from subjects.process import SubjectDied
 
@@ -269,3 +272,29 @@ def test_what_was_found_is_kept_whenever_shrinking_is_stopped(
     failure = record.kernels[0].failure
     assert AttentionProblem.parse(failure.problem).max_seq_len > SHORT
     assert failure.problem in Path(failure.saved_to).read_text()
+
+
+def test_a_replay_that_is_stopped_shows_what_was_checked(monkeypatch):
+    asked = []
+
+    def stopped_at_the_third(child, check, problem):
+        asked.append(check)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return Verdict(check, Status.PASSED, ())
+
+    monkeypatch.setattr(cross_check, "start", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(cross_check, "_asked", stopped_at_the_third)
+    shown = []
+    code = replay_problem(
+        AttentionProblem.parse("2x(q1 k5) d16 b16 fp32"),
+        ["one", "another"],
+        "cpu",
+        expected=(),
+        time_limit_s=5.0,
+        python=None,
+        show=lambda name, replayed: shown.append((name, replayed)),
+    )
+    assert code == INTERRUPTED
+    ((name, replayed),) = shown
+    assert (name, replayed.complete, len(replayed.verdicts)) == ("one", False, 2)
