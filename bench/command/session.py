@@ -71,13 +71,8 @@ class Session:
         From here to the end of the command a signal no longer ends it at once: what was found is
         reported.
 
-        Parameters
-        ----------
-        quiet
-            Show no progress.
-        raising
-            Let the signal raise KeyboardInterrupt: for work in this thread that does not look at
-            `stop`.
+        With `raising` the signal raises KeyboardInterrupt: for work in this thread that does not
+        look at `stop`.
         """
         working = True
 

@@ -27,18 +27,9 @@ def table(
     name_width: int | None = None,
     **how: Any,
 ) -> Table:
-    """A table of names and their figures.
+    """A table of names, which fold where they are longer than `name_width`, and their figures.
 
-    Parameters
-    ----------
-    first
-        Head of the names. They fold where they are longer than `name_width`, or than there is room.
-    figures
-        Heads of the figures, which are never folded.
-    rows
-        A name and its figures each.
-    how
-        As for `rich.table.Table`.
+    `first` is the head of the names. Figures are never folded; `how` is as for `rich.table.Table`.
     """
     made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, **how)
     made.add_column(first, overflow="fold", max_width=name_width)

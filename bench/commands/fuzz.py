@@ -151,90 +151,46 @@ def fuzz(
                 )
             )
         check_file("--json", json)
-        it.end(
-            _fuzz(
-                allocator or "paged",
-                engine_python,
-                it,
+        from bench.fuzz.campaign import Campaign, campaign_record, run_campaign
+        from bench.fuzz.databases import open_database
+        from bench.fuzz.record import Subject, read_known
+        from bench.fuzz.report import show
+        from subjects.allocators.resolve import open_allocator
+
+        name = allocator or "paged"
+        fixed = {"num_blocks": num_blocks, "prefix_caching": prefix_caching}
+        pool = {key: value for key, value in fixed.items() if value is not None}
+        kept = open_database(database or str(save / "examples"), local=save / "examples")
+        expected = read_known(known or [], name)
+        with open_allocator(
+            name, python=engine_python, in_process=in_process, time_limit_s=time_limit
+        ) as subject:
+            campaign = Campaign(
+                allocator=Subject(name=name, engine_python=engine_python, version=subject.version),
+                factory=subject.factory,
+                kill=subject.kill,
+                capabilities=_narrowed(
+                    name, subject.capabilities, pool, frozenset(block_size or ())
+                ),
                 examples=examples if examples or time else DEFAULT_EXAMPLES,
                 seconds=time,
                 seed=random.getrandbits(32) if seed is None else seed,
-                max_moves=steps,
-                pool={
-                    key: value
-                    for key, value in (
-                        ("num_blocks", num_blocks),
-                        ("prefix_caching", prefix_caching),
-                    )
-                    if value is not None
-                },
-                block_sizes=frozenset(block_size or ()),
+                database=kept,
                 max_findings=findings,
-                time_limit=time_limit,
-                in_process=in_process,
-                database=database or str(save / "examples"),
-                save=save,
-                known=known or [],
-                json=json,
+                max_moves=steps,
+                pool=pool,
+                known=expected,
             )
-        )
-
-
-def _fuzz(
-    name: str,
-    python: str | None,
-    it: Session,
-    *,
-    examples: int | None,
-    seconds: float | None,
-    seed: int,
-    max_moves: int,
-    pool: dict[str, int | bool],
-    block_sizes: frozenset[int],
-    max_findings: int,
-    time_limit: float,
-    in_process: bool,
-    database: str,
-    save: Path,
-    known: list[Path],
-    json: Path | None,
-) -> int:
-    from bench.fuzz.campaign import Campaign, campaign_record, run_campaign
-    from bench.fuzz.databases import open_database
-    from bench.fuzz.record import Subject, read_known
-    from bench.fuzz.report import show
-    from subjects.allocators.resolve import open_allocator
-
-    kept = open_database(database, local=save / "examples")
-    expected = read_known(known, name)
-    with open_allocator(
-        name, python=python, in_process=in_process, time_limit_s=time_limit
-    ) as subject:
-        capabilities = _narrowed(name, subject.capabilities, pool, block_sizes)
-        campaign = Campaign(
-            allocator=Subject(name=name, engine_python=python, version=subject.version),
-            factory=subject.factory,
-            kill=subject.kill,
-            capabilities=capabilities,
-            examples=examples,
-            seconds=seconds,
-            seed=seed,
-            database=kept,
-            max_findings=max_findings,
-            max_moves=max_moves,
-            pool=pool,
-            known=expected,
-        )
-        with it.work() as progress:
-            progress.begin("starting")
-            tally = run_campaign(
-                campaign, tell=lambda tally: progress.tell(_said(tally)), stop=it.stop
-            )
-    record = campaign_record(campaign, tally, [_save(trace, save) for trace in tally.found])
-    it.report(record, json, lambda: show(record, it.out))
-    if tally.trouble is not None:
-        it.failed(tally.trouble)
-    return record.exit_code
+            with it.work() as progress:
+                progress.begin("starting")
+                tally = run_campaign(
+                    campaign, tell=lambda tally: progress.tell(_said(tally)), stop=it.stop
+                )
+        record = campaign_record(campaign, tally, [_save(trace, save) for trace in tally.found])
+        it.report(record, json, lambda: show(record, it.out))
+        if tally.trouble is not None:
+            it.failed(tally.trouble)
+        it.end(record.exit_code)
 
 
 def _save(trace: Trace, save: Path) -> FindingRecord:

@@ -17,7 +17,7 @@ from reference.errors import BadInput
 from subjects.attention.resolve import check_name
 
 if TYPE_CHECKING:
-    from bench.throughput.points import Grid, Point
+    from bench.throughput.points import Point
     from bench.throughput.record import ThroughputRecord
 
 THROUGHPUT_HELP: Final = """
@@ -138,7 +138,18 @@ def throughput(
         for name in subject or ():
             check_name(name, also=("contiguous",))
         split_counts = _splits(splits)
-        grid = _grid(batch, prefill, block_size, heads, head_dim, dtype, kv_dtype, seed)
+        from bench.throughput.points import Grid
+
+        grid = Grid(
+            batches=tuple(batch or ()),
+            prefills=tuple(prefill or ()),
+            block_sizes=_numbers("--block-size", block_size),
+            heads=[_pair(part) for part in _parts(heads)],
+            head_dims=_numbers("--head-dim", head_dim),
+            dtypes=_parts(dtype),
+            kv_dtypes=["" if part == "same" else part for part in _parts(kv_dtype)],
+            seed=seed,
+        )
         asked = bool(batch or prefill)
         # Before torch is imported: what makes no call is refused at once.
         points = (grid if asked else replace(grid, batches=("1x1",))).points()
@@ -179,17 +190,13 @@ def throughput(
         with it.work() as progress:
             record = run_throughput(plan, device_of(where), progress=progress, stop=it.stop)
         if plot is not None:
-            it.deliver(f"--plot {plot}", lambda: _draw(record, plot))
+            from bench.throughput.plot import draw
+
+            it.deliver(f"--plot {plot}", lambda: draw(record, plot))
         if asv is not None:
             it.deliver(f"--asv {asv}", lambda: _export(record, asv, it))
         it.report(record, json, lambda: show(record, it.out))
         it.end(record.exit_code)
-
-
-def _draw(record: ThroughputRecord, file: Path) -> None:
-    from bench.throughput.plot import draw
-
-    draw(record, file)
 
 
 def _export(record: ThroughputRecord, folder: Path, it: Session) -> None:
@@ -198,30 +205,6 @@ def _export(record: ThroughputRecord, folder: Path, it: Session) -> None:
     exported = export(record, folder)
     said = "; ".join(exported.left_out) or f"{len(exported.paths)} file(s)"
     it.err.say(f"asv: {said}")
-
-
-def _grid(
-    batch: list[str] | None,
-    prefill: list[str] | None,
-    block_size: str,
-    heads: str,
-    head_dim: str,
-    dtype: str,
-    kv_dtype: str,
-    seed: int,
-) -> Grid:
-    from bench.throughput.points import Grid
-
-    return Grid(
-        batches=tuple(batch or ()),
-        prefills=tuple(prefill or ()),
-        block_sizes=_numbers("--block-size", block_size),
-        heads=[_pair(part) for part in _parts(heads)],
-        head_dims=_numbers("--head-dim", head_dim),
-        dtypes=_parts(dtype),
-        kv_dtypes=["" if part == "same" else part for part in _parts(kv_dtype)],
-        seed=seed,
-    )
 
 
 def _check_sizes(points: Sequence[Point], device: str) -> None:

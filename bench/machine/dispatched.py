@@ -26,15 +26,10 @@ SCATTERS: Final = frozenset({"aten::index_put_", "aten::index_copy_", "aten::sca
 
 
 class Dispatched(TorchDispatchMode):
-    """Counts what torch dispatches while it is entered.
+    """Counts the operations that torch dispatches while it is entered, and the bytes of them.
 
-    Attributes
-    ----------
-    operations
-        Dispatched operations, views included.
-    bytes
-        Of the tensors that go in and come out of them, by their elements; of what a gather reads
-        from as many as come out, of what a scatter writes into as many as go in; of views none.
+    Views are operations without bytes. Of others all elements that go in and come out count, but of
+    what a gather reads from as many as come out, of what a scatter writes into as many as go in.
     """
 
     def __init__(self) -> None:

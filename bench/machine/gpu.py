@@ -54,15 +54,10 @@ class GpuState(StrictRecord):
 
 
 class GpuReader:
-    """Reads the state of one GPU.
+    """Reads the state of one GPU, by its UUID as `nvidia-smi -L` names it.
 
-    Parameters
-    ----------
-    uuid
-        `GPU-...`, as NVML and `nvidia-smi -L` name it. The index would not do: with
-        CUDA_VISIBLE_DEVICES torch's numbers are not NVML's.
-    nvml
-        The module `pynvml`, or what stands in for it in a test; None: imported, if it is there.
+    The index would not do: with CUDA_VISIBLE_DEVICES torch's numbers are not NVML's. `nvml` stands
+    in for the module `pynvml` in a test.
     """
 
     def __init__(self, uuid: str | None, nvml: ModuleType | None = None) -> None:

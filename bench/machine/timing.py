@@ -312,18 +312,9 @@ def _no_finding(name: str) -> str:
 
 
 class Timer:
-    """Times sides in rounds.
+    """Times sides in `rounds` rounds, after `warm_up` that do not count, in orders of the seed.
 
-    Parameters
-    ----------
-    device
-        Where.
-    rounds, warm_up
-        Rounds that count, and those before them that do not.
-    seed
-        Of the orders.
-    warm
-        Whether warm times are taken as well.
+    With `warm` it takes warm times as well. Raises ValueError: fewer than one round of a kind.
     """
 
     def __init__(
@@ -346,23 +337,11 @@ class Timer:
         advance: Callable[[int], object] = lambda _: None,
         stop: threading.Event | None = None,
     ) -> dict[str, Times]:
-        """Run the rounds.
+        """Run the rounds; setting `stop` ends them early.
 
-        Parameters
-        ----------
-        sides
-            What to time.
-        before_round
-            Called before each round, such as to make old outputs unusable.
-        before_side
-            Told of each side whose calls are made next.
-        judge
-            Called after each round with the name of each side, warm-up included: what is wrong with
-            its outputs, or an empty string. A side that is wrong, or that raises, is taken out.
-        advance
-            Told of each round.
-        stop
-            Set it to end early.
+        `before_round` may make old outputs unusable, `before_side` is told whose calls are made
+        next. `judge` is asked after each round, warm-up included, what is wrong with the outputs of
+        each side; a side that is wrong, or that raises, is taken out.
         """
         times = {side.name: Times() for side in sides}
         if not times:

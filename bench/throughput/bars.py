@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from bench.throughput.points import Grid, Point
-from bench.throughput.record import TIMED, BarRecord, PointRecord, SubjectRecord
+from bench.throughput.record import TIMED, BarRecord, PointRecord, State, SubjectRecord
 
 RAGGED_BATCH: Final = "azure-conv:32"
 
@@ -92,8 +92,8 @@ def _cpu_bar(points: dict[str, PointRecord], *, seed: int) -> BarRecord:
     (point,) = bar_points("cpu", seed=seed)
     record = points.get(point.name)
     ours, other = _find(record, TORCH), _find(record, CONTIGUOUS)
-    missing = "not a point of this run"
     got = ours.times_of[CONTIGUOUS].median if ours and CONTIGUOUS in ours.times_of else None
+    missing = "not a point of this run"
     why = _why(record, ours, missing) or _why(record, other, missing)
     what = "time of paged torch over contiguous torch"
     return _bar(what, point.name, MOST_TIME, got, why, at_most=True)
@@ -116,11 +116,8 @@ def _why(record: PointRecord | None, subject: SubjectRecord | None, missing: str
 def _bar(
     what: str, point: str, wanted: float, got: float | None, why: str, *, at_most: bool = False
 ) -> BarRecord:
-    if got is None:
-        return BarRecord(
-            what=what, point=point, wanted=wanted, got=None, state="not measured", why=why
-        )
-    met = got <= wanted if at_most else got >= wanted
-    return BarRecord(
-        what=what, point=point, wanted=wanted, got=got, state="met" if met else "missed"
-    )
+    state: State = "not measured"
+    if got is not None:
+        state = "met" if (got <= wanted if at_most else got >= wanted) else "missed"
+        why = ""
+    return BarRecord(what=what, point=point, wanted=wanted, got=got, state=state, why=why)

@@ -48,16 +48,9 @@ class Point:
     def name(self) -> str:
         """All that tells it from other points, `decode 64x4096 h8 g4 d128 b16 bf16`."""
         problem = self.problem
-        words = [
-            self.kind,
-            self.batch,
-            f"h{problem.num_kv_heads}",
-            f"g{problem.group_size}",
-            f"d{problem.head_dim}",
-            f"b{problem.block_size}",
-            problem.dtype,
-        ]
-        return " ".join(words + [f"kv={problem.kv_dtype}"] * problem.quantised)
+        sizes = f"h{problem.num_kv_heads} g{problem.group_size} d{problem.head_dim}"
+        name = f"{self.kind} {self.batch} {sizes} b{problem.block_size} {problem.dtype}"
+        return f"{name} kv={problem.kv_dtype}" if problem.quantised else name
 
     @property
     def bytes_per_token(self) -> int:
