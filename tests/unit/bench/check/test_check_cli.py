@@ -6,7 +6,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import uuid
 from contextlib import chdir
@@ -21,16 +20,10 @@ import bench.check.decode
 import bench.check.run
 from bench import cli
 from bench.check.record import CheckRecord
-from helpers.places import ROOT
+from helpers.places import COMMAND, ROOT
 from helpers.wrong_kernels import NARROW, SHORT, named
 from reference.attention.problem import AttentionProblem
 from subjects import starting
-
-# What the installed command does, without its being installed.
-COMMAND = [
-    *(sys.executable, "-P", "-c"),
-    f"import sys; sys.path.insert(0, {str(ROOT)!r}); from bench.cli import main; main()",
-]
 
 KERNEL = """
 from paged.attention import paged_attention

@@ -7,14 +7,13 @@ interpreter has it, and SIGTERM ends that without a word.
 import os
 import signal
 import subprocess
-import sys
 import time
 import uuid
 from pathlib import Path
 
 import pytest
 
-from helpers.places import ROOT
+from helpers.places import COMMAND
 
 COMMANDS = {
     "check": ("--problems", "2000", "--no-timing"),
@@ -78,9 +77,8 @@ def nobody_stays(mark: bytes) -> bool:
 def test_a_signal_ends_the_command_in_order(command, number, moment, tmp_path):
     mark = f"PAGEDBENCH_SIGNALLED={uuid.uuid4()}"
     name, value = mark.split("=")
-    start = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from bench.cli import main; main()"
     process = subprocess.Popen(
-        [sys.executable, "-P", "-c", start, command, *COMMANDS[command]],
+        [*COMMAND, command, *COMMANDS[command]],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,16 +14,10 @@ from typer.testing import CliRunner
 
 from bench import cli
 from bench.machine.facts import version_of
-from helpers.places import ROOT
+from helpers.places import COMMAND
 from kernels.compiled import baseline as baselines
 from kernels.compiled.baseline import Baseline, TargetBaseline, read_baseline, write_baseline
 from tests.unit.kernels.compiled.samples import variant_of
-
-COMMAND = [
-    *(sys.executable, "-P", "-c"),
-    f"import sys; sys.path.insert(0, {str(ROOT)!r}); from bench.cli import main; main()",
-    "compile",
-]
 
 KERNELS = """
 import os
@@ -222,8 +215,13 @@ def test_one_that_leads_nowhere_leaves_the_others_their_figures(run):
 @pytest.mark.slow
 def test_an_interrupt_keeps_what_is_done(tmp_path):
     (tmp_path / "mine.py").write_text(KERNELS)
-    command = [*COMMAND, "--target=sm_90", "--lanes=1", "--json=r.json", f"--problem={PROBLEM}"]
-    command += ["--kernel=mine.py:double", "--kernel=mine.py:asleep", "--kernel=mine.py:tuned"]
+    command = [*COMMAND, "compile", "--target=sm_90", "--lanes=1", "--json=r.json"]
+    command += [
+        f"--problem={PROBLEM}",
+        "--kernel=mine.py:double",
+        "--kernel=mine.py:asleep",
+        "--kernel=mine.py:tuned",
+    ]
     environment = os.environ | {"PAGEDBENCH_COMPILE_CACHE": str(tmp_path / "cache")}
     with subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True

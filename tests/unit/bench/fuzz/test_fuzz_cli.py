@@ -31,17 +31,11 @@ from bench.fuzz.record import (
     read_trace,
     slug,
 )
-from helpers.places import ROOT
+from helpers.places import COMMAND, ROOT
 from reference.allocator.contract import HOSTILE_CALLS
 from reference.allocator.machine import run_program
 from reference.allocator.programs import Pool, Program, Step
 from subjects.allocators.resolve import open_allocator
-
-# What the installed command does, without its being installed.
-COMMAND = [
-    *(sys.executable, "-P", "-c"),
-    f"import sys; sys.path.insert(0, {str(ROOT)!r}); from bench.cli import main; main()",
-]
 
 # {} stands for what is wrong with it: a class body, and what is done when one is made.
 ALLOCATOR = """

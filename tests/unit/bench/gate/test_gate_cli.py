@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from bench.gate.configuration import read_configuration
 from bench.gate.record import GateRecord
 from bench.gate.worker import SUITE_VARIABLE
 from helpers import gate_toys
-from helpers.places import ROOT
+from helpers.places import COMMAND
 from reference.errors import BadInput
 
 
@@ -85,8 +84,7 @@ def environment(places: Path) -> dict[str, str]:
 
 
 def command(*arguments: str) -> list[str]:
-    start = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from bench.cli import main; main()"
-    return [sys.executable, "-P", "-c", start, "gate", *arguments]
+    return [*COMMAND, "gate", *arguments]
 
 
 def test_the_exit_code_of_the_command_is_that_of_the_run(tmp_path: Path) -> None:

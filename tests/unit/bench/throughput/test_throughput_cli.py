@@ -88,9 +88,10 @@ def test_without_a_gpu_the_bars_of_one_are_not_measured(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--batch", "64"], "give BATCHxCONTEXT"),
-        (["--batch", "nobody:3"], "streams are"),
-        (["--prefill", "16"], "give BATCHxTOKENS"),
+        (["--batch", "64"], "--batch 64: give BATCHxCONTEXT"),
+        (["--batch", "0x64"], "--batch 0x64"),
+        (["--batch", "nobody:3"], "streams are azure-conv"),
+        (["--prefill", "azure:3"], "--prefill azure:3: give BATCHxTOKENS"),
         (["--preset", "all"], "choose bars"),
         (["--preset", "bars", "--batch", "1x8"], "has its own batches"),
         (["--block-size", "16,x"], "'x' is no number"),
