@@ -38,9 +38,13 @@ def abort(code: int = INTERRUPTED) -> None:
         shown = b"\x1b[?25h" if os.isatty(2) else b""
         with suppress(OSError):
             os.write(2, shown + b"aborted\n")
-    for process in descendants():
+    started = descendants()
+    for process in started:
         with suppress(ProcessLookupError, PermissionError):
             os.kill(process, signal.SIGKILL)
+    for process in started:
+        with suppress(ChildProcessError):  # a child's child is not ours to wait for
+            os.waitpid(process, 0)  # much memory takes a moment to be given back
     os._exit(code)
 
 
