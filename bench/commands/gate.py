@@ -125,7 +125,8 @@ def gate(
     config: Annotated[
         Path | None,
         typer.Option(
-            help="TOML with margins and limits. Default: [tool.pagedbench.gate] of pyproject.toml."
+            help="TOML with margins and limits. "
+            "Default: \\[tool.pagedbench.gate] of pyproject.toml."
         ),
     ] = None,
     json: Json = None,

@@ -158,7 +158,7 @@ def test_a_side_that_breaks_is_no_verdict(
             "head": {"bench": bench} if side == "head" else {},
         }.items()
     }
-    record = run_gate(gate_toys.plan(*trees.values(), answer_limit_s=2.0))
+    record = run_gate(gate_toys.plan(*trees.values(), answer_limit_s=5.0))
     assert (record.verdict, record.exit_code) == ("harness failed", 4)
     assert said in record.reason
     assert side in record.reason
