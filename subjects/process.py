@@ -103,7 +103,8 @@ class SubjectProcess:
         if self._child is None:
             self._start()
             try:
-                self._read_line(START_LIMIT_S)
+                # Whoever dies right after this line has come to its subject all the same.
+                self._read_line(START_LIMIT_S, even_of_the_dead=True)
             except SubjectDied as death:
                 raise NotStarted(f"{' '.join(self._command)}: the process {death.how}") from None
             self._introduction = self._parsed(self._read_line(START_LIMIT_S))
@@ -214,7 +215,7 @@ class SubjectProcess:
         assert self._log is not None
         return self._child, self._log
 
-    def _read_line(self, limit_s: float) -> bytes:
+    def _read_line(self, limit_s: float, *, even_of_the_dead: bool = False) -> bytes:
         child, _ = self._running()
         deadline = time.monotonic() + limit_s
         chunk = self._pending
@@ -234,7 +235,7 @@ class SubjectProcess:
                 raise self._obituary()  # dead, and a child of its own holds the pipe open
             elif left_s <= 0:
                 raise self._given_up(limit_s)
-        if child.poll() is not None:
+        if not even_of_the_dead and child.poll() is not None:
             raise self._obituary()  # a child of its own answers in its place
         line, _, rest = self._pending.partition(b"\n")
         self._pending = bytearray(rest)

@@ -13,6 +13,7 @@ from reference.attention.contract import VARIANTS, Capabilities, variants_of
 from reference.attention.problem import (
     FP8_DTYPES,
     INPUT_KINDS,
+    MAX_LENGTH,
     MAX_SEED,
     QUERY_DTYPES,
     AttentionProblem,
@@ -24,7 +25,7 @@ FACTORS = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
 
 
 def any_request() -> st.SearchStrategy[Request]:
-    lengths = st.integers(0, 2**40)
+    lengths = st.integers(0, MAX_LENGTH)
     sequences = st.builds(lambda a, b: Request(min(a, b), max(a, b)), lengths, lengths)
     return sequences | st.just(Request(1, 0))
 
@@ -52,7 +53,7 @@ def any_problem(draw: st.DrawFn) -> AttentionProblem:
         scale=draw(st.none() | FACTORS),
         k_scale=draw(scales),
         v_scale=draw(scales),
-        shared_prefix=draw(st.integers(0, 2**40)),
+        shared_prefix=draw(st.integers(0, MAX_LENGTH)),
         inputs=draw(st.sampled_from(INPUT_KINDS)),
         seed=draw(st.integers(0, MAX_SEED)),
     )

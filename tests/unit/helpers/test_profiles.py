@@ -58,8 +58,17 @@ def test_profile_scales_the_examples_a_test_asks_for(profile: str, expected: int
 def test_make_test_long_runs_everything_with_the_long_profile() -> None:
     stamps = [f"-o go/.stamp-{step}" for step in ("runtime", "project", "dev")]
     shown = subprocess.run(
-        ["make", "--dry-run", *" ".join(stamps).split(), "test-long", "VENV=go", "ARGS=-x"],
+        [
+            "make",
+            "--no-print-directory",
+            "--dry-run",
+            *" ".join(stamps).split(),
+            "test-long",
+            "VENV=go",
+            "ARGS=-x",
+        ],
         cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if not name.startswith("MAKE")},
         capture_output=True,
         text=True,
         check=True,

@@ -61,6 +61,7 @@ def test_type_checkers_are_told_the_same(face: object) -> None:
     tree = ast.parse(Path(face.__file__).read_text())
     (told,) = (node for node in tree.body if isinstance(node, ast.If) and "TYPE" in node.test.id)
     pairs = {(alias.name, line.module) for line in told.body for alias in line.names}
+    pairs.discard(("Any", "typing"))
     assert pairs == set(face._HOME_OF.items())
 
 

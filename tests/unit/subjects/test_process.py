@@ -265,3 +265,18 @@ def test_an_introduction_that_is_none_is_the_subjects():
     source = CHILD.partition('say({{"pid"')[0].format() + 'answers.write("me\\n"); time.sleep(9)'
     with program(source) as subject, pytest.raises(SubjectDied, match="'me' where answers go"):
         subject.introduce()
+
+
+def test_a_child_that_dies_right_after_its_first_line_has_come_to_its_subject(monkeypatch):
+    # As the parent sees it on a busy machine: the line is there, and the child is gone.
+    code = "import os; os.write(int(os.environ['PAGEDBENCH_ANSWERS']), b'{}\\n'); os._exit(7)"
+    subject = SubjectProcess([sys.executable, "-c", code], time_limit_s=5.0)
+    select = process.select.select
+
+    def late(*given):
+        subject._child.wait()
+        return select(*given)
+
+    monkeypatch.setattr(process.select, "select", late)
+    with subject, pytest.raises(SubjectDied, match="ended with code 7"):
+        subject.introduce()

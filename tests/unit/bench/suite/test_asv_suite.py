@@ -68,7 +68,7 @@ for each in SUITE:
         check_need(need)
 print(json.dumps(said))
 """
-ABSENT = ("hypothesis", "pydantic", "pydantic_core", "typer", "rich", "click", "pytest", "asv")
+ABSENT = ("hypothesis", "typer", "rich", "click", "pytest", "asv")
 
 
 def probe(absent: Sequence[str]) -> subprocess.CompletedProcess[str]:

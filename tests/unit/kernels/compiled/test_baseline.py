@@ -71,7 +71,7 @@ def test_an_update_with_another_assembler_drops_the_figures_of_the_old_one():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "No such file or directory; name a baseline, as --save writes one"),
+        (None, "No such file or directory; name a baseline \\(make one with"),
         ("{", "make it anew with --save"),
         (json.dumps({"triton": "3.9.0"}), "targets: Field required"),
         (json.dumps({"triton": "3", "targets": {}, "schema_version": 99}), "schema 99"),
