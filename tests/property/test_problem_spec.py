@@ -46,7 +46,7 @@ def any_problem(draw: st.DrawFn) -> AttentionProblem:
         dtype=dtype,
         kv_dtype=kv_dtype,
         causal=causal,
-        window=draw(st.none() | st.integers(1, 2**40)) if causal else None,
+        window=draw(st.none() | st.integers(1, MAX_LENGTH)) if causal else None,
         softcap=draw(st.none() | FACTORS),
         alibi=draw(st.booleans()),
         sinks=draw(st.booleans()),
