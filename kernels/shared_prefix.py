@@ -169,12 +169,19 @@ def find_prefix_groups(
     rows = np.ascontiguousarray(block_table.numpy()[:, : usable.max(initial=0)])
     # Bytes, because they compare from the first one on; any order does that keeps equals together.
     keys = [row[:count].tobytes() for row, count in zip(rows, usable, strict=True)]
-    order = sorted(range(len(keys)), key=keys.__getitem__)
-    common = _common_blocks(rows[order], usable[order])
-    return [
-        SharedPrefix(tuple(sorted(order[begin : end + 1])), depth)
-        for begin, end, depth in _rectangles(common)
-    ]
+    groups: list[SharedPrefix] = []
+    left = set(range(len(keys)))
+    while True:
+        # Again for what is left: rows before and behind a group may share what it has more of.
+        order = sorted(left, key=keys.__getitem__)
+        found = [
+            SharedPrefix(tuple(sorted(order[begin : end + 1])), depth)
+            for begin, end, depth in _rectangles(_common_blocks(rows[order], usable[order]))
+        ]
+        if not found:
+            return groups
+        groups += found
+        left.difference_update(*(group.members for group in found))
 
 
 def _common_blocks(rows: np.ndarray[Any, Any], usable: np.ndarray[Any, Any]) -> list[int]:

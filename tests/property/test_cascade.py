@@ -237,6 +237,14 @@ def test_groups_share_their_blocks_and_the_first_one_saves_the_most(
     assert len({table[row][0] for row in left}) == len(left)  # nothing that is left shares a block
 
 
+def test_rows_on_both_sides_of_a_group_are_a_group_too() -> None:
+    table = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 0, 0], [1, 0, 0]], dtype=torch.int32)
+    shared = find_prefix_groups(
+        table, seq_lens=[9, 5, 13, 13], query_lens=[1, 1, 1, 1], block_size=4
+    )
+    assert [(group.members, group.num_blocks) for group in shared] == [((2, 3), 3), ((0, 1), 1)]
+
+
 def test_what_is_no_group_is_refused() -> None:
     lengths = {"seq_lens": [40, 40, 17], "query_lens": [1, 1, 1], "block_size": 16}
     wrong = {
