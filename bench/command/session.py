@@ -116,7 +116,8 @@ class Session:
         """Say what went wrong; the exit code that it comes to."""
         if isinstance(error, BadInput):
             self.err.say(f"error: {error}", "red")
-            return USAGE
+            # What fails once a signal has come fails of it: a terminal's reaches git and pip too.
+            return INTERRUPTED if self.stop.is_set() else USAGE
         if isinstance(error, OSError) and (what or error.errno in NO_ROOM):
             where = what or error.filename or "a file"
             self.err.say(f"error: {where} cannot be written: {error.strerror or error}", "red")

@@ -178,6 +178,7 @@ def worktree(commit: str, *, root: Path = ROOT) -> Iterator[Path]:
                 capture_output=True,
                 text=True,
                 check=False,
+                start_new_session=True,
             )
             if run.returncode:
                 raise NoContestant(f"{commit[:12]}: no worktree: {run.stderr.strip()}")

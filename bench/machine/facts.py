@@ -37,8 +37,13 @@ def git(*arguments: str, folder: Path | None = None) -> str | None:
     if not (folder / ".git").exists():
         return None
     try:
+        # In a session of its own: a Ctrl-C of the terminal is for us, not for git.
         run = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            start_new_session=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return None

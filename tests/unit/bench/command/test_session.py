@@ -77,6 +77,15 @@ def test_what_goes_wrong_decides_the_exit_code_and_is_said(error, code, said):
     assert result.stdout == ""
 
 
+def test_what_fails_of_a_signal_is_no_usage_error():
+    def body(it: Session) -> None:
+        with it.work(quiet=True):
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise BadInput("a1b2c3: git died")
+
+    assert run(body).exit_code == 130
+
+
 def test_an_error_outside_every_command_exits_4():
     code = "from unittest import mock; import bench.cli; "
     code += "mock.patch('bench.commands.app.app', side_effect=RuntimeError('planted')).start(); "
