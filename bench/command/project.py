@@ -1,0 +1,110 @@
+"""What a repository says once, in `[tool.pagedbench]` of its pyproject.toml: who is under test.
+
+    [tool.pagedbench]
+    kernels = ["my_attention.paged:attention"]
+    allocators = ["my_attention.pool:make"]
+
+Commands without arguments take its subjects, and the gate compares them between commits.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from reference.errors import BadInput
+from reference.reading import read_text
+
+FILE: Final = "pyproject.toml"
+
+POINTS: Final = ("8x(q1 k512) h2 g4 d64 b16 bf16", "2x(q32 k256) h2 g4 d64 b16 bf16")
+"""Decode and prefill in sizes that a kernel on a CPU, or interpreted, does in milliseconds."""
+
+STREAMS: Final = ("azure-conv:128",)
+
+
+class Project(BaseModel):
+    """The table, and the folder that it stands in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    root: Path
+    """Folder of the pyproject.toml; names of files in the table are relative to it."""
+    kernels: tuple[str, ...] = ()
+    """Kernels under test: `module:function` or `path/to/file.py:function`."""
+    allocators: tuple[str, ...] = ()
+    """Factories of allocators under test, named the same way."""
+    points: tuple[str, ...] = POINTS
+    """Problems at which the gate and asv take a kernel: specs, or `STREAM:REQUESTS` for a decode
+    step of so many requests of a stream, built-in or a trace's file."""
+    streams: tuple[str, ...] = STREAMS
+    """What allocators serve there: `STREAM:REQUESTS`."""
+    problems: int = Field(100, ge=1)
+    """Drawn problems for each kernel, and programs for each allocator, with which the gate finds
+    out whether a side is right."""
+    path: tuple[str, ...] = ()
+    """Folders that modules are imported from. Default: the root, and `src` where there is one."""
+    build: str = ""
+    """Command of a shell that is run once for each side of the gate, in its root: extensions."""
+    requirements: tuple[str, ...] = ()
+    """What an environment that the gate builds has besides pagedbench, as pip takes it."""
+    suite: str = ""
+    """`module` whose SUITE has further benchmarks; see `bench.gate.benchmark`."""
+    gate: dict[str, Any] = {}
+    """`[tool.pagedbench.gate]`: see `bench.gate.configuration`."""
+
+    @cached_property
+    def folders(self) -> tuple[Path, ...]:
+        """Folders that modules are imported from, absolute."""
+        named = self.path or ((".", "src") if (self.root / "src").is_dir() else (".",))
+        return tuple((self.root / each).resolve() for each in named)
+
+    def importable(self) -> None:
+        """Let this process and all that it starts import the project's modules."""
+        before = os.environ.get("PYTHONPATH", "")
+        folders = [str(folder) for folder in self.folders]
+        os.environ["PYTHONPATH"] = os.pathsep.join([*folders, *filter(None, [before])])
+
+
+def find_project(start: Path | None = None) -> Project | None:
+    """The project of a folder, the present one unless given: the nearest table above it.
+
+    Raises BadInput: the table says something unknown.
+    """
+    start = (start or Path.cwd()).resolve()
+    for folder in (start, *start.parents):
+        file = folder / FILE
+        if file.is_file() and (project := read_project(file)) is not None:
+            return project
+    return None
+
+
+def read_project(file: Path) -> Project | None:
+    """The table of a pyproject.toml; None where it has none.
+
+    Raises BadInput: the file cannot be read, is no TOML, or the table says something unknown.
+    """
+    text = read_text(file, what="a TOML file")
+    try:
+        table: Any = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # a plain ValueError: 5,000 digits
+        raise BadInput(f"{file} is no TOML: {error}; mend it") from None
+    for name in ("tool", "pagedbench"):
+        table = table.get(name)
+        if table is None:
+            return None
+        if not isinstance(table, dict):
+            raise BadInput(f"{file}: {name} is {table!r}; make it a table")
+    try:
+        return Project.model_validate({**table, "root": file.parent})
+    except ValidationError as error:
+        found = error.errors()[0]
+        where = ".".join(map(str, found["loc"]))
+        raise BadInput(
+            f"{file}: [tool.pagedbench] {where}: {found['msg']}; docs/project.md lists the keys"
+        ) from None
