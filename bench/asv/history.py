@@ -38,10 +38,6 @@ MAX_ENTRIES: Final = 10**6
 """Combinations of one benchmark's parameters. asv makes a list of them before it looks at any."""
 
 
-class HistoryError(BadInput):
-    """There is no history to look at; the message says what to do."""
-
-
 class Step(BaseModel):
     """One change of level in one series."""
 
@@ -96,20 +92,17 @@ def find_steps(
 
     Names must contain the regular expression `pattern`; `thresholds` are least relative changes by
     regular expression of the name, as `regressions_thresholds` of asv's configuration.
-
-    Raises HistoryError where asv is not installed, there are no results, or the pattern is none or
-    matches nothing.
     """
     try:
         from asv.results import Results, iter_results_paths
         from asv.util import UserError
     except ImportError:
-        raise HistoryError(
+        raise BadInput(
             "asv is not installed, and the detection is its own: pip install asv"
         ) from None
     listed = results_dir / "benchmarks.json"
     if not listed.is_file():
-        raise HistoryError(
+        raise BadInput(
             f"{results_dir}: no asv results there; `make asv` or `pagedbench gate --asv "
             f"{results_dir}` writes some"
         )
@@ -120,7 +113,7 @@ def find_steps(
         try:
             _collect(Results.load(path, machine_name=machine), benchmarks, series)
         except (UserError, ValueError, TypeError, LookupError, AttributeError) as error:
-            raise HistoryError(f"{path}: no result of asv: {error}; remove it") from None
+            raise BadInput(f"{path}: no result of asv: {error}; remove it") from None
     chosen = _choose(series, pattern)
     commits = {commit for one in series.values() for commit in one}
     order = _order(commits, repo)
@@ -149,7 +142,7 @@ def _definitions(listed: Path) -> dict[str, Any]:
             ):
                 raise ValueError(f"{name} is no benchmark")
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise HistoryError(
+        raise BadInput(
             f"{listed}: no list of asv's benchmarks: {error}; remove it, and `make asv` writes it "
             f"anew"
         ) from None
@@ -189,11 +182,11 @@ def _choose(series: Iterable[_Key], pattern: str | None) -> list[_Key]:
     try:
         wanted = re.compile(pattern or "")
     except re.error as error:
-        raise HistoryError(f"--benchmark {pattern}: {error}; give a regular expression") from None
+        raise BadInput(f"--benchmark {pattern}: {error}; give a regular expression") from None
     chosen = [key for key in series if wanted.search(key[0])]
     if pattern and not chosen:
         names = sorted({key[0] for key in series})
-        raise HistoryError(
+        raise BadInput(
             f"--benchmark {pattern}: none of {len(names)} series has it in its name, such as "
             f"{names[0] if names else 'none at all'}"
         )
@@ -207,9 +200,9 @@ def _order(commits: Iterable[str], repo: Path) -> dict[str, int]:
     try:
         asked = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
-        raise HistoryError(f"{repo}: no git: {error}; install it") from None
+        raise BadInput(f"{repo}: no git: {error}; install it") from None
     if asked.returncode:
-        raise HistoryError(f"{repo}: {asked.stderr.strip()}; {remedy}")
+        raise BadInput(f"{repo}: {asked.stderr.strip()}; {remedy}")
     known = set(commits)
     ranked = (commit for commit in asked.stdout.split() if commit in known)
     return {commit: rank for rank, commit in enumerate(ranked)}

@@ -34,10 +34,6 @@ VERSION: Final = "1"
 """asv starts a new series where a benchmark's version changes."""
 
 
-class ExportError(BadInput):
-    """A record cannot be exported; the message says why."""
-
-
 @dataclass(frozen=True, slots=True)
 class Exported:
     """What an export wrote, and what it left out and why."""
@@ -92,17 +88,17 @@ def write(
     Doing it twice adds nothing; another run in the same environment adds its samples to those that
     are there. The repository is asked for the commit's date.
 
-    Raises LeftOut: it is not of a commit that the repository knows. Raises ExportError: asv is not
+    Raises LeftOut: it is not of a commit that the repository knows. Raises BadInput: asv is not
     installed, or two series have one name.
     """
     try:
         from asv.results import Results
     except ImportError:
-        raise ExportError(
+        raise BadInput(
             "asv is not installed, and its format is written by its own code: pip install asv"
         ) from None
     if results_dir.exists() and not results_dir.is_dir():
-        raise ExportError(f"{results_dir}: that is a file; name a folder of asv results")
+        raise BadInput(f"{results_dir}: that is a file; name a folder of asv results")
     gate_definitions(results_dir)  # refuses here what could not be added to
     refuse_twins(series)
     machine = machine_of(where)
@@ -185,9 +181,9 @@ def _listed(path: Path) -> dict[str, Any]:
     try:
         known = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ExportError(f"{path}: {error}; remove it, and `make asv` writes it anew") from None
+        raise BadInput(f"{path}: {error}; remove it, and `make asv` writes it anew") from None
     if not isinstance(known, dict):
-        raise ExportError(f"{path}: no JSON object; remove it, and `make asv` writes it anew")
+        raise BadInput(f"{path}: no JSON object; remove it, and `make asv` writes it anew")
     return known
 
 
@@ -220,11 +216,11 @@ def date_of(commit: str | None, repo: Path, *, dirty: bool) -> int:
 
 
 def refuse_twins(found: Iterable[Series]) -> None:
-    """Raise ExportError where two series have one name in asv."""
+    """Raise BadInput where two series have one name in asv."""
     seen: dict[str, str] = {}
     for each in found:
         if each.name in seen:
-            raise ExportError(
+            raise BadInput(
                 f"{each.pretty!r} and {seen[each.name]!r} are both {each.name} in asv: rename one"
             )
         seen[each.name] = each.pretty

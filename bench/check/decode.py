@@ -82,8 +82,7 @@ def time_decode(
     """Time one decode step of a batch of the stream; None if `stop` is set before it is done.
 
     The batch has as many sequences as `step`, or as many as fit a contiguous cache; their lengths
-    are those of running requests, longest first. Raises RuntimeError if the sides disagree about
-    the output of a timed round.
+    are those of running requests, longest first.
     """
     where = device_of(device)
     most_bytes = torch.cuda.mem_get_info()[0] // 4 if device == "cuda" else CPU_CACHE_BYTES

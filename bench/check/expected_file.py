@@ -11,11 +11,6 @@ from reference.attention.expected import ExpectedFailure
 from reference.errors import BadInput
 from reference.reading import read_text
 
-
-class ExpectedFileError(BadInput):
-    """A file that cannot be read, or an entry that is not one; the message says which and why."""
-
-
 _REMEDY = "give each [[expected]] a kernel, a check, a reason and, where it matters, a list when"
 
 
@@ -33,19 +28,16 @@ def read_expected(path: Path) -> tuple[ExpectedFailure, ...]:
         check = "truth"
         when = ["kv_dtype=e5m2"]             # left out: every problem
         reason = "https://example.org/issues/12"
-
-    Raises BadInput if the file cannot be read, is no TOML, or an entry lacks a field, has
-    one too many, or breaks a rule of `ExpectedFailure`.
     """
     text = read_text(path, what="a TOML file")
     try:
         content = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # a plain ValueError: 5,000 digits
-        raise ExpectedFileError(f"{path} is no TOML: {error}; {_REMEDY}") from None
+        raise BadInput(f"{path} is no TOML: {error}; {_REMEDY}") from None
     try:
         return tuple(_File.model_validate(content).expected)
     except ValidationError as error:
-        raise ExpectedFileError(f"{path}: {_complaint(error)}; {_REMEDY}") from None
+        raise BadInput(f"{path}: {_complaint(error)}; {_REMEDY}") from None
 
 
 def _complaint(error: ValidationError) -> str:

@@ -37,7 +37,7 @@ class FailureStore:
         return problems
 
     def save(self, kernel: str, problem: str) -> Path:
-        """Add a problem, once. Raises OSError where the file cannot be written."""
+        """Add a problem, once."""
         path = self.path(kernel)
         known = _lines(path)
         if problem not in known:

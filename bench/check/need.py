@@ -49,7 +49,7 @@ class CacheGeometry:
 
     The default is Llama-3-8B in a 16-bit type: 2 x 32 layers x 8 KV heads x 128 x 2 bytes = 131,072
     bytes, 128 KiB (Llama 3 report, arXiv 2407.21783, table 3; the product as in vAttention, arXiv
-    2405.04437). Raises ValueError where a figure is below 1.
+    2405.04437).
     """
 
     num_layers: int = 32
@@ -73,10 +73,7 @@ LLAMA_3_8B: Final = CacheGeometry()
 
 
 class MemoryNeed(Record):
-    """What a stream needs of the cache under one policy.
-
-    Raises ValueError where the classes do not add up to `allocated`, or one is negative.
-    """
+    """What a stream needs of the cache under one policy."""
 
     policy: Literal["contiguous", "paged"]
     granule_tokens: int
@@ -191,9 +188,7 @@ def paged_need(
 ) -> MemoryNeed:
     """Count what paging takes: each request holds the blocks that its tokens have reached.
 
-    No block is shared, since lengths alone do not say what could be. Raises ValueError for a block
-    size out of range, or a stream that generates nothing. `geometry` and `pool_bytes` as in
-    `contiguous_need`.
+    No block is shared, since lengths alone do not say what could be.
     """
     _check_granule("block_size", block_size)
     token = _exact_sum(_token_steps(stream))
@@ -250,8 +245,7 @@ def expected_internal_fraction(tokens_per_request: float, block_size: int) -> fl
     """Predict the share of paged memory that internal fragmentation takes, 0 to 1.
 
     A running request of `L` tokens fills its last block anywhere with equal chance, so that
-    `(B - 1) / 2` of its slots are empty: `((B - 1) / 2) / (L + (B - 1) / 2)`. Good to 0.3 points
-    while requests are longer than a block. Raises ValueError for figures out of range.
+    `(B - 1) / 2` of its slots are empty. Good to 0.3 points while requests are longer than a block.
     """
     _check_granule("block_size", block_size)
     if not 0 < tokens_per_request < np.inf:

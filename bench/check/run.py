@@ -69,9 +69,6 @@ def run_check(plan: CheckPlan, *, progress: Progress, stop: threading.Event) -> 
 
     Where one kernel cannot be judged, for a fault of ours or because it supports nothing, the
     others are, and the record says so.
-
-    Raises SubjectError if a kernel cannot be imported, and whatever kept every kernel from being
-    judged. Raises ValueError if no request of the stream generates a token.
     """
     started = datetime.now(UTC)
     clock = time.monotonic()
@@ -124,10 +121,7 @@ def replay_problem(
     python: str | None,
     show: Callable[[str, Replay], object],
 ) -> int:
-    """Run every check of each kernel on one problem, show each, and return the exit code.
-
-    Raises BadInput: nothing was checked of a kernel.
-    """
+    """Run every check of each kernel on one problem, show each, and return the exit code."""
     make_inputs(problem)  # refuses here what no kernel can be asked
     wrong, unable = False, []
     for name in kernels:

@@ -118,10 +118,7 @@ def describe(
     python: str | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Capabilities | None:
-    """What a kernel declares, asked of a child; None where it was `stopped` before it said so.
-
-    Raises SubjectError if the kernel cannot be imported.
-    """
+    """What a kernel declares, asked of a child; None where it was `stopped` before it said so."""
     declared: list[Capabilities] = []
 
     def ask(lane: Lane) -> None:
@@ -154,8 +151,6 @@ def start(
     """A child that runs a kernel; interpreted on the CPU, compiled on a GPU.
 
     It runs in `python`, else in the interpreter that a built-in kernel needs, else in this one.
-
-    Raises SubjectError if that interpreter's environment has not been built.
     """
     environment = {
         "OMP_NUM_THREADS": "1",

@@ -61,8 +61,6 @@ def run_trial(trial: Trial, expectations: Expectations) -> TrialOutcome:
     """Run a check on problems within the kernel's capabilities until one fails or all are done.
 
     Failures that are expected are counted, in `expectations` too, and the search goes on.
-
-    Raises TypeError if what the kernel declares is no `Capabilities`.
     """
     outcome = TrialOutcome()
     able = capabilities_of(trial.kernel)

@@ -57,10 +57,7 @@ MAX_PLANT: Final = 1.0
 
 
 def percentage(text: str) -> float:
-    """Read `3%` as 0.03.
-
-    Raises BadInput: it is no percentage above 0 and up to 100.
-    """
+    """Read `3%` as 0.03."""
     match = PERCENT.fullmatch(text.strip())
     value = float(match[1]) / 100 if match else 0.0
     if not 0 < value <= MAX_PLANT:

@@ -21,18 +21,12 @@ from reference.errors import BadInput
 DEFAULT_FOLDER: Final = Path(".pagedbench") / "examples"
 
 
-class DatabaseError(BadInput):
-    """A database that cannot be used; the message has its name and the remedy."""
-
-
 def open_database(name: str, *, local: Path = DEFAULT_FOLDER) -> ExampleDatabase | None:
     """Open the database that a name stands for.
 
     A folder; `redis://HOST:PORT/NUMBER` for one that many machines share; `github:OWNER/REPO` for
     what a workflow of that repository uploaded as an artifact, which is only read, and what is
     found here goes to the folder `local`; or `none`.
-
-    Raises DatabaseError: the name makes no sense, or what it needs is not installed.
     """
     if name == "none":
         return None
@@ -41,12 +35,12 @@ def open_database(name: str, *, local: Path = DEFAULT_FOLDER) -> ExampleDatabase
     if name.startswith("github:"):
         match = re.fullmatch(r"github:([\w.-]+)/([\w.-]+)", name)
         if match is None:
-            raise DatabaseError(f"database {name}: write github:OWNER/REPOSITORY")
+            raise BadInput(f"database {name}: write github:OWNER/REPOSITORY")
         shared = GitHubArtifactDatabase(match[1], match[2])
         return MultiplexedDatabase(DirectoryBasedExampleDatabase(local), ReadOnlyDatabase(shared))
     folder = Path(name)
     if folder.exists() and not folder.is_dir():
-        raise DatabaseError(f"database {name}: that is a file; name a folder")
+        raise BadInput(f"database {name}: that is a file; name a folder")
     return DirectoryBasedExampleDatabase(folder)
 
 
@@ -55,7 +49,7 @@ def _redis(url: str) -> ExampleDatabase:
         redis = importlib.import_module("redis")
         from hypothesis.extra.redis import RedisExampleDatabase
     except ImportError:
-        raise DatabaseError(
+        raise BadInput(
             f"database {url}: the package redis is not installed; pip install redis"
         ) from None
     database: ExampleDatabase = RedisExampleDatabase(redis.Redis.from_url(url))

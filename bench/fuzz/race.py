@@ -95,10 +95,7 @@ def race(
     python: str,
     progress: Progress,
 ) -> RaceRecord:
-    """Let allocators serve the same stream; KeyboardInterrupt ends it, and what is done counts.
-
-    Raises BadInput: A name leads nowhere, or the stream or the pool would not fit into memory.
-    """
+    """Let allocators serve the same stream; KeyboardInterrupt ends it, and what is done counts."""
     for option, asked, most in (
         ("--requests", requests, MAX_REQUESTS),
         ("--num-blocks", num_blocks, MAX_BLOCKS),

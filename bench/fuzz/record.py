@@ -24,10 +24,6 @@ FORMAT: Final = "pagedbench fuzz trace 1"
 Verdict = Literal["no finding", "wrong", "incomplete"]
 
 
-class TraceError(BadInput):
-    """A file that is no trace of a finding; the message has its name, and what is wrong."""
-
-
 def _writable(text: object) -> object:
     return text.encode(errors="backslashreplace").decode() if isinstance(text, str) else text
 
@@ -140,16 +136,13 @@ class FuzzRecord(StrictRecord):
 
 
 def read_trace(path: Path) -> Trace:
-    """Read a trace back. It is data: nothing that it names is started or imported.
-
-    Raises BadInput: it cannot be read, or is none.
-    """
+    """Read a trace back. It is data: nothing that it names is started or imported."""
     try:
         return Trace.model_validate_json(read_whole(path, what="a trace"))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise TraceError(
+        raise BadInput(
             f"{path} is no trace of a finding: {where}: {first['msg']}; name a file that "
             f"`pagedbench fuzz` saved"
         ) from None
@@ -162,15 +155,13 @@ def to_run(
 
     What a file names is imported and started only where it is built in, or where the user names it
     on the command line.
-
-    Raises TraceError: it names something else; the message has the command that names it, too.
     """
     said = trace.allocator
     if allocator is not None:
         return allocator, python
     if said.name not in BUILT_IN or (said.engine_python is not None and python is None):
         what = said.name if said.name not in BUILT_IN else said.engine_python
-        raise TraceError(
+        raise BadInput(
             f"--replay {path}: it names {what}, and a file alone starts no code; if you trust "
             f"that, type: {replay_command(path, said)}"
         )
@@ -180,8 +171,7 @@ def to_run(
 def read_known(paths: Sequence[Path], allocator: str) -> dict[str, Finding]:
     """Read the known findings of an allocator, by the name of their file.
 
-    In folders of traces those of other allocators are left out. Raises TraceError: a file cannot
-    be read, is no trace, or is named and that of another allocator.
+    In folders of traces those of other allocators are left out.
     """
     known = {}
     for path in paths:
@@ -190,7 +180,7 @@ def read_known(paths: Sequence[Path], allocator: str) -> dict[str, Finding]:
             if trace.allocator.name == allocator:
                 known[str(file)] = trace.finding
             elif not path.is_dir():
-                raise TraceError(f"{file}: a finding of {trace.allocator.name}, not of {allocator}")
+                raise BadInput(f"{file}: a finding of {trace.allocator.name}, not of {allocator}")
     return known
 
 

@@ -31,10 +31,7 @@ Side = Literal["base", "head"]
 
 
 def export(record: GateRecord, results_dir: Path, repo: Path = ROOT) -> Exported:
-    """Add a finished run to a folder of asv results; what is left out is said.
-
-    Raises ExportError: asv is not installed, or two keys have one name.
-    """
+    """Add a finished run to a folder of asv results; what is left out is said."""
     paths, left_out = [], []
     sides: list[tuple[Side, ContestantRecord]] = [("base", record.base), ("head", record.head)]
     for side, contestant in sides:

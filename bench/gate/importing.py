@@ -36,16 +36,8 @@ _UNSEEN: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _UNSAID: Final = frozenset({"", "unknown", "not installed"})
 
 
-class ImportRefused(BadInput):
-    """A file is not taken in; the message has the file, the reason and the remedy."""
-
-
 def read_record(path: Path) -> GateRecord:
-    """Read and validate one record.
-
-    Raises ImportRefused where the file cannot be read, is no record of this schema, or does not say
-    on what device, versions and timer it was measured.
-    """
+    """Read and validate one record."""
     text = read_whole(path, what="a record")
     _check_schema(path, text)
     try:
@@ -53,19 +45,19 @@ def read_record(path: Path) -> GateRecord:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise ImportRefused(
+        raise BadInput(
             f"{path}: {where}: {first['msg']} ({error.error_count()} such); it is no record that "
             f"`pagedbench gate --json` of schema {SCHEMA_VERSION} wrote"
         ) from None
     for side, contestant in (("base", record.base), ("head", record.head)):
         if contestant.environment is None:
-            raise ImportRefused(
+            raise BadInput(
                 f"{path}: {side} does not say what it ran on (the run ended as "
                 f"{record.verdict!r}); import a run that measured something"
             )
         check_key(contestant.environment, f"{path}: {side}")
     for complaint in _complaints(record):
-        raise ImportRefused(f"{path}: {complaint}; no run of the gate writes that: measure again")
+        raise BadInput(f"{path}: {complaint}; no run of the gate writes that: measure again")
     return record
 
 
@@ -126,49 +118,45 @@ def _shown(text: str) -> str:
 
 
 def check_key(where: GateEnvironment, what: str) -> None:
-    """Raise ImportRefused where a key is not known well enough to compare anything by it."""
+    """Raise BadInput where a key is not known well enough to compare anything by it."""
     for name in ("device", "torch", "triton", "timer", "python"):
         if getattr(where, name).strip().lower() in _UNSAID:
-            raise ImportRefused(
+            raise BadInput(
                 f"{what}: its {name} is {getattr(where, name)!r}; without it no result can be put "
                 f"beside another"
             )
     if where.timer not in TIMERS:
-        raise ImportRefused(
+        raise BadInput(
             f"{what}: it was timed by {where.timer!r}, and this version knows "
             f"{', '.join(sorted(TIMERS))}; import it with the version that wrote it"
         )
     if where.timer == "cuda_event" and None in {where.driver, where.cuda}:
-        raise ImportRefused(
+        raise BadInput(
             f"{what}: it was timed on a GPU and says driver {where.driver}, CUDA {where.cuda}; "
             f"both are part of its key"
         )
 
 
 def import_record(path: Path, store: Path) -> Path:
-    """Take the record of a file into the store, and return where it lies now.
-
-    Raises ImportRefused: as `read_record`, and where the verdicts are not those that its launches
-    give.
-    """
+    """Take the record of a file into the store, and return where it lies now."""
     from bench.gate.verdict import judge
 
     record = read_record(path)
     try:
         judged = judge(record)
     except (ValueError, ArithmeticError, LookupError) as error:
-        raise ImportRefused(f"{path}: no verdict follows from it: {error}; measure again") from None
+        raise BadInput(f"{path}: no verdict follows from it: {error}; measure again") from None
     said, found = ([(b.key, b.verdict) for b in each.benchmarks] for each in (record, judged))
     other = [
         key for (key, verdict), (_, again) in zip(said, found, strict=True) if verdict != again
     ]
     if other:
-        raise ImportRefused(
+        raise BadInput(
             f"{path}: its launches do not give its verdict on {other[0]} ({len(other)} such); it "
             f"was changed, or is of a version that judges otherwise: run it again"
         )
     if (judged.verdict, judged.exit_code) != (record.verdict, record.exit_code):
-        raise ImportRefused(
+        raise BadInput(
             f"{path}: it says {record.verdict!r} (exit code {record.exit_code}), and its own "
             f"launches give {judged.verdict!r} ({judged.exit_code}); it was changed, or is of a "
             f"version that judges otherwise: run it again"
@@ -177,10 +165,7 @@ def import_record(path: Path, store: Path) -> Path:
 
 
 def store_record(record: GateRecord, store: Path) -> Path:
-    """Write a record into the store. The same record twice is one file.
-
-    Raises ImportRefused: it cannot be written there.
-    """
+    """Write a record into the store. The same record twice is one file."""
     text = record.model_dump_json(indent=2) + "\n"
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     began = re.sub(r"[^0-9T]", "", record.started_at[:19])
@@ -193,15 +178,12 @@ def store_record(record: GateRecord, store: Path) -> Path:
         store.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise ImportRefused(f"{path}: {error.strerror or error}; choose another store") from None
+        raise BadInput(f"{path}: {error.strerror or error}; choose another store") from None
     return path
 
 
 def stored_records(store: Path) -> Iterator[tuple[Path, GateRecord]]:
-    """Records of the store, oldest first.
-
-    Raises ImportRefused: of a file that does not belong there.
-    """
+    """Records of the store, oldest first."""
     for path in sorted(store.glob("*.json")):
         yield path, read_record(path)
 
@@ -210,11 +192,11 @@ def _check_schema(path: Path, text: bytes) -> None:
     """Say of another version that it is one, before saying what is wrong with its fields."""
     found = re.search(rb'"schema_version"\s*:\s*(-?\d{1,18})(?!\d)', text)
     if found is None:
-        raise ImportRefused(
+        raise BadInput(
             f"{path}: it has no schema_version; `pagedbench gate --json FILE` writes records"
         )
     if int(found[1]) != SCHEMA_VERSION:
-        raise ImportRefused(
+        raise BadInput(
             f"{path}: it has schema {int(found[1])}, and this version reads {SCHEMA_VERSION}; "
             f"import it with the version that wrote it, or measure again"
         )

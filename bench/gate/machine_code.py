@@ -67,8 +67,6 @@ def compiled_counters(
 
     What does not compile has no figures, and one failure: from none to one is worse than any limit
     allows. A tree that has no `pagedbench compile` has none of these counters.
-
-    Raises GateFailure: compiling failed, which is no finding about a kernel.
     """
     bench = side.tree / "bench"
     if stopped() or not ((bench / "compile").is_dir() or (bench / "compile.py").is_file()):

@@ -59,10 +59,7 @@ class ContestantRecord(StrictRecord):
 
 
 class Design(StrictRecord):
-    """The tests.
-
-    Raises ValueError: they contradict each other, or no data could ever decide at the first look.
-    """
+    """The tests."""
 
     alpha: float = 0.01
     """Of one benchmark's screening, over all looks and each way: suspect, pass, improved."""

@@ -34,10 +34,6 @@ Pairs = Literal["anchor", "chain", "both"]
 SCHEMA_VERSION: Final = 1
 
 
-class ReleasesError(BadInput):
-    """Records that cannot be put beside each other; the message says which and why."""
-
-
 class NamedRun(StrictRecord):
     """A run of the gate, and the releases that its sides were."""
 
@@ -108,18 +104,14 @@ class ChainRecord(StrictRecord):
 
 
 def plan_pairs(names: Sequence[str], anchor: str, pairs: Pairs) -> list[tuple[str, str]]:
-    """Pairs of (base, head) to measure, each once.
-
-    Raises ReleasesError: with fewer than two releases, one named twice, or an anchor that is none
-    of them.
-    """
+    """Pairs of (base, head) to measure, each once."""
     if len(names) < 2:
-        raise ReleasesError(f"{', '.join(names) or 'nothing'}: name at least two to compare")
+        raise BadInput(f"{', '.join(names) or 'nothing'}: name at least two to compare")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ReleasesError(f"{', '.join(twice)}: named twice; name each once")
+        raise BadInput(f"{', '.join(twice)}: named twice; name each once")
     if anchor not in names:
-        raise ReleasesError(f"--anchor {anchor}: it is none of {', '.join(names)}")
+        raise BadInput(f"--anchor {anchor}: it is none of {', '.join(names)}")
     to_anchor = [(anchor, name) for name in names if name != anchor]
     steps = list(itertools.pairwise(names))
     wanted = {"anchor": to_anchor, "chain": steps, "both": [*to_anchor, *steps]}[pairs]
@@ -133,9 +125,6 @@ def chain(runs: Sequence[NamedRun], names: Sequence[str], anchor: str) -> ChainR
     """Put runs together.
 
     Each release of `names`, in order, is compared with the anchor.
-
-    Raises ReleasesError where runs are of different machines, or a release is not the same in all
-    of them.
     """
     _refuse_machines(runs)
     releases = []
@@ -282,7 +271,7 @@ def _refuse_machines(runs: Sequence[NamedRun]) -> None:
     machines = dict.fromkeys(machine_key(where) for where in sides if where is not None)
     if len(machines) > 1:
         said = "; ".join(", ".join(each) for each in machines)
-        raise ReleasesError(
+        raise BadInput(
             f"runs of {len(machines)} machines ({said}): a chain of ratios needs one. Make a chain "
             f"on each, and put them side by side with --record"
         )
@@ -294,7 +283,7 @@ def _the_one(name: str, runs: Sequence[NamedRun]) -> ContestantRecord | None:
     stood = [side for side in sides if side.environment is not None]
     known = {(side.commit, side.environment.key) for side in stood if side.environment}
     if len(known) > 1:
-        raise ReleasesError(
+        raise BadInput(
             f"{name} is not the same release in every run: "
             + "; ".join(
                 f"commit {commit}, {', '.join(key)}" for commit, key in sorted(known, key=str)

@@ -121,8 +121,7 @@ class CpuDevice:
 class CudaDevice:
     """Events in the current stream of the current CUDA device.
 
-    `cuda` is `torch.cuda`, or what stands in for it in a test. Raises RuntimeError: there is no
-    GPU.
+    `cuda` is `torch.cuda`, or what stands in for it in a test.
     """
 
     kind = "cuda"
@@ -207,10 +206,7 @@ class CudaDevice:
 
 
 def device_of(name: str) -> Device:
-    """The device to time on, for `cpu` or `cuda`.
-
-    Raises RuntimeError: there is no GPU.
-    """
+    """The device to time on, for `cpu` or `cuda`."""
     return CudaDevice() if name == "cuda" else CpuDevice()
 
 
@@ -277,8 +273,6 @@ def median_interval(values: Sequence[float], *, confidence: float = 0.95) -> Int
 
     The number of values below the true median is binomial(n, 1/2), whatever they are distributed
     like, if they are independent (Conover, Practical Nonparametric Statistics, 3.2).
-
-    Raises ValueError: there is no value.
     """
     if not values:
         raise ValueError("the median of no rounds: time at least one")
@@ -314,7 +308,7 @@ def _no_finding(name: str) -> str:
 class Timer:
     """Times sides in `rounds` rounds, after `warm_up` that do not count, in orders of the seed.
 
-    With `warm` it takes warm times as well. Raises ValueError: fewer than one round of a kind.
+    With `warm` it takes warm times as well.
     """
 
     def __init__(

@@ -24,10 +24,7 @@ from bench.throughput.record import TIMED, ThroughputRecord
 
 
 def export(record: ThroughputRecord, results_dir: Path, repo: Path = ROOT) -> Exported:
-    """Add what was timed to a folder of asv results; what is left out is said.
-
-    Raises ExportError: asv is not installed, or two subjects have one name.
-    """
+    """Add what was timed to a folder of asv results; what is left out is said."""
     try:
         path = write(
             _series(record),

@@ -76,8 +76,7 @@ def find_candidates(
 ) -> Found | Absent:
     """Import what a name stands for; what is a usage error for one kernel is a fact about a peer.
 
-    `splits` are for our Triton kernel, which is timed with each; None is its own choice. Raises
-    SubjectError for a name that is not built in, and leads to no kernel.
+    `splits` are for our Triton kernel, which is timed with each; None is its own choice.
     """
     if name == CONTIGUOUS:
         candidate = Candidate(name=name, subject=name, capabilities=Capabilities())

@@ -67,10 +67,7 @@ class Child:
         self._process.close()
 
     def find(self, name: str) -> list[Candidate] | Absent:
-        """Who a name stands for; importing it may end the process.
-
-        Raises SubjectError: it leads to no kernel.
-        """
+        """Who a name stands for; importing it may end the process."""
         try:
             answer = self._ask({"do": "find", "name": name, "splits": self._splits}, at=name)
         except Ended as death:

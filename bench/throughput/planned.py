@@ -38,8 +38,6 @@ def flex_call(batch: PagedBatch) -> Call:
 
     Queries have one length, because FlexAttention takes a rectangle of them; the mask is made of
     the block table, and the cache lies in FlexAttention's layout.
-
-    Raises ValueError: the queries have different lengths.
     """
     num_seqs, query_len = len(batch.seq_lens), batch.max_query_len
     if batch.query.shape[0] != num_seqs * query_len:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Final
 
 from bench.machine.roof import RoofRecord
 from bench.throughput.record import TIMED, PointRecord, ThroughputRecord
-from bench.waste.plot import PlotFormatError, check_format
+from bench.waste.plot import check_format
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["PlotFormatError", "check_format", "draw"]
+__all__ = ["check_format", "draw"]
 
 # Okabe and Ito's colours; a marker for each subject as well, for those who see no colours.
 LOOKS: Final = (
@@ -33,10 +33,7 @@ PANELS: Final = (("uniform batches", False), ("ragged batches", True))
 
 
 def draw(record: ThroughputRecord, file: Path) -> None:
-    """Draw the points of a record, uniform and ragged batches apart.
-
-    Raises PlotFormatError: the file's ending says no format that can be drawn.
-    """
+    """Draw the points of a record, uniform and ragged batches apart."""
     check_format(file)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

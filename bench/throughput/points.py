@@ -21,10 +21,6 @@ ALIASES: Final = {"azure": "azure-conv", "mooncake": "mooncake-conv"}
 """Short names of built-in streams."""
 
 
-class InvalidPoint(BadInput):
-    """A batch, or a size, of which no call can be made; the message has the remedy."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Point:
     """One attention call."""
@@ -88,15 +84,13 @@ def decode_requests(batch: str, *, seed: int = 0) -> tuple[Request, ...]:
 
     Those of a stream are the lengths of requests that run at once, longest first, as a server that
     sorts its batch has them; see `bench.workloads.running.running_lengths`.
-
-    Raises InvalidPoint: it is neither.
     """
     if match := _UNIFORM.fullmatch(batch):
         return (Request(1, int(match[2])),) * _sequences("--batch", batch, match[1])
     match = _RAGGED.fullmatch(batch)
     name = ALIASES.get(match[1], match[1]) if match else ""
     if match is None or name not in STREAM_LAWS:
-        raise InvalidPoint(
+        raise BadInput(
             f"--batch {batch}: give BATCHxCONTEXT, as in 64x4096, or STREAM:BATCH, as in "
             f"azure-conv:32; streams are {', '.join(STREAM_LAWS)}"
         )
@@ -106,19 +100,16 @@ def decode_requests(batch: str, *, seed: int = 0) -> tuple[Request, ...]:
 
 
 def prefill_requests(batch: str) -> tuple[Request, ...]:
-    """Whole prompts, `BATCHxTOKENS`.
-
-    Raises InvalidPoint: it is not that.
-    """
+    """Whole prompts, `BATCHxTOKENS`."""
     match = _UNIFORM.fullmatch(batch)
     if match is None:
-        raise InvalidPoint(f"--prefill {batch}: give BATCHxTOKENS, as in 16x2048")
+        raise BadInput(f"--prefill {batch}: give BATCHxTOKENS, as in 16x2048")
     return (Request(int(match[2]), int(match[2])),) * _sequences("--prefill", batch, match[1])
 
 
 def _sequences(option: str, batch: str, count: str) -> int:
     if int(count) > MAX_REQUESTS:
-        raise InvalidPoint(f"{option} {batch}: {count} sequences; give {MAX_REQUESTS:,} at most")
+        raise BadInput(f"{option} {batch}: {count} sequences; give {MAX_REQUESTS:,} at most")
     return int(count)
 
 
@@ -140,14 +131,11 @@ class Grid:
     """Of the lengths and the tensors."""
 
     def points(self) -> tuple[Point, ...]:
-        """All points, decode first.
-
-        Raises InvalidPoint: there is none, or a part makes no problem.
-        """
+        """All points, decode first."""
         batches = [(batch, decode_requests(batch, seed=self.seed)) for batch in self.batches]
         batches += [(batch, prefill_requests(batch)) for batch in self.prefills]
         if not batches:
-            raise InvalidPoint("no batch: give --batch 64x4096 or --prefill 16x2048")
+            raise BadInput("no batch: give --batch 64x4096 or --prefill 16x2048")
         sizes = (self.heads, self.head_dims, self.dtypes, self.kv_dtypes, self.block_sizes)
         found = []
         for (batch, requests), (heads, head_dim, dtype, kv, block) in product(
@@ -165,6 +153,6 @@ class Grid:
                     seed=self.seed,
                 )
             except InvalidProblem as error:
-                raise InvalidPoint(f"{batch}: {error}") from None
+                raise BadInput(f"{batch}: {error}") from None
             found.append(Point(batch=batch, problem=problem))
         return tuple(dict.fromkeys(found))

@@ -73,10 +73,7 @@ def run_throughput(
     stop: threading.Event,
     process: SubjectProcess | None = None,
 ) -> ThroughputRecord:
-    """Time everything; if `stop` is set, what has been timed until then.
-
-    Raises SubjectError: a name leads to no kernel.
-    """
+    """Time everything; if `stop` is set, what has been timed until then."""
     started, began = datetime.now(UTC), time.monotonic()
     gpu = GpuReader(device.describe()["uuid"])
     clocks = gpu.clocks()

@@ -57,11 +57,7 @@ _Running = tuple[int, int, int, int, int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContiguousPolicy:
-    """How a contiguous cache is shared out.
-
-    Raises BadSize: A number is too small. Raises ValueError: no reservation, or no arena, has this
-    name.
-    """
+    """How a contiguous cache is shared out."""
 
     reservation: ReservationName
     """How many slots a request asks for: "max", "pow2" or "oracle" (`reference.allocator.arenas`).
@@ -106,10 +102,6 @@ def serve_contiguous(
     arrival or none has one; without, `time`, how long a step takes, means nothing. After `warmup`
     completions `Serving.loaded` begins. `observe` gets the step and the pieces of the running
     requests, by address, at the end of every `observe_every`th step.
-
-    Raises BadSize: `slots` or `observe_every` is less than 1, `warmup` less than 0, or a request is
-    none (`paged.arrivals.checked_requests`). Raises ValueError: there is no request. Raises
-    IdentityBroken: the arena has lost slots.
     """
     slots = checked_size("slots", slots, at_least=1)
     warmup = checked_size("warmup", warmup, at_least=0)

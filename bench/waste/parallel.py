@@ -110,10 +110,6 @@ def run_jobs(
     the generator. With `ray` a cluster runs them, whose nodes need the same pagedbench, and traces
     under the same path: the one at `address`, as `ray.init` takes it, or at RAY_ADDRESS; where
     neither is given, one with as many `workers` (None: all cores) that is started here and ended.
-
-    Raises JobFailed: a policy, a stream and a pool do not go together. Raises RayMissing: ray is
-    not installed. Raises ConnectionError: there is no cluster at the address. Raises ValueError:
-    `workers` is less than 1.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers = {workers}: use 1 or more")

@@ -76,10 +76,7 @@ class WastePlan:
 
     @property
     def base(self) -> PagedPolicy | None:
-        """The policy that is varied; None where none is.
-
-        Raises BadInput: what is typed is not one paged policy.
-        """
+        """The policy that is varied; None where none is."""
         if not self.whatif:
             return None
         read = expand_policies(
@@ -107,10 +104,7 @@ class WastePlan:
 def read_streams(
     specs: Sequence[str], traces: Sequence[Path], *, requests: int | None, seed: int
 ) -> list[tuple[StreamSource, ServedStream]]:
-    """Open the streams that --stream and --trace name, and read each once.
-
-    Raises BadInput: one cannot be had; the message names the option.
-    """
+    """Open the streams that --stream and --trace name, and read each once."""
     asked = [("--stream", spec) for spec in specs] + [("--trace", f"trace:{t}") for t in traces]
     sources: list[StreamSource] = []
     for option, spec in asked:
@@ -142,7 +136,7 @@ def _refused(option: str, spec: str, error: Exception) -> BadInput:
 
 
 def model_bytes(model: str) -> int:
-    """Bytes of one slot of a model that --model gives the shape of. Raises BadInput."""
+    """Bytes of one slot of a model that --model gives the shape of."""
     shape = re.fullmatch(r"(\d+)x(\d+)x(\d+)(?:x(\d+))?", model)
     if shape is None or "0" in shape.groups():
         raise BadInput(
@@ -154,7 +148,7 @@ def model_bytes(model: str) -> int:
 
 
 def pool_slots(pool: str, bytes_per_token: int) -> int:
-    """Whole slots in a pool of the size that --pool gives. Raises BadInput."""
+    """Whole slots in a pool of the size that --pool gives."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-zA-Z]+)", pool.strip())
     units = {unit.lower(): size for unit, size in _UNITS.items()}
     if match is None or match[2].lower() not in units:

@@ -69,10 +69,6 @@ BAR_STYLES: Final[dict[str, dict[str, Any]]] = {
 LINE_COLOURS: Final = ("#000000", "#d55e00", "#009e73", "#cc79a7", "#0072b2", "#e69f00")
 
 
-class PlotFormatError(BadInput):
-    """A file's ending that says no format that can be drawn."""
-
-
 def coloured(pool: PoolMap) -> NDArray[np.uint8]:
     """Colour a map, uint8 [rows, columns, 3]: a colour for each class, a shade for each request."""
     from matplotlib.colors import to_rgb
@@ -91,18 +87,15 @@ def coloured(pool: PoolMap) -> NDArray[np.uint8]:
 
 
 def check_format(file: Path) -> None:
-    """Raise PlotFormatError where the file's ending is none of `FORMATS`."""
+    """Raise BadInput where the file's ending is none of `FORMATS`."""
     if file.suffix.removeprefix(".").lower() not in FORMATS:
-        raise PlotFormatError(
+        raise BadInput(
             f"--plot {file}: end the name with {', '.join(f'.{known}' for known in FORMATS)}"
         )
 
 
 def draw(record: WasteRecord, stream: str, maps: list[PoolMap], file: Path) -> None:
-    """Draw the rows of one stream, and maps of their pools, to a file.
-
-    Raises PlotFormatError: the file's ending says no format that can be drawn.
-    """
+    """Draw the rows of one stream, and maps of their pools, to a file."""
     check_format(file)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -32,21 +32,13 @@ DEFAULT_MAX_MODEL_LEN: Final = 2048
 Policy = ContiguousPolicy | PagedPolicy
 
 
-class PolicySpecError(BadInput):
-    """A policy that cannot be read; the message has what was typed, and what could be."""
-
-
 def parse_policy(
     text: str,
     *,
     block_size: int = DEFAULT_BLOCK_SIZE,
     max_model_len: int = DEFAULT_MAX_MODEL_LEN,
 ) -> Policy:
-    """Read a policy; where it does not say, blocks and reservations are as long as the options.
-
-    Raises PolicySpecError: a name or an option is unknown, is given twice, or has a value that it
-    cannot have.
-    """
+    """Read a policy; where it does not say, blocks and reservations are as long as the options."""
     head, colon, tail = text.strip().partition(":")
     given = dict(_options(text, tail)) if colon else {}
     try:
@@ -55,20 +47,20 @@ def parse_policy(
             return PagedPolicy(prefix_caching="eviction" in options, **options)
         reservation, slash, arena = head.partition("/")
         if not slash:
-            raise PolicySpecError(
+            raise BadInput(
                 f"policy {text!r}: {_unknown(head, [*_RESERVATIONS, 'paged'])}; write paged or "
                 f"RESERVATION/ARENA, with {_either(_RESERVATIONS)} and {_either(_ARENAS)}"
             )
         for word, known in ((reservation, _RESERVATIONS), (arena, _ARENAS)):
             if word not in known:
-                raise PolicySpecError(f"policy {text!r}: {_unknown(word, known)}")
+                raise BadInput(f"policy {text!r}: {_unknown(word, known)}")
         options = {"max_model_len": max_model_len} | _read(text, given, _CONTIGUOUS_OPTIONS)
         # Strings that were found among the literals above; the policy checks its own options.
         return ContiguousPolicy(reservation=reservation, arena=arena, **options)  # type: ignore[arg-type]
-    except PolicySpecError:
+    except BadInput:
         raise
     except ValueError as error:
-        raise PolicySpecError(f"policy {text!r}: {error}") from None
+        raise BadInput(f"policy {text!r}: {error}") from None
 
 
 def expand_policies(
@@ -76,7 +68,7 @@ def expand_policies(
 ) -> tuple[Policy, ...]:
     """Read several policies, paged ones once for each block size that they leave open.
 
-    Each comes once, in the order in which it was first named. Raises PolicySpecError.
+    Each comes once, in the order in which it was first named.
     """
     policies = (
         parse_policy(text, block_size=size, max_model_len=max_model_len)
@@ -205,9 +197,9 @@ def _options(text: str, tail: str) -> Iterator[tuple[str, str]]:
     for part in tail.split(","):
         name, equals, value = (word.strip() for word in part.partition("="))
         if not (name and equals and value):
-            raise PolicySpecError(f"policy {text!r}: {part!r} is no option; write name=value")
+            raise BadInput(f"policy {text!r}: {part!r} is no option; write name=value")
         if name in seen:
-            raise PolicySpecError(f"policy {text!r}: {name} is given twice; keep one of them")
+            raise BadInput(f"policy {text!r}: {name} is given twice; keep one of them")
         seen.add(name)
         yield name, value
 
@@ -216,11 +208,11 @@ def _read(text: str, given: dict[str, str], table: dict[str, _Option]) -> dict[s
     options = {}
     for name, value in given.items():
         if name not in table:
-            raise PolicySpecError(f"policy {text!r}: option {_unknown(name, table)}")
+            raise BadInput(f"policy {text!r}: option {_unknown(name, table)}")
         try:
             options[table[name].field] = table[name].read(value)
         except ValueError as error:
-            raise PolicySpecError(f"policy {text!r}: {name}: {error}") from None
+            raise BadInput(f"policy {text!r}: {name}: {error}") from None
     return options
 
 

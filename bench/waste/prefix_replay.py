@@ -100,9 +100,6 @@ def replay(
     more blocks than the last one (L. A. Belady, IBM Systems Journal 5(2), 1966). `quotas` are most
     blocks by tenant, as in `paged.eviction`; the first `warmup_requests` fill the cache and are not
     counted.
-
-    Raises ValueError: the stream has no prefix blocks or names one twice in a prompt, the capacity
-    is less than a block, or an argument is unknown or does not apply.
     """
     if order not in get_args(ReplayOrder):
         raise ValueError(f"order {order!r}: choose one of {', '.join(get_args(ReplayOrder))}")

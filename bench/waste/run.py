@@ -21,8 +21,7 @@ from bench.waste.whatif import compare
 def run_waste(plan: WastePlan, progress: Progress) -> WasteRecord:
     """Simulate every policy on every stream.
 
-    An interrupt ends it: the record then has what is done, and is not complete. Raises BadInput:
-    a policy, a stream and the pool do not go together.
+    An interrupt ends it: the record then has what is done, and is not complete.
     """
     began, started_at = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
     jobs = plan.jobs()

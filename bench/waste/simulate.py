@@ -38,9 +38,6 @@ def simulate(
     are the same. `warmup` are completed requests before `Serving.loaded` begins, None a tenth of
     the stream; `time` is the duration of a step, for streams with arrival times; `clients`, for
     paging and streams without them, are most requests that wait or run at once.
-
-    Raises ValueError: the pool, the stream and the policy do not go together; the message says
-    where.
     """
     if warmup is None:
         warmup = int(WARMUP_SHARE * num_requests(source))

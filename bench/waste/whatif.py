@@ -106,10 +106,7 @@ def _changes(*, prefixes: bool) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def compare(record: WasteRecord, stream: str) -> WhatIf | None:
-    """Hold every row of a stream against the base; None where the base itself was not run.
-
-    Raises ValueError: the record has no base: it was not made to vary one.
-    """
+    """Hold every row of a stream against the base; None where the base itself was not run."""
     if record.base is None:
         raise ValueError("the record has no base; make it with --whatif")
     rows = {row.policy: row for row in record.rows_of(stream)}

@@ -78,8 +78,6 @@ class QuantileSource:
     """A built-in stream, drawn chunk by chunk.
 
     The same arguments give the same stream, and a longer draw begins with the shorter one.
-
-    Raises ValueError: for an unknown name or a number out of range.
     """
 
     name: str

@@ -76,10 +76,8 @@ _REQUESTS_PER_CONVERSATION: Final = 1.64
 class ConversationFit:
     """Requests with 512-token prefix blocks, in order of arrival.
 
-    The same arguments give the same requests, and a longer draw begins with the shorter one.
-    Memory grows with the rate, by the conversations that have not ended, not with the requests.
-
-    Raises ValueError: for a number out of range.
+    The same arguments give the same requests, and a longer draw begins with the shorter one. Memory
+    grows with the rate, by the conversations that have not ended, not with the requests.
     """
 
     num_requests: int = TRACE_REQUESTS

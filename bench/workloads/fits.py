@@ -187,10 +187,7 @@ FITS: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LengthFit:
-    """Lengths drawn from one of `FITS`, without times. A longer draw begins with the shorter one.
-
-    Raises ValueError: for an unknown name or a number out of range.
-    """
+    """Lengths drawn from one of `FITS`; a longer draw begins with the shorter one."""
 
     name: str
     """One of `FITS`."""
@@ -242,8 +239,7 @@ def fitted(
 ) -> StreamSource:
     """Draw lengths and arrivals as one of `FITS` has them, or with another rate and CV of the gaps.
 
-    A fit without a rate has no times. Raises ValueError: for an unknown name, a number out of
-    range, or a CV without a rate.
+    A fit without a rate has no times.
     """
     lengths = LengthFit(name=name, num_requests=num_requests, seed=seed)
     fit = FITS[name]

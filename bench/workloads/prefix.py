@@ -59,7 +59,7 @@ class PrefixBlocks:
         return int(self.offsets.size) - 1
 
     def of(self, request: int) -> NDArray[np.int64]:
-        """Block ids of one request, int64 [blocks]. Raises IndexError for an unknown request."""
+        """Block ids of one request, int64 [blocks]."""
         if not 0 <= request < len(self):
             raise IndexError(f"request {request} of {len(self)}; they count from 0")
         return self.ids[self.offsets[request] : self.offsets[request + 1]]
@@ -81,9 +81,6 @@ class PrefixBlocks:
         end, and none from the block on in which the request's ids end, should they end early, for
         nothing is known to share it. A block has any number of tokens, also one that
         `tokens_per_block` is no multiple of; where the two agree, a key is the id.
-
-        Raises IndexError: for an unknown request. Raises ValueError: for a block size below 1, or
-        ids so large that keys do not fit int64.
         """
         ids = self.of(request)
         self._check_keys(ids, block_size)
@@ -95,11 +92,7 @@ class PrefixBlocks:
         return self._key(first, np.arange(blocks), block_size)
 
     def refined(self, tokens_per_block: int, prompt_tokens: NDArray[np.int64]) -> PrefixBlocks:
-        """Say the same in blocks of fewer tokens, for prompts of these lengths, int64 [n].
-
-        Raises ValueError where `tokens_per_block` does not divide this record's, or where ids
-        would no longer fit int64.
-        """
+        """Say the same in blocks of fewer tokens, for prompts of these lengths, int64 [n]."""
         if tokens_per_block < 1 or self.tokens_per_block % tokens_per_block:
             raise ValueError(
                 f"prefix blocks of {self.tokens_per_block} tokens cannot be cut into blocks of "
@@ -147,8 +140,7 @@ class PrefixBlocks:
     def apart(self, owner: int | NDArray[np.int64], *, owners: int, what: str) -> PrefixBlocks:
         """Number the ids so that owners, counted from 0 to `owners`, have none in common.
 
-        `owner` is that of all ids, or of each, int64 [total]. Raises ValueError, which says `what`
-        the owners are, where ids would no longer fit int64.
+        `owner` is that of all ids, or of each, int64 [total].
         """
         if owners == 1:
             return self

@@ -55,10 +55,7 @@ def stream_record(stream: RequestStream) -> NamedStream:
 
 
 def served_stream(source: StreamSource, *, label: str) -> ServedStream:
-    """Read a stream once and describe it, requests without output apart.
-
-    Raises ValueError: no request generates a token, so none is ever in the cache.
-    """
+    """Read a stream once and describe it, requests without output apart."""
     requests = without = prompt = output = longest = 0
     prefixes = False
     for part in source.chunks():

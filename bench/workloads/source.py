@@ -109,25 +109,19 @@ class Wrapped(ABC):
 
 
 def head(source: StreamSource, n: int) -> StreamSource:
-    """Take the first `n` requests, or all where there are fewer. Raises ValueError if n < 1."""
+    """Take the first `n` requests, or all where there are fewer."""
     return _Head(of=source, n=n)
 
 
 def fitting(source: StreamSource, max_model_len: int) -> FilteredSource:
-    """Drop the requests that end with more than `max_model_len` tokens.
-
-    Reading it raises ValueError where none is left. Raises ValueError if max_model_len < 1.
-    """
+    """Drop the requests that end with more than `max_model_len` tokens."""
     if max_model_len < 1:
         raise ValueError(f"max_model_len is {max_model_len}; use 1 or more")
     return FilteredSource(of=source, max_tokens=max_model_len)
 
 
 def generating(source: StreamSource) -> FilteredSource:
-    """Drop the requests without output: calls that failed, which traces hold, hold no memory.
-
-    `dropped()` counts them. Reading it raises ValueError where none is left.
-    """
+    """Drop the requests without output: calls that failed, which traces hold, hold no memory."""
     return FilteredSource(of=source, min_output=1)
 
 
@@ -140,7 +134,6 @@ def repeat(source: StreamSource, times: int) -> StreamSource:
     """Read a source several times over, each round the same requests, prefix blocks included.
 
     A round begins one mean gap after the last arrival of the round before, so that the rate stays.
-    Raises ValueError if times < 1.
     """
     return _Repeated(of=source, times=times)
 
@@ -241,10 +234,7 @@ class FilteredSource(Wrapped):
         return None
 
     def chunks(self) -> Iterator[RequestStream]:
-        """Yield what is kept; a chunk of which nothing is kept is left out.
-
-        Raises ValueError: at the end, where nothing was kept at all.
-        """
+        """Yield what is kept; a chunk of which nothing is kept is left out."""
         empty = True
         for chunk in self.of.chunks():
             kept = self._kept(chunk)

@@ -29,9 +29,6 @@ class RequestStream:
 
     The columns may be given as anything that numpy makes integers (times: numbers) of; they are
     copied and made read-only. Two streams are equal only where they are the same object.
-
-    Raises ValueError: for columns that are empty, ragged, of the wrong type or out of range. The
-    message names the first request at fault.
     """
 
     name: str
@@ -114,16 +111,13 @@ class RequestStream:
         return self.prompt_tokens + self.output_tokens
 
     def head(self, n: int) -> RequestStream:
-        """Take the first `n` requests, or all where there are fewer. Raises ValueError if n < 1."""
+        """Take the first `n` requests, or all where there are fewer."""
         if n < 1:
             raise ValueError(f"head({n}): a stream has at least one request; ask for 1 or more")
         return self if n >= len(self) else self.between(0, n)
 
     def between(self, start: int, stop: int) -> RequestStream:
-        """Take the requests from `start` up to and without `stop`; `stop` may lie beyond the end.
-
-        Raises ValueError where that leaves none.
-        """
+        """Take the requests from `start` to before `stop`, which may lie beyond the end."""
         if not 0 <= start < min(stop, len(self)):
             raise ValueError(
                 f"between({start}, {stop}) leaves no request of {len(self)}; start below both, "
@@ -132,10 +126,7 @@ class RequestStream:
         return self.take(np.arange(start, min(stop, len(self))))
 
     def take(self, requests: NDArray[np.int64]) -> RequestStream:
-        """Keep the requests of these indices, int64 [m], in their order.
-
-        Raises ValueError where that is none, or where arrival times would fall.
-        """
+        """Keep the requests of these indices, int64 [m], in their order."""
         return RequestStream(
             name=self.name,
             source=self.source,

@@ -27,11 +27,7 @@ from bench.workloads.trace_lines import Line, TraceError, lines_of
 
 @dataclass(frozen=True, slots=True)
 class TraceSource:
-    """A trace file, read anew each time, every row a request.
-
-    Raises ValueError: for an unknown `format` or `turns`, first turns of another format, or a limit
-    below 1.
-    """
+    """A trace file, read anew each time, every row a request."""
 
     path: str | os.PathLike[str]
     """File, plain or gzip."""
@@ -91,9 +87,6 @@ class TraceSource:
         `arrival_s` counts from the first request on: to the microsecond (azure), the millisecond
         (mooncake) or as finely as the file says. Prefix blocks have 512 tokens (mooncake) or 16
         (qwen).
-
-        Raises TraceError where the file is not a trace, when reading reaches that line. Raises
-        OSError where the file cannot be opened.
         """
         with closing(lines_of(os.fspath(self.path))) as lines:
             first, chosen = self._begin(lines)

@@ -27,10 +27,7 @@ FIGURES: Final[dict[str, Callable[[], Figure]]] = {
 
 
 def compute(name: str, traces: Sequence[Path] = ()) -> Figure:
-    """Compute a figure; mooncake's of the one trace that is named, if one is.
-
-    Raises BadInput: there is no such figure, it reads no trace, or its trace cannot be read.
-    """
+    """Compute a figure; mooncake's of the one trace that is named, if one is."""
     if name not in FIGURES:
         raise BadInput(f"--figure {name}: choose one of {', '.join(FIGURES)}")
     if not traces:

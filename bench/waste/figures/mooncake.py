@@ -30,15 +30,8 @@ EXPECTED: Final[tuple[tuple[int | None, ReplayOrder, float, bool], ...]] = (
 )
 
 
-class TraceMissing(BadInput):
-    """The trace is not at hand; the message says where to get it and where to put it."""
-
-
 def find_trace() -> Path:
-    """Find the trace in the folder that `PAGEDBENCH_TRACES` names.
-
-    Raises TraceMissing: it is not there.
-    """
+    """Find the trace in the folder that `PAGEDBENCH_TRACES` names."""
     folder = os.environ.get(FOLDER_VARIABLE)
     if folder is not None:
         for name in NAMES:
@@ -46,7 +39,7 @@ def find_trace() -> Path:
                 if path.exists():
                     return path
     where = f"{folder} has none" if folder else f"{FOLDER_VARIABLE} is not set"
-    raise TraceMissing(
+    raise BadInput(
         f"figure mooncake needs the conversation trace, and {where}: put conversation_trace.jsonl "
         f"(github.com/kvcache-ai/Mooncake, FAST25-release/traces) into a folder, and name the "
         f"folder in {FOLDER_VARIABLE}, or the file by --trace"
@@ -54,10 +47,7 @@ def find_trace() -> Path:
 
 
 def mooncake(trace: Path | None = None) -> Figure:
-    """Replay the conversation trace, None that of `find_trace`, through caches of several sizes.
-
-    Raises TraceMissing: it is not at hand. Raises TraceError: the file is not a trace.
-    """
+    """Replay the conversation trace, None that of `find_trace`, through caches of several sizes."""
     source = TraceSource(trace or find_trace(), format="mooncake")
     components = []
     for capacity, order, expected, judged in EXPECTED:

@@ -6,11 +6,12 @@ import random
 import pytest
 from typer.testing import CliRunner
 
-from bench.asv.history import HistoryError, find_steps
+from bench.asv.history import find_steps
 from bench.cli import app
 from bench.gate.asv import export
 from helpers.asv_project import make_project
 from helpers.gate_records import benchmark, contestant, counter, environment, gate_record, samples
+from reference.errors import BadInput
 
 TIME = "gate.decode.time"
 WASTE = "gate.decode.wasted_slots"
@@ -103,12 +104,12 @@ def test_commits_of_another_repository_are_said(project, tmp_path):
     ("pattern", "said"), [("nothing-of-it", "none of 3 series"), ("(", "regular expression")]
 )
 def test_pattern_that_finds_nothing_is_refused(project, pattern, said):
-    with pytest.raises(HistoryError, match=said):
+    with pytest.raises(BadInput, match=said):
         find_steps(project.results, project.folder, pattern=pattern)
 
 
 def test_folder_without_results_is_refused(tmp_path):
-    with pytest.raises(HistoryError, match="no asv results"):
+    with pytest.raises(BadInput, match="no asv results"):
         find_steps(tmp_path, tmp_path)
 
 

@@ -7,7 +7,6 @@ import pytest
 from asv.results import Results
 
 from bench.asv.series import (
-    ExportError,
     add_definitions,
     gate_definitions,
     machine_of,
@@ -24,6 +23,7 @@ from helpers.gate_records import (
     gate_record,
     samples,
 )
+from reference.errors import BadInput
 
 DECODE = "gate.decode.paged-torch_block_16.time"
 WASTE = "gate.waste.blocks.wasted_slots"
@@ -158,7 +158,7 @@ def test_side_that_is_no_result_of_a_commit_is_left_out_and_said(pair, changes, 
 
 def test_two_keys_of_one_name_are_refused(pair):
     twins = [benchmark("decode/a=1"), benchmark("decode/a 1")]
-    with pytest.raises(ExportError, match=r"both gate\.decode\.a_1\.time"):
+    with pytest.raises(BadInput, match=r"both gate\.decode\.a_1\.time"):
         export(one_pair(*pair.commits, benchmarks=twins), pair.results, pair.folder)
 
 

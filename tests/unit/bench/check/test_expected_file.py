@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.check.expected_file import ExpectedFileError, read_expected
+from bench.check.expected_file import read_expected
 from reference.attention.expected import ExpectedFailure
 from reference.errors import BadInput
 
@@ -58,7 +58,7 @@ def test_a_file_holds_what_is_written_in_it(tmp_path):
 )
 def test_a_file_that_is_wrong_is_refused_with_the_entry_and_the_fault(text, message, tmp_path):
     file = written(tmp_path, text)
-    with pytest.raises(ExpectedFileError) as refused:
+    with pytest.raises(BadInput) as refused:
         read_expected(file)
     assert str(refused.value).startswith(str(file))
     assert message in str(refused.value)

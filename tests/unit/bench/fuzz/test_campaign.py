@@ -23,7 +23,7 @@ import bench.fuzz.campaign
 import bench.search.lanes
 import bench.search.shrink
 from bench.fuzz.campaign import SHOWN_BY, Campaign, Tally, checks_run, run_campaign
-from bench.fuzz.databases import DatabaseError, Drawer, open_database
+from bench.fuzz.databases import Drawer, open_database
 from bench.fuzz.minimise import minimise
 from bench.fuzz.record import Subject
 from helpers.wrong_allocators import BUGS
@@ -37,6 +37,7 @@ from reference.allocator.contract import (
 )
 from reference.allocator.machine import CHECKS, Finding, run_program
 from reference.allocator.programs import Pool, Program, Step
+from reference.errors import BadInput
 
 PAGED = capabilities_of_factory(paged_allocator)
 
@@ -497,13 +498,13 @@ def test_a_workflows_artifacts_are_read_only_and_ours_go_to_the_folder(
 
 @pytest.mark.parametrize("name", ["github:", "github:owner", "github:a/b/c", "github:a b/c"])
 def test_a_repository_has_an_owner_and_a_name(name: str) -> None:
-    with pytest.raises(DatabaseError, match=f"database {name}: write github:OWNER/REPOSITORY"):
+    with pytest.raises(BadInput, match=f"database {name}: write github:OWNER/REPOSITORY"):
         open_database(name)
 
 
 def test_a_file_is_no_database(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DatabaseError, match="file: that is a file; name a folder"):
+    with pytest.raises(BadInput, match="file: that is a file; name a folder"):
         open_database(str(tmp_path / "file"))
 
 
@@ -529,7 +530,7 @@ def test_redis_is_asked_for_by_its_address(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_missing_redis_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "redis", None)
-    with pytest.raises(DatabaseError, match="redis is not installed; pip install redis"):
+    with pytest.raises(BadInput, match="redis is not installed; pip install redis"):
         open_database("redis://host:6379/0")
 
 

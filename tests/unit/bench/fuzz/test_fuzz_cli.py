@@ -27,7 +27,6 @@ from bench.fuzz.record import (
     FuzzRecord,
     Subject,
     Trace,
-    TraceError,
     read_trace,
     slug,
 )
@@ -35,6 +34,7 @@ from helpers.places import COMMAND, ROOT
 from reference.allocator.contract import HOSTILE_CALLS
 from reference.allocator.machine import run_program
 from reference.allocator.programs import Pool, Program, Step
+from reference.errors import BadInput
 from subjects.allocators.resolve import open_allocator
 
 # {} stands for what is wrong with it: a class body, and what is done when one is made.
@@ -456,7 +456,7 @@ def test_a_trace_survives_its_file(tmp_path: Path) -> None:
 def test_another_format_is_no_trace(tmp_path: Path) -> None:
     text = a_trace().to_json().replace("trace 1", "trace 2")
     (tmp_path / "later.json").write_text(text)
-    with pytest.raises(TraceError, match=r"later.json is no trace of a finding: format"):
+    with pytest.raises(BadInput, match=r"later.json is no trace of a finding: format"):
         read_trace(tmp_path / "later.json")
 
 

@@ -6,9 +6,10 @@ import pytest
 from typer.testing import CliRunner
 
 from bench.cli import app
-from bench.gate.importing import ImportRefused, import_record, read_record, stored_records
+from bench.gate.importing import import_record, read_record, stored_records
 from bench.gate.verdict import judge
 from helpers.gate_records import contestant, environment, failing, gate_record
+from reference.errors import BadInput
 
 
 def judged(**changes):
@@ -56,7 +57,7 @@ def test_record_that_was_judged_by_nothing_is_refused(tmp_path, changes, why):
         name: each for name, each in data["parameters"].items() if each is not None
     }
     file.write_text(json.dumps(data))
-    with pytest.raises(ImportRefused, match=why):
+    with pytest.raises(BadInput, match=why):
         import_record(file, tmp_path / "store")
 
 
@@ -76,21 +77,21 @@ GPU = {"device": "NVIDIA H100", "timer": "cuda_event"}
 )
 def test_unknown_key_is_refused(tmp_path, where, why):
     side = contestant("a" * 40, environment=environment(**where))
-    with pytest.raises(ImportRefused, match=why):
+    with pytest.raises(BadInput, match=why):
         import_record(write(tmp_path, judged(head=side)), tmp_path / "store")
     assert not (tmp_path / "store").exists()
 
 
 def test_side_that_never_started_is_refused(tmp_path):
     record = judged(base=contestant(environment=None))
-    with pytest.raises(ImportRefused, match="base does not say what it ran on"):
+    with pytest.raises(BadInput, match="base does not say what it ran on"):
         import_record(write(tmp_path, record), tmp_path / "store")
 
 
 @pytest.mark.parametrize("version", [0, 2, 99])
 def test_other_schema_is_refused_by_its_number(tmp_path, version):
     file = write(tmp_path, judged(), schema_version=version, something_new=1)
-    with pytest.raises(ImportRefused, match=f"it has schema {version}, and this version reads 1"):
+    with pytest.raises(BadInput, match=f"it has schema {version}, and this version reads 1"):
         read_record(file)
 
 
@@ -104,12 +105,12 @@ def test_other_schema_is_refused_by_its_number(tmp_path, version):
 def test_what_is_no_record_is_refused(tmp_path, text, why):
     file = tmp_path / "x.json"
     file.write_text(text)
-    with pytest.raises(ImportRefused, match=why):
+    with pytest.raises(BadInput, match=why):
         read_record(file)
 
 
 def test_field_that_is_not_of_the_schema_is_refused(tmp_path):
-    with pytest.raises(ImportRefused, match="extra: Extra inputs"):
+    with pytest.raises(BadInput, match="extra: Extra inputs"):
         read_record(write(tmp_path, judged(), extra=1))
 
 
@@ -117,7 +118,7 @@ def test_verdict_that_its_launches_do_not_give_is_refused(tmp_path):
     slow = judged(benchmarks=[failing()])
     assert slow.exit_code != 0
     painted = write(tmp_path, slow, verdict="pass", exit_code=0)
-    with pytest.raises(ImportRefused, match=r"it says 'pass' \(exit code 0\), and its own"):
+    with pytest.raises(BadInput, match=r"it says 'pass' \(exit code 0\), and its own"):
         import_record(painted, tmp_path / "store")
 
 
@@ -125,7 +126,7 @@ def test_verdict_of_one_benchmark_that_was_changed_is_refused(tmp_path):
     slow = judged(benchmarks=[failing(), failing("other")])
     first, *rest = json.loads(slow.model_dump_json())["benchmarks"]
     painted = write(tmp_path, slow, benchmarks=[{**first, "verdict": "pass"}, *rest])
-    with pytest.raises(ImportRefused, match=f"verdict on {first['key']} "):
+    with pytest.raises(BadInput, match=f"verdict on {first['key']} "):
         import_record(painted, tmp_path / "store")
 
 

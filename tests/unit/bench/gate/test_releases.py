@@ -13,7 +13,6 @@ from bench.gate.contestant import Found
 from bench.gate.record import Estimate
 from bench.gate.releases import (
     NamedRun,
-    ReleasesError,
     chain,
     plan_pairs,
     share_of_copy,
@@ -28,6 +27,7 @@ from helpers.gate_records import (
     gate_record,
     samples,
 )
+from reference.errors import BadInput
 
 COMMITS = {name: letter * 40 for name, letter in (("v1", "1"), ("v2", "2"), ("v3", "3"))}
 
@@ -71,7 +71,7 @@ def test_each_is_measured_against_the_anchor():
     ],
 )
 def test_names_that_make_no_pairs_are_refused(names, anchor, why):
-    with pytest.raises(ReleasesError, match=why):
+    with pytest.raises(BadInput, match=why):
         plan_pairs(names, anchor, "anchor")
 
 
@@ -127,13 +127,13 @@ def test_seconds_of_another_key_are_not_there(other):
 @pytest.mark.parametrize("other", [{"device": "another"}, {"timer": "cuda_event"}, {"cores": 96}])
 def test_chain_over_two_machines_is_refused(other):
     runs = [run("v1", "v2", 1.1), run("v2", "v3", 1.1, where=environment(**other))]
-    with pytest.raises(ReleasesError, match="runs of 2 machines"):
+    with pytest.raises(BadInput, match="runs of 2 machines"):
         chain(runs, ["v1", "v2", "v3"], "v1")
 
 
 def test_release_that_is_two_things_is_refused():
     runs = [run("v1", "v2", 1.1), run("v2", "v3", 1.1, where=environment(torch="2.12.0"))]
-    with pytest.raises(ReleasesError, match="v2 is not the same release in every run"):
+    with pytest.raises(BadInput, match="v2 is not the same release in every run"):
         chain(runs, ["v1", "v2", "v3"], "v1")
 
 

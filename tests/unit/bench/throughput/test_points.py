@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from bench.throughput.bars import bar_points
-from bench.throughput.points import Grid, InvalidPoint, Point, decode_requests
+from bench.throughput.points import Grid, Point, decode_requests
 from bench.throughput.tensors import copies_that_fit, make_samples
 from bench.throughput.worker import unwritten
 from kernels.traffic import needed_bytes
 from paged.attention import paged_attention
 from reference.attention.layout import usual
 from reference.attention.problem import AttentionProblem, Request
+from reference.errors import BadInput
 
 
 def point(spec: str) -> Point:
@@ -44,7 +45,7 @@ def test_a_ragged_batch_has_the_lengths_of_running_requests_longest_first():
 
 
 def test_no_batch_is_no_point():
-    with pytest.raises(InvalidPoint, match="no batch"):
+    with pytest.raises(BadInput, match="no batch"):
         Grid().points()
 
 

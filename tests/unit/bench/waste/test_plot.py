@@ -8,7 +8,7 @@ import pytest
 
 from bench.waste import pool_map as maps
 from bench.waste.contiguous import serve_contiguous
-from bench.waste.plot import COLOURS, TOKEN_SHADES, PlotFormatError, check_format, coloured, draw
+from bench.waste.plot import COLOURS, TOKEN_SHADES, check_format, coloured, draw
 from bench.waste.policies import parse_policy
 from bench.waste.pool_map import (
     FREE,
@@ -25,6 +25,7 @@ from bench.waste.pool_map import (
 from bench.waste.simulate import simulate
 from helpers import waste_records
 from helpers.waste_records import simulated, waste_record
+from reference.errors import BadInput
 
 PLAIN = "alpaca-fit:requests=40"
 PREFIXED = "alpaca-fit:requests=40,system=40,prompts=3"
@@ -189,7 +190,7 @@ def test_a_pool_into_which_nobody_fits_is_drawn_empty(record, tmp_path):
 
 
 def test_an_unknown_ending_is_named_with_those_that_are_known(tmp_path):
-    with pytest.raises(PlotFormatError, match=r"waste\.gif: end the name with \.png, \.svg, \.pdf"):
+    with pytest.raises(BadInput, match=r"waste\.gif: end the name with \.png, \.svg, \.pdf"):
         check_format(tmp_path / "waste.gif")
     check_format(tmp_path / "waste.PNG")
 

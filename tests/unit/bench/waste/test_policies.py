@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from bench.waste.contiguous import ContiguousPolicy
 from bench.waste.policies import (
     DEFAULT_POLICIES,
-    PolicySpecError,
     expand_policies,
     format_policy,
     parse_policy,
@@ -16,6 +15,7 @@ from bench.waste.policies import (
 )
 from helpers.profiles import examples
 from paged.policy import PagedPolicy
+from reference.errors import BadInput
 
 SOME = st.none() | st.integers(1, 10**6)
 SHARE = st.floats(0, 1)
@@ -131,7 +131,7 @@ def test_spec_means_this_policy(spec, policy):
     ],
 )
 def test_what_is_wrong_is_named_with_a_remedy(spec, parts):
-    with pytest.raises(PolicySpecError) as error:
+    with pytest.raises(BadInput) as error:
         parse_policy(spec)
     for part in (repr(spec), *parts):
         assert part in str(error.value)

@@ -15,10 +15,10 @@ from bench import cli
 from bench.waste import parallel
 from bench.waste.figures import catalogue
 from bench.waste.figures.figure import Component, Figure
-from bench.waste.figures.mooncake import TraceMissing
 from bench.waste.policies import format_policy
 from bench.waste.record import WasteRecord
 from helpers.places import ROOT
+from reference.errors import BadInput
 
 SMALL = ("--stream", "alpaca-fit", "--requests", "80", "--slots", "2500")
 
@@ -208,7 +208,7 @@ def test_a_figure_that_is_missed_exits_1(monkeypatch, measured, code, verdict):
 )
 def test_what_cannot_be_met_exits_2_with_a_remedy(monkeypatch, options, said):
     def absent():
-        raise TraceMissing("the trace is not there")
+        raise BadInput("the trace is not there")
 
     monkeypatch.setattr(catalogue, "FIGURES", {"made": absent, "absent": absent})
     given = () if {"--stream", "--trace"} & {*options} else ("--stream", "alpaca-fit:requests=9")
