@@ -188,7 +188,9 @@ def paged_need(
 ) -> MemoryNeed:
     """Count what paging takes: each request holds the blocks that its tokens have reached.
 
-    No block is shared, since lengths alone do not say what could be.
+    No block is shared, since lengths alone do not say what could be. Raises ValueError for a block
+    size out of range, or a stream that generates nothing. `geometry` and `pool_bytes` as in
+    `contiguous_need`.
     """
     _check_granule("block_size", block_size)
     token = _exact_sum(_token_steps(stream))

@@ -22,6 +22,8 @@ def arriving(
     The gaps are independent and follow a gamma law with the coefficient of variation `cv`: 1 is a
     Poisson process, more is bursty, 0 is a metronome. Times that the source has are replaced. The
     same seed gives the same times whatever the requests.
+
+    Raises ValueError: for a rate, CV or seed out of range.
     """
     if isinstance(source, _Arriving):  # its times would be drawn in vain
         source = source.of

@@ -239,7 +239,8 @@ def fitted(
 ) -> StreamSource:
     """Draw lengths and arrivals as one of `FITS` has them, or with another rate and CV of the gaps.
 
-    A fit without a rate has no times.
+    A fit without a rate has no times. Raises ValueError: for an unknown name, a number out of
+    range, or a CV without a rate.
     """
     lengths = LengthFit(name=name, num_requests=num_requests, seed=seed)
     fit = FITS[name]

@@ -36,6 +36,10 @@ def mix(
     A request's `tenant` is the index of its source; tenants are called as their sources, or as
     `names` says. Prefix blocks of different tenants never have the same id; those of different size
     are cut to the largest size that divides all.
+
+    Raises ValueError: for fewer than two sources, other numbers of shares or names than of sources,
+    a share that is not above 0, sources without times where there are no shares, or a negative
+    seed.
     """
     if len(sources) < 2:
         raise ValueError(f"a mix of {len(sources)} sources; give two or more")

@@ -109,19 +109,25 @@ class Wrapped(ABC):
 
 
 def head(source: StreamSource, n: int) -> StreamSource:
-    """Take the first `n` requests, or all where there are fewer."""
+    """Take the first `n` requests, or all where there are fewer. Raises ValueError if n < 1."""
     return _Head(of=source, n=n)
 
 
 def fitting(source: StreamSource, max_model_len: int) -> FilteredSource:
-    """Drop the requests that end with more than `max_model_len` tokens."""
+    """Drop the requests that end with more than `max_model_len` tokens.
+
+    Reading it raises ValueError where none is left. Raises ValueError if max_model_len < 1.
+    """
     if max_model_len < 1:
         raise ValueError(f"max_model_len is {max_model_len}; use 1 or more")
     return FilteredSource(of=source, max_tokens=max_model_len)
 
 
 def generating(source: StreamSource) -> FilteredSource:
-    """Drop the requests without output: calls that failed, which traces hold, hold no memory."""
+    """Drop the requests without output: calls that failed, which traces hold, hold no memory.
+
+    `dropped()` counts them. Reading it raises ValueError where none is left.
+    """
     return FilteredSource(of=source, min_output=1)
 
 

@@ -71,6 +71,8 @@ def parse_source(text: str, *, requests: int | None = None, seed: int = 0) -> St
     `rate` and `cv`, which replace the source's arrivals, so that they hold for what is left. In a
     mix where a part has a `share`, times are dropped, and the mix may be given a `rate`; without a
     share, parts that have times are merged by them, and parts that have none share evenly.
+
+    Raises ValueError: naming the part at fault, and the remedy.
     """
     parts = _parts(text)
     if len(parts) == 1:

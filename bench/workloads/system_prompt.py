@@ -37,6 +37,9 @@ def with_system_prompt(
     evenly. Behind it, prefix blocks of the source are kept, apart for each system prompt, and
     `tokens` must fill whole ones; where the source has none, every request is made of blocks of its
     own, and multiples of `SYSTEM_PREFIX_TOKENS` are the quickest.
+
+    Raises ValueError: for tokens, prompts or a seed out of range; when read, for tokens that do not
+    fill whole prefix blocks of the source.
     """
     return _SystemPrompt(of=source, tokens=tokens, prompts=prompts, seed=seed)
 

@@ -27,7 +27,11 @@ from bench.workloads.trace_lines import Line, TraceError, lines_of
 
 @dataclass(frozen=True, slots=True)
 class TraceSource:
-    """A trace file, read anew each time, every row a request."""
+    """A trace file, read anew each time, every row a request.
+
+    Raises ValueError: for an unknown `format` or `turns`, first turns of another format, or a limit
+    below 1.
+    """
 
     path: str | os.PathLike[str]
     """File, plain or gzip."""
