@@ -1,23 +1,20 @@
 """Wrong gates, each of which the checks beside them must reject.
 
-A bug of the tests or of the verdicts is one change to the text of a module, which is then run as a
-module of its own and held to rates on simulated launches, or to records whose verdicts are known. A
-biased order is planted in a real schedule, between two identical trees whose time depends on who
-was prepared first.
+A bug of the tests or of the verdicts is one change to the text of a module, listed in
+gate_bugs.toml. The text is then run as a module of its own and held to rates on simulated launches,
+or to records whose verdicts are known. A biased order is planted in a real schedule, between two
+identical trees whose time depends on who was prepared first.
 """
 
 import math
 import os
 import random
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -30,113 +27,9 @@ from bench.gate.statistics import p_slower
 from bench.gate.turns import SIDES, Schedule, Workplace, launch, random_order
 from bench.machine.facts import ROOT
 from helpers import gate_records, gate_toys
-from helpers.mutants import Mutant, mutate
+from helpers.planted import bugs_beside, changed_module
 
-SLOWER = 'return _signed_rank(np.asarray(d) - math.log1p(margin), "greater")'
-
-# What must find them, then the bugs by name: a text of the module that it runs, and the wrong one.
-BUGS = {
-    "suspects at the margin": {
-        "every_look_at_the_whole_level": (
-            "level = design.alpha / len(design.looks)",
-            "level = design.alpha",
-        ),
-        "no_margin": (SLOWER, 'return _signed_rank(np.asarray(d), "greater")'),
-    },
-    "slowdowns are found": {
-        "margin_added": (
-            SLOWER,
-            'return _signed_rank(np.asarray(d) - math.log1p(3 * margin), "greater")',
-        ),
-    },
-    "identical code passes": {
-        "faster_is_slower": (
-            SLOWER,
-            'return _signed_rank(np.asarray(d) - math.log1p(margin), "less")',
-        ),
-    },
-    "passes at the bound": {
-        "passes_what_is_not_significant": (
-            "same = (p_not_slower(seen, design.equivalence) <= level) & ~slow",
-            "same = (p_slower(seen, design.margin) > level) & ~slow",
-        ),
-    },
-    "fails at the margin": {
-        "confirmed_by_what_made_it_a_suspect": (
-            "p = p_slower(confirm[waiting, :look], design.margin)",
-            "p = p_slower(screen[waiting, :look], design.margin)",
-        ),
-        "suspects_fail": ("failed[waiting] = confirmed\n", "failed[waiting] = True\n"),
-    },
-    "errors of the family": {
-        "holm_forgets_the_family": (
-            "values[order] * np.arange(len(values), 0, -1)",
-            "values[order]",
-        ),
-    },
-    "bounds hold the centre": {
-        "bounds_too_narrow": ("<= (1 - confidence) / 2)", "<= 4 * (1 - confidence))"),
-    },
-    "a launch gone astray": {
-        "one_launch_moves_the_estimate": (
-            "estimate = float(np.median(walsh))",
-            "estimate = float(np.mean(values))",
-        ),
-    },
-    "verdicts of records": {
-        "verdict_without_confirmation": (
-            "if found.confirmed and p_holm is not None",
-            "if p_holm is not None",
-        ),
-        "wall_clock_not_looked_at": ("elif look.p_wall <= level:", "elif look.p_wall < 0:"),
-        "noise_is_not_said": (
-            "spread > design.quarantine_sd",
-            "spread > 100 * design.quarantine_sd",
-        ),
-        "confirmation_from_any_launch": (
-            'confirm = [sample for sample in samples if sample.stage == "confirm"]\n    level',
-            "confirm = list(samples)\n    level",
-        ),
-        "counters_are_only_listed": ("if counter.fails:", "if counter.fails and counter.limit:"),
-        "open_is_as_good_as_passed": (
-            'return "inconclusive", INCONCLUSIVE, f"not decided: {some_of(undecided)}"',
-            'return "pass", RIGHT, f"not decided: {some_of(undecided)}"',
-        ),
-        "outputs_may_differ": (
-            'wrong = [each for each in outputs if each.verdict == "differs"]',
-            'wrong = [each for each in outputs if each.verdict == "not there"]',
-        ),
-        "nothing_compared_is_a_pass": ("    if not passed:\n", "    if passed < 0:\n"),
-        "improvement_fails": (
-            "if look.p_slow <= level:",
-            "if min(look.p_slow, look.p_fast) <= level:",
-        ),
-    },
-}
-
-
-def source_of(module: str) -> str:
-    spec = find_spec(f"bench.gate.{module}")
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).read_text()
-
-
-@contextmanager
-def planted(module: str, bug: str = "", *change: tuple[str, str]) -> Iterator[ModuleType]:
-    """A module of the gate, with a bug in it."""
-    source = source_of(module)
-    if bug:
-        source = mutate(Mutant(bug, f"../bench/gate/{module}", change), source)
-    name = f"wrong_gate_{module}"
-    made = ModuleType(name)
-    sys.modules[name] = made  # dataclasses look their module up
-    try:
-        exec(compile(source, f"{name}.py", "exec"), vars(made))
-        yield made
-    finally:
-        del sys.modules[name]
-
+BUGS = {name: (mutant, fields["by"]) for name, (mutant, fields) in bugs_beside(__file__).items()}
 
 TRIALS = 4000
 SPREAD = 0.02
@@ -284,19 +177,18 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
     "a launch gone astray": a_launch_gone_astray,
     "verdicts of records": verdicts_of_records,
 }
-MODULE_OF = {name: "verdict" if "records" in name else "statistics" for name in CHECKS}
 
 
 @pytest.mark.parametrize("check", CHECKS)
 def test_the_gate_as_it_is_passes_every_check(check: str) -> None:
-    with planted(MODULE_OF[check]) as module:
-        assert not CHECKS[check](module)
+    module = "verdict" if check == "verdicts of records" else "statistics"
+    assert not CHECKS[check](changed_module(f"bench.gate.{module}", None))
 
 
-@pytest.mark.parametrize(("check", "bug"), [(check, bug) for check in BUGS for bug in BUGS[check]])
-def test_a_wrong_gate_is_found(check: str, bug: str) -> None:
-    with planted(MODULE_OF[check], bug, BUGS[check][bug]) as module:
-        assert CHECKS[check](module)
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_wrong_gate_is_found(bug: str) -> None:
+    mutant, check = BUGS[bug]
+    assert CHECKS[check](changed_module(mutant.file, mutant))
 
 
 # Who is prepared second in a launch is slower throughout it, as a second process may be that finds
