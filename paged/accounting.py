@@ -116,10 +116,7 @@ class Counters:
     evictions as the pool has blocks: the sign of a cache that is too small."""
 
     def __post_init__(self) -> None:
-        """Hold the identity.
-
-        Raises IdentityBroken: the classes do not add up, or a figure is negative.
-        """
+        """Raises IdentityBroken: the classes do not add up, or a figure is negative."""
         negative = [field.name for field in fields(self) if getattr(self, field.name) < 0]
         if negative:
             raise IdentityBroken(f"negative: {', '.join(negative)} in {self!r}")
@@ -185,14 +182,9 @@ class Counters:
         return self.hit_tokens / self.queried_tokens if self.queried_tokens else 0.0
 
     def __sub__(self, earlier: Counters) -> Counters:
-        """Return what happened after `earlier`, a moment of the same run.
+        """What happened after `earlier`, a moment of the same run.
 
-        Raises
-        ------
-        ValueError
-            The pools differ in size.
-        IdentityBroken
-            `earlier` is not earlier.
+        Raises ValueError: the pools differ in size. IdentityBroken: `earlier` is not earlier.
         """
         if self.slots != earlier.slots:
             raise ValueError(
@@ -212,18 +204,11 @@ MAX_SERIES: Final = 1024
 
 
 class Series:
-    """Moments of a run, evenly spaced, however long it becomes.
+    """Moments of a run, counters from the first step on, evenly spaced however long it becomes.
 
     `Counters` are cumulative, so leaving out every other moment loses resolution and nothing else:
     what happened between the two that stay is their difference. So the series keeps at most
     `MAX_SERIES` moments, and doubles its stride when they are reached.
-
-    Attributes
-    ----------
-    moments
-        Counters from the first step on, in order.
-    due
-        The step from which on the next moment is to be added.
     """
 
     __slots__ = ("_stride", "due", "moments")
@@ -232,6 +217,7 @@ class Series:
         self.moments: list[Counters] = []
         self._stride = 1
         self.due = 1
+        """The step from which on the next moment is to be added."""
 
     def add(self, moment: Counters) -> None:
         """Add a moment; the next one is due a stride later."""
@@ -270,30 +256,14 @@ class Serving:
         *,
         warm: Counters | None,
         done: Counters | None,
-        peak_running: int,
-        peak_requests: int,
-        peak_allocated: int,
+        **peaks: int,
     ) -> Serving:
         """Put together what a simulator has counted.
 
-        Parameters
-        ----------
-        total
-            The end.
-        series
-            Its moments.
-        warm, done
-            Ends of the two steps between which `loaded` lies; None: there was no such step.
+        `loaded` lies between the ends of the steps `warm` and `done`; None: there was no such step.
         """
         if warm is None or done is None or done.steps <= warm.steps:
             loaded = Counters(slots=total.slots)
         else:
             loaded = done - warm
-        return cls(
-            total=total,
-            loaded=loaded,
-            series=tuple(series.moments),
-            peak_running=peak_running,
-            peak_requests=peak_requests,
-            peak_allocated=peak_allocated,
-        )
+        return cls(total=total, loaded=loaded, series=tuple(series.moments), **peaks)

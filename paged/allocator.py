@@ -58,18 +58,10 @@ from paged.table import BlockTable
 class PagedAllocator:
     """Blocks for sequences: on demand, shared between forks, reused for equal prefixes.
 
-    Parameters
-    ----------
-    num_blocks
-        Blocks in the pool, 1 to 2**31 - 1.
-    block_size
-        Tokens per block, at least 1.
-    prefix_caching
-        Whether full blocks are kept after their sequence is freed and found again by sequences
-        that begin with the same tokens.
-    eviction
-        In which order they are given up when their room is needed, and how much of it each tenant
-        may have; an order that is not in use elsewhere. Least recently used first if not given.
+    `num_blocks`, 1 to 2**31 - 1, of `block_size` tokens. With `prefix_caching` full blocks are kept
+    after their sequence is freed and found again by sequences that begin with the same tokens.
+    `eviction` says in which order they are given up when their room is needed, and how much of it
+    each tenant may have: an order that is not in use elsewhere, else least recently used first.
 
     Raises BadSize: a number is out of range, or the order holds blocks already.
     """
@@ -136,41 +128,23 @@ class PagedAllocator:
         salt: bytes = b"",
         tenant: int | None = None,
     ) -> int:
-        """Make room for a new sequence.
+        """Make room for a new sequence, by a name that is not in use.
 
-        Parameters
-        ----------
-        sequence
-            Any name that is not in use.
-        prompt
-            Its token ids, [num_tokens]; none at all is fine. Or its length and the keys of its
-            blocks: without prefix caching `KeyedPrompt(num_tokens)` is the cheap way to say how
-            long it is.
-        num_tokens
-            Make room for so many of its leading tokens only, and in any case for those that are
-            cached and one more; the rest comes later, by `extend` for a `KeyedPrompt` and by
-            `append` for token ids (chunked prefill). All tokens, if not given.
-        salt
-            Sequences share cached prefixes only with sequences of the same salt.
-        tenant
-            Whose sequence it is, for the quotas of the eviction order. If not given, the one that
-            a `KeyedPrompt` names, and 0 for token ids.
+        `prompt` has its token ids, [num_tokens], perhaps none; or its length and the keys of its
+        blocks: without prefix caching `KeyedPrompt(num_tokens)` is the cheap way to say how long it
+        is. With `num_tokens` there is room for so many of its leading tokens only, and in any case
+        for those that are cached and one more; the rest comes later, by `extend` for a
+        `KeyedPrompt` and by `append` for token ids (chunked prefill). Sequences share cached
+        prefixes only with sequences of the same `salt`. `tenant` is whose sequence it is, for the
+        quotas of the eviction order: by default the one that a `KeyedPrompt` names, and 0 for token
+        ids.
 
-        Returns
-        -------
-        int
-            Leading tokens whose keys and values are in the cache already. They are whole blocks,
-            and at least one token is left to be computed, since its logits are needed.
+        Returns the leading tokens whose keys and values are in the cache already: whole blocks, and
+        at least one token is left to be computed, since its logits are needed.
 
-        Raises
-        ------
-        DuplicateSequence
-            The name is in use.
-        BadSize
-            The tokens are not one-dimensional integers, there are more keys than full blocks,
-            `num_tokens` is negative or more than the prompt has, or `salt` comes with keys.
-        OutOfBlocks
-            The pool cannot hold the sequence now. Nothing was changed.
+        Raises DuplicateSequence. BadSize: the tokens are not one-dimensional integers, there are
+        more keys than full blocks, `num_tokens` is negative or more than the prompt has, or `salt`
+        comes with keys. OutOfBlocks: there is no room now; nothing was changed.
         """
         if sequence in self._tables:
             raise DuplicateSequence(sequence)
@@ -213,16 +187,9 @@ class PagedAllocator:
         If the last block is partly filled and shared, the sequence gets a copy of its own; the
         copy is then due in `take_copies`.
 
-        Raises
-        ------
-        UnknownSequence
-            There is no such sequence.
-        BadSize
-            The tokens are not one-dimensional integers.
-        OutOfBlocks
-            The pool cannot hold the tokens now. Nothing was changed.
-        CopyPending
-            The block to be copied is itself waiting for a copy. Nothing was changed.
+        Raises UnknownSequence. BadSize: the tokens are not one-dimensional integers. OutOfBlocks:
+        there is no room now. CopyPending: the block to be copied is itself waiting for a copy.
+        Nothing was changed then.
         """
         table = self._tables.get(sequence)
         if table is None:
@@ -255,18 +222,7 @@ class PagedAllocator:
         under it as they are filled, and later ones never. One that was admitted with token ids
         publishes nothing more: from here on nobody knows what its blocks hold.
 
-        Otherwise it is `append`, of so many tokens.
-
-        Raises
-        ------
-        UnknownSequence
-            There is no such sequence.
-        BadSize
-            `num_tokens` is negative or no integer.
-        OutOfBlocks
-            The pool cannot hold the tokens now. Nothing was changed.
-        CopyPending
-            The block to be copied is itself waiting for a copy. Nothing was changed.
+        Raises BadSize: `num_tokens` is negative or no integer. Otherwise it is `append`.
         """
         table = self._tables.get(sequence)
         if table is None:
@@ -329,12 +285,7 @@ class PagedAllocator:
     def fork(self, parent: Hashable, child: Hashable) -> None:
         """Start `child` as a continuation of `parent` that shares all of its blocks.
 
-        Raises
-        ------
-        UnknownSequence
-            There is no such parent.
-        DuplicateSequence
-            The child's name is in use.
+        Raises UnknownSequence, DuplicateSequence.
         """
         table = self._tables.get(parent)
         if table is None:
@@ -352,7 +303,7 @@ class PagedAllocator:
     def free(self, sequence: Hashable) -> None:
         """Give up a sequence. Published blocks stay for reuse until their room is needed.
 
-        Raises UnknownSequence: there is no such sequence, or no longer.
+        Raises UnknownSequence.
         """
         table = self._tables.pop(sequence, None)
         if table is None:
@@ -367,16 +318,10 @@ class PagedAllocator:
     def release_before(self, sequence: Hashable, position: int) -> None:
         """Give up the blocks whose tokens all lie before `position`, as behind a sliding window.
 
-        Their places in the table stay, so positions keep their meaning. What was released before
-        is left alone. Published blocks stay for reuse until their room is needed, like those of
-        a sequence that is freed.
+        Their places in the table stay, so positions keep their meaning. Published blocks stay for
+        reuse until their room is needed, like those of a sequence that is freed.
 
-        Raises
-        ------
-        UnknownSequence
-            There is no such sequence.
-        BadSize
-            `position` is negative or behind the last token.
+        Raises UnknownSequence. BadSize: `position` is negative or behind the last token.
         """
         released = self._table(sequence).release_before(position)
         if released:
@@ -385,27 +330,17 @@ class PagedAllocator:
     def slots(self, sequence: Hashable, *, start: int = 0) -> NDArray[np.int64]:
         """Return the slot of each token position from `start` on, int64 [num_tokens - start].
 
-        Raises
-        ------
-        UnknownSequence
-            There is no such sequence.
-        BadSize
-            `start` is negative, behind the last token, or in a block that was released.
+        Raises UnknownSequence. BadSize: `start` is negative, behind the last token, or in a block
+        that was released.
         """
         return self._table(sequence).slots(start=start)
 
     def num_tokens(self, sequence: Hashable) -> int:
-        """Return the tokens of a sequence.
-
-        Raises UnknownSequence: there is no such sequence.
-        """
+        """Return the tokens of a sequence. Raises UnknownSequence."""
         return self._table(sequence).num_tokens
 
     def num_blocks_of(self, sequence: Hashable) -> int:
-        """Return the blocks that a sequence holds, shared ones included, released ones not.
-
-        Raises UnknownSequence: there is no such sequence.
-        """
+        """Return the blocks that a sequence holds, shared ones included, released ones not."""
         table = self._table(sequence)
         return len(table.blocks) - table.num_released
 
@@ -414,21 +349,10 @@ class PagedAllocator:
     ) -> NDArray[np.int32]:
         """Return the blocks of several sequences, int32 [len(sequences), width].
 
-        Parameters
-        ----------
-        sequences
-            Rows of the table.
-        width
-            Columns; as many as the longest sequence has blocks if not given.
-        fill
-            What stands behind the last block of a row, and in the places of released blocks.
+        `width` is what the longest sequence has if not given. `fill` stands behind the last block
+        of a row, and in the places of released blocks.
 
-        Raises
-        ------
-        UnknownSequence
-            There is no such sequence.
-        BadSize
-            A sequence has more than `width` blocks.
+        Raises UnknownSequence. BadSize: a sequence has more than `width` blocks.
         """
         tables = [self._table(sequence) for sequence in sequences]
         longest = max((len(table.blocks) for table in tables), default=0)
@@ -474,19 +398,13 @@ class PagedAllocator:
         self.pool.evict_idle()
 
     def blocks_needed(self, num_tokens: int) -> int:
-        """Return the blocks that a sequence of `num_tokens` tokens takes up without sharing.
-
-        Raises BadSize: `num_tokens` is negative.
-        """
+        """Return the blocks that so many tokens take up without sharing. BadSize: below 0."""
         return self._blocks_for(checked_size("num_tokens", num_tokens, at_least=0))
 
     def can_admit(
         self, prompt: Tokens | KeyedPrompt, *, num_tokens: int | None = None, salt: bytes = b""
     ) -> bool:
-        """Return whether `admit` would find room for such a sequence now.
-
-        Raises BadSize: as `admit` does.
-        """
+        """Return whether `admit` would find room now. Raises BadSize as it does."""
         needed, available = self._wanted(prompt, num_tokens, salt)
         return needed <= available
 
@@ -500,19 +418,14 @@ class PagedAllocator:
         """Return what `admit` would take from the free and idle blocks, and how many there are.
 
         The difference is what would be left, for a scheduler that keeps a watermark. Idle blocks
-        that the prompt hits count as taken.
-
-        Raises BadSize: as `admit` does.
+        that the prompt hits count as taken. Raises BadSize as `admit` does.
         """
         needed, available = self._wanted(prompt, num_tokens, salt)
         present = self.num_free + self.num_cached_idle
         return needed + present - available, present
 
     def cached_tokens(self, prompt: Tokens | KeyedPrompt, *, salt: bytes = b"") -> int:
-        """Return the leading tokens that `admit` would find cached now, without admitting.
-
-        Raises BadSize: as `admit` does.
-        """
+        """Return the leading tokens that `admit` would find cached now. BadSize as it does."""
         if not self.prefix_caching:
             length_of(prompt)
             return 0

@@ -29,8 +29,7 @@ def checked_requests(requests: Iterable[Request]) -> Iterator[Request]:
     """Yield the requests of a stream, as long as each is one and comes in its turn.
 
     Integers of numpy are replaced by Python's, which do not overflow. Raises BadSize, which names
-    the request: it has too few tokens or ones that are no integers, its arrival lies before the
-    last one's, or only some requests have an arrival.
+    the request.
     """
     timed, last_ns = False, 0
     for number, request in enumerate(requests, start=1):
@@ -72,50 +71,12 @@ class Arrivals:
     """The queue of those that have arrived, fed from a stream.
 
     A stream has arrival times for all requests, and they arrive then; or for none, and as many wait
-    as the server wants to see: the head of a backlog.
-
-    Parameters
-    ----------
-    requests
-        The stream. It is read as far as is needed.
-    clients
-        Without arrival times: most requests that wait or run at once (a closed loop).
-    depth
-        Without arrival times: requests that wait as long as the stream has as many.
-    fits
-        Whether a request could ever be served. One that could not is turned away when it is read.
-
-    Attributes
-    ----------
-    waiting
-        Requests that have arrived and were not taken, in order. Whoever takes one calls `taken`.
-    timed
-        Whether the stream has arrival times.
-    closed
-        Whether the next one may have to wait for another to be completed: call `taken` then, too.
-    more
-        Whether requests have yet to arrive.
-    count
-        Requests that have arrived, or were turned away.
-    refused
-        Requests that were turned away.
+    as the server wants to see: the head of a backlog of `depth`. `clients` are then the most
+    requests that wait or run at once (a closed loop). Who does not `fits` could never be served,
+    and is turned away when it is read.
 
     Raises BadSize: there is no request, or one is not as it has to be; the message names it.
     """
-
-    __slots__ = (
-        "_clients",
-        "_depth",
-        "_fits",
-        "_next",
-        "_source",
-        "closed",
-        "count",
-        "more",
-        "refused",
-        "timed",
-        "waiting",
-    )
 
     def __init__(
         self,
@@ -129,11 +90,14 @@ class Arrivals:
             checked_size("clients", clients, at_least=1)
         self._clients = clients
         self.closed = clients is not None
+        """Whether the next may have to wait for another to be completed: call `taken` then, too."""
         self._depth = checked_size("depth", depth, at_least=1)
         self._fits = fits
         self._source = checked_requests(requests)
         self.waiting: deque[Request] = deque()
+        """Requests that have arrived, in order. Whoever takes one calls `taken`."""
         self.count = self.refused = 0
+        """Requests that have arrived, those turned away included; and those."""
         first = next(self._source, None)
         if first is None:
             raise BadSize("the stream is empty: give at least one request")
@@ -144,6 +108,7 @@ class Arrivals:
                 f"requests arrive"
             )
         self.more = True
+        """Whether requests have yet to arrive."""
         self._next = first
         self._take_in(first)
         if not self.timed:
@@ -163,10 +128,7 @@ class Arrivals:
     def taken(self, *, outstanding: int) -> None:
         """Let the next arrive if there is a place in the queue. Without arrival times only.
 
-        Parameters
-        ----------
-        outstanding
-            Requests that run, or were preempted and are to come back.
+        `outstanding` requests run, or were preempted and are to come back.
         """
         if self.timed:
             return

@@ -95,17 +95,11 @@ def write_slots(
 ) -> None:
     """Store the keys and values of tokens at their slots.
 
-    Parameters
-    ----------
-    key_cache, value_cache
-        [num_blocks, block_size, num_kv_heads, head_dim]; changed in place.
-    keys, values
-        [num_tokens, num_kv_heads, head_dim] float32, float16 or bfloat16. A float8 cache stores
-        `keys / k_scale` and `values / v_scale` in float32 arithmetic, saturated, rounded to
-        nearest even.
-    slot_mapping
-        [num_tokens] int64, slot = block * block_size + offset. Tokens with a negative slot are
-        padding and are not stored. No two tokens have the same slot.
+    The caches, [num_blocks, block_size, num_kv_heads, head_dim], are changed in place. `keys` and
+    `values` are [num_tokens, num_kv_heads, head_dim] float32, float16 or bfloat16. A float8 cache
+    stores `keys / k_scale` and `values / v_scale` in float32 arithmetic, saturated, rounded to
+    nearest even. `slot_mapping` is [num_tokens] int64, slot = block * block_size + offset; tokens
+    with a negative slot are padding and are not stored, and no two tokens have the same slot.
 
     Raises BadSize: if shapes disagree or a slot lies outside the cache.
     """
@@ -137,13 +131,8 @@ def write_slots(
 def copy_blocks(key_cache: Tensor, value_cache: Tensor, pairs: Tensor) -> None:
     """Copy whole blocks within the cache, for copy-on-write.
 
-    Parameters
-    ----------
-    key_cache, value_cache
-        [num_blocks, block_size, num_kv_heads, head_dim]; changed in place.
-    pairs
-        [num_pairs, 2] int64, source and destination block. No block is the destination of two
-        pairs, nor the source of one and the destination of another.
+    The caches, [num_blocks, block_size, num_kv_heads, head_dim], are changed in place. `pairs` is
+    [num_pairs, 2] int64, source and destination block.
 
     Raises BadSize: if a block lies outside the cache, or is a destination twice or source and
     destination.

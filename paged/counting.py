@@ -29,28 +29,7 @@ def serve_by_counts(
     time: StepTime | None = None,
     clients: int | None = None,
 ) -> Serving:
-    """Serve a stream of requests.
-
-    Parameters
-    ----------
-    requests
-        Read as they are needed: as many are held as run or wait.
-    policy
-        The rules; `policy.by_counts` has to hold.
-    slots
-        Slots of the pool. What is left of it after cutting it into blocks is never allocated.
-    warmup
-        Completed requests before `Serving.loaded` begins.
-    time
-        Duration of a step, where requests have arrival times.
-    clients
-        Where they have none: most requests that run or wait at once; the next arrives when one is
-        completed. None: there is always one that waits.
-
-    Returns
-    -------
-    Serving
-        Identical for identical arguments.
+    """Serve a stream of requests, as `paged.scheduler.serve` does; `policy.by_counts` has to hold.
 
     Raises BadSize: the policy needs blocks to be told apart, a number is out of range, the arrivals
     fall or some are missing, or the stream is empty.

@@ -18,12 +18,7 @@ class BadSize(PagedCacheError, ValueError):
 class OutOfBlocks(PagedCacheError):
     """More blocks were needed than are free or idle. Nothing was changed.
 
-    Attributes
-    ----------
-    needed
-        Blocks that the operation had to take from the pool.
-    available
-        Blocks that it could have taken: the free ones and the idle ones it did not itself need.
+    `available` does not count idle blocks that the operation itself needed.
     """
 
     def __init__(self, needed: int, available: int) -> None:

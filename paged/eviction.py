@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from typing import Final, Protocol
 
 from paged.errors import checked_size
@@ -58,16 +58,10 @@ class EvictionOrder(Protocol):
         """Let go of `block`, which is in use again. Raises KeyError if it was not idle."""
 
     def pop(self, *, tenant: int | None = None, coming: int = 0) -> int:
-        """Take out the next victim, and forget it.
+        """Take out the next victim, and forget it. Raises KeyError: no block is idle.
 
-        Parameters
-        ----------
-        tenant
-            Who needs the room; None: the next victim of all, quotas aside.
-        coming
-            Blocks that this tenant is taking and that are not cached yet.
-
-        Raises KeyError: no block is idle.
+        `tenant` needs the room, and is taking `coming` blocks that are not cached yet; None: the
+        next victim of all, quotas aside.
         """
 
     def order(self) -> list[int]:
@@ -78,17 +72,6 @@ class EvictionOrder(Protocol):
 
     def __contains__(self, block: object, /) -> bool:
         """Whether `block` is idle."""
-
-
-class _Ranking(Protocol):
-    """A set of blocks that knows its first."""
-
-    def add(self, block: int) -> None: ...
-    def remove(self, block: int) -> None: ...
-    def first(self) -> int: ...
-    def order(self) -> list[int]: ...
-    def __len__(self) -> int: ...
-    def __contains__(self, block: object, /) -> bool: ...
 
 
 class _Order:
@@ -175,16 +158,10 @@ class _Order:
 
 
 class LRU(_Order):
-    """Least recently used first: the block that became idle first.
+    """Least recently used first: the block that became idle first. Operations take constant time.
 
-    Operations take constant time.
-
-    Parameters
-    ----------
-    quotas
-        Most cached blocks, idle and in use, by tenant. Tenants that are not named have no limit.
-
-    Raises BadSize: a quota is negative or no integer.
+    `quotas`: most cached blocks, idle and in use, by tenant; those that are not named have no
+    limit. Raises BadSize: a quota is negative or no integer.
     """
 
     def __init__(self, *, quotas: Mapping[int, int] | None = None) -> None:
@@ -225,14 +202,7 @@ class FIFO(_Order):
     Of the blocks that one admission publishes the last goes first: a block is of use only as long
     as those before it are there, so whoever publishes several does so from the last to the first.
 
-    Operations take logarithmic time.
-
-    Parameters
-    ----------
-    quotas
-        Most cached blocks, idle and in use, by tenant. Tenants that are not named have no limit.
-
-    Raises BadSize: a quota is negative or no integer.
+    Operations take logarithmic time. Quotas are those of `LRU`.
     """
 
     def __init__(self, *, quotas: Mapping[int, int] | None = None) -> None:
@@ -260,14 +230,7 @@ class LFU(_Order):
     The count lives as long as the content is cached and ends with it (in-cache LFU). So what was
     popular once stays for good, and what is evicted starts at 0 when it comes back.
 
-    Operations take logarithmic time.
-
-    Parameters
-    ----------
-    quotas
-        Most cached blocks, idle and in use, by tenant. Tenants that are not named have no limit.
-
-    Raises BadSize: a quota is negative or no integer.
+    Operations take logarithmic time. Quotas are those of `LRU`.
     """
 
     def __init__(self, *, quotas: Mapping[int, int] | None = None) -> None:
@@ -297,11 +260,23 @@ class LFU(_Order):
         return _ByHits(self._hits)
 
 
-class _ByRecency:
+class _Blocks:
+    """A set of blocks that knows its first, in one of three orders."""
+
+    _blocks: Collection[int]
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def __contains__(self, block: object, /) -> bool:
+        return block in self._blocks
+
+
+class _ByRecency(_Blocks):
     """Blocks in the order in which they were added."""
 
     def __init__(self, blocks: OrderedDict[int, None] | None = None) -> None:
-        self._blocks = OrderedDict[int, None]() if blocks is None else blocks
+        self._blocks: OrderedDict[int, None] = OrderedDict() if blocks is None else blocks
 
     def add(self, block: int) -> None:
         self._blocks[block] = None
@@ -315,14 +290,8 @@ class _ByRecency:
     def order(self) -> list[int]:
         return list(self._blocks)
 
-    def __len__(self) -> int:
-        return len(self._blocks)
 
-    def __contains__(self, block: object, /) -> bool:
-        return block in self._blocks
-
-
-class _ByAge:
+class _ByAge(_Blocks):
     """Blocks by a stamp that does not change while they are in here.
 
     A heap. What is removed stays in it until it comes up, or until there is more of it than of the
@@ -360,17 +329,11 @@ class _ByAge:
     def order(self) -> list[int]:
         return sorted(self._blocks, key=self._since.__getitem__)
 
-    def __len__(self) -> int:
-        return len(self._blocks)
-
-    def __contains__(self, block: object, /) -> bool:
-        return block in self._blocks
-
 
 _SLACK: Final = 64
 
 
-class _ByHits:
+class _ByHits(_Blocks):
     """Blocks by a count that does not change while they are in here, then as they were added.
 
     A bucket for each count, and a heap of the counts. A count whose bucket is gone stays in the
@@ -379,14 +342,14 @@ class _ByHits:
 
     def __init__(self, hits: Mapping[int, int]) -> None:
         self._hits = hits
-        self._count_of: dict[int, int] = {}
+        self._blocks: dict[int, int] = {}
         self._buckets: dict[int, OrderedDict[int, None]] = {}
         self._heap: list[int] = []
         self._listed: set[int] = set()
 
     def add(self, block: int) -> None:
         count = self._hits[block]
-        self._count_of[block] = count
+        self._blocks[block] = count
         bucket = self._buckets.get(count)
         if bucket is not None:
             bucket[block] = None
@@ -397,7 +360,7 @@ class _ByHits:
             heapq.heappush(self._heap, count)
 
     def remove(self, block: int) -> None:
-        count = self._count_of.pop(block)
+        count = self._blocks.pop(block)
         bucket = self._buckets[count]
         del bucket[block]
         if not bucket:
@@ -412,32 +375,16 @@ class _ByHits:
     def order(self) -> list[int]:
         return [block for count in sorted(self._buckets) for block in self._buckets[count]]
 
-    def __len__(self) -> int:
-        return len(self._count_of)
 
-    def __contains__(self, block: object, /) -> bool:
-        return block in self._count_of
+_Ranking = _ByRecency | _ByAge | _ByHits
 
 
 class GhostList:
-    """What was evicted within the last `window` evictions.
+    """What was evicted within the last `window` evictions, 1 or more; at most twice as many are
+    kept.
 
-    It remembers at most twice as many keys.
-
-    Parameters
-    ----------
-    window
-        Evictions to look back, at least 1. With as many as the cache has blocks, a ghost is what a
-        cache of about twice the size would still have.
-
-    Attributes
-    ----------
-    window
-        As given.
-    evictions
-        How many keys were added so far.
-
-    Raises BadSize: `window` is below 1.
+    With as many as the cache has blocks, a ghost is what a cache of about twice the size would
+    still have. Raises BadSize: `window` is below 1.
     """
 
     __slots__ = ("_latest", "_most", "evictions", "window")
@@ -446,6 +393,7 @@ class GhostList:
         self.window = checked_size("window", window, at_least=1)
         self._most = 2 * self.window
         self.evictions = 0
+        """How many keys were added so far."""
         # The number of its latest eviction, by key. Those that have left the window are swept out
         # when they may be as many as those in it: an eviction has to be cheap, a look may wait.
         self._latest: dict[Hashable, int] = {}
@@ -461,11 +409,7 @@ class GhostList:
     def count(self, keys: Iterable[Hashable]) -> int:
         """Return how many of `keys` are ghosts."""
         get, gone = self._latest.get, self.evictions - self.window
-        ghosts = 0
-        for key in keys:
-            if get(key, gone) > gone:
-                ghosts += 1
-        return ghosts
+        return sum(get(key, gone) > gone for key in keys)
 
     def clear(self) -> None:
         """Forget all of them; the count of evictions goes on."""

@@ -25,57 +25,22 @@ def most_blocks(request: Request, policy: PagedPolicy) -> int:
 
 
 class SequenceGroup:
-    """The sequences of one request.
-
-    Attributes
-    ----------
-    request
-        What is to be done.
-    number
-        Its place in the order of first admission; -1 before that.
-    sequences
-        Names of its sequences in the allocator; empty unless it runs.
-    generated
-        Output tokens of each sequence when it last began to run.
-    computed
-        Tokens of `target` that are computed, all of them while it decodes.
-    lost
-        Tokens that had been computed when it was preempted.
-    base, last
-        While it decodes: each sequence has `base + step` tokens at the end of a step, and ends with
-        step `last`.
-    grows, saturates, releases
-        Steps at which something falls due: the next block, the full window, blocks behind it.
-    """
-
-    __slots__ = (
-        "_allocator",
-        "_beams",
-        "_duplicate",
-        "_policy",
-        "_prompt",
-        "_tabled",
-        "base",
-        "computed",
-        "generated",
-        "grows",
-        "last",
-        "lost",
-        "number",
-        "releases",
-        "request",
-        "saturates",
-        "sequences",
-        "size",
-    )
+    """The sequences of one request."""
 
     def __init__(self, request: Request, policy: PagedPolicy, allocator: PagedAllocator) -> None:
         self.request = request
         self.number = -1
+        """Its place in the order of first admission; -1 before that."""
         self.sequences: list[int] = []
+        """Their names in the allocator; empty unless it runs."""
         self.generated = self.computed = self.lost = 0
+        """Output tokens of each when it last began to run; tokens of `target` that are computed,
+        all of them while it decodes; tokens that had been when it was preempted."""
         self.base = 0
-        self.last = self.grows = self.saturates = self.releases = -1
+        self.last = -1
+        """While it decodes: each has `base + step` tokens after a step, and ends with `last`."""
+        self.grows = self.saturates = self.releases = -1
+        """Steps at which the next block, the full window, blocks behind it fall due."""
         self.size = policy.block_size
         self._policy = policy
         self._allocator = allocator

@@ -23,25 +23,12 @@ class BlockPool:
     - *idle*: no reference, but its content is kept for reuse until the block is needed elsewhere.
 
     Of the free blocks the one freed last is handed out first: its lines are the likeliest to be in
-    a cache of the device. Idle blocks are evicted when the free ones do not suffice, in an order of
-    choice.
+    a cache of the device. Idle blocks are evicted when the free ones do not suffice, in the order
+    `eviction`, which is empty at first; least recently used first if not given. `on_evict` is
+    called with each block that is evicted, before it is handed out again; it may release other
+    blocks.
 
-    Parameters
-    ----------
-    num_blocks
-        Blocks in the pool, 1 to 2**31 - 1.
-    on_evict
-        Called with each idle block that is evicted, before it is handed out again, so that whoever
-        remembers its content forgets it. It may release other blocks.
-    eviction
-        The order in which idle blocks are evicted, empty; least recently used first if not given.
-
-    Attributes
-    ----------
-    reference_counts
-        References to each block, indexed by block. To be read, not written.
-
-    Raises BadSize: `num_blocks` is out of range, or `eviction` is in use already.
+    Raises BadSize: `num_blocks` is not 1 to 2**31 - 1, or `eviction` is in use already.
     """
 
     __slots__ = ("_free", "_idle", "_on_evict", "_references", "num_blocks", "reference_counts")
@@ -56,6 +43,7 @@ class BlockPool:
         self.num_blocks = checked_size("num_blocks", num_blocks, at_least=1, at_most=MAX_BLOCKS)
         self._references = [0] * self.num_blocks
         self.reference_counts: Sequence[int] = self._references
+        """References to each block. To be read, not written."""
         self._free = list(range(self.num_blocks - 1, -1, -1))
         self._idle: EvictionOrder = LRU() if eviction is None else eviction
         if len(self._idle):
@@ -86,17 +74,8 @@ class BlockPool:
     def allocate(self, count: int, *, tenant: int = 0) -> list[int]:
         """Take `count` blocks for `tenant`, evicting idle ones where the free ones do not suffice.
 
-        Returns
-        -------
-        list[int]
-            `count` distinct blocks, each with one reference.
-
-        Raises
-        ------
-        BadSize
-            `count` is negative.
-        OutOfBlocks
-            Fewer than `count` blocks are free or idle. None was taken and none evicted.
+        They are distinct, each with one reference. Raises BadSize: `count` is negative.
+        OutOfBlocks: fewer are free or idle; none was taken and none evicted.
         """
         free = self._free
         if count == 1 and free:
@@ -131,12 +110,7 @@ class BlockPool:
     def retain(self, block: int) -> None:
         """Add a reference. An idle block is used again and leaves the eviction order.
 
-        Raises
-        ------
-        BadSize
-            There is no such block.
-        UseAfterFree
-            The block is free.
+        Raises BadSize: there is no such block. UseAfterFree: it is free.
         """
         self._check(block)
         if self._references[block] == 0:
@@ -148,12 +122,7 @@ class BlockPool:
     def release(self, block: int, *, keep: bool) -> None:
         """Drop a reference. With the last one the block becomes idle if `keep`, else free.
 
-        Raises
-        ------
-        BadSize
-            There is no such block.
-        DoubleFree
-            The block has no reference.
+        Raises BadSize: there is no such block. DoubleFree: it has no reference.
         """
         self._check(block)
         count = self._references[block]
@@ -168,16 +137,10 @@ class BlockPool:
             self._give_up(turned_out)
 
     def release_all(self, blocks: Iterable[int], *, keep: Container[int]) -> None:
-        """Drop a reference of each of `blocks`, in this order. It is `release` for many at a time.
+        """Drop a reference of each of `blocks`, in this order, as `release` does of one.
 
-        Parameters
-        ----------
-        blocks
-            Blocks of the pool; this is not checked.
-        keep
-            Those that become idle when their last reference is dropped; the others become free.
-
-        Raises DoubleFree: a block has no reference. Those before it were released.
+        That the pool has them is not checked. Those in `keep` become idle with their last
+        reference. Raises DoubleFree: a block has no reference. Those before it were released.
         """
         references, free, add = self._references, self._free, self._idle.add
         for block in blocks:

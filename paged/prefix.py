@@ -80,10 +80,7 @@ class KeyedPrompt:
             checked_size("tenant", self.tenant, at_least=0)
 
     def checked_keys(self, block_size: int) -> Sequence[int]:
-        """Return the keys.
-
-        Raises BadSize: there are more of them than full blocks of `block_size` tokens.
-        """
+        """The keys. Raises BadSize: there are more than full blocks of `block_size` tokens."""
         if len(self.keys) > self.num_tokens // block_size:
             raise BadSize(
                 f"{len(self.keys)} keys for {self.num_tokens} tokens in blocks of {block_size}: "
@@ -93,20 +90,7 @@ class KeyedPrompt:
 
 
 class KeyedChain:
-    """How far one sequence of a `KeyedPrompt` has come: the counterpart of `PrefixChain`.
-
-    Parameters
-    ----------
-    keys
-        Keys of its full blocks.
-    block_size
-        Tokens per block.
-
-    Attributes
-    ----------
-    num_tokens
-        Tokens so far.
-    """
+    """How far one sequence of a `KeyedPrompt` has come: the counterpart of `PrefixChain`."""
 
     __slots__ = ("_block_size", "_keys", "num_tokens")
 
@@ -144,19 +128,8 @@ class KeyedChain:
 class PrefixChain:
     """How far the chained hashes of one sequence have come.
 
-    Parameters
-    ----------
-    block_size
-        Tokens per block.
-    salt
-        Keeps sequences apart that must not share blocks. Any length.
-
-    Attributes
-    ----------
-    digest
-        Digest of the last full block, or of the salt while there is none.
-    tail
-        Tokens behind the last full block, fewer than `block_size` of them.
+    `digest` is that of the last full block, or of the salt while there is none; `tail` has the
+    tokens behind it, fewer than `block_size`.
     """
 
     __slots__ = ("_block_size", "digest", "tail")
@@ -207,20 +180,7 @@ class PrefixChain:
 
 
 class PrefixIndex:
-    """Full blocks by the prefix they end.
-
-    Parameters
-    ----------
-    block_size
-        Tokens per block, at least 1.
-
-    Attributes
-    ----------
-    digests
-        Digest or key of each indexed block. To be read, not written.
-
-    Raises BadSize: `block_size` is below 1.
-    """
+    """Full blocks by the prefix they end. Raises BadSize: `block_size` is below 1."""
 
     __slots__ = ("_block_of", "_digest_of", "block_size", "digests")
 
@@ -229,16 +189,14 @@ class PrefixIndex:
         self._block_of: dict[BlockKey, int] = {}
         self._digest_of: dict[int, BlockKey] = {}
         self.digests: Mapping[int, BlockKey] = self._digest_of
+        """Digest or key of each indexed block. To be read, not written."""
 
     def __len__(self) -> int:
         """Indexed blocks."""
         return len(self._digest_of)
 
     def match(self, tokens: Tokens, *, salt: bytes = b"") -> list[int]:
-        """Return the blocks of the longest run of leading full blocks of `tokens` that is held.
-
-        Raises BadSize: `tokens` are not one-dimensional integers.
-        """
+        """The blocks of the longest run of leading full blocks of `tokens` that is held."""
         chain = PrefixChain(self.block_size, salt=salt)
         return self.longest_run(chain.extend(token_array(tokens)))
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 from itertools import count
 from typing import Final
 
@@ -49,22 +50,7 @@ _BUDGET: Final = "waiting_budget"
 
 
 class Scheduler:
-    """A server and its queue.
-
-    Parameters
-    ----------
-    requests, policy, slots, time, clients
-        As for `serve`.
-
-    Attributes
-    ----------
-    allocator
-        The blocks. To be read.
-    step
-        Steps taken.
-    completed
-        Requests completed.
-    """
+    """A server and its queue; the arguments are those of `serve`."""
 
     def __init__(
         self,
@@ -85,8 +71,7 @@ class Scheduler:
             prefix_caching=policy.prefix_caching,
             eviction=_ORDERS[policy.eviction](quotas=dict(policy.tenant_quotas)),
         )
-        self.step = 0
-        self.completed = 0
+        self.step = self.completed = 0
         self.peak_running = self.peak_requests = self.peak_allocated = 0
         self._arrivals = Arrivals(
             requests,
@@ -122,7 +107,7 @@ class Scheduler:
 
         self._gave_way = False
         self._why = _NOBODY
-        self._sums = dict.fromkeys(_SUMS, 0)
+        self._sums = dict.fromkeys((field.name for field in fields(Counters)), 0)
 
     @property
     def alive(self) -> bool:
@@ -160,17 +145,17 @@ class Scheduler:
     def moment(self) -> Counters:
         """Return what was counted so far."""
         allocator = self.allocator
-        return Counters(
-            slots=self.slots,
-            steps=self.step,
-            arrived=self._arrivals.count,
-            refused=self._arrivals.refused,
-            completed=self.completed,
-            copies=allocator.num_copies,
-            evictions=allocator.num_evictions,
-            ghost_hits=allocator.num_ghost_hits,
-            **self._sums,
-        )
+        known_elsewhere = {
+            "slots": self.slots,
+            "steps": self.step,
+            "arrived": self._arrivals.count,
+            "refused": self._arrivals.refused,
+            "completed": self.completed,
+            "copies": allocator.num_copies,
+            "evictions": allocator.num_evictions,
+            "ghost_hits": allocator.num_ghost_hits,
+        }
+        return Counters(**self._sums | known_elsewhere)
 
     def batch(self) -> list[tuple[int, tuple[int, ...], int]]:
         """Return who runs, in order of admission: request, its sequences, tokens of each of them.
@@ -184,15 +169,11 @@ class Scheduler:
         ]
 
     def slot_map(self) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-        """Return what is in each slot at the end of the step, and whose it is.
+        """What is in each slot at the end of the step, and whose it is.
 
-        Returns
-        -------
-        classes
-            uint8 [slots]: FREE, TOKEN, SHARED, INTERNAL or IDLE.
-        owners
-            int32 [slots]: the number of the request, counted from 0 in order of first admission;
-            of one of them, where several share; -1 where there is none.
+        The classes, uint8 [slots], are FREE, TOKEN, SHARED, INTERNAL or IDLE. Owners, int32
+        [slots], are numbers of requests, counted from 0 in order of first admission; one of them
+        where several share, -1 where there is none.
         """
         size, allocator = self.policy.block_size, self.allocator
         classes = np.full((self.num_blocks, size), FREE, np.uint8)
@@ -444,33 +425,6 @@ class Scheduler:
                 self._arrivals.taken(outstanding=outstanding)
 
 
-_SUMS: Final = (
-    "token",
-    "internal",
-    "free_short",
-    "free_idle",
-    "cached_idle",
-    "logical_token",
-    "running",
-    "running_requests",
-    "queued",
-    "waiting_short",
-    "waiting_watermark",
-    "waiting_limit",
-    "waiting_budget",
-    "admitted",
-    "preemptions",
-    "swapped_out",
-    "swapped_in",
-    "prompt_tokens",
-    "computed_tokens",
-    "recomputed_tokens",
-    "generated_tokens",
-    "queried_tokens",
-    "hit_tokens",
-)
-
-
 def serve(
     requests: Iterable[Request],
     policy: PagedPolicy,
@@ -481,30 +435,14 @@ def serve(
     clients: int | None = None,
     observe: Callable[[Scheduler], None] | None = None,
 ) -> Serving:
-    """Serve a stream of requests.
+    """Serve a stream of requests; the outcome is identical for identical arguments.
 
-    Parameters
-    ----------
-    requests
-        Read as they are needed: as many are held as run or wait.
-    policy
-        The rules.
-    slots
-        Slots of the pool. What is left of it after cutting it into blocks is never allocated.
-    warmup
-        Completed requests before `Serving.loaded` begins.
-    time
-        Duration of a step, where requests have arrival times. An idle server takes no steps.
-    clients
-        Where they have none: most requests that run or wait at once; the next arrives when one is
-        completed. None: there is always one that waits.
-    observe
-        Called at the end of each step, to look at what `serve` does not return.
-
-    Returns
-    -------
-    Serving
-        Identical for identical arguments.
+    `requests` are read as they are needed: as many are held as run or wait. What is left of `slots`
+    after cutting them into blocks is never allocated. `Serving.loaded` begins after `warmup`
+    completed requests. `time` is the duration of a step, where requests have arrival times; an idle
+    server takes no steps. Where they have none, `clients` are the most requests that run or wait at
+    once: the next arrives when one is completed; None: there is always one that waits. `observe` is
+    called at the end of each step, to look at what `serve` does not return.
 
     Raises BadSize: a number is out of range, the arrivals fall or some are missing, or the stream
     is empty.

@@ -10,15 +10,7 @@ from reference.allocator.contract import AllocatorCapabilities, declares_allocat
 
 
 class PagedSubject:
-    """`PagedAllocator` with the contract's words for refusals.
-
-    Parameters
-    ----------
-    allocator
-        What it stands for.
-    window
-        Tokens that a query sees, itself included; None for all.
-    """
+    """`PagedAllocator` with the contract's words for refusals, and a window where one is given."""
 
     def __init__(self, allocator: PagedAllocator, *, window: int | None = None) -> None:
         self.allocator = allocator

@@ -27,20 +27,6 @@ class BlockTable:
 
     A table owns nothing: references to its blocks are counted by whoever fills it.
 
-    Parameters
-    ----------
-    block_size
-        Tokens per block, at least 1.
-
-    Attributes
-    ----------
-    blocks
-        Physical blocks in logical order. To be read; the methods change it.
-    num_tokens
-        Tokens of the sequence, those in released blocks included.
-    num_released
-        Leading blocks that were released.
-
     Raises BadSize: `block_size` is below 1.
     """
 
@@ -49,6 +35,7 @@ class BlockTable:
     def __init__(self, block_size: int) -> None:
         self.block_size = checked_size("block_size", block_size, at_least=1)
         self.blocks: list[int] = []
+        """To be read; the methods change it."""
         self.num_tokens = 0
         self.num_released = 0
         # Bookkeeping reads single blocks, for which a list is several times faster than an array;
@@ -79,8 +66,6 @@ class BlockTable:
 
     def release_before(self, position: int) -> list[int]:
         """Take out the blocks whose tokens all lie before `position`, and return them in order.
-
-        Those that were taken out before are not among them.
 
         Raises BadSize: `position` is negative or behind the last token. Nothing was changed.
         """
