@@ -26,29 +26,21 @@ SPLITS_AT_ONCE = 16
 def paged_attention(
     batch: PagedBatch, *, num_splits: int | None = None, tiles: Tiles | None = None
 ) -> None:
-    """Fill `batch.out` and `batch.lse`.
+    """Fill `batch.out` and `batch.lse`, which may be None.
 
     Batches whose queries are all one token long go to the decode kernel, others to the prefill
-    kernel. Nothing is read back from the device, and grids depend on nothing but shapes and the
-    two maxima of the batch: a CUDA graph of a call is right for whatever lengths lie below them
-    when it is replayed.
+    kernel. Nothing is read back from the device, and grids depend on nothing but shapes and the two
+    maxima of the batch: a CUDA graph of a call is right for whatever lengths lie below them when it
+    is replayed.
 
     The same call gives the same bits every time. What a sequence gets may differ in its last bits
     beside other sequences, since splits are sized by the whole batch; under
     `batch_invariant_attention` it does not.
 
-    Parameters
-    ----------
-    batch
-        The call. `batch.lse` may be None.
-    num_splits
-        Programs that share the KV range of each sequence in decode; if None all share that of the
-        batch evenly (`kernels.decode.share_out`).
-    tiles
-        Launch parameters; chosen by `launch` if None.
+    `num_splits` programs share the KV range of each sequence in decode; if None all share that of
+    the batch evenly (`kernels.decode.share_out`). Tiles are chosen by `launch` if None.
 
-    Raises ValueError: for tensors that break the contract: the shape or dtype at fault is in the
-    message.
+    Raises ValueError: for tensors that break the contract, with the shape or dtype at fault.
     """
     check_batch(batch, num_splits, tiles)
     if batch.query.shape[0] == 0:
@@ -66,20 +58,14 @@ def batch_invariant_attention(batch: PagedBatch, *, tiles: Tiles | None = None) 
 
     A sequence with the same queries, keys and values gets the same bits alone and in any batch,
     whatever the number, lengths and query lengths of the others, `max_query_len` and `max_seq_len`,
-    and on any device that runs the same compiled code. What is not promised: the same bits
-    for a prompt in one piece and in chunks, or as from `paged_attention`.
+    and on any device that runs the same compiled code. What is not promised: the same bits for a
+    prompt in one piece and in chunks, or as from `paged_attention`.
 
     Queries of one token go to the decode kernel also where the batch has longer ones. The price:
     splits do not adapt to the batch, so a small one may leave multiprocessors idle; their merge is
     always launched; short chunks have the tile of long ones; and a mixed batch takes both kernels.
-
-    Parameters
-    ----------
-    batch
-        The call. `batch.lse` may be None. Partial results take up to
-        `num_seqs * num_q_heads * splits * (head_dim + 1)` float32 (splits: `invariant_launch`).
-    tiles
-        Launch parameters of both kernels; chosen by `launch` if None.
+    Partial results take up to `num_seqs * num_q_heads * splits * (head_dim + 1)` float32 (splits:
+    `invariant_launch`).
 
     Raises ValueError: as `paged_attention`.
     """

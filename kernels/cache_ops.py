@@ -155,12 +155,7 @@ def write_slots(
 def copy_blocks(key_cache: Tensor, value_cache: Tensor, pairs: Tensor) -> None:
     """Copy whole blocks within the cache; see `paged.cache.copy_blocks`.
 
-    Parameters
-    ----------
-    key_cache, value_cache
-        [num_blocks, block_size, num_kv_heads, head_dim]; the heads of a slot are contiguous.
-    pairs
-        [num_pairs, 2] int64, contiguous.
+    The heads of a slot are contiguous, and so is `pairs`. Raises ValueError: if the heads are not.
     """
     if not pairs.numel():
         return

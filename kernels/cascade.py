@@ -334,21 +334,12 @@ def cascade_attention(
 ) -> None:
     """Fill `batch.out` and `batch.lse`, reading each group's prefix once for a tile of its rows.
 
-    Parameters
-    ----------
-    batch
-        Decode, prefill or mixed, any variant but a sliding window.
-    groups
-        Who shares what; the tensors lie where the batch lies. They are believed: whether the block
-        table agrees is not looked at, because that would wait for the device.
-    launch
-        Tiles and splits; chosen if None.
+    The batch is decode, prefill or mixed, any variant but a sliding window. Tensors of the groups
+    lie where the batch lies. They are believed: whether the block table agrees is not looked at,
+    because that would wait for the device. Tiles and splits are chosen if no `launch` is given.
 
-    Raises
-    ------
-    ValueError
-        For a sliding window, under which a prefix is seen in part or not at all, for groups of
-        another batch or on another device, and as `paged_attention`.
+    Raises ValueError: for a sliding window, under which a prefix is seen in part or not at all, for
+    groups of another batch or on another device, and as `paged_attention`.
     """
     if batch.window is not None:
         raise ValueError(
@@ -435,18 +426,10 @@ def cascade_attention(
 def paged_attention_with_cascade(batch: PagedBatch, *, groups: PrefixGroups | None = None) -> None:
     """Attention by the cascade where it pays, and by `paged_attention` elsewhere.
 
-    Parameters
-    ----------
-    batch
-        Any call of the contract.
-    groups
-        Who shares what. If None they are looked for in the block table where that is on the host;
-        where it is on a device nothing is shared, because reading it would wait.
+    If no groups are given they are looked for in the block table where that is on the host; where
+    it is on a device nothing is shared, because reading it would wait.
 
-    Raises
-    ------
-    ValueError
-        As `paged_attention`.
+    Raises ValueError: as `paged_attention`.
     """
     on_device = batch.query.device.type == "cuda"
     _attend(batch, groups, launch_bytes=LAUNCH_BYTES if on_device else 0)

@@ -131,11 +131,7 @@ def choose_launch(
 
 
 def shared_splits(*, num_kv_heads: int, most_tiles: int, processors: int) -> Splits:
-    """Splits of one length for a whole batch.
-
-    `num_kv_heads`: KV heads: each has its own programs. `most_tiles`: key tiles that a sequence of
-    the batch may have. `processors`: multiprocessors of the device.
-    """
+    """Splits of one length for a whole batch; each KV head has its own programs."""
     return Splits(
         parts=max(PROGRAMS_A_PROCESSOR * processors // num_kv_heads, 1),
         least_tiles=LEAST_TILES,
@@ -148,12 +144,8 @@ def invariant_launch(batch: PagedBatch, *, tiles: Tiles | None = None) -> tuple[
     """A launch under which the bits of a sequence depend on nothing but the sequence.
 
     Tiles and the rule for splits follow from the layer alone: heads, head size and dtypes, neither
-    the lengths of others nor the device.
-
-    Returns
-    -------
-    That of the decode kernel, for queries of one token, and the tiles of the prefill kernel, for
-    longer ones.
+    the lengths of others nor the device. Returned are the launch of the decode kernel, for queries
+    of one token, and the tiles of the prefill kernel, for longer ones.
     """
     layer: dict[str, Any] = {
         "group_size": batch.group_size,

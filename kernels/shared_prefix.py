@@ -49,9 +49,8 @@ class SharedPrefix:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PrefixGroups:
-    """The shared prefixes of a batch, as `cascade_attention` takes them.
-
-    Made by `PrefixGroups.of`, or found by `find_prefix_groups`.
+    """The shared prefixes of a batch, as `cascade_attention` takes them. `PrefixGroups.of` makes
+    them.
     """
 
     tokens: Tensor
@@ -80,18 +79,9 @@ class PrefixGroups:
         block_size: int,
         device: torch.device | str = "cpu",
     ) -> PrefixGroups:
-        """What an engine knows of its batch, made into tensors.
+        """What an engine knows of its batch, made into tensors where the batch lies.
 
-        Parameters
-        ----------
-        shared
-            The groups; a sequence is a member of one at most.
-        seq_lens, query_lens
-            Of every sequence, tokens.
-        block_size
-            Tokens in one block.
-        device
-            Where the batch lies.
+        Lengths are those of every sequence, tokens; a sequence is a member of one group at most.
 
         Raises ValueError: if there is no group, if a group is of one sequence or shares no block,
         if a sequence is in two, if it is not in the batch, or if a query lies within the prefix.
@@ -140,25 +130,16 @@ class PrefixGroups:
 def find_prefix_groups(
     block_table: Tensor, *, seq_lens: Sequence[int], query_lens: Sequence[int], block_size: int
 ) -> list[SharedPrefix]:
-    """The groups that save the most reading, found in the block table itself.
+    """The groups that save the most reading, found in the block table itself; empty if nothing is
+    shared.
 
     Rows that begin alike stand together once the table is sorted. Sharing `d` blocks among `k` rows
     that follow each other saves `(k - 1) * d`, which is a rectangle under the lengths that
     neighbours share. The largest one is a group; what stands before and after it is searched again.
 
-    Parameters
-    ----------
-    block_table
-        [num_seqs, max_blocks_per_seq], on the CPU: the host's copy.
-    seq_lens, query_lens
-        Of every sequence, tokens. Only whole blocks before the query count, and a sequence without
-        a query has no use for a group.
-    block_size
-        Tokens in one block.
-
-    Returns
-    -------
-    Empty where nothing is shared.
+    `block_table` is [num_seqs, max_blocks_per_seq] on the CPU, the host's copy. Lengths are those
+    of every sequence, tokens: only whole blocks before the query count, and a sequence without a
+    query has no use for a group.
 
     Raises ValueError: if the table is on a device: reading it would wait for everything before it.
     """
@@ -268,14 +249,7 @@ def choose_cascade(batch: PagedBatch, groups: PrefixGroups) -> CascadeLaunch:
 def choose_splits(*, programs: int, tiles: int, processors: int) -> int:
     """How many programs share the KV range of one (sequence, KV head).
 
-    Parameters
-    ----------
-    programs
-        Programs of a launch with one split.
-    tiles
-        Key tiles of the longest sequence.
-    processors
-        Multiprocessors of the device.
+    A launch with one split has so many programs, and the longest sequence so many key tiles.
     """
     if programs >= 0.8 * processors or tiles < 2 * MIN_TILES_A_SPLIT:
         return 1
@@ -306,20 +280,13 @@ class CascadeBytes:
 def cascade_bytes(
     batch: PagedBatch, groups: PrefixGroups, launch: CascadeLaunch, *, launch_bytes: int
 ) -> CascadeBytes:
-    """The cost model by which the cascade is chosen.
+    """The cost model by which the cascade is chosen. No tensor is looked into.
 
     Plain attention reads a prefix once for each query tile of each member, the cascade once for
     each tile of stacked rows. In return it writes and reads float32 partial results: of the
     prefix's splits for the stacked tokens, of the suffix's for all. The partial results of plain
     attention, if it splits, are left out, so the cascade is chosen too rarely rather than too
-    often.
-
-    Parameters
-    ----------
-    batch, groups, launch
-        What is launched. No tensor is looked into.
-    launch_bytes
-        Cost of one launch in bytes, such as `LAUNCH_BYTES`.
+    often. `launch_bytes` is the cost of one launch in bytes, such as `LAUNCH_BYTES`.
     """
     num_tokens, num_q_heads, head_dim = batch.query.shape
     slot = 2 * batch.num_kv_heads * head_dim * batch.key_cache.element_size()

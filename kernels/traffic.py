@@ -43,9 +43,8 @@ def needed_bytes(batch: PagedBatch) -> AttentionBytes:
 def launched_bytes(batch: PagedBatch, launch: Launch) -> AttentionBytes:
     """What the kernels here move in a launch.
 
-    Keys and values are loaded once for each tile of queries that sees any of the tile's, so once
-    in decode; the query of a row once for each split; the output is stored once. Partial results
-    of splits are not counted.
+    Keys and values are loaded once for each tile of queries that sees any of the tile's, so once in
+    decode; the query of a row once for each split. Partial results of splits are not counted.
     """
     if batch.max_query_len <= 1:
         asking = [seq_len for query_len, seq_len in _lengths(batch) if query_len]

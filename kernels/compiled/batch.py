@@ -26,9 +26,9 @@ SPARE_BLOCKS: Final = 16
 def engine_batch(problem: AttentionProblem, *, with_lse: bool = True) -> PagedBatch:
     """Tensors of a problem on the CPU, of the right shapes, strides and alignment.
 
-    The query is the first part of a fused projection, keys and values lie together as
-    [num_blocks, 2, block_size, num_kv_heads, head_dim], the outputs are contiguous. The block table
-    and the lengths are right; queries, keys and values are not written, and cost no memory.
+    The query is the first part of a fused projection, keys and values lie together as [num_blocks,
+    2, block_size, num_kv_heads, head_dim], the outputs are contiguous. Queries, keys and values are
+    not written, and cost no memory.
 
     Raises InvalidProblem: it is too large; see `reference.attention.size.check_call`.
     """

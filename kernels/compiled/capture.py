@@ -65,13 +65,10 @@ def install(target: Target) -> None:
 
 
 def capture(host_function: AttentionKernel, batch: PagedBatch) -> Captured:
-    """Compile every kernel that a host function launches for a batch.
+    """Compile every kernel that a host function launches for a batch; `install` comes first.
 
-    `install` comes first. Nothing is computed: what the host function reads from its own results
-    is what was there before.
-
-    Raises NothingLaunched if it launches nothing. Raises Exception: whatever the host function or
-    the compiler raises.
+    Nothing is computed: what the host function reads from its own results is what was there before.
+    Raises NothingLaunched, and whatever the host function or the compiler raises.
     """
     captured = Captured()
     with _compiling_instead(captured):

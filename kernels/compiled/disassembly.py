@@ -69,13 +69,10 @@ def main_loop(listing: Listing) -> tuple[Instruction, ...]:
         inner = [loop for loop in working if not any(_inside(o, loop) for o in working)]
         if inner:
             return max(
-                inner, key=lambda loop: (_count(loop, kind), _copies_ahead(loop), -len(loop))
+                inner,
+                key=lambda loop: (_count(loop, kind), _count(loop, "async copy") > 0, -len(loop)),
             )
     return ()
-
-
-def _copies_ahead(loop: Sequence[Instruction]) -> bool:
-    return any(instruction.kind == "async copy" for instruction in loop)
 
 
 def _count(loop: Sequence[Instruction], kind: str) -> int:
@@ -84,9 +81,7 @@ def _count(loop: Sequence[Instruction], kind: str) -> int:
 
 def _inside(one: Sequence[Instruction], other: Sequence[Instruction]) -> bool:
     """Whether a loop lies within another, longer one."""
-    if len(one) >= len(other):
-        return False
-    return any(instruction is one[0] for instruction in other)
+    return len(one) < len(other) and any(instruction is one[0] for instruction in other)
 
 
 def count_classes(instructions: Sequence[Instruction]) -> dict[str, int]:
@@ -109,9 +104,8 @@ def count_memory(instructions: Sequence[Instruction]) -> dict[str, int]:
 def count_sources(
     instructions: Sequence[Instruction], name_of: Callable[[tuple[str, int]], str]
 ) -> dict[str, dict[str, int]]:
-    """The loads of each statement, by kind and width.
-
-    `name_of` says what to call the statement at (file, line).
+    """The loads of each statement, by kind and width. `name_of` names the statement at (file,
+    line).
     """
     counts: dict[str, Counter[str]] = {}
     for each in instructions:

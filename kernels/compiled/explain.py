@@ -114,6 +114,10 @@ def _noted(words: str) -> Change:
     return Change(judgement=Judgement.NOTED, words=words)
 
 
+def _rose_or_fell(what: str, words: str, *, rose: bool) -> Change:
+    return _better(f"{what} rose {words}") if rose else _worse(f"{what} fell {words}")
+
+
 def _launch(base: LaunchFigures, now: LaunchFigures) -> Iterator[Change]:
     before = base.constexprs | {"num_warps": base.num_warps, "num_stages": base.num_stages}
     after = now.constexprs | {"num_warps": now.num_warps, "num_stages": now.num_stages}
@@ -180,11 +184,7 @@ def _matrix_units(base: LaunchFigures, now: LaunchFigures) -> Iterator[Change]:
         rank, new_rank = _rank(before.matrix), _rank(after.matrix)
         if rank != new_rank:
             words = f"{_UNITS[rank]} to {_UNITS[new_rank]}: {there} became {here}"
-            yield (
-                _worse(f"the product fell from {words}")
-                if new_rank < rank
-                else _better(f"the product rose from {words}")
-            )
+            yield _rose_or_fell("the product", f"from {words}", rose=new_rank > rank)
         else:
             yield from _matrix_work(base, now, units, fma)
 
@@ -296,10 +296,8 @@ def _stores(base: LaunchFigures, now: LaunchFigures) -> Iterator[Change]:
         return
     was, is_now = typical_access(stored[0]), typical_access(stored[1])
     words = f"from {_accesses(was)} to {_accesses(is_now)}"
-    if is_now[1] < was[1]:
-        yield _worse(f"results fell {words}")
-    elif is_now[1] > was[1]:
-        yield _better(f"results rose {words}")
+    if is_now[1] != was[1]:
+        yield _rose_or_fell("results", words, rose=is_now[1] > was[1])
 
 
 def _pipeline(base: LaunchFigures, now: LaunchFigures) -> Iterator[Change]:
@@ -319,19 +317,12 @@ def _asynchronous(loop: LoopFigures | None) -> int:
 def _residency(base: LaunchFigures, now: LaunchFigures) -> Iterator[Change]:
     if base.warps == now.warps or not (base.fits and now.fits):
         return
+    programs = f"{base.blocks} program{'s' if base.blocks != 1 else ''}"
     words = (
-        f"from {_programs(base.blocks)} on a processor ({base.occupancy:.0%} of its warps) to "
+        f"from {programs} on a processor ({base.occupancy:.0%} of its warps) to "
         f"{now.blocks} ({now.occupancy:.0%}), limited by {now.limited_by}"
     )
-    yield (
-        _worse(f"occupancy fell {words}")
-        if now.warps < base.warps
-        else _better(f"occupancy rose {words}")
-    )
-
-
-def _programs(count: int) -> str:
-    return f"{count} program{'s' if count != 1 else ''}"
+    yield _rose_or_fell("occupancy", words, rose=now.warps > base.warps)
 
 
 def _size(base: LaunchFigures, now: LaunchFigures, slack: Slack) -> Iterator[Change]:

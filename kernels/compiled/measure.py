@@ -49,10 +49,7 @@ class ToolsDisagree(RuntimeError):
 
 
 def toolchain(target: Target) -> str:
-    """The assembler that makes the machine code: with another one the figures are others.
-
-    AMD's is the LLVM that is built into Triton, so it changes with Triton's version.
-    """
+    """The assembler that makes the machine code: with another one the figures are others."""
     if not target.is_nvidia:
         return "llvm of triton"
     from triton.backends.nvidia.compiler import get_ptxas

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
 from typing import Final
 
 from kernels.compiled.disassembly import Access, Instruction, Listing
@@ -163,11 +162,8 @@ def read_shifted_lines(ptx: str) -> ShiftedLines:
 
 def read_resources(text: str) -> dict[str, int]:
     """REG, STACK, SHARED and LOCAL of `cuobjdump --dump-resource-usage`."""
-    return {name: int(count) for name, count in _resources(text)}
-
-
-def _resources(text: str) -> Iterator[tuple[str, str]]:
-    yield from re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", text)
+    found = re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", text)
+    return {name: int(count) for name, count in found}
 
 
 def read_spill_bytes(text: str) -> int:

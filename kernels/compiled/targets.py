@@ -146,10 +146,7 @@ B200, RTX 5090, MI300X and MI355X, from their makers' data sheets; tensor memory
 
 
 def find_target(name: str) -> Target:
-    """The target of that name.
-
-    Raises UnknownTarget: with the names that there are.
-    """
+    """The target of that name. Raises UnknownTarget: with the names that there are."""
     if name not in TARGETS:
         raise UnknownTarget(f"--target {name}: choose one of {', '.join(TARGETS)}")
     return TARGETS[name]
@@ -179,10 +176,8 @@ def occupancy(
 ) -> Occupancy:
     """How many programs fit on one processor.
 
-    `target`: where. `num_warps`: warps (waves) of one program. `registers`: registers of a thread;
-    VGPRs, AGPRs included, on AMD. `shared_bytes`: shared memory (LDS) of one program, static and
-    dynamic. `scalar_registers`: SGPRs of a wave; AMD only. `tensor_columns`: tensor memory of one
-    program.
+    Registers are those of a thread, on AMD VGPRs, AGPRs included; shared memory (LDS), static and
+    dynamic, and columns of tensor memory those of one program; SGPRs those of a wave, AMD only.
     """
     limits = {
         "warps": target.max_warps // num_warps,

@@ -22,8 +22,8 @@ class _NothingToRestore:
 def patch_language_once(module: Any) -> None:
     """Patch `triton.language` at the first launch of a module's kernels and leave it patched.
 
-    Stock, every launch and every nested call walks all members of the language: 3 ms each. The
-    process interprets anyway, and nothing in it can compile (the mode is fixed at import).
+    Stock, every launch and every nested call walks all members of the language: 3 ms each. The mode
+    of a process is fixed at import, so nothing in it can compile.
     """
     stock = module._patch_lang
     patched: set[frozenset[int]] = set()

@@ -123,10 +123,7 @@ class FirstFitArena:
         return size
 
     def allocate(self, size: int) -> int | None:
-        """Take a piece of `size` slots; return its address, None if no hole is as large.
-
-        Raises ValueError where `size` is less than 1.
-        """
+        """As in `Arena`; the piece has `size` slots."""
         if size < 1:
             _at_least_one("size", size)
         index = self._choose(size)
@@ -227,10 +224,7 @@ class BuddyArena:
         return _next_power_of_two(size)
 
     def allocate(self, size: int) -> int | None:
-        """Take a chunk of at least `size` slots; return its address, None if no hole is as large.
-
-        Raises ValueError where `size` is less than 1.
-        """
+        """As in `Arena`; the piece is a chunk."""
         if size < 1:
             _at_least_one("size", size)
         order = (size - 1).bit_length()

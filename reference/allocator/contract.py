@@ -67,25 +67,15 @@ class Allocator(Protocol):
     def admit(
         self, sequence: str, tokens: Sequence[int], *, num_tokens: int, salt: str
     ) -> int | None:
-        """Make room for a new sequence.
+        """Make room for a new sequence, under a name that is not in use.
 
-        Parameters
-        ----------
-        sequence
-            A name that is not in use. A sequence that was preempted comes back under its own.
-        tokens
-            The whole prompt.
-        num_tokens
-            Make room for so many of its leading tokens, and in any case for those that are cached
-            and one more. The rest comes by `append`. Without `chunked_prefill` always all.
-        salt
-            Sequences share cached prefixes only with sequences of the same salt. Without `salt`
-            always empty.
+        A sequence that was preempted comes back under its own. `tokens` is the whole prompt;
+        `num_tokens` says how many of its leading ones there is to be room for, and in any case for
+        those that are cached and one more. The rest comes by `append`. Without `chunked_prefill`
+        always all. Sequences share cached prefixes only with sequences of the same `salt`, which is
+        always empty without the capability.
 
-        Returns
-        -------
-        int or None
-            Leading tokens whose keys and values are in the cache already; None if refused.
+        Returns the leading tokens whose keys and values are in the cache already; None if refused.
         """
 
     def append(self, sequence: str, tokens: Sequence[int]) -> bool:
@@ -289,12 +279,8 @@ def declares_allocator(capabilities: AllocatorCapabilities) -> Callable[[Factory
 def capabilities_of_factory(factory: Callable[..., object]) -> AllocatorCapabilities:
     """What a factory declares; without a declaration the defaults, which ask for prefix caching.
 
-    Raises
-    ------
-    TypeError
-        The declaration is neither a mapping nor an `AllocatorCapabilities`.
-    ValueError
-        It has unknown fields or values.
+    Raises TypeError: the declaration is neither a mapping nor an `AllocatorCapabilities`.
+    ValueError: it has unknown fields or values.
     """
     declared = getattr(factory, "capabilities", None)
     if declared is None:

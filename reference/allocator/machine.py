@@ -566,8 +566,7 @@ def run_program(
 ) -> Finding | None:
     """Run a program, and return what it shows, if anything.
 
-    Steps that make no sense where they stand, and those that the allocator does not support, are
-    left out.
+    Steps that make no sense where they stand, or that the allocator does not support, are left out.
     """
 
     def run(machine: AllocatorMachine) -> None:

@@ -126,7 +126,7 @@ _TABLE_SIZE: Final = 1500
 @cache
 def move_table(can: AllocatorCapabilities, *, batching: bool) -> tuple[Move, ...]:
     """Every move that may be drawn, simplest first, the frequent ones several times."""
-    targets = range(3)
+    targets, chunks = range(3), ("one", "half")
     salted = [False, True] if can.salt else [False]
     some = PROMPTS[: len(PROMPTS) // 2]
     likes = [
@@ -138,11 +138,7 @@ def move_table(can: AllocatorCapabilities, *, batching: bool) -> tuple[Move, ...
     # (share of what is drawn, per cent; moves), as far as the allocator can do it.
     groups: list[tuple[float, bool, list[Move]]] = [
         (10, True, [Move("free", t) for t in targets]),
-        (
-            13,
-            True,
-            [Move("append", t, count=n) for n in (1, 1, 1, 2, 3, 4, 8, 20) for t in targets],
-        ),
+        (13, True, [Move("append", t, count=n) for n in APPENDED for t in targets]),
         (5, True, [Move("append", t, count=n, page=1) for n in (1, 2, 4) for t in targets]),
         (6, True, [Move("append_to_the_end", t, count=n) for n in (-1, 0, 1) for t in targets]),
         (8, True, [Move("decode", page=page) for page in (0, 0, 0, 1)]),
@@ -152,11 +148,7 @@ def move_table(can: AllocatorCapabilities, *, batching: bool) -> tuple[Move, ...
         (6, True, [Move("replace", t, prompt=prompt) for prompt in some for t in targets]),
         (2, can.salt, [Move("admit", prompt=p, salted=True) for p in some]),
         (4, can.salt, [Move("admit_like", t, salted=s) for t in targets for s in salted]),
-        (
-            5,
-            can.chunked_prefill,
-            [Move("admit", prompt=p, chunk=c) for p in some for c in ("one", "half")],
-        ),
+        (5, can.chunked_prefill, [Move("admit", prompt=p, chunk=c) for p in some for c in chunks]),
         (5, can.chunked_prefill, [Move("prefill", t, count=n) for n in (1, 3, 0) for t in targets]),
         (1, can.chunked_prefill, [Move("abort", prompt=p, chunk="half") for p in some]),
         (8, can.fork, [Move("fork", t, count=n) for n in (1, 1, 2, 3) for t in targets]),
@@ -246,8 +238,7 @@ def _on_a_live_one(
         salt = life.salt
         yield Step("free", name)
         assert move.prompt is not None
-        tokens = tuple(move.prompt.tokens(size))
-        yield Step("admit", next(names), tokens=tokens, salt=salt)
+        yield Step("admit", next(names), tokens=tuple(move.prompt.tokens(size)), salt=salt)
     elif kind == "admit_like":
         held = [*life.tokens, *life.rest]
         # Whole, without its last token, or so many whole blocks of it.
@@ -255,12 +246,8 @@ def _on_a_live_one(
         salt = life.salt
         if move.salted:
             salt = "" if salt else OTHER_SALT
-        yield Step(
-            "admit",
-            next(names),
-            tokens=tuple(changed(held[: max(keep, 0)], move.change)),
-            salt=salt,
-        )
+        tokens = tuple(changed(held[: max(keep, 0)], move.change))
+        yield Step("admit", next(names), tokens=tokens, salt=salt)
 
 
 def _admission(move: Move, machine: AllocatorMachine, name: str) -> Iterator[Step]:
@@ -315,17 +302,9 @@ class Drawn:
 
 @st.composite
 def drawn_programs(
-    draw: st.DrawFn,
-    /,
-    can: AllocatorCapabilities,
-    *,
-    max_moves: int = MAX_MOVES,
-    **fixed: Any,
+    draw: st.DrawFn, /, can: AllocatorCapabilities, *, max_moves: int = MAX_MOVES, **fixed: Any
 ) -> Drawn:
-    """Pools and moves for an allocator of such capabilities.
-
-    `fixed` are fields of the `Pool` that are not drawn.
-    """
+    """Pools and moves for an allocator; `fixed` are fields of the `Pool` that are not drawn."""
     pool = Pool(**({**draw(_pools(can)), **fixed}))
     choice = _choice(can, batching=pool.batching)
     moves: list[Move] = []
@@ -364,10 +343,7 @@ def _pools(can: AllocatorCapabilities) -> st.SearchStrategy[dict[str, Any]]:
 
 
 def run_drawn(drawn: Drawn, machine: AllocatorMachine) -> None:
-    """Make the moves, and end.
-
-    Raises CheckFailed: as the machine does.
-    """
+    """Make the moves, and end. Raises CheckFailed: as the machine does."""
     names = (f"s{number}" for number in itertools.count(1))
     for move in drawn.moves:
         for step in steps_of(move, machine, names):

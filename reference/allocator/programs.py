@@ -23,10 +23,7 @@ MAX_TOKEN: Final = 2**31 - 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
-    """What a factory is asked for.
-
-    Raises BadInput: nothing fits into it, or it would not fit into memory.
-    """
+    """What a factory is asked for. Raises BadInput: nothing, or more than memory, fits into it."""
 
     num_blocks: int
     """Blocks of the pool."""
@@ -66,17 +63,9 @@ class Pool:
 
 
 CALLS = (
-    "admit",
-    "append",
-    "fork",
-    "free",
-    "preempt",
-    "reset",
-    "settle",
-    "swap_out",
-    "swap_in",
+    "admit", "append", "fork", "free", "preempt", "reset", "settle", "swap_out", "swap_in",
     *HOSTILE_CALLS,
-)
+)  # fmt: skip
 """What a step may be: the calls of `reference.allocator.contract.Allocator`, `settle` (carry out
 copies, writes and commits), and calls that make no sense."""
 

@@ -131,13 +131,7 @@ class ShadowFinding:
 class ShadowCache:
     """For each slot of a cache, which prefix was written there.
 
-    `num_blocks`, `block_size`: shape of the cache; slot `s` is token `s % block_size` of block `s
-    // block_size`.
-
-    Attributes
-    ----------
-    prefixes
-        Hash of the prefix in each slot, uint64 [num_blocks * block_size].
+    Slot `s` is token `s % block_size` of block `s // block_size`.
     """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
@@ -146,21 +140,16 @@ class ShadowCache:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.prefixes = np.full(num_blocks * block_size, NEVER_WRITTEN, np.uint64)
+        """Hash of the prefix in each slot, uint64 [num_blocks * block_size]."""
         # Only for the words of a finding: whose token a wrong slot holds.
         self._tokens = np.zeros(num_blocks * block_size, np.int64)
         self._positions = np.zeros(num_blocks * block_size, np.int64)
 
     def write(self, slots: Integers, tokens: Integers, *, start: int = 0) -> None:
-        """Write positions `start` and up of a sequence.
+        """Write positions `start` and up of a sequence, through a slot for each of them.
 
-        Parameters
-        ----------
-        slots
-            A slot for each of these positions, [len(tokens) - start].
-        tokens
-            All tokens of the sequence, those before `start` included: they decide what is written.
-        start
-            First position that is written.
+        `tokens` are all of the sequence, those before `start` included: they decide what is
+        written.
 
         Raises ValueError: the numbers of slots and positions differ, or a slot is outside the cache
         or named twice. Nothing was written.
@@ -176,10 +165,7 @@ class ShadowCache:
         self._positions[where] = np.arange(start, len(tokens))
 
     def copy(self, source: int, destination: int) -> None:
-        """Copy a whole block.
-
-        Raises ValueError: there is no such block.
-        """
+        """Copy a whole block. Raises ValueError: there is no such block."""
         for block in (source, destination):
             if not 0 <= block < self.num_blocks:
                 raise ValueError(f"copy of block {block}: there are {self.num_blocks} blocks")
@@ -190,15 +176,8 @@ class ShadowCache:
     def check(self, slots: Integers, tokens: Integers, *, start: int = 0) -> ShadowFinding | None:
         """Read a sequence through `slots` and say what is wrong with it, if anything is.
 
-        `slots`: the slot of each token position from `start` on, [len(tokens) - start]. `tokens`:
-        all tokens of the sequence. `start`: first position that is read.
-
-        Returns
-        -------
-        ShadowFinding or None
-            The first position that does not see its own prefix; None if all of them do.
-
-        Raises ValueError: the numbers of slots and tokens differ.
+        Arguments are those of `write`. The finding is about the first position that does not see
+        its own prefix. Raises ValueError: the numbers of slots and tokens differ.
         """
         where = self._slot_array(slots, len(tokens) - start)
         inside = (where >= 0) & (where < self.prefixes.size)

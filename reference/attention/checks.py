@@ -62,9 +62,8 @@ class Subject:
         share_prefix: bool = True,
         with_lse: bool = True,
     ) -> Placement:
-        """Lay inputs out in pages and call the kernel on them.
-
-        Raises KernelRaised: whatever the kernel raises; errors of ours pass as they are.
+        """Lay inputs out in pages and call the kernel on them. Raises KernelRaised: whatever it
+        raises.
         """
         placement = place(
             inputs,
@@ -129,8 +128,8 @@ def run_check(
 ) -> Verdict:
     """Run one check of a kernel on one problem.
 
-    An exception that the kernel raises is a finding; a problem outside its capabilities is not
-    run and not passed either, nor is `memory` where nobody watches.
+    An exception that the kernel raises is a finding; a problem outside its capabilities is not run
+    and not passed either, nor is `memory` where nobody watches.
     """
     capabilities = capabilities_of(kernel)
     refusal = capabilities.refusal(problem)
@@ -157,7 +156,8 @@ def judge(problem: AttentionProblem, truth: Truth, placement: Placement) -> Find
     """Hold an answer against the truth, and the rest of memory against what it was."""
     findings = list(placement.overwritten())
     batch = placement.batch
-    if excess := worst_excess(problem, truth, batch.out.cpu(), _on_cpu(batch.lse)):
+    lse = None if batch.lse is None else batch.lse.cpu()
+    if excess := worst_excess(problem, truth, batch.out.cpu(), lse):
         findings.append(str(excess))
     return findings
 
@@ -207,15 +207,11 @@ def _alone(subject: Subject, problem: AttentionProblem) -> Findings:
     starts = problem.query_starts
     findings: Findings = []
     for index, request in enumerate(problem.requests):
-        if not request.query_len:
-            continue
-        single = inputs.select([(index, request)])
-        alone = subject.answer(single).batch
-        rows = slice(starts[index], starts[index + 1])
-        findings += _close(
-            single, alone.out, alone.lse, together.out[rows], _rows(together.lse, rows),
-            f"sequence {index} alone and in its batch",
-        )  # fmt: skip
+        if request.query_len:
+            rows = slice(starts[index], starts[index + 1])
+            single = inputs.select([(index, request)])
+            what = f"sequence {index} alone and in its batch"
+            findings += _close_rows(subject, single, together, rows, what)
     return findings
 
 
@@ -224,13 +220,8 @@ def _last_row(subject: Subject, problem: AttentionProblem) -> Findings:
     long = [s for s, request in enumerate(problem.requests) if request.query_len > 1]
     last = torch.tensor([problem.query_starts[s + 1] - 1 for s in long], device=subject.device)
     prefill = subject.answer(inputs).batch
-    picks = [(s, Request(1, problem.requests[s].seq_len)) for s in long]
-    single = inputs.select(picks)
-    decode = subject.answer(single).batch
-    return _close(
-        single, decode.out, decode.lse, prefill.out[last], _rows(prefill.lse, last),
-        "decode and the last row of prefill",
-    )  # fmt: skip
+    single = inputs.select([(s, Request(1, problem.requests[s].seq_len)) for s in long])
+    return _close_rows(subject, single, prefill, last, "decode and the last row of prefill")
 
 
 def _growth(subject: Subject, problem: AttentionProblem) -> Findings:
@@ -240,15 +231,11 @@ def _growth(subject: Subject, problem: AttentionProblem) -> Findings:
     request = problem.requests[index]
     findings: Findings = []
     for back in range(min(request.query_len, MAX_GROWTH)):
-        single = inputs.select([(index, Request(1, request.seq_len - back))])
-        grown = subject.answer(single).batch
-        row = slice(
-            problem.query_starts[index + 1] - 1 - back, problem.query_starts[index + 1] - back
-        )
-        findings += _close(
-            single, grown.out, grown.lse, at_once.out[row], _rows(at_once.lse, row),
-            f"sequence {index} at {request.seq_len - back} tokens, grown and all at once",
-        )  # fmt: skip
+        length = request.seq_len - back
+        end = problem.query_starts[index + 1] - back
+        single = inputs.select([(index, Request(1, length))])
+        what = f"sequence {index} at {length} tokens, grown and all at once"
+        findings += _close_rows(subject, single, at_once, slice(end - 1, end), what)
     return findings
 
 
@@ -271,25 +258,19 @@ def _inputs(subject: Subject, problem: AttentionProblem) -> Inputs:
 
 
 def _to(inputs: Inputs, device: str) -> Inputs:
-    def move(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.to(device)
-
-    return replace(
-        inputs,
-        query=inputs.query.to(device),
-        keys=inputs.keys.to(device),
-        values=inputs.values.to(device),
-        alibi_slopes=move(inputs.alibi_slopes),
-        sinks=move(inputs.sinks),
-    )
+    names = ("query", "keys", "values", "alibi_slopes", "sinks")
+    tensors = {name: getattr(inputs, name) for name in names}
+    moved = {name: each.to(device) for name, each in tensors.items() if each is not None}
+    return replace(inputs, **moved)
 
 
-def _rows(tensor: Tensor | None, rows: slice | Tensor) -> Tensor | None:
-    return None if tensor is None else tensor[rows]
-
-
-def _on_cpu(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.cpu()
+def _close_rows(
+    subject: Subject, single: Inputs, whole: PagedBatch, rows: slice | Tensor, what: str
+) -> Findings:
+    """The kernel's answer to a part of a problem, and those rows of its answer to the whole."""
+    part = subject.answer(single).batch
+    lse = None if whole.lse is None else whole.lse[rows]
+    return _close(single, part.out, part.lse, whole.out[rows], lse, what)
 
 
 def _same_bits(one: Placement, other: Placement, when: str) -> Findings:
@@ -342,10 +323,6 @@ def _has_prefill(problem: AttentionProblem) -> bool:
     return problem.causal and problem.max_query_len > 1
 
 
-def _shares(problem: AttentionProblem) -> bool:
-    return problem.shares_blocks and _has_rows(problem)
-
-
 MEMORY: Final = Check(
     "memory",
     "Every program reads and writes only what is its own, and what was written.",
@@ -358,45 +335,27 @@ TRUTH: Final = Check(
 )
 
 LAWS: Final = (
-    Check(
-        "relabelled-pages",
-        "Where the pages lie changes no bit.",
-        _has_rows,
-        _relabelled,
-    ),
+    Check("relabelled-pages", "Where the pages lie changes no bit.", _has_rows, _relabelled),
     Check("repeated", "The same call gives the same bits.", _has_rows, _repeated),
     Check("without-lse", "Not asking for the log-sum-exp changes no bit.", _has_rows, _without_lse),
     Check(
-        "shared-prefix",
-        "Sharing the blocks of a common prefix changes no bit.",
-        _shares,
-        _shared_prefix,
+        "shared-prefix", "Sharing the blocks of a common prefix changes no bit.",
+        lambda problem: problem.shares_blocks and _has_rows(problem), _shared_prefix,
     ),
     Check(
-        "alone",
-        "A sequence's answer does not depend on its neighbours.",
-        lambda problem: sum(r.query_len > 0 for r in problem.requests) > 1,
-        _alone,
+        "alone", "A sequence's answer does not depend on its neighbours.",
+        lambda problem: sum(r.query_len > 0 for r in problem.requests) > 1, _alone,
+    ),
+    Check("last-row", "Decode gives the last row of prefill.", _has_prefill, _last_row),
+    Check(
+        "growth", "Growing one token at a time gives what all tokens at once give.",
+        _has_prefill, _growth,
     ),
     Check(
-        "last-row",
-        "Decode gives the last row of prefill.",
-        _has_prefill,
-        _last_row,
+        "scaled-values", "Twice the values give twice the output and the same log-sum-exp.",
+        _has_rows, _scaled_values,
     ),
-    Check(
-        "growth",
-        "Growing one token at a time gives what all tokens at once give.",
-        _has_prefill,
-        _growth,
-    ),
-    Check(
-        "scaled-values",
-        "Twice the values give twice the output and the same log-sum-exp.",
-        _has_rows,
-        _scaled_values,
-    ),
-)
+)  # fmt: skip
 
 CHECKS: Final = (MEMORY, TRUTH, *LAWS)
 """In the order in which they are run: what touches foreign memory may crash the next."""

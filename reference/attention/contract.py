@@ -141,9 +141,8 @@ class Capabilities:
             return f"dtype {problem.dtype}"
         if problem.quantised and problem.kv_dtype not in self.kv_dtypes:
             return f"cache dtype {problem.kv_dtype}"
-        if self.head_dims is not None and problem.head_dim not in self.head_dims:
-            return f"head size {problem.head_dim}"
-        if problem.head_dim > self.max_head_dim:
+        named = self.head_dims is None or problem.head_dim in self.head_dims
+        if not named or problem.head_dim > self.max_head_dim:
             return f"head size {problem.head_dim}"
         if self.block_sizes is not None and problem.block_size not in self.block_sizes:
             return f"block size {problem.block_size}"

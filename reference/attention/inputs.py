@@ -157,13 +157,8 @@ def _point_at_keys(problem: AttentionProblem, keys: Tensor, rng: torch.Generator
         )
         anywhere = (first + (share * (last - first + 1)).long()).clamp(max=last)
         boundary = anywhere // problem.block_size * problem.block_size
-        choices = [
-            first,
-            last,
-            boundary.clamp(min=first),
-            (boundary - 1).clamp(min=first),
-            anywhere,
-        ]
+        before, behind = ((boundary - off).clamp(min=first) for off in (0, 1))
+        choices = [first, last, before, behind, anywhere]
         target = torch.stack([c.expand(count, *shape) for c in choices])
         target = target.gather(0, kind.unsqueeze(0)).squeeze(0)
         head = torch.arange(problem.num_kv_heads).view(1, -1, 1)

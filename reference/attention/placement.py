@@ -33,13 +33,8 @@ LARGE: Final = 16384.0
 """Poison for kernels that need finite numbers everywhere: times any weight but zero, it shows."""
 
 WATCHED: Final = (
-    "query",
-    "block_table",
-    "seq_lens",
-    "query_start_loc",
-    "alibi_slopes",
-    "sinks",
-)
+    "query", "block_table", "seq_lens", "query_start_loc", "alibi_slopes", "sinks",
+)  # fmt: skip
 """Inputs of a call that a kernel may not change, besides the caches."""
 
 Poison = Literal["nan", "large"]
@@ -103,23 +98,12 @@ def place(
     spare_blocks: int = 3,
     spare_columns: int = 2,
 ) -> Placement:
-    """Lay a problem out in pages.
+    """Lay a problem out in pages, on the device of its inputs.
 
-    Parameters
-    ----------
-    inputs
-        The contiguous tensors; the placement lies on their device.
-    seed
-        Order of the pages and layout of the cache; the problem's own seed if None.
-    poison
-        What unowned slots hold.
-    with_lse
-        Whether the call asks for the log-sum-exp.
-    share_prefix
-        Whether the whole blocks of the problem's shared prefix are stored once.
-    spare_blocks, spare_columns
-        Blocks of the pool that nobody uses, and columns of the block table past the longest
-        sequence.
+    `seed` decides the order of the pages and the layout of the cache; the problem's own if None.
+    `poison` is what unowned slots hold. With `share_prefix` the whole blocks of the problem's
+    shared prefix are stored once. `spare_blocks` are of nobody, `spare_columns` behind the longest
+    row of the block table.
     """
     problem = inputs.problem
     device = inputs.query.device

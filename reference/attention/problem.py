@@ -16,7 +16,7 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from reference.errors import BadInput
@@ -266,8 +266,7 @@ class AttentionProblem:
     def parse(cls, spec: str) -> Self:
         """Read a problem back from its spec.
 
-        Raises InvalidProblem: for a word that is not part of the grammar, with the grammar in the
-        message.
+        Raises InvalidProblem: for a word that is not part of the grammar, with the grammar.
         """
         fields: dict[str, object] = {}
         requests: list[Request] = []
@@ -301,11 +300,8 @@ _WORD = re.compile(r"\d*x?\([^)]*\)|\S+")
 _REQUEST = re.compile(r"(?:(\d{1,18})x)?\(\s*q(\d{1,18})\s+k(\d{1,18})\s*\)")
 _SIZE = re.compile(r"([hgdb])(\d{1,18})")
 _SIZE_FIELDS: Final = {
-    "h": "num_kv_heads",
-    "g": "group_size",
-    "d": "head_dim",
-    "b": "block_size",
-}
+    "h": "num_kv_heads", "g": "group_size", "d": "head_dim", "b": "block_size",
+}  # fmt: skip
 _KEYS: Final = {
     "kv": ("kv_dtype", str),
     "kscale": ("k_scale", float),
@@ -318,17 +314,8 @@ _KEYS: Final = {
     "seed": ("seed", int),
 }
 _NUMBER_FIELDS: Final[dict[str, Callable[[Any], int | float]]] = {
-    "num_kv_heads": operator.index,
-    "group_size": operator.index,
-    "head_dim": operator.index,
-    "block_size": operator.index,
-    "window": operator.index,
-    "shared_prefix": operator.index,
-    "seed": operator.index,
-    "softcap": float,
-    "scale": float,
-    "k_scale": float,
-    "v_scale": float,
+    **dict.fromkeys((*_SIZE_FIELDS.values(), "window", "shared_prefix", "seed"), operator.index),
+    **dict.fromkeys(("softcap", "scale", "k_scale", "v_scale"), float),
 }
 _FLAG_FIELDS: Final[dict[str, tuple[str, bool]]] = {
     "noncausal": ("causal", False),
@@ -365,7 +352,4 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def _running_total(lengths: Iterable[int]) -> list[int]:
-    starts = [0]
-    for length in lengths:
-        starts.append(starts[-1] + length)
-    return starts
+    return [*accumulate(lengths, initial=0)]

@@ -10,13 +10,7 @@
 
 from kernels.interpreter.memory.findings import Fault, Finding
 from kernels.interpreter.memory.regions import Traffic
-from kernels.interpreter.memory.roles import (
-    Owned,
-    Role,
-    attention_roles,
-    copy_roles,
-    write_roles,
-)
+from kernels.interpreter.memory.roles import Owned, Role, attention_roles, copy_roles, write_roles
 from kernels.interpreter.memory.watch import MemoryReport, watch_attention, watch_memory
 
 __all__ = [

@@ -16,6 +16,9 @@ Addresses = NDArray[np.uint64]
 Bools = NDArray[np.bool_]
 Integers = NDArray[np.integer[Any]]
 
+_JudgeOne = Callable[[Origin, Integers, str], None]
+"""Judges an operation on elements of one tensor."""
+
 NOBODY: Final = ()
 """The owners of a program that has not yet said for whom it works."""
 
@@ -114,19 +117,11 @@ class Judge:
 
         Addresses are as the kernel sees them, and the mask has the active lanes.
         """
-
-        def judge(origin: Origin, index: Integers) -> None:
-            self._judge_load(origin, index, LOAD)
-
-        return self._split(addresses, mask, itemsize, LOAD, judge)
+        return self._split(addresses, mask, itemsize, LOAD, self._judge_load)
 
     def store(self, addresses: Addresses, mask: Bools, itemsize: int) -> tuple[Addresses, Bools]:
         """Judge a store; arguments and result are those of `load`."""
-
-        def judge(origin: Origin, index: Integers) -> None:
-            self._judge_store(origin, index, STORE)
-
-        return self._split(addresses, mask, itemsize, STORE, judge)
+        return self._split(addresses, mask, itemsize, STORE, self._judge_store)
 
     def atomic(
         self, addresses: Addresses, mask: Bools, itemsize: int, order: Order
@@ -136,7 +131,7 @@ class Judge:
         A program that acquires at a tensor has seen all that those did who released there.
         """
 
-        def judge(origin: Origin, index: Integers) -> None:
+        def judge(origin: Origin, index: Integers, operation: str) -> None:
             region = origin.region
             if region.atomic is None:
                 region.atomic = np.zeros(region.span, np.bool_)
@@ -144,9 +139,9 @@ class Judge:
             if order.acquires:
                 self._synchronised |= released
             if order.loads:
-                self._judge_load(origin, index, ATOMIC)
+                self._judge_load(origin, index, operation)
             if order.stores:
-                self._judge_store(origin, index, ATOMIC)
+                self._judge_store(origin, index, operation)
                 region.atomic[index] = True
             if order.releases:
                 released |= self._synchronised | {self._me}
@@ -172,7 +167,7 @@ class Judge:
         mask: Bools,
         itemsize: int,
         operation: str,
-        judge: Callable[[Origin, Integers], None],
+        judge: _JudgeOne,
     ) -> tuple[Addresses, Bools]:
         whole = bool(mask.all())
         active = addresses.reshape(-1) if whole else addresses[mask]
@@ -183,7 +178,7 @@ class Judge:
             offset = active - origin.low
             index = self._elements(origin, offset, itemsize)
             if index is not None:
-                judge(origin, index)
+                judge(origin, index, operation)
                 return addresses + origin.delta, mask
         return self._lane_by_lane(addresses, mask, itemsize, operation, judge)
 
@@ -208,7 +203,7 @@ class Judge:
         mask: Bools,
         itemsize: int,
         operation: str,
-        judge: Callable[[Origin, Integers], None],
+        judge: _JudgeOne,
     ) -> tuple[Addresses, Bools]:
         """The same where lanes lead outside, or to several tensors."""
         lanes = addresses.reshape(-1)
@@ -239,7 +234,7 @@ class Judge:
             if good.any():
                 index = self._elements(origin, offset[good], itemsize)
                 assert index is not None
-                judge(origin, index)
+                judge(origin, index, operation)
                 legal[mine[good]] = True
                 real[mine[good]] = lanes[mine[good]] + origin.delta
         return real.reshape(addresses.shape), legal.reshape(mask.shape)

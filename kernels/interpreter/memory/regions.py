@@ -31,8 +31,6 @@ KEPT_BITS: Final = 12
 
 MOST_TENSORS: Final = 2 ** (64 - RANGE_BITS) - 1
 
-_TRUE: Final = np.ones((), np.bool_)
-
 
 @dataclass(slots=True, eq=False)
 class Traffic:
@@ -48,42 +46,21 @@ class Traffic:
 
 
 class Region:
-    """The elements between the first and the last one of a tensor, and what is known of each.
-
-    Attributes
-    ----------
-    role
-        What the tensor is.
-    address
-        Real address of the first element.
-    itemsize
-        Bytes of an element.
-    span
-        Elements from the first to the last, those between the rows included.
-    known
-        Whether the caller said what the tensor is; otherwise it was met at a launch.
-    inside
-        [span] bool, which elements are the tensor's; None if all are.
-    written
-        [span] bool, which elements hold something; None if all do.
-    owner
-        [span] int32, for whom a program works that touches an element; None if that says nothing.
-    readers, writers
-        [span] int32, the group of `Role.readers.group` of each element; None if anybody may.
-    writer, reader
-        [span] int32, the last program that stored to (loaded from) an element; see `Judge`. None
-        until something may be written.
-    """
+    """The elements between the first and the last one of a tensor, and what is known of each."""
 
     def __init__(self, role: Role, *, known: bool = True) -> None:
         tensor = role.tensor
         self.role = role
         self.known = known
+        """Whether the caller said what the tensor is; otherwise it was met at a launch."""
         self.address = tensor.data_ptr()
         self.itemsize = tensor.element_size()
         self.shape = tuple(tensor.shape)
         self.strides = tuple(tensor.stride())
         self.span = _span(self.shape, self.strides)
+        """Elements from the first to the last, those between the rows included. All arrays are over
+        these: which are the tensor's, which hold something, for whom a program works that touches
+        one, of which group of `Owned.group` it is. None where it holds of all, or says nothing."""
         self.traffic = Traffic()
         dense = self.span == tensor.numel()
         self.inside = (
@@ -99,6 +76,7 @@ class Region:
         shared = role.access != "read"
         self.writer = np.zeros(self.span, np.int32) if shared else None
         self.reader = np.zeros(self.span, np.int32) if shared else None
+        """The last program that stored to (loaded from) an element; see `Judge`."""
         self.atomic: Bools | None = None
         self._loaded = np.zeros(self.span, np.bool_)
         self._stored = np.zeros(self.span, np.bool_) if shared else None

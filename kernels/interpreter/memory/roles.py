@@ -62,9 +62,8 @@ class Role:
 def attention_roles(batch: PagedBatch) -> list[Role]:
     """Roles in an attention call; owners are sequences.
 
-    A slot belongs to every sequence whose block table leads to it within the sequence's length:
-    the tail of its last block is nobody's. Rows of the query, the output and the log-sum-exp say
-    for whom a program works; a row of the block table belongs to its sequence.
+    A slot belongs to every sequence whose block table leads to it within the sequence's length: the
+    tail of its last block is nobody's.
     """
     lengths = batch.seq_lens.numpy().astype(np.int64)
     num_seqs = len(lengths)
@@ -151,22 +150,11 @@ def copy_roles(key_cache: Tensor, value_cache: Tensor, pairs: Tensor) -> list[Ro
 
     readers, writers = of(numbers[:, 0]), of(numbers[:, 1])
     axes = ("block", "offset", "head", "dim")
-    caches = [("key_cache", key_cache), ("value_cache", value_cache)]
+    cache = {"readers": readers, "writers": writers, "contents": contents, "owner": "pair"}
     return [
         Role("pairs", pairs, ("pair", "side"), works_for=np.arange(len(numbers))),
-        *(
-            Role(
-                name,
-                cache,
-                axes,
-                "both",
-                readers=readers,
-                writers=writers,
-                contents=contents,
-                owner="pair",
-            )
-            for name, cache in caches
-        ),
+        Role("key_cache", key_cache, axes, "both", **cache),  # type: ignore[arg-type]
+        Role("value_cache", value_cache, axes, "both", **cache),  # type: ignore[arg-type]
     ]
 
 

@@ -55,10 +55,8 @@ def watch_memory(roles: Iterable[Role] = ()) -> Iterator[MemoryReport]:
     """Within this context each lane of each load and store of an interpreted kernel is judged.
 
     Lanes that lead outside their tensor are left out, so that a wild pointer is a finding and not
-    the end of the process. What a kernel computes is otherwise unchanged.
-
-    Tensors without a role may be read and written within their storage, and read only once they
-    were written.
+    the end of the process. Tensors without a role may be read and written within their storage, and
+    read only once they were written.
 
     Raises RuntimeError: if this process compiles kernels, or if something is watched already.
     """
@@ -76,16 +74,12 @@ def watch_memory(roles: Iterable[Role] = ()) -> Iterator[MemoryReport]:
 
 
 def watch_attention(kernel: Callable[[PagedBatch], object], batch: PagedBatch) -> list[str] | None:
-    """Call an attention kernel and say what it touched that is not its to touch.
+    """Call an attention kernel and say what it touched that is not its to touch, a sentence each.
 
-    A `reference.attention.checks.Watch`. Masked loads without `other` count only if what the
-    lanes hold reaches the answer: kernels often leave them undefined and never use them.
-
-    Returns
-    -------
-    One sentence for each kind of illegal access; None if no Triton kernel was launched.
-
-    Raises Exception: whatever the kernel raises, unless it did something illegal before.
+    A `reference.attention.checks.Watch`: None if no Triton kernel was launched. Masked loads
+    without `other` count only if what the lanes hold reaches the answer: kernels often leave them
+    undefined and never use them. What the kernel raises is raised, unless it did something illegal
+    before.
     """
     with watch_memory(attention_roles(batch)) as memory:
         try:
