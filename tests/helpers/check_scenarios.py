@@ -70,6 +70,11 @@ class Child:
     kernel: Kernel
     killed: threading.Event = field(default_factory=threading.Event)
 
+    def __enter__(self) -> "Child":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
     def introduce(self) -> dict:
         return {"capabilities": CAPABILITIES.dump_python(self.kernel.capabilities, mode="json")}
 

@@ -16,7 +16,6 @@ import torch
 
 from paged.attention import paged_attention
 from reference.attention.contract import Capabilities, PagedBatch, declares
-from reference.attention.problem import AttentionProblem
 
 SHORT = 40
 PATH = Path(__file__).resolve()
@@ -143,19 +142,6 @@ def narrow(batch: PagedBatch) -> None:
     paged_attention(batch)
 
 
-class _Nothing(Capabilities):
-    def refusal(self, problem: AttentionProblem) -> str:
-        return f"everything, also {problem}"
-
-
-@declares(_Nothing())
-def refuses_everything(batch: PagedBatch) -> None:
-    raise AssertionError
-
-
 @declares({"dtypes": {"bf16"}})
 def declares_a_dict(batch: PagedBatch) -> None:
     raise AssertionError
-
-
-NOT_CALLABLE = 3

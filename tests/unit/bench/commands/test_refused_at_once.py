@@ -1,8 +1,10 @@
-"""What is refused needs no torch, whose import takes seconds: exit code 2 comes before it."""
+"""What is refused or only asked about needs no torch, whose import takes seconds."""
 
 import json
 import subprocess
 import sys
+
+import torch
 
 from helpers.places import ROOT
 
@@ -41,23 +43,32 @@ REFUSED = (
     "import gone.json",
 )
 
+SAID = {
+    "--help": "pagedbench check --kernel my_kernel.py:attention",
+    "check --help": '--problem "(q1 k129) g4 d80 b16 bf16"',
+    "--version": f"torch {torch.__version__}",
+}
+
 PROBE = """
 import json, sys
 sys.path.insert(0, sys.argv.pop(1))
 from typer.testing import CliRunner
 from bench.cli import app
 said = {}
-for line in json.loads(sys.argv.pop(1)):
-    result = CliRunner().invoke(app, line.split())
-    heavy = sorted({"torch", "triton"} & set(sys.modules))
-    said[line] = [result.exit_code, "Traceback" in result.output, heavy]
+for line, words, light in json.loads(sys.argv.pop(1)):
+    result = CliRunner().invoke(app, line.split(), env={"COLUMNS": "80"})
+    heavy = {"torch", "triton"} | ({"numpy", "hypothesis"} if light else set())
+    fine = words in result.output and "Traceback" not in result.output
+    said[line] = [result.exit_code, fine, sorted(heavy & set(sys.modules))]
 print(json.dumps(said))
 """
 
 
-def test_what_is_refused_is_refused_before_torch_is_imported(tmp_path):
+def test_what_is_refused_and_help_come_before_torch_is_imported(tmp_path):
+    lines = [(line, words, True) for line, words in SAID.items()]
+    lines += [(line, "", False) for line in REFUSED]
     run = subprocess.run(
-        [sys.executable, "-P", "-c", PROBE, str(ROOT), json.dumps(REFUSED)],
+        [sys.executable, "-P", "-c", PROBE, str(ROOT), json.dumps(lines)],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -65,4 +76,4 @@ def test_what_is_refused_is_refused_before_torch_is_imported(tmp_path):
     )
     assert run.returncode == 0, run.stderr
     said = json.loads(run.stdout)
-    assert said == {line: [2, False, []] for line in REFUSED}
+    assert said == {line: [0 if light else 2, True, []] for line, _, light in lines}
