@@ -79,6 +79,8 @@ class Child:
         return {"capabilities": CAPABILITIES.dump_python(self.kernel.capabilities, mode="json")}
 
     def ask(self, question: dict) -> dict:
+        if "moved" in question:
+            return {}
         answer = self.kernel.answer(question["check"], question["problem"])
         if answer is None:
             self.killed.wait()
@@ -114,17 +116,16 @@ def run(stop: threading.Event | None = None, **changes: object) -> KernelRecord:
 class Result:
     """What came of a scenario, whoever ran it."""
 
-    drawn: Failure | None
     small: Failure | None
     counts: dict[Status, int]
 
 
-class InChildren:
-    """All checks, in children: the search, then shrinking."""
+class Way:
+    """Runs a scenario; `kernel` remembers what was asked."""
 
     def __init__(self, monkeypatch) -> None:
         self.kernel = Kernel()
-        monkeypatch.setattr(in_children, "start", self.kernel.start)
+        self.patch(monkeypatch)
 
     def run(
         self,
@@ -135,33 +136,33 @@ class InChildren:
         expected: Sequence[ExpectedFailure] = (),
     ) -> Result:
         self.kernel.reply = lambda asked, of: reply(asked, of) if asked == check else PASSED
-        options = {"problems": problems, "expected": tuple(expected)}
+        return self.result(check, problems, tuple(expected))
+
+
+class InChildren(Way):
+    """All checks, in children: the search, then shrinking."""
+
+    def patch(self, monkeypatch) -> None:
+        monkeypatch.setattr(in_children, "start", self.kernel.start)
+
+    def result(self, check: str, problems: int, expected: tuple[ExpectedFailure, ...]) -> Result:
+        options = {"problems": problems, "expected": expected}
         record = run(**options)
         small = record.failure and shrink(plan(**options), record.failure)
-        return Result(record.failure, small, record.checks.get(check, {}))
+        return Result(small, record.checks.get(check, {}))
 
 
-class InProcess:
+class InProcess(Way):
     """One check, in this process."""
 
-    def __init__(self, monkeypatch) -> None:
-        self.kernel = Kernel()
-
+    def patch(self, monkeypatch) -> None:
         def run_check(check, kernel, problem, **_):
             said = self.kernel.answer(check.name, str(problem))
             return Verdict(check.name, Status(said["status"]), tuple(said["findings"]))
 
         monkeypatch.setattr(in_process, "run_check", run_check)
 
-    def run(
-        self,
-        check: str,
-        reply: Reply,
-        *,
-        problems: int = 60,
-        expected: Sequence[ExpectedFailure] = (),
-    ) -> Result:
-        self.kernel.reply = reply
+    def result(self, check: str, problems: int, expected: tuple[ExpectedFailure, ...]) -> Result:
         trial = Trial(kernel=lambda _: None, check=CHECK_BY_NAME[check], problems=problems)
         outcome = run_trial(trial, Expectations.of(expected, "k.py:f"))
-        return Result(outcome.failure, outcome.failure, outcome.counts)
+        return Result(outcome.failure, outcome.counts)

@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -71,26 +70,6 @@ def segfaults(batch: PagedBatch) -> None:
     if batch.max_seq_len > SHORT:
         sys.stdout.write("about to crash\n")
         os.kill(os.getpid(), signal.SIGSEGV)
-    paged_attention(batch)
-
-
-def exits(batch: PagedBatch) -> None:
-    if batch.max_seq_len > SHORT:
-        sys.exit(0)
-    paged_attention(batch)
-
-
-def talks_to_the_pipe(batch: PagedBatch) -> None:
-    if batch.max_seq_len > SHORT:
-        for descriptor in range(3, 64):
-            with suppress(OSError):
-                os.write(descriptor, b"all is well\n")
-    paged_attention(batch)
-
-
-def answers_after_its_death(batch: PagedBatch) -> None:
-    if batch.max_seq_len > SHORT and os.fork():
-        os._exit(0)
     paged_attention(batch)
 
 

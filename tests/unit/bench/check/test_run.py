@@ -86,6 +86,21 @@ def test_one_wrong_kernel_makes_the_job_wrong_and_the_others_run_all_the_same(ke
     assert {Path(k.failure.saved_to).parent for k in record.kernels} == {tmp_path}
 
 
+def test_a_failure_is_tried_first_next_time_and_a_corrected_kernel_passes_it(kernel, tmp_path):
+    options = {"kernels": ["one"], "timed": None}
+    kernel.reply = too_long
+    found = check(tmp_path, Told(), problems=30, **options).kernels[0].failure
+    saved = Path(found.saved_to).read_text()
+    assert saved == f"{found.problem}\n"
+    again = check(tmp_path, Told(), problems=3, seed=1, **options).kernels[0]
+    assert (again.problems, again.failure.first_problem) == (0, found.problem)
+    assert Path(found.saved_to).read_text() == saved
+    kernel.reply = lambda *_: PASSED
+    corrected = check(tmp_path, Told(), problems=3, **options)
+    assert corrected.verdict == "right"
+    assert (corrected.kernels[0].problems, corrected.kernels[0].asked) == (4, 4)
+
+
 def test_a_job_whose_failures_are_expected_is_as_expected_and_warns_of_the_others(kernel, tmp_path):
     kernel.reply = wrong_in_e5m2
     expected = (
@@ -127,28 +142,28 @@ def test_a_failure_that_cannot_be_saved_is_reported_all_the_same(kernel, tmp_pat
     assert record.kernels[0].failure.saved_to is None
 
 
-def test_a_kernel_that_does_not_import_is_told_before_any_other_is_run(
-    kernel, tmp_path, monkeypatch
-):
-    class Missing(Child):
-        def introduce(self) -> dict:
-            return {"error": "no such kernel"}
+class Missing(Child):
+    def introduce(self) -> dict:
+        return {"error": "no such kernel"}
 
-    kinds = {"one": Child, "two": Missing}
+
+class Dying(Child):
+    def introduce(self) -> dict:
+        raise SubjectDied("was killed by SIGSEGV", timed_out=False)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [(Missing, "no such kernel"), (Dying, "importing two: the process was killed by SIGSEGV")],
+)
+def test_a_kernel_that_does_not_import_is_told_before_any_other_is_run(
+    other, message, kernel, tmp_path, monkeypatch
+):
+    kinds = {"one": Child, "two": other}
     monkeypatch.setattr(cross_check, "start", lambda name, *_, **__: kinds[name](kernel))
-    with pytest.raises(SubjectError, match="no such kernel"):
+    with pytest.raises(SubjectError, match=message):
         check(tmp_path, Told())
     assert kernel.asked == []
-
-
-def test_a_kernel_that_dies_while_it_is_imported_is_told_so(kernel, tmp_path, monkeypatch):
-    class Dying(Child):
-        def introduce(self) -> dict:
-            raise SubjectDied("was killed by SIGSEGV", timed_out=False)
-
-    monkeypatch.setattr(cross_check, "start", lambda *_, **__: Dying(kernel))
-    with pytest.raises(SubjectError, match="importing one: the process was killed by SIGSEGV"):
-        check(tmp_path, Told())
 
 
 @pytest.mark.parametrize(
@@ -189,12 +204,10 @@ def test_problems_take_their_lengths_from_all_of_a_stream(monkeypatch):
 # What cannot be judged
 
 
-class Of:
+def kernels_answer(monkeypatch, **replies) -> None:
     """Children whose kernels answer each in their own way."""
-
-    def __init__(self, monkeypatch, **replies):
-        self.kernels = {name: Kernel(reply) for name, reply in replies.items()}
-        monkeypatch.setattr(cross_check, "start", lambda name, *_, **__: self.kernels[name].start())
+    kernels = {name: Kernel(reply) for name, reply in replies.items()}
+    monkeypatch.setattr(cross_check, "start", lambda name, *_, **__: kernels[name].start())
 
 
 def ours(check: str, problem: AttentionProblem) -> dict:
@@ -215,17 +228,17 @@ def unable(check: str, problem: AttentionProblem) -> dict:
 def test_a_kernel_that_cannot_be_judged_leaves_the_others_theirs(
     reply, exit_code, said, tmp_path, monkeypatch
 ):
-    Of(monkeypatch, one=reply, two=lambda *_: PASSED)
+    kernels_answer(monkeypatch, one=reply, two=lambda *_: PASSED)
     record = check(tmp_path, Told())
     assert (record.verdict, record.exit_code) == ("incomplete", exit_code)
     assert [(k.problems, k.complete) for k in record.kernels] == [(0, False), (6, True)]
     assert record.warnings[0].startswith(said)
-    Of(monkeypatch, one=reply, two=too_long)
+    kernels_answer(monkeypatch, one=reply, two=too_long)
     assert check(tmp_path, Told(), problems=30).exit_code == 1  # that one is wrong stands
 
 
 def test_where_no_kernel_can_be_judged_the_job_fails(tmp_path, monkeypatch):
-    Of(monkeypatch, one=ours, two=ours)
+    kernels_answer(monkeypatch, one=ours, two=ours)
     with pytest.raises(children.HarnessError, match="our own"):
         check(tmp_path, Told())
 

@@ -6,10 +6,13 @@ import re
 import shlex
 import subprocess
 import sys
+from contextlib import chdir
 from dataclasses import dataclass, field
 
 import pytest
+from typer.testing import CliRunner
 
+from bench import cli
 from bench.check.testing import ExpectedFailure, parametrize_with_checks
 from helpers.places import ROOT
 from paged.attention import paged_attention
@@ -194,23 +197,21 @@ def folder(tmp_path_factory):
     return folder
 
 
-def python(folder, *arguments):
+@pytest.fixture(scope="module")
+def theirs(folder):
+    """Run all of their test files once; the cases of each by its name."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
-    return subprocess.run(
-        [sys.executable, *arguments],
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider"),
+            "--continue-on-collection-errors",
+        ],
         cwd=folder,
         env={**inherited, "PYTHONPATH": str(ROOT), "COLUMNS": "80"},
         capture_output=True,
         text=True,
         check=False,
     )
-
-
-@pytest.fixture(scope="module")
-def theirs(folder):
-    """Run all of their test files once; the cases of each by its name."""
-    go_on = "--continue-on-collection-errors"
-    done = python(folder, "-m", "pytest", "-p", "no:cacheprovider", go_on)
     assert done.returncode == 1, done.stdout + done.stderr
     found = {name: Cases() for name in THEIRS}
     for line in (folder / "said.jsonl").read_text().splitlines():
@@ -225,32 +226,40 @@ def theirs(folder):
 
 
 SHOWS_NOTHING = {"right-memory", "right-last-row", "right-growth"}
+WRONG_TRUTH, WRONG_REPEATED = "wrong_in_e5m2-truth", "wrong_in_e5m2-repeated"
+REFUSED = {None: "refused"}
+OUTCOMES = {
+    "right": {f"right-{name}": "passed" for name in NAMES}
+    | dict.fromkeys(SHOWS_NOTHING, "skipped"),
+    "wrong": {WRONG_TRUTH: "failed", WRONG_REPEATED: "passed"},
+    "expected": {WRONG_TRUTH: "xfailed", WRONG_REPEATED: "passed"},
+    "narrow": {WRONG_TRUTH: "failed"},
+    "stale": {WRONG_REPEATED: "passed"},
+    "unmet": {WRONG_REPEATED: "passed"},
+    "stale_strictly": {WRONG_REPEATED: "failed"},
+    "unmet_strictly": {WRONG_REPEATED: "failed"},
+    "no_reason": REFUSED,
+    "no_kernel": REFUSED,
+    "file": {WRONG_TRUTH: "xfailed"},
+    "local": {"made.<locals>.local-truth": "failed"},
+    "triton": {"triton-memory": "passed", "triton-truth": "passed"},
+    "peeks": {"right_but_peeks-memory": "failed", "right_but_peeks-truth": "passed"},
+}
+WARNINGS = {
+    "stale": "StaleExpectedFailure: wrong_in_e5m2 repeated no longer fails: passed ",
+    "unmet": "UnmetExpectedFailure: wrong_in_e5m2 repeated [head_dim=72] met no problem",
+    "file": (
+        "UnmetExpectedFailure: expected.toml: other.py:f truth is about none of "
+        "my_kernel.py:wrong_in_e5m2; remove or correct it"
+    ),
+}
 
 
-@pytest.mark.parametrize(
-    ("name", "outcomes"),
-    [
-        (
-            "right",
-            {f"right-{name}": "passed" for name in NAMES} | dict.fromkeys(SHOWS_NOTHING, "skipped"),
-        ),
-        ("wrong", {"wrong_in_e5m2-truth": "failed", "wrong_in_e5m2-repeated": "passed"}),
-        ("expected", {"wrong_in_e5m2-truth": "xfailed", "wrong_in_e5m2-repeated": "passed"}),
-        ("narrow", {"wrong_in_e5m2-truth": "failed"}),
-        ("stale", {"wrong_in_e5m2-repeated": "passed"}),
-        ("unmet", {"wrong_in_e5m2-repeated": "passed"}),
-        ("stale_strictly", {"wrong_in_e5m2-repeated": "failed"}),
-        ("unmet_strictly", {"wrong_in_e5m2-repeated": "failed"}),
-        ("no_reason", {None: "refused"}),
-        ("no_kernel", {None: "refused"}),
-        ("file", {"wrong_in_e5m2-truth": "xfailed"}),
-        ("local", {"made.<locals>.local-truth": "failed"}),
-        ("triton", {"triton-memory": "passed", "triton-truth": "passed"}),
-        ("peeks", {"right_but_peeks-memory": "failed", "right_but_peeks-truth": "passed"}),
-    ],
-)
-def test_a_kernel_passes_fails_or_is_skipped(name, outcomes, theirs):
-    assert theirs[name].outcomes == outcomes, theirs[name].text
+def test_a_kernel_passes_fails_or_is_skipped_and_expected_failures_that_do_not_happen_warn(theirs):
+    assert {name: cases.outcomes for name, cases in theirs.items()} == OUTCOMES
+    for name, cases in theirs.items():
+        assert len(cases.warnings) == (name in WARNINGS), name
+        assert cases.warnings == [] or cases.warnings[0].startswith(WARNINGS[name])
 
 
 @pytest.mark.parametrize(
@@ -271,28 +280,6 @@ def test_what_a_case_says(name, said, theirs):
     assert re.search(said, theirs[name].text), theirs[name].text
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("expected", None),
-        ("stale", "StaleExpectedFailure: wrong_in_e5m2 repeated no longer fails: passed "),
-        ("unmet", "UnmetExpectedFailure: wrong_in_e5m2 repeated [head_dim=72] met no problem"),
-        (
-            "file",
-            "UnmetExpectedFailure: expected.toml: other.py:f truth is about none of "
-            "my_kernel.py:wrong_in_e5m2; remove or correct it",
-        ),
-    ],
-)
-def test_expected_failures_that_do_not_happen_are_warnings_of_their_own(name, said, theirs):
-    warnings = theirs[name].warnings
-    if said is None:
-        assert warnings == []
-    else:
-        assert len(warnings) == 1
-        assert warnings[0].startswith(said)
-
-
 def test_a_wrong_kernel_fails_with_the_smallest_problem_and_the_command_that_replays_it(
     theirs, folder
 ):
@@ -304,8 +291,9 @@ def test_a_wrong_kernel_fails_with_the_smallest_problem_and_the_command_that_rep
     assert problem.kv_dtype == "e5m2"
     assert "Traceback" not in wrong.text
     command = re.search(r"^  replay   pagedbench (check .*)$", wrong.text, re.M)[1]
-    again = python(folder, "-m", "bench.cli", *shlex.split(command))
-    assert again.returncode == 1, again.stderr
+    with chdir(folder):
+        again = CliRunner().invoke(cli.app, shlex.split(command), env={"COLUMNS": "80"})
+    assert again.exit_code == 1, again.stderr
     assert re.search(r"^truth +failed +out\[token 0, head 0\]", again.stdout, re.M)
 
 
