@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, Final, Literal
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final
 
 from bench.machine.environment import GateEnvironment
 from bench.machine.facts import ROOT, git
@@ -47,7 +48,6 @@ class Series:
     """One benchmark of asv's: its definition, and the samples or the one value of a commit."""
 
     name: str
-    kind: Literal["time", "track"]
     unit: str
     pretty: str
     samples: list[float] = field(default_factory=list)
@@ -60,7 +60,7 @@ class Series:
             "name": self.name,
             "pretty_name": self.pretty,
             "code": "",
-            "type": self.kind,
+            "type": "time" if self.samples else "track",
             "unit": self.unit,
             "params": [],
             "param_names": [],
@@ -107,14 +107,16 @@ def write(
         {},
         commit,
         date_of(commit, repo, dirty=bool(dirty)),
-        ".".join(where.python.split(".")[:2]),
+        _minor(where),
         environment_name(where),
         {},
     )
     results.load_data(str(results_dir))
     add_series(results, series, started_at)
     results.save(str(results_dir))
-    write_machine(results_dir, machine)
+    folder = results_dir / machine["machine"]
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "machine.json", {**machine, "version": 1})
     add_definitions(results_dir, {each.name: each.definition for each in series})
     path: Path = results_dir / results._filename
     return path
@@ -149,7 +151,7 @@ def machine_of(where: GateEnvironment) -> dict[str, str]:
 def environment_name(where: GateEnvironment) -> str:
     """A name for the versions and the timer. asv's own environments never begin with `gate`."""
     parts = (
-        f"gate-py{'.'.join(where.python.split('.')[:2])}",
+        f"gate-py{_minor(where)}",
         f"torch{where.torch}",
         f"triton{where.triton}",
         f"cuda{where.cuda}" if where.cuda else "",
@@ -165,7 +167,11 @@ def add_definitions(results_dir: Path, definitions: dict[str, dict[str, Any]]) -
     """
     path = results_dir / "benchmarks.json"
     known = _listed(path) or {"version": 2}
-    path.write_text(json.dumps({**known, **definitions}, indent=4) + "\n", encoding="utf-8")
+    _write_json(path, {**known, **definitions})
+
+
+def _write_json(path: Path, what: dict[str, Any]) -> None:
+    path.write_text(json.dumps(what, indent=4) + "\n", encoding="utf-8")
 
 
 def gate_definitions(results_dir: Path) -> dict[str, dict[str, Any]]:
@@ -187,10 +193,14 @@ def _listed(path: Path) -> dict[str, Any]:
     return known
 
 
+def _minor(where: GateEnvironment) -> str:
+    return ".".join(where.python.split(".")[:2])
+
+
 def parameters_of(where: GateEnvironment) -> dict[str, str]:
     """What tells results apart besides the machine: no graph joins two of them."""
     return {
-        "python": ".".join(where.python.split(".")[:2]),
+        "python": _minor(where),
         "device": where.device,
         "driver": where.driver or "none",
         "cuda": where.cuda or "none",
@@ -226,29 +236,21 @@ def refuse_twins(found: Iterable[Series]) -> None:
         seen[each.name] = each.pretty
 
 
-@dataclass(frozen=True, slots=True)
-class _Measured:
-    """The answer of a benchmark in the shape that asv's `Results.add_result` reads."""
-
-    result: list[float | None]
-    samples: list[list[float] | None]
-    number: list[int | None]
-    stderr: str = ""
-    errcode: int = 0
-    profile: None = None
-
-
 def add_series(results: Results, series: Iterable[Series], started_at: str) -> None:
     """Add series to the results of one commit and environment; twice adds nothing."""
     began = datetime.fromisoformat(started_at)
     for each in series:
-        stored = _stored_samples(results, each.name)
-        if each.samples:
-            if stored.issuperset(each.samples):
-                continue  # this very record was exported before
-            measured = _Measured([median(each.samples)], [each.samples], [1])
-        else:
-            measured = _Measured([each.value], [None], [None])
+        if each.samples and _stored_samples(results, each.name).issuperset(each.samples):
+            continue  # this very record was exported before
+        # The answer of a benchmark in the shape that asv reads.
+        measured = SimpleNamespace(
+            result=[median(each.samples) if each.samples else each.value],
+            samples=[each.samples or None],
+            number=[1 if each.samples else None],
+            stderr="",
+            errcode=0,
+            profile=None,
+        )
         results.add_result(
             {"name": each.name, "version": VERSION, "params": []},
             measured,
@@ -263,11 +265,3 @@ def _stored_samples(results: Results, name: str) -> set[float]:
         return set()
     stored = results.get_result_samples(name, [])
     return {sample for samples in stored if samples is not None for sample in samples}
-
-
-def write_machine(results_dir: Path, machine: dict[str, str]) -> None:
-    """Describe a machine as asv wants it beside its results."""
-    folder = results_dir / machine["machine"]
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({**machine, "version": 1}, indent=4)
-    (folder / "machine.json").write_text(text + "\n", encoding="utf-8")

@@ -33,12 +33,7 @@ from bench.check.watching import watcher
 from reference.attention.checks import CHECKS, Check, Watch
 from reference.attention.contract import AttentionKernel, capabilities_of
 from reference.attention.coverage import can_show
-from reference.attention.expected import (
-    Expectations,
-    ExpectedFailure,
-    ExpectedState,
-    strangers,
-)
+from reference.attention.expected import Expectations, ExpectedFailure, ExpectedState, strangers
 from reference.attention.verdict import Status
 from subjects.attention.resolve import as_subject, resolve_kernel
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Final, Protocol, Self
+from typing import Final, Self
 
 import rich.progress
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -15,8 +15,8 @@ LINE_EVERY_S: Final = 10.0
 """In a log, where a step takes longer."""
 
 
-class Progress(Protocol):
-    """Is told how far the work is, from any thread."""
+class Progress:
+    """Is told how far the work is, from any thread; nobody sees it of this one."""
 
     def begin(self, what: str, total: int | None = None) -> None:
         """Start a step of `total` parts, or of nobody knows how many; with it the last one ends."""
@@ -28,33 +28,17 @@ class Progress(Protocol):
         """Say of the step what it now is; for one without a total."""
 
     def __enter__(self) -> Self:
-        """Begin to say it."""
+        return self
 
     def __exit__(self, *_: object) -> None:
         """End."""
 
 
-class Silence:
+class Silence(Progress):
     """Progress that nobody wants to see."""
 
-    def begin(self, what: str, total: int | None = None) -> None:
-        """Print nothing."""
 
-    def advance(self, count: int) -> None:
-        """Print nothing."""
-
-    def tell(self, what: str) -> None:
-        """Print nothing."""
-
-    def __enter__(self) -> Self:
-        """Print nothing."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Print nothing."""
-
-
-class Bar:
+class Bar(Progress):
     """Progress on a terminal: a bar for each step of the work."""
 
     def __init__(self, console: SafeConsole) -> None:
@@ -80,16 +64,14 @@ class Bar:
         self._bar.update(self._step, description=what)
 
     def __enter__(self) -> Self:
-        """Show the bars."""
         self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the finished bars on the screen."""
         self._bar.stop()
 
 
-class Lines:
+class Lines(Progress):
     """Progress in a log: a plain line when a step ends, and now and then while it lasts."""
 
     def __init__(self, console: SafeConsole, *, every_s: float = LINE_EVERY_S) -> None:
@@ -120,12 +102,10 @@ class Lines:
         self._what = what
 
     def __enter__(self) -> Self:
-        """Print nothing yet."""
         self._teller.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the last step."""
         self._over.set()
         self._teller.join()
         self._say()

@@ -77,8 +77,7 @@ def check(
         int, typer.Option(min=0, help="Processes per kernel; 0: one a core, four at most.")
     ] = 0,
     time_limit: Annotated[
-        float,
-        typer.Option(min=0.1, help="Seconds for one check of one problem; more is a hang."),
+        float, typer.Option(min=0.1, help="Seconds for one check of one problem; more is a hang.")
     ] = 120.0,
     timing: Annotated[bool, typer.Option(help="Time contiguous against paged decode.")] = True,
     expected: Annotated[

@@ -46,8 +46,7 @@ put side by side, as ratios and as shares of each machine's copy bandwidth.
 def compare(
     *,
     releases: Annotated[
-        list[str] | None,
-        typer.Argument(help="Commits, tags or folders, in order.", show_default=False),
+        list[str] | None, typer.Argument(help="Commits, tags or folders, in order.")
     ] = None,
     env: Annotated[
         list[str] | None,

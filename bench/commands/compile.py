@@ -89,8 +89,7 @@ def compile_kernels(
         bool, typer.Option("--update-baseline", help="Write them into our own baseline.")
     ] = False,
     time_limit: Annotated[
-        float,
-        typer.Option(min=0.1, help="Seconds to compile one variant for one target."),
+        float, typer.Option(min=0.1, help="Seconds to compile one variant for one target.")
     ] = 120.0,
     lanes: Annotated[int, typer.Option(min=0, help="Processes; 0: one a core, four at most.")] = 0,
     json: Json = None,

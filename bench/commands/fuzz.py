@@ -142,12 +142,7 @@ def fuzz(
                 raise BadInput(f"--json {json}: --replay prints, and makes no record; drop one")
             it.end(
                 _replay(
-                    replay,
-                    allocator,
-                    engine_python,
-                    it,
-                    in_process=in_process,
-                    limit=time_limit,
+                    replay, allocator, engine_python, it, in_process=in_process, limit=time_limit
                 )
             )
         check_file("--json", json)
@@ -238,10 +233,7 @@ def _replay(
 
 
 def _narrowed(
-    name: str,
-    can: AllocatorCapabilities,
-    pool: dict[str, int | bool],
-    block_sizes: frozenset[int],
+    name: str, can: AllocatorCapabilities, pool: dict[str, int | bool], block_sizes: frozenset[int]
 ) -> AllocatorCapabilities:
     """What is to be asked of an allocator, if it does that at all."""
     from reference.allocator.moves import AMPLE_BLOCKS, BLOCK_SIZES, MAX_BLOCKS

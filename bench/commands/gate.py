@@ -98,8 +98,7 @@ def gate(
         ),
     ] = False,
     plant: Annotated[
-        str | None,
-        typer.Option(help="Slow head by so much real extra work.", metavar="PERCENT"),
+        str | None, typer.Option(help="Slow head by so much real extra work.", metavar="PERCENT")
     ] = None,
     time_limit: Annotated[
         float, typer.Option(min=0.1, help="Minutes after which no launch begins.")
@@ -114,7 +113,6 @@ def gate(
             "--compiled/--no-compiled",
             help="Compile the kernels of both sides and compare their machine code. Default: where "
             "kernels or interpreters differ, and no --benchmark is chosen.",
-            show_default=False,
         ),
     ] = None,
     device: TimedDevice = "cpu",
@@ -200,11 +198,7 @@ def gate(
 
 
 def _contestants(
-    base: str | None,
-    head: str | None,
-    base_python: str | None,
-    python: str | None,
-    mode: Mode,
+    base: str | None, head: str | None, base_python: str | None, python: str | None, mode: Mode
 ) -> tuple[Contestant, Contestant]:
     from bench.gate.contestant import Contestant, find
     from bench.machine.facts import ROOT

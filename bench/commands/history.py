@@ -32,8 +32,7 @@ noise explains; it says between which commits. Thresholds are those of the asv c
 def history(
     *,
     results: Annotated[
-        Path | None,
-        typer.Option(help="Folder of asv results. Default: that of the configuration."),
+        Path | None, typer.Option(help="Folder of asv results. Default: that of the configuration.")
     ] = None,
     config: Annotated[Path, typer.Option(help="asv's configuration.")] = Path("asv.conf.json"),
     repo: Annotated[Path, typer.Option(help="Git repository that was measured.")] = Path(),

@@ -65,7 +65,7 @@ def throughput(
         list[str] | None,
         typer.Option(
             help="Decode batch: BATCHxCONTEXT, or STREAM:BATCH, lengths of running requests of a "
-            "built-in stream. May be repeated.",
+            "built-in stream. May be repeated."
         ),
     ] = None,
     prefill: Annotated[

@@ -75,9 +75,7 @@ def waste(
     stream: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"Stream of requests. May be repeated. Default: {DEFAULT_STREAM}.",
-            metavar="SPEC",
-            show_default=False,
+            help=f"Stream of requests. May be repeated. Default: {DEFAULT_STREAM}.", metavar="SPEC"
         ),
     ] = None,
     trace: Annotated[
@@ -86,7 +84,6 @@ def waste(
             help="Request trace, plain or gzip: Azure, ShareGPT lengths, Mooncake, BurstGPT, "
             "Qwen-Bailian. May be repeated.",
             metavar="FILE",
-            show_default=False,
         ),
     ] = None,
     policy: Annotated[
@@ -95,7 +92,6 @@ def waste(
             help="Policy of the cache. May be repeated. Default: max, pow2 and oracle on buddy, "
             "oracle/first-fit, paged.",
             metavar="SPEC",
-            show_default=False,
         ),
     ] = None,
     block_size: Annotated[
@@ -105,30 +101,22 @@ def waste(
             min=1,
             help="Tokens per block, for paged policies that do not say. May be repeated. "
             "Default: 16.",
-            show_default=False,
         ),
     ] = None,
     slots: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", min=1, help="Size of the pool in slots, tokens.", show_default=False
-        ),
+        int | None, typer.Option(metavar="N", min=1, help="Size of the pool in slots, tokens.")
     ] = None,
     pool: Annotated[
         str | None,
         typer.Option(
             help=f"Size of the pool in bytes, as 12GiB or 40GB. Default: {DEFAULT_POOL}.",
             metavar="SIZE",
-            show_default=False,
         ),
     ] = None,
     bytes_per_token: Annotated[
         int | None,
         typer.Option(
-            metavar="N",
-            min=1,
-            help="Bytes of one slot. Default: 819,200, OPT-13B in 16 bits.",
-            show_default=False,
+            metavar="N", min=1, help="Bytes of one slot. Default: 819,200, OPT-13B in 16 bits."
         ),
     ] = None,
     model: Annotated[
@@ -137,7 +125,6 @@ def waste(
             help="Bytes of one slot from a model's shape: layers x KV heads x head size, and bytes "
             "per element where it is not 2: 32x8x128 is Llama-3-8B.",
             metavar="SHAPE",
-            show_default=False,
         ),
     ] = None,
     max_model_len: Annotated[
@@ -147,7 +134,6 @@ def waste(
             min=1,
             help="Longest request that a reservation provides for. Default: the smallest power of "
             "two that holds the stream's longest.",
-            show_default=False,
         ),
     ] = None,
     requests: Annotated[
@@ -163,7 +149,6 @@ def waste(
             metavar="N",
             min=0,
             help="Completed requests that are not judged. Default: a tenth of the stream.",
-            show_default=False,
         ),
     ] = None,
     clients: Annotated[
@@ -173,7 +158,6 @@ def waste(
             min=1,
             help="Most requests that wait or run at once; for paged policies and streams without "
             "times.",
-            show_default=False,
         ),
     ] = None,
     step_ms: Annotated[
@@ -195,24 +179,18 @@ def waste(
     ray: Annotated[
         bool,
         typer.Option(
-            "--ray",
-            help="Run on a Ray cluster: that of RAY_ADDRESS, or one that is started here.",
+            "--ray", help="Run on a Ray cluster: that of RAY_ADDRESS, or one that is started here."
         ),
     ] = False,
     ray_address: Annotated[
-        str | None,
-        typer.Option(
-            help="Run on the Ray cluster at this address.", metavar="ADDRESS", show_default=False
-        ),
+        str | None, typer.Option(help="Run on the Ray cluster at this address.", metavar="ADDRESS")
     ] = None,
     json: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the record to this file.")
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="Draw the pool to this file: png, svg or pdf.", show_default=False
-        ),
+        typer.Option(metavar="FILE", help="Draw the pool to this file: png, svg or pdf."),
     ] = None,
     figure: Annotated[
         str | None,
@@ -220,7 +198,6 @@ def waste(
             help="Reproduce a published figure, and nothing else: sosp23, sharing, block-size, "
             "watermark, mooncake or jenga.",
             metavar="NAME",
-            show_default=False,
         ),
     ] = None,
     whatif: Annotated[

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from bench.compile.run import Compiled, Refused, Result
 from bench.machine.record import Record
-from kernels.compiled.baseline import (
-    Baseline,
-    Comparison,
-    Status,
-    TargetBaseline,
-    compare,
-)
+from kernels.compiled.baseline import Baseline, Comparison, Status, TargetBaseline, compare
 from kernels.compiled.figures import VariantFigures
 
 

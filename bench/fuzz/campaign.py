@@ -23,14 +23,7 @@ from hypothesis.database import ExampleDatabase
 from bench.command.exit_codes import INTERRUPTED, RIGHT, WRONG
 from bench.fuzz.databases import Drawer
 from bench.fuzz.minimise import minimise
-from bench.fuzz.record import (
-    FindingRecord,
-    FuzzRecord,
-    KnownRecord,
-    Subject,
-    Trace,
-    Verdict,
-)
+from bench.fuzz.record import FindingRecord, FuzzRecord, KnownRecord, Subject, Trace, Verdict
 from bench.machine.environment import FuzzEnvironment
 from bench.search.drawing import draw_each, only_our_constants, still_wrong
 from bench.search.lanes import Enough, abandoning

@@ -68,9 +68,7 @@ def _series(record: GateRecord, side: Side) -> list[Series]:
         name = series_name(benchmark.key)
         times = [getattr(sample, f"{side}_s") for sample in benchmark.samples]
         if times:
-            found.append(
-                Series(f"gate.{name}.time", "time", "seconds", benchmark.key, samples=times)
-            )
+            found.append(Series(f"gate.{name}.time", "seconds", benchmark.key, samples=times))
         counters = {
             each.name: (each, getattr(each, side))
             for each in record.counters
@@ -78,24 +76,11 @@ def _series(record: GateRecord, side: Side) -> list[Series]:
         }
         for each, value in counters.values():
             module = "gate_more" if each.more_is_better else "gate"
-            found.append(
-                Series(
-                    f"{module}.{name}.{series_name(each.name)}",
-                    "track",
-                    each.unit,
-                    f"{benchmark.key} {each.name}",
-                    value=float(value),
-                )
-            )
+            where = f"{module}.{name}.{series_name(each.name)}"
+            pretty = f"{benchmark.key} {each.name}"
+            found.append(Series(where, each.unit, pretty, value=float(value)))
         moved = next((counters[each][1] for each in BYTE_COUNTERS if each in counters), None)
         if times and moved:
-            found.append(
-                Series(
-                    f"gate_more.{name}.throughput",
-                    "track",
-                    "GB/s",
-                    f"{benchmark.key} throughput",
-                    value=moved / median(times) / 1e9,
-                )
-            )
+            where, pretty = f"gate_more.{name}.throughput", f"{benchmark.key} throughput"
+            found.append(Series(where, "GB/s", pretty, value=moved / median(times) / 1e9))
     return found

@@ -17,13 +17,7 @@ from statistics import median
 from typing import Final, Literal
 
 from bench.gate.asv import BYTE_COUNTERS, Side
-from bench.gate.record import (
-    BenchmarkRecord,
-    ContestantRecord,
-    Estimate,
-    GateRecord,
-    Verdict,
-)
+from bench.gate.record import BenchmarkRecord, ContestantRecord, Estimate, GateRecord, Verdict
 from bench.machine.environment import GateEnvironment
 from bench.machine.record import StrictRecord
 from reference.errors import BadInput
@@ -179,11 +173,7 @@ def machine_key(where: GateEnvironment) -> tuple[str, ...]:
 
 
 def _cells(
-    key: str,
-    runs: Sequence[NamedRun],
-    names: Sequence[str],
-    anchor: str,
-    same: dict[str, bool],
+    key: str, runs: Sequence[NamedRun], names: Sequence[str], anchor: str, same: dict[str, bool]
 ) -> list[Cell]:
     cells: list[Cell] = []
     before: str | None = None

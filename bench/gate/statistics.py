@@ -66,14 +66,11 @@ def robust_sd(d: ArrayLike) -> float:
     return float(stats.iqr(np.asarray(d), scale="normal"))
 
 
-def hodges_lehmann(
-    d: ArrayLike, *, confidence: float = 0.95
-) -> tuple[float, float | None, float | None]:
-    """Estimate of the centre of `d`, and the bounds that belong to the signed-rank test.
+def hodges_lehmann(d: ArrayLike) -> tuple[float, float | None, float | None]:
+    """Estimate of the centre of `d`, and the 95 % bounds that belong to the signed-rank test.
 
     `d` is [launches], logarithms. The estimate is the median of the means of all pairs of launches,
-    each with itself included; the bounds are two of these means, between which the centre lies with
-    this confidence. No bounds from fewer than 6 launches, at 95 %.
+    each with itself included; the bounds are two of these means. None from fewer than 6 launches.
     """
     values = np.asarray(d, np.float64)
     first, second = np.triu_indices(len(values))
@@ -86,7 +83,7 @@ def hodges_lehmann(
         larger[: len(counts)] += counts / 2
         larger[rank:] += counts / 2
         counts = larger
-    outside = int(np.count_nonzero(np.cumsum(counts) <= (1 - confidence) / 2))
+    outside = int(np.count_nonzero(np.cumsum(counts) <= 0.05 / 2))
     if not outside:
         return estimate, None, None
     return estimate, float(walsh[outside - 1]), float(walsh[-outside])

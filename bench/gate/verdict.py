@@ -162,10 +162,7 @@ def judge(record: GateRecord) -> GateRecord:
     A run that the harness failed in, or that was interrupted, stays what it is: no sample says so.
     """
     benchmarks = judge_benchmarks(
-        record.benchmarks,
-        record.parameters,
-        counters=record.counters,
-        complete=record.complete,
+        record.benchmarks, record.parameters, counters=record.counters, complete=record.complete
     )
     changes: dict[str, object] = {"benchmarks": benchmarks}
     if record.verdict not in {"harness failed", "interrupted"}:

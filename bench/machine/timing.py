@@ -268,7 +268,7 @@ class Interval:
         return "" if self.low is None else f"{self.low:.2f} to {self.high:.2f}"
 
 
-def median_interval(values: Sequence[float], *, confidence: float = 0.95) -> Interval:
+def median_interval(values: Sequence[float]) -> Interval:
     """The median and its interval by order statistics.
 
     The number of values below the true median is binomial(n, 1/2), whatever they are distributed
@@ -279,7 +279,7 @@ def median_interval(values: Sequence[float], *, confidence: float = 0.95) -> Int
     from scipy import stats  # not above: a process that is timed has no need of it
 
     test = stats.quantile_test(values, q=0, p=0.5)
-    low, high = test.confidence_interval(confidence)
+    low, high = test.confidence_interval(0.95)
     # NaN where even the extremes bound nothing, as with five values at 95 %.
     bounds = (None, None) if math.isnan(low) else (float(low), float(high))
     return Interval(statistics.median(values), *bounds)
@@ -299,10 +299,6 @@ def balanced_orders(names: Sequence[Name], rng: random.Random) -> Iterator[list[
         rng.shuffle(shifts)
         for shift in shifts:
             yield start[shift:] + start[:shift]
-
-
-def _no_finding(name: str) -> str:
-    return ""
 
 
 class Timer:
@@ -327,7 +323,7 @@ class Timer:
         *,
         before_round: Callable[[], object] = lambda: None,
         before_side: Callable[[str], object] = lambda _: None,
-        judge: Callable[[str], str] = _no_finding,
+        judge: Callable[[str], str] = lambda _: "",
         advance: Callable[[int], object] = lambda _: None,
         stop: threading.Event | None = None,
     ) -> dict[str, Times]:

@@ -10,11 +10,8 @@ gate_more.throughput.POINT.SUBJECT.bandwidth
 
 from __future__ import annotations
 
-import os
-import platform
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from bench.asv.series import Exported, LeftOut, Series, series_name, write
@@ -41,20 +38,10 @@ def export(record: ThroughputRecord, results_dir: Path, repo: Path = ROOT) -> Ex
 
 
 def _environment(record: ThroughputRecord) -> GateEnvironment:
-    where = record.environment
-    return GateEnvironment(
-        device=where.device,
-        driver=where.driver,
+    return GateEnvironment.here(
+        **record.environment.model_dump(include=set(GateEnvironment.model_fields)),
         cuda=torch.version.cuda if record.device == "cuda" else None,
-        torch=where.torch,
-        triton=where.triton,
-        numpy=np.__version__,
-        python=where.python,
         timer=record.clock,
-        cpu=where.cpu,
-        cores=len(os.sched_getaffinity(0)),
-        threads=where.threads,
-        platform=platform.platform(),
         copy_gbs=record.roof.copy_gigabytes_per_s if record.roof else None,
     )
 
@@ -67,16 +54,7 @@ def _series(record: ThroughputRecord) -> list[Series]:
                 continue
             name = f"throughput.{series_name(point.name)}.{series_name(each.name)}"
             pretty = f"{point.name}, {each.name}"
-            found.append(
-                Series(f"gate.{name}.time", "time", "seconds", pretty, samples=list(each.cold_s))
-            )
-            found.append(
-                Series(
-                    f"gate_more.{name}.bandwidth",
-                    "track",
-                    "GB/s",
-                    f"{pretty} bandwidth",
-                    value=each.gigabytes_per_s,
-                )
-            )
+            rate, said = each.gigabytes_per_s, f"{pretty} bandwidth"
+            found.append(Series(f"gate.{name}.time", "seconds", pretty, samples=each.cold_s))
+            found.append(Series(f"gate_more.{name}.bandwidth", "GB/s", said, value=rate))
     return found

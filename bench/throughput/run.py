@@ -223,10 +223,7 @@ class _Run:
 
 
 def _point_record(
-    point: Point,
-    samples: Sequence[Sample],
-    subjects: dict[str, SubjectRecord],
-    cache_bytes: int,
+    point: Point, samples: Sequence[Sample], subjects: dict[str, SubjectRecord], cache_bytes: int
 ) -> PointRecord:
     problem, copies = point.problem, len(samples)
     return PointRecord(

@@ -33,10 +33,7 @@ Policy = ContiguousPolicy | PagedPolicy
 
 
 def parse_policy(
-    text: str,
-    *,
-    block_size: int = DEFAULT_BLOCK_SIZE,
-    max_model_len: int = DEFAULT_MAX_MODEL_LEN,
+    text: str, *, block_size: int = DEFAULT_BLOCK_SIZE, max_model_len: int = DEFAULT_MAX_MODEL_LEN
 ) -> Policy:
     """Read a policy; where it does not say, blocks and reservations are as long as the options."""
     head, colon, tail = text.strip().partition(":")

@@ -86,7 +86,7 @@ def whatif_reading(whatif: WhatIf, gibibytes: float) -> list[str]:
         return lines
     lines = [
         f"{best.group} {best.label} gives back most: {best.gain:+.1%} requests completed in the "
-        f"same steps, {best.token_share * gibibytes:+.2f} GiB of tokens ({CRITERION}).",
+        f"same steps, {best.token_share * gibibytes:+.2f} GiB of tokens ({CRITERION})."
     ]
     cost = _costs(best, whatif.base)
     lines.append(f"It costs {cost}." if cost else "It costs nothing that is counted here.")

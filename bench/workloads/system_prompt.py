@@ -103,11 +103,7 @@ class _SystemPrompt(Wrapped):
                 yield chunk.between(start, start + at_once)
 
     def _prefix(
-        self,
-        which: NDArray[np.int64],
-        counts: NDArray[np.int64],
-        own: NDArray[np.int64],
-        size: int,
+        self, which: NDArray[np.int64], counts: NDArray[np.int64], own: NDArray[np.int64], size: int
     ) -> PrefixBlocks:
         """Join blocks of system prompts `which` and the requests' own, `counts` each."""
         blocks = self.tokens // size
