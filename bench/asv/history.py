@@ -88,11 +88,7 @@ def find_steps(
     pattern: str | None = None,
     thresholds: dict[str, float] | None = None,
 ) -> History:
-    """Find the steps in asv's `results_dir`; the Git repository gives the commits their order.
-
-    Names must contain the regular expression `pattern`; `thresholds` are least relative changes by
-    regular expression of the name, as `regressions_thresholds` of asv's configuration.
-    """
+    """Find the steps in asv's results; the Git repository gives the commits their order."""
     try:
         from asv.results import Results, iter_results_paths
         from asv.util import UserError

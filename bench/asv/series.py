@@ -83,13 +83,9 @@ def write(
     started_at: str,
     repo: Path = ROOT,
 ) -> Path:
-    """Add what was measured of one commit to a folder of asv results; returns the file.
+    """Add what was measured of one commit to a folder of asv results, once; returns the file.
 
-    Doing it twice adds nothing; another run in the same environment adds its samples to those that
-    are there. The repository is asked for the commit's date.
-
-    Raises LeftOut: it is not of a commit that the repository knows. Raises BadInput: asv is not
-    installed, or two series have one name.
+    Raises LeftOut: it is not of a commit that the repository knows.
     """
     try:
         from asv.results import Results
@@ -129,10 +125,7 @@ def series_name(key: str) -> str:
 
 
 def machine_of(where: GateEnvironment) -> dict[str, str]:
-    """An environment's machine as asv describes one; its name is the same wherever it is said.
-
-    The name holds a digest of what makes it another machine: two runners with one label may be two.
-    """
+    """An environment's machine as asv describes one, by a name with a digest of what it is."""
     system, *_ = where.platform.split("-")
     facts = {
         # Not the kernel's release: asv would begin new series with every update.
@@ -161,10 +154,7 @@ def environment_name(where: GateEnvironment) -> str:
 
 
 def add_definitions(results_dir: Path, definitions: dict[str, dict[str, Any]]) -> None:
-    """Add benchmarks to asv's list, without which `asv publish` does not show them.
-
-    `asv run` writes the list anew: `scripts/run_asv.py` puts back what was there of the gate.
-    """
+    """Add benchmarks to asv's list, without which `asv publish` does not show them."""
     path = results_dir / "benchmarks.json"
     known = _listed(path) or {"version": 2}
     _write_json(path, {**known, **definitions})
@@ -211,10 +201,7 @@ def parameters_of(where: GateEnvironment) -> dict[str, str]:
 
 
 def date_of(commit: str | None, repo: Path, *, dirty: bool) -> int:
-    """When a commit was made, milliseconds since the epoch, as asv counts.
-
-    Raises LeftOut: there is no such commit, or it is not all that was measured.
-    """
+    """When a commit was made, ms since the epoch. Raises LeftOut: it is none, or not all of it."""
     if commit is None:
         raise LeftOut("it is no commit, and asv's results belong to commits")
     if dirty:

@@ -79,11 +79,7 @@ def time_decode(
     advance: Callable[[int], object] = lambda _: None,
     stop: threading.Event | None = None,
 ) -> DecodeTimes | None:
-    """Time one decode step of a batch of the stream; None if `stop` is set before it is done.
-
-    The batch has as many sequences as `step`, or as many as fit a contiguous cache; their lengths
-    are those of running requests, longest first.
-    """
+    """Time a decode step of running requests of the stream; None if `stop` ends it."""
     where = device_of(device)
     most_bytes = torch.cuda.mem_get_info()[0] // 4 if device == "cuda" else CPU_CACHE_BYTES
     drawn = running_lengths(stream, len(step.requests), seed=seed)

@@ -104,10 +104,7 @@ def failure_panel(kernel: str, failure: Failure) -> Panel:
 
 
 def expected_lines(record: CheckRecord) -> list[Text]:
-    """What failed as expected, with its reason, and what is to be done about the others.
-
-    Never wrapped: a reason is mostly a URL.
-    """
+    """What failed as expected, and what is to be done about the others. Never wrapped."""
     lines = [
         Text("expected  ", style="yellow").append(one.said, style="default")
         for kernel in record.kernels

@@ -6,7 +6,8 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -16,7 +17,15 @@ from bench.check.decode import ROUNDS, WARM_UP, DecodeTimes, time_decode
 from bench.check.failures import FailureStore
 from bench.check.need import POOL_BYTES, contiguous_need, paged_need
 from bench.check.record import EXPECTED, CheckRecord, KernelRecord
-from bench.check.search import TIME_LIMIT_S, Replay, SearchPlan, describe, replay, search, shrink
+from bench.check.search import (
+    AskedOfAll,
+    Replay,
+    SearchPlan,
+    describe,
+    replay,
+    search,
+    shrink,
+)
 from bench.command.exit_codes import HARNESS_FAILED, INTERRUPTED, RIGHT, USAGE, WRONG
 from bench.command.progress import Progress
 from bench.machine.environment import describe_environment
@@ -35,41 +44,21 @@ MAX_DRAWN_REQUESTS: Final = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CheckPlan:
+class CheckPlan(AskedOfAll):
     """What to check."""
 
     kernels: Sequence[str]
     """Names of the subjects."""
     stream: RequestStream
     """Where lengths come from."""
-    problems: int
-    """Drawn problems for each kernel."""
-    max_len: int
-    """Longest context of a problem that takes its lengths from the stream, tokens."""
-    seed: int
-    """Of everything that is drawn."""
-    device: str
-    """`cpu` or `cuda`."""
-    lanes: int
-    """Processes that run one kernel at once."""
     store: FailureStore
     """Where failures are kept."""
     timed: AttentionProblem | None
     """The decode step to time, as in `time_decode`; None to time nothing."""
-    time_limit_s: float = TIME_LIMIT_S
-    """Seconds that a kernel may take for one check of one problem."""
-    python: str | None = None
-    """Interpreter to run the kernels with; None for the one that each needs."""
-    expected: tuple[ExpectedFailure, ...] = ()
-    """Failures that do not make a kernel wrong."""
 
 
 def run_check(plan: CheckPlan, *, progress: Progress, stop: threading.Event) -> CheckRecord:
-    """Cross-check, time and account; what is done when `stop` is set is in the record.
-
-    Where one kernel cannot be judged, for a fault of ours or because it supports nothing, the
-    others are, and the record says so.
-    """
+    """Cross-check, time and account; a kernel that cannot be judged keeps no other from it."""
     started = datetime.now(UTC)
     clock = time.monotonic()
     needs = [contiguous_need(plan.stream), paged_need(plan.stream)]
@@ -165,7 +154,13 @@ def _cross_checked(
             kernel, capabilities or Capabilities(), asked=plan.problems + len(saved)
         )
         if capabilities is not None and not stop.is_set():
-            search_plan = _search_plan(plan, kernel, capabilities, saved)
+            search_plan = SearchPlan(
+                **{field.name: getattr(plan, field.name) for field in fields(AskedOfAll)},
+                kernel=kernel,
+                capabilities=capabilities,
+                lengths=stream_lengths(plan.stream),
+                saved=tuple(saved),
+            )
             try:
                 record = _cross_check(search_plan, plan.store, progress, stop)
             except Exception as error:
@@ -174,25 +169,6 @@ def _cross_checked(
     if len(troubles) == len(kernels):
         raise next(iter(troubles.values()))
     return kernels, troubles
-
-
-def _search_plan(
-    plan: CheckPlan, kernel: str, capabilities: Capabilities, saved: Sequence[AttentionProblem]
-) -> SearchPlan:
-    return SearchPlan(
-        kernel=kernel,
-        device=plan.device,
-        problems=plan.problems,
-        lengths=stream_lengths(plan.stream),
-        max_len=plan.max_len,
-        lanes=plan.lanes,
-        seed=plan.seed,
-        time_limit_s=plan.time_limit_s,
-        saved=tuple(saved),
-        expected=plan.expected,
-        capabilities=capabilities,
-        python=plan.python,
-    )
 
 
 def _cross_check(
@@ -204,7 +180,9 @@ def _cross_check(
         return record
     progress.begin("making the failure smaller", MAX_SHRINKS)
     failure = shrink(plan, record.failure, advance=progress.advance, stopped=stop.is_set)
-    saved_to = _saved(store, plan.kernel, failure.problem)
+    saved_to = None
+    with suppress(OSError):  # a full disk is no reason to lose the finding
+        saved_to = str(store.save(plan.kernel, failure.problem))
     return record.model_copy(update={"failure": failure.model_copy(update={"saved_to": saved_to})})
 
 
@@ -227,13 +205,6 @@ def _warnings(expected: tuple[ExpectedFailure, ...], kernels: list[KernelRecord]
         if kernel.complete:  # a search that ended early proves nothing
             said += [one.said for one in kernel.expected if one.state != EXPECTED]
     return said
-
-
-def _saved(store: FailureStore, kernel: str, problem: str) -> str | None:
-    try:
-        return str(store.save(kernel, problem))
-    except OSError:
-        return None  # a full disk is no reason to lose the finding
 
 
 def _time(plan: CheckPlan, progress: Progress, stop: threading.Event) -> DecodeTimes | None:

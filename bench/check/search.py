@@ -68,33 +68,39 @@ class Replay:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SearchPlan:
-    """What to search, and how."""
+class AskedOfAll:
+    """What is the same for all kernels of a run."""
 
-    kernel: str
-    """Name of the subject."""
     device: str
     """`cpu` or `cuda`."""
-    capabilities: Capabilities
-    """What the kernel declares."""
     problems: int
-    """How many to draw. Two thirds have awkward lengths, one third those of `lengths`."""
-    lengths: Sequence[tuple[int, int]]
-    """(prompt tokens, output tokens) of the stream's requests."""
+    """How many to draw. Two thirds have awkward lengths, one third those of the stream."""
     max_len: int
     """Longest context of a problem with the stream's lengths, tokens."""
     lanes: int
-    """Children that run at once."""
+    """Children that run one kernel at once."""
     seed: int
     """The same seed draws the same problems."""
     time_limit_s: float = TIME_LIMIT_S
     """Seconds for one check of one problem."""
-    saved: tuple[AttentionProblem, ...] = ()
-    """Problems to run first: those that this kernel got wrong before."""
     expected: tuple[ExpectedFailure, ...] = ()
     """Failures that do not end the search; those of other kernels are left alone."""
     python: str | None = None
-    """Interpreter to run the kernel with; None for the one that it needs."""
+    """Interpreter to run the kernels with; None for the one that each needs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchPlan(AskedOfAll):
+    """What to search, and how."""
+
+    kernel: str
+    """Name of the subject."""
+    capabilities: Capabilities
+    """What the kernel declares."""
+    lengths: Sequence[tuple[int, int]]
+    """(prompt tokens, output tokens) of the stream's requests."""
+    saved: tuple[AttentionProblem, ...] = ()
+    """Problems to run first: those that this kernel got wrong before."""
 
     @property
     def asked(self) -> int:
@@ -148,10 +154,7 @@ def _declared(child: SubjectProcess, kernel: str) -> Capabilities:
 def start(
     kernel: str, device: str, *, time_limit_s: float = TIME_LIMIT_S, python: str | None = None
 ) -> SubjectProcess:
-    """A child that runs a kernel; interpreted on the CPU, compiled on a GPU.
-
-    It runs in `python`, else in the interpreter that a built-in kernel needs, else in this one.
-    """
+    """A child that runs a kernel; interpreted on the CPU, compiled on a GPU."""
     environment = {
         "OMP_NUM_THREADS": "1",
         "TRITON_DEFAULT_FP_FUSION": "1",
@@ -165,10 +168,7 @@ def start(
 
 
 def verdict_of(child: SubjectProcess, check: str, problem: AttentionProblem) -> Verdict:
-    """Run one check of the child's kernel on a problem; a child that dies is a verdict too.
-
-    Raises HarnessError if what went wrong is ours.
-    """
+    """Run one check on a problem; a child that dies is a verdict, what is ours a HarnessError."""
     try:
         return _asked(child, check, problem)
     except SubjectDied as death:
@@ -183,10 +183,7 @@ def replay(
     time_limit_s: float = TIME_LIMIT_S,
     python: str | None = None,
 ) -> Replay:
-    """Every check that applies, on one problem; none more once the kernel has hung.
-
-    KeyboardInterrupt ends it with the verdicts that there are.
-    """
+    """Every check that applies, on one problem, until the kernel hangs or KeyboardInterrupt."""
     verdicts: list[Verdict] = []
     moved = None
     try:
@@ -213,11 +210,7 @@ def replay(
 def search(
     plan: SearchPlan, *, advance: Callable[[int], None], stopped: Callable[[], bool]
 ) -> KernelRecord:
-    """Run problems until one fails, all are done, or it is `stopped`. `shrink` makes it smaller.
-
-    Raises SubjectError if the kernel supports none of the problems. Raises HarnessError if a child
-    fails for a reason that is not the kernel's.
-    """
+    """Run problems until one fails, all are done, or it is `stopped`."""
     loop = _Loop(plan, advance, stopped)
     run_lanes(
         min(plan.lanes, plan.asked), loop.work, over=loop.over, end=loop.end, beside=loop.draw
@@ -241,8 +234,7 @@ def shrink(
     """Draw a search's problems again up to the one that failed, and make that one smaller.
 
     Only the check that failed is run, and no problem that is expected to fail it: what is found is
-    the same bug. Ends after `MAX_SHRINKS` runs of the kernel, `SHRINK_LIMIT_S`, when it is
-    `stopped` or when something of ours fails, with the smallest failure so far.
+    the same bug.
     """
     smallest = [failure]
 
@@ -309,7 +301,7 @@ class Turns:
     """Chooses the checks of each problem: memory, the truth, and one law that it can show.
 
     The laws take turns: first where they were not shown with most of the problem's features, then
-    the one that was shown least. Depends on the problems before, not on what the kernel answered.
+    the one that was shown least.
     """
 
     def __init__(self) -> None:

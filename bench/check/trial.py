@@ -58,10 +58,7 @@ class TrialOutcome:
 
 
 def run_trial(trial: Trial, expectations: Expectations) -> TrialOutcome:
-    """Run a check on problems within the kernel's capabilities until one fails or all are done.
-
-    Failures that are expected are counted, in `expectations` too, and the search goes on.
-    """
+    """Run a check on problems within the kernel's capabilities until one fails or all are done."""
     outcome = TrialOutcome()
     able = capabilities_of(trial.kernel)
     simplest = next(filter(trial.check.applies, witnesses(able)), None)

@@ -13,11 +13,7 @@ from reference.attention.problem import AttentionProblem
 
 
 def watcher() -> Watch | None:
-    """The memory checker where Triton kernels are interpreted; None where nothing can be seen.
-
-    Call it when the kernel has been imported: only then is it known whether that needs Triton.
-    Where it does, the interpreter has its corrections afterwards.
-    """
+    """The memory checker where Triton kernels are interpreted, once one has been imported."""
     if "triton" not in sys.modules:
         return None
     from kernels.interpreter import interpreting
@@ -29,11 +25,7 @@ def watcher() -> Watch | None:
 def bytes_moved(
     kernel: AttentionKernel, problem: AttentionProblem
 ) -> dict[str, dict[str, int]] | None:
-    """Bytes that a Triton kernel loads and stores of each tensor; None where nothing can be seen.
-
-    For each tensor the fields of `kernels.interpreter.memory.Traffic`. A tensor without a role in
-    the call, such as scratch memory, goes by the name of the kernel and its parameter.
-    """
+    """Bytes that a Triton kernel moves of each tensor; None where nothing can be seen."""
     if watcher() is None:
         return None
     from kernels.interpreter.memory import attention_roles, watch_memory

@@ -16,12 +16,7 @@ from bench.command.words import printable
 
 
 class SafeConsole(Console):
-    """A console for the names, messages and output of whatever is under test.
-
-    Their escape sequences and workflow commands are shown and do nothing. It goes on when nobody
-    reads any more: `pagedbench check | head` is not a verdict. Where the stream cannot be written
-    for another reason, `lost` says which.
-    """
+    """A console on which text of whatever is under test does nothing but be read."""
 
     def __init__(self, *, stderr: bool = False) -> None:
         self._stream = SafeStream(

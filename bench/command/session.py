@@ -30,8 +30,7 @@ NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS
 def session(*, about: str) -> Iterator[Session]:
     """Run a command inside, and end it with the exit code of what came of it.
 
-    `about` is what a failure of the harness says nothing about. A message of `BadInput` ends it
-    with USAGE; a report that cannot be written with HARNESS_FAILED, whatever was found.
+    `about` is what a failure of the harness says nothing about.
     """
     it = Session(about)
     with it.handlers:
@@ -68,11 +67,8 @@ class Session:
     def work(self, *, quiet: bool = False, raising: bool = False) -> Iterator[Progress]:
         """Show the progress of what is done inside, and let the first signal stop it in order.
 
-        From here to the end of the command a signal no longer ends it at once: what was found is
-        reported.
-
-        With `raising` the signal raises KeyboardInterrupt: for work in this thread that does not
-        look at `stop`.
+        From here on a signal no longer ends the command at once: what was found is reported. With
+        `raising` it raises KeyboardInterrupt: for work in this thread that does not look at `stop`.
         """
         working = True
 
@@ -147,10 +143,7 @@ def check_readable(file: Path | None) -> None:
 
 
 def check_file(option: str, file: Path | None) -> None:
-    """Raise BadInput where a result could not be written.
-
-    Before the work, not after it: a minute's record should not end in a missing folder.
-    """
+    """Raise BadInput, before the work is done, where a result could not be written."""
     if file is None:
         return
     try:

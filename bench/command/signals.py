@@ -22,10 +22,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def end_at_once(code: int = INTERRUPTED) -> None:
-    """From now on a signal ends this process with `code`, its children first, without a traceback.
+    """From now on a signal ends this process with `code`, its children first.
 
-    By `os._exit`: an exception may be raised in the middle of an import, which hides it or makes
-    another one of it.
+    By `os._exit`: an exception in the middle of an import may be hidden by it.
     """
     for number in SIGNALS:
         signal.signal(number, lambda *_: abort(code))

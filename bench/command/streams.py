@@ -13,10 +13,7 @@ from typing import IO, Any
 
 
 class SafeStream:
-    """Writes to a stream, whichever it is at the moment, as long as that can be written.
-
-    `cleaned` is what becomes of a text before.
-    """
+    """Writes what is `cleaned` to a stream, whichever it is at the moment, while that goes."""
 
     def __init__(
         self, stream: Callable[[], IO[str]], *, cleaned: Callable[[str], str] = lambda text: text
@@ -67,8 +64,5 @@ class SafeStream:
 
 
 def without_commands(text: str) -> str:
-    """Text of which no line is a workflow command to the runner of a GitHub Actions job.
-
-    It takes a line that begins with two colons for one, and `##[` wherever it stands.
-    """
+    """Text of which no line is a workflow command to the runner of a GitHub Actions job."""
     return re.sub(r"(?m)^(\s*):(?=:)", r"\1: ", text).replace("##[", "## [")

@@ -27,10 +27,7 @@ def table(
     name_width: int | None = None,
     **how: Any,
 ) -> Table:
-    """A table of names, which fold where they are longer than `name_width`, and their figures.
-
-    `first` is the head of the names. Figures are never folded; `how` is as for `rich.table.Table`.
-    """
+    """A table of names, which fold where they are longer than `name_width`, and their figures."""
     made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, **how)
     made.add_column(first, overflow="fold", max_width=name_width)
     for head in figures:

@@ -10,10 +10,7 @@ UNITS: Final = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
 
 
 def printable(text: str) -> str:
-    """Text that does nothing to a terminal, character for character.
-
-    Of what cannot be printed only ends of lines and tabs stay; an escape becomes its picture.
-    """
+    """Text that does nothing to a terminal, character for character: an escape is its picture."""
     return text if text.isprintable() else "".join(map(_picture, text))
 
 

@@ -56,10 +56,7 @@ def compile_record(
     pagedbench: str,
     elapsed_s: float,
 ) -> CompileRecord:
-    """Turn a run into data, beside a baseline or the reason for none.
-
-    A target that the baseline has of another assembler counts as one that it does not have.
-    """
+    """Turn a run into data, beside a baseline of the same tools or the reason for none."""
     comparisons = []
     if baseline is not None:
         for result in compiled.results:

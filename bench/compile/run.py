@@ -92,9 +92,8 @@ class Plan:
 def cache_folder() -> Path:
     """Where compiled kernels are kept: a cache of our own, by Triton's version.
 
-    Triton's usual cache may hold binaries without the intermediate code and without line numbers,
-    which figures need (TRITON_STORE_BINARY_ONLY, TRITON_DISABLE_LINE_INFO), and versions may share
-    it. PAGEDBENCH_COMPILE_CACHE names another place.
+    Triton's usual cache may hold binaries without the intermediate code and the line numbers that
+    figures need, and versions may share it.
     """
     if chosen := os.environ.get(CACHE_VARIABLE):
         return Path(chosen)
@@ -129,10 +128,7 @@ def figures_of(
     cache: Path | None = None,
     time_limit_s: float = TIME_LIMIT_S,
 ) -> VariantFigures:
-    """Figures of all that one host function launches, from a child of its own.
-
-    Raises SubjectError, NotSupported, HarnessError: as in `ask`.
-    """
+    """Figures of all that one host function launches, from a child of its own; see `ask`."""
     with start(target, cache=cache, time_limit_s=time_limit_s) as child:
         return ask(child, Variant(subject, subject, problem))
 
@@ -140,11 +136,7 @@ def figures_of(
 def run_compile(
     plan: Plan, *, progress: Progress | None = None, stop: threading.Event | None = None
 ) -> Compiled:
-    """Compile each variant for each target, until all is done or `stop` is set.
-
-    Raises, where nothing could be compiled for it: SubjectError if a variant's name leads to no
-    function, HarnessError if what goes wrong is ours.
-    """
+    """Compile each variant for each target, until all is done or `stop` is set."""
     progress, stop = progress or Silence(), stop or threading.Event()
     work = _Work(plan, progress, stop.is_set)
     total = work.left()
@@ -250,9 +242,8 @@ def ask(
 ) -> VariantFigures:
     """Figures of one variant, from a child that `start` made; a death of it is a failure.
 
-    Raises NotSupported if the subject declares that it cannot do the problem. Raises SubjectError
-    if the variant's subject leads to no function, or its problem is none. Raises HarnessError if
-    what goes wrong is ours.
+    Raises NotSupported: the subject declares so. Raises SubjectError: it leads to no function.
+    Raises HarnessError: what goes wrong is ours.
     """
     question = {"subject": variant.subject, "problem": variant.problem, "keys": list(key_names)}
     try:

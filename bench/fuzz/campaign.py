@@ -147,10 +147,7 @@ def run_campaign(
     tell: Callable[[Tally], None] = lambda _: None,
     stop: threading.Event | None = None,
 ) -> Tally:
-    """Search until the budget is spent or `stop` is set, and return what was done and found.
-
-    Raises whatever is a fault of ours, if nothing was found before it.
-    """
+    """Search until the budget is spent or `stop` is set, and return what was done and found."""
     loop = _Loop(campaign, tell, stop or threading.Event())
     try:
         with abandoning(loop.abandon, over=loop.stop.is_set):

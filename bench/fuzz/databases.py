@@ -22,11 +22,8 @@ DEFAULT_FOLDER: Final = Path(".pagedbench") / "examples"
 
 
 def open_database(name: str, *, local: Path = DEFAULT_FOLDER) -> ExampleDatabase | None:
-    """Open the database that a name stands for.
-
-    A folder; `redis://HOST:PORT/NUMBER` for one that many machines share; `github:OWNER/REPO` for
-    what a workflow of that repository uploaded as an artifact, which is only read, and what is
-    found here goes to the folder `local`; or `none`.
+    """Open a folder, `redis://HOST:PORT/NUMBER`, `github:OWNER/REPO` (what is found goes to the
+    folder `local`), or `none`.
     """
     if name == "none":
         return None
@@ -59,8 +56,7 @@ def _redis(url: str) -> ExampleDatabase:
 class Drawer(ExampleDatabase):
     """One compartment of a database, whatever the key that Hypothesis comes up with.
 
-    Hypothesis knows a test by its source. Here the same few lines test every allocator, and what
-    they found is to be found again when they have changed.
+    Hypothesis knows a test by its source. Here the same few lines test every allocator.
     """
 
     def __init__(self, database: ExampleDatabase, name: str) -> None:

@@ -7,6 +7,7 @@ none of them ends a string, a line or the file.
 from __future__ import annotations
 
 import textwrap
+from dataclasses import fields
 from typing import Final
 
 from bench.fuzz.record import Trace, slug
@@ -60,16 +61,9 @@ def _literal(line: str) -> str:
 
 def _said(what: Pool | Step) -> str:
     """The call that makes it, without what is as by default."""
-    if isinstance(what, Pool):
-        given = [f"num_blocks={what.num_blocks}", f"block_size={what.block_size}"]
-        given += [] if what.prefix_caching else ["prefix_caching=False"]
-        given += [] if what.window is None else [f"window={what.window}"]
-        given += ["batching=True"] if what.batching else []
-        return f"Pool({', '.join(given)})"
-    given = [ascii(what.call)]
-    given += [ascii(what.sequence)] if what.sequence else []
-    given += [f"parent={what.parent!a}"] if what.parent else []
-    given += [f"tokens={what.tokens!r}"] if what.tokens else []
-    given += [f"num_tokens={what.num_tokens}"] if what.num_tokens is not None else []
-    given += [f"salt={what.salt!a}"] if what.salt else []
-    return f"Step({', '.join(given)})"
+    given = [
+        ("" if field.name in ("call", "sequence") else f"{field.name}=") + ascii(value)
+        for field in fields(what)
+        if (value := getattr(what, field.name)) != field.default
+    ]
+    return f"{type(what).__name__}({', '.join(given)})"

@@ -153,8 +153,7 @@ def to_run(
 ) -> tuple[str, str | None]:
     """The allocator and the interpreter to run a trace with.
 
-    What a file names is imported and started only where it is built in, or where the user names it
-    on the command line.
+    What a file names starts only where it is built in, or where the user names it as well.
     """
     said = trace.allocator
     if allocator is not None:
@@ -169,10 +168,7 @@ def to_run(
 
 
 def read_known(paths: Sequence[Path], allocator: str) -> dict[str, Finding]:
-    """Read the known findings of an allocator, by the name of their file.
-
-    In folders of traces those of other allocators are left out.
-    """
+    """Read the known findings of an allocator, by the name of their file."""
     known = {}
     for path in paths:
         for file in sorted(path.glob("*.json")) if path.is_dir() else [path]:

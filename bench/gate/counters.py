@@ -91,10 +91,7 @@ def _compare(
 def compare_outputs(
     benchmark: str, base: Sequence[Mapping[str, Any]], head: Sequence[Mapping[str, Any]]
 ) -> list[OutputRecord]:
-    """Compare the outputs of one benchmark, as the workers describe them.
-
-    An output that only one side has is a difference of its own.
-    """
+    """Compare the outputs of one benchmark, as the workers describe them."""
     ours, theirs = ({each["name"]: each for each in side} for side in (head, base))
     return [
         _compare_output(benchmark, name, theirs.get(name), ours.get(name))

@@ -65,8 +65,7 @@ def compiled_counters(
 ) -> dict[str, dict[str, Count]]:
     """Figures of every kernel on some targets, by `compiled/TARGET/VARIANT`.
 
-    What does not compile has no figures, and one failure: from none to one is worse than any limit
-    allows. A tree that has no `pagedbench compile` has none of these counters.
+    What does not compile has no figures, and one failure: from none to one is worse than any limit.
     """
     bench = side.tree / "bench"
     if stopped() or not ((bench / "compile").is_dir() or (bench / "compile.py").is_file()):

@@ -12,8 +12,7 @@ from bench.machine.calls import function_calls
 def observed(call: Callable[[], object]) -> dict[str, Count]:
     """Counters of one call; it is called several times.
 
-    What torch dispatches is counted where torch is imported: without it nothing can be. It is
-    counted where it is nothing, too, so that from nothing to something is seen.
+    What torch dispatches is counted where it is nothing, too: from nothing to something is seen.
     """
     counts = {"calls": Count(function_calls(call), "calls")}
     operations = moved = 0

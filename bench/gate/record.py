@@ -192,10 +192,9 @@ class LookRecord(StrictRecord):
 
 
 class Estimate(StrictRecord):
-    """Head's time divided by base's: Hodges-Lehmann estimate, and bounds at 95 %.
+    """Head's time divided by base's: Hodges-Lehmann estimate, and bounds at 95 % of one look.
 
-    The bounds are those of one look. They are None with fewer than 6 launches, of which no such
-    bounds exist.
+    They are None with fewer than 6 launches, of which no such bounds exist.
     """
 
     ratio: float

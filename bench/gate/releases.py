@@ -116,10 +116,7 @@ def plan_pairs(names: Sequence[str], anchor: str, pairs: Pairs) -> list[tuple[st
 
 
 def chain(runs: Sequence[NamedRun], names: Sequence[str], anchor: str) -> ChainRecord:
-    """Put runs together.
-
-    Each release of `names`, in order, is compared with the anchor.
-    """
+    """Put runs together: each release, in order, is compared with the anchor."""
     _refuse_machines(runs)
     releases = []
     for name in names:

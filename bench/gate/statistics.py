@@ -48,10 +48,7 @@ def p_faster(d: ArrayLike, margin: float) -> Any:
 
 
 def _signed_rank(shifted: Floats, alternative: str) -> Any:
-    """Exact p-value; a difference of exactly zero speaks for neither side (Pratt's is not exact).
-
-    Dropping zeros is exact given how many there are; without any difference p is 1.
-    """
+    """Exact p-value, given how many differences are zero: those speak for neither side."""
     if shifted.ndim == 1:
         shifted = shifted[shifted != 0]
         if not len(shifted):
@@ -100,11 +97,7 @@ def holm(p: ArrayLike) -> Floats:
 
 
 def two_stage_p(screen: float, confirm: float | None, *, alpha: float) -> float:
-    """The p-value of both stages; see the module's text.
-
-    `screen` and `confirm` are p-values corrected for their looks, `confirm` None where there was no
-    look at one; `alpha` is the level at which the screening makes a suspect.
-    """
+    """The p-value of both stages, each corrected for its looks; see the module's text."""
     if screen > alpha:
         return min(screen, 1.0)
     return alpha * (1.0 if confirm is None else min(confirm, 1.0))
@@ -124,11 +117,9 @@ class Trials:
 def decide_many(
     screen: Floats, confirm: Floats, design: Design, *, most: int | None = None
 ) -> Trials:
-    """Judge many gates at once, CPU time alone, each as if its benchmark were the suite.
+    """Judge many gates at once, one a row, by CPU time, each as if its benchmark were the suite.
 
-    One gate a row: `screen` is [trials, at least design.looks[-1]], `confirm` the launches that
-    follow, [trials, at least design.confirm_looks[-1]]. There are no looks at the screening after
-    `most` launches.
+    There are no looks at the screening after `most` launches.
     """
     trials = len(screen)
     suspect = np.zeros(trials, np.bool_)
@@ -170,8 +161,7 @@ def resampled(
 ) -> Trials:
     """Gates over launches of identical code, drawn anew, with head slowed by `slowdown`.
 
-    Launches are drawn with replacement and given a random sign, which is the exchangeability that
-    the random order provides; the slowdown is added.
+    Each is given a random sign: the exchangeability that the random order provides.
     """
     recorded = np.abs(np.asarray(d, np.float64))
 

@@ -28,11 +28,7 @@ many times any L2 cache."""
 
 
 def take_turn(device: timing.Device, call: Callable[[], object], number: int) -> dict[str, int]:
-    """Nanoseconds of `number` calls, on a GPU after a few that are not timed.
-
-    All are queued without waiting; the one wait of a turn is at its end, so that the GPU is idle
-    before the other side's turn.
-    """
+    """Nanoseconds of `number` calls, queued without waiting, on a GPU after a few untimed ones."""
     calls = range(number)
     for _ in range(UNTIMED_LAUNCHES if device.queues else 0):
         call()

@@ -63,8 +63,7 @@ class Examined:
 def examine(samples: Sequence[Sample], design: Design) -> Examined:
     """Look at the launches of one benchmark as far as they go.
 
-    A look takes the launches of its stage up to its number, so that a record gives the same
-    verdict however it was come to.
+    A look takes the launches of its stage up to its number: a record gives the same verdict.
     """
     screen = [sample for sample in samples if sample.stage == "screen"]
     confirm = [sample for sample in samples if sample.stage == "confirm"]
@@ -178,10 +177,7 @@ def judge_benchmarks(
     counters: Sequence[CounterRecord],
     complete: bool,
 ) -> list[BenchmarkRecord]:
-    """Judge each benchmark among the others: by its counters, then by its time.
-
-    Those that were `not run` and have no samples stay so; `complete`: the run came to its end.
-    """
+    """Judge each benchmark among the others: by its counters, then by its time."""
     examined = {each.key: examine(each.samples, design) for each in benchmarks if each.timed}
     # Holm over the suite: two hypotheses a benchmark, one for each clock; one that was not looked
     # at is not rejected, and counts.

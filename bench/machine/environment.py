@@ -81,11 +81,7 @@ class GateEnvironment(Machine, StrictRecord):
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What two results must have in common before absolute figures are compared.
-
-        Device, driver, CUDA, torch, triton and timer; ratios that were measured side by side need
-        no common key.
-        """
+        """What two results must have in common before absolute figures are compared."""
         return (
             self.device,
             self.driver or "none",

@@ -29,12 +29,9 @@ def version_of(distribution: str) -> str:
 
 
 def git(*arguments: str, folder: Path | None = None) -> str | None:
-    """Ask git about a checkout, ours if no folder is given; None where it has no answer.
-
-    A folder without a `.git` of its own is no checkout, even if it lies in one of somebody else.
-    """
+    """Ask git about a checkout, ours if no folder is given; None where it has no answer."""
     folder = ROOT if folder is None else folder
-    if not (folder / ".git").exists():
+    if not (folder / ".git").exists():  # it may lie in the checkout of somebody else
         return None
     try:
         # In a session of its own: a Ctrl-C of the terminal is for us, not for git.

@@ -119,10 +119,7 @@ class CpuDevice:
 
 
 class CudaDevice:
-    """Events in the current stream of the current CUDA device.
-
-    `cuda` is `torch.cuda`, or what stands in for it in a test.
-    """
+    """Events in the current stream of the current CUDA device; `cuda` is `torch.cuda`."""
 
     kind = "cuda"
     clock = "cuda_event"
@@ -269,11 +266,7 @@ class Interval:
 
 
 def median_interval(values: Sequence[float]) -> Interval:
-    """The median and its interval by order statistics.
-
-    The number of values below the true median is binomial(n, 1/2), whatever they are distributed
-    like, if they are independent (Conover, Practical Nonparametric Statistics, 3.2).
-    """
+    """The median and its interval by order statistics, whatever the values are distributed like."""
     if not values:
         raise ValueError("the median of no rounds: time at least one")
     from scipy import stats  # not above: a process that is timed has no need of it
@@ -302,10 +295,7 @@ def balanced_orders(names: Sequence[Name], rng: random.Random) -> Iterator[list[
 
 
 class Timer:
-    """Times sides in `rounds` rounds, after `warm_up` that do not count, in orders of the seed.
-
-    With `warm` it takes warm times as well.
-    """
+    """Times sides in `rounds` rounds, after `warm_up` that do not count, in orders of the seed."""
 
     def __init__(
         self, device: Device, *, rounds: int, warm_up: int = 2, seed: int = 0, warm: bool = False
@@ -329,9 +319,8 @@ class Timer:
     ) -> dict[str, Times]:
         """Run the rounds; setting `stop` ends them early.
 
-        `before_round` may make old outputs unusable, `before_side` is told whose calls are made
-        next. `judge` is asked after each round, warm-up included, what is wrong with the outputs of
-        each side; a side that is wrong, or that raises, is taken out.
+        `judge` is asked after each round what is wrong with the outputs of each side; a side that
+        is wrong, or that raises, is taken out.
         """
         times = {side.name: Times() for side in sides}
         if not times:
@@ -433,10 +422,7 @@ class _Plan:
         return self.side.calls * (count // len(self.side.calls)), count
 
     def warm(self, device: Device) -> tuple[Sequence[Call], int]:
-        """What to run, and how many calls that is: the last input again and again.
-
-        The first would still be in the cache when the next round begins with it.
-        """
+        """What to run, and how many calls that is: the last input, which no round begins with."""
         count = self.count(device)
         if self.captured:
             return [self.captured[True]], count

@@ -18,10 +18,7 @@ from typing import IO, Any, NoReturn
 
 
 def open_answers() -> IO[str]:
-    """Where answers go, so that whatever runs here may print. Its own children do not inherit it.
-
-    The first line, `{}`, is said at once: from here on the subject's code may run.
-    """
+    """Where answers go, so that whatever runs here may print; `{}` is said at once."""
     descriptor = int(os.environ.pop("PAGEDBENCH_ANSWERS"))
     os.set_inheritable(descriptor, False)  # noqa: FBT003 - takes no keyword
     answers = os.fdopen(descriptor, "w", buffering=1)

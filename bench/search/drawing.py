@@ -37,10 +37,9 @@ def draw_each(
 ) -> None:
     """Call `example` with so many, always the same; shrink what it calls `still_wrong` on.
 
-    Nothing in `seen`, in words, is drawn again, and what is drawn is added; None: anything may be.
+    Nothing in `seen`, in words, is drawn again; None: anything may be.
 
-    Raises StillWrong: after shrinking, if an example failed. Raises Flaky if an example failed and
-    the same one did not fail again.
+    Raises StillWrong: an example failed. Raises Flaky: it did, and not again.
     """
 
     @given(drawn=strategy)

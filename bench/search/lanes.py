@@ -50,10 +50,7 @@ class Lane:
         *,
         subject: Hashable = None,
     ) -> T:
-        """What `question` has to say of the child; `start` makes one where the subject is another.
-
-        Raises Enough if the lane was given up meanwhile, whatever the child said or died of.
-        """
+        """What `question` has to say of the child. Raises Enough if the lane was given up."""
         try:
             answer = question(self._child_of(subject, start))
         except Exception:
@@ -100,7 +97,7 @@ def run_lanes(
     """Let `work` ask in so many lanes at once, and return when all of them are done.
 
     Once it is `over`, what is under way is abandoned after `GRACE_S`. `beside` runs at the same
-    time, such as who draws the questions. What either raises first is raised after `end` was told.
+    time. What either raises first is raised after `end` was told.
     """
     lanes = [Lane() for _ in range(count)]
 

@@ -66,10 +66,7 @@ class Shrinking(Generic[Example, Seen]):
         return time.monotonic() - self._began
 
     def still_shows(self, example: Example) -> bool:
-        """Run an example; one that still shows the failure is the smallest now.
-
-        Raises Enough: there is no time for it.
-        """
+        """Run an example; one that still shows the failure is the smallest now, if time is left."""
         if self._stopped() or self.attempts >= self._most or self.seconds > self._limit_s:
             raise Enough
         self.attempts += 1

@@ -74,10 +74,7 @@ Found = list[tuple[Candidate, Planner]]
 def find_candidates(
     name: str, *, device: str, splits: Sequence[int | None] = (None,)
 ) -> Found | Absent:
-    """Import what a name stands for; what is a usage error for one kernel is a fact about a peer.
-
-    `splits` are for our Triton kernel, which is timed with each; None is its own choice.
-    """
+    """Import what a name stands for, our Triton kernel with each of `splits`."""
     if name == CONTIGUOUS:
         candidate = Candidate(name=name, subject=name, capabilities=Capabilities())
         return [(candidate, _contiguous)]

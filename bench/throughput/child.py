@@ -80,10 +80,7 @@ class Child:
         return [CANDIDATE.validate_python(each) for each in answer["found"]]
 
     def prepare(self, problem: str, *, copies: int, candidates: Sequence[Candidate]) -> None:
-        """Have the inputs made, in a process that knows the candidates.
-
-        Raises Ended: importing one again ended the process.
-        """
+        """Have the inputs made, in a process that knows the candidates. Raises Ended."""
         self.copies = copies
         for each in candidates:
             if each.subject not in self._knows:
@@ -93,10 +90,7 @@ class Child:
         self._ask({"do": "inputs", "problem": problem, "copies": copies})
 
     def plan(self, name: str) -> str:
-        """Have a candidate plan its calls, and make one; what it raised, or an empty string.
-
-        Raises Ended: it ended the process.
-        """
+        """Have a candidate plan its calls, and make one; what it raised. Raises Ended."""
         answer = self._ask({"do": "plan", "name": name}, at=name)
         raised: str = answer.get("raised", "")
         if answer.get("spent"):
@@ -112,10 +106,8 @@ class Child:
         judge: Callable[[Sequence[str]], str],
         advance: Callable[[int], bool],
     ) -> dict[str, dict[str, Any]]:
-        """Have the rounds run. `judge` gets what the child found of a side's rows, and says what is
-        wrong with them; `advance` is told of each round, and says whether to stop.
-
-        Raises Ended: a candidate ended the process.
+        """Have the rounds run; `judge` is given what the child found, `advance` says whether to
+        stop.
         """
         answer = self._ask({"do": "rounds", **question})
         while "times" not in answer:

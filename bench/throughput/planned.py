@@ -34,11 +34,7 @@ def vllm_call(batch: PagedBatch) -> Call:
 
 
 def flex_call(batch: PagedBatch) -> Call:
-    """FlexAttention, compiled, over torch's `PagedAttention`: all sequences in one call.
-
-    Queries have one length, because FlexAttention takes a rectangle of them; the mask is made of
-    the block table, and the cache lies in FlexAttention's layout.
-    """
+    """FlexAttention, compiled, over torch's `PagedAttention`: all sequences in one call."""
     num_seqs, query_len = len(batch.seq_lens), batch.max_query_len
     if batch.query.shape[0] != num_seqs * query_len:
         raise ValueError("FlexAttention takes queries of one length")

@@ -56,11 +56,7 @@ class Point:
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of the keys and values that some query sees, each once.
-
-        Every token of a causal batch without a window is seen by the sequence's last query. Equal
-        to `kernels.traffic.needed_bytes`, its keys and values.
-        """
+        """Bytes of the keys and values that some query sees, each once."""
         return self.problem.cache_tokens * self.bytes_per_token
 
     @cached_property
@@ -80,11 +76,7 @@ class Point:
 
 
 def decode_requests(batch: str, *, seed: int = 0) -> tuple[Request, ...]:
-    """Requests of one token each: `BATCHxCONTEXT`, or `STREAM:BATCH`, lengths from a stream.
-
-    Those of a stream are the lengths of requests that run at once, longest first, as a server that
-    sorts its batch has them; see `bench.workloads.running.running_lengths`.
-    """
+    """Requests of one token each: `BATCHxCONTEXT`, or `STREAM:BATCH`, lengths from a stream."""
     if match := _UNIFORM.fullmatch(batch):
         return (Request(1, int(match[2])),) * _sequences("--batch", batch, match[1])
     match = _RAGGED.fullmatch(batch)

@@ -52,11 +52,7 @@ def copies_that_fit(point: Point, *, cache_bytes: int, most_bytes: int) -> int:
 
 
 def make_samples(point: Point, copies: int, *, device: str) -> tuple[Sample, ...]:
-    """What is checked of each input: some sequences, all heads.
-
-    The inputs are those of a point's seed and the seeds after it, which the measuring process makes
-    as well.
-    """
+    """What is checked of each input: some sequences, all heads; inputs by the point's seeds."""
     problem, budget = point.problem, CHECKED_TOKENS[device] // copies
     samples = []
     for seed in range(problem.seed, problem.seed + copies):

@@ -106,10 +106,9 @@ def run_jobs(
 ) -> Generator[Done]:
     """Run jobs, and yield each when it is done, those begun first that take longest.
 
-    `workers` are processes: 1 runs the jobs in this one, None is `default_workers`. None outlives
-    the generator. With `ray` a cluster runs them, whose nodes need the same pagedbench, and traces
-    under the same path: the one at `address`, as `ray.init` takes it, or at RAY_ADDRESS; where
-    neither is given, one with as many `workers` (None: all cores) that is started here and ended.
+    `workers` are processes: 1 runs the jobs in this one, None is `default_workers`. With `ray` a
+    cluster runs them: the one at `address` or at RAY_ADDRESS, or one that is started here and
+    ended.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers = {workers}: use 1 or more")

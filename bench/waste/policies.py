@@ -63,10 +63,7 @@ def parse_policy(
 def expand_policies(
     texts: Iterable[str], *, block_sizes: Iterable[int], max_model_len: int
 ) -> tuple[Policy, ...]:
-    """Read several policies, paged ones once for each block size that they leave open.
-
-    Each comes once, in the order in which it was first named.
-    """
+    """Read several policies, paged ones once for each block size that they leave open."""
     policies = (
         parse_policy(text, block_size=size, max_model_len=max_model_len)
         for text, size in product(texts, block_sizes)
@@ -75,10 +72,7 @@ def expand_policies(
 
 
 def format_policy(policy: Policy) -> str:
-    """Write a policy as it is typed.
-
-    `block` and `max-model-len` are always said, so that it means the same wherever it is read.
-    """
+    """Write a policy as it is typed; `block` and `max-model-len` are always said."""
     return _typed(policy, leave_out=())
 
 

@@ -102,11 +102,7 @@ class _Sampler:
 
 
 def pool_map(job: Job, *, mean_output_tokens: float, columns: int = 400) -> PoolMap:
-    """Serve the beginning of a stream, and look at the pool as often as the map has columns.
-
-    The looks are evenly spaced, over `GENERATIONS` times as many steps as a request of the stream
-    runs on average, or fewer where the stream ends before.
-    """
+    """Serve the beginning of a stream, and look at the pool as often as the map has columns."""
     policy, time = job.policy, job.time or StepTime()
     steps = max(columns, round(GENERATIONS * mean_output_tokens))
     sampler = _Sampler(job.slots, every=steps // columns, columns=columns)

@@ -49,10 +49,7 @@ class PoolRecord(Record):
 
 
 class SeriesRecord(Record):
-    """A run through time, column by column: sums from its first step to the end of each moment.
-
-    What happened between two moments is the difference of their sums.
-    """
+    """A run through time, column by column: sums from its first step to the end of each moment."""
 
     slots: int
     steps: list[int]

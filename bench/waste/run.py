@@ -19,10 +19,7 @@ from bench.waste.whatif import compare
 
 
 def run_waste(plan: WastePlan, progress: Progress) -> WasteRecord:
-    """Simulate every policy on every stream.
-
-    An interrupt ends it: the record then has what is done, and is not complete.
-    """
+    """Simulate every policy on every stream; after an interrupt the record has what is done."""
     began, started_at = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
     jobs = plan.jobs()
     rows: dict[int, WasteRow] = {}

@@ -35,9 +35,7 @@ def simulate(
     """Serve a stream from a pool and account for every slot.
 
     Paging is simulated by counts where counts decide it, and block by block elsewhere: the figures
-    are the same. `warmup` are completed requests before `Serving.loaded` begins, None a tenth of
-    the stream; `time` is the duration of a step, for streams with arrival times; `clients`, for
-    paging and streams without them, are most requests that wait or run at once.
+    are the same. `warmup` of None is a tenth of the stream's requests.
     """
     if warmup is None:
         warmup = int(WARMUP_SHARE * num_requests(source))
@@ -64,10 +62,7 @@ def num_requests(source: StreamSource) -> int:
 
 
 def requests_of(source: StreamSource, *, key_block_size: int | None = None) -> Iterator[Request]:
-    """Yield the requests of a stream, read in parts.
-
-    Each prompt gets its keys for blocks of `key_block_size` tokens; None: no keys, and quicker.
-    """
+    """Yield the requests of a stream, with keys for blocks of `key_block_size` tokens or none."""
     if key_block_size is None:
         return starmap(Request, lengths_of(source))
     return chain.from_iterable(_with_keys(part, key_block_size) for part in source.chunks())

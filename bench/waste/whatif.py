@@ -72,11 +72,7 @@ class WhatIf:
 
 
 def variations(base: PagedPolicy, *, prefixes: bool) -> list[Variation]:
-    """Vary each option of a policy, the others as they are; no two variations are the same.
-
-    What does not go together with the base is left out, and so is prefix caching where the stream
-    does not know which prompts begin alike: it would find nothing.
-    """
+    """Vary each option of a policy, the others as they are; no two variations are the same."""
     found: dict[PagedPolicy, Variation] = {}
     for group, label, changes in _changes(prefixes=prefixes):
         try:

@@ -75,10 +75,7 @@ STREAM_LAWS: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantileSource:
-    """A built-in stream, drawn chunk by chunk.
-
-    The same arguments give the same stream, and a longer draw begins with the shorter one.
-    """
+    """A built-in stream, drawn chunk by chunk; a longer draw begins with the shorter one."""
 
     name: str
     """One of `STREAM_LAWS`."""

@@ -74,11 +74,7 @@ _REQUESTS_PER_CONVERSATION: Final = 1.64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConversationFit:
-    """Requests with 512-token prefix blocks, in order of arrival.
-
-    The same arguments give the same requests, and a longer draw begins with the shorter one. Memory
-    grows with the rate, by the conversations that have not ended, not with the requests.
-    """
+    """Requests with 512-token prefix blocks; a longer draw begins with the shorter one."""
 
     num_requests: int = TRACE_REQUESTS
     """Requests to draw."""

@@ -100,11 +100,7 @@ class _Mix:
         return "+".join(self.tenant_names)
 
     def _readers(self) -> tuple[list[_Reader], int, int]:
-        """Open the sources.
-
-        Also return the common size of their prefix blocks, 0 for none, and how many requests to mix
-        at a time: fewer where blocks are cut, for each is then many.
-        """
+        """Open the sources; also the size of their prefix blocks, and requests to mix at a time."""
         readers = [_Reader(source) for source in self.of]
         prefixes = [reader.held.prefix for reader in readers if reader.held is not None]
         sizes = [prefix.tokens_per_block for prefix in prefixes if prefix is not None]

@@ -77,10 +77,8 @@ class PrefixBlocks:
     def keys(self, request: int, block_size: int, prompt_tokens: int) -> NDArray[np.int64]:
         """Cache keys of one request: equal where a cache may share the block, and only there.
 
-        One key, int64, for each block that the prompt fills: none for the part of a block at its
-        end, and none from the block on in which the request's ids end, should they end early, for
-        nothing is known to share it. A block has any number of tokens, also one that
-        `tokens_per_block` is no multiple of; where the two agree, a key is the id.
+        One key, int64, for each block that the prompt fills and its ids cover. A block has any
+        number of tokens; where that is `tokens_per_block`, a key is the id.
         """
         ids = self.of(request)
         self._check_keys(ids, block_size)
@@ -138,10 +136,7 @@ class PrefixBlocks:
             )
 
     def apart(self, owner: int | NDArray[np.int64], *, owners: int, what: str) -> PrefixBlocks:
-        """Number the ids so that owners, counted from 0 to `owners`, have none in common.
-
-        `owner` is that of all ids, or of each, int64 [total].
-        """
+        """Number the ids so that owners, counted from 0 to `owners`, have none in common."""
         if owners == 1:
             return self
         if self.ids.size and (top := int(self.ids.max())) > _MAX_ID // owners - owners:
@@ -155,11 +150,7 @@ class PrefixBlocks:
 def ragged(
     counts: NDArray[np.int64],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Number the entries of a ragged array whose rows have these counts, int64 [n].
-
-    Returns the row of each entry and its place in the row, both int64 [total], and the offsets of
-    the rows, int64 [n + 1].
-    """
+    """Row and place in it of each entry of a ragged array, int64 [total], and the rows' offsets."""
     offsets = np.zeros(counts.size + 1, dtype=np.int64)
     np.cumsum(counts, out=offsets[1:])
     row = np.repeat(np.arange(counts.size), counts)

@@ -137,10 +137,7 @@ def saturated(source: StreamSource) -> StreamSource:
 
 
 def repeat(source: StreamSource, times: int) -> StreamSource:
-    """Read a source several times over, each round the same requests, prefix blocks included.
-
-    A round begins one mean gap after the last arrival of the round before, so that the rate stays.
-    """
+    """Read a source several times over, one mean gap between the rounds."""
     return _Repeated(of=source, times=times)
 
 

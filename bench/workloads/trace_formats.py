@@ -39,10 +39,7 @@ def _always(first: Line) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """How one kind of trace is told and read.
-
-    `parse` gets the first line and those after it, `timed` the first line.
-    """
+    """How one kind of trace is told and read, from its first line on."""
 
     columns: tuple[str, ...]
     parse: Callable[[Line, Iterator[Line]], Iterator[Row]]

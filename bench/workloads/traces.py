@@ -86,12 +86,7 @@ class TraceSource:
             return chosen.timed(first)
 
     def chunks(self) -> Iterator[RequestStream]:
-        """Yield the rows, `CHUNK_REQUESTS` at a time.
-
-        `arrival_s` counts from the first request on: to the microsecond (azure), the millisecond
-        (mooncake) or as finely as the file says. Prefix blocks have 512 tokens (mooncake) or 16
-        (qwen).
-        """
+        """Yield the rows, `CHUNK_REQUESTS` at a time; arrivals count from the first request on."""
         with closing(lines_of(os.fspath(self.path))) as lines:
             first, chosen = self._begin(lines)
             requests = chosen.parse(first, lines)

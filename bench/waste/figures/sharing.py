@@ -37,10 +37,7 @@ POINTS: Final = 2.0
 def saving(
     stream: str, *, num_requests: int, samples: int, beam_keep: float | None = None
 ) -> float:
-    """Share of blocks that sharing saves, of those that would be needed without it, 0 to 1.
-
-    Both are added up over the steps. A block that `r` sequences refer to would be `r` blocks.
-    """
+    """Share of blocks that sharing saves over the steps, of those needed without it, 0 to 1."""
     physical = logical = 0
 
     def look(scheduler: Scheduler) -> None:
