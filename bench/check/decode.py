@@ -6,6 +6,7 @@ import os
 import statistics
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from bench.machine.record import Record
 from bench.machine.roof import COPY_BYTES, copy_rates
-from bench.machine.timing import Call, Side, Timer, copies_needed, device_of, paired_ratio
+from bench.machine.timing import Side, Timer, copies_needed, device_of, forget, paired_ratio
 from bench.workloads.running import running_lengths
 from bench.workloads.stream import RequestStream
 from paged.attention import paged_attention
@@ -93,8 +94,8 @@ def time_decode(
     sides = {side.name: side for side in _sides(problem, inputs, device)}
     baseline = sides[BASELINE]
     times = Timer(where, rounds=ROUNDS, warm_up=WARM_UP, seed=seed).time(
-        [Side(name=name, calls=side.calls) for name, side in sides.items()],
-        before_round=partial(_forget, [out for side in sides.values() for out in side.outs]),
+        list(sides.values()),
+        before_round=partial(forget, [out for side in sides.values() for out in side.outs]),
         judge=lambda name: sides[name].disagreement(baseline),
         advance=advance,
         stop=stop,
@@ -147,16 +148,11 @@ def sdpa_one_by_one(batch: ContiguousBatch, lengths: list[int]) -> None:
         batch.out[sequence] = out[0, :, 0]
 
 
-class _Side:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Side(Side):
     """An implementation and its call of each input; the outputs are its own."""
 
-    def __init__(
-        self, name: str, attend: Callable[[Any], object], batches: Sequence[AttentionCall]
-    ) -> None:
-        self.name = name
-        own = [batch.replace(out=torch.full_like(batch.out, torch.nan)) for batch in batches]
-        self.calls: tuple[Call, ...] = tuple(partial(attend, batch) for batch in own)
-        self.outs: list[Tensor] = [batch.out for batch in own]
+    outs: list[Tensor]
 
     def disagreement(self, baseline: _Side) -> str:
         """How the outputs of the last round differ from the baseline's; empty if they do not."""
@@ -172,24 +168,24 @@ class _Side:
         return ""
 
 
-def _forget(outs: Sequence[Tensor]) -> None:
-    """Make the outputs of the last round unusable."""
-    for out in outs:
-        out.fill_(torch.nan)
+def _side(name: str, attend: Callable[[Any], object], batches: Sequence[AttentionCall]) -> _Side:
+    own = [batch.replace(out=torch.full_like(batch.out, torch.nan)) for batch in batches]
+    calls = tuple(partial(attend, batch) for batch in own)
+    return _Side(name=name, calls=calls, outs=[batch.out for batch in own])
 
 
 def _sides(problem: AttentionProblem, inputs: Sequence[PagedBatch], device: str) -> Iterator[_Side]:
     contiguous = [contiguous_of(batch) for batch in inputs]
-    yield _Side(BASELINE, contiguous_attention, contiguous)
-    yield _Side("paged, torch", paged_attention, inputs)
+    yield _side(BASELINE, contiguous_attention, contiguous)
+    yield _side("paged, torch", paged_attention, inputs)
     if device == "cuda":
         os.environ["TRITON_INTERPRET"] = "0"  # read when triton is imported: here, on a GPU only
         from kernels.attention import paged_attention as triton_attention
 
-        yield _Side("paged, triton", triton_attention, inputs)
+        yield _side("paged, triton", triton_attention, inputs)
     else:
         lengths = [request.seq_len for request in problem.requests]
-        yield _Side(
+        yield _side(
             "contiguous, torch SDPA", lambda batch: sdpa_one_by_one(batch, lengths), contiguous
         )
 

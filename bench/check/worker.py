@@ -23,6 +23,7 @@ from pydantic import TypeAdapter
 import kernels as kernels_room
 import paged as paged_room
 from bench.check.watching import bytes_moved, watcher
+from bench.machine.timing import is_lost
 from bench.search.child import answer_questions, listen, open_answers, speak_when_dying
 from reference.attention.checks import CHECKS, run_check
 from reference.attention.contract import Capabilities
@@ -49,7 +50,7 @@ def answer(subject: Subject, question: dict[str, Any], device: str) -> dict[str,
     return {
         "status": verdict.status.value,
         "findings": list(verdict.findings),
-        "spent": verdict.wrong and _context_lost(device),
+        "spent": verdict.wrong and device == "cuda" and is_lost(torch.cuda.synchronize),
     }
 
 
@@ -58,17 +59,6 @@ def _moved(subject: Subject, problem: AttentionProblem) -> dict[str, dict[str, i
         return bytes_moved(subject.kernel, problem)
     except Exception:
         return None  # what the kernel raises is in the verdicts
-
-
-def _context_lost(device: str) -> bool:
-    """Whether the kernel broke the device for this process, as an illegal access does."""
-    if device != "cuda":
-        return False
-    try:
-        torch.cuda.synchronize()
-    except RuntimeError:
-        return True
-    return False
 
 
 def introduction(name: str, device: str = "cpu") -> tuple[Subject | None, dict[str, Any]]:

@@ -76,21 +76,16 @@ def pagedbench(
     """Print help where no command is given."""
 
 
-app.command(help=CHECK_HELP, short_help="Cross-check kernels, time paging, account for memory.")(
-    check
-)
-app.command(help=WASTE_HELP, short_help="Account for every slot of a KV cache.")(waste)
-app.command(help=FUZZ_HELP, short_help="Fuzz a KV-cache allocator.")(fuzz)
-app.command(
-    "compile", help=COMPILE_HELP, short_help="Compile kernels ahead of time, without a GPU."
-)(compile_kernels)
-app.command(help=THROUGHPUT_HELP, short_help="Time kernels against peers and the device.")(
-    throughput
-)
-app.command(help=GATE_HELP, short_help="Decide whether a change made anything worse.")(gate)
-app.command(help=COMPARE_HELP, short_help="Compare releases side by side.")(compare)
-app.command(help=HISTORY_HELP, short_help="List the steps in stored results.")(history)
-app.command("import", help=IMPORT_HELP, short_help="Take in records of another machine.")(
-    import_records
-)
-app.command(help=RACE_HELP, short_help="Compare the speed of KV-cache allocators.")(race)
+for command, name, words, short in (
+    (check, "check", CHECK_HELP, "Cross-check kernels, time paging, account for memory."),
+    (waste, "waste", WASTE_HELP, "Account for every slot of a KV cache."),
+    (fuzz, "fuzz", FUZZ_HELP, "Fuzz a KV-cache allocator."),
+    (compile_kernels, "compile", COMPILE_HELP, "Compile kernels ahead of time, without a GPU."),
+    (throughput, "throughput", THROUGHPUT_HELP, "Time kernels against peers and the device."),
+    (gate, "gate", GATE_HELP, "Decide whether a change made anything worse."),
+    (compare, "compare", COMPARE_HELP, "Compare releases side by side."),
+    (history, "history", HISTORY_HELP, "List the steps in stored results."),
+    (import_records, "import", IMPORT_HELP, "Take in records of another machine."),
+    (race, "race", RACE_HELP, "Compare the speed of KV-cache allocators."),
+):
+    app.command(name, help=words, short_help=short)(command)

@@ -22,9 +22,7 @@ DEFAULT_FOLDER: Final = Path(".pagedbench") / "examples"
 
 
 def open_database(name: str, *, local: Path = DEFAULT_FOLDER) -> ExampleDatabase | None:
-    """Open a folder, `redis://HOST:PORT/NUMBER`, `github:OWNER/REPO` (what is found goes to the
-    folder `local`), or `none`.
-    """
+    """Open a folder, `redis://HOST:PORT/NUMBER`, `github:OWNER/REPO` beside `local`, or `none`."""
     if name == "none":
         return None
     if name.startswith(("redis://", "rediss://")):

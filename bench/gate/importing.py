@@ -182,12 +182,6 @@ def store_record(record: GateRecord, store: Path) -> Path:
     return path
 
 
-def stored_records(store: Path) -> Iterator[tuple[Path, GateRecord]]:
-    """Records of the store, oldest first."""
-    for path in sorted(store.glob("*.json")):
-        yield path, read_record(path)
-
-
 def _check_schema(path: Path, text: bytes) -> None:
     """Say of another version that it is one, before saying what is wrong with its fields."""
     found = re.search(rb'"schema_version"\s*:\s*(-?\d{1,18})(?!\d)', text)

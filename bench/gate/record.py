@@ -329,3 +329,7 @@ class GateRecord(StrictRecord):
     reason: str
     """Of the run. 0 pass, 1 fail, 3 inconclusive, 4 the harness failed, 5 outputs differ, 130
     interrupted."""
+
+    def benchmark(self, key: str) -> BenchmarkRecord | None:
+        """The one of a key."""
+        return next((each for each in self.benchmarks if each.key == key), None)

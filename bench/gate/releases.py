@@ -17,7 +17,7 @@ from statistics import median
 from typing import Final, Literal
 
 from bench.gate.asv import BYTE_COUNTERS, Side
-from bench.gate.record import BenchmarkRecord, ContestantRecord, Estimate, GateRecord, Verdict
+from bench.gate.record import ContestantRecord, Estimate, GateRecord, Verdict
 from bench.machine.environment import GateEnvironment
 from bench.machine.record import StrictRecord
 from reference.errors import BadInput
@@ -118,24 +118,18 @@ def plan_pairs(names: Sequence[str], anchor: str, pairs: Pairs) -> list[tuple[st
 def chain(runs: Sequence[NamedRun], names: Sequence[str], anchor: str) -> ChainRecord:
     """Put runs together: each release, in order, is compared with the anchor."""
     _refuse_machines(runs)
-    releases = []
-    for name in names:
-        side = _the_one(name, runs)
-        key = [] if side is None or side.environment is None else list(side.environment.key)
-        releases.append((name, side, key))
-    anchor_key = next((key for name, _, key in releases if name == anchor), [])
-    same = {name: bool(key) and key == anchor_key for name, _, key in releases}
+    sides = {name: _the_one(name, runs) for name in names}
+    key_of = {
+        name: list(side.environment.key) if side and side.environment else []
+        for name, side in sides.items()
+    }
+    same = {name: bool(key) and key == key_of.get(anchor) for name, key in key_of.items()}
     keys = dict.fromkeys(each.key for run in runs for each in run.record.benchmarks if each.timed)
     return ChainRecord(
         anchor=anchor,
         releases=[
-            Release(
-                name=name,
-                commit=None if side is None else side.commit,
-                key=key,
-                same_key=same[name],
-            )
-            for name, side, key in releases
+            Release(name=name, commit=side and side.commit, key=key_of[name], same_key=same[name])
+            for name, side in sides.items()
         ],
         rows=[Row(benchmark=key, cells=_cells(key, runs, names, anchor, same)) for key in keys],
         runs=list(runs),
@@ -174,7 +168,7 @@ def _cells(
 ) -> list[Cell]:
     cells: list[Cell] = []
     before: str | None = None
-    ratios: dict[str, float | None] = {anchor: 1.0}
+    ratios: dict[str | None, float] = {anchor: 1.0}
     for name in names:
         to_anchor = None if name == anchor else _link(key, runs, anchor, name)
         if to_anchor is not None:
@@ -185,7 +179,7 @@ def _cells(
                 release=name,
                 to_anchor=to_anchor,
                 to_previous=to_previous,
-                step=_step(to_previous, ratios.get(before or ""), ratios.get(name)),
+                step=_step(to_previous, ratios.get(before), ratios.get(name)),
                 seconds=_measured(_seconds, key, runs, name) if same[name] else None,
                 copy_share=_measured(share_of_copy, key, runs, name),
             )
@@ -203,31 +197,20 @@ def _step(measured: Link | None, before: float | None, now: float | None) -> flo
 def _link(key: str, runs: Sequence[NamedRun], base: str, head: str) -> Link | None:
     """A measured ratio of the two, turned round where they were measured the other way."""
     for run in runs:
-        found = _benchmark(run.record, key)
+        found = run.record.benchmark(key)
         if found is None or found.estimate is None:
             continue
         if (run.base, run.head) == (base, head):
             return Link(base=base, head=head, estimate=found.estimate, verdict=found.verdict)
         if (run.base, run.head) == (head, base):
-            turned = _inverse(found.estimate)
+            ratio, low, high = found.estimate.ratio, found.estimate.low, found.estimate.high
+            turned = Estimate(ratio=1 / ratio, low=high and 1 / high, high=low and 1 / low)
             return Link(base=base, head=head, estimate=turned, verdict=None)
     return None
 
 
-def _inverse(estimate: Estimate) -> Estimate:
-    return Estimate(
-        ratio=1 / estimate.ratio,
-        low=None if estimate.high is None else 1 / estimate.high,
-        high=None if estimate.low is None else 1 / estimate.low,
-    )
-
-
-def _benchmark(run: GateRecord, key: str) -> BenchmarkRecord | None:
-    return next((each for each in run.benchmarks if each.key == key), None)
-
-
 def _seconds(run: GateRecord, benchmark: str, side: Side) -> float | None:
-    found = _benchmark(run, benchmark)
+    found = run.benchmark(benchmark)
     if found is None or not found.samples:
         return None
     seconds: float = median(getattr(sample, f"{side}_s") for sample in found.samples)

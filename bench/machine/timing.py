@@ -19,7 +19,7 @@ import random
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
@@ -437,6 +437,21 @@ class _Plan:
         self.captured = {False: graphs[0], True: graphs[1]}
         self.captured_count = count
         return True
+
+
+def forget(outs: Iterable[Any]) -> None:
+    """Make the outputs of the last round unusable: tensors, full of NaN from now on."""
+    for out in outs:
+        out.fill_(math.nan)
+
+
+def is_lost(synchronize: Callable[[], object]) -> bool:
+    """Whether a kernel broke the device for this process, as an illegal access does."""
+    try:
+        synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def describe(error: BaseException) -> str:

@@ -106,9 +106,7 @@ class Child:
         judge: Callable[[Sequence[str]], str],
         advance: Callable[[int], bool],
     ) -> dict[str, dict[str, Any]]:
-        """Have the rounds run; `judge` is given what the child found, `advance` says whether to
-        stop.
-        """
+        """Have the rounds run; `judge` gets what the child saw, `advance` says whether to stop."""
         answer = self._ask({"do": "rounds", **question})
         while "times" not in answer:
             if "judge" in answer:

@@ -33,7 +33,16 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from bench.machine.timing import Call, Device, Side, Timer, describe, device_of
+from bench.machine.timing import (
+    Call,
+    Device,
+    Side,
+    Timer,
+    describe,
+    device_of,
+    forget,
+    is_lost,
+)
 from bench.search.child import listen, open_answers, speak_when_dying
 from bench.throughput.candidates import Absent, Candidate, Planner, find_candidates
 from reference.attention.contract import PagedBatch
@@ -126,7 +135,7 @@ class Measuring:
             calls[0]()
             self._device.synchronize()
         except Exception as error:  # a peer that raises ends nobody's run but its own
-            return {"raised": describe(error), "spent": self._spent()}
+            return {"raised": describe(error), "spent": is_lost(self._device.synchronize)}
         self._outs[name] = outs
         self._sides[name] = Side(name=name, calls=tuple(calls))
         return {}
@@ -159,21 +168,13 @@ class Measuring:
 
         times = Timer(self._device, rounds=rounds, warm_up=warm_up, seed=seed, warm=warm).time(
             [self._sides[name] for name in names],
-            before_round=partial(_forget, [out for name in names for out in self._outs[name]]),
+            before_round=partial(forget, [out for name in names for out in self._outs[name]]),
             before_side=lambda name: self._say({"timing": name}),
             judge=judge,
             advance=advance,
             stop=stop,
         )
         return {"times": {name: asdict(each) for name, each in times.items()}}
-
-    def _spent(self) -> bool:
-        """Whether a kernel broke the device for this process, as an illegal access does."""
-        try:
-            self._device.synchronize()
-        except RuntimeError:
-            return True
-        return False
 
 
 def unwritten(out: Tensor) -> str:
@@ -182,11 +183,6 @@ def unwritten(out: Tensor) -> str:
         return ""
     rows = (~out.isfinite()).flatten(1).any(1).nonzero().flatten()
     return f"{len(rows)} of {len(out)} rows are not finite, row {int(rows[0])} the first"
-
-
-def _forget(outs: list[Tensor]) -> None:
-    for out in outs:
-        out.fill_(torch.nan)
 
 
 if __name__ == "__main__":

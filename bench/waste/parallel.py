@@ -74,20 +74,6 @@ Done = tuple[int, WasteRow]
 """A job's place among the jobs, and what came of it."""
 
 
-class JobFailed(BadInput):
-    """A policy, a stream and a pool that do not go together; the message says which, and why."""
-
-
-class RayMissing(BadInput):
-    """Ray is asked for and not installed."""
-
-    def __str__(self) -> str:
-        return (
-            'Ray is not installed: pip install "pagedbench[ray]", or leave out --ray to use the '
-            "cores of this machine"
-        )
-
-
 def default_workers(jobs: Sequence[Job]) -> int:
     """Processes for these jobs: one a core, and this one alone for what is done soon."""
     from joblib import cpu_count
@@ -122,7 +108,7 @@ def run_jobs(
     with closing(results):
         for index, row in results:
             if isinstance(row, str):
-                raise JobFailed(row)
+                raise BadInput(row)
             yield index, row
 
 
@@ -172,7 +158,10 @@ def _on_ray(
     try:
         import ray
     except ImportError:
-        raise RayMissing from None
+        raise BadInput(
+            'Ray is not installed: pip install "pagedbench[ray]", or leave out --ray to use the '
+            "cores of this machine"
+        ) from None
     # A connection that was there before is not ours to end.
     ours = not ray.is_initialized()
     try:

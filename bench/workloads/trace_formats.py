@@ -8,11 +8,12 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
 from bench.workloads.stream import MAX_TOKENS
-from bench.workloads.trace_lines import Line, TraceError, cells_of, shown
+from bench.workloads.trace_lines import Line, cells_of, shown
 
 MOONCAKE_PREFIX_TOKENS: Final = 512
 """Tokens that one `hash_ids` entry of a Mooncake trace stands for."""
@@ -92,20 +93,14 @@ def _rows(
 def _tokens(line: Line, column: str, text: str) -> int:
     # isdecimal alone lets other scripts' digits pass; the length keeps int() off absurd strings.
     plain = text.isascii() and text.isdecimal() and len(text) <= len(str(MAX_TOKENS))
-    if plain and (tokens := int(text)) <= MAX_TOKENS:
-        return tokens
-    raise _not_tokens(line, column, text)
+    return _checked_tokens(line, column, text, int(text) if plain else None)
 
 
-def _checked_tokens(line: Line, column: str, value: Any) -> int:
+def _checked_tokens(line: Line, column: str, said: object, value: Any) -> int:
     if type(value) is int and 0 <= value <= MAX_TOKENS:
         return value
-    raise _not_tokens(line, column, value)
-
-
-def _not_tokens(line: Line, column: str, value: object) -> TraceError:
-    return line.error(
-        found=f"{column} = {shown(value)}",
+    raise line.error(
+        found=f"{column} = {shown(said)}",
         expected=f"a whole number of tokens from 0 to {MAX_TOKENS}",
     )
 
@@ -133,23 +128,16 @@ class _Clock:
         return arrival_s
 
 
-def _azure(header: Line, lines: Iterator[Line]) -> Iterator[Row]:
-    return _timed(header, lines, "azure", _Clock(timedelta.total_seconds), _moment)
-
-
-def _burstgpt(header: Line, lines: Iterator[Line]) -> Iterator[Row]:
-    return _timed(header, lines, "burstgpt", _Clock(), _seconds)
-
-
 def _timed(
     header: Line,
     lines: Iterator[Line],
+    *,
     name: str,
-    clock: _Clock,
     moment: Callable[[Line, str, str], Any],
+    seconds: Callable[[Any], float] = float,
 ) -> Iterator[Row]:
     """Read a file of three columns: time, prompt and output."""
-    columns = FORMATS[name].columns
+    clock, columns = _Clock(seconds), FORMATS[name].columns
     for line, (stamp, prompt, output) in _rows(header, lines, columns):
         yield Row(
             _tokens(line, columns[1], prompt),
@@ -256,18 +244,14 @@ def _json_fields(line: Line) -> tuple[Any, int, int, list[int]]:
             found=shown(line.text), expected=f"a JSON object with {', '.join(columns)}"
         )
     stamp, prompt, output, ids = (record[column] for column in columns)
-    prompt = _checked_tokens(line, "input_length", prompt)
-    _check_prefix_ids(line, ids)
-    return stamp, prompt, _checked_tokens(line, "output_length", output), ids
-
-
-def _check_prefix_ids(line: Line, ids: Any) -> None:
+    prompt = _checked_tokens(line, "input_length", prompt, prompt)
     if not isinstance(ids, list) or not set(map(type, ids)) <= {int}:
         raise line.error(found=f"hash_ids = {shown(ids)}", expected="a list of integers")
     if ids and not 0 <= min(ids) <= max(ids) < 2**63:
         raise line.error(
             found=f"hash_ids from {min(ids)} to {max(ids)}", expected="ids from 0 that fit int64"
         )
+    return stamp, prompt, _checked_tokens(line, "output_length", output, output), ids
 
 
 _TIME_COLUMN: Final = "arrived_at"
@@ -278,10 +262,16 @@ _PLAIN_NUMBER: Final = re.compile(r"[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?")
 _JSON_COLUMNS: Final = ("timestamp", "input_length", "output_length", "hash_ids")
 
 FORMATS: Final = {
-    "azure": Format(("TIMESTAMP", "ContextTokens", "GeneratedTokens"), _azure),
+    "azure": Format(
+        ("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
+        partial(_timed, name="azure", moment=_moment, seconds=timedelta.total_seconds),
+    ),
     # Two more columns are optional. The pd_ratio that some files have follows from the lengths.
     "sharegpt": Format(("num_prefill_tokens", "num_decode_tokens"), _sharegpt, timed=_has_times),
     "mooncake": Format(_JSON_COLUMNS, _mooncake, tokens_per_block=MOONCAKE_PREFIX_TOKENS),
-    "burstgpt": Format(("Timestamp", "Request tokens", "Response tokens"), _burstgpt),
+    "burstgpt": Format(
+        ("Timestamp", "Request tokens", "Response tokens"),
+        partial(_timed, name="burstgpt", moment=_seconds),
+    ),
     "qwen": Format(_JSON_COLUMNS, _qwen, tokens_per_block=QWEN_PREFIX_TOKENS),
 }

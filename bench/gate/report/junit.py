@@ -8,8 +8,7 @@ the code (the harness failed, the run was ended) is an error.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Final, Literal
+from typing import Any, Final, Literal
 from xml.etree import ElementTree as ET
 
 from bench.command.words import percent
@@ -34,22 +33,21 @@ _NO_XML: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ff
 def junit(record: GateRecord) -> str:
     """A record as a JUnit XML document."""
     root = ET.Element("testsuites", name="pagedbench gate", time=f"{record.elapsed_s:.3f}")
-    run = _suite(root, "run", record)
-    _case(run, "verdict", "run", _RUN[record.verdict], record.reason, record.elapsed_s)
-    outputs = _suite(root, "outputs", record)
-    for output in record.outputs:
-        _case(outputs, f"{output.benchmark} {output.name}", "outputs", *_of_output(output))
-    counters = _suite(root, "counters", record)
-    for counter in record.counters:
-        _case(counters, f"{counter.benchmark} {counter.name}", "counters", *_of_counter(counter))
-    timing = _suite(root, "timing", record)
     spent = _seconds_spent(record)
-    for benchmark in record.benchmarks:
-        case = (*_of_benchmark(benchmark), spent.get(benchmark.key, 0.0))
-        _case(timing, benchmark.key, "timing", *case)
-    for suite in root:
-        _tally(suite)
-    _tally_all(root)
+    found: dict[str, list[tuple[Any, ...]]] = {
+        "run": [("verdict", _RUN[record.verdict], record.reason, record.elapsed_s)],
+        "outputs": [(f"{o.benchmark} {o.name}", *_of_output(o)) for o in record.outputs],
+        "counters": [(f"{c.benchmark} {c.name}", *_of_counter(c)) for c in record.counters],
+        "timing": [(b.key, *_of_benchmark(b), spent.get(b.key, 0.0)) for b in record.benchmarks],
+    }
+    for name, cases in found.items():
+        suite = _suite(root, name, record)
+        for case in cases:
+            _case(suite, name, *case)
+        _count(suite)
+        times = [float(case.get("time", "0")) for case in suite.iter("testcase")]
+        suite.set("time", f"{sum(times):.3f}")
+    _count(root)
     ET.indent(root)
     return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
@@ -75,7 +73,7 @@ def _suite(root: ET.Element, name: str, record: GateRecord) -> ET.Element:
 
 
 def _case(
-    suite: ET.Element, name: str, group: str, kind: Kind, words: str, elapsed_s: float = 0.0
+    suite: ET.Element, group: str, name: str, kind: Kind, words: str, elapsed_s: float = 0.0
 ) -> None:
     case = ET.SubElement(
         suite,
@@ -130,19 +128,8 @@ def _seconds_spent(record: GateRecord) -> dict[str, float]:
     return spent
 
 
-def _tally(suite: ET.Element) -> None:
-    cases = suite.findall("testcase")
-    counts = {kind: sum(c.find(kind) is not None for c in cases) for kind in _COUNTED}
-    suite.set("tests", str(len(cases)))
-    for kind, plural in _COUNTED.items():
-        suite.set(plural, str(counts[kind]))
-    suite.set("time", f"{sum(float(case.get('time', '0')) for case in cases):.3f}")
-
-
-_COUNTED: Final = {"failure": "failures", "error": "errors", "skipped": "skipped"}
-
-
-def _tally_all(root: ET.Element) -> None:
-    suites: Sequence[ET.Element] = root.findall("testsuite")
-    for total in ("tests", *_COUNTED.values()):
-        root.set(total, str(sum(int(suite.get(total, "0")) for suite in suites)))
+def _count(suites: ET.Element) -> None:
+    cases = list(suites.iter("testcase"))
+    suites.set("tests", str(len(cases)))
+    for kind, plural in (("failure", "failures"), ("error", "errors"), ("skipped", "skipped")):
+        suites.set(plural, str(sum(case.find(kind) is not None for case in cases)))

@@ -84,7 +84,7 @@ def _cells(cell: Cell) -> list[str | Text]:
 
 
 def _on_machine(record: GateRecord, key: str) -> str:
-    found = next((each for each in record.benchmarks if each.key == key), None)
+    found = record.benchmark(key)
     if found is None or found.estimate is None:
         return "-"
     share = share_of_copy(record, key, "head")

@@ -9,9 +9,10 @@ from dataclasses import replace
 import pytest
 
 from bench.waste import parallel
-from bench.waste.parallel import Job, JobFailed, RayMissing, default_workers, run_jobs
+from bench.waste.parallel import Job, default_workers, run_jobs
 from bench.waste.record import WasteRow
 from helpers.waste_records import job
+from reference.errors import BadInput
 
 POLICIES = ("max/buddy", "oracle/first-fit", "paged", "paged:prefix=lru", "paged:block=64")
 JOBS = [job(policy, "alpaca-fit:requests=120", slots=4096, warmup=12) for policy in POLICIES]
@@ -67,14 +68,14 @@ def test_ray_gives_what_one_process_gives_and_is_shut_down(
 
 def test_without_ray_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(RayMissing, match=r'pip install "pagedbench\[ray\]"'):
+    with pytest.raises(BadInput, match=r'pip install "pagedbench\[ray\]"'):
         next(run_jobs(JOBS, ray=True))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_job_that_cannot_be_run_says_which_and_why(workers: int) -> None:
     wrong = [JOBS[2], replace(JOBS[0], clients=3)]
-    with pytest.raises(JobFailed, match=r"max/buddy.* on alpaca-fit: clients = 3"):
+    with pytest.raises(BadInput, match=r"max/buddy.* on alpaca-fit: clients = 3"):
         rows(wrong, workers=workers)
 
 
