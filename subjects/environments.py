@@ -36,9 +36,7 @@ class BuiltIn:
 def engine_python(environment: str) -> Path:
     """The interpreter of an engine's environment.
 
-    Environments lie in `.engines` of the checkout, or in the folder that the environment variable
-    PAGEDBENCH_ENGINES names.
-
+    Environments lie in `.engines` of the checkout, or where the variable PAGEDBENCH_ENGINES says.
     Raises SubjectError: it has not been built, or not to the end, or is of no use any more.
     """
     folder = Path(os.environ.get("PAGEDBENCH_ENGINES") or BESIDE / ".engines") / environment

@@ -22,13 +22,11 @@ class SubjectError(BadInput):
 
 
 def load(name: str, *, what: str, built_in: tuple[str, ...] = ()) -> Any:
-    """Import what a name stands for.
+    """Import what a name stands for: `module:attribute` or `path/to/file.py:attribute`, perhaps
+    dotted.
 
-    It is `module:attribute` or `path/to/file.py:attribute`, and the attribute may have dots. What
-    it should lead to, and which names would have been known, is for messages.
-
-    Raises SubjectError if the name has no attribute part, or the module, file or attribute is not
-    there.
+    What it should lead to, and which names would have been known, is for messages. Raises
+    SubjectError if the name has no attribute part, or the module, file or attribute is not there.
     """
     where, attribute = split(name, what=what, built_in=built_in)
     module = _import_file(Path(where), what) if where.endswith(".py") else _import(where, what)
@@ -45,9 +43,8 @@ def load(name: str, *, what: str, built_in: tuple[str, ...] = ()) -> Any:
 
 
 def split(name: str, *, what: str, built_in: tuple[str, ...] = ()) -> tuple[str, str]:
-    """The module or file of a name, and the attribute. Nothing is imported.
-
-    Arguments and errors are those of `load`.
+    """The module or file of a name, and the attribute. Nothing is imported. Errors are those of
+    `load`.
     """
     where, _, attribute = name.rpartition(":")
     if not where or not attribute:

@@ -19,7 +19,6 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from types import TracebackType
 from typing import IO, Any, Final, Self
 
 START_LIMIT_S: Final = 120.0
@@ -45,13 +44,8 @@ QUOTED: Final = 60
 class SubjectDied(Exception):
     """The child ended, or had to be ended, before it answered, or what it said was no answer.
 
-    Attributes
-    ----------
-    how
-        One sentence: the signal, the exit code, the time limit or what it said instead of an
-        answer, and its last words.
-    timed_out
-        Whether it was ended for taking too long.
+    `how` is one sentence: the signal, the exit code, the time limit or what it said instead of an
+    answer, and its last words.
     """
 
     def __init__(self, how: str, *, timed_out: bool) -> None:
@@ -97,8 +91,8 @@ class SubjectProcess:
     def introduce(self) -> dict[str, Any]:
         """What the child says of its subject; starts the child if there is none.
 
-        Raises NotStarted if the child ends, or says nothing, before it comes to its subject. Raises
-        SubjectDied if it dies after that.
+        Raises NotStarted: it ends, or says nothing, before it comes to its subject; SubjectDied:
+        after.
         """
         if self._child is None:
             self._start()
@@ -113,7 +107,7 @@ class SubjectProcess:
     def ask(self, question: Mapping[str, Any], *, limit_s: float | None = None) -> dict[str, Any]:
         """Send a question and wait for its answer, `limit_s` seconds if that is given.
 
-        Raises SubjectDied if the child dies or the time runs out. The next question starts a new
+        Raises SubjectDied if the child dies or the time runs out; the next question starts a new
         child. Raises NotStarted: as for `introduce`.
         """
         self.introduce()
@@ -132,10 +126,7 @@ class SubjectProcess:
         return self.next_answer(limit_s=limit_s)
 
     def next_answer(self, *, limit_s: float | None = None) -> dict[str, Any]:
-        """Wait for another answer to the last question.
-
-        Raises SubjectDied: as for `ask`.
-        """
+        """Wait for another answer to the last question. Raises SubjectDied: as for `ask`."""
         while not (line := self._read_line(limit_s or self._time_limit_s)):
             pass  # a worker that died in the middle of a line ends it before it goes on
         answer = self._parsed(line)
@@ -169,16 +160,9 @@ class SubjectProcess:
         self._let_go()
 
     def __enter__(self) -> Self:
-        """Nothing is started before it is needed."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """End the child."""
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _start(self) -> None:
@@ -228,9 +212,7 @@ class SubjectProcess:
                     raise self._obituary()
                 self._pending += chunk
                 if len(self._pending) > MAX_ANSWER:
-                    raise self._broke_the_protocol(
-                        bytes(self._pending[:QUOTED]), "longer than any answer"
-                    )
+                    raise self._broke_the_protocol(self._pending, "longer than any answer")
             elif child.poll() is not None:
                 raise self._obituary()  # dead, and a child of its own holds the pipe open
             elif left_s <= 0:
@@ -250,9 +232,9 @@ class SubjectProcess:
             raise self._broke_the_protocol(line, "no JSON object")
         return said
 
-    def _broke_the_protocol(self, said: bytes, why: str) -> SubjectDied:
+    def _broke_the_protocol(self, said: bytes | bytearray, why: str) -> SubjectDied:
         """What is on the pipe is not the worker's: nothing that comes after it can be trusted."""
-        quoted = repr(said[:QUOTED])[1:]
+        quoted = repr(bytes(said[:QUOTED]))[1:]
         how = f"broke the protocol: it wrote {quoted} where answers go, which is {why}"
         return self._died(how, timed_out=False)
 

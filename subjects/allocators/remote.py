@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any, Final, Self
 
 from reference.allocator.contract import AllocatorCapabilities, AllocatorDied, AllocatorRaised
@@ -27,11 +26,9 @@ _AWAY: Final = (
 
 
 class RemoteFactory:
-    """A factory of allocators that live in another process.
+    """A factory of allocators that live in another process, run with the interpreter `python`.
 
     There is one allocator at a time: making one ends the one before.
-
-    An interpreter may be named to run it with, and the seconds that one call may take.
     """
 
     def __init__(
@@ -60,7 +57,7 @@ class RemoteFactory:
         """Start the process, and take over what the subject declares.
 
         Raises SubjectError: the name leads to no allocator, or what it declares makes no sense.
-        Raises NotStarted: the process ended before it came to the subject.
+        NotStarted: the process ended before it came to the subject.
         """
         try:
             said = self._process.introduce()
@@ -90,10 +87,7 @@ class RemoteFactory:
         return allocator
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        """Ask the worker.
-
-        Raises AllocatorDied: the subject's process ended, or had to be ended.
-        """
+        """Ask the worker. Raises AllocatorDied: the subject's process ended, or had to be ended."""
         try:
             answer = self._process.ask(question)
         except SubjectDied as death:
@@ -113,16 +107,9 @@ class RemoteFactory:
         self._process.close()
 
     def __enter__(self) -> Self:
-        """Nothing is started before it is needed."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """End the process."""
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
@@ -140,10 +127,7 @@ class RemoteAllocator:
         self._idle: list[int] = []
 
     def take(self, answer: dict[str, Any]) -> Any:
-        """Take over what an answer shows, and return what was answered.
-
-        Raises AllocatorRaised: the call raised.
-        """
+        """Take over what an answer shows, and return what was answered. Raises AllocatorRaised."""
         if "counts" in answer:
             self._counts = _tuple(answer["counts"])
             self._slots |= answer["slots"]
@@ -153,12 +137,12 @@ class RemoteAllocator:
         return answer["answer"]
 
     def _call(self, call: str, *given: Any, **named: Any) -> Any:
+        """Make a call; whether the answer has the right shape, who asked will judge."""
         return self.take(self._factory.ask({"call": call, "with": given, "named": named}))
 
-    def counts(self) -> tuple[int, int, int]:
+    def counts(self) -> Any:
         """As of the last call."""
-        counts: tuple[int, int, int] = self._counts
-        return counts
+        return self._counts
 
     def slots(self, sequence: str) -> list[int]:
         """As of the last call."""
@@ -168,19 +152,13 @@ class RemoteAllocator:
         """As of the last call."""
         return self._idle
 
-    def admit(
-        self, sequence: str, tokens: Sequence[int], *, num_tokens: int, salt: str
-    ) -> int | None:
+    def admit(self, sequence: str, tokens: Sequence[int], *, num_tokens: int, salt: str) -> Any:
         """Make the call."""
-        hit: int | None = self._call(
-            "admit", sequence, list(tokens), num_tokens=num_tokens, salt=salt
-        )
-        return hit
+        return self._call("admit", sequence, list(tokens), num_tokens=num_tokens, salt=salt)
 
-    def append(self, sequence: str, tokens: Sequence[int]) -> bool:
+    def append(self, sequence: str, tokens: Sequence[int]) -> Any:
         """Make the call."""
-        granted: bool = self._call("append", sequence, list(tokens))
-        return granted
+        return self._call("append", sequence, list(tokens))
 
     def free(self, sequence: str) -> None:
         """Make the call."""
@@ -190,39 +168,33 @@ class RemoteAllocator:
         """Make the call."""
         self._call("commit", sequence)
 
-    def take_copies(self) -> list[tuple[int, int]]:
+    def take_copies(self) -> Any:
         """Make the call."""
-        copies: list[tuple[int, int]] = _pairs(self._call("take_copies"))
-        return copies
+        return _pairs(self._call("take_copies"))
 
-    def fork(self, parent: str, child: str) -> bool:
+    def fork(self, parent: str, child: str) -> Any:
         """Make the call."""
-        granted: bool = self._call("fork", parent, child)
-        return granted
+        return self._call("fork", parent, child)
 
     def preempt(self, sequence: str) -> None:
         """Make the call."""
         self._call("preempt", sequence)
 
-    def can_admit(self, tokens: Sequence[int], *, num_tokens: int, salt: str) -> bool:
+    def can_admit(self, tokens: Sequence[int], *, num_tokens: int, salt: str) -> Any:
         """Make the call."""
-        promised: bool = self._call("can_admit", list(tokens), num_tokens=num_tokens, salt=salt)
-        return promised
+        return self._call("can_admit", list(tokens), num_tokens=num_tokens, salt=salt)
 
-    def reset(self) -> bool:
+    def reset(self) -> Any:
         """Make the call."""
-        done: bool = self._call("reset")
-        return done
+        return self._call("reset")
 
-    def swap_out(self, sequence: str) -> list[tuple[int, int]] | None:
+    def swap_out(self, sequence: str) -> Any:
         """Make the call."""
-        copies: list[tuple[int, int]] | None = _pairs(self._call("swap_out", sequence))
-        return copies
+        return _pairs(self._call("swap_out", sequence))
 
-    def swap_in(self, sequence: str) -> list[tuple[int, int]] | None:
+    def swap_in(self, sequence: str) -> Any:
         """Make the call."""
-        copies: list[tuple[int, int]] | None = _pairs(self._call("swap_in", sequence))
-        return copies
+        return _pairs(self._call("swap_in", sequence))
 
 
 def _pairs(answer: Any) -> Any:

@@ -62,8 +62,8 @@ class AllocatorSubject:
     def serve(self, **question: Any) -> Served:
         """Serve a stream in the allocator's own process; see `mixed_stream.serve`.
 
-        Raises AllocatorDied: the process ended, or took longer than its time limit. Raises
-        AllocatorRaised: the allocator raised.
+        Raises AllocatorDied: the process ended, or took longer than its time limit.
+        AllocatorRaised.
         """
         if not isinstance(self.factory, RemoteFactory):
             raise SubjectError(f"{self.name} runs in this process: open it without in_process")
@@ -83,16 +83,9 @@ def open_allocator(
 ) -> Iterator[AllocatorSubject]:
     """Find an allocator, start its process, and end it afterwards.
 
-    Parameters
-    ----------
-    name
-        Built-in, `module:factory` or `path/to/file.py:factory`.
-    python
-        Interpreter to run it with, instead of the one that it needs.
-    in_process
-        Whether to import it here instead: faster, and a crash or a hang is then ours.
-    time_limit_s
-        Seconds for one call.
+    `name` is built-in, `module:factory` or `path/to/file.py:factory`; `python` runs it instead of
+    the interpreter that it needs. With `in_process` it is imported here instead: faster, and a
+    crash or a hang is then ours. One call may take `time_limit_s` seconds.
 
     Raises SubjectError: the name leads nowhere, or what the allocator declares makes no sense.
     """

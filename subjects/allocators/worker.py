@@ -200,10 +200,8 @@ def main(name: str, time_limit_s: float) -> None:
             if over[0]:
                 return
             # It may have died in the middle of a line.
-            said = {
-                **death(status, time_limit_s),
-                "question_number": int.from_bytes(asked[:], "little"),
-            }
+            number = int.from_bytes(asked[:], "little")
+            said = death(status, time_limit_s) | {"question_number": number}
             answers.write("\n" + json.dumps(said) + "\n")
             answers.flush()
 

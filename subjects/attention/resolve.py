@@ -57,9 +57,8 @@ def python_of(name: str) -> str | None:
 
 
 def check_name(name: str, *, also: Sequence[str] = ()) -> None:
-    """Raise SubjectError where a name cannot lead to a kernel. Nothing is imported.
-
-    `also` are names that are known to the caller.
+    """Raise SubjectError where a name, not `also` known, cannot lead to a kernel. Nothing is
+    imported.
     """
     known = (*BUILT_IN, *also)
     if name not in known:
@@ -72,9 +71,7 @@ def resolve_kernel(name: str, *, device: str = "cpu") -> Subject:
     A kernel may have an attribute `prepare`. It is called once with the device's name, before the
     kernel gets its first problem, and raises SubjectError where it lacks something.
 
-    Raises SubjectError if the name has no function part, the module or file does not import, the
-    function is missing or not callable, it lacks something here, or what it declares leaves no
-    problem that it could be given.
+    Raises SubjectError: as `load` and `as_subject`.
     """
     known = BUILT_IN.get(name)
     where = known.where if known is not None else name
@@ -112,7 +109,9 @@ def _complaints(capabilities: Capabilities) -> Iterator[str]:
     if not isinstance(largest, int) or largest < SMALLEST_HEAD_DIM:
         yield f"max_head_dim is {largest!r}; the smallest head size is {SMALLEST_HEAD_DIM}"
     head_dims = capabilities.head_dims
-    if head_dims is not None and not _all(_is_head_dim, head_dims):
+    if head_dims is not None and not _all(
+        lambda size: SMALLEST_HEAD_DIM <= size <= MAX_HEAD_DIM and size % 8 == 0, head_dims
+    ):
         yield (
             f"head_dims is {_shown(head_dims)}; name multiples of 8 from {SMALLEST_HEAD_DIM} to "
             f"{MAX_HEAD_DIM}, or None for all"
@@ -120,24 +119,20 @@ def _complaints(capabilities: Capabilities) -> Iterator[str]:
     elif head_dims is not None and max(head_dims) > largest:
         yield f"head_dims has {max(head_dims)}, but max_head_dim is {largest}; raise or drop it"
     sizes = capabilities.block_sizes
-    if sizes is not None and not _all(_is_block_size, sizes):
+    if sizes is not None and not _all(
+        lambda size: 1 <= size <= MAX_BLOCK_SIZE and not size & (size - 1), sizes
+    ):
         yield (
             f"block_sizes is {_shown(sizes)}; name powers of two from 1 to {MAX_BLOCK_SIZE}, or "
             f"None for all"
         )
 
 
-def _all(check: Callable[[object], bool], values: object) -> bool:
+def _all(check: Callable[[int], bool], values: object) -> bool:
     # Annotations bind nobody: a list, or a single number, may stand where a frozenset should.
-    return isinstance(values, Collection) and len(values) > 0 and all(map(check, values))
-
-
-def _is_head_dim(size: object) -> bool:
-    return isinstance(size, int) and SMALLEST_HEAD_DIM <= size <= MAX_HEAD_DIM and size % 8 == 0
-
-
-def _is_block_size(size: object) -> bool:
-    return isinstance(size, int) and 1 <= size <= MAX_BLOCK_SIZE and not size & (size - 1)
+    if not isinstance(values, Collection) or not values:
+        return False
+    return all(isinstance(value, int) and check(value) for value in values)
 
 
 def _shown(values: object) -> str:

@@ -36,31 +36,19 @@ DISTRIBUTION: Final = "sglang"
 _MEM_CACHE: Final = "sglang.srt.mem_cache"
 
 REAL: Final = frozenset(
-    {
-        f"{_MEM_CACHE}.allocator.base",
-        f"{_MEM_CACHE}.allocator.page_interleave",
-        f"{_MEM_CACHE}.allocator.paged",
-        f"{_MEM_CACHE}.allocator.token",
-        f"{_MEM_CACHE}.base_prefix_cache",
-        f"{_MEM_CACHE}.cache_init_params",
-        f"{_MEM_CACHE}.common",
-        f"{_MEM_CACHE}.events",
-        f"{_MEM_CACHE}.evict_policy",
-        f"{_MEM_CACHE}.radix_cache",
-        f"{_MEM_CACHE}.unified_cache.component_type",
-        f"{_MEM_CACHE}.utils",
-    }
-)
+    f"{_MEM_CACHE}.{module}"
+    for module in (
+        "allocator.base", "allocator.page_interleave", "allocator.paged", "allocator.token",
+        "base_prefix_cache", "cache_init_params", "common", "events", "evict_policy",
+        "radix_cache", "unified_cache.component_type", "utils",
+    )
+)  # fmt: skip
 """Modules that are SGLang's own."""
 
 _UTILITIES: Final = (
-    "ceil_align",
-    "ceil_div",
-    "get_bool_env_var",
-    "get_num_new_pages",
-    "is_hip",
+    "ceil_align", "ceil_div", "get_bool_env_var", "get_num_new_pages", "is_hip",
     "next_power_of_2",
-)
+)  # fmt: skip
 
 EXCERPTS: Final = {
     "sglang.srt.utils": ("utils/common.py", _UTILITIES),
@@ -217,14 +205,9 @@ class _Request:
     """What is read of a `sglang.srt.managers.schedule_batch.Req`: text only, nothing speculated."""
 
     __slots__ = (
-        "cache_salt",
-        "full_untruncated_fill_ids",
-        "kv",
-        "last_node",
-        "lock",
-        "origin_input_ids",
+        "cache_salt", "full_untruncated_fill_ids", "kv", "last_node", "lock", "origin_input_ids",
         "rid",
-    )
+    )  # fmt: skip
 
     extra_key = None
     priority = None

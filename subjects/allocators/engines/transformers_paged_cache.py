@@ -261,14 +261,10 @@ make.capabilities = {  # type: ignore[attr-defined]
     # Appending goes by the state of a request, which an unknown one has not. A negative number of
     # tokens cannot come up: it is the length of a list.
     "hostile": [
-        "free_twice",
-        "free_unknown",
-        "fork_unknown",
-        "fork_onto_live",
-        "admit_live",
+        "free_twice", "free_unknown", "fork_unknown", "fork_onto_live", "admit_live",
         "admit_oversized",
     ],
-}
+}  # fmt: skip
 
 # At once, so that whoever is forked off this process has it; and where it is not installed, one can
 # still ask for the capabilities.

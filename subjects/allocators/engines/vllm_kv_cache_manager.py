@@ -142,16 +142,10 @@ class _Request:
     """What the manager reads of a `vllm.v1.request.Request`: text only, nothing speculated."""
 
     __slots__ = (
-        "all_token_ids",
-        "block_hashes",
-        "cache_salt",
-        "num_computed_tokens",
-        "num_in_flight_tokens",
-        "num_prompt_tokens",
-        "num_tokens",
-        "request_id",
+        "all_token_ids", "block_hashes", "cache_salt", "num_computed_tokens",
+        "num_in_flight_tokens", "num_prompt_tokens", "num_tokens", "request_id",
         "shared_prefix_boundary",
-    )
+    )  # fmt: skip
 
     lora_request = None
     mm_features: tuple[object, ...] = ()
@@ -179,12 +173,8 @@ class VllmAllocator:
     def __init__(
         self, num_blocks: int, block_size: int, *, prefix_caching: bool, window: int | None
     ) -> None:
-        shape = {
-            "block_size": block_size,
-            "num_kv_heads": 1,
-            "head_size": 1,
-            "dtype": torch.float32,
-        }
+        shape: dict[str, Any] = {"block_size": block_size, "num_kv_heads": 1, "head_size": 1}
+        shape["dtype"] = torch.float32
         interface = _engine.interface
         if window is None:
             spec = interface.FullAttentionSpec(**shape)

@@ -93,37 +93,24 @@ def decode_wrapper(batch: PagedBatch) -> Any:
     wrapper = _package.BatchDecodeWithPagedKVCacheWrapper(
         _workspace(batch), "NHD", use_tensor_cores=batch.group_size not in CUDA_CORE_GROUPS
     )
-    pages = Pages.of(batch)
-    wrapper.plan(
-        pages.starts,
-        pages.blocks,
-        pages.last_lens,
-        batch.query.shape[1],
-        batch.num_kv_heads,
-        batch.query.shape[2],
-        batch.block_size,
-        **_variant(batch),
-    )
+    wrapper.plan(*_pages_and_sizes(batch), **_variant(batch))
     return wrapper
 
 
 def prefill_wrapper(batch: PagedBatch) -> Any:
     """FlashInfer's prefill, planned for a batch."""
     wrapper = _package.BatchPrefillWithPagedKVCacheWrapper(_workspace(batch), "NHD")
-    pages = Pages.of(batch)
-    wrapper.plan(
-        batch.query_start_loc,
-        pages.starts,
-        pages.blocks,
-        pages.last_lens,
-        batch.query.shape[1],
-        batch.num_kv_heads,
-        batch.query.shape[2],
-        batch.block_size,
-        causal=batch.causal,
-        **_variant(batch),
-    )
+    pages_and_sizes = _pages_and_sizes(batch)
+    wrapper.plan(batch.query_start_loc, *pages_and_sizes, causal=batch.causal, **_variant(batch))
     return wrapper
+
+
+def _pages_and_sizes(batch: PagedBatch) -> tuple[Any, ...]:
+    """What both plans take in this order: the pages, query and KV heads, head and block size."""
+    pages = Pages.of(batch)
+    heads = batch.query.shape[1], batch.num_kv_heads
+    sizes = batch.query.shape[2], batch.block_size
+    return pages.starts, pages.blocks, pages.last_lens, *heads, *sizes
 
 
 def _variant(batch: PagedBatch) -> dict[str, Any]:
