@@ -91,76 +91,63 @@ def _decode(batch: PagedBatch, launch: Launch, *, always_split: bool = False) ->
     splits = launch.splits
     split = splits.needed or always_split
     items = splits.items(num_seqs)
-    lse = batch.lse
     partial_out = partial_lse = plan = None
     if split:
         partial_out = batch.query.new_empty((items, num_q_heads, head_dim), dtype=torch.float32)
         partial_lse = batch.query.new_empty((items, num_q_heads), dtype=torch.float32)
         plan = batch.seq_lens.new_empty((num_seqs, 2))
-    strides = {
-        "stride_token_o": batch.out.stride(0),
-        "stride_head_o": batch.out.stride(1),
-        "stride_token_l": lse.stride(0) if lse is not None else 0,
-        "stride_head_l": lse.stride(1) if lse is not None else 0,
-    }
+    partial = {"partial_out": partial_out, "partial_lse": partial_lse, "plan": plan}
     decode_kernel[(items, batch.num_kv_heads)](
         **shared_arguments(batch),
-        **strides,
-        out=batch.out,
-        lse=lse,
-        partial_out=partial_out,
-        partial_lse=partial_lse,
-        plan=plan,
+        **answer_arguments(batch),
+        **partial,
         num_seqs=num_seqs,
         parts=splits.parts,
         least_tiles=splits.least_tiles,
         most_splits=splits.most_splits,
-        value_scale=batch.v_scale,
         BLOCK_SEQS=triton.next_power_of_2(num_seqs) if splits.shared else 1,
-        SINKS=batch.sinks is not None,
-        WITH_LSE=lse is not None,
         SPLIT=split,
         SHARED=split and splits.shared,
         **tile_arguments(batch, launch.tiles),
     )
     if split:
         merge_kernel[(num_seqs, num_q_heads)](
-            partial_out,
-            partial_lse,
-            plan,
-            batch.query_start_loc,
-            batch.out,
-            lse,
-            batch.sinks,
-            **strides,
+            **partial,
+            **answer_arguments(batch),
+            query_start_loc=batch.query_start_loc,
+            sinks=batch.sinks,
             HEAD_DIM=head_dim,
             BLOCK_D=triton.next_power_of_2(head_dim),
             BLOCK_SPLITS=SPLITS_AT_ONCE,
-            SINKS=batch.sinks is not None,
-            WITH_LSE=lse is not None,
         )
 
 
 def _prefill(batch: PagedBatch, tiles: Tiles) -> None:
     num_tokens, num_seqs = batch.query.shape[0], batch.seq_lens.shape[0]
     query_tiles = num_tokens // (tiles.block_m // batch.group_size) + num_seqs
-    lse = batch.lse
     prefill_kernel[(query_tiles, batch.num_kv_heads)](
         **shared_arguments(batch),
-        out=batch.out,
-        lse=lse,
+        **answer_arguments(batch),
         num_seqs=num_seqs,
-        value_scale=batch.v_scale,
-        stride_token_o=batch.out.stride(0),
-        stride_head_o=batch.out.stride(1),
-        stride_token_l=lse.stride(0) if lse is not None else 0,
-        stride_head_l=lse.stride(1) if lse is not None else 0,
         BLOCK_SEQS=triton.next_power_of_2(num_seqs),
         CAUSAL=batch.causal,
-        SINKS=batch.sinks is not None,
-        WITH_LSE=lse is not None,
         **tile_arguments(batch, tiles),
     )
+
+
+def answer_arguments(batch: PagedBatch) -> dict[str, Any]:
+    """What every kernel takes that writes the answer, by the name of its parameter."""
+    out, lse = batch.out, batch.lse
+    return {
+        "out": out,
+        "lse": lse,
+        "stride_token_o": out.stride(0),
+        "stride_head_o": out.stride(1),
+        "stride_token_l": lse.stride(0) if lse is not None else 0,
+        "stride_head_l": lse.stride(1) if lse is not None else 0,
+        "SINKS": batch.sinks is not None,
+        "WITH_LSE": lse is not None,
+    }
 
 
 def shared_arguments(batch: PagedBatch) -> dict[str, Any]:
@@ -182,6 +169,7 @@ def shared_arguments(batch: PagedBatch) -> dict[str, Any]:
         "sinks": batch.sinks,
         "logit_factor": logit_factor,
         "cap_factor": cap_factor,
+        "value_scale": batch.v_scale,
         "stride_token_q": batch.query.stride(0),
         "stride_head_q": batch.query.stride(1),
         "stride_block_k": keys.stride(0),

@@ -21,7 +21,13 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.attention import check_batch, paged_attention, shared_arguments, tile_arguments
+from kernels.attention import (
+    answer_arguments,
+    check_batch,
+    paged_attention,
+    shared_arguments,
+    tile_arguments,
+)
 from kernels.launch import Tiles
 from kernels.shared_prefix import (
     LAUNCH_BYTES,
@@ -362,14 +368,11 @@ def cascade_attention(
     num_seqs, num_groups = batch.seq_lens.shape[0], len(groups.prefixes)
     kv_heads, group_size = batch.num_kv_heads, batch.group_size
     shape = (num_tokens, num_q_heads, launch.num_parts)
-    partial_out = batch.query.new_empty((*shape, head_dim), dtype=torch.float32)
-    partial_lse = batch.query.new_empty(shape, dtype=torch.float32)
-    shared = {
-        **shared_arguments(batch),
-        "partial_out": partial_out,
-        "partial_lse": partial_lse,
-        "value_scale": batch.v_scale,
+    partial = {
+        "partial_out": batch.query.new_empty((*shape, head_dim), dtype=torch.float32),
+        "partial_lse": batch.query.new_empty(shape, dtype=torch.float32),
     }
+    shared = shared_arguments(batch) | partial
     del shared["sinks"]  # counted once, when parts are joined
 
     block_q = launch.prefix_tiles.block_m // group_size
@@ -400,25 +403,16 @@ def cascade_attention(
         CAUSAL=batch.causal and not one_token,
         **_tiles(batch, launch.suffix_tiles),
     )
-    lse = batch.lse
     join_kernel[(num_tokens, kv_heads)](
-        partial_out,
-        partial_lse,
-        batch.out,
-        lse,
-        batch.sinks,
-        launch.num_parts,
-        batch.out.stride(0),
-        batch.out.stride(1),
-        lse.stride(0) if lse is not None else 0,
-        lse.stride(1) if lse is not None else 0,
+        **partial,
+        **answer_arguments(batch),
+        sinks=batch.sinks,
+        num_parts=launch.num_parts,
         GROUP=group_size,
         BLOCK_HEADS=triton.next_power_of_2(group_size),
         HEAD_DIM=head_dim,
         BLOCK_D=triton.next_power_of_2(head_dim),
         BLOCK_PARTS=triton.next_power_of_2(launch.num_parts),
-        SINKS=batch.sinks is not None,
-        WITH_LSE=lse is not None,
     )
 
 
@@ -447,10 +441,8 @@ def _attend(batch: PagedBatch, groups: PrefixGroups | None, *, launch_bytes: int
         groups = groups or _groups_on_the_host(batch)
         if groups is not None:
             launch = choose_cascade(batch, groups)
-            if (
-                launch_bytes is None
-                or cascade_bytes(batch, groups, launch, launch_bytes=launch_bytes).pays
-            ):
+            cost = cascade_bytes(batch, groups, launch, launch_bytes=launch_bytes or 0)
+            if launch_bytes is None or cost.pays:
                 cascade_attention(batch, groups=groups, launch=launch)
                 return
     paged_attention(batch)
@@ -460,11 +452,9 @@ def _groups_on_the_host(batch: PagedBatch) -> PrefixGroups | None:
     """The groups of a batch whose block table is on the host; None if there are none."""
     if batch.block_table.device.type != "cpu":
         return None
-    seq_lens = batch.seq_lens.tolist()
-    query_lens = batch.query_start_loc.diff().tolist()
     lengths: dict[str, Any] = {
-        "seq_lens": seq_lens,
-        "query_lens": query_lens,
+        "seq_lens": batch.seq_lens.tolist(),
+        "query_lens": batch.query_start_loc.diff().tolist(),
         "block_size": batch.block_size,
     }
     shared = find_prefix_groups(batch.block_table, **lengths)

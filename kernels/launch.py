@@ -108,17 +108,10 @@ def choose_launch(
 
     With `num_splits` each sequence is cut into as many splits by itself.
     """
-    group_size, head_dim = batch.group_size, batch.query.shape[2]
-    is_float32 = batch.query.dtype == torch.float32
     if batch.max_query_len > 1:
-        tiles = tiles or prefill_tiles(
-            group_size=group_size,
-            head_dim=head_dim,
-            max_query_len=batch.max_query_len,
-            is_float32=is_float32,
-        )
+        tiles = tiles or prefill_tiles(**_layer(batch), max_query_len=batch.max_query_len)
         return Launch(tiles, Splits(1))
-    tiles = tiles or decode_tiles(group_size=group_size, head_dim=head_dim, is_float32=is_float32)
+    tiles = tiles or decode_tiles(**_layer(batch))
     most_tiles = _most_tiles(batch, tiles)
     if num_splits is not None:
         return Launch(tiles, Splits(num_splits, most_splits=min(num_splits, most_tiles)))
@@ -147,17 +140,22 @@ def invariant_launch(batch: PagedBatch, *, tiles: Tiles | None = None) -> tuple[
     the lengths of others nor the device. Returned are the launch of the decode kernel, for queries
     of one token, and the tiles of the prefill kernel, for longer ones.
     """
-    layer: dict[str, Any] = {
-        "group_size": batch.group_size,
-        "head_dim": batch.query.shape[2],
-        "is_float32": batch.query.dtype == torch.float32,
-    }
+    layer = _layer(batch)
     decode = tiles or decode_tiles(**layer)
     parts = min(max(INVARIANT_PROGRAMS // batch.num_kv_heads, 8), MOST_SPLITS)
     most_splits = min(parts, triton.cdiv(_most_tiles(batch, decode), INVARIANT_LEAST_TILES))
     splits = Splits(parts, least_tiles=INVARIANT_LEAST_TILES, most_splits=most_splits)
     # The tile for long queries serves short ones, too.
     return Launch(decode, splits), tiles or prefill_tiles(**layer, max_query_len=WIDEST_QUERY)
+
+
+def _layer(batch: PagedBatch) -> dict[str, Any]:
+    """What tiles are chosen by, the same for every batch of a layer."""
+    return {
+        "group_size": batch.group_size,
+        "head_dim": batch.query.shape[2],
+        "is_float32": batch.query.dtype == torch.float32,
+    }
 
 
 def _most_tiles(batch: PagedBatch, tiles: Tiles) -> int:

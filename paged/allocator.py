@@ -409,11 +409,7 @@ class PagedAllocator:
         return needed <= available
 
     def blocks_for_admission(
-        self,
-        prompt: Tokens | KeyedPrompt,
-        num_tokens: int | None = None,
-        *,
-        salt: bytes = b"",
+        self, prompt: Tokens | KeyedPrompt, num_tokens: int | None = None, *, salt: bytes = b""
     ) -> tuple[int, int]:
         """Return what `admit` would take from the free and idle blocks, and how many there are.
 

@@ -125,16 +125,7 @@ class BlockPool:
         Raises BadSize: there is no such block. DoubleFree: it has no reference.
         """
         self._check(block)
-        count = self._references[block]
-        if count == 0:
-            raise DoubleFree(block)
-        self._references[block] = count - 1
-        if count > 1:
-            return
-        if not keep:
-            self._free.append(block)
-        elif (turned_out := self._idle.add(block)) is not None:
-            self._give_up(turned_out)
+        self.release_all([block], keep=[block] if keep else [])
 
     def release_all(self, blocks: Iterable[int], *, keep: Container[int]) -> None:
         """Drop a reference of each of `blocks`, in this order, as `release` does of one.

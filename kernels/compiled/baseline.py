@@ -14,7 +14,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from kernels.compiled.explain import Change, Judgement, explain, is_better, is_worse
+from kernels.compiled.explain import Change, better, explain, is_better, is_worse, worse
 from kernels.compiled.figures import LaunchFigures, VariantFigures
 from reference.errors import BadInput
 from reference.reading import read_whole
@@ -157,22 +157,19 @@ def compare(
 
 def _outcome(base: VariantFigures, now: VariantFigures) -> tuple[Change, ...]:
     if now.failure is not None and base.failure is None:
-        first = now.failure.splitlines()[0]
-        return (Change(judgement=Judgement.WORSE, words=f"does not compile: {first}"),)
+        return (worse(f"does not compile: {now.failure.splitlines()[0]}"),)
     if base.failure is not None and now.failure is None:
-        return (Change(judgement=Judgement.BETTER, words="compiles, which it did not"),)
+        return (better("compiles, which it did not"),)
     return ()
 
 
 def _launches(base: VariantFigures, now: VariantFigures) -> tuple[Change, ...]:
     before, after = _numbered(base.launches), _numbered(now.launches)
-    changes = []
-    for missing in [key for key in before if key not in after]:
-        words = f"{_name(missing)} is no longer launched; figures of other kernels say little"
-        changes.append(Change(judgement=Judgement.WORSE, words=words))
-    for new in [key for key in after if key not in before]:
-        words = f"{_name(new)} is launched besides; figures of other kernels say little"
-        changes.append(Change(judgement=Judgement.WORSE, words=words))
+    little = "figures of other kernels say little"
+    gone = [key for key in before if key not in after]
+    come = [key for key in after if key not in before]
+    changes = [worse(f"{_name(key)} is no longer launched; {little}") for key in gone]
+    changes += [worse(f"{_name(key)} is launched besides; {little}") for key in come]
     for key in [key for key in before if key in after]:
         prefix = f"{_name(key)}: " if len(before) > 1 else ""
         changes += [

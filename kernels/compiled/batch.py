@@ -46,8 +46,7 @@ def engine_batch(problem: AttentionProblem, *, with_lse: bool = True) -> PagedBa
         table[row, :count] = torch.arange(first, first + count, dtype=torch.int32)
         first += count
     cache = torch.empty(
-        (num_blocks, 2, problem.block_size, problem.num_kv_heads, dim),
-        dtype=problem.torch_kv_dtype,
+        (num_blocks, 2, problem.block_size, problem.num_kv_heads, dim), dtype=problem.torch_kv_dtype
     )
     keys, values = cache.unbind(1)
     return PagedBatch(

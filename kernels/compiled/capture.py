@@ -8,7 +8,7 @@ divisible by 16 or equal to 1. Tile sizes and launch options are the host functi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 from unittest import mock
@@ -107,9 +107,7 @@ def _compiling_instead(captured: Captured) -> Iterator[None]:
             captured.notes += [note] if note not in captured.notes else []
         return result
 
-    with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(JITFunction, "run", run))
-        stack.enter_context(mock.patch.object(Autotuner, "run", tune))
+    with mock.patch.object(JITFunction, "run", run), mock.patch.object(Autotuner, "run", tune):
         yield
 
 

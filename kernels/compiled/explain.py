@@ -102,11 +102,13 @@ def is_better(changes: tuple[Change, ...]) -> bool:
     return not is_worse(changes) and any(c.judgement is Judgement.BETTER for c in changes)
 
 
-def _worse(words: str) -> Change:
+def worse(words: str) -> Change:
+    """A change for the worse."""
     return Change(judgement=Judgement.WORSE, words=words)
 
 
-def _better(words: str) -> Change:
+def better(words: str) -> Change:
+    """A change for the better."""
     return Change(judgement=Judgement.BETTER, words=words)
 
 
@@ -115,7 +117,7 @@ def _noted(words: str) -> Change:
 
 
 def _rose_or_fell(what: str, words: str, *, rose: bool) -> Change:
-    return _better(f"{what} rose {words}") if rose else _worse(f"{what} fell {words}")
+    return better(f"{what} rose {words}") if rose else worse(f"{what} fell {words}")
 
 
 def _launch(base: LaunchFigures, now: LaunchFigures) -> Iterator[Change]:
@@ -152,9 +154,9 @@ def _specialisation(base: LaunchFigures, now: LaunchFigures) -> Iterator[Change]
 
 def _fit(base: LaunchFigures, now: LaunchFigures) -> Iterator[Change]:
     if base.fits and not now.fits:
-        yield _worse(does_not_fit(now))
+        yield worse(does_not_fit(now))
     elif now.fits and not base.fits:
-        yield _better(f"fits on a processor, which it did not: {now.shared_bytes:,} bytes")
+        yield better(f"fits on a processor, which it did not: {now.shared_bytes:,} bytes")
 
 
 def does_not_fit(figures: LaunchFigures) -> str:
@@ -176,10 +178,10 @@ def _matrix_units(base: LaunchFigures, now: LaunchFigures) -> Iterator[Change]:
     there, here = _listed(before.matrix), _listed(after.matrix)
     multiply_adds = after.classes.get("multiply-add", 0)
     if was and not is_now:
-        yield _worse(f"the product left the {units}: {there} became {multiply_adds:,} {fma}")
+        yield worse(f"the product left the {units}: {there} became {multiply_adds:,} {fma}")
     elif is_now and not was:
         gone = before.classes.get("multiply-add", 0)
-        yield _better(f"the product went to the {units}: {gone:,} {fma} became {here}")
+        yield better(f"the product went to the {units}: {gone:,} {fma} became {here}")
     elif was and is_now:
         rank, new_rank = _rank(before.matrix), _rank(after.matrix)
         if rank != new_rank:
@@ -201,11 +203,11 @@ def _matrix_work(base: LaunchFigures, now: LaunchFigures, units: str, fma: str) 
     words = f"{_listed(base.loop.matrix)} for {base.loop.keys} keys became "
     words += f"{_listed(now.loop.matrix)} for {now.loop.keys}"
     if is_now < 0.75 * scale * was and added > 4 * expected + now.loop.keys:
-        yield _worse(f"part of the product left the {units}: {words}, and {added:,} {fma}")
+        yield worse(f"part of the product left the {units}: {words}, and {added:,} {fma}")
     elif is_now > 1.25 * scale * was:
-        yield _worse(f"the product takes more matrix instructions: {words}")
+        yield worse(f"the product takes more matrix instructions: {words}")
     elif is_now < 0.75 * scale * was:
-        yield _better(f"the product takes fewer matrix instructions: {words}")
+        yield better(f"the product takes fewer matrix instructions: {words}")
 
 
 def _rank(matrix: Counts) -> int:
@@ -223,10 +225,10 @@ def _spills(base: LaunchFigures, now: LaunchFigures, slack: Slack) -> Iterator[C
         words = f"spills {now.spill_instructions:,} instructions, {now.spill_bytes:,} bytes"
         limit = now.register_limit
         at_limit = f" at the register limit of {limit}" if now.registers >= limit - 8 else ""
-        yield _worse(f"{words}{at_limit}; it spilled {base.spill_instructions:,}")
+        yield worse(f"{words}{at_limit}; it spilled {base.spill_instructions:,}")
     elif more < -slack.spill_instructions or more_bytes < -slack.spill_bytes:
         now_said = f"{now.spill_instructions:,}" if now.spill_instructions else "nothing"
-        yield _better(f"spills {now_said}; it spilled {base.spill_instructions:,} instructions")
+        yield better(f"spills {now_said}; it spilled {base.spill_instructions:,} instructions")
     before, after = base.scalar_spills or 0, now.scalar_spills or 0
     if after > before + slack.registers:
         yield _noted(f"spills {after} SGPRs to lanes of VGPRs; it spilled {before}")
@@ -248,13 +250,13 @@ def _loads(base: LaunchFigures, now: LaunchFigures) -> Iterator[Change]:
             continue
         words = f"from {_accesses(was)} to {_accesses(is_now)}"
         (fell if _value(is_now) < _value(was) else rose).setdefault(words, []).append(f"`{name}`")
-    yield from (_worse(f"{' and '.join(names)} fell {words}") for words, names in fell.items())
-    yield from (_better(f"{' and '.join(names)} rose {words}") for words, names in rose.items())
+    yield from (worse(f"{' and '.join(names)} fell {words}") for words, names in fell.items())
+    yield from (better(f"{' and '.join(names)} rose {words}") for words, names in rose.items())
     where = "in the main loop" if in_loops else "at all"
     for name in sorted(set(after) - set(before)):
-        yield _worse(f"`{name}` is loaded {where}, and was not: {_told(after[name])}")
+        yield worse(f"`{name}` is loaded {where}, and was not: {_told(after[name])}")
     for name in sorted(set(before) - set(after)):
-        yield _better(f"`{name}` is no longer loaded {where}: {_told(before[name])} less")
+        yield better(f"`{name}` is no longer loaded {where}: {_told(before[name])} less")
 
 
 def _more_loads(
@@ -267,9 +269,9 @@ def _more_loads(
     was, is_now = sum(before.values()), sum(after.values())
     words = f"`{name}` takes {is_now} loads an iteration where it took {was}"
     if is_now > max(1.25 * scale * was, was + 1):
-        yield _worse(words)
+        yield worse(words)
     elif was > max(1.25 * is_now / scale, is_now + 1):
-        yield _better(words)
+        yield better(words)
 
 
 def _renamed(
@@ -303,9 +305,9 @@ def _stores(base: LaunchFigures, now: LaunchFigures) -> Iterator[Change]:
 def _pipeline(base: LaunchFigures, now: LaunchFigures) -> Iterator[Change]:
     was, is_now = (_asynchronous(each.loop) for each in (base, now))
     if was and not is_now:
-        yield _worse("the pipeline is gone: no asynchronous copies")
+        yield worse("the pipeline is gone: no asynchronous copies")
     elif is_now and not was:
-        yield _better(f"there is a pipeline: {is_now} asynchronous copies an iteration")
+        yield better(f"there is a pipeline: {is_now} asynchronous copies an iteration")
 
 
 def _asynchronous(loop: LoopFigures | None) -> int:
@@ -348,9 +350,9 @@ def _size(base: LaunchFigures, now: LaunchFigures, slack: Slack) -> Iterator[Cha
 
 def _grew(what: str, was: float, is_now: float, words: str, share: float) -> Iterator[Change]:
     if is_now > was * (1 + share):
-        yield _worse(f"the {what} grew {words}")
+        yield worse(f"the {what} grew {words}")
     elif is_now < was * (1 - share):
-        yield _better(f"the {what} shrank {words}")
+        yield better(f"the {what} shrank {words}")
 
 
 def _most_by(base: LaunchFigures, now: LaunchFigures) -> str:

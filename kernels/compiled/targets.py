@@ -83,13 +83,7 @@ class Target:
 
 
 def _nvidia(
-    arch: int,
-    *,
-    warps: int,
-    blocks: int,
-    shared_kib: int,
-    processors: int,
-    tensor_columns: int = 0,
+    arch: int, *, warps: int, blocks: int, shared_kib: int, processors: int, tensor_columns: int = 0
 ) -> Target:
     # CUDA C++ Programming Guide, appendix "Compute Capabilities", technical specifications.
     return Target(

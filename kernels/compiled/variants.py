@@ -71,12 +71,7 @@ _OURS: Final = (
 )
 
 VARIANTS: Final = tuple(
-    Variant(
-        name,
-        f"{__package__}.hosts:{host}",
-        problem,
-        _NO_E4M3 if "kv=e4m3" in problem else (),
-    )
+    Variant(name, f"{__package__}.hosts:{host}", problem, _NO_E4M3 if "kv=e4m3" in problem else ())
     for name, host, problem in _OURS
 )
 """In the order in which they are shown."""

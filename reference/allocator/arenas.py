@@ -26,14 +26,11 @@ class NotAllocated(ValueError):
     """An address was freed at which no piece begins: never allocated, or freed already."""
 
     def __init__(self, address: int) -> None:
-        super().__init__(address)
-        self.address = address
-
-    def __str__(self) -> str:
-        return (
-            f"no piece begins at address {self.address!r}: "
+        super().__init__(
+            f"no piece begins at address {address!r}: "
             "free the addresses that allocate() returned, each of them once"
         )
+        self.address = address
 
 
 def reserve_max(prompt: int, output: int, max_model_len: int) -> int:

@@ -241,26 +241,22 @@ class AttentionProblem:
         words += [f"d{self.head_dim}", f"b{self.block_size}", self.dtype]
         if self.kv_dtype != self.dtype:
             words.append(f"kv={self.kv_dtype}")
-        words += [f"{key}={value!r}" for key, value in self._numbers() if value is not None]
-        words += [flag for flag, on in self._flags() if on]
+        numbers = {
+            "kscale": None if self.k_scale == 1.0 else self.k_scale,
+            "vscale": None if self.v_scale == 1.0 else self.v_scale,
+            "window": self.window,
+            "softcap": self.softcap,
+            "scale": self.scale,
+            "shared": self.shared_prefix or None,
+        }
+        words += [f"{key}={value!r}" for key, value in numbers.items() if value is not None]
+        flags = {"noncausal": not self.causal, "alibi": self.alibi, "sinks": self.sinks}
+        words += [flag for flag, on in flags.items() if on]
         if self.inputs != "flat":
             words.append(f"inputs={self.inputs}")
         if self.seed:
             words.append(f"seed={self.seed}")
         return " ".join(words)
-
-    def _numbers(self) -> list[tuple[str, float | int | None]]:
-        return [
-            ("kscale", None if self.k_scale == 1.0 else self.k_scale),
-            ("vscale", None if self.v_scale == 1.0 else self.v_scale),
-            ("window", self.window),
-            ("softcap", self.softcap),
-            ("scale", self.scale),
-            ("shared", self.shared_prefix or None),
-        ]
-
-    def _flags(self) -> list[tuple[str, bool]]:
-        return [("noncausal", not self.causal), ("alibi", self.alibi), ("sinks", self.sinks)]
 
     @classmethod
     def parse(cls, spec: str) -> Self:

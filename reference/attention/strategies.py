@@ -171,10 +171,9 @@ def _variant(draw: st.DrawFn, variants: frozenset[str]) -> dict[str, Any]:
         fields["window"] = window
     if "softcap" in variants and draw(_RARELY):
         fields["softcap"] = draw(st.sampled_from((30.0, 50.0, 5.0)))
-    if "alibi" in variants and draw(_RARELY):
-        fields["alibi"] = True
-    if "sinks" in variants and draw(_RARELY):
-        fields["sinks"] = True
+    for flag in ("alibi", "sinks"):
+        if flag in variants and draw(_RARELY):
+            fields[flag] = True
     if draw(_RARELY):
         fields["scale"] = draw(st.sampled_from((0.125, 0.05, 1.0)))
     return fields

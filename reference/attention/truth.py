@@ -92,7 +92,10 @@ def _attend_one(inputs: Inputs, index: int) -> tuple[Tensor, ...]:
         sink = inputs.sinks.double().view(1, heads, group, 1).expand(*shape, 1)
         denominator = torch.cat([logits, sink], dim=-1)
         bound = bound + sink.squeeze(-1).abs()
-    lse = torch.logsumexp(denominator, dim=-1) if denominator.shape[-1] else _nothing(shape, logits)
+    if denominator.shape[-1]:
+        lse = torch.logsumexp(denominator, dim=-1)
+    else:
+        lse = logits.new_full(shape, -torch.inf)
     # A row without any key has lse = -inf: exp(-inf - 0) is the zero weight that it needs.
     weights = torch.exp(logits - torch.where(lse.isinf(), 0.0, lse).unsqueeze(-1))
     out = torch.einsum("qhgk,khd->qhgd", weights, values)
@@ -108,7 +111,3 @@ def _attend_one(inputs: Inputs, index: int) -> tuple[Tensor, ...]:
         keys_seen,
         largest.reshape(rows),
     )
-
-
-def _nothing(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    return torch.full(shape, -torch.inf, dtype=like.dtype, device=like.device)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Sequence
 from typing import Any, Final, Self
 
-from reference.allocator.contract import AllocatorCapabilities, AllocatorDied, AllocatorRaised
+from reference.allocator.contract import (
+    Allocator,
+    AllocatorCapabilities,
+    AllocatorDied,
+    AllocatorRaised,
+)
 from subjects.loading import SubjectError
 from subjects.process import SubjectDied, SubjectProcess
 from subjects.starting import HOME, PREFIX, start_of
@@ -136,9 +141,15 @@ class RemoteAllocator:
             raise AllocatorRaised(answer["raised"])
         return answer["answer"]
 
+    def __getattr__(self, call: str) -> Any:
+        """Every other call of the contract is made there."""
+        if not hasattr(Allocator, call):
+            raise AttributeError(call)
+        return functools.partial(self._call, call)
+
     def _call(self, call: str, *given: Any, **named: Any) -> Any:
-        """Make a call; whether the answer has the right shape, who asked will judge."""
-        return self.take(self._factory.ask({"call": call, "with": given, "named": named}))
+        plain = [each if isinstance(each, str) else list(each) for each in given]
+        return _tuples(self.take(self._factory.ask({"call": call, "with": plain, "named": named})))
 
     def counts(self) -> Any:
         """As of the last call."""
@@ -152,52 +163,9 @@ class RemoteAllocator:
         """As of the last call."""
         return self._idle
 
-    def admit(self, sequence: str, tokens: Sequence[int], *, num_tokens: int, salt: str) -> Any:
-        """Make the call."""
-        return self._call("admit", sequence, list(tokens), num_tokens=num_tokens, salt=salt)
 
-    def append(self, sequence: str, tokens: Sequence[int]) -> Any:
-        """Make the call."""
-        return self._call("append", sequence, list(tokens))
-
-    def free(self, sequence: str) -> None:
-        """Make the call."""
-        self._call("free", sequence)
-
-    def commit(self, sequence: str) -> None:
-        """Make the call."""
-        self._call("commit", sequence)
-
-    def take_copies(self) -> Any:
-        """Make the call."""
-        return _pairs(self._call("take_copies"))
-
-    def fork(self, parent: str, child: str) -> Any:
-        """Make the call."""
-        return self._call("fork", parent, child)
-
-    def preempt(self, sequence: str) -> None:
-        """Make the call."""
-        self._call("preempt", sequence)
-
-    def can_admit(self, tokens: Sequence[int], *, num_tokens: int, salt: str) -> Any:
-        """Make the call."""
-        return self._call("can_admit", list(tokens), num_tokens=num_tokens, salt=salt)
-
-    def reset(self) -> Any:
-        """Make the call."""
-        return self._call("reset")
-
-    def swap_out(self, sequence: str) -> Any:
-        """Make the call."""
-        return _pairs(self._call("swap_out", sequence))
-
-    def swap_in(self, sequence: str) -> Any:
-        """Make the call."""
-        return _pairs(self._call("swap_in", sequence))
-
-
-def _pairs(answer: Any) -> Any:
+def _tuples(answer: Any) -> Any:
+    """Pairs of blocks, which JSON made lists; anything else as it is."""
     return [_tuple(each) for each in answer] if isinstance(answer, list) else answer
 
 

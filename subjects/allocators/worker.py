@@ -30,7 +30,6 @@ import mmap
 import os
 import resource
 import signal
-import sys
 import traceback
 from collections.abc import Iterable, Mapping
 from typing import IO, Any, Final
@@ -214,7 +213,3 @@ def death(status: int, time_limit_s: float) -> dict[str, Any]:
     if number == signal.SIGALRM:
         return {"died": f"gave no answer within {time_limit_s:g} s", "timed_out": True}
     return {"died": f"was killed by {signal.Signals(number).name}", "timed_out": False}
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]))

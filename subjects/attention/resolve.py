@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from reference.attention.contract import AttentionKernel, Capabilities, capabilities_of
-from reference.attention.problem import MAX_BLOCK_SIZE, MAX_HEAD_DIM
+from reference.attention.problem import MAX_BLOCK_SIZE, MAX_HEAD_DIM, MIN_HEAD_DIM
 from subjects.environments import BuiltIn, engine_python
 from subjects.loading import SubjectError, load, split
 from subjects.starting import PREFIX
@@ -29,8 +29,6 @@ BUILT_IN: Final = {
     "flashinfer": BuiltIn(f"{PREFIX}subjects.attention.peers.flashinfer:attention"),
 }
 """Ours and the peers, on equal terms with everybody's: resolved by the same code."""
-
-SMALLEST_HEAD_DIM: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +104,14 @@ def _complaints(capabilities: Capabilities) -> Iterator[str]:
     if not capabilities.dtypes:
         yield "dtypes is empty, so there is nothing to check; name at least one"
     largest = capabilities.max_head_dim
-    if not isinstance(largest, int) or largest < SMALLEST_HEAD_DIM:
-        yield f"max_head_dim is {largest!r}; the smallest head size is {SMALLEST_HEAD_DIM}"
+    if not isinstance(largest, int) or largest < MIN_HEAD_DIM:
+        yield f"max_head_dim is {largest!r}; the smallest head size is {MIN_HEAD_DIM}"
     head_dims = capabilities.head_dims
     if head_dims is not None and not _all(
-        lambda size: SMALLEST_HEAD_DIM <= size <= MAX_HEAD_DIM and size % 8 == 0, head_dims
+        lambda size: MIN_HEAD_DIM <= size <= MAX_HEAD_DIM and size % 8 == 0, head_dims
     ):
         yield (
-            f"head_dims is {_shown(head_dims)}; name multiples of 8 from {SMALLEST_HEAD_DIM} to "
+            f"head_dims is {_shown(head_dims)}; name multiples of 8 from {MIN_HEAD_DIM} to "
             f"{MAX_HEAD_DIM}, or None for all"
         )
     elif head_dims is not None and max(head_dims) > largest:

@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
+from unittest import mock
 
 import numpy as np
 from torch import Tensor
@@ -117,30 +118,22 @@ class _HostWrites(TorchDispatchMode):
 def judged(judge: Judge) -> Iterator[None]:
     """Within this context every access of an interpreted kernel goes through a judge."""
     with ExitStack() as stack:
+
+        def replace(owner: Any, name: str, value: Any) -> None:
+            stack.enter_context(mock.patch.object(owner, name, value))
+
         memory = _Memory(ti._interpreter, judge)
-        stack.enter_context(_replaced(ti, "_interpreter", memory))
-        stack.enter_context(_replaced(ti, "_implicit_cvt", _to_virtual(ti._implicit_cvt, judge)))
+        replace(ti, "_interpreter", memory)
+        replace(ti, "_implicit_cvt", _to_virtual(ti._implicit_cvt, judge))
         executor, builder = ti.GridExecutor, ti.InterpreterBuilder
-        launch = _launch(executor.__call__, judge)
-        stack.enter_context(_replaced(executor, "__call__", launch))
+        replace(executor, "__call__", _launch(executor.__call__, judge))
         load = _load_with_undefined_lanes(builder.create_masked_load, judge)
-        stack.enter_context(_replaced(builder, "create_masked_load", load))
+        replace(builder, "create_masked_load", load)
         for name in ATOMIC_ACCESSES:
             if hasattr(builder, name):
-                access = _atomic_access(getattr(builder, name), memory)
-                stack.enter_context(_replaced(builder, name, access))
+                replace(builder, name, _atomic_access(getattr(builder, name), memory))
         stack.enter_context(_HostWrites(judge))
         yield
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    stock = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, stock)
 
 
 def _to_virtual(stock: Callable[[Any], Any], judge: Judge) -> Callable[[Any], Any]:

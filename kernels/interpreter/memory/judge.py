@@ -162,12 +162,7 @@ class Judge:
         )
 
     def _split(
-        self,
-        addresses: Addresses,
-        mask: Bools,
-        itemsize: int,
-        operation: str,
-        judge: _JudgeOne,
+        self, addresses: Addresses, mask: Bools, itemsize: int, operation: str, judge: _JudgeOne
     ) -> tuple[Addresses, Bools]:
         whole = bool(mask.all())
         active = addresses.reshape(-1) if whole else addresses[mask]
@@ -198,12 +193,7 @@ class Judge:
         return index
 
     def _lane_by_lane(
-        self,
-        addresses: Addresses,
-        mask: Bools,
-        itemsize: int,
-        operation: str,
-        judge: _JudgeOne,
+        self, addresses: Addresses, mask: Bools, itemsize: int, operation: str, judge: _JudgeOne
     ) -> tuple[Addresses, Bools]:
         """The same where lanes lead outside, or to several tensors."""
         lanes = addresses.reshape(-1)

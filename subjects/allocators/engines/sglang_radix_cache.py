@@ -272,9 +272,7 @@ class SglangAllocator:
         request = _Request(sequence, tokens, salt)
         # One token is left to compute, whatever is cached: `Req._compute_max_prefix_len`.
         key = _engine.RadixKey(
-            request.full_untruncated_fill_ids,
-            limit=len(tokens) - 1,
-            cache_salt=request.cache_salt,
+            request.full_untruncated_fill_ids, limit=len(tokens) - 1, cache_salt=request.cache_salt
         )
         match = tree.match_prefix(_engine.MatchPrefixParams(key=key))
         hit: int = match.device_prefix_len

@@ -113,17 +113,15 @@ class TransformersAllocator:
             state.generated_tokens.extend(tokens[-new:])
         return True
 
-    def free(self, sequence: str) -> None:
+    def free(self, sequence: str, **how: bool) -> None:
         """`Scheduler.finish_request`. It asks the cache whether or not it knows the request."""
-        self._cache.free_blocks(sequence)
+        self._cache.free_blocks(sequence, **how)
         self._states.pop(sequence, None)
         self._complete.pop(sequence, None)
 
     def preempt(self, sequence: str) -> None:
         """`OffloadingManager.offload_requests`: blocks of nobody else do not stay in the cache."""
-        self._cache.free_blocks(sequence, no_cache=True)
-        self._states.pop(sequence, None)
-        self._complete.pop(sequence, None)
+        self.free(sequence, no_cache=True)
 
     def fork(self, parent: str, child: str) -> bool:
         """What `ContinuousBatchProcessor.update_batch` does for one child.

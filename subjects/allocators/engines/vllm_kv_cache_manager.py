@@ -201,7 +201,8 @@ class VllmAllocator:
         if prefix_caching:
             self._hash_blocks = _engine.utils.get_request_block_hasher(block_size, _sha256)
         if window is None:
-            self.commit = self._commit_nothing  # type: ignore[method-assign]
+            # Nobody asks what is in flight then, and blocks are published already.
+            self.commit = lambda sequence: None  # type: ignore[method-assign]
 
     def admit(
         self, sequence: str, tokens: Sequence[int], *, num_tokens: int, salt: str
@@ -272,9 +273,6 @@ class VllmAllocator:
         self._manager.remove_skipped_blocks(
             sequence, request.num_computed_tokens, request.num_prompt_tokens
         )
-
-    def _commit_nothing(self, sequence: str) -> None:
-        """Without a window nobody asks what is in flight, and blocks are published already."""
 
     def slots(self, sequence: str) -> list[int]:
         """Slots of the request's table; the null block's are those behind the window."""

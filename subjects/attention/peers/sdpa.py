@@ -15,10 +15,7 @@ from subjects.attention.peers.sequences import gathered, sequences, visible
 
 
 @declares(
-    Capabilities(
-        kv_dtypes=frozenset(),
-        variants=frozenset({"prefill", "noncausal", "window"}),
-    )
+    Capabilities(kv_dtypes=frozenset(), variants=frozenset({"prefill", "noncausal", "window"}))
 )
 def attention(batch: PagedBatch) -> None:
     """Fill `batch.out`."""
