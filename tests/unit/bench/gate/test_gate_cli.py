@@ -1,10 +1,10 @@
 """`pagedbench gate` as it is typed: exit codes, and what Ctrl-C leaves behind."""
 
-import json
 import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -46,77 +46,63 @@ def test_what_cannot_be_meant_is_a_usage_error(arguments: tuple[str, ...], words
 def test_the_suite_is_listed() -> None:
     result = invoke("--list", "--benchmark", "allocator")
     assert result.exit_code == 0
-    lines = result.stdout.splitlines()
-    assert len(lines) == 7
-    assert all(line.startswith("allocator/") for line in lines)
+    starts = [line.partition("/")[0] for line in result.stdout.splitlines()]
+    assert starts == ["allocator"] * 7
 
 
 def test_a_percentage_is_read_as_one() -> None:
-    assert percentage("3%") == 0.03
-    assert percentage(" 12.5 % ") == 0.125
+    assert (percentage("3%"), percentage(" 12.5 % ")) == (0.03, 0.125)
     for text in ("3", "-3%", "101%", "three"):
         with pytest.raises(BadInput, match="as in 3%"):
             percentage(text)
 
 
 def test_limits_and_margins_are_read_from_toml(tmp_path: Path) -> None:
-    file = tmp_path / "gate.toml"
+    file, project = tmp_path / "gate.toml", tmp_path / "pyproject.toml"
     file.write_text('margin = 0.02\nequivalence = 0.05\n[limits]\n"waste/*:peak_slots" = 0.1\n')
-    settings = read_configuration(file)
-    assert settings.design().margin == 0.02
-    assert settings.limits == {"waste/*:peak_slots": 0.1}
-    project = tmp_path / "pyproject.toml"
     project.write_text("[tool.pagedbench.gate.limits]\ncalls = 0.5\n")
-    assert read_configuration(project).limits == {"calls": 0.5}
-    assert read_configuration(project).design().margin == 0.01
-    file.write_text("margin = 0.05\n")
-    with pytest.raises(BadInput, match=r"margin 0\.05 and equivalence 0\.03"):
-        read_configuration(file).design()
-    for wrong in ("marign = 0.1\n", "margin = \n", "margin = -1\n"):
+    for settings, margin, limits in (
+        (read_configuration(file), 0.02, {"waste/*:peak_slots": 0.1}),
+        (read_configuration(project), 0.01, {"calls": 0.5}),
+    ):
+        assert (settings.design().margin, settings.limits) == (margin, limits)
+    for wrong in ("margin = 0.05", "marign = 0.1", "margin = ", "margin = -1"):
         file.write_text(wrong)
-        with pytest.raises(BadInput, match=r"gate\.toml"):
-            read_configuration(file)
+        with pytest.raises(BadInput, match=r"margin 0\.05 and equivalence 0\.03|gate\.toml"):
+            read_configuration(file).design()
 
 
-def environment(places: Path) -> dict[str, str]:
-    places.mkdir(exist_ok=True)
-    return {**os.environ, SUITE_VARIABLE: gate_toys.SUITE, "TMPDIR": str(places)}
-
-
-def command(*arguments: str) -> list[str]:
-    return [*COMMAND, "gate", *arguments]
+def start(trees: Iterable[Path], file: Path, places: Path) -> subprocess.Popen[str]:
+    """The command on two trees, its record to a file; its errors and progress are read."""
+    places.mkdir()
+    return subprocess.Popen(
+        [*COMMAND, "gate", *map(str, trees), "--json", str(file)],
+        env={**os.environ, SUITE_VARIABLE: gate_toys.SUITE, "TMPDIR": str(places)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def test_the_exit_code_of_the_command_is_that_of_the_run(tmp_path: Path) -> None:
     base = gate_toys.tree(tmp_path, "base")
     head = gate_toys.tree(tmp_path, "head", "ANSWER = [3, 2, 1]")
     file = tmp_path / "gate.json"
-    run = subprocess.run(
-        command(str(base), str(head), "--json", str(file)),
-        env=environment(tmp_path / "places"),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 5, run.stderr
-    record = GateRecord.model_validate(json.loads(file.read_text()))
+    with start((base, head), file, tmp_path / "places") as run:
+        _, said = run.communicate()
+    assert run.returncode == 5, said
+    record = GateRecord.model_validate_json(file.read_text())
     assert record.exit_code == 5
-    assert "outputs and counters: 3 of 3" in run.stderr, "progress is shown in a log, too"
-
-
-def children(parent: int) -> list[int]:
-    """Processes that a process started, from the system's table."""
-    said = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True, check=False
-    )
-    return [int(line) for line in said.stdout.split()]
+    assert "outputs and counters: 3 of 3" in said, "progress is shown in a log, too"
 
 
 def two_children(parent: int, *, other_than: set[int]) -> set[int]:
-    """Wait for two that are not of the last launch."""
+    """Wait for two processes that it started, not of the last launch."""
+    table = ["ps", "-o", "pid=", "--ppid", str(parent)]
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        found = set(children(parent)) - other_than
+        said = subprocess.run(table, capture_output=True, text=True, check=False).stdout
+        found = set(map(int, said.split())) - other_than
         if len(found) == 2:
             return found
         time.sleep(0.02)
@@ -130,13 +116,7 @@ def test_an_interrupted_run_leaves_no_worker_and_no_tree(
     slow = "import time\ndef work(clock, name):\n    clock.spend(COST_US)\n    time.sleep(0.002)"
     trees = [gate_toys.tree(tmp_path, name, slow) for name in ("base", "head")]
     places, file = tmp_path / "places", tmp_path / "gate.json"
-    with subprocess.Popen(
-        command(*map(str, trees), "--json", str(file)),
-        env=environment(places),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as run:
+    with start(trees, file, places) as run:
         assert run.stderr is not None
         for line in run.stderr:
             if line.startswith("after 0 launches"):
@@ -151,6 +131,6 @@ def test_an_interrupted_run_leaves_no_worker_and_no_tree(
     for worker in workers:
         with pytest.raises(ProcessLookupError):
             os.kill(worker, 0)
-    record = GateRecord.model_validate(json.loads(file.read_text()))
+    record = GateRecord.model_validate_json(file.read_text())
     assert record.verdict == "interrupted"
     assert len(record.benchmarks[0].samples) >= 1, "what was measured is kept"

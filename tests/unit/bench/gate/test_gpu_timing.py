@@ -12,7 +12,8 @@ import torch
 
 from bench.gate import run as gate_run
 from bench.gate import turns
-from bench.gate.run import MOST_DROPPED, run_gate
+from bench.gate.record import GateRecord
+from bench.gate.run import run_gate
 from bench.gate.suite import gpu
 from bench.gate.timers import UNTIMED_LAUNCHES, device_named, take_turn
 from bench.machine.gpu import GpuReader, GpuState, became_another_gpu
@@ -41,17 +42,11 @@ def test_without_a_gpu_it_says_so() -> None:
         with pytest.raises(RuntimeError, match="finds no GPU"):
             device_of("cuda")
     assert isinstance(device_of("cpu"), CpuDevice)
+    assert {CpuDevice.clock, CudaDevice.clock} == {"process_time", "cuda_event"}
+    described = {"device": "a GPU", "driver": None, "uuid": "GPU-12-34"}
+    assert CudaDevice(FakeCuda()).describe() == described
     with pytest.raises(BadInput, match="choose cpu or cuda"):
         device_named("tpu")
-
-
-def test_the_timer_is_part_of_the_key() -> None:
-    assert {CpuDevice.clock, CudaDevice.clock} == {"process_time", "cuda_event"}
-    assert CudaDevice(FakeCuda()).describe() == {
-        "device": "a GPU",
-        "driver": None,
-        "uuid": "GPU-12-34",
-    }
 
 
 def test_the_state_of_the_gpu_is_read_by_its_identity() -> None:
@@ -99,12 +94,16 @@ def hot_at(monkeypatch: pytest.MonkeyPatch, launches: range) -> None:
     monkeypatch.setattr(gate_run, "launch", launch)
 
 
+def worked(folder: Path, **options: Any) -> GateRecord:
+    trees = (gate_toys.tree(folder, name) for name in ("base", "head"))
+    return run_gate(gate_toys.plan(*trees, **{"benchmarks": ("toy/work",), **options}))
+
+
 def test_launches_in_which_the_gpu_changed_are_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hot_at(monkeypatch, range(1, 4))
-    trees = (gate_toys.tree(tmp_path, name) for name in ("base", "head"))
-    record = run_gate(gate_toys.plan(*trees, benchmarks=("toy/work",)))
+    record = worked(tmp_path)
     assert record.verdict == "pass"
     assert [bool(each.dropped) for each in record.launches] == [False, *[True] * 3, *[False] * 4]
     (benchmark,) = record.benchmarks
@@ -115,24 +114,16 @@ def test_a_gpu_that_always_changes_is_no_verdict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hot_at(monkeypatch, range(1000))
-    trees = (gate_toys.tree(tmp_path, name) for name in ("base", "head"))
-    record = run_gate(gate_toys.plan(*trees, benchmarks=("toy/work",)))
+    monkeypatch.setattr(gate_run, "MOST_DROPPED", 2)
+    record = worked(tmp_path)
     assert (record.verdict, record.exit_code) == ("harness failed", 4)
-    assert f"{MOST_DROPPED + 1} launches were dropped" in record.reason
-
-
-def test_a_launch_reads_the_state_around_every_benchmark(tmp_path: Path) -> None:
-    trees = [gate_toys.tree(tmp_path, name) for name in ("base", "head")]
-    record = run_gate(gate_toys.plan(*trees, benchmarks=("toy/work",)))
-    assert all(each.gpu == [] and not each.dropped for each in record.launches), "there is none"
-    assert record.parameters.device == "cpu"
+    assert "3 launches were dropped" in record.reason
 
 
 def test_a_gpu_that_is_not_there_is_no_verdict(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    trees = [gate_toys.tree(tmp_path, name) for name in ("base", "head")]
-    record = run_gate(gate_toys.plan(*trees, device="cuda", suite=None, benchmarks=("gpu/copy",)))
+    record = worked(tmp_path, device="cuda", suite=None, benchmarks=("gpu/copy",))
     assert record.exit_code == 4
     assert "torch finds no GPU here" in record.reason
 
