@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from bench.waste.contiguous import ContiguousPolicy, serve_contiguous
+from bench.waste.simulate import lengths_of
 from bench.workloads.fits import fitted
+from bench.workloads.source import saturated
 from paged.accounting import Serving
 from paged.errors import BadSize
 
@@ -43,13 +45,7 @@ def test_thirty_per_cent_free_and_a_request_of_31_waits() -> None:
 
 
 def sharegpt(count: int) -> list[Request]:
-    return [
-        (prompt, output, None)
-        for part in fitted("sharegpt-fit", num_requests=count, seed=0).chunks()
-        for prompt, output in zip(
-            part.prompt_tokens.tolist(), part.output_tokens.tolist(), strict=True
-        )
-    ]
+    return list(lengths_of(saturated(fitted("sharegpt-fit", num_requests=count, seed=0))))
 
 
 @pytest.mark.parametrize(
@@ -96,6 +92,5 @@ def test_a_bad_policy_is_refused(changes: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize(("name", "value"), [("slots", 0), ("warmup", -1), ("observe_every", 0)])
 def test_a_bad_number_is_named(name: str, value: int) -> None:
-    options = {"slots": 8} | {name: value}
     with pytest.raises(BadSize, match=f"{name} = {value}: give an integer"):
-        serve_contiguous([(1, 1, None)], policy(), **options)
+        serve_contiguous([(1, 1, None)], policy(), **{"slots": 8, name: value})

@@ -70,34 +70,16 @@ def test_what_is_written_is_read_again_whatever_the_defaults_are(policy, block_s
 @pytest.mark.parametrize(
     ("spec", "policy"),
     [
-        (
-            "max/buddy",
-            ContiguousPolicy(reservation="max", arena="buddy", max_model_len=2048),
-        ),
-        (
-            "oracle/best-fit:look-ahead=8,max-running=64",
-            ContiguousPolicy(
-                reservation="oracle",
-                arena="best-fit",
-                max_model_len=2048,
-                look_ahead=8,
-                max_running=64,
-            ),
-        ),
+        ("max/buddy", ContiguousPolicy(reservation="max", arena="buddy", max_model_len=2048)),
         ("paged", PagedPolicy(block_size=16)),
         (
-            "paged:block=32,watermark=0.01,prefix=lfu,preempt=swap,budget=8192,samples=4,"
-            "look-ahead=8,max-running=256,quota=0:256+1:128",
+            "paged:block=32,watermark=0.01,prefix=lfu,preempt=swap,quota=0:256+1:128",
             PagedPolicy(
                 block_size=32,
                 watermark=0.01,
                 prefix_caching=True,
                 eviction="lfu",
                 preemption="swap",
-                token_budget=8192,
-                samples=4,
-                look_ahead=8,
-                max_running=256,
                 tenant_quotas=((0, 256), (1, 128)),
             ),
         ),

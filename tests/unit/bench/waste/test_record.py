@@ -19,24 +19,17 @@ POLICIES = ("max/buddy:max-model-len=256", "oracle/first-fit", "paged:watermark=
 @pytest.fixture(scope="module", params=POLICIES)
 def served(request):
     policy = parse_policy(request.param)
-    return policy, simulate(SOURCE, policy, slots=3000, warmup=40)
+    serving = simulate(SOURCE, policy, slots=3000, warmup=40)
+    return serving, WasteRow.of("s", policy, serving, seconds=1.5)
 
 
-def test_a_row_comes_back_from_json_as_it_was(served):
-    policy, serving = served
-    row = WasteRow.of("s", policy, serving, seconds=1.5)
-    again = WasteRow.model_validate_json(row.model_dump_json())
-    assert again == row
-    assert again.total == serving.total
-    assert again.loaded == serving.loaded
-    assert again.policy == policy
-    assert json.loads(row.model_dump_json())["policy"] == format_policy(policy)
-    assert again.peak_requests == serving.peak_requests
-
-
-def test_shares_are_of_the_loaded_part_and_add_up(served):
-    policy, serving = served
-    data = json.loads(WasteRow.of("s", policy, serving, seconds=0).model_dump_json())
+def test_a_row_comes_back_from_json_as_it_was_and_its_shares_add_up(served):
+    serving, row = served
+    assert WasteRow.model_validate_json(row.model_dump_json()) == row
+    assert (row.total, row.loaded) == (serving.total, serving.loaded)
+    assert row.peak_requests == serving.peak_requests
+    data = json.loads(row.model_dump_json())
+    assert data["policy"] == format_policy(row.policy)
     assert set(data["shares"]) == {*SLOT_CLASSES}
     assert sum(data["shares"].values()) == pytest.approx(1)
     assert data["shares"]["token"] == serving.loaded.token_fraction
@@ -55,16 +48,15 @@ def test_a_run_that_was_never_loaded_is_judged_as_a_whole():
 @pytest.mark.parametrize("part", ["total", "loaded"])
 @pytest.mark.parametrize("name", ["token", "cached_idle", "steps"])
 def test_a_slot_step_too_many_does_not_load(served, part, name):
-    policy, serving = served
-    data = json.loads(WasteRow.of("s", policy, serving, seconds=0).model_dump_json())
+    data = json.loads(served[1].model_dump_json())
     data[part][name] += 1
     with pytest.raises(IdentityBroken):
         WasteRow.model_validate(data)
 
 
 def test_a_moment_of_the_series_that_does_not_add_up_does_not_load(served):
-    policy, serving = served
-    data = json.loads(WasteRow.of("s", policy, serving, seconds=0).model_dump_json())
+    row = served[1]
+    data = json.loads(row.model_dump_json())
     data["series"]["token"][3] -= 1
     with pytest.raises(IdentityBroken):
         WasteRow.model_validate(data)
@@ -73,17 +65,12 @@ def test_a_moment_of_the_series_that_does_not_add_up_does_not_load(served):
     data["series"]["queued"].pop()
     with pytest.raises(ValidationError, match="not equally long"):
         WasteRow.model_validate(data)
-
-
-def test_the_loaded_part_is_a_part(served):
-    policy, serving = served
-    row = WasteRow.of("s", policy, serving, seconds=0)
-    with pytest.raises(IdentityBroken):
+    with pytest.raises(IdentityBroken):  # the loaded part is a part
         WasteRow(**{**dict(row), "total": row.loaded, "loaded": row.total})
 
 
 def test_a_series_is_thin_and_ends_where_the_run_does(served):
-    _, serving = served
+    serving, _ = served
     series = SeriesRecord.of(serving)
     assert len(serving.series) > MAX_POINTS
     assert len(series.steps) == MAX_POINTS

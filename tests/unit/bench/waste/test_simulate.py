@@ -3,7 +3,6 @@
 import tracemalloc
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from bench.check.need import contiguous_need, paged_need
@@ -14,8 +13,8 @@ from bench.workloads.fits import fitted
 from bench.workloads.mix import mix
 from bench.workloads.prefix import PrefixBlocks
 from bench.workloads.source import StreamSource, read_all, repeat, saturated
-from bench.workloads.stream import RequestStream
 from bench.workloads.system_prompt import with_system_prompt
+from helpers.streams import stream as stream_of
 from paged.clock import StepTime
 from paged.policy import PagedPolicy
 from paged.scheduler import serve
@@ -40,13 +39,9 @@ def test_each_policy_goes_to_its_simulator() -> None:
     source = fitted("sharegpt-fit", num_requests=300)
     reserved = simulate(source, ORACLE, slots=SLOTS)
     assert reserved == serve_contiguous(lengths_of(source), ORACLE, slots=SLOTS, warmup=30)
-    counted = simulate(source, PagedPolicy(), slots=SLOTS)
-    moved = serve(requests_of(source), PagedPolicy(), slots=SLOTS, warmup=30)
-    assert counted == moved
-    ahead = PagedPolicy(look_ahead=4)
-    assert simulate(source, ahead, slots=SLOTS) == serve(
-        requests_of(source), ahead, slots=SLOTS, warmup=30
-    )
+    for policy in (PagedPolicy(), PagedPolicy(look_ahead=4)):
+        moved = serve(requests_of(source), policy, slots=SLOTS, warmup=30)
+        assert simulate(source, policy, slots=SLOTS) == moved
 
 
 def test_the_warm_up_is_a_tenth_where_nothing_is_said_also_if_the_length_is_unknown() -> None:
@@ -61,9 +56,7 @@ def test_the_warm_up_is_a_tenth_where_nothing_is_said_also_if_the_length_is_unkn
 
 
 def test_arrivals_are_nanoseconds_and_steps_take_what_was_said() -> None:
-    stream = RequestStream(
-        name="two", source="", prompt_tokens=[1, 1], output_tokens=[2, 1], arrival_s=[0, 1.5]
-    )
+    stream = stream_of([1, 1], [2, 1], arrival_s=[0, 1.5])
     assert [at for _, _, at in lengths_of(stream)] == [0, 1_500_000_000]
     for policy in (PagedPolicy(), PagedPolicy(look_ahead=1), ORACLE):
         apart = simulate(stream, policy, slots=SLOTS, warmup=0)
@@ -94,15 +87,10 @@ def test_a_shared_system_prompt_is_computed_once(block_size: int) -> None:
 
 
 def test_prefix_blocks_and_tenants_reach_the_cache() -> None:
-    stream = RequestStream(
-        name="tenants",
-        source="",
-        prompt_tokens=[9, 9, 9],
-        output_tokens=[1, 1, 1],
+    stream = stream_of(
+        [9, 9, 9],
         prefix=PrefixBlocks(
-            ids=np.array([1, 2, 3, 1, 2, 4, 9, 8, 7]),
-            offsets=np.array([0, 3, 6, 9]),
-            tokens_per_block=4,
+            ids=[1, 2, 3, 1, 2, 4, 9, 8, 7], offsets=[0, 3, 6, 9], tokens_per_block=4
         ),
         tenant=[0, 1, 0],
         tenant_names=("a", "b"),
@@ -114,8 +102,8 @@ def test_prefix_blocks_and_tenants_reach_the_cache() -> None:
 
 
 def test_quotas_protect_one_tenant_of_a_mix_from_the_other() -> None:
-    chat = with_system_prompt(fitted("alpaca-fit", num_requests=300), 512, prompts=4)
-    scan = with_system_prompt(fitted("alpaca-fit", num_requests=300), 512, prompts=300, seed=5)
+    chat = with_system_prompt(fitted("alpaca-fit", num_requests=150), 512, prompts=4)
+    scan = with_system_prompt(fitted("alpaca-fit", num_requests=150), 512, prompts=150, seed=5)
     source = mix([chat, scan], shares=[0.5, 0.5])
     policy = PagedPolicy(prefix_caching=True, max_running=1)
     slots = 6 * 512
@@ -141,8 +129,8 @@ def peak_bytes(policy: Policy, times: int) -> int:
 def test_memory_does_not_grow_with_the_stream(policy: Policy) -> None:
     # Both runs are longer than the series of moments. To keep a request takes 100 bytes and more.
     peak_bytes(policy, 1)
-    more_requests = (24 - 8) * 500
-    assert peak_bytes(policy, 24) - peak_bytes(policy, 8) < 20 * more_requests
+    more_requests = (16 - 8) * 500
+    assert peak_bytes(policy, 16) - peak_bytes(policy, 8) < 20 * more_requests
 
 
 @pytest.mark.parametrize("block_size", [1, 16, 48])

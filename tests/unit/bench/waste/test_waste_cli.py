@@ -18,6 +18,7 @@ from bench.waste.figures.figure import Component, Figure
 from bench.waste.policies import format_policy
 from bench.waste.record import WasteRecord
 from helpers.places import ROOT
+from paged.accounting import IdentityBroken
 from reference.errors import BadInput
 
 SMALL = ("--stream", "alpaca-fit", "--requests", "80", "--slots", "2500")
@@ -69,16 +70,23 @@ def test_the_default_policies_are_compared_on_a_stream():
         "paged:block=16",
     ]
     assert {row.total.completed for row in record.rows} == {80}
-    assert {row.stream for row in record.rows} == {"alpaca-fit"}
     assert record.rows[0].judged.slots == 2500
     assert "paged, block 16, holds" in words(result)
     assert "simulations: 5 of 5" in result.stderr
     assert "simulations" not in result.stdout.replace("5 of 5 simulations", "")
 
 
-def test_quiet_shows_no_progress():
-    result = succeeds(*SMALL, "--policy", "paged", "--quiet")
-    assert result.stderr == ""
+def test_quiet_shows_no_progress_and_processes_change_nothing_but_the_seconds():
+    options = (*SMALL, "--policy=paged", "--policy=max/buddy")
+    shown = [
+        succeeds(*options, "--jobs=1", "--json=1"),
+        succeeds(*options, "--jobs=2", "--json=2", "--quiet"),
+    ]
+    assert [bool(result.stderr) for result in shown] == [True, False]
+    one, two = (
+        [row.model_copy(update={"seconds": 0.0}) for row in written(file).rows] for file in "12"
+    )
+    assert one == two
 
 
 def test_streams_policies_and_block_sizes_are_crossed():
@@ -96,24 +104,13 @@ def test_streams_policies_and_block_sizes_are_crossed():
     assert "seed=7" in record.rows[-1].stream
 
 
-def test_processes_change_nothing_but_the_seconds():
-    assert typed(*SMALL, "--jobs", "1", "--json", "one.json").exit_code == 0
-    assert typed(*SMALL, "--jobs", "2", "--json", "two.json").exit_code == 0
-    one, two = (
-        [row.model_copy(update={"seconds": 0.0}) for row in written(file).rows]
-        for file in ("one.json", "two.json")
-    )
-    assert one == two
-
-
-@pytest.mark.parametrize(
-    ("options", "slots", "bytes_per_token"),
-    [((), 15_728, 819_200), (("--pool", "0.5 gib", "--model", "32x8x128"), 4096, 131_072)],
-)
-def test_the_pool_is_as_large_as_it_is_said(options, slots, bytes_per_token):
-    succeeds("--stream", "alpaca-fit:requests=9", "--policy", "paged", *options, "--json=w.j")
-    pool = written("w.j").pool
-    assert (pool.slots, pool.bytes_per_token) == (slots, bytes_per_token)
+def test_the_pool_is_as_large_as_it_is_said():
+    for options, pool in (
+        ((), (15_728, 819_200)),
+        (("--pool", "0.5 gib", "--model", "32x8x128"), (4096, 131_072)),
+    ):
+        succeeds("--stream", "alpaca-fit:requests=9", "--policy", "paged", *options, "--json=w.j")
+        assert (written("w.j").pool.slots, written("w.j").pool.bytes_per_token) == pool
 
 
 def test_a_trace_is_read_and_calls_without_output_are_left_out():
@@ -136,21 +133,13 @@ def test_what_if_varies_the_base():
     record = written("w.j")
     assert policies(record)[0] == "paged:block=64,watermark=0.05"
     assert record.rows[0].policy == record.base
-    assert "paged:block=64" in policies(record)
-    assert "paged:block=8,watermark=0.05" in policies(record)
+    assert {"paged:block=64", "paged:block=8,watermark=0.05"} <= {*policies(record)}
     assert not any("prefix" in policy for policy in policies(record))  # the stream knows none
     assert "gives back most" in words(result) or "Nothing that was tried" in words(result)
-
-
-def test_what_if_tries_prefix_caching_where_prefixes_are_known():
-    result = succeeds(
-        *("--stream", "alpaca-fit:requests=60,system=64", "--slots", "2500", "--whatif"),
-        *("--json", "waste.json"),
-    )
-    assert {f"paged:block=16,prefix={kind}" for kind in ("lru", "lfu", "fifo")} <= {
-        *policies(written())
-    }
-    assert "prefix caching" in words(result)
+    prefixed = ("--stream", "alpaca-fit:requests=20,system=64", "--slots=2500")
+    assert "prefix caching" in words(succeeds(*prefixed, "--whatif", "--json=w.j"))
+    kinds = {f"paged:block=16,prefix={kind}" for kind in ("lru", "lfu", "fifo")}
+    assert kinds <= {*policies(written("w.j"))}
 
 
 def test_a_plot_is_drawn_for_each_stream():
@@ -218,34 +207,33 @@ def test_what_cannot_be_met_exits_2_with_a_remedy(monkeypatch, options, said):
     assert "Traceback" not in result.output
 
 
-def test_a_trace_that_breaks_off_names_the_line():
-    Path("calls.csv").write_text(
-        "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.0000000,100,x\n"
-    )
-    result = typed("--trace", "calls.csv")
+@pytest.mark.parametrize(
+    ("call", "options", "said"),
+    [
+        ("2023-11-16 18:17:03.0000000,100,x", (), "calls.csv, line 2"),
+        ("nonsense", ("--policy", "pagd"), "did you mean paged?"),  # before the trace is read
+        ("", ("--figure", "mooncake"), "calls.csv, line 1"),
+    ],
+)
+def test_a_trace_that_breaks_off_names_the_line(call, options, said):
+    Path("calls.csv").write_text(f"TIMESTAMP,ContextTokens,GeneratedTokens\n{call}\n")
+    result = typed("--trace", "calls.csv", *options)
     assert result.exit_code == 2
-    assert "calls.csv, line 2" in words(result)
+    assert said in words(result)
 
 
-def test_a_wrong_policy_is_said_before_a_trace_is_read():
-    Path("calls.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\nnonsense\n")
-    result = typed("--trace", "calls.csv", "--policy", "pagd")
-    assert result.exit_code == 2
-    assert "did you mean paged?" in words(result)
-
-
-def test_the_mooncake_figure_says_where_the_trace_is_to_be(monkeypatch):
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((), "PAGEDBENCH_TRACES is not set: put conversation_trace.jsonl"),
+        (("--trace", "gone.jsonl"), "--trace gone.jsonl: No such file or directory"),
+    ],
+)
+def test_the_mooncake_figure_says_where_the_trace_is_to_be(monkeypatch, options, said):
     monkeypatch.delenv("PAGEDBENCH_TRACES", raising=False)
-    missing = typed("--figure", "mooncake")
-    assert missing.exit_code == 2
-    assert "PAGEDBENCH_TRACES is not set: put conversation_trace.jsonl" in words(missing)
-    unreadable = typed("--figure", "mooncake", "--trace", "gone.jsonl")
-    assert unreadable.exit_code == 2
-    assert "--trace gone.jsonl: No such file or directory" in words(unreadable)
-    Path("calls.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n")
-    other = typed("--figure", "mooncake", "--trace", "calls.csv")
-    assert other.exit_code == 2
-    assert "calls.csv, line 1" in words(other)
+    result = typed("--figure", "mooncake", *options)
+    assert result.exit_code == 2
+    assert said in words(result)
 
 
 def test_the_mooncake_figure_reads_the_trace_that_is_named():
@@ -255,14 +243,6 @@ def test_the_mooncake_figure_reads_the_trace_that_is_named():
     # Not the trace: two of three prompts are found, and the bars are missed.
     assert result.exit_code == 1
     assert "66.67" in words(result)
-
-
-def test_a_bug_of_a_figure_is_no_usage_error(monkeypatch):
-    def broken():
-        raise ValueError("a bug of ours")
-
-    monkeypatch.setattr(catalogue, "FIGURES", {"broken": broken})
-    assert typed("--figure", "broken").exit_code == 4
 
 
 def test_without_ray_the_remedy_is_said(monkeypatch):
@@ -275,14 +255,16 @@ def test_without_ray_the_remedy_is_said(monkeypatch):
 # 4: the harness
 
 
-def test_slots_that_are_lost_are_not_a_verdict(monkeypatch):
-    from paged.accounting import IdentityBroken
+@pytest.mark.parametrize(
+    ("options", "bug"), [(("--figure", "broken"), ValueError), (SMALL, IdentityBroken)]
+)
+def test_a_bug_of_ours_is_neither_a_verdict_nor_a_usage_error(monkeypatch, options, bug):
+    def broken(*_):
+        raise bug("planted")
 
-    def broken(index, job):
-        raise IdentityBroken("planted")
-
+    monkeypatch.setattr(catalogue, "FIGURES", {"broken": broken})
     monkeypatch.setattr(parallel, "run", broken)
-    result = typed(*SMALL)
+    result = typed(*options)
     assert result.exit_code == 4
     assert "the harness itself failed" in result.stderr
     assert "planted" in result.stderr
@@ -339,13 +321,9 @@ def imported(*arguments: str) -> set[str]:
     return {*run.stdout.rpartition("MODULES")[2].split()}
 
 
-def test_help_imports_nothing_heavy():
+def test_nothing_heavy_is_imported_for_nothing():
     heavy = {"torch", "numpy", "matplotlib", "joblib", "ray", "scipy"}
-    assert not heavy & imported("--help")
     assert not heavy & imported("waste", "--help")
-
-
-def test_waste_never_imports_torch():
     came = imported("waste", *SMALL, "--plot", "w.svg", "--whatif")
     assert "matplotlib" in came
     assert not {"torch", "triton", "scipy"} & came

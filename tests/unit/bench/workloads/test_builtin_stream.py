@@ -13,30 +13,20 @@ def law_and_draw(request):
     return STREAM_LAWS[request.param], builtin_stream(request.param, num_requests=200_000)
 
 
-def test_a_big_draw_meets_every_quantile_of_the_table(law_and_draw):
+def test_a_big_draw_meets_every_quantile_of_the_table_and_reaches_its_ends(law_and_draw):
     law, stream = law_and_draw
     for table, drawn in (
         (law.prompt_tokens, stream.prompt_tokens),
         (law.output_tokens, stream.output_tokens),
     ):
-        assert table[0] <= drawn.min()
-        assert drawn.max() <= table[-1]
+        assert table[0] <= drawn.min() <= 1.01 * table[0] + 1
+        assert 0.9 * table[-1] <= drawn.max() <= table[-1]
         for level, tokens in zip(INNER, table[1:-1], strict=True):
             # Four standard errors of an empirical level; the law's steps at ties and the rounding
             # to whole tokens may only widen what lies at or below the tabled length.
             slack = 4 * np.sqrt(level * (1 - level) / drawn.size)
             assert np.mean(drawn < tokens) <= level + slack
             assert np.mean(drawn <= tokens) >= level - slack
-
-
-def test_a_big_draw_reaches_both_ends_of_the_table(law_and_draw):
-    law, stream = law_and_draw
-    for table, drawn in (
-        (law.prompt_tokens, stream.prompt_tokens),
-        (law.output_tokens, stream.output_tokens),
-    ):
-        assert drawn.min() <= 1.01 * table[0] + 1
-        assert drawn.max() >= 0.9 * table[-1]
 
 
 def test_arrivals_are_poisson_at_the_published_rate(law_and_draw):

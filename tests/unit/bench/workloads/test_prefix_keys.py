@@ -76,20 +76,20 @@ def test_finer_blocks_say_the_same(made, finer, block_size):
     assert agreement(refined) == agreement(prefix)
 
 
-def test_a_key_is_the_id_where_the_sizes_agree():
-    prefix = PrefixBlocks(ids=[40, 7, 9], offsets=[0, 3], tokens_per_block=16)
-    assert prefix.keys(0, 16, 47).tolist() == [40, 7]
-
-
-def test_larger_blocks_are_known_by_their_last_id():
-    prefix = PrefixBlocks(ids=[4, 5, 6, 7, 8], offsets=[0, 5], tokens_per_block=16)
-    assert prefix.keys(0, 32, 80).tolist() == [5, 7]
-
-
-def test_a_block_behind_the_known_ids_has_no_key():
-    prefix = PrefixBlocks(ids=[4, 5], offsets=[0, 2], tokens_per_block=16)
-    assert prefix.keys(0, 16, 1000).tolist() == [4, 5]
-    assert prefix.keys(0, 8, 1000).size == 4
+@pytest.mark.parametrize(
+    ("block_size", "prompt", "keys"),
+    [
+        (16, 47, [40, 7]),  # the id where the sizes agree
+        (32, 80, [7, 6]),  # the last id of a larger block
+        (16, 1000, [40, 7, 9, 6]),  # none behind the known ids
+    ],
+)
+def test_a_key_is_the_last_id_of_what_it_is_filled_with(block_size, prompt, keys):
+    prefix = PrefixBlocks(ids=[40, 7, 9, 6], offsets=[0, 4], tokens_per_block=16)
+    assert prefix.keys(0, block_size, prompt).tolist() == keys
+    assert prefix.keys(0, 8, 1000).size == 8
+    with pytest.raises(IndexError, match="request 1 of 1"):
+        prefix.keys(1, 16, 16)
 
 
 @pytest.mark.parametrize(
@@ -104,8 +104,3 @@ def test_a_block_behind_the_known_ids_has_no_key():
 def test_what_gives_no_keys_is_refused(act, complaint):
     with pytest.raises(ValueError, match=complaint):
         act(PrefixBlocks(ids=[2**62], offsets=[0, 1], tokens_per_block=16))
-
-
-def test_an_unknown_request_has_no_keys():
-    with pytest.raises(IndexError, match="request 1 of 1"):
-        PrefixBlocks(ids=[1], offsets=[0, 1], tokens_per_block=16).keys(1, 16, 16)

@@ -4,15 +4,15 @@ import pytest
 
 from bench.workloads.record import served_stream, stream_record
 from bench.workloads.source import concatenated
-from bench.workloads.stream import RequestStream
+from helpers.streams import stream
 
-STREAM = RequestStream(name="x", source="made", prompt_tokens=[4, 900, 6], output_tokens=[2, 0, 4])
+STREAM = stream([4, 900, 6], [2, 0, 4])
 
 
 def test_a_stream_is_described_with_all_its_requests() -> None:
     assert stream_record(STREAM).model_dump() == {
-        "name": "x",
-        "source": "made",
+        "name": "s",
+        "source": "a test",
         "requests": 3,
         "mean_prompt_tokens": 910 / 3,
         "mean_output_tokens": 2,
@@ -23,7 +23,7 @@ def test_a_served_stream_is_described_without_the_requests_that_generate_nothing
     described = served_stream(STREAM, label="mine")
     assert described.model_dump() == {
         "label": "mine",
-        "source": "made",
+        "source": "a test",
         "requests": 2,
         "without_output": 1,
         "mean_prompt_tokens": 5,
@@ -33,7 +33,6 @@ def test_a_served_stream_is_described_without_the_requests_that_generate_nothing
         "prefixes": False,
     }
     halves = [STREAM.between(0, 2), STREAM.between(2, 3)]
-    assert served_stream(concatenated(halves, name="x", source="made"), label="mine") == described
-    silent = RequestStream(name="x", source="made", prompt_tokens=[4], output_tokens=[0])
+    assert served_stream(concatenated(halves, name="s", source="a test"), label="mine") == described
     with pytest.raises(ValueError, match="mine: no request generates a token"):
-        served_stream(silent, label="mine")
+        served_stream(stream([4], [0]), label="mine")

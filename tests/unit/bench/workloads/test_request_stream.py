@@ -8,33 +8,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.workloads.prefix import PrefixBlocks
-from bench.workloads.stream import MAX_TOKENS, RequestStream
+from bench.workloads.stream import MAX_TOKENS
 from helpers.profiles import examples
-
-
-def stream(prompt, output, **others):
-    return RequestStream(
-        name="s", source="a test", prompt_tokens=prompt, output_tokens=output, **others
-    )
+from helpers.streams import stream
 
 
 def prefix(ids, offsets, *, tokens_per_block=4):
     return PrefixBlocks(ids=ids, offsets=offsets, tokens_per_block=tokens_per_block)
 
 
-def test_columns_are_int64_and_times_float64():
-    made = stream([3, 4], [1, 2], arrival_s=[0, 1])
+def test_columns_are_typed_copies_that_cannot_be_written():
+    given_tokens = np.array([3, 4])
+    made = stream(given_tokens, [1, 2], arrival_s=[0, 1])
+    given_tokens[0] = 99
+    assert made.prompt_tokens.tolist() == [3, 4]
     assert made.prompt_tokens.dtype == made.output_tokens.dtype == np.int64
     assert made.arrival_s.dtype == np.float64
     assert made.final_tokens.tolist() == [4, 6]
-    assert len(made) == 2
-
-
-def test_columns_are_copies_that_cannot_be_written():
-    given_tokens = np.array([3, 4])
-    made = stream(given_tokens, [1, 2], arrival_s=[0.0, 1.0])
-    given_tokens[0] = 99
-    assert made.prompt_tokens.tolist() == [3, 4]
+    assert (len(made), repr(made)) == (2, "RequestStream('s', 2 requests, source='a test')")
     for column in (made.prompt_tokens, made.output_tokens, made.arrival_s):
         with pytest.raises(ValueError, match="read-only"):
             column[0] = 7
@@ -55,12 +46,18 @@ def test_columns_are_copies_that_cannot_be_written():
         ({"prompt": [1], "output": [1], "arrival_s": [0.0, 1.0]}, r"shape \[2\]; give one time"),
         ({"prompt": [1], "output": [1], "arrival_s": [np.nan]}, r"arrival_s\[0\] is nan"),
         ({"prompt": [1], "output": [1], "arrival_s": [-1.0]}, r"arrival_s\[0\] is -1.0"),
-        ({"prompt": [1, 1], "output": [1, 1], "arrival_s": [2.0, 1.0]}, "sort the requests"),
+        ({"arrival_s": [2.0, 1.0]}, "sort the requests"),
+        ({"tenant": [0, 0]}, "tenant is given without tenant_names"),
+        ({"tenant": [0, 2], "tenant_names": ("a", "b")}, r"tenant\[1\] is 2"),
+        ({"tenant": [0], "tenant_names": ("a",)}, "tenant has 1 entries; give one for each of the"),
+        ({"tenant_names": ("a",)}, "tenant is None; give both or neither"),
+        ({"prefix": prefix([1], [0, 1])}, "cover 1 requests of 2"),
+        ({"prefix": prefix([1, 2, 3], [0, 1, 3])}, "request 1 has 2 prefix blocks of 4 tokens"),
     ],
 )
 def test_bad_columns_are_refused_with_the_value(columns, complaint):
     with pytest.raises(ValueError, match=complaint):
-        stream(columns.pop("prompt"), columns.pop("output"), **columns)
+        stream(**{"prompt": [4, 4], "output": [1, 1], **columns})
 
 
 @pytest.mark.parametrize(
@@ -77,13 +74,6 @@ def test_bad_columns_are_refused_with_the_value(columns, complaint):
 def test_bad_prefix_blocks_are_refused(parts, complaint):
     with pytest.raises(ValueError, match=complaint):
         prefix(**parts)
-
-
-def test_prefix_blocks_must_cover_the_requests_and_fit_the_prompts():
-    with pytest.raises(ValueError, match="cover 1 requests of 2"):
-        stream([4, 4], [1, 1], prefix=prefix([1], [0, 1]))
-    with pytest.raises(ValueError, match="request 1 has 2 prefix blocks of 4 tokens"):
-        stream([4, 4], [1, 1], prefix=prefix([1, 2, 3], [0, 1, 3]))
 
 
 def test_prefix_blocks_of_a_request():
@@ -130,10 +120,6 @@ def test_head_takes_the_first_and_no_more_than_there_are():
         whole.head(0)
 
 
-def test_repr_is_one_line_without_the_columns():
-    assert repr(stream([1, 2], [3, 4])) == "RequestStream('s', 2 requests, source='a test')"
-
-
 def test_tenants_stay_with_their_requests():
     made = stream([3, 4, 5], [1, 2, 3], tenant=[1, 0, 1], tenant_names=("a", "b"))
     assert made.tenant.dtype == np.int64
@@ -141,20 +127,6 @@ def test_tenants_stay_with_their_requests():
     assert (kept.tenant.tolist(), kept.tenant_names) == ([0, 1], ("a", "b"))
     assert made.between(2, 9).tenant.tolist() == [1]
     assert made.take(np.array([2, 1])).prompt_tokens.tolist() == [5, 4]
-
-
-@pytest.mark.parametrize(
-    ("columns", "complaint"),
-    [
-        ({"tenant": [0, 0]}, "tenant is given without tenant_names"),
-        ({"tenant": [0, 2], "tenant_names": ("a", "b")}, r"tenant\[1\] is 2"),
-        ({"tenant": [0], "tenant_names": ("a",)}, "tenant has 1 entries; give one for each of the"),
-        ({"tenant_names": ("a",)}, "tenant is None; give both or neither"),
-    ],
-)
-def test_bad_tenants_are_refused(columns, complaint):
-    with pytest.raises(ValueError, match=complaint):
-        stream([1, 2], [1, 2], **columns)
 
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 2), (2, 5), (1, 1), (1, 0)])

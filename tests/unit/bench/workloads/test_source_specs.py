@@ -130,15 +130,11 @@ def test_files_are_read_with_or_without_the_word_trace(trace):
 
 
 def test_a_path_may_hold_what_else_has_a_meaning(trace):
-    odd = trace.with_name("a+b:c=d,e.csv")
-    odd.write_text(trace.read_text())
-    assert len(read_all(parse_source(str(odd)))) == 4
-    assert len(read_all(parse_source(f"trace:{odd}"))) == 4
-
-
-def test_files_mix_with_fits(trace):
     mixed = read_all(parse_source(f"{trace}:share=0.5+alpaca-fit"))
     assert mixed.tenant_names == ("turns", "alpaca-fit")
+    odd = trace.rename(trace.with_name("a+b:c=d,e.csv"))
+    for text in (f"{odd}", f"trace:{odd}"):
+        assert len(read_all(parse_source(text))) == 4
 
 
 def test_a_name_goes_before_a_file_of_that_name(trace, monkeypatch):

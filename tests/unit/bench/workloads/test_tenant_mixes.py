@@ -11,20 +11,10 @@ from bench.workloads.fits import fitted
 from bench.workloads.mix import mix
 from bench.workloads.prefix import PrefixBlocks
 from bench.workloads.source import head, read_all
-from bench.workloads.stream import CHUNK_REQUESTS, RequestStream
+from bench.workloads.stream import CHUNK_REQUESTS
 from bench.workloads.system_prompt import with_system_prompt
 from helpers.profiles import examples
-
-
-def stream(prompt, *, name="s", times=None, prefix=None):
-    return RequestStream(
-        name=name,
-        source=f"test {name}",
-        prompt_tokens=prompt,
-        output_tokens=[1] * len(prompt),
-        arrival_s=times,
-        prefix=prefix,
-    )
+from helpers.streams import stream
 
 
 def counted(first, count, **others):
@@ -38,7 +28,7 @@ sorted_times = st.lists(st.integers(0, 9), min_size=1, max_size=12).map(sorted)
 @examples(100)
 @given(st.lists(sorted_times, min_size=2, max_size=4))
 def test_a_merge_is_a_stable_sort_by_time(times):
-    tenants = [counted(100 * k, len(t), times=t) for k, t in enumerate(times)]
+    tenants = [counted(100 * k, len(t), arrival_s=t) for k, t in enumerate(times)]
     merged = read_all(mix(tenants))
     expected = sorted(
         (time, tenant, 100 * tenant + index)
@@ -181,23 +171,23 @@ def shared_tokens(prefix, prompts, block_size=1):
     return block_size * sum(same)
 
 
-@pytest.mark.parametrize(("tokens", "size"), [(512, 16), (240, 16), (100, 4), (7, 1)])
-def test_a_system_prompt_is_shared_to_the_token_and_nothing_behind_it(tokens, size):
-    made = read_all(with_system_prompt(stream([50, 60]), tokens))
-    assert made.prompt_tokens.tolist() == [tokens + 50, tokens + 60]
+@pytest.mark.parametrize(
+    ("tokens", "size", "block_size", "hit"),
+    [
+        *[(512, 16, 16, 512), (240, 16, 16, 240), (100, 4, 4, 100), (7, 1, 1, 7)],
+        # A cache with larger blocks: only those that the prompt fills can be shared.
+        *[(240, 16, 32, 224), (240, 16, 128, 128), (240, 16, 256, 0)],
+    ],
+)
+def test_a_system_prompt_is_shared_to_the_token_and_nothing_behind_it(
+    tokens, size, block_size, hit
+):
+    made = read_all(with_system_prompt(stream([550, 560]), tokens))
+    assert made.prompt_tokens.tolist() == [tokens + 550, tokens + 560]
     assert made.prefix.tokens_per_block == size
     prompts = made.prompt_tokens.tolist()
-    assert shared_tokens(made.prefix, prompts, block_size=size) == tokens
+    assert shared_tokens(made.prefix, prompts, block_size=block_size) == hit
     assert [made.prefix.of(r).size for r in (0, 1)] == [-(-prompt // size) for prompt in prompts]
-
-
-@pytest.mark.parametrize(
-    ("block_size", "hit"), [(16, 240), (32, 224), (128, 128), (256, 0), (784, 0)]
-)
-def test_a_cache_with_large_blocks_misses_the_end_of_a_system_prompt(block_size, hit):
-    """A 240-token prompt, shared: only blocks that it fills can be."""
-    made = read_all(with_system_prompt(stream([900, 900]), 240))
-    assert shared_tokens(made.prefix, made.prompt_tokens.tolist(), block_size=block_size) == hit
 
 
 def test_requests_own_blocks_differ_across_chunks():
@@ -234,6 +224,6 @@ def test_a_system_prompt_that_ends_within_a_prefix_block_is_refused():
 
 def test_ids_too_large_to_be_told_apart_are_refused():
     blocks = PrefixBlocks(ids=[2**62], offsets=[0, 1], tokens_per_block=16)
-    source = stream([16], prefix=blocks, times=[0.0])
+    source = stream([16], prefix=blocks, arrival_s=[0.0])
     with pytest.raises(ValueError, match=f"prefix id {2**62} for each of 2 tenants"):
         read_all(mix([source, source]))
