@@ -128,7 +128,6 @@ def find_steps(
 
 
 def _definitions(listed: Path) -> dict[str, Any]:
-    """Asv's list of benchmarks, as far as it is looked at."""
     text = read_whole(listed, what="asv's list of benchmarks")
     try:
         found = json.loads(text)

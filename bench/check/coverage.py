@@ -57,7 +57,6 @@ def matrix(kernel: KernelRecord) -> list[Text]:
 
 
 def _header(names: list[str]) -> list[Text]:
-    """Names like stairs, each above its column: the last one on top."""
     lines = []
     for number in reversed(range(len(names))):
         end = NAME_WIDTH + CELL_WIDTH * (number + 1)

@@ -41,7 +41,6 @@ def read_expected(path: Path) -> tuple[ExpectedFailure, ...]:
 
 
 def _complaint(error: ValidationError) -> str:
-    """The first thing wrong, and where: `entry 2 of [[expected]], reason: Field required`."""
     first = error.errors()[0]
     where = [str(part) for part in first["loc"]]
     if len(where) > 1 and first["loc"][0] == "expected":

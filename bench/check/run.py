@@ -146,7 +146,6 @@ def _cross_checked(
     progress: Progress,
     stop: threading.Event,
 ) -> tuple[list[KernelRecord], dict[str, Exception]]:
-    """What came of each kernel, and what kept some from being judged."""
     kernels, troubles = [], {}
     for kernel, capabilities in declared.items():
         saved = plan.store.load(kernel)
@@ -187,7 +186,6 @@ def _cross_check(
 
 
 def _said(kernel: str, error: Exception) -> str:
-    """What kept a kernel from being judged."""
     if isinstance(error, BadInput):
         return f"{kernel} was not checked: {error}"
     trace = "".join(traceback.format_exception(error))
@@ -195,7 +193,6 @@ def _said(kernel: str, error: Exception) -> str:
 
 
 def _warnings(expected: tuple[ExpectedFailure, ...], kernels: list[KernelRecord]) -> list[str]:
-    """What is to be done about expected failures that did not happen."""
     names = [kernel.name for kernel in kernels]
     said = [
         f"{one} is about no kernel of this run: {', '.join(names)}"

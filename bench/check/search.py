@@ -267,7 +267,6 @@ def _shrunk(
         return plan.failure(problem, verdict) if verdict.wrong else None
 
     def example(problem: AttentionProblem) -> None:
-        """Return, or raise StillWrong."""
         if stopped():
             raise Enough
         if shrinking.first is None:
@@ -347,11 +346,9 @@ class _Loop:
         self._failure: Failure | None = None
 
     def over(self) -> bool:
-        """Whether nothing more is to be run."""
         return self._stopped() or self._ended.is_set()
 
     def end(self) -> None:
-        """Run nothing more."""
         self._ended.set()
 
     def draw(self) -> None:
@@ -367,12 +364,10 @@ class _Loop:
             pass
 
     def work(self, lane: Lane) -> None:
-        """Run problems until there are no more."""
         while (task := self._take()) is not None:
             self._run(lane, *task)
 
     def record(self) -> KernelRecord:
-        """What the search gave."""
         checks: dict[str, dict[str, int]] = {}
         for (check, status), count in sorted(self._counts.items()):
             checks.setdefault(check, {})[status.value] = count

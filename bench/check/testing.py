@@ -116,7 +116,6 @@ class KernelCheck:
             pytest.xfail("; ".join(met.said for met in failing))
 
     def _report(self, failure: Failure) -> str:
-        """What a failing test prints."""
         lines = [
             f"{self.name} fails {self.check.name}: {self.check.law}",
             *(f"  seen     {finding}" for finding in failure.findings),

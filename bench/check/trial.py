@@ -71,7 +71,6 @@ def run_trial(trial: Trial, expectations: Expectations) -> TrialOutcome:
         return Failure.of(problem, verdict) if verdict.wrong else None
 
     def example(problem: AttentionProblem) -> None:
-        """Return, or raise StillWrong."""
         if shrinking.smallest is None:
             verdict = expectations.judge(problem, _verdict(trial, problem))
             outcome.counts[verdict.status] += 1

@@ -156,8 +156,6 @@ def compile_kernels(
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """What to compare with and what it is called, or why there is nothing."""
-
     baseline: Baseline | None = None
     name: str | None = None
     missing: str | None = None

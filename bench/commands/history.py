@@ -57,7 +57,6 @@ def history(
 
 
 def _configured(config: Path, results: Path | None) -> tuple[Path, dict[str, float]]:
-    """The folder of results, and thresholds by regular expression."""
     if not config.is_file():
         if results is None:
             raise BadInput(

@@ -168,11 +168,9 @@ class _Work:
                     self._queues[target.name].append(variant)
 
     def left(self) -> int:
-        """Compiles that nobody has begun."""
         return sum(map(len, self._queues.values()))
 
     def compile(self, lane: Lane) -> None:
-        """Compile until nothing is left."""
         target: Target | None = None
         while (task := self._next(target)) is not None:
             target, variant = task
@@ -194,7 +192,6 @@ class _Work:
             self._progress.advance(1)
 
     def compiled(self) -> Compiled:
-        """What came of it, in order."""
         place = {
             (target.name, variant.name): (row, column)
             for row, target in enumerate(self._plan.targets)

@@ -164,8 +164,6 @@ def run_campaign(
 
 
 class _Loop:
-    """What a campaign does, round by round."""
-
     def __init__(
         self, campaign: Campaign, tell: Callable[[Tally], None], stop: threading.Event
     ) -> None:
@@ -201,11 +199,9 @@ class _Loop:
         self.campaign.kill()
 
     def over(self) -> bool:
-        """Whether the budget is spent, or enough was found."""
         return self._spent() or len(self.tally.found) >= self.campaign.max_findings
 
     def count_time(self) -> None:
-        """Bring the time of the search up to date."""
         self.tally.seconds = max(time.monotonic() - self._began - self._shrunk_s, 1e-9)
 
     def _spent(self) -> bool:
@@ -329,7 +325,6 @@ class _Loop:
                 shown.add("a written sequence")
 
     def _keep(self, first: Finding) -> None:
-        """Make the finding smaller still, and put it down."""
         shrinking = self._shrinking
         first_steps = len(shrinking.first.program.steps) if shrinking.first else 0
 

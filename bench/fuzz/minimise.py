@@ -52,7 +52,6 @@ def _size(program: Program) -> tuple[int, ...]:
 
 
 def _simpler(program: Program) -> Iterator[Program]:
-    """Programs to try, those that would gain most first."""
     steps = program.steps
     size = max(len(steps) // 2, 1)
     while size:

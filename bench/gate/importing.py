@@ -62,7 +62,6 @@ def read_record(path: Path) -> GateRecord:
 
 
 def _complaints(record: GateRecord) -> Iterator[str]:
-    """What a record says that no run can have found."""
     if _moment(record.started_at) is None:
         yield f"started_at is {_shown(record.started_at)}, no date as in 2026-01-31T12:00:00+00:00"
     for side in (record.base, record.head):
@@ -94,7 +93,6 @@ def _complaints(record: GateRecord) -> Iterator[str]:
 
 
 def _leaves(node: Any, where: str) -> Iterator[tuple[str, Any]]:
-    """Every value of a record, and its place: `parameters.alpha`."""
     if isinstance(node, dict):
         for name, value in node.items():
             yield f"{where}.name".lstrip("."), name

@@ -231,7 +231,6 @@ def _measured(
     runs: Sequence[NamedRun],
     name: str,
 ) -> float | None:
-    """A figure of a release from the first run that has it."""
     found = (measure(run, key, side) for run, side in _sides(runs, name))
     return next((each for each in found if each is not None), None)
 

@@ -44,7 +44,6 @@ class Dispatched(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Count one operation, and do it."""
         result = func(*args, **(kwargs or {}))
         self.operations += 1
         name = func.name()

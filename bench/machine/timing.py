@@ -354,7 +354,6 @@ class Timer:
         times: dict[str, Times],
         before_side: Callable[[str], object],
     ) -> tuple[dict[str, float], dict[str, float]]:
-        """Seconds of a call of each side, cold and warm."""
         marks: dict[tuple[str, bool], tuple[Any, Any, int]] = {}
         host_s = sum(plans[name].host_s * plans[name].count(self._device) for name in order)
         self._device.run_ahead(min(host_s, MOST_AHEAD_S))
@@ -404,7 +403,6 @@ class _Plan:
     captured_count: int = 0
 
     def count(self, device: Device) -> int:
-        """Calls in a round."""
         inputs = len(self.side.calls)
         if self.captured_count:
             return self.captured_count
@@ -429,7 +427,6 @@ class _Plan:
         return self.side.calls[-1:] * count, count
 
     def capture(self, device: Device) -> bool:
-        """Capture what `cold` and `warm` run."""
         count = self.count(device)
         graphs = [device.capture(self.cold(device)[0]), device.capture(self.warm(device)[0])]
         if graphs[0] is None or graphs[1] is None:

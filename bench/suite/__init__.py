@@ -89,7 +89,6 @@ class _Group:
 
 def _time(keys: Sequence[str], *, on_a_gpu: bool) -> Callable[[Any, str], None]:
     def time_call(self: _Group, key: str) -> None:
-        """One call."""
         self.call()
         if on_a_gpu:
             torch.cuda.synchronize()

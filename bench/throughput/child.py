@@ -59,11 +59,9 @@ class Child:
         self.copies = 1
 
     def __enter__(self) -> Self:
-        """Nothing is started before it is needed."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the process."""
         self._process.close()
 
     def find(self, name: str) -> list[Candidate] | Absent:

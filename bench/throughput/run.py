@@ -122,8 +122,6 @@ def run_throughput(
 
 @dataclass(slots=True)
 class _Run:
-    """What the points of a run share."""
-
     plan: ThroughputPlan
     device: Device
     roof: RoofRecord
@@ -208,7 +206,6 @@ class _Run:
             subjects[name] = _subject(present[name], point, times, self.roof)
 
     def _finding(self, samples: Sequence[Sample], unwritten: Sequence[str]) -> str:
-        """What is wrong with a side's outputs of the last round."""
         answers = torch.load(self.rows, weights_only=True)
         for number, (sample, rows, said) in enumerate(
             zip(samples, answers, unwritten, strict=True)

@@ -301,7 +301,6 @@ def serve_contiguous(
 def _read(
     requests: Iterable[tuple[int, int, int | None]], policy: ContiguousPolicy, arena: Arena
 ) -> Iterator[_Request]:
-    """Say what each of the requests asks of the empty `arena`."""
     reserve = RESERVATIONS[policy.reservation]
     max_model_len = policy.max_model_len
     granted = arena.granted
@@ -319,7 +318,6 @@ def _read(
 
 
 def _pieces(running: list[_Running], steps: int) -> list[Piece]:
-    """Return the pieces at the end of step `steps`, by address."""
     return sorted(
         (address, taken, asked, final, final - (last - steps), number)
         for last, number, address, final, asked, taken in running

@@ -59,8 +59,6 @@ class _Enough(Exception):
 
 
 class _Sampler:
-    """Collects columns, and ends the run after the last."""
-
     def __init__(self, slots: int, every: int, columns: int) -> None:
         self.slots, self.every, self._columns = slots, every, columns
         self.slots_per_row = -(-slots // MAX_ROWS)

@@ -181,7 +181,6 @@ class _Cache(ABC):
 
     @property
     def evictions(self) -> int:
-        """Blocks that were given up so far."""
         return self._ghosts.evictions
 
     @abstractmethod
@@ -316,7 +315,6 @@ def _next_uses(source: StreamSource) -> array[int]:
 
 
 def _prompts(source: StreamSource) -> Iterator[tuple[int, list[int], int]]:
-    """Yield prompt tokens, prefix blocks and tenant of each request."""
     number = 0
     for chunk in source.chunks():
         assert chunk.prefix is not None

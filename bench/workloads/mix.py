@@ -67,15 +67,12 @@ def mix(
 
 
 class _Reader:
-    """Takes requests from a source in any number."""
-
     def __init__(self, source: StreamSource) -> None:
         self._chunks = source.chunks()
         self.held: RequestStream | None = next(self._chunks, None)
         """The next requests, as they were read; None at the end."""
 
     def take(self, count: int) -> list[RequestStream]:
-        """Take the next `count` requests, or as many as there are."""
         taken = []
         while count and self.held is not None:
             part = self.held.head(count)
@@ -90,8 +87,6 @@ class _Reader:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Mix:
-    """What the two kinds of mix have in common."""
-
     of: tuple[StreamSource, ...]
     tenant_names: tuple[str, ...]
 

@@ -55,7 +55,6 @@ class PrefixBlocks:
         )
 
     def __len__(self) -> int:
-        """Requests that the record covers."""
         return int(self.offsets.size) - 1
 
     def of(self, request: int) -> NDArray[np.int64]:

@@ -80,7 +80,6 @@ class RequestStream:
             )
 
     def __len__(self) -> int:
-        """Requests in the stream."""
         return int(self.prompt_tokens.size)
 
     @property
@@ -102,7 +101,6 @@ class RequestStream:
             yield self.between(start, start + CHUNK_REQUESTS)
 
     def __repr__(self) -> str:
-        """One line, without the columns."""
         return f"RequestStream({self.name!r}, {len(self)} requests, source={self.source!r})"
 
     @property

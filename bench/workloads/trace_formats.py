@@ -136,7 +136,6 @@ def _timed(
     moment: Callable[[Line, str, str], Any],
     seconds: Callable[[Any], float] = float,
 ) -> Iterator[Row]:
-    """Read a file of three columns: time, prompt and output."""
     clock, columns = _Clock(seconds), FORMATS[name].columns
     for line, (stamp, prompt, output) in _rows(header, lines, columns):
         yield Row(
@@ -231,7 +230,6 @@ def _qwen(first: Line, lines: Iterator[Line]) -> Iterator[Row]:
 
 
 def _json_fields(line: Line) -> tuple[Any, int, int, list[int]]:
-    """Return the time, unchecked, the two lengths and the prefix ids."""
     columns = FORMATS["mooncake"].columns
     try:
         record = json.loads(line.text)

@@ -38,7 +38,6 @@ class TraceError(BadInput):
         self.expected = expected
 
     def __str__(self) -> str:
-        """One sentence with all four."""
         return f"{self.path}, line {self.line}: read {self.found}; expected {self.expected}"
 
 

@@ -120,7 +120,6 @@ def _of_benchmark(each: BenchmarkRecord) -> tuple[Kind, str]:
 
 
 def _seconds_spent(record: GateRecord) -> dict[str, float]:
-    """Wall-clock seconds of the launches, shared evenly by the benchmarks of each."""
     spent: dict[str, float] = {}
     for launch in record.launches:
         for key in launch.order:

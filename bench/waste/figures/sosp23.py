@@ -106,7 +106,6 @@ def _batch(bar: str, loaded: Counters) -> Component:
 
 
 def _remainder() -> Component:
-    """What is left of the pool after as many reservations of the maximal length as fit."""
     remainder = 100 * (SLOTS % MAX_MODEL_LEN / SLOTS)
     return Component.near(
         "Orca (Max)", "remainder of the pool", "%", published=8.9, measured=remainder, within=0.05
