@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -15,8 +13,7 @@ from bench.command.session import Session, check_file, session
 from reference.errors import BadInput
 
 if TYPE_CHECKING:
-    from bench.compile.run import Compiled
-    from kernels.compiled.baseline import Baseline
+    from bench.compile.record import CompileRecord, Stored
     from kernels.compiled.variants import Variant
 
 COMPILE_HELP: Final = """
@@ -101,7 +98,6 @@ def compile_kernels(
         if compare is False and baseline is not None:
             raise BadInput(f"--no-compare --baseline {baseline}: drop one of the two")
 
-        from bench.compile.record import as_baseline, compile_record
         from bench.compile.report import show
         from bench.compile.run import Plan, run_compile
         from bench.machine.facts import version_of
@@ -122,51 +118,37 @@ def compile_kernels(
             key_names=tuple(keys or ()),
             lanes=lanes or default_lanes(),
             time_limit_s=time_limit,
+            stored=stored,
         )
-        began = time.monotonic()
         with it.work() as progress:
-            compiled = run_compile(plan, progress=progress, stop=it.stop)
-        record = compile_record(
-            compiled,
-            stored.baseline,
-            baseline_name=stored.name,
-            not_compared=stored.missing,
-            pagedbench=version_of("pagedbench"),
-            elapsed_s=time.monotonic() - began,
-        )
+            record, troubles = run_compile(plan, progress=progress, stop=it.stop)
         it.report(record, json, lambda: show(record, it.out))
-        if compiled.troubles:
-            raise compiled.troubles[0]
+        if troubles:
+            raise troubles[0]
         if not record.complete:
             it.end(INTERRUPTED)
         if not record.results:
             reasons = "; ".join(sorted({each.reason for each in record.refused}))
             raise BadInput(f"nothing was compiled: {reasons}; name a problem that it can do")
         if save is not None:
-            it.deliver(f"--save {save}", lambda: write_baseline(as_baseline(compiled), save))
+            it.deliver(f"--save {save}", lambda: write_baseline(record.as_baseline(), save))
         if update_baseline:
-            it.end(_update(compiled, it))
+            it.end(_update(record, it))
         if compare and not record.compared:
             raise BadInput(
-                f"--compare: {stored.name} has none of these variants for {_tools(compiled)}; "
+                f"--compare: {stored.name} has none of these variants for {_tools(record)}; "
                 f"make a baseline with --save FILE, and give it with --baseline FILE"
             )
         it.end(WRONG if record.worse else RIGHT)
 
 
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    baseline: Baseline | None = None
-    name: str | None = None
-    missing: str | None = None
-
-
-def _baseline(file: Path | None, triton: str, *, wanted: bool | None, ours: bool) -> _Stored:
+def _baseline(file: Path | None, triton: str, *, wanted: bool | None, ours: bool) -> Stored:
     """Find what to compare with; if it is demanded and not there, that is a usage error."""
+    from bench.compile.record import Stored
     from kernels.compiled.baseline import built_in_path, known_versions, read_baseline
 
     if wanted is False:
-        return _Stored(missing="--no-compare")
+        return Stored(missing="--no-compare")
     path = file or built_in_path(triton)
     if file is None:
         missing = None
@@ -181,14 +163,14 @@ def _baseline(file: Path | None, triton: str, *, wanted: bool | None, ours: bool
         if missing and wanted:
             raise BadInput(f"--compare: {missing}")
         if missing:
-            return _Stored(missing=missing)
+            return Stored(missing=missing)
     stored = read_baseline(path)
     if stored.triton != triton:
         raise BadInput(
             f"--baseline {path}: figures of triton {stored.triton}, and this is {triton}; under "
             f"another version they say nothing. Make one with --save FILE"
         )
-    return _Stored(stored, path.name)
+    return Stored(stored, path.name)
 
 
 def _variants(
@@ -236,21 +218,20 @@ _FOREIGN_DEFAULTS: Final = ("decode bf16", "prefill bf16")
 """Our variants whose problems a kernel of somebody else's is given if none is named."""
 
 
-def _update(compiled: Compiled, it: Session) -> int:
-    from bench.compile.record import as_baseline
+def _update(record: CompileRecord, it: Session) -> int:
     from kernels.compiled.baseline import built_in_path, read_baseline, write_baseline
 
-    failed = [each for each in compiled.results if each.figures.failure is not None]
+    failed = [each for each in record.results if each.figures.failure is not None]
     if failed:
         names = ", ".join(f"{each.target} {each.variant}" for each in failed)
         it.err.say(f"--update-baseline: nothing is written, because of {names}", "red")
         return WRONG
-    path = built_in_path(compiled.triton)
-    new = as_baseline(compiled)
+    path = built_in_path(record.triton)
+    new = record.as_baseline()
     write_baseline(read_baseline(path).updated(new) if path.is_file() else new, path)
     it.err.say(f"written: {path}")
     return RIGHT
 
 
-def _tools(compiled: Compiled) -> str:
-    return ", ".join(f"{name} ({tools})" for name, tools in compiled.toolchains.items())
+def _tools(record: CompileRecord) -> str:
+    return ", ".join(f"{name} ({tools})" for name, tools in record.toolchains.items())

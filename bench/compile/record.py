@@ -2,10 +2,49 @@
 
 from __future__ import annotations
 
-from bench.compile.run import Compiled, Refused, Result
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
 from bench.machine.record import Record
 from kernels.compiled.baseline import Baseline, Comparison, Status, TargetBaseline, compare
 from kernels.compiled.figures import VariantFigures
+
+
+class Result(Record):
+    """One variant on one target."""
+
+    target: str
+    variant: str
+    figures: VariantFigures
+
+
+class Refused(Record):
+    """What was not run, and why."""
+
+    target: str
+    variant: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What to compare with and what it is called, or why there is nothing."""
+
+    baseline: Baseline | None = None
+    name: str | None = None
+    missing: str | None = None
+
+    def compared(
+        self, results: Iterable[Result], toolchains: Mapping[str, str]
+    ) -> Iterator[Comparison]:
+        """Results beside a baseline; a target of another assembler counts as one it has not."""
+        if self.baseline is None:
+            return
+        for result in results:
+            target = self.baseline.targets.get(result.target)
+            same_tools = target and target.toolchain == toolchains.get(result.target)
+            base = target.variants.get(result.variant) if target and same_tools else None
+            yield compare(result.target, result.variant, base, result.figures)
 
 
 class CompileRecord(Record):
@@ -46,47 +85,15 @@ class CompileRecord(Record):
         """Results that the baseline had figures for."""
         return sum(each.status is not Status.NEW for each in self.comparisons)
 
-
-def compile_record(
-    compiled: Compiled,
-    baseline: Baseline | None,
-    *,
-    baseline_name: str | None,
-    not_compared: str | None,
-    pagedbench: str,
-    elapsed_s: float,
-) -> CompileRecord:
-    """Turn a run into data, beside a baseline of the same tools or the reason for none."""
-    comparisons = []
-    if baseline is not None:
-        for result in compiled.results:
-            target = baseline.targets.get(result.target)
-            same_tools = target and target.toolchain == compiled.toolchains.get(result.target)
-            base = target.variants.get(result.variant) if target and same_tools else None
-            comparisons.append(compare(result.target, result.variant, base, result.figures))
-    return CompileRecord(
-        pagedbench=pagedbench,
-        triton=compiled.triton,
-        toolchains=compiled.toolchains,
-        elapsed_s=elapsed_s,
-        complete=compiled.complete,
-        results=compiled.results,
-        refused=compiled.refused,
-        baseline=baseline_name,
-        not_compared=not_compared,
-        comparisons=comparisons,
-    )
-
-
-def as_baseline(compiled: Compiled) -> Baseline:
-    """A run's figures as a baseline for later ones."""
-    targets: dict[str, dict[str, VariantFigures]] = {}
-    for result in compiled.results:
-        targets.setdefault(result.target, {})[result.variant] = result.figures
-    return Baseline(
-        triton=compiled.triton,
-        targets={
-            name: TargetBaseline(toolchain=compiled.toolchains[name], variants=variants)
-            for name, variants in targets.items()
-        },
-    )
+    def as_baseline(self) -> Baseline:
+        """The figures as a baseline for later runs."""
+        targets: dict[str, dict[str, VariantFigures]] = {}
+        for result in self.results:
+            targets.setdefault(result.target, {})[result.variant] = result.figures
+        return Baseline(
+            triton=self.triton,
+            targets={
+                name: TargetBaseline(toolchain=self.toolchains[name], variants=variants)
+                for name, variants in targets.items()
+            },
+        )

@@ -9,8 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.command.tables import say, table
-from bench.compile.record import CompileRecord
-from bench.compile.run import Result
+from bench.compile.record import CompileRecord, Result
 from kernels.compiled.baseline import Comparison, Status
 from kernels.compiled.explain import Judgement, does_not_fit, typical_access
 from kernels.compiled.figures import LaunchFigures

@@ -9,15 +9,16 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 from bench.command.progress import Progress, Silence
+from bench.compile.record import CompileRecord, Refused, Result, Stored
 from bench.machine.facts import version_of
-from bench.machine.record import Record
 from bench.search.lanes import HarnessError, Lane, run_lanes
 from kernels.compiled.figures import VariantFigures
 from kernels.compiled.targets import Target
@@ -37,41 +38,6 @@ class NotSupported(Exception):
     """The subject declares that it cannot do a problem; the message says what."""
 
 
-class Result(Record):
-    """One variant on one target."""
-
-    target: str
-    variant: str
-    figures: VariantFigures
-
-
-class Refused(Record):
-    """What was not run, and why."""
-
-    target: str
-    variant: str
-    reason: str
-
-
-@dataclass(slots=True)
-class Compiled:
-    """What a run gave."""
-
-    triton: str
-    """Its version."""
-    toolchains: dict[str, str] = field(default_factory=dict)
-    """The assembler of each target."""
-    results: list[Result] = field(default_factory=list)
-    """In the order of targets, then variants."""
-    refused: list[Refused] = field(default_factory=list)
-    """What was not run."""
-    complete: bool = False
-    """Whether all was compiled that was asked for."""
-    troubles: list[Exception] = field(default_factory=list)
-    """What kept some from being compiled, and says nothing about the kernel; they are among
-    `refused`."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What to compile."""
@@ -87,6 +53,8 @@ class Plan:
     """Seconds for one variant on one target."""
     cache: Path | None = None
     """Folder of Triton's cache for these compiles; see `cache_folder`."""
+    stored: Stored
+    """What the figures are compared with."""
 
 
 def cache_folder() -> Path:
@@ -135,17 +103,20 @@ def figures_of(
 
 def run_compile(
     plan: Plan, *, progress: Progress | None = None, stop: threading.Event | None = None
-) -> Compiled:
-    """Compile each variant for each target, until all is done or `stop` is set."""
+) -> tuple[CompileRecord, list[Exception]]:
+    """Compile each variant for each target, until all is done or `stop` is set.
+
+    Also returns what kept some from being compiled, and says nothing about the kernel; they are
+    among the refused.
+    """
     progress, stop = progress or Silence(), stop or threading.Event()
     work = _Work(plan, progress, stop.is_set)
     total = work.left()
     progress.begin("compile", total)
     run_lanes(min(plan.lanes, total), work.compile, over=stop.is_set)
-    compiled = work.compiled()
-    if compiled.troubles and not compiled.results:
-        raise compiled.troubles[0]
-    return compiled
+    if work.troubles and not work.results:
+        raise work.troubles[0]
+    return work.record(), work.troubles
 
 
 class _Work:
@@ -157,7 +128,12 @@ class _Work:
         self._stopped = stopped
         self._lock = threading.Lock()
         self._served: set[str] = set()
-        self._compiled = Compiled(version_of("triton"))
+        self._began = time.monotonic()
+        self._triton = version_of("triton")
+        self._toolchains: dict[str, str] = {}
+        self.results: list[Result] = []
+        self._refusals: list[Refused] = []
+        self.troubles: list[Exception] = []
         self._asked_for = len(plan.targets) * len(plan.variants)
         self._queues: dict[str, list[Variant]] = {target.name: [] for target in plan.targets}
         for target in plan.targets:
@@ -184,28 +160,39 @@ class _Work:
                 self._refused(target, variant, str(refusal))
             except Exception as trouble:
                 self._refused(target, variant, str(trouble).partition("\n")[0])
-                self._compiled.troubles.append(trouble)
+                self.troubles.append(trouble)
             else:
                 result = Result(target=target.name, variant=variant.name, figures=figures)
                 with self._lock:
-                    self._compiled.results.append(result)
+                    self.results.append(result)
             self._progress.advance(1)
 
-    def compiled(self) -> Compiled:
+    def record(self) -> CompileRecord:
         place = {
             (target.name, variant.name): (row, column)
             for row, target in enumerate(self._plan.targets)
             for column, variant in enumerate(self._plan.variants)
         }
-        self._compiled.results.sort(key=lambda result: place[result.target, result.variant])
-        done = len(self._compiled.results) + len(self._compiled.refused)
-        self._compiled.complete = done == self._asked_for and not self._compiled.troubles
-        return self._compiled
+        self.results.sort(key=lambda result: place[result.target, result.variant])
+        done = len(self.results) + len(self._refusals)
+        stored = self._plan.stored
+        return CompileRecord(
+            pagedbench=version_of("pagedbench"),
+            triton=self._triton,
+            toolchains=self._toolchains,
+            elapsed_s=time.monotonic() - self._began,
+            complete=done == self._asked_for and not self.troubles,
+            results=self.results,
+            refused=self._refusals,
+            baseline=stored.name,
+            not_compared=stored.missing,
+            comparisons=list(stored.compared(self.results, self._toolchains)),
+        )
 
     def _refused(self, target: Target, variant: Variant, reason: str) -> None:
         with self._lock:
             refused = Refused(target=target.name, variant=variant.name, reason=reason)
-            self._compiled.refused.append(refused)
+            self._refusals.append(refused)
 
     def _next(self, current: Target | None) -> tuple[Target, Variant] | None:
         """What a lane does next: its own target's, else one that nobody serves, else any."""
@@ -225,12 +212,12 @@ class _Work:
     def _asked(self, child: SubjectProcess, target: Target, variant: Variant) -> VariantFigures:
         """Take a child's word for its tools, which are what it compiles with; then ask it."""
         said = child.introduce()
-        if said["triton"] != self._compiled.triton:
+        if said["triton"] != self._triton:
             raise HarnessError(
                 f"the compiling process has triton {said['triton']}, and this one finds "
-                f"{self._compiled.triton}: is there a relative path in PYTHONPATH?"
+                f"{self._triton}: is there a relative path in PYTHONPATH?"
             )
-        self._compiled.toolchains[target.name] = said["toolchain"]
+        self._toolchains[target.name] = said["toolchain"]
         return ask(child, variant, key_names=self._plan.key_names)
 
 
