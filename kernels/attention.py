@@ -82,10 +82,7 @@ def batch_invariant_attention(batch: PagedBatch, *, tiles: Tiles | None = None) 
 
 
 def _decode(batch: PagedBatch, launch: Launch, *, always_split: bool = False) -> None:
-    """Decode, in one launch if no sequence can have several splits, else with their merge.
-
-    With `always_split` the code that can split runs in any case: it is another compiled kernel.
-    """
+    """Decode, and a merge where sequences can have several splits, or have to be able to."""
     num_q_heads, head_dim = batch.query.shape[1:]
     num_seqs = batch.seq_lens.shape[0]
     splits = launch.splits

@@ -421,9 +421,7 @@ def paged_attention_with_cascade(batch: PagedBatch, *, groups: PrefixGroups | No
     """Attention by the cascade where it pays, and by `paged_attention` elsewhere.
 
     If no groups are given they are looked for in the block table where that is on the host; where
-    it is on a device nothing is shared, because reading it would wait.
-
-    Raises ValueError: as `paged_attention`.
+    it is on a device nothing is shared, because reading it would wait. Raises as `paged_attention`.
     """
     on_device = batch.query.device.type == "cuda"
     _attend(batch, groups, launch_bytes=LAUNCH_BYTES if on_device else 0)

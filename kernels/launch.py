@@ -167,10 +167,10 @@ def _most_tiles(batch: PagedBatch, tiles: Tiles) -> int:
 
 
 def decode_tiles(*, group_size: int, head_dim: int, is_float32: bool) -> Tiles:
-    """Tiles of the decode kernel.
+    """Tiles of the decode kernel with which no main loop spills on any target of `pagedbench
+    compile`.
 
-    With them no main loop spills on any target of `pagedbench compile`. Float32 runs on the
-    ordinary cores, where only narrow tiles over many warps fit the registers.
+    Float32 runs on the ordinary cores, where only narrow tiles over many warps fit the registers.
     """
     block_m = max(16, triton.next_power_of_2(group_size))
     if is_float32:
@@ -180,10 +180,9 @@ def decode_tiles(*, group_size: int, head_dim: int, is_float32: bool) -> Tiles:
 
 
 def prefill_tiles(*, group_size: int, head_dim: int, max_query_len: int, is_float32: bool) -> Tiles:
-    """Tiles of the prefill kernel.
+    """Tiles of the prefill kernel, without spills on every target of `pagedbench compile`.
 
-    Without spills on every target of `pagedbench compile`. Where the operands of a product go
-    through registers, 64 keys beside 64 rows or more do not fit them; 32 do.
+    Where operands go through registers, 64 keys beside 64 rows or more do not fit them; 32 do.
     """
     widest = 32 if is_float32 else 64 if head_dim > 128 else 128
     wanted = triton.next_power_of_2(group_size * max_query_len)

@@ -178,8 +178,7 @@ def _common_blocks(rows: np.ndarray[Any, Any], usable: np.ndarray[Any, Any]) -> 
 def _rectangles(heights: list[int]) -> Iterator[tuple[int, int, int]]:
     """Disjoint rectangles (begin, end, height) under a histogram, the largest first.
 
-    Heights stand between rows, so what is left and right of a rectangle loses the height next to
-    it: that one belongs to a row of the rectangle.
+    Heights stand between rows: the one next to a rectangle belongs to a row of it.
     """
     pieces = [(0, len(heights))]
     while pieces:
@@ -247,10 +246,7 @@ def choose_cascade(batch: PagedBatch, groups: PrefixGroups) -> CascadeLaunch:
 
 
 def choose_splits(*, programs: int, tiles: int, processors: int) -> int:
-    """How many programs share the KV range of one (sequence, KV head).
-
-    A launch with one split has so many programs, and the longest sequence so many key tiles.
-    """
+    """How many programs share a KV range, if one each gives so many programs of so many tiles."""
     if programs >= 0.8 * processors or tiles < 2 * MIN_TILES_A_SPLIT:
         return 1
     most = min(MAX_SPLITS, tiles // MIN_TILES_A_SPLIT)

@@ -25,10 +25,7 @@ class AttentionBytes:
 
 
 def needed_bytes(batch: PagedBatch) -> AttentionBytes:
-    """What any kernel has to move: each row once, and each slot that some query sees once.
-
-    Keys of a shared prefix that lie in the same slot count once.
-    """
+    """What any kernel has to move: each row once, and each slot that some query sees once."""
     seen = np.zeros(batch.key_cache.shape[0] * batch.block_size, np.bool_)
     table = batch.block_table.numpy()
     for index, (query_len, seq_len) in enumerate(_lengths(batch)):

@@ -182,9 +182,8 @@ class Counters:
         return self.hit_tokens / self.queried_tokens if self.queried_tokens else 0.0
 
     def __sub__(self, earlier: Counters) -> Counters:
-        """What happened after `earlier`, a moment of the same run.
-
-        Raises ValueError: the pools differ in size. IdentityBroken: `earlier` is not earlier.
+        """What happened after `earlier`, a moment of the same run; raises IdentityBroken if it is
+        later.
         """
         if self.slots != earlier.slots:
             raise ValueError(
@@ -258,9 +257,8 @@ class Serving:
         done: Counters | None,
         **peaks: int,
     ) -> Serving:
-        """Put together what a simulator has counted.
-
-        `loaded` lies between the ends of the steps `warm` and `done`; None: there was no such step.
+        """Put together what a simulator has counted; `loaded` is between the moments `warm` and
+        `done`.
         """
         if warm is None or done is None or done.steps <= warm.steps:
             loaded = Counters(slots=total.slots)

@@ -283,9 +283,8 @@ class PagedAllocator:
         self._waiting[source] = self._waiting.get(source, 0) + 1
 
     def fork(self, parent: Hashable, child: Hashable) -> None:
-        """Start `child` as a continuation of `parent` that shares all of its blocks.
-
-        Raises UnknownSequence, DuplicateSequence.
+        """Start `child` with the tokens and all blocks of `parent`. UnknownSequence,
+        DuplicateSequence.
         """
         table = self._tables.get(parent)
         if table is None:
@@ -301,10 +300,7 @@ class PagedAllocator:
             self._tenants[child] = self._tenants[parent]
 
     def free(self, sequence: Hashable) -> None:
-        """Give up a sequence. Published blocks stay for reuse until their room is needed.
-
-        Raises UnknownSequence.
-        """
+        """Give up a sequence. Published blocks stay until their room is needed. UnknownSequence."""
         table = self._tables.pop(sequence, None)
         if table is None:
             raise UnknownSequence(sequence)

@@ -26,10 +26,8 @@ class Request(NamedTuple):
 
 
 def checked_requests(requests: Iterable[Request]) -> Iterator[Request]:
-    """Yield the requests of a stream, as long as each is one and comes in its turn.
-
-    Integers of numpy are replaced by Python's, which do not overflow. Raises BadSize, which names
-    the request.
+    """Yield the requests of a stream, in Python's integers, or raise BadSize, which names the
+    request.
     """
     timed, last_ns = False, 0
     for number, request in enumerate(requests, start=1):
@@ -126,9 +124,8 @@ class Arrivals:
         return now_ns
 
     def taken(self, *, outstanding: int) -> None:
-        """Let the next arrive if there is a place in the queue. Without arrival times only.
-
-        `outstanding` requests run, or were preempted and are to come back.
+        """Let the next arrive if there is a place in the queue beside those who run or are to come
+        back.
         """
         if self.timed:
             return

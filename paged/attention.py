@@ -34,10 +34,7 @@ def paged_attention(batch: PagedBatch) -> None:
 
 
 def _without_spare_columns(batch: PagedBatch) -> Tensor:
-    """The block table, where a column that a sequence does not use becomes one that it does.
-
-    Its tokens are masked.
-    """
+    """The block table, where an unused column becomes a used one; its tokens are masked."""
     table = batch.block_table
     column = torch.arange(table.shape[1], device=table.device)
     has = column * batch.block_size < batch.seq_lens.unsqueeze(1)

@@ -16,10 +16,7 @@ class BadSize(PagedCacheError, ValueError):
 
 
 class OutOfBlocks(PagedCacheError):
-    """More blocks were needed than are free or idle. Nothing was changed.
-
-    `available` does not count idle blocks that the operation itself needed.
-    """
+    """More blocks were needed than could be had, free or idle. Nothing was changed."""
 
     def __init__(self, needed: int, available: int) -> None:
         super().__init__(needed, available)

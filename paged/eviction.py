@@ -36,9 +36,8 @@ class EvictionOrder(Protocol):
     becoming idle alone is cheaper without."""
 
     def publish(self, block: int, *, tenant: int = 0) -> int | None:
-        """Hear that `block`, which is in use, is cached for `tenant` from now on.
-
-        Returns the idle block that a quota turns out for it, if one does. That one is forgotten.
+        """Hear that `block`, in use, is cached for `tenant`; returns what a quota turns out,
+        forgotten.
         """
 
     def hit(self, block: int) -> None:
@@ -48,10 +47,9 @@ class EvictionOrder(Protocol):
         """Hear that `block`, which is in use, is cached no longer."""
 
     def add(self, block: int, *, tenant: int = 0) -> int | None:
-        """Take in `block`, which has just become idle.
+        """Take in `block`, which has just become idle, and is published if it was not.
 
-        A block that was not published is now, for `tenant`. Returns the block that a quota turns
-        out, perhaps this one. It is forgotten.
+        Returns the block that a quota turns out, perhaps this one. It is forgotten.
         """
 
     def remove(self, block: int) -> None:
@@ -380,11 +378,8 @@ _Ranking = _ByRecency | _ByAge | _ByHits
 
 
 class GhostList:
-    """What was evicted within the last `window` evictions, 1 or more; at most twice as many are
-    kept.
-
-    With as many as the cache has blocks, a ghost is what a cache of about twice the size would
-    still have. Raises BadSize: `window` is below 1.
+    """What was evicted within the last `window` evictions, 1 or more. With as many as the cache has
+    blocks, a ghost is what a cache of about twice the size would still have.
     """
 
     __slots__ = ("_latest", "_most", "evictions", "window")

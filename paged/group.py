@@ -127,10 +127,7 @@ class SequenceGroup:
         return self._allocator.cached_tokens(self._prompt)
 
     def admit(self, name: int, *, computed: int, chunk: int) -> int:
-        """Take blocks for `computed` tokens that are there and `chunk` more.
-
-        Returns the tokens among them that lie in blocks which others are using.
-        """
+        """Take blocks for computed tokens and a chunk; returns those that others are using."""
         self.computed = computed
         self._tabled = min(computed + chunk, self.request.prompt_tokens)
         hits = self._allocator.admit(name, self._prompt, num_tokens=self._tabled)
@@ -149,10 +146,7 @@ class SequenceGroup:
             self._tabled = tokens
 
     def decode_from(self, step: int, names: Iterator[int]) -> int:
-        """Start decoding, with a token for each sequence at the end of this step.
-
-        Returns the tokens that lie in a block counted before, more than until now.
-        """
+        """Start decoding, a token for each sequence; returns tokens in blocks counted before."""
         prompt, output = self.request.prompt_tokens, self.request.output_tokens
         samples, extend = self._policy.samples, self._allocator.extend
         tokens = self.held + 1
@@ -203,9 +197,8 @@ class SequenceGroup:
         self.sequences = heirs
 
     def grow(self, step: int) -> int:
-        """Bring the tables to what the sequences have at the end of a step.
-
-        Returns the tokens that lie in a block counted before, more than until now.
+        """Bring the tables to what the sequences have after a step; returns more tokens counted
+        before.
         """
         tokens = self.base + step
         more = tokens - self._tabled
@@ -228,10 +221,7 @@ class SequenceGroup:
         self.lost = max(self.lost, self.computed)
 
     def release(self) -> int:
-        """Give up all blocks.
-
-        Returns the tokens that lie in a block that is counted elsewhere, too, or was several times.
-        """
+        """Give up all blocks; returns the tokens counted elsewhere, too, or several times."""
         allocator = self._allocator
         duplicate = self._duplicate
         if self._policy.prefix_caching:

@@ -34,11 +34,7 @@ def room_for(total: int, num_tokens: int | None, *, cached: int = 0) -> int:
 
 
 class PromptLookup:
-    """What the index holds of a prompt of token ids.
-
-    Digests are computed as they are needed: a prompt that is refused at each step until there is
-    room for it costs one digest more than it has hits, not all of them.
-    """
+    """What the index holds of a prompt of token ids; digests are computed as they are needed."""
 
     __slots__ = ("_computed", "_digests", "_ids", "_salt", "_size", "chain", "hits", "num_tokens")
 

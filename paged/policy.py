@@ -16,10 +16,7 @@ MAX_BLOCK_SIZE: Final = 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PagedPolicy:
-    """A paged server's rules.
-
-    Raises BadSize: a number is out of range, or two options do not go together.
-    """
+    """A paged server's rules. Raises BadSize: one is out of range, or two exclude each other."""
 
     block_size: int = 16
     """Tokens per block."""
@@ -90,11 +87,7 @@ class PagedPolicy:
 
     @property
     def by_counts(self) -> bool:
-        """Whether block counts decide everything, so that `paged.counting` can serve it.
-
-        It cannot where blocks are shared or given up early, where prompts are computed in chunks,
-        or where the order of the queue is not kept.
-        """
+        """Whether block counts decide everything, so that `paged.counting` can serve it."""
         return (
             self.look_ahead == 0
             and self.token_budget is None

@@ -108,10 +108,7 @@ class BlockPool:
         return blocks
 
     def retain(self, block: int) -> None:
-        """Add a reference. An idle block is used again and leaves the eviction order.
-
-        Raises BadSize: there is no such block. UseAfterFree: it is free.
-        """
+        """Add a reference; an idle block is used again. BadSize: no such block. UseAfterFree."""
         self._check(block)
         if self._references[block] == 0:
             if block not in self._idle:
@@ -147,10 +144,8 @@ class BlockPool:
                 self._give_up(turned_out)
 
     def publish(self, block: int, *, tenant: int) -> None:
-        """Say that the content of `block`, which is in use, is of use to others from now on.
-
-        It is for orders of eviction that watch the content, and so are `hit` and `forget`. A quota
-        of the tenant may evict another block of the same tenant.
+        """Say that the content of `block`, in use, is of use to others: for orders that watch
+        content.
         """
         turned_out = self._idle.publish(block, tenant=tenant)
         if turned_out is not None:

@@ -140,10 +140,7 @@ class PrefixChain:
         self.tail = array("q")
 
     def push(self, token: int) -> bytes | None:
-        """Add one token; return the digest of the block it fills, if it fills one.
-
-        Raises BadSize: the token does not fit into 64 bits. The chain was not changed.
-        """
+        """Add one token; return the digest of a block that it fills. BadSize: beyond 64 bits."""
         try:
             self.tail.append(token)
         except OverflowError:
@@ -155,10 +152,7 @@ class PrefixChain:
         return self._link(content)
 
     def extend(self, tokens: NDArray[np.int64]) -> Iterator[bytes]:
-        """Add tokens; yield the digest of each block they fill, computed when it is asked for.
-
-        The chain has taken the tokens up once the iterator is exhausted.
-        """
+        """Add tokens; yield the digests of blocks that they fill. All are taken up at its end."""
         content = self.tail.tobytes() + tokens.tobytes()
         step = self._block_size * _TOKEN_BYTES
         full = len(content) - len(content) % step

@@ -120,10 +120,7 @@ class Scheduler:
         return not (self._preempted or self._arrivals.waiting or self._arrivals.more)
 
     def take_step(self) -> bool:
-        """Take one step; return whether a request was admitted in it.
-
-        Raises BadSize: the stream is not as it has to be.
-        """
+        """Take one step; return whether a request was admitted in it. BadSize: a wrong stream."""
         for group in self._finished:
             self._forget(group, group.tokens_at(self.step))
         arrivals = self._arrivals
@@ -158,10 +155,10 @@ class Scheduler:
         return Counters(**self._sums | known_elsewhere)
 
     def batch(self) -> list[tuple[int, tuple[int, ...], int]]:
-        """Return who runs, in order of admission: request, its sequences, tokens of each of them.
+        """Who runs, in order of admission: the request's number, its sequences, tokens of each.
 
-        Requests are counted from 0 in order of first admission; the sequences are the names by
-        which `allocator` knows them. Its tables may lack the tokens behind the last new block.
+        Sequences are the names by which `allocator` knows them. Its tables may lack the tokens
+        behind the last new block.
         """
         return [
             (group.number, tuple(group.sequences), group.tokens_at(self.step))

@@ -98,9 +98,8 @@ class BlockTable:
         return child
 
     def row(self) -> NDArray[np.int32]:
-        """Return the blocks as an int32 array [len(blocks)], `RELEASED` for released ones.
-
-        It is a view: copy it if it has to outlive the next change of the table.
+        """The blocks, int32 [len(blocks)], `RELEASED` for released ones: a view until the next
+        change.
         """
         length = len(self.blocks)
         if self._mirrored < length:

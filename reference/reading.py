@@ -13,10 +13,7 @@ or a wrong file would otherwise be read until memory ends."""
 
 
 def read_whole(path: Path, *, what: str) -> bytes:
-    """The content of a file.
-
-    Raises BadInput: it cannot be read, or is far too long for `what` it should be, as in `a trace`.
-    """
+    """The content of a file. Raises BadInput: unreadable, or too long for `what` it is to be."""
     try:
         with path.open("rb") as file:
             content = file.read((MAX_FILE_MIB << 20) + 1)

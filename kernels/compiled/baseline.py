@@ -92,10 +92,7 @@ def known_versions() -> list[str]:
 
 
 def read_baseline(path: Path) -> Baseline:
-    """Read a baseline.
-
-    Raises BadInput: if there is no such file, or it is no baseline of this schema.
-    """
+    """Read a baseline. Raises BadInput: there is no such file, or it is none of this schema."""
     text = read_whole(path, what=f"a baseline (make one with --save {path})")
     try:
         baseline = Baseline.model_validate_json(text)

@@ -53,10 +53,7 @@ class Captured:
 
 
 def install(target: Target) -> None:
-    """Make this process compile for a target.
-
-    Raises RuntimeError: if Triton was imported for its interpreter: a process has one mode.
-    """
+    """Make this process compile for a target. Raises RuntimeError: if it interprets already."""
     if triton.knobs.runtime.interpret:
         raise RuntimeError(
             "Triton was imported with TRITON_INTERPRET=1; compile in a process without it"
@@ -67,8 +64,7 @@ def install(target: Target) -> None:
 def capture(host_function: AttentionKernel, batch: PagedBatch) -> Captured:
     """Compile every kernel that a host function launches for a batch; `install` comes first.
 
-    Nothing is computed: what the host function reads from its own results is what was there before.
-    Raises NothingLaunched, and whatever the host function or the compiler raises.
+    Nothing is computed. Raises NothingLaunched, and whatever host function or compiler raises.
     """
     captured = Captured()
     with _compiling_instead(captured):

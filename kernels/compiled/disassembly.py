@@ -53,10 +53,10 @@ class Listing:
 def main_loop(listing: Listing) -> tuple[Instruction, ...]:
     """The loop that does the work; empty if no loop multiplies.
 
-    Of the innermost loops with matrix instructions the one with the most. Loops that a kernel peels
-    off for masked tiles have as many: of equals it is the one that copies ahead, since what runs
-    once is not pipelined, and then the shortest, since masks are more work. Without matrix
-    instructions, multiply-adds are counted instead.
+    Of the innermost loops the one with the most matrix instructions, or multiply-adds where there
+    are none. Loops that a kernel peels off for masked tiles have as many: of equals it is the one
+    that copies ahead, since what runs once is not pipelined, and then the shortest, since masks are
+    work.
     """
     loops = [
         listing.instructions[listing.labels[branch.label] : at + 1]

@@ -13,10 +13,7 @@ class _Record(BaseModel):
 
 
 class LoopFigures(_Record):
-    """The main loop: of the backward branches, the one around the most matrix instructions.
-
-    Where a kernel has no matrix instructions, around the most multiply-adds.
-    """
+    """The main loop: the one around the most matrix instructions, or else multiply-adds."""
 
     instructions: int
     """From its label to the branch back, all of them, for one warp."""

@@ -60,10 +60,8 @@ def toolchain(target: Target) -> str:
 def measure(
     launch: Launch, target: Target, *, key_names: Collection[str] = KEY_NAMES
 ) -> LaunchFigures:
-    """The figures of a launch.
-
-    `key_names` are constexprs that may hold the KV tokens of one iteration; the first that the
-    kernel has counts.
+    """The figures of a launch; the first of `key_names` that is a constexpr says the keys of a
+    tile.
 
     Raises ToolsDisagree: if assembling Triton's PTX again gives another binary than Triton's.
     """
@@ -183,10 +181,7 @@ def _spill_bytes(launch: Launch, target: Target) -> int:
 
 
 def _statement_names(function: Any) -> Callable[[tuple[str, int]], str]:
-    """Names for statements: the variable that is assigned, or else the line's own text.
-
-    Not its number, which changes with every line that is put in above.
-    """
+    """Names for statements: the variable that is assigned, else the line's text; numbers change."""
     home = Path(function.fn.__code__.co_filename).parent
 
     def name_of(source: tuple[str, int]) -> str:

@@ -64,10 +64,7 @@ ShiftedLines = dict[tuple[str, Source], Source]
 
 
 def parse_sass(text: str, shifted_lines: ShiftedLines | None = None) -> Listing:
-    """Read a kernel's listing. The NOPs at its end are padding and are left out.
-
-    `shifted_lines` say where loads really come from.
-    """
+    """Read a kernel's listing, but the NOPs at its end, which are padding."""
     lines = shifted_lines or {}
     instructions: list[Instruction] = []
     labels: dict[str, int] = {}

@@ -114,10 +114,7 @@ def correct_dot(builder: type[Any]) -> None:
 
 
 def correct_reductions(reduce_ops: type[Any], scan_ops: type[Any]) -> None:
-    """`tl.sum`, `tl.max`, `tl.cumsum` and the like, for which the interpreter has numpy functions.
-
-    Reductions and scans with a combine function of one's own consist of elementwise operations.
-    """
+    """`tl.sum`, `tl.max`, `tl.cumsum` and the like, for which the interpreter uses numpy."""
 
     def widened(self: Any, tensor: Any) -> Any:
         return self.to_tensor(widen(tensor.handle.data, tensor.dtype), tl.float32)

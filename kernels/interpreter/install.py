@@ -52,9 +52,7 @@ def installed() -> bool:
 
 
 def install(*, without: Collection[str] = ()) -> None:
-    """Correct and speed up the interpreter; a second call does nothing.
-
-    Those `without` are left out: that is how their effect is shown.
+    """Correct and speed up the interpreter, but for `without`; a second call does nothing.
 
     Raises ValueError: for a name in `without` that no correction has.
     """

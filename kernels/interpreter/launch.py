@@ -48,10 +48,7 @@ def _languages(fn: Any) -> frozenset[int]:
 
 
 def call_builtins_directly(module: Any) -> None:
-    """Call a builtin of the language without the two wrappers that only add and check `_semantic`.
-
-    Other wrappers, of the functions that check the types of their operands, stay.
-    """
+    """Call a builtin of the language without the two wrappers that only add `_semantic`."""
     stock = module._patch_attr
     adds_nothing = tl.core.builtin(lambda: None).__code__
 

@@ -80,10 +80,7 @@ def truncate_to_tf32(values: Array) -> Array:
 
 
 def _to_float32(values: Array) -> Array:
-    """float32 of values, such that rounding it once more rounds the values once.
-
-    Inexact results are rounded to odd: they are never halfway between two narrow numbers.
-    """
+    """float32 of values, inexact ones rounded to odd: whoever rounds it again rounds them once."""
     if values.dtype in (np.float32, np.float16):
         return values.astype(np.float32, copy=False)
     wide = values.astype(np.float64)

@@ -24,11 +24,7 @@ def skip_dead_overflow_checks(builder: Any) -> None:
 
 @contextmanager
 def overflow_checks(builder: Any) -> Iterator[None]:
-    """Within this context an int32 overflow in a kernel raises, as on a GPU it would not.
-
-    A product of a block index and a stride that wraps reads another sequence's cache: it shows
-    in no small problem, and here at once.
-    """
+    """Within this context an int32 overflow in a kernel raises, as on a GPU it would not."""
     before = builder.options
     builder.options = dataclasses.replace(before, sanitize_overflow=True, debug=True)
     try:
@@ -74,11 +70,7 @@ def sizes(block_type: Any) -> tuple[int, ...]:
 
 
 def remember_shapes(language: Any) -> None:
-    """Build the description of a block's shape once, not for every intermediate result.
-
-    Types and tensors share the immutable parts (`shape`, `numel`), which are remembered by the
-    value of the shape; the printed name of a type is made when somebody reads it.
-    """
+    """Build the description of a block's shape once, not for every intermediate result."""
     block_type, tensor = language.block_type, language.tensor
     stock_type, stock_tensor = block_type.__init__, tensor.__init__
     of_types: dict[tuple[int, ...], tuple[Any, Any]] = {}

@@ -28,10 +28,7 @@ def index_with_one_element(module: Any) -> None:
 
 
 def drop_nan(builder: type[Any]) -> None:
-    """`tl.maximum`, `tl.minimum` and `tl.clamp` ignore a NaN operand unless told to propagate it.
-
-    So a GPU does, and so the interpreter does in 3.9, but not in 3.6.
-    """
+    """`tl.maximum`, `tl.minimum` and `tl.clamp` drop a NaN unless told otherwise: 3.6 does not."""
     stock_clamp = builder.create_clampf
 
     def create_clampf(self: Any, arg: Any, lo: Any, hi: Any, propagate_nans: Any) -> Any:

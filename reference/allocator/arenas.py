@@ -39,11 +39,7 @@ def reserve_max(prompt: int, output: int, max_model_len: int) -> int:
 
 
 def reserve_pow2(prompt: int, output: int, max_model_len: int) -> int:
-    """Reserve the prompt and the output's next power of two: 25 tokens become 32.
-
-    "Orca (Pow2)" of Kwon et al., SOSP 2023, section 6.1: the output is over-reserved by at most a
-    factor of two.
-    """
+    """Reserve the prompt and the output's next power of two (Kwon et al., SOSP 2023, 6.1)."""
     return min(prompt + _next_power_of_two(output), max_model_len)
 
 
@@ -96,10 +92,7 @@ class Arena(Protocol):
 class FirstFitArena:
     """Pieces of exactly the size asked for, each in the lowest hole that is large enough.
 
-    Neighbouring holes are one. Time grows with the number of holes, which is at most one more than
-    the number of pieces.
-
-    Raises ValueError: `slots` is less than 1.
+    Neighbouring holes are one. Raises ValueError: `slots` is less than 1.
     """
 
     __slots__ = ("_addresses", "_pieces", "_sizes", "num_free", "slots")
@@ -171,10 +164,7 @@ class FirstFitArena:
 
 
 class BestFitArena(FirstFitArena):
-    """Pieces of exactly the size asked for, each in the smallest hole that is large enough.
-
-    Of equal holes, the lowest.
-    """
+    """Pieces of exactly the size asked for, each in the smallest hole, of equal ones the lowest."""
 
     __slots__ = ()
 
@@ -188,12 +178,8 @@ class BuddyArena:
 
     The pool may have any size: it begins as its binary digits, the largest chunk first. 15,728
     slots are 8192 + 4096 + 2048 + 1024 + 256 + 64 + 32 + 16, and hold exactly seven chunks of 2048.
-
-    A hole is a free chunk, and so is no larger than what one request can have: two that lie side by
-    side and are no pair stay two. The smallest chunk that is large enough is taken; of equal ones,
-    the lowest. So where a piece goes depends on which slots are free and on nothing else.
-
-    Raises ValueError: `slots` is less than 1.
+    A hole is a free chunk: two that lie side by side and are no pair stay two. The smallest that is
+    large enough is taken; of equal ones, the lowest. Raises ValueError: `slots` is less than 1.
     """
 
     __slots__ = ("_free", "_orders", "_pieces", "num_free", "slots")

@@ -79,10 +79,7 @@ class Allocator(Protocol):
         """
 
     def append(self, sequence: str, tokens: Sequence[int]) -> bool:
-        """Make room for more tokens, one or several: of the prompt while there are, then new ones.
-
-        Returns False if refused.
-        """
+        """Make room for more tokens, of the prompt while there are. Returns False if refused."""
 
     def free(self, sequence: str) -> None:
         """Give up a sequence."""
@@ -113,10 +110,7 @@ class Allocator(Protocol):
         """Start `child` with the tokens of `parent`. With `fork`. Returns False if refused."""
 
     def preempt(self, sequence: str) -> None:
-        """Give up a sequence that will be admitted again. With `preempt`, else `free` is asked.
-
-        What was cached of it may be forgotten.
-        """
+        """Give up a sequence that will be admitted again. With `preempt`, else `free` is asked."""
 
     def can_admit(self, tokens: Sequence[int], *, num_tokens: int, salt: str) -> bool:
         """Whether `admit` would find room now. With `can_admit`."""
@@ -230,10 +224,7 @@ class AllocatorCapabilities:
 
     @classmethod
     def from_mapping(cls, fields: Mapping[str, Any]) -> AllocatorCapabilities:
-        """The inverse of `as_json`; fields that are not given have their defaults.
-
-        Raises ValueError: a field is unknown, or has a value that is out of range.
-        """
+        """The inverse of `as_json`. Raises ValueError: a field is unknown, or out of range."""
         known = {field.name for field in dataclasses.fields(cls)}
         for name in set(fields) - known:
             raise ValueError(f"capability {name!r} is unknown; use {', '.join(sorted(known))}")

@@ -435,10 +435,7 @@ class AllocatorMachine:
         self._look_again(name)
 
     def _written_before_it_goes(self, name: str) -> None:
-        """Settle if what a sequence was given may have been published before it was written.
-
-        Only full blocks are: tokens behind the last of them may be dropped.
-        """
+        """Settle if full blocks of a sequence may have been published before they were written."""
         life = self.lives.get(name)
         if life is None or self.can.abort_before_write or not self.pool.prefix_caching:
             return
@@ -564,10 +561,7 @@ def run_program(
     *,
     capabilities: AllocatorCapabilities | None = None,
 ) -> Finding | None:
-    """Run a program, and return what it shows, if anything.
-
-    Steps that make no sense where they stand, or that the allocator does not support, are left out.
-    """
+    """Run a program, and return what it shows, if anything. What makes no sense is left out."""
 
     def run(machine: AllocatorMachine) -> None:
         for step in program.steps:

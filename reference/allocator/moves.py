@@ -43,10 +43,7 @@ _PAGE: Final = 100
 
 
 def page_tokens(page: int, start: int, count: int, block_size: int) -> list[int]:
-    """Tokens at positions `start`.. of a sequence made of one page of the library over and over.
-
-    What a sequence appends so fills the same blocks that a prompt is made of.
-    """
+    """Tokens at positions `start`.. of one page of the library over and over."""
     return [_PAGE * page + position % block_size for position in range(start, start + count)]
 
 
@@ -175,10 +172,7 @@ def move_table(can: AllocatorCapabilities, *, batching: bool) -> tuple[Move, ...
 
 
 def steps_of(move: Move, machine: AllocatorMachine, names: Iterator[str]) -> Iterator[Step]:
-    """The steps that a move comes to, given what is there now.
-
-    They are computed one at a time: what the second one says may depend on what the first one did.
-    """
+    """The steps of a move, one at a time: the second may depend on what the first one did."""
     size = machine.pool.block_size
     kind = move.kind
     if kind in ("admit", "abort"):

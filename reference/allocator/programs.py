@@ -108,11 +108,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A pool, and what is done to it.
-
-    At the end everything is settled and freed, and the empty pool filled once: that is not among
-    the steps.
-    """
+    """A pool, and what is done to it before everything is freed and the pool filled once."""
 
     pool: Pool
     steps: tuple[Step, ...]

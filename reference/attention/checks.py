@@ -84,10 +84,7 @@ class Subject:
         return placement
 
     def touch(self, inputs: Inputs) -> Findings:
-        """Lay inputs out in pages, call the kernel on them and have its accesses watched.
-
-        Raises KernelRaised, and NotRun where nobody can watch this kernel.
-        """
+        """Lay inputs out, call the kernel and have it watched. Raises KernelRaised, NotRun."""
         if self.watch is None:
             raise NotRun("only Triton kernels in the interpreter can be watched")
         placement = place(inputs, poison=self.poison, with_lse=self.gives_lse)

@@ -22,11 +22,7 @@ _EVERYTHING = Capabilities()
 
 
 class CellState(StrEnum):
-    """What is known of one feature under one check.
-
-    `SHOWN_BY_NONE`: no problem of the contract has the feature and can show the check, such as a
-    batch of decodes for a law about prefill.
-    """
+    """What is known of one feature under one check."""
 
     PASSED = "passed"
     FAILED = "failed"
@@ -34,6 +30,7 @@ class CellState(StrEnum):
     NOT_RUN = "not run"
     NOT_SUPPORTED = "not supported"
     SHOWN_BY_NONE = "no problem shows it"
+    """No problem has the feature and can show the check, as decodes and a law about prefill."""
 
 
 @dataclass(frozen=True, slots=True)

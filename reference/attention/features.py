@@ -161,10 +161,7 @@ _BY_NAME: Final = {feature.name: feature for feature in FEATURES}
 
 @cache
 def feature(name: str) -> Feature:
-    """The feature of a name; `head_dim=N` and `block_size=N` are features for each legal N.
-
-    Raises UnknownFeature: for any other name.
-    """
+    """The feature of a name, such as `head_dim=N` for each legal N, or raise UnknownFeature."""
     if name in _BY_NAME:
         return _BY_NAME[name]
     kind, _, size = name.partition("=")
@@ -188,10 +185,7 @@ def features_of(problem: AttentionProblem) -> frozenset[str]:
 
 
 def features_for(capabilities: Capabilities, seen: Iterable[str] = ()) -> list[Feature]:
-    """All features to report for a kernel, group by group.
-
-    Sizes that it declares have their features; `seen` are those that its problems showed.
-    """
+    """All features to report for a kernel, group by group, those that problems showed included."""
     declared = {f"head_dim={size}" for size in capabilities.head_dims or ()}
     declared |= {f"block_size={size}" for size in capabilities.block_sizes or ()}
     others = [feature(name) for name in {*declared, *seen} - _BY_NAME.keys()]
@@ -218,10 +212,8 @@ def witnesses(
 
 
 def _bases(capabilities: Capabilities) -> Iterator[tuple[str, int, int]]:
-    """Dtypes, block sizes and head sizes to start from.
-
-    The first of each, and others only where a kernel cannot do everything at once: then those that
-    are named there, and one that is not.
+    """Dtypes, block sizes and head sizes to start from: the first, and those that exclude each
+    other.
     """
     named = {word for words in capabilities.never_together for word in words.split()}
 

@@ -16,8 +16,7 @@ from reference.attention.problem import AttentionProblem
 def usual(problem: AttentionProblem, *, device: str, seed: int) -> PagedBatch:
     """Normal numbers in shuffled pages, the same tokens whatever the size of a page.
 
-    Of a problem its sizes, lengths and dtypes are taken. Slots of no sequence are zero, `out` is
-    not filled, `lse` not asked for.
+    Slots of no sequence are zero, `out` is not filled, `lse` not asked for.
     """
     rng = torch.Generator(device=device).manual_seed(seed)
     size = problem.block_size

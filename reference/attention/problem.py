@@ -260,10 +260,7 @@ class AttentionProblem:
 
     @classmethod
     def parse(cls, spec: str) -> Self:
-        """Read a problem back from its spec.
-
-        Raises InvalidProblem: for a word that is not part of the grammar, with the grammar.
-        """
+        """Read a problem back from its spec, or raise InvalidProblem with the grammar."""
         fields: dict[str, object] = {}
         requests: list[Request] = []
         for word in _WORD.findall(spec):

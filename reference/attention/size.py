@@ -59,10 +59,7 @@ def check_call(problem: AttentionProblem) -> None:
 
 
 def check_size(needed: int, problem: AttentionProblem, *, memory: int | None = None) -> None:
-    """Raise InvalidProblem where a problem that needs so many bytes does not fit.
-
-    `memory` is the device's, in bytes; None for this machine's.
-    """
+    """Raise InvalidProblem where a problem that needs so many bytes does not fit into `memory`."""
     memory = machine_memory() if memory is None else memory
     if needed > SHARE_OF_MEMORY * memory:
         raise InvalidProblem(

@@ -74,10 +74,8 @@ def requests(draw: st.DrawFn, *, block_size: int, max_len: int, prefill: bool) -
 def stream_requests(
     draw: st.DrawFn, *, lengths: Sequence[tuple[int, int]], max_len: int, prefill: bool
 ) -> Request:
-    """One request of a stream at some point of its life.
-
-    `lengths` are (prompt tokens, output tokens). It is drawn at its prompt's last chunk, or at a
-    decode step; contexts longer than `max_len` lose their beginning.
+    """One request of a stream, (prompt, output) tokens, at its prompt's last chunk or a decode
+    step.
     """
     prompt, output = draw(st.sampled_from(lengths))
     if prefill and draw(st.booleans()):

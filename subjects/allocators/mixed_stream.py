@@ -43,9 +43,8 @@ class Served:
 
 
 def mixed_stream(num_requests: int, *, seed: int = 20) -> list[Request]:
-    """Prompts of 256 tokens in the median, half of them behind one of four system prompts.
-
-    64 tokens are generated in the mean.
+    """Prompts of 256 tokens in the median, half behind a system prompt; 64 are generated in the
+    mean.
     """
     draw = random.Random(seed)
     systems = [[draw.randrange(50_000) for _ in range(size)] for size in SYSTEM_PROMPTS]

@@ -31,10 +31,7 @@ _AWAY: Final = (
 
 
 class RemoteFactory:
-    """A factory of allocators that live in another process, run with the interpreter `python`.
-
-    There is one allocator at a time: making one ends the one before.
-    """
+    """A factory of allocators in another process, one at a time: making one ends the one before."""
 
     def __init__(
         self, name: str, *, python: str | None = None, time_limit_s: float = TIME_LIMIT_S
@@ -59,10 +56,8 @@ class RemoteFactory:
         self.version = ""
 
     def introduce(self) -> None:
-        """Start the process, and take over what the subject declares.
-
-        Raises SubjectError: the name leads to no allocator, or what it declares makes no sense.
-        NotStarted: the process ended before it came to the subject.
+        """Start the process, and take over what the subject declares. Raises SubjectError,
+        NotStarted.
         """
         try:
             said = self._process.introduce()
@@ -119,9 +114,8 @@ class RemoteFactory:
 
 
 class RemoteAllocator:
-    """What a `RemoteFactory` makes. Methods are those of `reference.allocator.contract.Allocator`.
-
-    Each call brings back what can be seen afterwards, so that looking costs nothing.
+    """An `Allocator` there. Each call brings back what can be seen afterwards: looking costs
+    nothing.
     """
 
     def __init__(self, factory: RemoteFactory) -> None:

@@ -60,9 +60,7 @@ class AllocatorSubject:
             self.factory.kill()
 
     def serve(self, **question: Any) -> Served:
-        """Serve a stream in the allocator's own process; see `mixed_stream.serve`.
-
-        Raises AllocatorDied: the process ended, or took longer than its time limit.
+        """`mixed_stream.serve`, in the allocator's own process. Raises AllocatorDied,
         AllocatorRaised.
         """
         if not isinstance(self.factory, RemoteFactory):

@@ -131,10 +131,7 @@ def _origin(error: BaseException) -> str:
 def attend(
     factory: Any, questions: IO[str], answers: IO[str], asked: mmap.mmap, *, time_limit_s: float
 ) -> None:
-    """Answer until there are no more questions; a call that takes too long ends this process.
-
-    `asked` holds the number of the question that is under way.
-    """
+    """Answer until there are no more questions; a call that takes too long ends this process."""
     # The signal's default ends the process whatever it is doing, in C code as well.
     faulthandler.register(signal.SIGALRM, all_threads=False, chain=True)
     desk = Desk(factory)

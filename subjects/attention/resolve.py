@@ -44,10 +44,7 @@ class Subject:
 
 
 def python_of(name: str) -> str | None:
-    """The interpreter that a built-in kernel needs; None if pagedbench's own will do.
-
-    Raises SubjectError: its environment has not been built.
-    """
+    """The interpreter of a built-in kernel; None for pagedbench's own. Raises SubjectError."""
     known = BUILT_IN.get(name)
     if known is None or not known.environment:
         return None
@@ -79,8 +76,7 @@ def resolve_kernel(name: str, *, device: str = "cpu") -> Subject:
 def as_subject(kernel: Any, name: str, *, device: str = "cpu") -> Subject:
     """Take a kernel that is at hand for a subject, and prepare it.
 
-    Raises SubjectError if it is not callable, it lacks something here, or what it declares leaves
-    no problem that it could be given.
+    Raises SubjectError: not callable, something lacks here, or no problem could be given to it.
     """
     if not callable(kernel):
         raise SubjectError(

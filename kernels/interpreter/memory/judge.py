@@ -113,9 +113,8 @@ class Judge:
     # --- accesses --------------------------------------------------------------------------------
 
     def load(self, addresses: Addresses, mask: Bools, itemsize: int) -> tuple[Addresses, Bools]:
-        """Judge a load; returns real addresses, and the mask without the lanes that lead nowhere.
-
-        Addresses are as the kernel sees them, and the mask has the active lanes.
+        """Judge a load of the lanes in the mask; returns real addresses, and the mask without bad
+        lanes.
         """
         return self._split(addresses, mask, itemsize, LOAD, self._judge_load)
 
@@ -126,9 +125,8 @@ class Judge:
     def atomic(
         self, addresses: Addresses, mask: Bools, itemsize: int, order: Order
     ) -> tuple[Addresses, Bools]:
-        """Judge an atomic access; the other arguments and the result are those of `load`.
-
-        A program that acquires at a tensor has seen all that those did who released there.
+        """Judge an atomic access; who acquires at a tensor has seen all that those did who
+        released.
         """
 
         def judge(origin: Origin, index: Integers, operation: str) -> None:

@@ -190,10 +190,7 @@ class AddressBook:
         self.regions = [Region(role) for role in self.roles if role.tensor.numel()]
 
     def virtual_address(self, tensor: Tensor, kernel: str, parameter: str) -> int:
-        """The address that a kernel gets for a tensor as one of its parameters.
-
-        Raises RuntimeError: if the call has used more tensors than there are ranges.
-        """
+        """The address that a kernel gets for a tensor as one of its parameters."""
         key = tensor.data_ptr(), tensor.element_size(), tensor.shape, tensor.stride(), parameter
         if key not in self._known:
             if len(self.origins) == MOST_TENSORS:

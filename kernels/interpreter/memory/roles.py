@@ -103,10 +103,7 @@ def attention_roles(batch: PagedBatch) -> list[Role]:
 def write_roles(
     key_cache: Tensor, value_cache: Tensor, keys: Tensor, values: Tensor, slot_mapping: Tensor
 ) -> list[Role]:
-    """Roles in a cache write; owners are tokens. Shapes are those of `paged.cache.write_slots`.
-
-    A slot belongs to the token that is mapped to it, all others to nobody.
-    """
+    """Roles in a cache write, as in `paged.cache.write_slots`: a slot is of its token."""
     slots = slot_mapping.numpy()
     tokens = np.arange(len(slots))
     real = slots >= 0
@@ -129,10 +126,7 @@ def write_roles(
 
 
 def copy_roles(key_cache: Tensor, value_cache: Tensor, pairs: Tensor) -> list[Role]:
-    """Roles in a block copy; owners are pairs. Shapes are those of `paged.cache.copy_blocks`.
-
-    A source belongs to its pairs when it is read, a destination when it is written.
-    """
+    """Roles in a block copy, as in `paged.cache.copy_blocks`: blocks are of their pairs."""
     size, num_slots = key_cache.shape[1], key_cache.shape[0] * key_cache.shape[1]
     numbers = pairs.numpy()
     owners = np.repeat(np.arange(len(numbers)), size)

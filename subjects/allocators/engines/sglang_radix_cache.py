@@ -104,10 +104,7 @@ def _shell(name: str) -> Any:
 
 
 class _ShellLoader(Loader):
-    """Fills a module with shells, one for each name that is asked of it.
-
-    Definitions of such names are taken from a file instead, if one is given.
-    """
+    """Fills a module with shells for the names that are asked of it, or takes them from a file."""
 
     def __init__(self, file: Path | None = None, names: Sequence[str] = ()) -> None:
         self._file = file
@@ -232,9 +229,8 @@ class _Request:
 
 
 class SglangAllocator:
-    """A page allocator with a radix tree in front of it, full attention in every layer.
-
-    Without prefix caching the tree keeps nothing (`--disable-radix-cache`).
+    """A page allocator with a radix tree in front of it, which without prefix caching keeps
+    nothing.
     """
 
     def __init__(self, num_blocks: int, block_size: int, *, prefix_caching: bool) -> None:
@@ -321,10 +317,7 @@ class SglangAllocator:
         return True
 
     def append_each(self, sequences: Sequence[str], tokens: Sequence[int]) -> bool:
-        """One token for each of many sequences whose prompts have room: what a decoding step does.
-
-        False if there is no room for all of them: nothing has changed then.
-        """
+        """One token for each of many sequences: a decoding step. False if not all have room."""
         requests = [self._requests[sequence] for sequence in sequences]
         lengths = [request.kv.kv_allocated_len for request in requests]
         size = self._block_size

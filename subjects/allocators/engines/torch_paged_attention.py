@@ -91,10 +91,7 @@ class TorchAllocator:
 def make(
     num_blocks: int, block_size: int, *, prefix_caching: bool, window: int | None
 ) -> TorchAllocator:
-    """An empty allocator; see `pagedbench`'s allocator contract.
-
-    Raises ValueError: prefix caching or a window is asked for.
-    """
+    """An empty allocator. Raises ValueError: prefix caching or a window is asked for."""
     if prefix_caching or window is not None:
         raise ValueError("PagedAttention has neither prefix caching nor windows")
     return TorchAllocator(num_blocks, block_size)

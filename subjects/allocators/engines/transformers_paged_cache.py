@@ -52,11 +52,7 @@ def _import_engine() -> SimpleNamespace:
 
 
 class TransformersAllocator:
-    """A `PagedAttentionCache` with one group of layers.
-
-    With prefix caching requests share blocks (`allow_block_sharing`): those of a prefix, and those
-    of a parent and its forks.
-    """
+    """A `PagedAttentionCache` with one group of layers; with caching requests share blocks."""
 
     def __init__(self, num_blocks: int, block_size: int, *, prefix_caching: bool) -> None:
         model = _engine.PreTrainedConfig(
@@ -221,10 +217,7 @@ class TransformersAllocator:
 def make(
     num_blocks: int, block_size: int, *, prefix_caching: bool, window: int | None
 ) -> TransformersAllocator:
-    """An empty allocator; see `pagedbench`'s allocator contract.
-
-    Raises ImportError: the wheel is not installed. Raises ValueError: a window is asked for.
-    """
+    """An empty allocator. Raises ImportError: no wheel is installed. ValueError: a window."""
     if _engine is None:
         raise ImportError(
             f"{DISTRIBUTION} is not installed in {sys.prefix}; "

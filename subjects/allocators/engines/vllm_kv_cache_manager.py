@@ -305,10 +305,7 @@ class VllmAllocator:
 def make(
     num_blocks: int, block_size: int, *, prefix_caching: bool, window: int | None
 ) -> VllmAllocator:
-    """An empty allocator; see `pagedbench`'s allocator contract.
-
-    Raises ImportError: the wheel is not installed.
-    """
+    """An empty allocator. Raises ImportError: the wheel is not installed."""
     if _engine is None:
         raise ImportError(
             f"{DISTRIBUTION} is not installed in {sys.prefix}; "

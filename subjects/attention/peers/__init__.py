@@ -14,11 +14,7 @@ Kernel = TypeVar("Kernel", bound=Callable[..., object])
 
 
 def prepared_by(prepare: Callable[[str], object]) -> Callable[[Kernel], Kernel]:
-    """Decorate a kernel with what has to be called first; see `resolve.resolve_kernel`.
-
-    `prepare` is given the device, `cpu` or `cuda`, and raises SubjectError where something that
-    the kernel needs is missing.
-    """
+    """Decorate a kernel with what has to be called first, with the device; see `resolve_kernel`."""
 
     def mark(kernel: Kernel) -> Kernel:
         vars(kernel)["prepare"] = prepare

@@ -13,10 +13,8 @@ from subjects.loading import SubjectError
 
 
 def import_for_gpu(module: str, *, distribution: str, device: str) -> Any:
-    """Import the package of a kernel that runs compiled only.
-
-    Raises SubjectError if the device is no GPU, there is none, or the package is not there; the
-    message says which.
+    """Import the package of a kernel that runs compiled only, or raise SubjectError: which is
+    missing.
     """
     if device != "cuda":
         found = "one" if torch.cuda.is_available() else "none"

@@ -48,10 +48,7 @@ class Platform:
 
 
 def root() -> Path:
-    """Folder of the installed package.
-
-    Raises SubjectError: it is not installed in this interpreter.
-    """
+    """Folder of the installed package. Raises SubjectError: it is not in this interpreter."""
     spec = importlib.util.find_spec("vllm")
     if spec is None or not spec.submodule_search_locations:
         raise SubjectError(
@@ -62,9 +59,8 @@ def root() -> Path:
 
 
 def load_unified_attention() -> ModuleType:
-    """Import `vllm.v1.attention.ops.triton_unified_attention` from the wheel.
-
-    Raises SubjectError: vLLM or Triton is not installed in this interpreter.
+    """Import vLLM's `triton_unified_attention` from the wheel. Raises SubjectError: it, or Triton,
+    lacks.
     """
     folder = root() / "v1" / "attention" / "ops"
     try:
@@ -93,12 +89,9 @@ def load_unified_attention() -> ModuleType:
 
 
 def load_cpu_kernels() -> Any:
-    """Load vLLM's C++ operators; returns `torch.ops._C`.
+    """Load vLLM's C++ operators, `torch.ops._C`: `CpuPlatform.import_kernels` chooses as here.
 
-    There are three builds in the wheel, and `CpuPlatform.import_kernels` chooses as here.
-
-    Raises SubjectError: the wheel is not installed, has no such build, or was built for another
-    torch.
+    Raises SubjectError: no wheel, no such build in it, or one for another torch.
     """
     library = root() / f"{_build_for_this_cpu()}.abi3.so"
     if not library.is_file():
