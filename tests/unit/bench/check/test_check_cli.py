@@ -273,51 +273,7 @@ def test_without_the_option_only_the_summary_of_coverage_is_printed(right):
     assert right.record.kernels[0].coverage
 
 
-# 2: usage
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--problem", "(q1 k4) d64 b16 bf16 fast"], "'fast' is not a word of a problem; the"),
-        (["--problem", "(q9 k4) d64 b16 bf16"], "k must be at least q"),
-        (["--problem", "(q1 k1) d64 b16 bf16", "--json", "r.json"], "makes no record; drop one"),
-        (["--trace", "bad.csv"], "bad.csv, line 3: read GeneratedTokens = 'x'; expected a whole"),
-        (["--trace", "silent.csv"], "no request generates a token"),
-        (["--trace", "absent.csv"], "--trace absent.csv: No such file or directory; name a file"),
-        (["--stream", "azure"], "--stream azure: choose one of azure-conv, azure-code"),
-        (["--json", "absent/r.json"], "the folder absent does not exist; make it"),
-        (["--json", "."], "--json .: that is a folder; name a file in it"),
-        (["--save", "bad.csv"], "bad.csv is no folder to write to; choose another one"),
-        (["--device", "cuda"], "--device cuda: torch"),
-        (["--device", "tpu"], "--device tpu: choose cpu, cuda or auto"),
-        (["--problems", "0"], "Invalid value for '--problems'"),
-        (["--seed", "4294967296"], "Invalid value for '--seed'"),
-        (["--time-limit", "0"], "Invalid value for '--time-limit'"),
-        (["--lines", "3"], "No such option"),
-        (["--expected", "absent.toml"], "absent.toml: No such file or directory; name a file"),
-        (["--expected", "no-reason.toml"], "entry 1 of [[expected]]: reason='todo' for torch trut"),
-        (["--coverage-md", "absent/c.md"], "the folder absent does not exist; make it"),
-        (["--problem", "(q1 k1) d64 b16 bf16", "--coverage"], "--coverage: --problem covers one"),
-        (
-            ["--problem", "(q1 k1) d64 b16 bf16", "--coverage-md", "c.md"],
-            "--coverage-md c.md: --problem prints, and makes no record; drop one",
-        ),
-        (["--kernel", "nonsense"], "'nonsense' names no kernel: use module:function"),
-    ],
-)
-def test_a_usage_error_exits_2_and_says_what_and_how_to_mend_it(arguments, message, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    header = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.68,1,"
-    Path("bad.csv").write_text(f"{header}1\n2023-11-16 18:15:47.68,1,x\n")
-    Path("silent.csv").write_text(f"{header}0\n")
-    Path("no-reason.toml").write_text(
-        '[[expected]]\nkernel = "torch"\ncheck = "truth"\nreason = "todo"\n'
-    )
-    result = typed(*arguments)
-    assert result.exit_code == 2, result.output
-    assert message in " ".join(result.stderr.replace("│", " ").split())
-    assert result.stdout == ""
+# 2: nothing was checked; usage is in `commands/refused.txt`
 
 
 @pytest.mark.parametrize(

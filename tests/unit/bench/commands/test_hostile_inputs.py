@@ -1,7 +1,8 @@
 """What nobody should hand us: each is refused with exit code 2, the value and the remedy.
 
-Memory is bounded and so is time: an input that is not judged before it is taken in fails its row
-and nothing else.
+The lines and what is said of them are in `refused.txt`. Most need no torch, whose import takes
+seconds, and are refused before it. For the others memory is bounded and so is time: an input that
+is not judged before it is taken in fails its row and nothing else.
 """
 
 from __future__ import annotations
@@ -9,15 +10,19 @@ from __future__ import annotations
 import ast
 import gzip
 import json
+import os
 import resource
 import shlex
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import Result
 from typer.testing import CliRunner
 
@@ -27,6 +32,7 @@ from bench.fuzz.record import Subject, Trace, read_trace
 from bench.gate.verdict import judge
 from bench.machine.environment import FuzzEnvironment
 from helpers.gate_records import gate_record
+from helpers.places import ROOT
 from reference.allocator.contract import AllocatorCapabilities
 from reference.allocator.programs import Pool, Program, Step
 
@@ -37,6 +43,13 @@ LIMIT_S = 60
 """For a row on a machine that is busy with other things."""
 
 HEADER = b"num_prefill_tokens,num_decode_tokens\n"
+
+AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.68,1,"
+
+LARGE = """
+def make(*_, **__): ...
+make.capabilities = dict(block_sizes=[16, 32], min_blocks=8, prefix_caching=False)
+"""
 
 BRAND = """
 from pathlib import Path
@@ -102,6 +115,11 @@ def files() -> dict[str, str | bytes]:
         "deep": '{"a":' * 50_000,
         "digits": "1" * 5000,
         "null": "null",
+        "mine.py": "def make(*_, **__): ...\n",
+        "large.py": LARGE,
+        "bad.csv": f"{AZURE}1\n2023-11-16 18:15:47.68,1,x\n",
+        "silent.csv": f"{AZURE}0\n",
+        "no-reason.toml": '[[expected]]\nkernel="torch"\ncheck="truth"\nreason="todo"\n',
         "list.toml": 'expected = [["a"]]\n',
         "number.toml": "expected = 3\n",
         "when.toml": '[[expected]]\nkernel="a"\ncheck="truth"\nreason="x"\nwhen=3\n',
@@ -196,128 +214,66 @@ def typed(line: str, folder: Path) -> Result:
         return CliRunner().invoke(cli.app, shlex.split(line), prog_name="pagedbench")
 
 
-ONE = "check --kernel torch --problem '(q1 k16) d64 b16 bf16'"
-
-HOSTILE = [
-    ("check --problem '(q1 k99999999999) d64 b16 bf16'", "k up to 2,147,483,647"),
-    ("check --problem '(q1 k2000000000) h8 d128 b16 bf16'", "shorten the lengths or the batch"),
-    ("check --problem '60000x(q1 k900000) d64 b16 bf16'", "shorten the lengths or the batch"),
-    ("check --problem '(q200000 k200000) d64 b16 bf16'", "shorten the lengths or the batch"),
-    ("check --problem '(q1 k1) h999999999999 d64 b16 bf16'", "shorten the lengths or the batch"),
-    (f"check --problem '(q1 k1) d64 b16 bf16 window={10**30}'", "a window is 1 to"),
-    (f"check --problem '(q1 k1) d64 b16 bf16 shared={10**30}'", "a prefix has 0 to"),
-    (f"{ONE} --engine-python /bin/sh", "/bin/sh: it is no Python interpreter"),
-    (f"{ONE} --engine-python /bin/true", "/bin/true: it is no Python interpreter"),
-    (f"{ONE} --engine-python folder", "it is no program that starts"),
-    (f"{ONE} --expected number.toml", "expected: Input should be a valid list"),
-    (f"{ONE} --expected list.toml", "entry 1 of [[expected]]"),
-    (f"{ONE} --expected when.toml", "entry 1 of [[expected]], when"),
-    (f"{ONE} --expected deep.toml", "deep.toml is no TOML"),
-    (f"{ONE} --expected digits.toml", "digits.toml is no TOML"),
-    (f"{ONE} --expected binary", "not UTF-8 text"),
-    (f"{ONE} --expected /dev/zero", "over 64 MiB"),
-    (f"{ONE} --expected folder", "Is a directory"),
-    ("check --trace /dev/zero", "without an end of line"),
-    ("check --trace bomb.gz", "without an end of line"),
-    ("check --trace lines.gz", "over 1,000,000 blank lines"),
-    ("waste --trace long.csv", "line 2: read more than 1,048,576 bytes"),
-    ("waste --trace bomb.gz", "line 1: read more than 1,048,576 bytes"),
-    ("waste --trace lines.gz", "expected a request on each line of a trace"),
-    ("waste --trace wide.gz", "unpacks to over 200 times its size"),
-    ("waste --trace cut.gz", "a complete gzip file"),
-    ("waste --trace deep", "line 1: read"),
-    ("waste --requests 1e15", "Invalid value for '--requests'"),
-    ("waste --requests 1000000000000000", "draw 1 to 100,000,000"),
-    ("waste --stream azure-fit:requests=1000000000000", "draw 1 to 100,000,000"),
-    ("waste --stream azure-fit:requests=9,repeat=1000000000000", "use 1 or more, for 100,000,000"),
-    ("waste --stream sharegpt-fit:system=1000000000000000", "use 1 to 1,048,576"),
-    ("waste --slots 1000000000000 --requests 9 --policy paged:prefix=lru", "1 to 2147483647"),
-    ("fuzz --num-blocks 1000000000000 --in-process", "a pool has 1 to 4,194,304 tokens"),
-    ("fuzz --num-blocks 1000000000000 --block-size 1000000000 --in-process", "a pool has 1 to"),
-    ("fuzz --block-size 1000000000000 --in-process", "give fewer blocks, or smaller ones"),
-    ("fuzz --steps 1000000000", "Invalid value for '--steps'"),
-    ("fuzz --time-limit inf", "give up to 1,000,000 s"),
-    ("fuzz --engine-python /bin/sh", "/bin/sh: it is no Python interpreter"),
-    ("fuzz --allocator vllm", "the build of engines/vllm did not end; build it again with"),
-    ("fuzz --replay trace.json", "--replay trace.json --allocator brand.py:make"),
-    ("fuzz --replay python.json", "--allocator paged --engine-python './a python'"),
-    ("fuzz --replay pool.json", "a pool has 1 to"),
-    ("fuzz --replay window.json", "a window has 1 token or more"),
-    ("fuzz --replay token.json", "program.steps.0"),
-    ("fuzz --replay call.json", "step '__class__' is unknown"),
-    ("fuzz --replay binary", "binary is no trace of a finding"),
-    ("fuzz --replay deep", "deep is no trace of a finding"),
-    ("fuzz --replay digits", "digits is no trace of a finding"),
-    ("fuzz --replay folder", "Is a directory"),
-    ("fuzz --replay /dev/zero", "over 64 MiB"),
-    ("fuzz --known trace.json", "a finding of brand.py:make, not of paged"),
-    ("fuzz --known pool.json", "a pool has 1 to"),
-    ("race --num-blocks 1000000000000", "give 16,777,216 at most"),
-    ("race --requests 1000000000000000", "give 250,000 at most"),
-    ("race --allocator vllm", "make engine-vllm"),
-    ("compile --kernel triton --problem '(q1 k99999999999) d64 b16 bf16'", "k up to 2,147,483,647"),
-    (
-        "compile --kernel triton --problem '900x(q1 k2000000000) d256 b1 fp32'",
-        "shorten the lengths",
-    ),
-    ("compile --baseline binary", "baseline binary: the file"),
-    ("compile --baseline deep", "make it anew with --save deep"),
-    ("compile --baseline /dev/zero", "over 64 MiB"),
-    ("throughput --batch 1x99999999999", "give BATCHxCONTEXT"),
-    ("throughput --batch 1x999999999", "shorten the lengths or the batch"),
-    ("throughput --batch 9999999x1", "give 65,536 at most"),
-    ("throughput --prefill 1x999999999", "shorten the lengths or the batch"),
-    ("gate nothing", "neither a commit"),
-    ("gate folder", "no room called bench"),
-    ("gate torch==", "write it as in torch==2.12.0"),
-    ("gate HEAD --benchmark nothing", "'pagedbench gate --list' has them all"),
-    ("gate HEAD --python nothing", "no interpreter there"),
-    ("gate HEAD --config binary", "not UTF-8 text"),
-    ("gate HEAD --config digits.toml", "digits.toml is no TOML"),
-    ("gate HEAD --config margin.toml", "margin.toml: margin"),
-    ("compare nothing HEAD", "neither a commit"),
-    ("compare HEAD folder", "no room called bench"),
-    ("compare --env torch== --env torch==2.12.0", "write it as in torch==2.12.0"),
-    ("compare --record binary", "no schema_version"),
-    ("compare --record no-time", "took no time"),
-    ("history --config conf", "--config conf: "),
-    ("history --config conf-list", "--config conf-list: "),
-    ("history --config conf-regex", "--config conf-regex: "),
-    ("history --config conf-folder", "--config conf-folder: "),
-    ("history --results half", "no list of asv's benchmarks"),
-    ("history --results lists", "no list of asv's benchmarks"),
-    ("history --results odd", "x.json: no result of asv"),
-    ("history --results huge", "combinations of parameters"),
-    ("import binary", "no schema_version"),
-    ("import digits", "no schema_version"),
-    ("import null", "no schema_version"),
-    ("import deep", "no schema_version"),
-    ("import folder", "Is a directory"),
-    ("import /dev/zero", "over 64 MiB"),
-    ("import schema", "no schema_version"),
-    ("import slash", "commit is '../../etc/passwd', no hash of git"),
-    ("import nul", "no hash of git"),
-    ("import line", r"head.name is 'a\nb', with characters"),
-    ("import dots", "base.environment.device is"),
-    ("import alpha", "an error rate of -1.0"),
-    ("import margin", "margin -1.0"),
-    ("import looks", "numbers of launches, increasing"),
-    ("import large-look", "its launches do not give its verdict"),
-    ("import small-look", "launches decide nothing even if all agree; begin with 9"),
-    ("import date", "started_at is '', no date"),
-    ("import nan", "elapsed_s is nan"),
-    ("import negative", "exact_s is -1.0 seconds"),
-    ("import no-time", "took no time"),
-    ("import infinite", "samples.d_timer is inf"),
-]
+def rows(section: str) -> list[tuple[str, str]]:
+    """The lines of a section of `refused.txt`, each with what is said of it."""
+    _, text = Path(__file__).with_name("refused.txt").read_text().split(f"\n# {section}\n")
+    lines = text.partition("\n# ")[0].split("\n")
+    lines = [line for line in lines if line]
+    return [(line, words.strip()) for line, words in zip(lines[::2], lines[1::2], strict=True)]
 
 
-@pytest.mark.parametrize(("line", "words"), HOSTILE, ids=[line[:60] for line, _ in HOSTILE])
+AT_ONCE = rows("Before torch is imported, which takes seconds")
+BOUNDED = rows("Once torch may be there, within bounds of memory and time")
+
+SAID = {
+    "--help": "pagedbench check --kernel my_kernel.py:attention",
+    "check --help": '--problem "(q1 k129) g4 d80 b16 bf16"',
+    "--version": f"torch {torch.__version__}",
+}
+
+PROBE = """
+import json, shlex, sys
+sys.path.insert(0, sys.argv.pop(1))
+from typer.testing import CliRunner
+from bench.cli import app
+said = {}
+for line in json.loads(sys.argv.pop(1)):
+    result = CliRunner().invoke(app, shlex.split(line))
+    said[line] = [result.exit_code, result.stdout, result.stderr, list(sys.modules)]
+print(json.dumps(said))
+"""
+
+
+def test_what_is_refused_and_help_come_before_torch_is_imported(folder: Path) -> None:
+    # Help first: it needs even less.
+    lines = [*SAID, *dict(AT_ONCE)]
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", PROBE, str(ROOT), json.dumps(lines)],
+        cwd=folder,
+        env={**os.environ, "COLUMNS": "300", "PAGEDBENCH_ENGINES": "engines"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    for line, (code, out, err, modules) in json.loads(run.stdout).items():
+        heavy = {"torch", "triton"} | ({"numpy", "hypothesis"} if line in SAID else set())
+        assert not heavy & set(modules), line
+        assert "Traceback" not in err, line
+        if line in SAID:
+            assert (code, SAID[line] in out, err) == (0, True, ""), line
+        else:
+            assert (code, out) == (2, ""), line
+            assert dict(AT_ONCE)[line] in err, (line, err)
+
+
+@pytest.mark.parametrize(("line", "words"), BOUNDED, ids=[line[:60] for line, _ in BOUNDED])
 def test_what_is_hostile_is_refused(
     line: str, words: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.setenv("PAGEDBENCH_ENGINES", "engines")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with bounded():
         result = typed(line, folder)
     assert "Traceback" not in result.output

@@ -14,6 +14,7 @@ import time
 from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
@@ -140,20 +141,6 @@ def test_ours_exits_0_and_says_what_was_done(tmp_path: Path) -> None:
     assert not (tmp_path / ".pagedbench" / "findings").exists()
 
 
-def test_the_same_seed_does_the_same(tmp_path: Path) -> None:
-    runs = [
-        fuzzed(tmp_path, "--examples", "40", "--seed", str(seed), "--in-process").record
-        for seed in (7, 7, 8)
-    ]
-    first, second, other = ((record.steps, record.calls, record.states) for record in runs)
-    assert first == second != other
-
-
-def test_a_seed_that_is_not_given_is_printed(tmp_path: Path) -> None:
-    run = fuzzed(tmp_path, "--examples", "3", "--in-process")
-    assert f"seed {run.record.seed}, exit code 0" in run.stdout
-
-
 def test_what_is_fixed_is_not_drawn(tmp_path: Path) -> None:
     pool = 'f"{num_blocks} {block_size} {prefix_caching}\\n"'
     written(tmp_path, does=f'with open("pools", "a") as file: file.write({pool})')
@@ -163,11 +150,12 @@ def test_what_is_fixed_is_not_drawn(tmp_path: Path) -> None:
     assert pools == {"9 4 False", "9 8 False"}
 
 
-def test_time_alone_is_a_budget(tmp_path: Path) -> None:
+def test_time_alone_is_a_budget_and_a_seed_that_is_not_given_is_printed(tmp_path: Path) -> None:
     run = fuzzed(tmp_path, "--time", "0.2", "--in-process")
     assert (run.record.asked_examples, run.record.asked_seconds) == (None, 0.2)
     assert run.record.verdict == "no finding"
     assert run.record.examples >= 1
+    assert f"seed {run.record.seed}, exit code 0" in run.stdout
 
 
 # 1: wrong
@@ -206,56 +194,56 @@ def test_the_finding_is_saved_with_a_test(wrong: Run) -> None:
     assert any((wrong.folder / ".pagedbench" / "examples").rglob("*"))
 
 
-def test_a_saved_finding_is_shown_again_until_it_is_mended(wrong: Run, copied: Path) -> None:
-    _, _, *arguments = shlex.split(wrong.finding.replay)
-    again = typed(*arguments, folder=copied)
-    assert again.exit_code == 1, again.output
-    assert "mine.py:make: refusal, as it was found" in again.stdout
-    assert "still shows it" in again.stdout
-    written(copied)
-    mended = typed(*arguments, folder=copied)
-    assert mended.exit_code == 0, mended.output
-    assert "shows nothing any more" in mended.stdout
-
-
-def test_a_replay_may_show_something_else_and_on_another_allocator(
-    wrong: Run, copied: Path
+@pytest.mark.parametrize(
+    ("mistake", "options", "code", "words"),
+    [
+        (NO_FORKS, (), 1, ("mine.py:make: refusal, as it was found", "still shows it")),
+        (RIGHT, (), 0, ("shows nothing any more",)),
+        (
+            "counts = lambda self: (0, 0, 0)",
+            (),
+            1,
+            ("shows something else", "an empty pool shows 0 free"),
+        ),
+        (NO_FORKS, ("--allocator", "paged", "--in-process"), 0, ()),
+    ],
+)
+def test_a_replay_says_whether_the_finding_shows(
+    wrong: Run,
+    copied: Path,
+    mistake: str,
+    options: tuple[str, ...],
+    code: int,
+    words: tuple[str, ...],
 ) -> None:
     _, _, *arguments = shlex.split(wrong.finding.replay)
-    written(copied, "counts = lambda self: (0, 0, 0)")
-    other = typed(*arguments, folder=copied)
-    assert other.exit_code == 1
-    assert "shows something else" in other.stdout
-    assert "an empty pool shows 0 free" in other.stdout
-    ours = typed(*arguments, "--allocator", "paged", "--in-process", folder=copied)
-    assert ours.exit_code == 0, ours.output
+    written(copied, mistake)
+    again = typed(*arguments, *options, folder=copied)
+    assert again.exit_code == code, again.output
+    assert all(each in again.stdout for each in words)
 
 
 def test_the_generated_test_fails_with_the_finding_until_it_is_mended(
     wrong: Run, copied: Path
 ) -> None:
-    def pytest_it() -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [
-                *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
-                *("-W", "error", "--rootdir", ".", "-c", "none.ini", wrong.finding.pytest_file),
-            ],
-            cwd=copied,
-            env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
     (copied / "none.ini").write_text("[pytest]\n")
-    failed = pytest_it()
+    failed = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
+            *("-W", "error", "--rootdir", ".", "-c", "none.ini", wrong.finding.pytest_file),
+        ],
+        cwd=copied,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert failed.returncode == 1, failed.stdout + failed.stderr
     assert wrong.finding.trace.message in failed.stdout
     assert "fork" in failed.stdout
     written(copied)
-    passed = pytest_it()
-    assert passed.returncode == 0, passed.stdout + passed.stderr
-    assert "1 passed" in passed.stdout
+    with chdir(copied):
+        call_the_test(Path(wrong.finding.pytest_file).read_text())
 
 
 def test_what_was_found_is_found_with_the_first_program_next_time(copied: Path) -> None:
@@ -302,51 +290,6 @@ def test_a_finding_is_shown_although_it_cannot_be_saved(tmp_path: Path) -> None:
     assert "replay" not in run.stdout
 
 
-# 2: usage
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("--allocator", "pagd"), "'pagd' names no allocator: use module:function"),
-        (("--allocator", "no.py:make"), "no.py is not a file"),
-        (("--allocator", "mine.py:nothing"), "mine.py has no 'nothing'"),
-        (("--allocator", "vllm", "--in-process"), "cannot run in process"),
-        (("--allocator", "vllm"), "make engine-vllm"),
-        (("--replay", "no.json"), "no.json: No such file or directory"),
-        (("--replay", "mine.py", "--json", "x"), "--replay prints, and makes no record"),
-        (("--json", "no/folder/x.json"), "the folder no/folder does not exist"),
-        (("--database", "github:me"), "write github:OWNER/REPOSITORY"),
-        (("--database", "mine.py"), "that is a file; name a folder"),
-        (("--allocator", "large.py:make", "--block-size", "4"), "--block-size 4: large.py:make"),
-        (("--allocator", "large.py:make", "--num-blocks", "4"), "--num-blocks 4: large.py:make"),
-        (("--allocator", "large.py:make", "--prefix-caching"), "large.py:make declares none"),
-    ],
-)
-def test_usage_exits_2_and_names_the_remedy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], words: str
-) -> None:
-    monkeypatch.setenv("PAGEDBENCH_ENGINES", str(tmp_path))
-    written(tmp_path)
-    Path("large.py").write_text(
-        "def make(*_, **__): ...\n"
-        "make.capabilities = dict(block_sizes=[16, 32], min_blocks=8, prefix_caching=False)\n"
-    )
-    result = typed(*arguments, "--examples", "1", folder=tmp_path)
-    assert result.exit_code == 2, result.output
-    assert result.stderr.startswith("error: ")
-    assert words in result.stderr
-    assert result.stdout == ""
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [("--examples", "0"), ("--time", "0"), ("--seed", "-1"), ("--steps", "1001"), ("--what",)],
-)
-def test_options_out_of_range_exit_2(arguments: tuple[str, ...]) -> None:
-    assert typed(*arguments).exit_code == 2
-
-
 # 4: the harness itself
 
 
@@ -363,48 +306,39 @@ def test_a_fault_of_ours_exits_4_and_is_no_finding(monkeypatch: pytest.MonkeyPat
 # 130: interrupted
 
 
-def interrupted(folder: Path, number: signal.Signals = signal.SIGINT) -> tuple[int, str, str]:
-    """Start the command as typed, wait for the allocator's mark, and send it a signal."""
+@pytest.mark.parametrize(
+    ("mistake", "number", "code", "words"),
+    [
+        (RIGHT, signal.SIGINT, 130, "incomplete, seed 1, exit code 130"),
+        (NO_FORKS, signal.SIGTERM, 1, "1 finding, seed 1, exit code 1"),
+    ],
+)
+def test_a_signal_reports_what_was_found(
+    tmp_path: Path, mistake: str, number: signal.Signals, code: int, words: str
+) -> None:
+    # It takes far fewer programs than this to find it and to make it small.
+    enough = 1 if mistake == RIGHT else 400
+    written(tmp_path, mistake, does=f'made == {enough} and pathlib.Path("mark").touch()')
     options = ("--database", "none", "--time", "3600", "--json", "record.json")
     command = subprocess.Popen(
         [*COMMAND, "fuzz", *MINE, *options],
-        cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     with command:
         give_up = time.monotonic() + 120
-        while not (folder / "mark").exists() and time.monotonic() < give_up:
+        while not Path("mark").exists() and time.monotonic() < give_up:
             assert command.poll() is None, command.communicate()
             time.sleep(0.02)
         command.send_signal(number)
         stdout, stderr = command.communicate(timeout=120)
-    return command.returncode, stdout, stderr
-
-
-def test_ctrl_c_before_anything_was_found_exits_130(tmp_path: Path) -> None:
-    written(tmp_path, does='pathlib.Path("mark").touch()')
-    code, stdout, stderr = interrupted(tmp_path)
-    assert code == 130, stderr
+    assert command.returncode == code, stderr
     assert "stopping; what is done is reported" in stderr
-    assert "incomplete, seed 1, exit code 130" in stdout
-    record = FuzzRecord.model_validate_json((tmp_path / "record.json").read_text())
-    assert (record.verdict, record.exit_code) == ("incomplete", 130)
-    assert record.examples >= 1
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_reports_what_was_found(tmp_path: Path, number: signal.Signals) -> None:
-    # It takes far fewer programs than this to find it and to make it small.
-    written(tmp_path, NO_FORKS, does='made == 700 and pathlib.Path("mark").touch()')
-    code, stdout, stderr = interrupted(tmp_path, number)
-    assert code == 1, stderr
-    assert "stopping; what is done is reported" in stderr
-    assert "1 finding, seed 1, exit code 1" in stdout
-    record = FuzzRecord.model_validate_json((tmp_path / "record.json").read_text())
-    (finding,) = record.findings
-    assert (tmp_path / finding.saved_to).is_file()
+    assert words in stdout
+    record = FuzzRecord.model_validate_json(Path("record.json").read_text())
+    assert (record.exit_code, record.examples >= 1) == (code, True)
+    assert [Path(finding.saved_to).is_file() for finding in record.findings] == [True] * (code == 1)
 
 
 # Traces
@@ -424,6 +358,17 @@ EVERYTHING = Program(
         Step("free_twice"),
     ),
 )
+
+
+def run_as_a_module(text: str) -> dict[str, Any]:
+    namespace: dict[str, Any] = {"__name__": "generated"}
+    exec(compile(text, "generated", "exec"), namespace)
+    return namespace
+
+
+def call_the_test(text: str) -> None:
+    (test,) = [value for name, value in run_as_a_module(text).items() if name.startswith("test_")]
+    test()
 
 
 def a_trace(program: Program = EVERYTHING, **changes: object) -> Trace:
@@ -462,12 +407,9 @@ def test_another_format_is_no_trace(tmp_path: Path) -> None:
 
 def test_a_file_is_named_after_what_is_in_it() -> None:
     assert slug(a_trace()) == slug(a_trace(examples=1))
-    assert slug(a_trace()) != slug(a_trace(replace_last(EVERYTHING)))
+    other = Program(EVERYTHING.pool, (*EVERYTHING.steps[:-1], Step("free_unknown")))
+    assert slug(a_trace()) != slug(a_trace(other))
     assert re.fullmatch(r"mine-make-content-[0-9a-f]{8}", slug(a_trace()))
-
-
-def replace_last(program: Program) -> Program:
-    return Program(program.pool, (*program.steps[:-1], Step("free_unknown")))
 
 
 def test_a_generated_test_says_the_program_and_nothing_that_is_as_by_default() -> None:
@@ -481,20 +423,14 @@ def test_a_generated_test_says_the_program_and_nothing_that_is_as_by_default() -
         "Step('settle'),",
     ):
         assert line in text, line
-    namespace: dict[str, object] = {"__name__": "generated"}
-    exec(compile(text, "generated", "exec"), namespace)
-    assert namespace["PROGRAM"] == EVERYTHING
+    assert run_as_a_module(text)["PROGRAM"] == EVERYTHING
     assert "python='/opt/python'" in pytest_file(
         a_trace(allocator=Subject(name="m:f", engine_python="/opt/python"))
     )
 
 
-def test_a_generated_test_passes_on_an_allocator_that_is_right(tmp_path: Path) -> None:
-    text = pytest_file(a_trace(allocator=Subject(name="paged")))
-    namespace: dict[str, object] = {"__name__": "generated"}
-    exec(compile(text, "generated", "exec"), namespace)
-    (test,) = [value for name, value in namespace.items() if name.startswith("test_")]
-    test()
+def test_a_generated_test_passes_on_an_allocator_that_is_right() -> None:
+    call_the_test(pytest_file(a_trace(allocator=Subject(name="paged"))))
     with open_allocator("paged", in_process=True) as subject:
         assert run_program(subject.factory, EVERYTHING) is None
 

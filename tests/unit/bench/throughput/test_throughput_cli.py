@@ -85,41 +85,6 @@ def test_without_a_gpu_the_bars_of_one_are_not_measured(monkeypatch):
     assert "49 of 50 bars not measured: this run has no GPU" in result.output
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--batch", "64"], "--batch 64: give BATCHxCONTEXT"),
-        (["--batch", "0x64"], "--batch 0x64"),
-        (["--batch", "nobody:3"], "streams are azure-conv"),
-        (["--prefill", "azure:3"], "--prefill azure:3: give BATCHxTOKENS"),
-        (["--preset", "all"], "choose bars"),
-        (["--preset", "bars", "--batch", "1x8"], "has its own batches"),
-        (["--block-size", "16,x"], "'x' is no number"),
-        (["--block-size", "3"], "powers of two"),
-        (["--heads", "8"], "as in 8x4"),
-        (["--dtype", "int8"], "choose one of"),
-        (["--kv-dtype", "e9"], "the cache has the query's dtype"),
-        (["--splits", "0"], "at least 1"),
-        (["--subject", "nowhere_at_all.py:kernel"], "nowhere_at_all"),
-        (["--subject", "nope"], "or one of torch, triton"),
-        (["--device", "tpu"], "choose cpu, cuda or auto"),
-        (["--plot", "roof.gif"], ".png"),
-        (["--json", "no/such/folder/t.json"], "does not exist"),
-    ],
-)
-def test_what_cannot_be_done_is_a_usage_error_with_the_remedy(arguments, said):
-    result = run(*arguments)
-    assert result.exit_code == 2, result.output
-    assert said in result.output
-
-
-def test_the_device_must_be_there(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    result = run("--device", "cuda")
-    assert result.exit_code == 2
-    assert "use --device cpu" in result.output
-
-
 def test_a_failure_of_ours_says_nothing_about_a_kernel(monkeypatch):
     def fails(*_, **__):
         raise RuntimeError("ours")
