@@ -88,19 +88,6 @@ def start(
     return SubjectProcess(command, environment=environment, time_limit_s=time_limit_s)
 
 
-def figures_of(
-    subject: str,
-    problem: str,
-    target: Target,
-    *,
-    cache: Path | None = None,
-    time_limit_s: float = TIME_LIMIT_S,
-) -> VariantFigures:
-    """Figures of all that one host function launches, from a child of its own; see `ask`."""
-    with start(target, cache=cache, time_limit_s=time_limit_s) as child:
-        return ask(child, Variant(subject, subject, problem))
-
-
 def run_compile(
     plan: Plan, *, progress: Progress | None = None, stop: threading.Event | None = None
 ) -> tuple[CompileRecord, list[Exception]]:

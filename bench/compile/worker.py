@@ -18,8 +18,6 @@ Answer, one of
     {"unsupported": REASON}                 the subject declares that it cannot do this problem
     {"unknown": MESSAGE}                    the name leads to no function, the spec to no problem
     {"harness": TRACEBACK}                  what went wrong is ours
-
-`figures_of` in `bench.compile.run` asks one question of a child of its own.
 """
 
 from __future__ import annotations
