@@ -86,10 +86,9 @@ def said(command, *more):
 @pytest.mark.parametrize("command", THROUGHPUT)
 def test_a_command_times_kernels(command, folder):
     line = command.replace("azure-conv:32", "azure-conv:1")
-    subjects = ("--subject", "torch", "--subject", "contiguous")
-    code, text = said(line, *subjects, "--no-compile", "--rounds", "1")
+    code, text = said(line, "--subject", "torch", "--no-compile", "--rounds", "1")
     assert code == 0, text
-    assert "contiguous" in text
+    assert re.search(r"^torch .* 1\.00x", text, re.MULTILINE)
     assert (folder / "roofline.png").read_bytes().startswith(b"\x89PNG")
 
 

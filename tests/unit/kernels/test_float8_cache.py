@@ -113,15 +113,14 @@ def halved(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return halves, halves.double() * factors.double()[:, None]
 
 
-FINITE = st.integers(0, 2**16 - 1).filter(lambda bits: bits & 0x7F80 != 0x7F80)
-
-
-@examples(200)
-@given(st.lists(FINITE, min_size=256, max_size=256))
-def test_bfloat16_rows_in_float16(patterns):
+@examples(60)
+@given(st.binary(min_size=512, max_size=512), st.lists(st.integers(0, 254), min_size=16))
+def test_bfloat16_rows_in_float16(patterns, largest):
     """Exact within 2^-30 of a row's largest element; what is smaller is off by 2^-39 of that."""
-    rows = torch.tensor(patterns, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
-    rows = rows.view(16, 16)
+    bits = np.frombuffer(patterns, dtype=np.uint16).reshape(16, 16)
+    exponents = np.array(largest[:16])[:, None] - (bits >> 7) % 64  # of 64 binades in each row
+    bits = (bits & 0x807F) | (exponents.clip(0) << 7).astype(np.uint16)
+    rows = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
     _, back = halved(rows)
     size, error = rows.double().abs(), (back - rows.double()).abs()
     largest = size.amax(1, keepdim=True)

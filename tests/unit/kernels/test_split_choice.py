@@ -198,8 +198,8 @@ def _dealt_out(
 
 @examples(20)
 @given(
-    st.lists(st.tuples(st.integers(0, 400), st.booleans()), min_size=1, max_size=6),
-    st.integers(1, 20),
+    st.lists(st.tuples(st.integers(0, 400), st.booleans()), min_size=1, max_size=5),
+    st.integers(1, 10),
     st.integers(1, 4),
     st.integers(1, 9),
     st.sampled_from((0, 1, 100)),

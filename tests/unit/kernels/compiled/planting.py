@@ -70,7 +70,7 @@ PLANTS = (
     Plant(
         "tile_too_large",
         words=(r"^does not fit in shared memory: [\d,]+ of 232,448 bytes$",),
-        body="paged_attention(batch, num_splits=1, tiles=Tiles(block_n=512, block_m=16))",
+        body="paged_attention(batch, num_splits=1, tiles=Tiles(256, 16, num_stages=5))",
     ),
     Plant(
         "one_stage",
