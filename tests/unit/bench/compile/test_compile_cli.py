@@ -7,20 +7,19 @@ import os
 import signal
 import subprocess
 import time
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
 from bench import cli
-from bench.compile.run import Plan, run_compile
+from bench.compile.run import start
 from bench.machine.facts import version_of
 from helpers.places import COMMAND
 from kernels.compiled import baseline as baselines
 from kernels.compiled.baseline import Baseline, TargetBaseline, read_baseline, write_baseline
 from kernels.compiled.targets import TARGETS
-from kernels.compiled.variants import VARIANTS
 from tests.unit.kernels.compiled.samples import variant_of
 
 KERNELS = """
@@ -90,22 +89,17 @@ PROBLEM = "(q1 k16) h2 g4 d64 b16 bf16"
 
 
 @pytest.fixture(scope="module")
-def compiled_copy(tmp_path_factory):
-    """What compiling the block copy for sm_90 gives, once."""
-    copies = tuple(variant for variant in VARIANTS if variant.name.startswith("copy"))
-    cache = tmp_path_factory.mktemp("cache")
-    return run_compile(Plan(targets=(TARGETS["sm_90"],), variants=copies, cache=cache))
+def child(tmp_path_factory):
+    """A process that compiles for sm_90, for all who only compare what it compiled."""
+    with start(TARGETS["sm_90"], cache=tmp_path_factory.mktemp("cache")) as child:
+        yield child
 
 
 @pytest.fixture
-def copied(compiled_copy, monkeypatch):
-    """The options that ask for it, which is then not compiled again."""
-
-    def answer(plan, **_):
-        assert [variant.name for variant in plan.variants] == ["copy bf16"]
-        return replace(compiled_copy)
-
-    monkeypatch.setattr("bench.compile.run.run_compile", answer)
+def copied(child, monkeypatch):
+    """The options that compile the block copy, in that child, which is not ended."""
+    kept = SimpleNamespace(introduce=child.introduce, ask=child.ask, close=lambda: None)
+    monkeypatch.setattr("bench.compile.run.start", lambda target, **_: kept)
     return ["--target", "sm_90", "--kernel", "copy"]
 
 
