@@ -563,19 +563,20 @@ def hunt(harness: Harness, planted: Kernels, *, max_examples: int = MAX_EXAMPLES
     Nothing is shrunk: it would cost more than all else, and only the finding counts here.
     """
     tried = 0
-    findings: Findings = []
+    caught: Caught | None = None
 
     def rejected(example: Any) -> bool:
-        nonlocal tried, findings
-        if findings:  # Hypothesis runs the example that it found once more
-            return bool(harness.findings(planted, example))
+        nonlocal tried, caught
+        if caught is not None:  # Hypothesis shows the example that it found once more
+            return bool(example == caught.example)
         tried += 1
-        findings = harness.findings(planted, example)
-        return bool(findings)
+        if findings := harness.findings(planted, example):
+            caught = Caught(example, findings[0], tried)
+        return caught is not None
 
     quick = settings(max_examples=max_examples, phases=[Phase.generate], database=None)
     try:
-        example = find(harness.examples, rejected, settings=quick, random=Random(0))
+        find(harness.examples, rejected, settings=quick, random=Random(0))
     except NoSuchExample:
         return None
-    return Caught(example, findings[0], tried)
+    return caught

@@ -35,19 +35,19 @@ def watched(factory: AllocatorFactory, drawn: Drawn) -> None:
 
 
 @given(drawn_programs(capabilities_of_factory(paged_allocator)))
-@examples(500)
+@examples(200)
 def test_allocator_conforms(drawn: Drawn) -> None:
     watched(paged_allocator, drawn)
 
 
 @given(drawn_programs(capabilities_of_factory(swapping_allocator)))
-@examples(150)
+@examples(100)
 def test_allocator_that_swaps_conforms(drawn: Drawn) -> None:
     watched(swapping_allocator, drawn)
 
 
 @given(drawn_programs(capabilities_of_factory(paged_allocator), block_size=1, window=None))
-@examples(100)
+@examples(60)
 def test_allocator_of_single_tokens_conforms(drawn: Drawn) -> None:
     watched(paged_allocator, drawn)
 
@@ -133,7 +133,7 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 TestPool = PoolMachine.TestCase
-TestPool.settings = examples(100, stateful_step_count=40)
+TestPool.settings = examples(60, stateful_step_count=40)
 
 
 PROMPTS = st.builds(

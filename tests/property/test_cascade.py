@@ -56,7 +56,7 @@ Both ways are held to the truth here."""
 ONE_GROUP = AttentionProblem.parse("8x(q1 k70) h2 g4 d32 b16 bf16 shared=64")
 
 
-@examples(20)
+@examples(12)
 @given(problem=sharing_problems(), data=st.data())
 @example(AttentionProblem.parse("3x(q1 k0) 2x(q1 k17) g2 d16 b16 fp32 shared=16 sinks"), None)
 def test_right_and_within_what_is_its_own_for_any_groups_tiles_and_splits(
@@ -104,7 +104,7 @@ def test_partial_results_are_written_and_read_once() -> None:
     assert by_model == (partials.stored + partials.loaded) * 33 // 32  # and the log-sum-exp
 
 
-@examples(25)
+@examples(12)
 @given(problem=sharing_problems())
 def test_checks_pass_where_the_cascade_is_taken(problem: AttentionProblem) -> None:
     for check in (MEMORY, TRUTH):
@@ -115,7 +115,7 @@ def test_checks_pass_where_the_cascade_is_taken(problem: AttentionProblem) -> No
     assert verdict.status is Status.PASSED, (verdict.check, verdict.findings)
 
 
-@examples(12)
+@examples(6)
 @given(problem=sharing_problems())
 def test_order_of_the_programs_changes_no_bit(problem: AttentionProblem) -> None:
     one, other = (place(make_inputs(problem)) for _ in range(2))
@@ -148,7 +148,7 @@ def launched(problem: AttentionProblem, kernel=cascade_wherever_shared) -> int:
     return memory.launches
 
 
-@examples(12)
+@examples(6)
 @given(problem=sharing_problems())
 def test_the_cascade_is_taken_where_two_sequences_share_a_block(problem: AttentionProblem) -> None:
     assert launched(problem) == CASCADE_LAUNCHES

@@ -21,7 +21,7 @@ from reference.attention.strategies import problems
 TILES = st.sampled_from((None, 16, 32, 64))
 
 
-@examples(40)
+@examples(20)
 @given(problem=problems(max_len=150), block_n=TILES, num_splits=st.sampled_from((None, 1, 2, 5)))
 @example(AttentionProblem.parse("3x(q1 k40) d16 b16 fp32 shared=32"), None, None)
 @example(AttentionProblem.parse("(q20 k60) (q3 k48) h2 d32 b16 bf16 shared=48 window=9"), 16, None)

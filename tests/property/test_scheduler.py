@@ -8,13 +8,13 @@ from helpers.profiles import examples
 from helpers.serving import AGREEMENT, OURS, TABLES, check_agreement, check_tables
 
 
-@examples(100)
+@examples(60)
 @given(**AGREEMENT)
 def test_counting_and_moving_blocks_agree_to_the_last_slot_step(**drawn: Any) -> None:
     check_agreement(OURS, **drawn)
 
 
-@examples(100)
+@examples(60)
 @given(**TABLES)
 def test_what_is_counted_is_what_the_tables_hold(**drawn: Any) -> None:
     check_tables(OURS, **drawn)

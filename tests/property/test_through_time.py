@@ -204,7 +204,7 @@ class ServingOnTriton(Serving):
 
 
 TestServingOnTorch = Serving.TestCase
-TestServingOnTorch.settings = examples(40, stateful_step_count=40)
+TestServingOnTorch.settings = examples(20, stateful_step_count=40)
 
 TestServingOnTriton = ServingOnTriton.TestCase
-TestServingOnTriton.settings = examples(8, stateful_step_count=20)
+TestServingOnTriton.settings = examples(5, stateful_step_count=20)

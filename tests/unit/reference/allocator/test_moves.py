@@ -404,7 +404,7 @@ def test_no_more_sequences_run_at_once_than_may() -> None:
 
 
 @given(data=st.data(), factory=st.sampled_from([paged_allocator, swapping_allocator]))
-@examples(200)
+@examples(60)
 def test_steps_that_were_recorded_make_the_same_calls_again(
     data: st.DataObject, factory: AllocatorFactory
 ) -> None:

@@ -213,7 +213,7 @@ def orderly_problems(draw: st.DrawFn) -> AttentionProblem:
     ids=CACHES,
 )
 def test_drawn_problems_in_chunks_of_16(excess_of: Excesses) -> None:
-    @examples(100)
+    @examples(50)
     @example(AttentionProblem.parse(GAPS[0]))
     @example(AttentionProblem.parse(SPLIT_BATCHES[0]))
     @given(orderly_problems())
@@ -224,7 +224,7 @@ def test_drawn_problems_in_chunks_of_16(excess_of: Excesses) -> None:
     right()
 
 
-@examples(60)
+@examples(40)
 @given(problems(capabilities=SIXTEEN, max_len=100), st.sampled_from((1, 3, 16, 100)))
 def test_the_length_of_a_chunk_matters_only_to_rounding(
     problem: AttentionProblem, tokens: int

@@ -61,7 +61,7 @@ def test_what_a_problem_shows(spec: str, features: set[str]) -> None:
     assert shown(spec) & variants == features & variants
 
 
-@examples(300)
+@examples(120)
 @given(problems())
 def test_a_problem_shows_one_of_each_kind_and_the_variants_that_it_needs(
     problem: AttentionProblem,
@@ -72,7 +72,7 @@ def test_a_problem_shows_one_of_each_kind_and_the_variants_that_it_needs(
     assert names & set(VARIANTS) - {"lse"} == variants_of(problem)
 
 
-@examples(300)
+@examples(120)
 @given(problems())
 def test_whatever_is_drawn_has_a_witness(problem: AttentionProblem) -> None:
     # Otherwise a cell would be called impossible, or a check skipped, that a problem can show.
@@ -100,7 +100,7 @@ PICKY = Capabilities(
 def test_whatever_is_drawn_for_a_kernel_that_cannot_do_all_has_a_witness(
     able: Capabilities,
 ) -> None:
-    @examples(150)
+    @examples(60)
     @given(problems(capabilities=able))
     def has_a_witness(problem: AttentionProblem) -> None:
         for name in features_of(problem) - {"lse"}:

@@ -181,7 +181,7 @@ def test_truth_is_the_formula_for_float8_caches(
     assert_is_the_formula(make_inputs(AttentionProblem.parse(spec)))
 
 
-@examples(150)
+@examples(80)
 @given(problems(capabilities=SMALL, max_len=9, max_seqs=3))
 def test_truth_is_the_formula_on_drawn_problems(problem: AttentionProblem) -> None:
     inputs = make_inputs(problem)
