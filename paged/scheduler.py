@@ -72,7 +72,7 @@ class Scheduler:
             eviction=_ORDERS[policy.eviction](quotas=dict(policy.tenant_quotas)),
         )
         self.step = self.completed = 0
-        self.peak_running = self.peak_requests = self.peak_allocated = 0
+        self.peaks = {"peak_running": 0, "peak_requests": 0, "peak_allocated": 0}
         self._arrivals = Arrivals(
             requests,
             clients=clients,
@@ -411,9 +411,8 @@ class Scheduler:
             sums[self._why] += 1
             sums["queued"] += len(self._preempted) + len(self._arrivals.waiting)
             sums["free_short" if self._why in {_SHORT, _WATERMARK} else "free_idle"] += free
-        self.peak_running = max(self.peak_running, self._sequences)
-        self.peak_requests = max(self.peak_requests, running)
-        self.peak_allocated = max(self.peak_allocated, allocated)
+        for peak, level in zip(self.peaks, (self._sequences, running, allocated), strict=True):
+            self.peaks[peak] = max(self.peaks[peak], level)
         self._finished = [g for g in self._ending.pop(self.step, ()) if g.last == self.step]
         if self._finished:
             self.completed += len(self._finished)
@@ -458,12 +457,4 @@ def serve(
             series.add(scheduler.moment())
         if observe is not None:
             observe(scheduler)
-    return Serving.of(
-        scheduler.moment(),
-        series,
-        warm=warm,
-        done=done,
-        peak_running=scheduler.peak_running,
-        peak_requests=scheduler.peak_requests,
-        peak_allocated=scheduler.peak_allocated,
-    )
+    return Serving.of(scheduler.moment(), series, warm=warm, done=done, **scheduler.peaks)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -61,12 +63,7 @@ def _import(name: str, what: str) -> Any:
     # A console script does not look for modules where it was started; a user expects it to.
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
-    try:
-        return importlib.import_module(name)
-    except (Exception, SystemExit) as error:
-        raise SubjectError(
-            f"cannot import {name!r} from {Path.cwd()}: {described(error)}{_remedy(error, what)}"
-        ) from error
+    return _run(lambda: importlib.import_module(name), f"{name!r} from {Path.cwd()}", what)
 
 
 def _import_file(path: Path, what: str) -> Any:
@@ -76,13 +73,17 @@ def _import_file(path: Path, what: str) -> Any:
         raise SubjectError(f"{path} cannot be loaded as Python source")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
+    _run(partial(spec.loader.exec_module, module), str(path), what)
+    return module
+
+
+def _run(imports: Callable[[], Any], where: str, what: str) -> Any:
     try:
-        spec.loader.exec_module(module)
+        return imports()
     except (Exception, SystemExit) as error:
         raise SubjectError(
-            f"cannot import {path}: {described(error)}{_remedy(error, what)}"
+            f"cannot import {where}: {described(error)}{_remedy(error, what)}"
         ) from error
-    return module
 
 
 def _remedy(error: BaseException, what: str) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Final
 
 import torch
-from torch import Tensor
 
 from reference.attention.contract import PagedBatch
 from reference.attention.problem import AttentionProblem
@@ -54,8 +53,8 @@ def engine_batch(problem: AttentionProblem, *, with_lse: bool = True) -> PagedBa
         key_cache=keys,
         value_cache=values,
         block_table=table,
-        seq_lens=_int32([request.seq_len for request in problem.requests]),
-        query_start_loc=_int32(problem.query_starts),
+        seq_lens=torch.tensor([r.seq_len for r in problem.requests], dtype=torch.int32),
+        query_start_loc=torch.tensor(problem.query_starts, dtype=torch.int32),
         out=torch.empty((problem.num_tokens, heads, dim), dtype=problem.torch_dtype),
         lse=torch.empty((problem.num_tokens, heads), dtype=torch.float32) if with_lse else None,
         max_query_len=problem.max_query_len,
@@ -64,16 +63,8 @@ def engine_batch(problem: AttentionProblem, *, with_lse: bool = True) -> PagedBa
         causal=problem.causal,
         window=problem.window,
         softcap=problem.softcap,
-        alibi_slopes=_per_head(heads) if problem.alibi else None,
-        sinks=_per_head(heads) if problem.sinks else None,
+        alibi_slopes=torch.ones(heads) if problem.alibi else None,
+        sinks=torch.ones(heads) if problem.sinks else None,
         k_scale=problem.k_scale,
         v_scale=problem.v_scale,
     )
-
-
-def _int32(numbers: list[int]) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.int32)
-
-
-def _per_head(heads: int) -> Tensor:
-    return torch.ones(heads, dtype=torch.float32)

@@ -74,20 +74,20 @@ _UNITS: Final = {
 }
 
 
-def explain(base: LaunchFigures, now: LaunchFigures, *, slack: Slack = SLACK) -> tuple[Change, ...]:
+def explain(base: LaunchFigures, now: LaunchFigures) -> tuple[Change, ...]:
     """Every difference between two compiles of one kernel, causes first."""
     changes = [
         *_launch(base, now),
         *_specialisation(base, now),
         *_fit(base, now),
         *_matrix_units(base, now),
-        *_spills(base, now, slack),
+        *_spills(base, now),
         *_loads(base, now),
         *_stores(base, now),
         *_pipeline(base, now),
         *_residency(base, now),
-        *_size(base, now, slack),
-        *_resources(base, now, slack),
+        *_size(base, now),
+        *_resources(base, now),
     ]
     return (*changes, *_rest(base, now, changes))
 
@@ -218,19 +218,19 @@ def _rank(matrix: Counts) -> int:
     return _WARP_GROUP if any(name.endswith("GMMA") for name in names) else _ONE_WARP
 
 
-def _spills(base: LaunchFigures, now: LaunchFigures, slack: Slack) -> Iterator[Change]:
+def _spills(base: LaunchFigures, now: LaunchFigures) -> Iterator[Change]:
     more = now.spill_instructions - base.spill_instructions
     more_bytes = now.spill_bytes - base.spill_bytes
-    if more > slack.spill_instructions or more_bytes > slack.spill_bytes:
+    if more > SLACK.spill_instructions or more_bytes > SLACK.spill_bytes:
         words = f"spills {now.spill_instructions:,} instructions, {now.spill_bytes:,} bytes"
         limit = now.register_limit
         at_limit = f" at the register limit of {limit}" if now.registers >= limit - 8 else ""
         yield worse(f"{words}{at_limit}; it spilled {base.spill_instructions:,}")
-    elif more < -slack.spill_instructions or more_bytes < -slack.spill_bytes:
+    elif more < -SLACK.spill_instructions or more_bytes < -SLACK.spill_bytes:
         now_said = f"{now.spill_instructions:,}" if now.spill_instructions else "nothing"
         yield better(f"spills {now_said}; it spilled {base.spill_instructions:,} instructions")
     before, after = base.scalar_spills or 0, now.scalar_spills or 0
-    if after > before + slack.registers:
+    if after > before + SLACK.registers:
         yield _noted(f"spills {after} SGPRs to lanes of VGPRs; it spilled {before}")
 
 
@@ -327,10 +327,10 @@ def _residency(base: LaunchFigures, now: LaunchFigures) -> Iterator[Change]:
     yield _rose_or_fell("occupancy", words, rose=now.warps > base.warps)
 
 
-def _size(base: LaunchFigures, now: LaunchFigures, slack: Slack) -> Iterator[Change]:
+def _size(base: LaunchFigures, now: LaunchFigures) -> Iterator[Change]:
     if base.loop is None and now.loop is None:
         words = f"from {base.instructions:,} to {now.instructions:,} instructions"
-        yield from _grew("kernel", base.instructions, now.instructions, words, slack.kernel)
+        yield from _grew("kernel", base.instructions, now.instructions, words, SLACK.kernel)
     elif base.loop is None or now.loop is None:
         yield _noted(f"there is {'no' if now.loop is None else 'a'} loop that multiplies")
     else:
@@ -345,7 +345,7 @@ def _size(base: LaunchFigures, now: LaunchFigures, slack: Slack) -> Iterator[Cha
                 was, is_now = was / base.num_warps, is_now / now.num_warps
                 words = f"from {was:.1f} to {is_now:.1f} instructions per key"
         words += _most_by(base, now)
-        yield from _grew("main loop", was, is_now, words, slack.loop)
+        yield from _grew("main loop", was, is_now, words, SLACK.loop)
 
 
 def _grew(what: str, was: float, is_now: float, words: str, share: float) -> Iterator[Change]:
@@ -372,10 +372,10 @@ def _most_by(base: LaunchFigures, now: LaunchFigures) -> str:
     return f", most by {kind} ({differences[kind]:+,.0f} an iteration)"
 
 
-def _resources(base: LaunchFigures, now: LaunchFigures, slack: Slack) -> Iterator[Change]:
-    if abs(now.registers - base.registers) > slack.registers:
+def _resources(base: LaunchFigures, now: LaunchFigures) -> Iterator[Change]:
+    if abs(now.registers - base.registers) > SLACK.registers:
         yield _noted(f"registers: {base.registers} became {now.registers}")
-    if abs(now.shared_bytes - base.shared_bytes) > slack.shared_bytes and now.fits:
+    if abs(now.shared_bytes - base.shared_bytes) > SLACK.shared_bytes and now.fits:
         yield _noted(f"shared memory: {base.shared_bytes:,} bytes became {now.shared_bytes:,}")
 
 

@@ -7,16 +7,10 @@ Stock, a quarter of the time goes into patching the whole language anew at every
 from __future__ import annotations
 
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import triton.language as tl
-
-
-class _NothingToRestore:
-    """A patch scope whose patches stay: the next launch would make the same ones."""
-
-    def restore(self) -> None:
-        pass
 
 
 def patch_language_once(module: Any) -> None:
@@ -27,13 +21,14 @@ def patch_language_once(module: Any) -> None:
     """
     stock = module._patch_lang
     patched: set[frozenset[int]] = set()
+    nothing = SimpleNamespace(restore=lambda: None)  # the next launch would patch the same
 
-    def _patch_lang(fn: Any) -> _NothingToRestore:
+    def _patch_lang(fn: Any) -> SimpleNamespace:
         languages = _languages(fn)
         if languages not in patched:
             stock(fn)
             patched.add(languages)
-        return _NothingToRestore()
+        return nothing
 
     module._patch_lang = _patch_lang
 

@@ -211,7 +211,7 @@ class AllocatorMachine:
         origin = self._origins.setdefault((step.salt, self._weights), len(self._origins))
         life = Life(tokens, [], step.salt, origin, 0)
         expected = self._longest_known(life)
-        self._count("admit")
+        self.calls["admit"] += 1
         hit = ask(lambda: self._allocator.admit(name, tokens, num_tokens=asked, salt=step.salt))
         needed = self.pool.blocks_for(len(tokens))
         if promised is not None and promised != (hit is not None):
@@ -245,7 +245,7 @@ class AllocatorMachine:
         more = list(step.tokens)
         # What is left of the prompt comes first, whatever the program says.
         more[: len(life.rest)] = life.rest[: len(more)]
-        self._count("append")
+        self.calls["append"] += 1
         granted = ask(lambda: self._allocator.append(step.sequence, more))
         length = len(life.tokens)
         needed = self.pool.blocks_for(length + len(more)) - self.pool.blocks_for(length)
@@ -266,7 +266,7 @@ class AllocatorMachine:
         if parent.written < len(parent.tokens):
             self._settle()
         before = self.sight
-        self._count("fork")
+        self.calls["fork"] += 1
         granted = ask(lambda: self._allocator.fork(step.parent, step.sequence))
         # An allocator may copy the partly filled block at once, and one that shares nothing all.
         most = 1 if self.pool.prefix_caching else self.pool.blocks_for(len(parent.tokens))
@@ -284,7 +284,7 @@ class AllocatorMachine:
     def _free(self, step: Step) -> None:
         name = step.sequence
         self._written_before_it_goes(name)
-        self._count("free")
+        self.calls["free"] += 1
         ask(lambda: self._allocator.free(name))
         self._gone(name)
         self.swapped.pop(name, None)
@@ -294,7 +294,7 @@ class AllocatorMachine:
     def _preempt(self, step: Step) -> None:
         name = step.sequence
         self._written_before_it_goes(name)
-        self._count("preempt")
+        self.calls["preempt"] += 1
         if self.can.preempt:
             ask(lambda: self._allocator.preempt(name))
             self._known.difference_update(self.lives[name].hashes.tolist())
@@ -304,7 +304,7 @@ class AllocatorMachine:
         self._gone(name)
 
     def _reset(self, step: Step) -> None:
-        self._count("reset")
+        self.calls["reset"] += 1
         before = self.sight
         done = ask(self._allocator.reset)
         if not truth(done, "reset"):
@@ -322,7 +322,7 @@ class AllocatorMachine:
     def _swap_out(self, step: Step) -> None:
         name = step.sequence
         self._settle()
-        self._count("swap_out")
+        self.calls["swap_out"] += 1
         before = self.sight
         pairs = ask(lambda: self._allocator.swap_out(name))
         if pairs is None:
@@ -345,7 +345,7 @@ class AllocatorMachine:
         name = step.sequence
         life = self.swapped[name]
         before = self.sight
-        self._count("swap_in")
+        self.calls["swap_in"] += 1
         pairs = ask(lambda: self._allocator.swap_in(name))
         needed = len(self._host[name])
         if pairs is None:
@@ -378,7 +378,7 @@ class AllocatorMachine:
             ),
         }
         before = self.sight
-        self._count(step.call)
+        self.calls[step.call] += 1
         try:
             calls[step.call]()
         except AllocatorDied as death:
@@ -393,7 +393,7 @@ class AllocatorMachine:
     def _settle(self, step: Step | None = None) -> None:
         """Carry out the copies, then the writes, then commit: the end of an engine's step."""
         if step is not None and step.call == "settle":
-            self._count("settle")
+            self.calls["settle"] += 1
         if not self._unsettled and not self._copies_due:
             return
         if self.can.fork and self._copies_due:
@@ -424,9 +424,6 @@ class AllocatorMachine:
         if not self._unsettled and not self._copies_due:
             # Between a call and the writes that it calls for, the cache lags behind.
             self._observer.check_content()
-
-    def _count(self, call: str) -> None:
-        self.calls[call] += 1
 
     def _gone(self, name: str) -> None:
         self.lives.pop(name, None)

@@ -20,7 +20,7 @@ from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from triton.runtime import interpreter as ti
 
-from kernels.interpreter.memory.judge import Judge, Order
+from kernels.interpreter.memory.judge import Judge
 
 UNDEFINED_INTEGER: Final = 0x5A
 """Every byte of an undefined integer lane; as an index it leads far away."""
@@ -66,24 +66,13 @@ class _Memory:
         mask = np.asarray(mask)  # a buffer where Triton 3.6 reads through a descriptor
         if self.atomic_sem is None:
             return plain(pointers, mask, itemsize)
-        order = _order(self.atomic_sem, loads=loads, stores=not loads)
-        return self._judge.atomic(pointers, mask, itemsize, order)
+        # By name: the interpreter and the compiler have an enumeration each.
+        order = self.atomic_sem.name
+        return self._judge.atomic(pointers, mask, itemsize, order, loads=loads, stores=not loads)
 
     def _updated(self, pointers: Any, mask: Any, itemsize: int, sem: Any) -> Any:
         self._judge.enter(ti.interpreter_builder.grid_idx)
-        order = _order(sem, loads=True, stores=True)
-        return self._judge.atomic(pointers, mask, itemsize, order)
-
-
-def _order(sem: Any, *, loads: bool, stores: bool) -> Order:
-    # By name: the interpreter and the compiler have an enumeration each.
-    name = sem.name
-    return Order(
-        loads=loads,
-        stores=stores,
-        acquires=name in {"ACQUIRE", "ACQUIRE_RELEASE"},
-        releases=name in {"RELEASE", "ACQUIRE_RELEASE"},
-    )
+        return self._judge.atomic(pointers, mask, itemsize, sem.name, loads=True, stores=True)
 
 
 class _HostWrites(TorchDispatchMode):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -23,26 +23,6 @@ NOBODY: Final = ()
 """The owners of a program that has not yet said for whom it works."""
 
 LOAD, STORE, ATOMIC = "load", "store", "atomic"
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What an atomic access does, and how it orders what its program does before and after."""
-
-    loads: bool
-    stores: bool
-    acquires: bool
-    releases: bool
-
-
-@dataclass(slots=True)
-class _Pending:
-    """An access to owned rows by a program that had not yet said for whom it works."""
-
-    origin: Origin
-    operation: str
-    index: Integers
-    line: tuple[str, int]
 
 
 class Judge:
@@ -65,7 +45,8 @@ class Judge:
         self._me = 0
         self._last = 0
         self._owners: tuple[int, ...] = NOBODY
-        self._pending: list[_Pending] = []
+        # What was done to owned rows before the program said for whom it works.
+        self._pending: list[tuple[Origin, str, Integers, tuple[str, int]]] = []
         self._allowed: dict[tuple[int, str, tuple[int, ...]], Bools] = {}
         self._released: dict[int, set[int]] = {}
         self._synchronised: set[int] = set()
@@ -101,14 +82,12 @@ class Judge:
         pending, self._pending = self._pending, []
         if not self._owners:
             # It read no query: then the answer that it wrote says for whom it worked.
-            for access in pending:
-                if access.operation is not LOAD and access.origin.region.owner is not None:
-                    self._works_for(access.origin.region.owner[access.index])
-        for access in pending:
+            for origin, operation, index, _ in pending:
+                if operation is not LOAD and origin.region.owner is not None:
+                    self._works_for(origin.region.owner[index])
+        for origin, operation, index, line in pending:
             # A program that never said: whatever is somebody's may be its own.
-            self._judge_owners(
-                access.origin, access.operation, access.index, self._owners, access.line
-            )
+            self._judge_owners(origin, operation, index, self._owners, line)
 
     # --- accesses --------------------------------------------------------------------------------
 
@@ -123,10 +102,18 @@ class Judge:
         return self._split(addresses, mask, itemsize, STORE, self._judge_store)
 
     def atomic(
-        self, addresses: Addresses, mask: Bools, itemsize: int, order: Order
+        self,
+        addresses: Addresses,
+        mask: Bools,
+        itemsize: int,
+        order: str,
+        *,
+        loads: bool,
+        stores: bool,
     ) -> tuple[Addresses, Bools]:
-        """Judge an atomic access; who acquires at a tensor has seen all that those did who
-        released.
+        """Judge an atomic access; `order` is the name of Triton's, such as ACQUIRE_RELEASE.
+
+        Who acquires at a tensor has seen all that those did who released there.
         """
 
         def judge(origin: Origin, index: Integers, operation: str) -> None:
@@ -134,14 +121,14 @@ class Judge:
             if region.atomic is None:
                 region.atomic = np.zeros(region.span, np.bool_)
             released = self._released.setdefault(id(region), set())
-            if order.acquires:
+            if "ACQUIRE" in order:
                 self._synchronised |= released
-            if order.loads:
+            if loads:
                 self._judge_load(origin, index, operation)
-            if order.stores:
+            if stores:
                 self._judge_store(origin, index, operation)
                 region.atomic[index] = True
-            if order.releases:
+            if "RELEASE" in order:
                 released |= self._synchronised | {self._me}
 
         return self._split(addresses, mask, itemsize, ATOMIC, judge)
@@ -298,7 +285,7 @@ class Judge:
         if self._owners:
             self._judge_owners(origin, operation, index, self._owners, None)
         else:
-            self._pending.append(_Pending(origin, operation, index, kernel_line()))
+            self._pending.append((origin, operation, index, kernel_line()))
 
     def _judge_owners(
         self,

@@ -11,7 +11,8 @@ from __future__ import annotations
 from torch.nn.functional import scaled_dot_product_attention
 
 from reference.attention.contract import Capabilities, PagedBatch, declares
-from subjects.attention.peers.sequences import gathered, sequences, visible
+from reference.attention.layout import tokens_of
+from subjects.attention.peers.sequences import sequences, visible
 
 
 @declares(
@@ -27,13 +28,13 @@ def attention(batch: PagedBatch) -> None:
         mask = visible(batch, sequence)
         whole = sequence.query_len == sequence.seq_len and batch.window is None
         is_causal = mask is not None and whole
+        keys, values = (
+            tokens_of(cache, batch, sequence.index, sequence.seq_len)
+            for cache in (batch.key_cache, batch.value_cache)
+        )
         query, keys, values = (
             tokens.transpose(0, 1).unsqueeze(0)
-            for tokens in (
-                batch.query[sequence.rows],
-                gathered(batch.key_cache, batch, sequence),
-                gathered(batch.value_cache, batch, sequence),
-            )
+            for tokens in (batch.query[sequence.rows], keys, values)
         )
         answer = scaled_dot_product_attention(
             query,

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from reference.attention.contract import PagedBatch
-from reference.attention.layout import tokens_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +34,6 @@ def sequences(batch: PagedBatch) -> Iterator[Sequence]:
     for index, seq_len in enumerate(batch.seq_lens.tolist()):
         if starts[index + 1] > starts[index]:
             yield Sequence(index, slice(starts[index], starts[index + 1]), seq_len)
-
-
-def gathered(cache: Tensor, batch: PagedBatch, sequence: Sequence) -> Tensor:
-    """A sequence's own tokens, [seq_len, num_kv_heads, head_dim], copied out of their blocks."""
-    return tokens_of(cache, batch, sequence.index, sequence.seq_len)
 
 
 def visible(batch: PagedBatch, sequence: Sequence) -> Tensor | None:
