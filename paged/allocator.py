@@ -211,9 +211,14 @@ class PagedAllocator:
                 else:
                     self._index.insert(key, table.blocks[-1])
             return
-        if isinstance(tokens, int | np.integer):
-            tokens = np.array([tokens])
-        self._append_many(sequence, table, token_array(tokens))
+        ids = token_array([tokens] if isinstance(tokens, int | np.integer) else tokens)
+        if ids.size == 0:
+            return
+        filled = table.num_tokens // self.block_size
+        self._grow(sequence, table, ids.size)
+        chain = self._chains.get(sequence)
+        if chain is not None:
+            self._publish(sequence, table.blocks, filled, chain.extend(ids))
 
     def extend(self, sequence: Hashable, num_tokens: int) -> None:
         """Add tokens whose ids are unknown to a sequence, and the blocks that they need.
@@ -256,15 +261,6 @@ class PagedAllocator:
         if chain.exhausted:
             # What follows is never published, and so growing by it costs no more than a block.
             del self._chains[sequence]
-
-    def _append_many(self, sequence: Hashable, table: BlockTable, ids: NDArray[np.int64]) -> None:
-        if ids.size == 0:
-            return
-        filled = table.num_tokens // self.block_size
-        self._grow(sequence, table, ids.size)
-        chain = self._chains.get(sequence)
-        if chain is not None:
-            self._publish(sequence, table.blocks, filled, chain.extend(ids))
 
     def _grow(self, sequence: Hashable, table: BlockTable, num_tokens: int) -> None:
         """Add tokens and the blocks that they need, with a copy of the last one if it is shared."""

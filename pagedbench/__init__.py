@@ -79,10 +79,6 @@ _HOMES = {
     "bench.workloads.system_prompt": ("with_system_prompt",),
     "bench.workloads.traces": ("TraceSource", "first_turns", "read_trace"),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-
-__all__ = sorted(_HOME_OF)  # noqa: PLE0605 - a list of names, though not a literal one
-
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _INSTALLED = os.path.isdir(os.path.join(_HERE, "reference"))
 
@@ -99,14 +95,19 @@ def _room(name: str) -> Any:
         sys.path.remove(root)
 
 
-def __getattr__(name: str) -> Any:
-    """Import what is asked for."""
-    if name not in _HOME_OF:
-        raise AttributeError(f"pagedbench has no {name!r}; it offers {', '.join(__all__)}")
-    found = getattr(_room(_HOME_OF[name]), name)
-    globals()[name] = found
-    return found
+def _offering(module: str, homes: dict[str, tuple[str, ...]]) -> tuple[list[str], Any, Any]:
+    """`__all__`, `__getattr__` and `__dir__` of a module whose names lie in these homes."""
+    home_of = {name: home for home, names in homes.items() for name in names}
+    names = sorted(home_of)
+
+    def find(name: str) -> Any:
+        if name not in home_of:
+            raise AttributeError(f"{module} has no {name!r}; it offers {', '.join(names)}")
+        found = getattr(_room(home_of[name]), name)
+        setattr(sys.modules[module], name, found)
+        return found
+
+    return names, find, lambda: names
 
 
-def __dir__() -> list[str]:
-    return __all__
+__all__, __getattr__, __dir__ = _offering(__name__, _HOMES)

@@ -11,9 +11,9 @@
 of calls that the fuzzer of allocators saved.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pagedbench import _room
+from pagedbench import _offering
 
 if TYPE_CHECKING:
     from bench.check.testing import ExpectedFailure as ExpectedFailure
@@ -55,17 +55,4 @@ _HOMES = {
     "reference.allocator.programs": ("Pool", "Program", "Step"),
     "subjects.allocators.resolve": ("open_allocator",),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-
-__all__ = sorted(_HOME_OF)  # noqa: PLE0605 - a list of names, though not a literal one
-
-
-def __getattr__(name: str) -> Any:
-    """Import what is asked for."""
-    if name not in _HOME_OF:
-        raise AttributeError(f"pagedbench.testing has no {name!r}; it has {', '.join(__all__)}")
-    return getattr(_room(_HOME_OF[name]), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__all__, __getattr__, __dir__ = _offering(__name__, _HOMES)

@@ -97,27 +97,22 @@ def measure(
         max_warps=target.max_warps,
         limited_by=held.limited_by,
         instructions=len(instructions),
-        classes=count_classes(instructions),
-        matrix=count_matrix(instructions),
-        memory=count_memory(instructions),
-        sources=count_sources(instructions, name_of),
-        loop=_loop_figures(loop, keys, name_of),
+        **_counted(instructions, name_of),
+        loop=LoopFigures(instructions=len(loop), keys=keys, **_counted(loop, name_of))
+        if loop
+        else None,
     )
 
 
-def _loop_figures(
-    loop: tuple[Instruction, ...], keys: int | None, name_of: Callable[[tuple[str, int]], str]
-) -> LoopFigures | None:
-    if not loop:
-        return None
-    return LoopFigures(
-        instructions=len(loop),
-        keys=keys,
-        classes=count_classes(loop),
-        matrix=count_matrix(loop),
-        memory=count_memory(loop),
-        sources=count_sources(loop, name_of),
-    )
+def _counted(
+    instructions: tuple[Instruction, ...], name_of: Callable[[tuple[str, int]], str]
+) -> dict[str, Any]:
+    return {
+        "classes": count_classes(instructions),
+        "matrix": count_matrix(instructions),
+        "memory": count_memory(instructions),
+        "sources": count_sources(instructions, name_of),
+    }
 
 
 _Reading = tuple[tuple[Instruction, ...], tuple[Instruction, ...], dict[str, int]]

@@ -102,21 +102,21 @@ class Met(ExpectedFailure):
 
     def __post_init__(self) -> None:
         # It is made of an expected failure, or read from a record: nothing is to be refused here.
-        if not self.said:
-            state, said = self._state()
-            object.__setattr__(self, "state", state)
-            object.__setattr__(self, "said", said)
-
-    def _state(self) -> tuple[ExpectedState, str]:
+        if self.said:
+            return
         name = str(self)
         if self.failed:
             failed = f"fails {self.failed} of {self.problems} problems, as expected: {self.reason}"
-            return ExpectedState.FAILED, f"{name} {failed}"
-        if self.problems:
+            state, said = ExpectedState.FAILED, f"{name} {failed}"
+        elif self.problems:
             passed = f"passed on {self.problems} of {self.problems} problems"
             said = f"{name} no longer fails: {passed}; remove it, or narrow it down"
-            return ExpectedState.STALE, said
-        return ExpectedState.UNMET, f"{name} met no problem: draw more problems, or remove it"
+            state = ExpectedState.STALE
+        else:
+            said = f"{name} met no problem: draw more problems, or remove it"
+            state = ExpectedState.UNMET
+        object.__setattr__(self, "state", state)
+        object.__setattr__(self, "said", said)
 
     def after(self, problem: AttentionProblem, verdict: Verdict) -> Met:
         """The same after a verdict that it covers."""
