@@ -236,30 +236,15 @@ def shrink(
     Only the check that failed is run, and no problem that is expected to fail it: what is found is
     the same bug.
     """
-    smallest = [failure]
-
-    def work(lane: Lane) -> None:
-        smallest.append(_shrunk(lane, plan, failure, advance, stopped))
-
-    run_lanes(1, work, over=stopped)
-    return smallest[-1]
-
-
-def _shrunk(
-    lane: Lane,
-    plan: SearchPlan,
-    failure: Failure,
-    advance: Callable[[int], None],
-    stopped: Callable[[], bool],
-) -> Failure:
     check = CHECK_BY_NAME[failure.check]
     known = Expectations.of(plan.expected, plan.kernel)
     notes = []
+    lanes: list[Lane] = []
 
     def run(problem: AttentionProblem) -> Failure | None:
         try:
             ask = partial(verdict_of, check=check.name, problem=problem)
-            verdict = lane.ask(plan.start, ask)
+            verdict = lanes[0].ask(plan.start, ask)
         except Exception as error:
             notes.append(f"it could not be made smaller: {error}")
             raise Enough from error
@@ -281,9 +266,13 @@ def _shrunk(
             shrinking.repeats = False
             raise Enough
 
+    def work(lane: Lane) -> None:
+        lanes.append(lane)
+        with shrinking.ended():
+            _draw(plan, example)
+
     shrinking = Shrinking(run, stopped=stopped)
-    with shrinking.ended():
-        _draw(plan, example)
+    run_lanes(1, work, over=stopped)
     return shrunk_failure(shrinking, *notes) or failure
 
 

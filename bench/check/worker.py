@@ -85,7 +85,3 @@ def main() -> None:
         answers.write(json.dumps(said) + "\n")
         if subject is not None:
             answer_questions(answers, questions, partial(answer, subject, device=device))
-
-
-if __name__ == "__main__":
-    main()

@@ -106,7 +106,3 @@ def told(error: Exception) -> str:
     last = lines[-1].strip() if lines else "no message"
     rest = "\n".join(lines[:-1][-LONGEST:])
     return f"{type(cause).__name__}: {last}" + (f"\n{rest}" if rest else "")
-
-
-if __name__ == "__main__":
-    main()

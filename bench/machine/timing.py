@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 from bench.machine.facts import cpu_name
 
@@ -48,46 +48,15 @@ FALLBACK_CACHE_BYTES: Final = 32 * 2**20
 """Assumed of a CPU that does not say."""
 
 
-class Device(Protocol):
-    """What is needed of a device to time on it."""
-
-    kind: str
-    """`cpu` or `cuda`, as torch names it."""
-    clock: str
-    """What times are of."""
-    cache_bytes: int
-    """Of the last-level cache."""
-    queues: bool
-    """Whether calls return before they are done."""
-
-    def mark(self) -> Any:
-        """Note this place in the order of the calls."""
-
-    def seconds(self, before: Any, after: Any) -> float:
-        """Between two marks, once `synchronize` has returned."""
-
-    def synchronize(self) -> None:
-        """Wait until all calls are done."""
-
-    def run_ahead(self, seconds: float) -> None:
-        """Keep the device busy, so that what is queued meanwhile runs without gaps."""
-
-    def capture(self, calls: Sequence[Call]) -> Call | None:
-        """All calls as one; None where that cannot be done."""
-
-    def preheat(self) -> None:
-        """Bring the device to the clocks that it has under load."""
-
-    def describe(self) -> dict[str, str | None]:
-        """Its name, its driver, and the identity by which its state can be asked for."""
-
-
 class CpuDevice:
     """The processor time of this process: what other processes do is not in it."""
 
     kind = "cpu"
+    """As torch names it."""
     clock = "process_time"
+    """What times are of."""
     queues = False
+    """Whether calls return before they are done."""
 
     def __init__(self) -> None:
         self.cache_bytes = cpu_cache_bytes()
@@ -200,6 +169,10 @@ class CudaDevice:
             "driver": driver_version(),
             "uuid": None if uuid is None else f"GPU-{uuid}",
         }
+
+
+Device = CpuDevice | CudaDevice
+"""What calls are timed on: a clock, and whether calls are queued, run ahead of and captured."""
 
 
 def device_of(name: str) -> Device:

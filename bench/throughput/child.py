@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from bench.machine.facts import ROOT
 from bench.throughput.candidates import Absent, Candidate
@@ -58,10 +58,8 @@ class Child:
         self._at, self._doing = "", ""
         self.copies = 1
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """End the process."""
         self._process.close()
 
     def find(self, name: str) -> list[Candidate] | Absent:

@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -80,7 +81,7 @@ def run_throughput(
     points: list[PointRecord] = []
     loops: list[LoopRecord] = []
     child = Child(process or start(plan.device), splits=plan.splits, time_limit_s=plan.time_limit_s)
-    with child, tempfile.TemporaryDirectory() as folder:
+    with closing(child), tempfile.TemporaryDirectory() as folder:
         names = list(dict.fromkeys(plan.names))
         progress.begin("subjects", len(names))
         found: list[Candidate | Absent] = []

@@ -183,7 +183,3 @@ def unwritten(out: Tensor) -> str:
         return ""
     rows = (~out.isfinite()).flatten(1).any(1).nonzero().flatten()
     return f"{len(rows)} of {len(out)} rows are not finite, row {int(rows[0])} the first"
-
-
-if __name__ == "__main__":
-    main()
