@@ -19,8 +19,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict
-
+from bench.machine.record import Record
 from reference.errors import BadInput
 from reference.reading import read_whole
 
@@ -38,10 +37,8 @@ MAX_ENTRIES: Final = 10**6
 """Combinations of one benchmark's parameters. asv makes a list of them before it looks at any."""
 
 
-class Step(BaseModel):
+class Step(Record):
     """One change of level in one series."""
-
-    model_config = ConfigDict(frozen=True)
 
     benchmark: str
     unit: str
@@ -64,10 +61,8 @@ class Step(BaseModel):
     """Commits of the series that have a result."""
 
 
-class History(BaseModel):
+class History(Record):
     """What was looked at, and the steps, oldest first within a series."""
-
-    model_config = ConfigDict(frozen=True)
 
     results: str
     series: int

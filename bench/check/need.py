@@ -217,13 +217,10 @@ def _need(
     *,
     granule_tokens: int,
     request_steps: int,
-    token: int,
-    reserve: int,
-    internal: int,
-    roundup: int,
     allocated: int,
     bytes_per_token: int,
     pool_bytes: int,
+    **classes: int,
 ) -> MemoryNeed:
     if pool_bytes < 0:
         raise ValueError(f"pool_bytes is {pool_bytes}; it must not be negative")
@@ -231,15 +228,12 @@ def _need(
     return MemoryNeed(
         policy=policy,
         granule_tokens=granule_tokens,
-        token=token,
-        reserve=reserve,
-        internal=internal,
-        roundup=roundup,
         allocated=allocated,
-        waste_fraction=(allocated - token) / allocated,
+        waste_fraction=(allocated - classes["token"]) / allocated,
         bytes_per_request=allocated / request_steps * bytes_per_token,
         requests_in_pool=granules * granule_tokens * request_steps // allocated,
         request_steps=request_steps,
+        **classes,
     )
 
 

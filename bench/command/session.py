@@ -77,7 +77,8 @@ class Session:
                 abort()
             self.stop.set()
             # Not from here: the signal may have come in the middle of another line.
-            threading.Thread(target=self._say_stopping, daemon=True).start()
+            said = "stopping; what is done is reported (Ctrl-C again to abort)"
+            threading.Thread(target=self.err.say, args=(said, "yellow"), daemon=True).start()
             if raising and working:
                 raise KeyboardInterrupt
 
@@ -127,9 +128,6 @@ class Session:
         if self.out.lost is not None:
             self._lost.append(("standard output", self.out.lost))
         return max((self.failed(error, what) for what, error in self._lost), default=RIGHT)
-
-    def _say_stopping(self) -> None:
-        self.err.say("stopping; what is done is reported (Ctrl-C again to abort)", "yellow")
 
 
 def check_readable(file: Path | None) -> None:

@@ -18,7 +18,6 @@ from typing import Final, Literal
 
 from bench.gate.asv import BYTE_COUNTERS, Side
 from bench.gate.record import ContestantRecord, Estimate, GateRecord, Verdict
-from bench.machine.environment import GateEnvironment
 from bench.machine.record import StrictRecord
 from reference.errors import BadInput
 
@@ -158,11 +157,6 @@ def share_of_copy(run: GateRecord, benchmark: str, side: Side) -> float | None:
     return share
 
 
-def machine_key(where: GateEnvironment) -> tuple[str, ...]:
-    """What a machine is, whatever runs on it: a chain may cross versions, never machines."""
-    return (where.device, where.cpu, str(where.cores), where.timer)
-
-
 def _cells(
     key: str, runs: Sequence[NamedRun], names: Sequence[str], anchor: str, same: dict[str, bool]
 ) -> list[Cell]:
@@ -237,9 +231,10 @@ def _measured(
 
 def _refuse_machines(runs: Sequence[NamedRun]) -> None:
     sides = [side.environment for run in runs for side in (run.record.base, run.record.head)]
-    machines = dict.fromkeys(machine_key(where) for where in sides if where is not None)
+    # What a machine is, whatever runs on it: a chain may cross versions, never machines.
+    machines = {(s.device, s.cpu, str(s.cores), s.timer) for s in sides if s is not None}
     if len(machines) > 1:
-        said = "; ".join(", ".join(each) for each in machines)
+        said = "; ".join(", ".join(each) for each in sorted(machines))
         raise BadInput(
             f"runs of {len(machines)} machines ({said}): a chain of ratios needs one. Make a chain "
             f"on each, and put them side by side with --record"

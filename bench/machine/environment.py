@@ -82,14 +82,8 @@ class GateEnvironment(Machine, StrictRecord):
     @property
     def key(self) -> tuple[str, ...]:
         """What two results must have in common before absolute figures are compared."""
-        return (
-            self.device,
-            self.driver or "none",
-            self.cuda or "none",
-            self.torch,
-            self.triton,
-            self.timer,
-        )
+        driver, cuda = self.driver or "none", self.cuda or "none"
+        return (self.device, driver, cuda, self.torch, self.triton, self.timer)
 
 
 def describe_environment(device: str) -> Environment:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from statistics import median_high
 from typing import Final
 
 from bench.command.words import one_line, percent, plural, seconds
@@ -159,10 +160,7 @@ def _folded(record: GateRecord) -> list[str]:
         if each.timed and each.verdict == "pass" and each.key not in matter
     ]
     if passed:
-        rows = [
-            [*_benchmark_row(each)[:4], seconds(_head_seconds(each)), _spread(each)]
-            for each in passed
-        ]
+        rows = [[*_benchmark_row(each)[:4], _one_call(each), _spread(each)] for each in passed]
         header = ("benchmark", "head", "95 % bounds", "launches", "one call", "SD")
         parts.append(
             _details(f"{plural(len(passed), 'timed benchmark')} passed", _table(header, rows))
@@ -199,9 +197,9 @@ def _details(summary: str, body: str) -> str:
     return f"<details><summary>{summary}</summary>\n\n{body}\n\n</details>"
 
 
-def _head_seconds(each: BenchmarkRecord) -> float:
-    times = sorted(sample.head_s for sample in each.samples)
-    return times[len(times) // 2] if times else float("nan")
+def _one_call(each: BenchmarkRecord) -> str:
+    times = [sample.head_s for sample in each.samples]
+    return seconds(median_high(times)) if times else "-"
 
 
 def _spread(each: BenchmarkRecord) -> str:
