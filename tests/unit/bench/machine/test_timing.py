@@ -5,6 +5,7 @@ import random
 from collections import Counter, OrderedDict
 from threading import Event
 
+import numpy as np
 import pytest
 
 from bench.machine.timing import (
@@ -73,17 +74,15 @@ class FakeGpu:
     def capture(self, calls):
         if not self._captures:
             return None
-        self._recording = True
-        for call in calls:
-            call()
-        self._recording = False
-        self.graphs.append(len(calls))
-        calls = list(calls)
 
         def replay() -> None:
-            for call in calls:
+            for call in list(calls):
                 call()
 
+        self._recording = True
+        replay()
+        self._recording = False
+        self.graphs.append(len(calls))
         return replay
 
 
@@ -94,21 +93,21 @@ def side(gpu, name="a", *, inputs, input_bytes=400, seconds=1e-3):
     return Side(name=name, calls=tuple(call(index) for index in range(inputs)))
 
 
+def timed(gpu=None, *, inputs=8, seconds=1e-3, **options):
+    """The times of one side, and the device that they were taken on."""
+    gpu = gpu or FakeGpu()
+    return Timer(gpu, **options).time([side(gpu, inputs=inputs, seconds=seconds)])["a"], gpu
+
+
 # --- cold and warm -------------------------------------------------------------------------------
 
 
 def test_inputs_in_turn_find_the_cache_cold_and_one_again_and_again_finds_it_warm():
-    gpu = FakeGpu()
-    inputs = copies_needed(400, gpu.cache_bytes)
-    times = Timer(gpu, rounds=4, warm=True).time([side(gpu, inputs=inputs)])["a"]
-    assert times.cold_s == pytest.approx([1e-3] * 4)
-    assert times.warm_s == pytest.approx([1e-4] * 4)
-
-
-def test_a_single_input_would_be_timed_warm():
-    gpu = FakeGpu()
-    times = Timer(gpu, rounds=4).time([side(gpu, inputs=1)])["a"]
-    assert times.cold_s == pytest.approx([1e-4] * 4)
+    several, _ = timed(inputs=copies_needed(400, CACHE_BYTES), rounds=4, warm=True)
+    assert several.cold_s == pytest.approx([1e-3] * 4)
+    assert several.warm_s == pytest.approx([1e-4] * 4)
+    single, _ = timed(inputs=1, rounds=4)
+    assert single.cold_s == pytest.approx([1e-4] * 4)
 
 
 @pytest.mark.parametrize("input_bytes", [1, 399, 1000, 2999, 3000, 10**9])
@@ -119,13 +118,13 @@ def test_inputs_are_several_times_the_cache_and_at_least_two(input_bytes):
     assert count == 2 or (count - 1) * input_bytes < COLD_FACTOR * CACHE_BYTES
 
 
-def test_every_input_is_called_in_every_round():
-    gpu = FakeGpu()
-    Timer(gpu, rounds=3, warm_up=1).time([side(gpu, inputs=8)])
-    assert Counter(index for _, index in gpu.ran) == dict.fromkeys(range(8), 4)
-
-
 # --- rounds --------------------------------------------------------------------------------------
+
+
+def test_every_input_is_called_in_every_round_and_long_calls_are_not_captured():
+    times, gpu = timed(rounds=3, warm_up=1)
+    assert Counter(index for _, index in gpu.ran) == dict.fromkeys(range(8), 4)
+    assert (times.captured, gpu.graphs) == (False, [])
 
 
 def test_warm_up_is_not_counted():
@@ -135,12 +134,6 @@ def test_warm_up_is_not_counted():
     # Bytes of 0 are one input for all: only its first call misses the cache.
     times = Timer(gpu, rounds=3, warm_up=2).time([slow_at_first])["a"]
     assert times.cold_s == pytest.approx([1e-4] * 3)
-
-
-def test_a_round_is_waited_for_once():
-    gpu = FakeGpu()
-    Timer(gpu, rounds=5, warm_up=2).time([side(gpu, name, inputs=8) for name in "abc"])
-    assert gpu.waited == 7
 
 
 def test_orders_are_random_and_each_place_is_taken_equally_often():
@@ -160,14 +153,14 @@ def test_the_rounds_follow_those_orders_and_a_seed_gives_the_same_ones():
         sides = [side(gpu, name, inputs=1, seconds=1.0) for name in "abc"]
         Timer(gpu, rounds=8, warm_up=1, seed=seed).time(sides)
         ran.append([gpu.ran[at : at + 3] for at in range(0, 27, 3)])
+        assert gpu.waited == 9, "a round is waited for once"
     assert ran[0] == ran[1] != ran[2]
     assert all(sorted(name for name, _ in once) == list("abc") for once in ran[0])
     assert len({tuple(once) for once in ran[0]}) > 1
 
 
 def test_calls_are_repeated_until_events_can_resolve_them():
-    gpu = FakeGpu()
-    Timer(gpu, rounds=2, warm_up=1).time([side(gpu, inputs=8, seconds=25e-6)])
+    _, gpu = timed(rounds=2, warm_up=1, seconds=25e-6)
     # The first round assumes nothing; then it takes 20 calls, and 24 are 3 times 8 inputs.
     assert round(LEAST_QUEUED_S / 25e-6) == 20
     assert len(gpu.ran) == 8 + 2 * 24
@@ -189,21 +182,17 @@ def test_short_calls_are_captured_all_sides_alike():
 
 
 def test_what_cannot_be_captured_is_timed_as_it_is():
-    gpu = FakeGpu(captures=False)
-    times = Timer(gpu, rounds=3).time([side(gpu, inputs=8, seconds=SHORT_CALL_S / 2)])["a"]
+    times, _ = timed(FakeGpu(captures=False), rounds=3, seconds=SHORT_CALL_S / 2)
     assert not times.captured
     assert times.cold_s == pytest.approx([SHORT_CALL_S / 2] * 3)
 
 
-def test_nobody_takes_no_time():
+def test_nobody_takes_no_time_and_no_rounds_are_no_measurement():
     assert Timer(FakeGpu(), rounds=3).time([]) == {}
     assert list(balanced_orders([], random.Random(0))) == []
-
-
-def test_long_calls_are_not_captured():
-    gpu = FakeGpu()
-    assert not Timer(gpu, rounds=2).time([side(gpu, inputs=8)])["a"].captured
-    assert gpu.graphs == []
+    for options in ({"rounds": 0}, {"rounds": 1, "warm_up": 0}):
+        with pytest.raises(ValueError, match="at least one"):
+            Timer(FakeGpu(), **options)
 
 
 def test_stopping_keeps_the_rounds_that_are_done():
@@ -221,37 +210,27 @@ def test_stopping_keeps_the_rounds_that_are_done():
 # --- who is wrong --------------------------------------------------------------------------------
 
 
-def test_who_is_wrong_is_taken_out_and_the_others_go_on():
-    gpu, asked = FakeGpu(), Counter()
+def test_who_is_wrong_or_raises_is_taken_out_and_the_others_go_on():
+    gpu, asked, calls = FakeGpu(), Counter(), itertools.count()
 
     def judge(name):
         asked[name] += 1
         return "off by 1" if name == "b" and asked[name] == 4 else ""
 
-    times = Timer(gpu, rounds=6, warm_up=2).time(
-        [side(gpu, name, inputs=8) for name in "ab"], judge=judge
-    )
-    assert times["b"].wrong == "off by 1"
-    assert len(times["b"].cold_s) == 1  # the round that was wrong does not count
-    assert not times["a"].out
-    assert len(times["a"].cold_s) == 6
-    assert asked == {"a": 8, "b": 4}
-
-
-def test_who_raises_is_taken_out_and_the_others_go_on():
-    gpu, calls = FakeGpu(), itertools.count()
-
     def raises_later():
         if next(calls) == 9:
             raise RuntimeError("no such block\nand more")
-        gpu.run("b", 0, 400, 1e-3)
+        gpu.run("c", 0, 400, 1e-3)
 
-    times = Timer(gpu, rounds=6).time(
-        [side(gpu, "a", inputs=8), Side(name="b", calls=(raises_later,))]
-    )
-    assert times["b"].raised == "RuntimeError: no such block"
+    sides = [side(gpu, name, inputs=8) for name in "ab"]
+    sides.append(Side(name="c", calls=(raises_later,)))
+    times = Timer(gpu, rounds=6, warm_up=2).time(sides, judge=judge)
+    assert times["b"].wrong == "off by 1"
+    assert len(times["b"].cold_s) == 1  # the round that was wrong does not count
+    assert times["c"].raised == "RuntimeError: no such block"
     assert not times["a"].out
     assert len(times["a"].cold_s) == 6
+    assert (asked["a"], asked["b"]) == (8, 4)
 
 
 def test_outputs_are_made_unusable_before_every_round():
@@ -267,23 +246,25 @@ def test_outputs_are_made_unusable_before_every_round():
 # --- statistics ----------------------------------------------------------------------------------
 
 
-def test_the_interval_of_a_median_covers_it_as_often_as_it_says():
-    rng = random.Random(0)
-    for n in (9, 15, 30):
-        covered = 0
-        for _ in range(1000):
-            found = median_interval([rng.expovariate(1.0) for _ in range(n)])
-            covered += found.low <= 0.6931471805599453 <= found.high
-        assert 0.94 <= covered / 1000 <= 0.985  # discrete, and never less than it says
+@pytest.mark.parametrize("n", [9, 15, 30])
+def test_the_interval_of_a_median_covers_it_as_often_as_it_says(n):
+    draws = np.random.default_rng(0).exponential(size=(20_000, n))
+    ranked, ranks = np.sort(draws), median_interval(range(n))
+    low, high = ranked[:, int(ranks.low)], ranked[:, int(ranks.high)]
+    found = median_interval(draws[0].tolist())
+    assert (found.low, found.high) == (low[0], high[0]), "the ranks are all that counts"
+    covered = np.mean((low <= np.log(2)) & (np.log(2) <= high))
+    assert 0.945 <= covered <= 0.985  # discrete, and never less than it says
 
 
-def test_known_intervals_by_rank():
+@pytest.mark.parametrize(
+    ("values", "interval"),
     # Conover, table A3: for 9 values the second from each end, for 5 there is none.
-    assert median_interval(range(1, 10)).low == 2
-    assert median_interval(range(1, 10)).high == 8
-    assert (median_interval(range(1, 31)).low, median_interval(range(1, 31)).high) == (10, 21)
-    five = median_interval([3, 1, 2, 5, 4])
-    assert (five.median, five.low, five.high) == (3, None, None)
+    [(range(1, 10), (5, 2, 8)), (range(1, 31), (15.5, 10, 21)), ([3, 1, 2, 5, 4], (3, None, None))],
+)
+def test_known_intervals_by_rank(values, interval):
+    found = median_interval(values)
+    assert (found.median, found.low, found.high) == interval
     with pytest.raises(ValueError, match="no rounds"):
         median_interval([])
 
@@ -300,17 +281,8 @@ def test_a_ratio_is_that_of_the_rounds():
 def test_on_the_cpu_the_time_is_this_process_own():
     device = CpuDevice()
     assert device.cache_bytes == cpu_cache_bytes() >= 2**18
-
-    def work():
-        sum(range(200_000))
-
-    times = Timer(device, rounds=3).time([Side(name="a", calls=(work, work))])["a"]
+    work = (lambda: sum(range(200_000)),) * 2
+    times = Timer(device, rounds=3).time([Side(name="a", calls=work)])["a"]
     assert len(times.cold_s) == 3
     assert all(0 < seconds < 10 for seconds in times.cold_s)
     assert not times.captured
-
-
-@pytest.mark.parametrize("options", [{"rounds": 0}, {"rounds": 1, "warm_up": 0}])
-def test_no_rounds_are_no_measurement(options):
-    with pytest.raises(ValueError, match="at least one"):
-        Timer(FakeGpu(), **options)

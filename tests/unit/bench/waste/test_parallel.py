@@ -34,15 +34,12 @@ def test_every_job_is_run_once(alone: dict[int, WasteRow]) -> None:
     assert len({row.total.steps for row in alone.values()}) == 4
 
 
-def test_processes_give_what_one_process_gives_and_are_gone(alone: dict[int, WasteRow]) -> None:
+def test_processes_give_what_one_process_gives_and_end(alone: dict[int, WasteRow]) -> None:
     assert rows(workers=2) == alone
     assert not workers_left()
-
-
-def test_processes_end_where_nobody_wants_the_rest() -> None:
     done = run_jobs([replace(JOBS[3], requests=10**6), *JOBS], workers=2)
     next(done)
-    done.close()
+    done.close()  # nobody wants the rest
     assert not workers_left()
 
 
