@@ -1,9 +1,10 @@
 """The catalogue by pytest-benchmark, and what the cross-check costs, which is the harness's own.
 
-`make bench` turns the clock on; without it each is one call whose result is checked. Problems of
-the cross-check are of the size that Hypothesis draws, kernels in Triton's interpreter; `watched` is
-with the memory checker on, its shadow state built anew for every launch, as a check does. With
-PAGEDBENCH_STOCK_INTERPRETER=1 it is Triton's own interpreter, whose bfloat16 results are wrong.
+`make bench` turns the clock on; without it a sample is called once and its result is checked.
+Problems of the cross-check are of the size that Hypothesis draws, kernels in Triton's interpreter;
+`watched` is with the memory checker on, its shadow state built anew for every launch, as a check
+does. With PAGEDBENCH_STOCK_INTERPRETER=1 it is Triton's own interpreter, whose bfloat16 results
+are wrong.
 """
 
 import time
@@ -16,6 +17,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.gate.benchmark import Benchmark
 from bench.gate.suite import SUITE
+from helpers.profiles import scale
 from kernels import interpreter
 from kernels.attention import paged_attention as triton_attention
 from kernels.interpreter.memory import watch_attention
@@ -44,13 +46,27 @@ PROBLEMS = {
 }
 
 
+def kind_of(entry: Benchmark) -> str:
+    return entry.key.partition("[")[0]
+
+
+# What the gate has is called by its own tests; of the others the first and the last of a kind.
+UNGATED = [each for each in SUITE if each.timed and each.device == "cpu" and not each.gated]
+EVERY_DAY = {
+    *({kind_of(each): each.key for each in UNGATED}.values()),
+    *({kind_of(each): each.key for each in reversed(UNGATED)}.values()),
+}
+
+
 @pytest.mark.parametrize(
     "entry",
     [each for each in SUITE if each.timed and each.device == "cpu"],
     ids=lambda entry: entry.key,
 )
 def test_call(benchmark: BenchmarkFixture, entry: Benchmark) -> None:
-    benchmark.group = entry.key.partition("[")[0]
+    if not (benchmark.enabled or scale() > 1 or entry.key in EVERY_DAY):
+        pytest.skip("called by make bench and make test-long")
+    benchmark.group = kind_of(entry)
     prepared = entry.prepare()
     prepared.call()
     first = {name: output.values.copy() for name, output in prepared.outputs().items()}

@@ -45,8 +45,7 @@ def test_p_values_are_those_of_the_exact_signed_rank_test() -> None:
 
 
 def test_a_stack_of_gates_has_the_p_values_of_each() -> None:
-    rng = np.random.default_rng(0)
-    d = rng.normal(0.02, 0.02, (20, 13))
+    d = np.random.default_rng(0).normal(0.02, 0.02, (20, 13))
     assert p_slower(d, 0.01) == pytest.approx([p_slower(row, 0.01) for row in d])
 
 
@@ -151,21 +150,14 @@ def test_a_slowdown_as_large_as_the_bound_hardly_ever_passes(noise: str) -> None
 def test_slowdowns_are_found_and_identical_code_passes() -> None:
     """Launches spread by 2 %: as on a shared two-core runner."""
     d = np.random.default_rng(9).normal(0.0, 0.02, 60)
-
-    def gates(slowdown: float) -> tuple[float, float, float]:
-        rng = np.random.default_rng(10)
-        found = resampled(d, slowdown, DESIGN, trials=2000, rng=rng)
-        return (
-            float(found.failed.mean()),
-            float(found.passed.mean()),
-            float(np.median(found.launches)),
-        )
-
-    assert gates(0.0)[1] > 0.99
-    assert gates(0.03)[0] > 0.9
-    failed, _, launches = gates(0.05)
-    assert failed > 0.99
-    assert launches <= 15
+    same, slow, slower = (
+        resampled(d, slowdown, DESIGN, trials=2000, rng=np.random.default_rng(10))
+        for slowdown in (0.0, 0.03, 0.05)
+    )
+    assert same.passed.mean() > 0.99
+    assert slow.failed.mean() > 0.9
+    assert slower.failed.mean() > 0.99
+    assert np.median(slower.launches) <= 15
 
 
 def test_looking_often_without_correction_would_alarm_too_often() -> None:
@@ -190,13 +182,10 @@ def test_turns_of_one_launch_are_no_launches() -> None:
 def test_the_two_stage_p_value_is_one() -> None:
     """P(p <= x) is at most x, at the margin, for x above and below alpha."""
     rng, trials = np.random.default_rng(13), 4000
-    levels = len(DESIGN.looks), len(DESIGN.confirm_looks)
-    values = []
-    screens = rng.normal(0.0, 1.0, (trials, 40))
-    confirms = rng.normal(0.0, 1.0, (trials, 20))
-    first = levels[0] * np.min([p_slower(screens[:, :k], 0.0) for k in DESIGN.looks], axis=0)
-    second = levels[1] * np.min(
-        [p_slower(confirms[:, :k], 0.0) for k in DESIGN.confirm_looks], axis=0
+    screens, confirms = rng.normal(size=(trials, 40)), rng.normal(size=(trials, 20))
+    first, second = (
+        len(looks) * np.min([p_slower(d[:, :look], 0.0) for look in looks], axis=0)
+        for d, looks in ((screens, DESIGN.looks), (confirms, DESIGN.confirm_looks))
     )
     values = [two_stage_p(a, b, alpha=0.05) for a, b in zip(first, second, strict=True)]
     for x in (0.0005, 0.005, 0.02, 0.05, 0.1, 0.3):
@@ -210,7 +199,7 @@ def test_the_two_stage_p_value_is_one() -> None:
 def test_many_gates_at_once_are_judged_as_each_alone(slowdown: float) -> None:
     """The vectorised judge of resampled gates is the one of real runs."""
     rng = np.random.default_rng(14)
-    trials, design = 15, Design(quarantine_sd=1.0)
+    trials, design = 8, Design(quarantine_sd=1.0)
     screen = rng.normal(math.log1p(slowdown), 0.02, (trials, 40))
     confirm = rng.normal(math.log1p(slowdown), 0.02, (trials, 20))
     many = decide_many(screen, confirm, design)

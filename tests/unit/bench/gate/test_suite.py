@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.gate.benchmark import Benchmark, Count
+from bench.gate.benchmark import Benchmark, Count, Prepared
 from bench.gate.counters import compare_counters
 from bench.gate.observing import observed
 from bench.gate.suite import SUITE, chosen
@@ -21,7 +21,6 @@ from bench.machine.facts import ROOT
 from bench.workloads.builtin import builtin_stream
 
 HERE = chosen(())
-every_benchmark = pytest.mark.parametrize("benchmark_", HERE, ids=lambda each: each.key)
 
 
 def test_enough_is_timed_and_every_kind_is_counted() -> None:
@@ -37,32 +36,34 @@ def test_enough_is_timed_and_every_kind_is_counted() -> None:
     assert taken == {each for each in SUITE if each.gated}
 
 
-@every_benchmark
+@pytest.mark.parametrize("benchmark_", HERE, ids=lambda each: each.key)
 def test_a_benchmark_says_the_same_however_often_it_is_called(benchmark_: Benchmark) -> None:
+    """After a history of as many calls: a heap or a list of ghosts is tidied up now and then."""
     for need in benchmark_.needs:
         check_need(need)
-    prepared, other = benchmark_.prepare(), benchmark_.prepare()
-    for _ in range(2):
-        prepared.call()
-    first = {name: output.values.copy() for name, output in prepared.outputs().items()}
-    counted = {name: count.value for name, count in prepared.counters().items()}
-    for _ in range(3):
-        prepared.call()
-    other.call()
+    said, counted = [], []
+    for prepared in (benchmark_.prepare(), benchmark_.prepare()):
+        for _ in range(2):
+            prepared.call()
+        said.append({name: output.values.copy() for name, output in prepared.outputs().items()})
+        before = prepared.counters()
+        counted.append({**before, **observed(prepared.call)})
+        assert prepared.counters() == before
+        said.append({name: output.values.copy() for name, output in prepared.outputs().items()})
+    first = said[0]
     assert first, "a benchmark without an output is not checked"
-    for again in (prepared, other):
-        outputs = again.outputs()
-        assert set(outputs) == set(first)
+    for again in said:
+        assert set(again) == set(first)
         for name, values in first.items():
-            np.testing.assert_array_equal(outputs[name].values, values, err_msg=name)
+            np.testing.assert_array_equal(again[name], values, err_msg=name)
             assert values.size or name == "cached_tokens"
             assert values.dtype.kind != "f" or np.isfinite(values).all(), name
-    assert {name: count.value for name, count in prepared.counters().items()} == counted
-    every = {**prepared.counters(), **observed(prepared.call)}
-    head = {name: one_per_cent_worse(each) for name, each in every.items()}
+    assert counted[0] == counted[1]
+    assert counted[0]["calls"].value > 0
+    head = {name: one_per_cent_worse(each) for name, each in counted[0].items()}
     missed = [
         each.name
-        for each in compare_counters(benchmark_.key, every, head, {})
+        for each in compare_counters(benchmark_.key, counted[0], head, {})
         if not each.fails and each.base
     ]
     assert not missed, "one per cent more work of any counted kind is found"
@@ -73,36 +74,28 @@ def one_per_cent_worse(count: Count) -> Count:
     return replace(count, value=count.value + (-change if count.more_is_better else change))
 
 
-@pytest.mark.parametrize(
-    "benchmark_", [each for each in HERE if each.timed], ids=lambda each: each.key
-)
-def test_what_is_counted_of_every_benchmark_is_exact(benchmark_: Benchmark) -> None:
-    """After a history of as many calls: a heap or a list of ghosts is tidied up now and then."""
-    counted = []
-    for prepared in (benchmark_.prepare(), benchmark_.prepare()):
-        for _ in range(2):
-            prepared.call()
-        counted.append({name: count.value for name, count in observed(prepared.call).items()})
-    assert counted[0] == counted[1]
-    assert counted[0]["calls"] > 0
-
-
 def test_names_are_chosen_by_part_or_pattern() -> None:
     keys = [each.key for each in HERE]
-    assert [each.key for each in chosen(())] == keys
-    assert {each.key for each in chosen(("allocator",))} == {k for k in keys if "allocator" in k}
-    assert [each.key for each in chosen(("*[caching=on]",))] == ["allocator/churn[caching=on]"]
-    assert [each.key for each in chosen(("kernels/copy", "cache/copy"))] == [
-        *("cache/copy", "kernels/copy")
-    ]
-    assert chosen(("nothing",)) == ()
+    for patterns, expected in (
+        ((), keys),
+        (("allocator",), [key for key in keys if "allocator" in key]),
+        (("*[caching=on]",), ["allocator/churn[caching=on]"]),
+        (("kernels/copy", "cache/copy"), ["cache/copy", "kernels/copy"]),
+        (("nothing",), []),
+    ):
+        assert [each.key for each in chosen(patterns)] == expected
+
+
+def prepared(key: str) -> Prepared:
+    """A benchmark that was called once."""
+    (entry,) = (each for each in SUITE if each.key == key)
+    found = entry.prepare()
+    found.call()
+    return found
 
 
 def counted(key: str) -> dict[str, int]:
-    (entry,) = (each for each in SUITE if each.key == key)
-    prepared = entry.prepare()
-    prepared.call()
-    return {name: count.value for name, count in prepared.counters().items()}
+    return {name: count.value for name, count in prepared(key).counters().items()}
 
 
 @pytest.mark.parametrize("block_size", [1, 16, 128])
@@ -136,17 +129,13 @@ def test_situations_come_to_what_arithmetic_says(block_size: int) -> None:
 @pytest.mark.parametrize("kind", ["decode", "prefill"])
 def test_contiguous_and_paged_are_timed_on_the_same_attention(kind: str, block_size: int) -> None:
     names = (f"contiguous-{kind}[llama", f"paged-{kind}[llama,block={block_size}")
-    entries = [
-        each
+    keys = [each.key for each in SUITE if each.key.endswith("context=512]")]
+    outputs = [
+        prepared(key).outputs()["out"].values
         for name in names
-        for each in SUITE
-        if each.key.startswith(f"attention/{name},context=512")
+        for key in keys
+        if key.startswith(f"attention/{name},")
     ]
-    outputs = []
-    for each in entries:
-        prepared = each.prepare()
-        prepared.call()
-        outputs.append(prepared.outputs()["out"].values)
     assert outputs[0].shape == ((8 if kind == "decode" else 128), 32, 128)
     np.testing.assert_allclose(*outputs, rtol=2e-2, atol=2e-3)
     assert outputs[0].std() > 0.01

@@ -6,6 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from bench.waste.figures import sharing as sharing_figure
 from bench.waste.figures.block_size import block_size
 from bench.waste.figures.figure import Component, Figure
 from bench.waste.figures.jenga import MIXES, jenga
@@ -59,7 +60,10 @@ def test_preemptions_fall_with_the_watermark_as_published() -> None:
     assert figure.met
 
 
-def test_sharing_saves_as_much_as_published() -> None:
+def test_sharing_saves_as_much_as_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A third of the requests that the figure is made of: their means hardly move.
+    monkeypatch.setattr(sharing_figure, "REQUESTS", {"sharegpt-fit": 500, "alpaca-fit": 1000})
+    monkeypatch.setattr(sharing_figure, "BEAM_REQUESTS", {"sharegpt-fit": 10, "alpaca-fit": 50})
     figure = sharing()
     found = [c.measured for c in figure.components if c.bar.startswith("ShareGPT") and c.judged]
     two, four, six, _ = found
