@@ -107,6 +107,7 @@ def test_a_report_is_written_and_shown(tmp_path):
 def test_where_one_report_cannot_be_written_the_others_are_and_the_code_says_so(tmp_path):
     def body(it: Session) -> None:
         it.write("--markdown", Path("/dev/full"), lambda: "lost")
+        it.deliver("standard output", lambda: 1 / 0)
         it.write("--junit", tmp_path / "kept.xml", lambda: "kept")
         it.report(Record(), tmp_path / "gone" / "record.json", lambda: it.out.say("shown"))
         it.end(1)
@@ -117,18 +118,9 @@ def test_where_one_report_cannot_be_written_the_others_are_and_the_code_says_so(
     assert (tmp_path / "kept.xml").read_text() == "kept"
     assert "error: --markdown /dev/full cannot be written: No space left" in result.stderr
     assert "error: --json " in result.stderr
-    assert "Traceback" not in result.stderr
-
-
-def test_a_bug_in_a_report_takes_no_other_report_with_it(tmp_path):
-    def body(it: Session) -> None:
-        it.deliver("standard output", lambda: 1 / 0)
-        it.write("--json", tmp_path / "kept.json", lambda: "kept")
-
-    result = run(body)
-    assert result.exit_code == 4
+    assert "Traceback" in result.stderr, "of the bug alone"
     assert "ZeroDivisionError" in result.stderr
-    assert (tmp_path / "kept.json").exists()
+    assert "OSError" not in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -170,7 +162,7 @@ bench.cli.main()
 
 @pytest.mark.parametrize(
     ("output", "code", "said"),
-    [("true", 1, ""), ("cat > /dev/full", 1, ""), ("", 4, "standard output cannot be written: ")],
+    [("true", 1, ""), ("", 4, "standard output cannot be written: ")],
 )
 def test_a_reader_that_leaves_changes_no_exit_code_and_a_full_disk_does(output, code, said):
     source = PRINTS.format(root=str(ROOT))
@@ -199,16 +191,20 @@ def shown(*renderables, **how) -> str:
     return captured.get()
 
 
-def test_text_that_is_printable_is_left_alone():
+def test_printable_text_does_nothing_and_keeps_its_length():
     for text in ("plain", "größer, 中文, 🙂", "two\nlines\tand a tab", ""):
         assert printable(text) == text
-
-
-def test_printable_text_does_nothing_and_keeps_its_length():
     said = printable(HOSTILE + "\ud800\xa0")
     assert len(said) == len(HOSTILE) + 2
     assert all(each.isprintable() or each == "\n" for each in said)
     assert "name␛[31m" in said
+
+
+def a_table(text: str) -> Table:
+    table = Table(text.replace("\n", " "))
+    table.add_row(Text(text))
+    table.caption = Text(text)
+    return table
 
 
 @pytest.mark.parametrize(
@@ -218,19 +214,13 @@ def test_printable_text_does_nothing_and_keeps_its_length():
         lambda text: Text(text, style="red"),
         lambda text: Panel(Text(text), title=Text(text)),
         lambda text: Text("before ").append(text, style="bold"),
+        a_table,
     ],
 )
 def test_no_renderable_carries_an_escape_through(make):
     said = shown(make(HOSTILE), markup=False, highlight=False)
     assert "gnp" in said
     assert not set(said) & set("\x1b\x9b\r\x07\u202e")
-
-
-def test_no_cell_of_a_table_carries_an_escape_through():
-    table = Table(HOSTILE.replace("\n", " "))
-    table.add_row(Text(HOSTILE))
-    table.caption = Text(HOSTILE)
-    assert not set(shown(table)) & set("\x1b\x9b\r\x07\u202e")
 
 
 def test_no_line_of_a_subject_is_a_workflow_command(capfd):

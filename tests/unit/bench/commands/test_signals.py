@@ -29,7 +29,7 @@ COMMANDS = {
 }
 
 MOMENTS = (0.0, 0.05, 0.1, 0.5, 2.0)
-"""Seconds. Each command is given some of them: together they cost seconds of a processor."""
+"""Seconds. Each command is given one of them, and each of them comes with both signals."""
 
 ENDS_AT_ONCE = {"history", "import"}
 
@@ -69,9 +69,8 @@ def nobody_stays(mark: bytes) -> bool:
 @pytest.mark.parametrize(
     ("command", "number", "moment"),
     [
-        (command, number, MOMENTS[(place + other) % len(MOMENTS)])
+        (command, (signal.SIGINT, signal.SIGTERM)[place % 2], MOMENTS[place % len(MOMENTS)])
         for place, command in enumerate(COMMANDS)
-        for other, number in ((0, signal.SIGINT), (3, signal.SIGTERM))
     ],
 )
 def test_a_signal_ends_the_command_in_order(command, number, moment, tmp_path):

@@ -160,67 +160,60 @@ def twice(batch: PagedBatch) -> None:
 # --- wrong answers -------------------------------------------------------------------------------
 
 
-def wrong_from_the_third_call_on(batch: PagedBatch):
-    calls = itertools.count(1)
+def counting(does):
+    """A plan whose call does something with the batch, its number, and that of the input."""
+    inputs = itertools.count()
 
-    def call() -> None:
-        paged_attention(batch)
-        if next(calls) >= 3:
-            batch.out[0] += 1.0
-
-    return call
-
-
-def wrong_for_one_input(planned_before=itertools.count()):  # noqa: B008 - counts the inputs
     def plan(batch: PagedBatch):
-        number = next(planned_before)
-
-        def call() -> None:
-            paged_attention(batch)
-            if number == 4:
-                batch.out[1, 2] = 0.0
-
-        return call
+        calls, number = itertools.count(1), next(inputs)
+        return lambda: does(batch, next(calls), number)
 
     return plan
+
+
+def wrong_from_the_third_call_on(batch: PagedBatch, call: int, number: int) -> None:
+    paged_attention(batch)
+    if call >= 3:
+        batch.out[0] += 1.0
+
+
+def wrong_for_one_input(batch: PagedBatch, call: int, number: int) -> None:
+    paged_attention(batch)
+    if number == 4:
+        batch.out[1, 2] = 0.0
 
 
 def answers_another_input():
     batches = []
 
-    def plan(batch: PagedBatch):
+    def does(batch: PagedBatch, call: int, number: int) -> None:
         batches.append(batch)
+        paged_attention(batches[0].replace(out=batch.out))
 
-        def call() -> None:
-            paged_attention(batches[0].replace(out=batch.out))
-
-        return call
-
-    return plan
+    return does
 
 
-def writes_nothing(batch: PagedBatch):
-    return lambda: None
+def writes_nothing(batch: PagedBatch, call: int, number: int) -> None: ...
 
 
-def writes_only_the_first_time(batch: PagedBatch):
-    calls = itertools.count(1)
-    return lambda: paged_attention(batch) if next(calls) == 1 else None
+def writes_only_the_first_time(batch: PagedBatch, call: int, number: int) -> None:
+    if call == 1:
+        paged_attention(batch)
 
 
 @pytest.mark.parametrize(
-    ("plan", "where", "what"),
+    ("does", "where", "what"),
     [
         # The last input is also timed warm, so that its third call comes first.
         (wrong_from_the_third_call_on, "input 9 of 9", "the truth is"),
-        (wrong_for_one_input(), "input 5 of 9", "the truth is"),
+        (wrong_for_one_input, "input 5 of 9", "the truth is"),
         (answers_another_input(), "input 2 of 9", "the truth is"),
         (writes_nothing, "input 1 of 9", "3 of 3 rows are not finite"),
         (writes_only_the_first_time, "input 1 of 9", "3 of 3 rows are not finite"),
     ],
 )
-def test_a_wrong_answer_in_any_round_is_seen_and_the_others_go_on(run, plan, where, what):
-    record = run(RIGHT, candidate("wrong", plan))
+def test_a_wrong_answer_in_any_round_is_seen_and_the_others_go_on(run, does, where, what):
+    record = run(RIGHT, candidate("wrong", counting(does)))
     right, wrong = record.points[0].subjects
     assert wrong.status == "wrong"
     assert where in wrong.why
@@ -245,7 +238,7 @@ def test_who_cannot_or_raises_ends_nobody_elses_run(run):
 
     record = run(
         Absent(name="absent", why="is not installed"),
-        candidate("unable", writes_nothing, Capabilities(block_sizes=frozenset({16}))),
+        candidate("unable", counting(writes_nothing), Capabilities(block_sizes=frozenset({16}))),
         candidate("raises", raises),
         candidate("raises later", raises_when_called),
         RIGHT,
@@ -265,30 +258,22 @@ def silent(batch: PagedBatch):
     raise SystemExit("silent")
 
 
-def exits(batch: PagedBatch):
-    def call() -> None:
+def exits(batch: PagedBatch, call: int, number: int) -> None:
+    raise SystemExit
+
+
+def exits_in_a_round(batch: PagedBatch, call: int, number: int) -> None:
+    paged_attention(batch)
+    if call == 5:
         raise SystemExit
-
-    return call
-
-
-def exits_in_a_round(batch: PagedBatch):
-    calls = itertools.count(1)
-
-    def call() -> None:
-        paged_attention(batch)
-        if next(calls) == 5:
-            raise SystemExit
-
-    return call
 
 
 @pytest.mark.parametrize(
     ("plan", "why"),
     [
         (silent, "planning it, the process gave no answer within 0.5 s; give it more with"),
-        (exits, "calling it, the process ended with code 0"),
-        (exits_in_a_round, "timing it, the process ended with code 0"),
+        (counting(exits), "calling it, the process ended with code 0"),
+        (counting(exits_in_a_round), "timing it, the process ended with code 0"),
     ],
 )
 def test_who_ends_the_process_is_named_and_the_others_are_timed(run, plan, why):
@@ -311,24 +296,14 @@ def test_a_failure_of_the_inputs_is_ours(run, monkeypatch):
 
 
 KERNELS = """
-import ctypes, os
+import ctypes, os, time
 from paged.attention import paged_attention
-
-calls = 0
-
-def ends_well(batch):
-    global calls
-    calls += 1
-    paged_attention(batch)
-    if calls == 5:
-        os._exit(0)
 
 def crashes(batch):
     ctypes.string_at(0)
 
 def hangs(batch):
-    while True:
-        pass
+    time.sleep(3600)
 
 def lies(batch):
     paged_attention(batch)
@@ -348,9 +323,7 @@ def prints(batch):
 def test_deaths_of_real_processes_are_findings(tmp_path):
     (tmp_path / "k.py").write_text(KERNELS)
     (tmp_path / "dies.py").write_text("import os; os._exit(3)")
-    names = [
-        f"{tmp_path}/k.py:{name}" for name in ("ends_well", "crashes", "hangs", "lies", "prints")
-    ]
+    names = [f"{tmp_path}/k.py:{name}" for name in ("crashes", "hangs", "lies", "prints")]
     record = run_throughput(
         ThroughputPlan(
             points=(SMALL,),
@@ -366,7 +339,6 @@ def test_deaths_of_real_processes_are_findings(tmp_path):
     said = {each.name.rpartition("/")[2]: each for each in record.points[0].subjects}
     assert said.pop("torch").status == said.pop("k.py:prints").status == "timed"
     assert {each.status for each in said.values()} == {"died"}
-    assert said["k.py:ends_well"].why == "timing it, the process ended with code 0"
     assert "which is the answer to no question" in said["k.py:lies"].why
     assert said["k.py:crashes"].why.startswith("calling it, the process was killed by SIGSEGV")
     silence = "the process gave no answer within 5 s; give it more with --time-limit"
@@ -489,53 +461,50 @@ def test_flashinfer_and_vllm_are_planned_once_and_run_in_the_call(monkeypatch):
 # --- bars, roofs, exports ------------------------------------------------------------------------
 
 
-def bar_record(run, ratio: float):
-    (point,) = Grid(batches=["azure-conv:32"]).points()
-    record = run(RIGHT).points[0]
-    ours = record.subjects[0]
-    interval = Interval(ratio, None, None)
-    torch_, contiguous = (
-        ours.model_copy(update={"name": name, "subject": name, "times_of": times})
-        for name, times in (("torch", {"contiguous": interval}), ("contiguous", {}))
-    )
-    return record.model_copy(update={"name": point.name, "subjects": [torch_, contiguous]})
+@pytest.fixture
+def timed(run):
+    """A point that was timed with one subject, to be changed into others."""
+    point = run(RIGHT).points[0]
+
+    def changed(name: str, *subjects: dict):
+        return point.model_copy(
+            update={
+                "name": name,
+                "subjects": [
+                    point.subjects[0].model_copy(update={"subject": each["name"], **each})
+                    for each in subjects
+                ],
+            }
+        )
+
+    return changed
+
+
+def times_of(name: str, ratio: float) -> dict:
+    return {"times_of": {name: Interval(ratio, None, None)}}
 
 
 @pytest.mark.parametrize(("ratio", "state"), [(1.0, "met"), (1.15, "met"), (1.16, "missed")])
-def test_the_bar_of_the_cpu_is_the_most_that_paging_may_cost(run, ratio, state):
-    first, *others = judge_bars([bar_record(run, ratio)], device="cpu")
+def test_the_bar_of_the_cpu_is_the_most_that_paging_may_cost(timed, ratio, state):
+    (point,) = Grid(batches=["azure-conv:32"]).points()
+    paged = {"name": "torch", **times_of("contiguous", ratio)}
+    record = timed(point.name, paged, {"name": "contiguous", "times_of": {}})
+    first, *others = judge_bars([record], device="cpu")
     assert (first.state, first.got) == (state, ratio)
     assert {bar.state for bar in others} == {"not measured"}
     assert {bar.why for bar in others} == {"this run has no GPU"}
 
 
-def gpu_record(run, name, *, share, matrix_share=0.0, peer_ratio=None):
-    record = bar_record(run, 1.0)
-    base = record.subjects[1]
-    ours = base.model_copy(
-        update={
-            "name": "triton",
-            "subject": "triton",
-            "bandwidth_share": share,
-            "matrix_share": matrix_share,
-        }
-    )
-    subjects = [ours]
-    if peer_ratio is not None:
-        ratio = Interval(peer_ratio, None, None)
-        subjects.append(
-            base.model_copy(
-                update={"name": "flex", "subject": "flex", "times_of": {"triton": ratio}}
-            )
-        )
-    return record.model_copy(update={"name": name, "subjects": subjects})
+def test_the_bars_of_a_gpu_are_shares_and_speeds_beside_peers(timed):
+    def beside_flex(name: str, share: float, ratio: float):
+        flex = {"name": "flex", **times_of("triton", ratio)}
+        return timed(name, {"name": "triton", "bandwidth_share": share, "times_of": {}}, flex)
 
-
-def test_the_bars_of_a_gpu_are_shares_and_speeds_beside_peers(run):
+    shares = {"bandwidth_share": 0.1, "matrix_share": 0.6, "times_of": {}}
     points = [
-        gpu_record(run, "decode 64x4096 h8 g4 d128 b16 bf16", share=0.86, peer_ratio=1.1),
-        gpu_record(run, "decode 64x4096 h8 g4 d128 b1 bf16", share=0.69, peer_ratio=0.9),
-        gpu_record(run, "prefill 16x2048 h8 g4 d128 b16 bf16", share=0.1, matrix_share=0.6),
+        beside_flex("decode 64x4096 h8 g4 d128 b16 bf16", 0.86, 1.1),
+        beside_flex("decode 64x4096 h8 g4 d128 b1 bf16", 0.69, 0.9),
+        timed("prefill 16x2048 h8 g4 d128 b16 bf16", {"name": "triton", **shares}),
     ]
     bars = judge_bars(points, device="cuda")
     got = {
