@@ -6,7 +6,6 @@ import subprocess
 import threading
 import time
 from functools import partial
-from queue import SimpleQueue
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +14,7 @@ import torch
 from bench.command.progress import Silence
 from bench.machine import roof as roofs
 from bench.machine.roof import RoofRecord
-from bench.machine.timing import CpuDevice, Interval
+from bench.machine.timing import Interval
 from bench.throughput import asv, planned
 from bench.throughput.bars import judge_bars
 from bench.throughput.candidates import Absent, Candidate, find_candidates
@@ -23,19 +22,14 @@ from bench.throughput.points import Grid, Point
 from bench.throughput.record import ThroughputRecord
 from bench.throughput.run import ThroughputPlan, run_throughput
 from bench.throughput.tensors import make_samples
-from bench.throughput.worker import CANDIDATE, Measuring
+from bench.throughput.worker import CANDIDATE
+from helpers.measuring import SMALL, InAThread, SmallCache
 from paged.attention import paged_attention
 from reference.attention.contract import Capabilities, PagedBatch
 from reference.attention.layout import usual
 from reference.attention.problem import AttentionProblem
 from subjects.attention.peers import flashinfer, vllm_unified
 from subjects.loading import SubjectError
-from subjects.process import SubjectDied
-
-SMALL = Point(
-    batch="by hand",
-    problem=AttentionProblem.parse("(q1 k40) (q1 k17) (q1 k3) h2 g2 d16 b8 bf16"),
-)
 
 ROOF = RoofRecord(
     copy_bytes=1,
@@ -47,58 +41,10 @@ ROOF = RoofRecord(
 )
 
 
-class SmallCache(CpuDevice):
-    """A CPU whose cache is so small that a few small inputs leave it."""
-
-    def __init__(self) -> None:
-        self.cache_bytes = 3 * SMALL.kv_bytes
-
-
 @pytest.fixture(autouse=True)
 def _roof(monkeypatch):
     """The machine's own roof takes seconds to measure; `test_the_roofs...` does so once."""
     monkeypatch.setattr("bench.throughput.run.measure_roof", lambda device: ROOF)
-
-
-class InAThread:
-    """The measuring process as a thread of this one: kernels are closures, a death is raised."""
-
-    def __init__(self) -> None:
-        self._questions: SimpleQueue[str] = SimpleQueue()
-        self._answers: SimpleQueue[dict | SubjectDied] = SimpleQueue()
-        self.started = 0
-        threading.Thread(target=self._work, daemon=True).start()
-
-    def _work(self) -> None:
-        while True:
-            self.started += 1
-            child = Measuring(
-                SmallCache(),
-                hear=lambda: json.loads(self._questions.get()),
-                say=lambda message: self._answers.put(json.loads(json.dumps(message))),
-            )
-            try:
-                with torch.no_grad():
-                    while True:
-                        child.answer_next()
-            except SystemExit as end:
-                how = "gave no answer within 0.5 s" if end.code else "ended with code 0"
-                self._answers.put(SubjectDied(how, timed_out=bool(end.code)))
-            except Exception as error:
-                self._answers.put(SubjectDied(f"raised {error}", timed_out=False))
-
-    def ask(self, question, *, limit_s=None):
-        self._questions.put(json.dumps(question))
-        return self.next_answer()
-
-    def next_answer(self, *, limit_s=None):
-        answer = self._answers.get(timeout=60)
-        if isinstance(answer, SubjectDied):
-            raise answer
-        return answer
-
-    def close(self) -> None:
-        pass
 
 
 def candidate(name, plan, capabilities=Capabilities()):  # noqa: B008 - frozen

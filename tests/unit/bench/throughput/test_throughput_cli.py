@@ -16,6 +16,7 @@ from bench.machine.roof import RoofRecord
 from bench.throughput.plot import draw
 from bench.throughput.record import LoopRecord, ThroughputRecord
 from bench.throughput.report import show
+from helpers.measuring import InAThread
 
 ROOF = RoofRecord(
     copy_bytes=1,
@@ -30,32 +31,51 @@ SMALL = ("--batch", "2x32", "--heads", "2x2", "--head-dim", "16", "--rounds", "2
 PAIR = ("--subject", "torch", "--subject", "contiguous")
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def _quick():
     """The roof, and the truth about inputs of many times the machine's cache, take seconds."""
-    monkeypatch.setattr("bench.throughput.run.measure_roof", lambda device: ROOF)
-    monkeypatch.setattr("bench.machine.timing.cpu_cache_bytes", lambda: 20_000)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bench.throughput.run.measure_roof", lambda device: ROOF)
+        patch.setattr("bench.machine.timing.cpu_cache_bytes", lambda: 20_000)
+        yield
+
+
+@pytest.fixture
+def in_a_thread(monkeypatch):
+    """Nothing is started: a measuring process takes seconds to import torch."""
+    monkeypatch.setattr("bench.throughput.run.start", lambda device: InAThread())
 
 
 def run(*arguments: str):
     return CliRunner().invoke(app, ["throughput", *arguments])
 
 
-def test_a_run_prints_a_table_and_writes_record_and_picture(tmp_path):
-    file, plot = tmp_path / "t.json", tmp_path / "roof.png"
-    result = run(*SMALL, *PAIR, "--batch", "azure:2", "--json", str(file), "--plot", str(plot))
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ran")
+    files = ("--json", f"{folder}/t.json", "--plot", f"{folder}/roof.png")
+    result = run(*SMALL, *PAIR, "--batch", "azure:2", *files)
     assert result.exit_code == 0, result.output
-    assert "decode 2x32 h2 g2 d16 b16 bf16" in result.output
-    assert re.search(r"contiguous +[\d.]+ +[\d.]+ +[\d.]+%", result.output)
-    assert "copy bandwidth 20.0 GB/s" in result.output
-    assert "right in" in result.output
-    record = ThroughputRecord.model_validate_json(file.read_text())
+    return folder, result.output
+
+
+@pytest.fixture
+def record(ran) -> ThroughputRecord:
+    return ThroughputRecord.model_validate_json((ran[0] / "t.json").read_text())
+
+
+def test_a_run_prints_a_table_and_writes_record_and_picture(ran, record):
+    folder, output = ran
+    assert "decode 2x32 h2 g2 d16 b16 bf16" in output
+    assert re.search(r"contiguous +[\d.]+ +[\d.]+ +[\d.]+%", output)
+    assert "copy bandwidth 20.0 GB/s" in output
+    assert "right in" in output
     assert [point.ragged for point in record.points] == [False, True]
     assert record.environment.torch == torch.__version__
-    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert (folder / "roof.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_sweeps_are_lists(tmp_path):
+def test_sweeps_are_lists(in_a_thread, tmp_path):
     file = tmp_path / "t.json"
     result = run(
         *SMALL, "--subject", "torch", "--block-size", "1, 16", "--dtype", "bf16,fp32",
@@ -65,7 +85,7 @@ def test_sweeps_are_lists(tmp_path):
     assert len(json.loads(file.read_text())["points"]) == 8
 
 
-def test_a_kernel_of_ones_own_that_is_wrong_ends_with_1(tmp_path):
+def test_a_kernel_of_ones_own_that_is_wrong_ends_with_1(in_a_thread, tmp_path):
     kernel = tmp_path / "mine.py"
     kernel.write_text("def attention(batch):\n    batch.out.zero_()\n")
     result = run(*SMALL, "--subject", "torch", "--subject", f"{kernel}:attention")
@@ -74,7 +94,7 @@ def test_a_kernel_of_ones_own_that_is_wrong_ends_with_1(tmp_path):
     assert "wrong: " in result.output
 
 
-def test_without_a_gpu_the_bars_of_one_are_not_measured(monkeypatch):
+def test_without_a_gpu_the_bars_of_one_are_not_measured(in_a_thread, monkeypatch):
     monkeypatch.setattr(cli_throughput, "ROUNDS", {"cpu": 1})
     monkeypatch.setattr(
         "bench.throughput.bars.RAGGED_BATCH", "azure-conv:1"
@@ -85,7 +105,7 @@ def test_without_a_gpu_the_bars_of_one_are_not_measured(monkeypatch):
     assert "49 of 50 bars not measured: this run has no GPU" in result.output
 
 
-def test_a_failure_of_ours_says_nothing_about_a_kernel(monkeypatch):
+def test_a_failure_of_ours_says_nothing_about_a_kernel(in_a_thread, monkeypatch):
     def fails(*_, **__):
         raise RuntimeError("ours")
 
@@ -94,11 +114,8 @@ def test_a_failure_of_ours_says_nothing_about_a_kernel(monkeypatch):
     assert result.exit_code == 4
 
 
-def test_the_report_fits_80_columns_and_takes_no_name_for_markup(tmp_path):
-    file = tmp_path / "t.json"
-    assert run(*SMALL, *PAIR, "--json", str(file)).exit_code == 0
-    record = ThroughputRecord.model_validate_json(file.read_text())
-    (point,) = record.points
+def test_the_report_fits_80_columns_and_takes_no_name_for_markup(record):
+    point = record.points[0]
     torch_, contiguous = point.subjects
     odd = contiguous.model_copy(update={"name": "[red]odd[/]:k", "captured": True})
     long = contiguous.model_copy(update={"name": "a/folder/and_a_rather_long_name.py:attention"})
@@ -116,10 +133,7 @@ def test_the_report_fits_80_columns_and_takes_no_name_for_markup(tmp_path):
     assert max(map(cell_len, table)) <= 80
 
 
-def test_a_picture_of_nothing_is_no_error(tmp_path):
-    file = tmp_path / "t.json"
-    assert run(*SMALL, "--subject", "triton", "--json", str(file)).exit_code == 0
-    record = ThroughputRecord.model_validate_json(file.read_text())
+def test_a_picture_of_nothing_is_no_error(record, tmp_path):
     draw(record, tmp_path / "roof.svg")
     draw(record.model_copy(update={"points": []}), tmp_path / "none.svg")
     assert "copy 20 GB/s" in (tmp_path / "roof.svg").read_text()
