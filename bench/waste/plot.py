@@ -24,7 +24,7 @@ from bench.waste.pool_map import (
     PoolMap,
 )
 from bench.waste.record import WasteRecord, WasteRow
-from bench.waste.report import CLASS_NAMES, MEANINGS
+from bench.waste.report import CLASSES
 from reference.errors import BadInput
 
 if TYPE_CHECKING:
@@ -38,24 +38,16 @@ MAX_MAPS: Final = 6
 # Okabe and Ito's colours, which differ in lightness too. Cold is in use, warm is lost, white is
 # free. A token's shade says whose it is: neighbours differ.
 TOKEN_SHADES: Final = ("#00466e", "#0072b2", "#3f9ad0", "#7fc1e8")
-COLOURS: Final = {
-    TOKEN: TOKEN_SHADES[1],
-    SHARED: "#cc79a7",
-    RESERVE: "#f0e442",
-    INTERNAL: "#e69f00",
-    ROUNDUP: "#d55e00",
-    IDLE: "#009e73",
-    FREE: "#ffffff",
+KINDS: Final = {
+    TOKEN: (TOKEN_SHADES[1], "token (a shade for each request)"),
+    SHARED: ("#cc79a7", "token that several sequences read"),
+    RESERVE: ("#f0e442", "reserved: will be filled"),
+    INTERNAL: ("#e69f00", "internal: will not be filled"),
+    ROUNDUP: ("#d55e00", "rounding"),
+    IDLE: ("#009e73", "cached, idle"),
+    FREE: ("#ffffff", "free"),
 }
-MAP_NAMES: Final = {
-    TOKEN: "token (a shade for each request)",
-    SHARED: "token that several sequences read",
-    RESERVE: "reserved: will be filled",
-    INTERNAL: "internal: will not be filled",
-    ROUNDUP: "rounding",
-    IDLE: "cached, idle",
-    FREE: "free",
-}
+COLOURS: Final = {kind: colour for kind, (colour, _) in KINDS.items()}
 BAR_STYLES: Final[dict[str, dict[str, Any]]] = {
     "token": {"color": COLOURS[TOKEN]},
     "reserve": {"color": COLOURS[RESERVE]},
@@ -124,8 +116,8 @@ def draw(record: WasteRecord, stream: str, maps: list[PoolMap], file: Path) -> N
         from matplotlib.patches import Patch
 
         handles = [
-            Patch(facecolor=COLOURS[kind], edgecolor="#888888", label=name)
-            for kind, name in MAP_NAMES.items()
+            Patch(facecolor=colour, edgecolor="#888888", label=name)
+            for kind, (colour, name) in KINDS.items()
             if kind in seen
         ]
         if len(maps) % 2:
@@ -156,7 +148,7 @@ def _bars(axes: Axes, rows: list[WasteRow]) -> None:
             height=0.72,
             edgecolor="#444444",
             linewidth=0.4,
-            label=f"{CLASS_NAMES[name]}: {MEANINGS[name]}",
+            label=": ".join(CLASSES[name]),
             **style,
         )
         begin += width

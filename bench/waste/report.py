@@ -19,28 +19,17 @@ from bench.waste.whatif import compare
 from bench.waste.whatif_report import show_whatif
 from bench.workloads.record import ServedStream
 
-CLASS_NAMES: Final = {
-    "token": "token",
-    "reserve": "reserve",
-    "internal": "intern",
-    "roundup": "round",
-    "free_frag": "frag",
-    "free_short": "short",
-    "free_idle": "idle",
-    "cached_idle": "cached",
+CLASSES: Final = {
+    "token": ("token", "holds a token that is read"),
+    "reserve": ("reserve", "empty, will be filled"),
+    "internal": ("intern", "empty, asked for, never filled"),
+    "roundup": ("round", "empty, beyond what was asked for"),
+    "free_frag": ("frag", "free in pieces that are too small"),
+    "free_short": ("short", "free, and too little for the next request"),
+    "free_idle": ("idle", "free, and nobody waits for it"),
+    "cached_idle": ("cached", "kept for a prefix, read by nobody"),
 }
-"""Heads of the columns; the classes are those of `paged.accounting`."""
-
-MEANINGS: Final = {
-    "token": "holds a token that is read",
-    "reserve": "empty, will be filled",
-    "internal": "empty, asked for, never filled",
-    "roundup": "empty, beyond what was asked for",
-    "free_frag": "free in pieces that are too small",
-    "free_short": "free, and too little for the next request",
-    "free_idle": "free, and nobody waits for it",
-    "cached_idle": "kept for a prefix, read by nobody",
-}
+"""Head of the column and meaning of each class of `paged.accounting`."""
 
 IDLE_POOL: Final = 0.05
 """Share of the pool that is free with nobody waiting, from which on the pool counts as idle."""
@@ -75,8 +64,8 @@ def show(record: WasteRecord, console: Console) -> None:
 
 def memory_table(rows: list[WasteRow]) -> Table:
     """Where the slots are, in per cent of the pool, and how many requests run in them."""
-    used = [name for name in CLASS_NAMES if any(getattr(row.judged, name) for row in rows)]
-    made = _table([*(CLASS_NAMES[name] for name in used), "batch", "peak"])
+    used = [name for name in CLASSES if any(getattr(row.judged, name) for row in rows)]
+    made = _table([*(CLASSES[name][0] for name in used), "batch", "peak"])
     for row in rows:
         shares = row.shares
         made.add_row(
@@ -85,7 +74,7 @@ def memory_table(rows: list[WasteRow]) -> Table:
             f"{row.mean_batch:,.2f}",
             f"{row.peak_requests:,}",
         )
-    said = "; ".join(f"{CLASS_NAMES[name]}: {MEANINGS[name]}" for name in used)
+    said = "; ".join(": ".join(CLASSES[name]) for name in used)
     made.caption = Text(
         f"% of the slots, over the loaded steps. {said}. batch: requests that run at once, mean "
         f"and peak."
