@@ -140,11 +140,10 @@ def fuzz(
         if replay is not None:
             if json is not None:
                 raise BadInput(f"--json {json}: --replay prints, and makes no record; drop one")
-            it.end(
-                _replay(
-                    replay, allocator, engine_python, it, in_process=in_process, limit=time_limit
-                )
+            code = _replay(
+                replay, allocator, engine_python, it, in_process=in_process, limit=time_limit
             )
+            it.end(code)
         check_file("--json", json)
         from bench.fuzz.campaign import Campaign, campaign_record, run_campaign
         from bench.fuzz.databases import open_database

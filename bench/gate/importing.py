@@ -144,10 +144,8 @@ def import_record(path: Path, store: Path) -> Path:
         judged = judge(record)
     except (ValueError, ArithmeticError, LookupError) as error:
         raise BadInput(f"{path}: no verdict follows from it: {error}; measure again") from None
-    said, found = ([(b.key, b.verdict) for b in each.benchmarks] for each in (record, judged))
-    other = [
-        key for (key, verdict), (_, again) in zip(said, found, strict=True) if verdict != again
-    ]
+    both = zip(record.benchmarks, judged.benchmarks, strict=True)
+    other = [each.key for each, again in both if each.verdict != again.verdict]
     if other:
         raise BadInput(
             f"{path}: its launches do not give its verdict on {other[0]} ({len(other)} such); it "
