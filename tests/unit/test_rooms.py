@@ -303,14 +303,11 @@ def test_planted_meeting_of_halves_is_named(tmp_path: Path, file: str, source: s
     assert [finding.split()[0] for finding in meetings(tmp_path, "reference")] == [file]
 
 
-def test_planted_triton_import_is_found_two_modules_deep(tmp_path: Path) -> None:
+def test_planted_heavy_imports_are_found(tmp_path: Path) -> None:
     plant(tmp_path, "paged/clean.py", "import math")
-    plant(tmp_path, "paged/heavy.py", "from paged import helper")
+    plant(tmp_path, "paged/heavy.py", "from paged import helper")  # two modules deep
     plant(tmp_path, "paged/helper.py", "import triton")
-    assert heavy_imports(tmp_path, "paged") == ["paged.heavy imports triton"]
-
-
-def test_planted_cuda_initialisation_is_found(tmp_path: Path) -> None:
     # What a context leaves behind, set by hand: there may be no device to initialise.
     plant(tmp_path, "reference/eager.py", "import torch.cuda\ntorch.cuda._initialized = True")
-    assert heavy_imports(tmp_path, "reference") == ["CUDA is initialised"]
+    found = heavy_imports(tmp_path, "paged", "reference")
+    assert found == ["paged.heavy imports triton", "CUDA is initialised"]

@@ -24,17 +24,17 @@ assert interpreter.installed()  # bfloat16 and float8 are wrong without it
 def decode_batch(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *, scale: float = 1.0
 ) -> PagedBatch:
-    """One query [num_seqs, head_dim] for each sequence of keys [num_seqs, length, head_dim]."""
-    num_seqs, length, head_dim = keys.shape
+    """Queries [num_seqs, heads, head_dim] for sequences of keys [num_seqs, length, head_dim]."""
+    num_seqs, length, _ = keys.shape
     return PagedBatch(
-        query=query[:, None],
+        query=query,
         key_cache=keys[:, :, None],
         value_cache=values[:, :, None],
         block_table=torch.arange(num_seqs, dtype=torch.int32)[:, None],
         seq_lens=torch.full((num_seqs,), length, dtype=torch.int32),
         query_start_loc=torch.arange(num_seqs + 1, dtype=torch.int32),
-        out=torch.full((num_seqs, 1, head_dim), torch.nan, dtype=query.dtype),
-        lse=torch.full((num_seqs, 1), torch.nan),
+        out=torch.full(query.shape, torch.nan, dtype=query.dtype),
+        lse=torch.full(query.shape[:2], torch.nan),
         scale=scale,
         max_query_len=1,
         max_seq_len=length,
@@ -50,7 +50,7 @@ def codes(dtype: torch.dtype) -> torch.Tensor:
 @pytest.mark.parametrize("kv_dtype", FLOAT8)
 def test_every_value_comes_out_as_it_is(kv_dtype, dtype):
     values = codes(kv_dtype)[:, None]
-    query = torch.zeros(16, 16, dtype=dtype)
+    query = torch.zeros(16, 1, 16, dtype=dtype)
     batch = decode_batch(query, torch.zeros_like(values), values)
     with as_on_a_gpu():
         paged_attention(batch)
@@ -62,19 +62,19 @@ def test_every_value_comes_out_as_it_is(kv_dtype, dtype):
 @pytest.mark.parametrize("dtype", QUERIES)
 @pytest.mark.parametrize("kv_dtype", FLOAT8)
 def test_every_key_counts_as_it_is(kv_dtype, dtype):
-    # Of a key, one element is the code: the log-sum-exp of a single key is the logit.
-    flat = codes(kv_dtype).view(256)
-    flat = flat[~flat.float().isinf()]
-    keys = torch.zeros(len(flat), 1, 16).to(kv_dtype)
-    keys[:, 0, 3] = flat
-    query = torch.ones(len(flat), 16, dtype=dtype)
-    batch = decode_batch(query, keys, torch.zeros_like(keys))
+    # The log-sum-exp of a single key is its logit, and each head asks for one of its elements.
+    keys = codes(kv_dtype).float()
+    nans = int(keys.isnan().sum())
+    assert nans == {torch.float8_e4m3fn: 2, torch.float8_e5m2: 6}[kv_dtype]
+    expected = torch.cat([torch.where(keys.isfinite(), keys, 0), torch.zeros(nans, 16)])
+    keys = expected.to(kv_dtype)
+    keys[16:, 3] = codes(kv_dtype)[codes(kv_dtype).float().isnan()]
+    expected[16:] = torch.nan  # a NaN reaches every head
+    query = torch.eye(16, dtype=dtype).expand(16 + nans, 16, 16).contiguous()
+    batch = decode_batch(query, keys[:, None], torch.zeros_like(keys)[:, None])
     with as_on_a_gpu():
         paged_attention(batch)
-    logits, expected = batch.lse[:, 0], flat.float()
-    assert torch.equal(logits.isnan(), expected.isnan())
-    real = ~expected.isnan()
-    torch.testing.assert_close(logits[real], expected[real], rtol=3e-7, atol=3e-7)
+    torch.testing.assert_close(batch.lse, expected, rtol=3e-7, atol=3e-7, equal_nan=True)
 
 
 @pytest.mark.parametrize(
@@ -87,8 +87,8 @@ def test_many_weights_too_small_for_a_float16_count(dtype, kv_dtype):
     keys, values = torch.zeros(1, block_size, 16), torch.ones(1, block_size, 16)
     keys[0, 0, 0] = 26.0
     values[0, 0] = 0.0
-    query = torch.zeros(1, 16, dtype=dtype)
-    query[0, 0] = 1.0
+    query = torch.zeros(1, 1, 16, dtype=dtype)
+    query[0, 0, 0] = 1.0
     batch = decode_batch(query, keys.to(kv_dtype), values.to(kv_dtype), scale=float(np.log(2.0)))
     batch = batch.replace(seq_lens=torch.tensor([length], dtype=torch.int32), max_seq_len=length)
     paged_attention(batch, num_splits=1)
