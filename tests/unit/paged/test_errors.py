@@ -47,12 +47,9 @@ def test_error_comes_back_whole_from_another_process(error: PagedCacheError) -> 
     assert vars(back) == vars(error)
 
 
-def test_numbers_of_out_of_blocks_can_be_read() -> None:
+def test_errors_are_what_a_caller_handles() -> None:
     error = OutOfBlocks(3, 1)
     assert (error.needed, error.available) == (3, 1)
-
-
-def test_bad_size_is_a_value_error_too() -> None:
     assert issubclass(BadSize, ValueError)
 
 

@@ -51,12 +51,9 @@ def test_keys_of_an_array_will_do() -> None:
     assert allocator.admit("b", KeyedPrompt(9, (1, 2))) == 8
 
 
-def test_more_keys_than_full_blocks_are_refused() -> None:
+def test_keys_that_make_no_sense_are_refused() -> None:
     with pytest.raises(BadSize, match="3 keys for 11 tokens in blocks of 4: give at most 2"):
         caching().admit("a", KeyedPrompt(11, (1, 2, 3)))
-
-
-def test_salt_with_keys_is_refused() -> None:
     with pytest.raises(BadSize, match="let the keys of tenants differ"):
         caching().admit("a", KeyedPrompt(4, (1,)), salt=b"s")
 
@@ -143,20 +140,16 @@ def test_fork_in_the_middle_of_a_prompt_goes_on_by_itself() -> None:
     assert allocator.cached_tokens(prompt) == 12
 
 
-def test_extension_by_nothing_changes_nothing() -> None:
+def test_extension_by_nothing_or_by_what_is_no_number_changes_nothing() -> None:
     allocator = PagedAllocator(2, 4)
     allocator.admit("a", KeyedPrompt(4))
     allocator.extend("a", 0)
+    for wrong in (-1, 1.5, True, "1"):
+        with pytest.raises(BadSize, match="num_tokens = "):
+            allocator.extend("a", wrong)
+    assert allocator.num_tokens("a") == 4
     allocator.extend("a", np.int64(1))
     assert allocator.num_tokens("a") == 5
-
-
-@pytest.mark.parametrize("num_tokens", [-1, 1.5, True, "1"])
-def test_extension_by_what_is_no_number_is_refused(num_tokens: int) -> None:
-    allocator = PagedAllocator(2, 4)
-    allocator.admit("a", KeyedPrompt(4))
-    with pytest.raises(BadSize, match="num_tokens = "):
-        allocator.extend("a", num_tokens)
 
 
 def test_unknown_sequence_is_neither_extended_nor_released_nor_measured() -> None:
@@ -168,9 +161,6 @@ def test_unknown_sequence_is_neither_extended_nor_released_nor_measured() -> Non
     ):
         with pytest.raises(UnknownSequence, match="'a'"):
             call()
-
-
-# What an admission would take
 
 
 # Windows

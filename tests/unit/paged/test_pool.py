@@ -40,25 +40,16 @@ def test_block_released_from_the_eviction_callback_is_not_lost() -> None:
     assert counts(pool) == (0, 1, 2)
 
 
-def test_double_free_names_the_block() -> None:
-    pool = BlockPool(3)
-    (block,) = pool.allocate(1)
-    pool.release(block, keep=False)
-    with pytest.raises(DoubleFree, match=f"block {block} "):
-        pool.release(block, keep=False)
-    assert counts(pool) == (3, 0, 0)
-
-
-def test_idle_block_cannot_be_released_again() -> None:
+def test_misused_block_is_named_and_the_pool_is_as_it_was() -> None:
     pool = pool_with_idle(3, [1])
-    with pytest.raises(DoubleFree, match="block 1 "):
-        pool.release(1, keep=True)
+    pool.release(0, keep=False)
+    for block, keep in ((0, False), (1, True)):  # free, and idle
+        with pytest.raises(DoubleFree, match=f"block {block} "):
+            pool.release(block, keep=keep)
+    with pytest.raises(UseAfterFree, match="block 0 "):
+        pool.retain(0)
+    assert counts(pool) == (1, 1, 1)
     assert pool.eviction_order() == [1]
-
-
-def test_free_block_cannot_be_retained() -> None:
-    with pytest.raises(UseAfterFree, match="block 2 "):
-        BlockPool(3).retain(2)
 
 
 @pytest.mark.parametrize("block", [-1, 3])
@@ -76,9 +67,6 @@ def test_block_outside_the_pool_is_refused(block: int) -> None:
 def test_pool_size_out_of_range_is_refused(num_blocks: int) -> None:
     with pytest.raises(BadSize, match="num_blocks = "):
         BlockPool(num_blocks)
-
-
-def test_negative_count_is_refused() -> None:
     with pytest.raises(BadSize, match="count = -1"):
         BlockPool(3).allocate(-1)
 
