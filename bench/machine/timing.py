@@ -335,7 +335,7 @@ class Timer:
                 if times[name].out:
                     continue
                 plan = plans[name]
-                run, count = plan.warm(self._device) if is_warm else plan.cold(self._device)
+                run, count = plan.run(self._device, warm=is_warm)
                 began = time.perf_counter()  # what follows is work of the host's as well
                 before_side(name)
                 try:
@@ -385,23 +385,17 @@ class _Plan:
         passes = max(1, min(-(-wanted // inputs), MOST_QUEUED // inputs))
         return passes * inputs
 
-    def cold(self, device: Device) -> tuple[Sequence[Call], int]:
-        """What to run, and how many calls that is: every input in turn."""
-        count = self.count(device)
+    def run(self, device: Device, *, warm: bool) -> tuple[Sequence[Call], int]:
+        """What to run, and how many calls that is: every input in turn, or the last alone."""
+        count, calls = self.count(device), self.side.calls
         if self.captured:
-            return [self.captured[False]], count
-        return self.side.calls * (count // len(self.side.calls)), count
-
-    def warm(self, device: Device) -> tuple[Sequence[Call], int]:
-        """What to run, and how many calls that is: the last input, which no round begins with."""
-        count = self.count(device)
-        if self.captured:
-            return [self.captured[True]], count
-        return self.side.calls[-1:] * count, count
+            return [self.captured[warm]], count
+        # The first would still be in the cache when the next round begins with it.
+        return (calls[-1:] * count if warm else calls * (count // len(calls))), count
 
     def capture(self, device: Device) -> bool:
         count = self.count(device)
-        graphs = [device.capture(self.cold(device)[0]), device.capture(self.warm(device)[0])]
+        graphs = [device.capture(self.run(device, warm=warm)[0]) for warm in (False, True)]
         if graphs[0] is None or graphs[1] is None:
             return False
         self.captured = {False: graphs[0], True: graphs[1]}
