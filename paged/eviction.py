@@ -415,7 +415,6 @@ class GhostList:
         return self._latest.get(key, gone) > gone
 
     def __len__(self) -> int:
-        """Keys that are ghosts now."""
         self._sweep()
         return len(self._latest)
 

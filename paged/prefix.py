@@ -186,7 +186,6 @@ class PrefixIndex:
         """Digest or key of each indexed block. To be read, not written."""
 
     def __len__(self) -> int:
-        """Indexed blocks."""
         return len(self._digest_of)
 
     def match(self, tokens: Tokens, *, salt: bytes = b"") -> list[int]:

@@ -11,7 +11,7 @@ from typing import Final
 
 import torch
 
-from reference.attention.contract import PagedBatch
+from reference.attention.contract import PagedBatch, options_of
 from reference.attention.problem import AttentionProblem
 from reference.attention.size import check_call
 
@@ -57,14 +57,7 @@ def engine_batch(problem: AttentionProblem, *, with_lse: bool = True) -> PagedBa
         query_start_loc=torch.tensor(problem.query_starts, dtype=torch.int32),
         out=torch.empty((problem.num_tokens, heads, dim), dtype=problem.torch_dtype),
         lse=torch.empty((problem.num_tokens, heads), dtype=torch.float32) if with_lse else None,
-        max_query_len=problem.max_query_len,
-        max_seq_len=problem.max_seq_len,
-        scale=problem.softmax_scale,
-        causal=problem.causal,
-        window=problem.window,
-        softcap=problem.softcap,
         alibi_slopes=torch.ones(heads) if problem.alibi else None,
         sinks=torch.ones(heads) if problem.sinks else None,
-        k_scale=problem.k_scale,
-        v_scale=problem.v_scale,
+        **options_of(problem),
     )

@@ -158,6 +158,12 @@ class Capabilities:
         return f"{at_once[0]} together" if at_once else None
 
 
+def options_of(problem: AttentionProblem) -> dict[str, Any]:
+    """The fields of a `PagedBatch` that are no tensors, as a problem has them."""
+    names = ("max_query_len", "max_seq_len", "causal", "window", "softcap", "k_scale", "v_scale")
+    return {name: getattr(problem, name) for name in names} | {"scale": problem.softmax_scale}
+
+
 def variants_of(problem: AttentionProblem) -> frozenset[str]:
     """The members of `VARIANTS` that a problem needs."""
     needs = {

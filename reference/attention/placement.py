@@ -15,7 +15,7 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
-from reference.attention.contract import PagedBatch
+from reference.attention.contract import PagedBatch, options_of
 from reference.attention.inputs import Inputs
 from reference.attention.problem import AttentionProblem
 
@@ -156,16 +156,9 @@ def place(
         query_start_loc=_int32(problem.query_starts, device),
         out=_within(guarded_out, problem),
         lse=_within(guarded_lse, problem) if with_lse else None,
-        max_query_len=problem.max_query_len,
-        max_seq_len=problem.max_seq_len,
-        scale=problem.softmax_scale,
-        causal=problem.causal,
-        window=problem.window,
-        softcap=problem.softcap,
         alibi_slopes=_copy(inputs.alibi_slopes),
         sinks=_copy(inputs.sinks),
-        k_scale=problem.k_scale,
-        v_scale=problem.v_scale,
+        **options_of(problem),
     )
     inputs_before = {name: getattr(batch, name) for name in WATCHED}
     placement = Placement(
