@@ -164,6 +164,9 @@ def test_the_table_goes_to_standard_output_and_progress_to_standard_error(right)
     assert re.search(rf"right +9 problems, {passed} checks *$", right.stdout, re.M)
     for words in ("decode time", "cache memory", "exit code 0"):
         assert words in right.stdout
+    assert "problems by what they show" not in right.stdout  # it was not asked for
+    assert re.search(r"coverage \d+/\d+, memory not run", " ".join(right.stdout.split()))
+    assert right.record.kernels[0].coverage
     # A slow step says more than one line; the last is that of its end.
     ends = r"(?s)(cross-checking \S+:narrow: .*)?cross-checking \S+:narrow: 9 of 9 in \d+ s\n"
     ends += r"(timing decode: .*)?timing decode: 11 of 11 in \d+ s\n"
@@ -265,12 +268,6 @@ def test_coverage_is_printed_written_and_recorded_from_the_same_verdicts(waived)
     shown = kernel.cells("passed") + kernel.cells("failed as expected")
     summary = f"coverage {shown}/{shown + kernel.cells('not run')}, memory not run"
     assert summary in " ".join(waived.stdout.split())
-
-
-def test_without_the_option_only_the_summary_of_coverage_is_printed(right):
-    assert "problems by what they show" not in right.stdout
-    assert re.search(r"coverage \d+/\d+, memory not run", " ".join(right.stdout.split()))
-    assert right.record.kernels[0].coverage
 
 
 # 2: nothing was checked; usage is in `commands/refused.txt`

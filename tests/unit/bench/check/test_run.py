@@ -262,7 +262,7 @@ def test_a_job_that_is_stopped_while_a_kernel_is_imported_reports_it(tmp_path, m
     assert [k.problems for k in record.kernels] == [0, 0]
 
 
-@pytest.mark.parametrize("answers", [1, 2, 5])
+@pytest.mark.parametrize("answers", [1, 5])
 def test_what_was_found_is_kept_whenever_shrinking_is_stopped(
     answers, kernel, tmp_path, monkeypatch
 ):

@@ -256,27 +256,6 @@ def test_shrinking_begins_with_the_failure_and_not_with_those_before(kernel):
     assert kernel.asked[0] == (failure.check, failure.problem)
 
 
-def test_shrinking_stops_when_told_to_and_does_not_wait_for_a_kernel_that_hangs(
-    kernel, monkeypatch
-):
-    monkeypatch.setattr(children, "GRACE_S", 0.1)
-    kernel.reply = too_long
-    failure, stop = run().failure, threading.Event()
-
-    def reply(check: str, problem: AttentionProblem) -> dict | None:
-        if len(kernel.asked) < 4:
-            return too_long(check, problem)
-        stop.set()
-        return None
-
-    kernel.asked.clear()
-    kernel.reply = reply
-    smaller = shrink(plan(), failure, stopped=stop.is_set)
-    assert len(kernel.asked) == 4
-    assert smaller.first_problem == failure.problem
-    assert smaller.problem in kernel.specs()
-
-
 def test_a_fault_of_ours_while_shrinking_keeps_the_smallest_so_far_and_is_said(kernel):
     kernel.reply = too_long
     failure = run().failure

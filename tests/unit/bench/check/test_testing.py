@@ -345,9 +345,12 @@ def test_arguments_that_cannot_be_met_are_refused_where_they_stand(arguments, er
         parametrize_with_checks(**{**usual, **arguments})
 
 
-def test_a_kernel_of_a_package_goes_by_its_module():
-    mark = parametrize_with_checks([paged_attention])
-    checks = [parameters.values[1] for parameters in mark.args[1]]
+def test_a_kernel_of_a_package_goes_by_its_module_and_several_keep_their_ids():
+    mark = parametrize_with_checks(["torch", paged_attention], problems=2)
+    assert [parameters.id for parameters in mark.args[1]] == [
+        f"{kernel}-{name}" for kernel in ("torch", "paged_attention") for name in NAMES
+    ]
+    checks = [parameters.values[1] for parameters in mark.args[1]][len(NAMES) :]
     assert [check.name for check in checks] == ["paged.attention:paged_attention"] * len(NAMES)
     assert [repr(check) for check in checks] == NAMES
     assert all(check.replayable for check in checks)
@@ -367,10 +370,3 @@ def test_nothing_else_imports_pytest():
     files = [file for room in ("reference", "bench") for file in (ROOT / room).rglob("*.py")]
     found = {str(file.relative_to(ROOT)) for file in files if imports.search(file.read_text())}
     assert found == {"bench/check/testing.py"}
-
-
-def test_names_of_kernels_do_as_well_and_several_kernels_keep_their_ids():
-    mark = parametrize_with_checks(["torch", paged_attention], problems=2)
-    assert [parameters.id for parameters in mark.args[1]] == [
-        f"{kernel}-{name}" for kernel in ("torch", "paged_attention") for name in NAMES
-    ]

@@ -28,11 +28,11 @@ from typer.testing import CliRunner
 
 from bench import cli
 from bench.fuzz.pytest_file import pytest_file
-from bench.fuzz.record import Subject, Trace, read_trace
+from bench.fuzz.record import Subject, read_trace
 from bench.gate.verdict import judge
-from bench.machine.environment import FuzzEnvironment
 from helpers.gate_records import gate_record
 from helpers.places import ROOT
+from helpers.traces import a_trace
 from reference.allocator.contract import AllocatorCapabilities
 from reference.allocator.programs import Pool, Program, Step
 
@@ -58,27 +58,13 @@ def make(num_blocks, block_size, *, prefix_caching, window): ...
 """
 
 
-def a_trace(**changes: Any) -> Trace:
-    usual = {
-        "allocator": Subject(name="brand.py:make"),
-        "check": "content",
-        "message": "x",
-        "at_the_end": False,
-        "repeats": True,
-        "program": Program(Pool(num_blocks=3, block_size=2), (Step("admit", "a", tokens=(1,)),)),
-        "examples": 1,
-        "first_steps": 1,
-        "attempts": 1,
-        "seed": 5,
-        "environment": FuzzEnvironment(
-            pagedbench="0.1", commit=None, dirty=None, hypothesis="6", python="3.11", cpu="a"
-        ),
-    }
-    return Trace(**(usual | changes))
+SHORT = Program(Pool(num_blocks=3, block_size=2), (Step("admit", "a", tokens=(1,)),))
+BRANDED = a_trace(SHORT, allocator=Subject(name="brand.py:make"))
+PAGED = a_trace(SHORT, allocator=Subject(name="paged"))
 
 
 def in_the_trace(**changes: Any) -> str:
-    trace = json.loads(a_trace(allocator=Subject(name="paged")).to_json())
+    trace = json.loads(PAGED.to_json())
     trace["program"] = trace["program"] | changes
     return json.dumps(trace)
 
@@ -102,9 +88,9 @@ def files() -> dict[str, str | bytes]:
     definitions = {"version": 2, "b": {"params": [], "unit": "s", "version": "1"}}
     return {
         "brand.py": BRAND,
-        "trace.json": a_trace().to_json(),
+        "trace.json": BRANDED.to_json(),
         "python.json": a_trace(
-            allocator=Subject(name="paged", engine_python="./a python")
+            SHORT, allocator=Subject(name="paged", engine_python="./a python")
         ).to_json(),
         "pool.json": in_the_trace(pool={"num_blocks": 10**12, "block_size": 10**9}),
         "window.json": in_the_trace(pool={"num_blocks": 1, "block_size": 1, "window": -1}),

@@ -24,17 +24,16 @@ from bench import cli
 from bench.fuzz.pytest_file import pytest_file
 from bench.fuzz.record import (
     FindingRecord,
-    FuzzEnvironment,
     FuzzRecord,
     Subject,
-    Trace,
     read_trace,
     slug,
 )
 from helpers.places import COMMAND, ROOT
+from helpers.traces import EVERYTHING, a_trace
 from reference.allocator.contract import HOSTILE_CALLS
 from reference.allocator.machine import run_program
-from reference.allocator.programs import Pool, Program, Step
+from reference.allocator.programs import Program, Step
 from reference.errors import BadInput
 from subjects.allocators.resolve import open_allocator
 
@@ -344,22 +343,6 @@ def test_a_signal_reports_what_was_found(
 # Traces
 
 
-ENVIRONMENT = FuzzEnvironment(
-    pagedbench="0.1", commit=None, dirty=None, hypothesis="6", python="3.11", cpu="a"
-)
-
-EVERYTHING = Program(
-    Pool(num_blocks=3, block_size=2, prefix_caching=False, window=4, batching=True),
-    (
-        Step("admit", "a", tokens=(0, 1, 2), num_tokens=1, salt="it's"),
-        Step("fork", "b", parent="a"),
-        Step("append", "b", tokens=(7,)),
-        Step("settle"),
-        Step("free_twice"),
-    ),
-)
-
-
 def run_as_a_module(text: str) -> dict[str, Any]:
     namespace: dict[str, Any] = {"__name__": "generated"}
     exec(compile(text, "generated", "exec"), namespace)
@@ -369,23 +352,6 @@ def run_as_a_module(text: str) -> dict[str, Any]:
 def call_the_test(text: str) -> None:
     (test,) = [value for name, value in run_as_a_module(text).items() if name.startswith("test_")]
     test()
-
-
-def a_trace(program: Program = EVERYTHING, **changes: object) -> Trace:
-    usual: dict[str, object] = {
-        "allocator": Subject(name="pools/mine.py:make", version="1.0"),
-        "check": "content",
-        "message": 'b, position 0: expected\nTraceback """quoted""" \\n',
-        "at_the_end": False,
-        "repeats": True,
-        "program": program,
-        "examples": 1234,
-        "first_steps": 30,
-        "attempts": 99,
-        "seed": 5,
-        "environment": ENVIRONMENT,
-    }
-    return Trace(**(usual | changes))
 
 
 def test_a_trace_survives_its_file(tmp_path: Path) -> None:
