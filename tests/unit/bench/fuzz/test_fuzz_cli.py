@@ -32,10 +32,8 @@ from bench.fuzz.record import (
 from helpers.places import COMMAND, ROOT
 from helpers.traces import EVERYTHING, a_trace
 from reference.allocator.contract import HOSTILE_CALLS
-from reference.allocator.machine import run_program
 from reference.allocator.programs import Program, Step
 from reference.errors import BadInput
-from subjects.allocators.resolve import open_allocator
 
 # {} stands for what is wrong with it: a class body, and what is done when one is made.
 ALLOCATOR = """
@@ -242,14 +240,8 @@ def test_the_generated_test_fails_with_the_finding_until_it_is_mended(
     assert "fork" in failed.stdout
     written(copied)
     with chdir(copied):
-        call_the_test(Path(wrong.finding.pytest_file).read_text())
-
-
-def test_what_was_found_is_found_with_the_first_program_next_time(copied: Path) -> None:
-    again = fuzzed(copied, *MINE, "--seed", "2", "--examples", "20", "--findings", "1")
-    assert again.finding.trace.examples == 1
-    without = fuzzed(copied, *MINE, "--seed", "2", "--examples", "1", "--database", "none")
-    assert without.record.verdict == "no finding"
+        module = run_as_a_module(Path(wrong.finding.pytest_file).read_text())
+        next(value for name, value in module.items() if name.startswith("test_"))()
 
 
 def test_findings_that_are_known_are_not_looked_for(copied: Path) -> None:
@@ -349,11 +341,6 @@ def run_as_a_module(text: str) -> dict[str, Any]:
     return namespace
 
 
-def call_the_test(text: str) -> None:
-    (test,) = [value for name, value in run_as_a_module(text).items() if name.startswith("test_")]
-    test()
-
-
 def test_a_trace_survives_its_file(tmp_path: Path) -> None:
     trace = a_trace()
     (tmp_path / "trace.json").write_text(trace.to_json())
@@ -393,12 +380,6 @@ def test_a_generated_test_says_the_program_and_nothing_that_is_as_by_default() -
     assert "python='/opt/python'" in pytest_file(
         a_trace(allocator=Subject(name="m:f", engine_python="/opt/python"))
     )
-
-
-def test_a_generated_test_passes_on_an_allocator_that_is_right() -> None:
-    call_the_test(pytest_file(a_trace(allocator=Subject(name="paged"))))
-    with open_allocator("paged", in_process=True) as subject:
-        assert run_program(subject.factory, EVERYTHING) is None
 
 
 def test_what_an_allocator_cannot_be_asked_is_in_the_record(tmp_path: Path) -> None:
