@@ -52,20 +52,15 @@ def project(tmp_path_factory):
     return project
 
 
-def test_planted_step_is_found_between_its_commits(project):
+def test_planted_step_is_found_between_its_commits_less_of_what_should_grow_being_worse(project):
     found = find_steps(project.results, project.folder)
     assert [step.benchmark for step in found.steps] == [TIME, HITS]
     for step in found.steps:
         assert (step.last_before, step.first_after) == tuple(project.commits[5:7])
-        assert step.points == 12
+        assert (step.points, step.kind) == (12, "worse")
     time, hits = found.steps
     assert time.change == pytest.approx(0.2, abs=0.02)
     assert (hits.before, hits.after) == (500, 400)
-
-
-def test_less_of_what_should_grow_is_worse(project):
-    kinds = {s.benchmark: s.kind for s in find_steps(project.results, project.folder).steps}
-    assert kinds == {TIME: "worse", HITS: "worse"}
 
 
 def test_threshold_by_name_lets_a_small_exact_step_through(project):
@@ -106,11 +101,8 @@ def test_commits_of_another_repository_are_said(project, tmp_path):
 def test_pattern_that_finds_nothing_is_refused(project, pattern, said):
     with pytest.raises(BadInput, match=said):
         find_steps(project.results, project.folder, pattern=pattern)
-
-
-def test_folder_without_results_is_refused(tmp_path):
     with pytest.raises(BadInput, match="no asv results"):
-        find_steps(tmp_path, tmp_path)
+        find_steps(project.folder, project.folder)
 
 
 def run(project, *arguments):

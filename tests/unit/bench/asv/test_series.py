@@ -6,12 +6,7 @@ import re
 import pytest
 from asv.results import Results
 
-from bench.asv.series import (
-    add_definitions,
-    gate_definitions,
-    machine_of,
-    series_name,
-)
+from bench.asv.series import add_definitions, gate_definitions, machine_of, series_name
 from bench.gate.asv import export
 from helpers.asv_project import AsvProject, make_project
 from helpers.gate_records import (
@@ -76,8 +71,8 @@ def project(tmp_path_factory) -> AsvProject:
     return project
 
 
-def test_asv_reads_medians_of_launches_as_samples(pair):
-    record = one_pair(*pair.commits, slowdown=0.05)
+def test_asv_reads_medians_of_launches_as_samples_and_bytes_over_them_as_throughput(pair):
+    record = one_pair(*pair.commits, slowdown=0.05, base_s=4e-3)
     exported = export(record, pair.results, pair.folder)
     assert exported.left_out == ()
     head = load(pair, exported, 1)
@@ -88,15 +83,10 @@ def test_asv_reads_medians_of_launches_as_samples(pair):
     assert stats["repeat"] == 9
     assert stats["number"] == 1
     assert head.get_result_value(WASTE, []) == [1000.0]
-    assert head.get_result_value("gate_more.waste.blocks.hit_tokens", []) == [1000.0]
-
-
-def test_throughput_is_bytes_over_the_median_time(pair):
-    exported = export(one_pair(*pair.commits, base_s=4e-3), pair.results, pair.folder)
     # 5 MB in the median of 4 ms * (1 + 0.002 * launch), launches 0 to 8.
-    expected = 5e6 / (4e-3 * 1.008) / 1e9
     (value,) = load(pair, exported).get_result_value(THROUGHPUT, [])
-    assert value == pytest.approx(expected)
+    assert value == pytest.approx(5e6 / (4e-3 * 1.008) / 1e9)
+    assert head.get_result_value("gate_more.waste.blocks.hit_tokens", []) == [1000.0]
 
 
 def test_exporting_twice_adds_nothing_and_another_run_adds_its_launches(pair):

@@ -129,7 +129,8 @@ def test_every_series_has_a_version_a_unit_and_keys_of_the_catalogue() -> None:
 @pytest.mark.parametrize("name", UNITS)
 def test_an_entry_of_each_series_runs(name: str) -> None:
     each = series()[name]
-    each.set_param_idx(0)
+    cheapest = len(each._params[0]) - 1 if name == "Waste.time_call" else 0
+    each.set_param_idx(cheapest)
     if name == "Gpu.time_call":
         # pytest sets TRITON_INTERPRET=1: with a GPU as well as without one nothing is compiled.
         assert each.do_setup()

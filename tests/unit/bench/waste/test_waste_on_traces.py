@@ -4,17 +4,12 @@ import pytest
 
 from bench.waste.contiguous import ContiguousPolicy
 from bench.waste.simulate import simulate
-from bench.workloads.source import StreamSource, fitting, saturated
+from bench.workloads.source import fitting, read_all, saturated
 from bench.workloads.traces import TraceSource
 from helpers.published import published_file
 from paged.policy import PagedPolicy
 
-SERVERS = [
-    ("max", "buddy"),
-    ("pow2", "buddy"),
-    ("oracle", "buddy"),
-    ("oracle", "first-fit"),
-]
+SERVERS = [("max", "buddy"), ("pow2", "buddy"), ("oracle", "buddy"), ("oracle", "first-fit")]
 
 # Pool and longest request; the four reservations, found by an independent simulation of the same
 # rules; paging in blocks of 16 and 128.
@@ -24,13 +19,10 @@ AZURE_CONVERSATION = [
 ]
 
 
-def backlog(longest: int) -> StreamSource:
-    return saturated(fitting(TraceSource(published_file("azure-conv")), longest))
-
-
 @pytest.mark.parametrize(("slots", "longest", "reserved", "paged"), AZURE_CONVERSATION)
 def test_tokens_in_use_on_the_azure_conversations(slots, longest, reserved, paged):
-    source = backlog(longest)
+    trace = TraceSource(published_file("azure-conv"))
+    source = read_all(saturated(fitting(trace, longest)))
     for (reservation, arena), percent in zip(SERVERS, reserved, strict=True):
         policy = ContiguousPolicy(reservation=reservation, arena=arena, max_model_len=longest)
         loaded = simulate(source, policy, slots=slots).loaded
