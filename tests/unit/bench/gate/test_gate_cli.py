@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -72,28 +71,27 @@ def test_limits_and_margins_are_read_from_toml(tmp_path: Path) -> None:
             read_configuration(file).design()
 
 
-def start(trees: Iterable[Path], file: Path, places: Path) -> subprocess.Popen[str]:
-    """The command on two trees, its record to a file; its errors and progress are read."""
-    places.mkdir()
-    return subprocess.Popen(
-        [*COMMAND, "gate", *map(str, trees), "--json", str(file)],
-        env={**os.environ, SUITE_VARIABLE: gate_toys.SUITE, "TMPDIR": str(places)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary trees are made; the suite is the toy suite."""
+    folder = tmp_path / "places"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setenv(SUITE_VARIABLE, gate_toys.SUITE)
+    return folder
 
 
-def test_the_exit_code_of_the_command_is_that_of_the_run(tmp_path: Path) -> None:
+def test_the_exit_code_of_the_command_is_that_of_the_run(tmp_path: Path, places: Path) -> None:
     base = gate_toys.tree(tmp_path, "base")
     head = gate_toys.tree(tmp_path, "head", "ANSWER = [3, 2, 1]")
     file = tmp_path / "gate.json"
-    with start((base, head), file, tmp_path / "places") as run:
-        _, said = run.communicate()
-    assert run.returncode == 5, said
+    result = invoke(str(base), str(head), "--json", str(file))
+    assert result.exit_code == 5, result.output
     record = GateRecord.model_validate_json(file.read_text())
     assert record.exit_code == 5
-    assert "outputs and counters: 3 of 3" in said, "progress is shown in a log, too"
+    assert "outputs and counters: 3 of 3" in result.stderr, "progress is shown in a log, too"
+    assert list(places.iterdir()) == []
 
 
 def two_children(parent: int, *, other_than: set[int]) -> set[int]:
@@ -109,14 +107,14 @@ def two_children(parent: int, *, other_than: set[int]) -> set[int]:
     raise AssertionError(f"no two processes but {other_than} within a minute")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_leaves_no_worker_and_no_tree(
-    tmp_path: Path, number: signal.Signals
-) -> None:
+def test_an_interrupted_run_leaves_no_worker_and_no_tree(tmp_path: Path, places: Path) -> None:
     slow = "import time\ndef work(clock, name):\n    clock.spend(COST_US)\n    time.sleep(0.002)"
-    trees = [gate_toys.tree(tmp_path, name, slow) for name in ("base", "head")]
-    places, file = tmp_path / "places", tmp_path / "gate.json"
-    with start(trees, file, places) as run:
+    trees = [str(gate_toys.tree(tmp_path, name, slow)) for name in ("base", "head")]
+    file = tmp_path / "gate.json"
+    command = [*COMMAND, "gate", *trees, "--json", str(file), "--benchmark", "toy/work"]
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as run:
         assert run.stderr is not None
         for line in run.stderr:
             if line.startswith("after 0 launches"):
@@ -124,7 +122,7 @@ def test_an_interrupted_run_leaves_no_worker_and_no_tree(
         of_the_first = two_children(run.pid, other_than=set())
         workers = two_children(run.pid, other_than=of_the_first)
         assert list(places.glob("pagedbench-gate-*"))
-        run.send_signal(number)
+        run.send_signal(signal.SIGTERM)
         run.stderr.read()
     assert run.returncode == 130
     assert list(places.iterdir()) == []
