@@ -13,6 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from hypothesis import HealthCheck, Phase, settings
+
 from helpers.mutants import Mutant, mutate
 
 
@@ -46,3 +48,18 @@ def changed_module(name: str, mutant: Mutant | None, *, called: str | None = Non
         if called is None:
             del sys.modules[changed.__name__]
     return changed
+
+
+def until_found(max_examples: int, **more: Any) -> settings:
+    """The same examples in every run and every profile; what is found is not shrunk."""
+    return settings(
+        settings.get_profile("default"),
+        max_examples=max_examples,
+        phases=[Phase.generate],
+        derandomize=True,
+        database=None,
+        deadline=None,
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+        **more,
+    )

@@ -98,12 +98,12 @@ def test_the_right_allocators_pass_where_the_wrong_ones_are_hunted() -> None:
             allocator=Subject(name="right"),
             factory=factory,
             capabilities=capabilities_of_factory(factory),
-            examples=300,
+            examples=100,
             seed=SEED,
         )
         tally = run_campaign(campaign)
         assert tally.found == []
-        assert tally.examples == 300
+        assert tally.examples == 100
 
 
 def test_readme_lists_the_bugs() -> None:

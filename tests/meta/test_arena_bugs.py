@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import given
 
 from helpers.mutants import Mutant, StaleMutant
-from helpers.planted import bugs_beside, changed_module
+from helpers.planted import bugs_beside, changed_module, until_found
 from paged.accounting import IdentityBroken
 from reference.allocator.arenas import ArenaName
 from tests.property.test_contiguous_serving import Case, cases, check_serving
@@ -26,22 +26,9 @@ ARENA = "reference.allocator.arenas"
 SERVING = "bench.waste.contiguous"
 
 
-def fixed(examples: int) -> settings:
-    """The same examples in every run and every profile; a finding is not shrunk."""
-    return settings(
-        settings.get_profile("default"),
-        max_examples=examples,
-        phases=[Phase.generate],
-        derandomize=True,
-        database=None,
-        deadline=None,
-        report_multiple_bugs=False,
-    )
-
-
 def check_all_arenas(names: dict[str, Any], examples: int) -> None:
     @given(slots=SLOTS, program=PROGRAMS)
-    @fixed(examples)
+    @until_found(examples)
     def look(slots: int, program: list[int]) -> None:
         for name in get_args(ArenaName):
             check_arena(name, names["ARENAS"][name](slots), program, seed=len(program))
@@ -51,7 +38,7 @@ def check_all_arenas(names: dict[str, Any], examples: int) -> None:
 
 def check_all_cases(names: dict[str, Any], examples: int) -> None:
     @given(case=cases())
-    @fixed(examples)
+    @until_found(examples)
     def look(case: Case) -> None:
         check_serving(names["serve_contiguous"], case)
 

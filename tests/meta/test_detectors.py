@@ -89,7 +89,8 @@ def test_what_is_only_slow_shows_nowhere_else(name: str, tmp_path: Path) -> None
     slow = plant(SLOW_BUGS[name], tmp_path)
     for each in INTERPRETED:
         harness = detector(each, BUGS["last_token_lost"].by)
-        assert harness is None or hunt(harness, slow, max_examples=FEW) is None
+        # The simplest problem and one that is drawn: the answers are the right kernels' to the bit.
+        assert harness is None or hunt(harness, slow, max_examples=2) is None
 
 
 def test_the_report_names_every_bug_and_each_is_found() -> None:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import given
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
+from helpers.planted import until_found
 from paged.allocator import PagedAllocator
 from paged.eviction import FIFO, LFU, LRU, GhostList, _ByAge, _ByHits, _ByRecency, _Order
 from paged.pool import BlockPool
@@ -358,15 +359,7 @@ def fork_does_not_know_what_was_released(patch: pytest.MonkeyPatch) -> None:
 
 
 def run(subject: type[RuleBasedStateMachine] | Callable[..., None]) -> None:
-    chosen = settings(
-        max_examples=MAX_EXAMPLES,
-        stateful_step_count=40,
-        derandomize=True,
-        database=None,
-        report_multiple_bugs=False,
-        # What it shrinks to is of no interest here, only whether it is found.
-        phases=[Phase.generate],
-    )
+    chosen = until_found(MAX_EXAMPLES, stateful_step_count=40)
     if isinstance(subject, type):
         run_state_machine_as_test(subject, settings=chosen)
     else:

@@ -8,10 +8,10 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 
 from helpers.mutants import Mutant
-from helpers.planted import bugs_beside, changed_module
+from helpers.planted import bugs_beside, changed_module, until_found
 from helpers.serving import AGREEMENT, TABLES, Servers, check_agreement, check_tables
 
 # In order of import: what comes later is loaded with what came before.
@@ -43,13 +43,7 @@ def test_the_check_rejects(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     servers = planted(mutant, monkeypatch)
     tables = fields.get("tables", True)
 
-    @settings(
-        max_examples=MAX_EXAMPLES,
-        phases=[Phase.generate],
-        database=None,
-        derandomize=True,
-        suppress_health_check=list(HealthCheck),
-    )
+    @until_found(MAX_EXAMPLES)
     @given(**(TABLES if tables else AGREEMENT))
     def search(**drawn: Any) -> None:
         (check_tables if tables else check_agreement)(servers, **drawn)
@@ -64,7 +58,7 @@ def test_the_right_servers_pass_when_loaded_in_the_same_way(
 ) -> None:
     servers = planted(None, monkeypatch)
 
-    @settings(max_examples=100, database=None, derandomize=True)
+    @until_found(60)
     @given(**TABLES)
     def search(**drawn: Any) -> None:
         check_tables(servers, **drawn)

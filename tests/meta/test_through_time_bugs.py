@@ -4,9 +4,9 @@ import hashlib
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from helpers.planted import until_found
 from paged import attention as torch_attention
 from paged import cache as torch_cache
 from paged.prefix import PrefixChain
@@ -50,18 +50,7 @@ WRONG_PARTS = {
 
 
 def hunt(machine):
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=400,
-            stateful_step_count=30,
-            derandomize=True,
-            database=None,
-            deadline=None,
-            phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    run_state_machine_as_test(machine, settings=until_found(400, stateful_step_count=30))
 
 
 @pytest.mark.parametrize(

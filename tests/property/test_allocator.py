@@ -1,5 +1,7 @@
 """The allocator through the conformance machine, and the pool against plain lists."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,26 +32,22 @@ class Watched(AllocatorMachine):
             assert list(allocator.pool.reference_counts) == owners, "references, and owners"
 
 
-def watched(factory: AllocatorFactory, drawn: Drawn) -> None:
-    run_drawn(drawn, Watched(factory, drawn.pool))
+@pytest.mark.parametrize(
+    ("factory", "count", "fixed"),
+    [
+        (paged_allocator, 200, {}),
+        (swapping_allocator, 100, {}),
+        (paged_allocator, 60, {"block_size": 1, "window": None}),
+    ],
+    ids=["paged", "swapping", "single tokens"],
+)
+def test_allocator_conforms(factory: AllocatorFactory, count: int, fixed: dict[str, Any]) -> None:
+    @given(drawn_programs(capabilities_of_factory(factory), **fixed))
+    @examples(count)
+    def conforms(drawn: Drawn) -> None:
+        run_drawn(drawn, Watched(factory, drawn.pool))
 
-
-@given(drawn_programs(capabilities_of_factory(paged_allocator)))
-@examples(200)
-def test_allocator_conforms(drawn: Drawn) -> None:
-    watched(paged_allocator, drawn)
-
-
-@given(drawn_programs(capabilities_of_factory(swapping_allocator)))
-@examples(100)
-def test_allocator_that_swaps_conforms(drawn: Drawn) -> None:
-    watched(swapping_allocator, drawn)
-
-
-@given(drawn_programs(capabilities_of_factory(paged_allocator), block_size=1, window=None))
-@examples(60)
-def test_allocator_of_single_tokens_conforms(drawn: Drawn) -> None:
-    watched(paged_allocator, drawn)
+    conforms()
 
 
 class PoolMachine(RuleBasedStateMachine):

@@ -27,6 +27,9 @@ HUGGING_FACE = (
     "tqdm==4.70.1",
 )
 
+LEFT_OUT = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+"""What was compiled by one command is there for the next."""
+
 pytestmark = pytest.mark.slow
 
 KERNEL = """
@@ -44,7 +47,7 @@ def ran(*command: object, cwd: Path, **environment: str) -> str:
     run = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
-        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | environment,
+        env={name: os.environ[name] for name in os.environ if name not in LEFT_OUT} | environment,
         capture_output=True,
         text=True,
         check=False,
