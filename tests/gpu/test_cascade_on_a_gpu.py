@@ -1,5 +1,7 @@
 """The cascade, prefill and the cache operations, compiled. Run with PAGEDBENCH_TEST_GPU=1."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
@@ -86,25 +88,27 @@ def test_cascade_and_plain_attention_are_both_right(spec):
         assert not judge(problem, truth, placement)
 
 
-def test_a_thousand_repeats_of_the_cascade_give_the_same_bits():
-    placement = place(make_inputs(SHARING, device="cuda"))
+def in_cascade(batch):
     groups = groups_on_the_device(SHARING, [SharedPrefix(tuple(range(40)), 128)])
-    cascade_attention(placement.batch, groups=groups)
+    cascade_attention(batch, groups=groups)
+
+
+@pytest.mark.parametrize(
+    ("attention", "problem"),
+    [
+        (in_cascade, SHARING),
+        (paged_attention, "(q300 k900) (q1 k2000) (q77 k77) h2 g4 d128 b16 bf16"),
+        (partial(paged_attention, num_splits=8), "(q1 k3000) (q1 k900) h2 g4 d128 b16 bf16"),
+    ],
+    ids=["cascade", "prefill", "splits"],
+)
+def test_a_thousand_repeats_give_the_same_bits(attention, problem):
+    placement = place(make_inputs(AttentionProblem.parse(str(problem)), device="cuda"))
+    attention(placement.batch)
     first = placement.batch.out.clone()
     for _ in range(1000):
         placement.reset()
-        cascade_attention(placement.batch, groups=groups)
-        assert torch.equal(first, placement.batch.out)
-
-
-def test_a_thousand_repeats_of_prefill_give_the_same_bits():
-    problem = AttentionProblem.parse("(q300 k900) (q1 k2000) (q77 k77) h2 g4 d128 b16 bf16")
-    placement = place(make_inputs(problem, device="cuda"))
-    paged_attention(placement.batch)
-    first = placement.batch.out.clone()
-    for _ in range(1000):
-        placement.reset()
-        paged_attention(placement.batch)
+        attention(placement.batch)
         assert torch.equal(first, placement.batch.out)
 
 

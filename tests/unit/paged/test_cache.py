@@ -1,7 +1,9 @@
 """The cache's tensors: what is written where, what is copied, and what is refused."""
 
 import math
+import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -287,30 +289,24 @@ def test_an_allocated_cache_has_the_shape_it_was_asked_for(dtype: torch.dtype) -
 SIZES = {"num_blocks": 2, "block_size": 4, "num_kv_heads": 1, "head_dim": 16}
 
 
-@pytest.mark.parametrize("name", SIZES)
-@pytest.mark.parametrize("size", [0, -3])
-def test_an_empty_cache_is_refused(name: str, size: int) -> None:
-    with pytest.raises(BadSize, match=f"{name}={size}: a cache needs at least one"):
-        KVCache.allocate(**{**SIZES, name: size}, dtype=torch.float16)
+# What is asked for besides SIZES, and what the message must name.
+REFUSED = [
+    *(({name: n}, f"{name}={n}: a cache needs at least one") for name in SIZES for n in (0, -3)),
+    *(
+        ({"dtype": torch.float8_e4m3fn, name: scale}, f"{name}={scale}")
+        for name in ("k_scale", "v_scale")
+        for scale in (0.0, -1.0, math.nan, math.inf)
+    ),
+    ({"k_scale": 0.5}, "k_scale=0.5"),  # of a cache that is not quantised
+    ({"v_scale": 0.5}, "v_scale=0.5"),
+    *(({"dtype": dtype}, str(dtype)) for dtype in (torch.int8, torch.float64, torch.bool)),
+]
 
 
-@pytest.mark.parametrize("name", ["k_scale", "v_scale"])
-@pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, math.inf])
-def test_a_scale_that_no_number_can_be_divided_by_is_refused(name: str, scale: float) -> None:
-    with pytest.raises(BadSize, match=f"{name}={scale}"):
-        KVCache.allocate(**SIZES, dtype=torch.float8_e4m3fn, **{name: scale})
-
-
-@pytest.mark.parametrize("name", ["k_scale", "v_scale"])
-def test_scales_of_a_cache_that_is_not_quantised_are_refused(name: str) -> None:
-    with pytest.raises(BadSize, match=f"{name}=0.5"):
-        KVCache.allocate(**SIZES, dtype=torch.float16, **{name: 0.5})
-
-
-@pytest.mark.parametrize("dtype", [torch.int8, torch.float64, torch.bool])
-def test_a_dtype_that_is_not_in_the_contract_is_refused(dtype: torch.dtype) -> None:
-    with pytest.raises(BadSize, match=str(dtype)):
-        KVCache.allocate(**SIZES, dtype=dtype)
+@pytest.mark.parametrize(("changes", "message"), REFUSED)
+def test_a_cache_that_cannot_be_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadSize, match=re.escape(message)):
+        KVCache.allocate(**{**SIZES, "dtype": torch.float16, **changes})
 
 
 @pytest.mark.parametrize("kv", ["", "kv=e4m3 kscale=0.03 vscale=1.7", "kv=e5m2 kscale=0.5"])

@@ -85,27 +85,31 @@ def test_a_file_that_is_no_baseline_is_refused(tmp_path, text, message):
         read_baseline(path)
 
 
-def status(base, now):
-    return compare("sm_90", "decode", base, now).status
+RIGHT, FAILED = variant_of(), variant_of(launches=(), failure="CompilationError: no break\nmore")
+SPILLS = variant_of(launch_of(spill_instructions=99))
 
 
-def test_statuses():
-    right = variant_of()
-    assert status(right, right) is Status.SAME
-    assert status(right, variant_of(launch_of(spill_instructions=99))) is Status.WORSE
-    assert status(variant_of(launch_of(spill_instructions=99)), right) is Status.BETTER
-    assert status(right, variant_of(launch_of(registers=125))) is Status.CHANGED
-    assert status(None, right) is Status.NEW
-    assert status(variant_of(problem="(q1 k32) d64 b16 bf16"), right) is Status.NEW
+@pytest.mark.parametrize(
+    ("base", "now", "expected"),
+    [
+        (RIGHT, RIGHT, Status.SAME),
+        (RIGHT, SPILLS, Status.WORSE),
+        (SPILLS, RIGHT, Status.BETTER),
+        (RIGHT, variant_of(launch_of(registers=125)), Status.CHANGED),
+        (None, RIGHT, Status.NEW),
+        (RIGHT, variant_of(problem="(q1 k32) d64 b16 bf16"), Status.NEW),
+        (FAILED, FAILED, Status.SAME),  # a failure that is known
+        (FAILED, RIGHT, Status.BETTER),
+    ],
+)
+def test_statuses(base, now, expected):
+    assert compare("sm_90", "decode", base, now).status is expected
 
 
-def test_a_failure_is_worse_unless_it_is_known():
-    failed = variant_of(launches=(), failure="CompilationError: no break\nmore")
-    comparison = compare("sm_90", "decode", variant_of(), failed)
+def test_a_new_failure_is_worse():
+    comparison = compare("sm_90", "decode", RIGHT, FAILED)
     assert comparison.status is Status.WORSE
     assert comparison.changes[0].words == "does not compile: CompilationError: no break"
-    assert status(failed, failed) is Status.SAME
-    assert status(failed, variant_of()) is Status.BETTER
 
 
 def test_launches_that_come_and_go_are_named():
