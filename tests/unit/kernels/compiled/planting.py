@@ -7,14 +7,10 @@ imports them itself. A plant is a folder with the copy and with a file `planted.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import kernels
-from helpers.mutants import Mutant, mutate
-
-SOURCES = Path(kernels.__file__).parent
+from helpers.mutants import Mutant, write_package
 
 ATTENTION = """
 from {package}.attention import paged_attention
@@ -41,19 +37,12 @@ class Plant:
 
     def write(self, folder: Path) -> str:
         """Write the plant into a folder; returns the name of its host function."""
-        package = f"kernels_of_{self.name}"
-        home = folder / self.name / package
-        home.mkdir(parents=True)
-        for path in SOURCES.glob("*.py"):
-            source = path.read_text()
-            if path.stem == self.file:
-                source = mutate(Mutant(self.name, self.file, self.edits), source)
-            renamed = re.sub(
-                r"^(\s*)(from|import) kernels\b", rf"\1\2 {package}", source, flags=re.MULTILINE
-            )
-            (home / path.name).write_text(renamed)
+        home = folder / self.name
+        home.mkdir()
+        mutant = Mutant(self.name, self.file, self.edits) if self.edits else None
+        package = write_package(mutant, home)
         lines = "\n".join(f"    {line}" for line in self.body.splitlines())
-        planted = home.parent / "planted.py"
+        planted = home / "planted.py"
         planted.write_text(ATTENTION.format(package=package, body=lines))
         return f"{planted}:attention"
 
