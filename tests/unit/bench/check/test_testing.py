@@ -139,7 +139,7 @@ right_but_peeks.capabilities = small
 
 THEIRS: dict[str, tuple[str, tuple[str, ...] | None]] = {
     "right": ("@parametrize_with_checks([right], problems=5)", None),
-    "wrong": ("@parametrize_with_checks([wrong_in_e5m2])", ("truth", "repeated")),
+    "wrong": ("@parametrize_with_checks([wrong_in_e5m2], problems=40)", ("truth", "repeated")),
     "expected": (expecting("truth", "kv_dtype=e5m2"), ("truth", "repeated")),
     "narrow": (expecting("truth", "kv_dtype=e5m2", "window"), ("truth",)),
     "stale": (expecting("repeated"), ("repeated",)),
@@ -149,7 +149,7 @@ THEIRS: dict[str, tuple[str, tuple[str, ...] | None]] = {
     "no_reason": (expecting("truth").replace(URL, "todo"), ("truth",)),
     "no_kernel": (expecting("truth").replace("'wrong_in_e5m2'", "'right'"), ("truth",)),
     "file": (
-        "@parametrize_with_checks([wrong_in_e5m2], expected_failures='expected.toml')",
+        "@parametrize_with_checks([wrong_in_e5m2], problems=40, expected_failures='expected.toml')",
         ("truth",),
     ),
     "local": ("@parametrize_with_checks([made()], problems=3)", ("truth",)),
