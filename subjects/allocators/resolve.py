@@ -20,7 +20,7 @@ from reference.allocator.contract import (
 )
 from subjects.allocators.mixed_stream import Served
 from subjects.allocators.remote import TIME_LIMIT_S, RemoteFactory
-from subjects.environments import BuiltIn, check_interpreter, engine_python
+from subjects.environments import BuiltIn, chosen_interpreter, engine_python
 from subjects.loading import SubjectError, load, split
 from subjects.starting import PREFIX
 
@@ -82,8 +82,9 @@ def open_allocator(
     """Find an allocator, start its process, and end it afterwards.
 
     `name` is built-in, `module:factory` or `path/to/file.py:factory`; `python` runs it instead of
-    the interpreter that it needs. With `in_process` it is imported here instead: faster, and a
-    crash or a hang is then ours. One call may take `time_limit_s` seconds.
+    the interpreter that it needs: its path, or exact requirements of one that is then built. With
+    `in_process` it is imported here instead: faster, and a crash or a hang is then ours. One call
+    may take `time_limit_s` seconds.
 
     Raises SubjectError: the name leads nowhere, or what the allocator declares makes no sense.
     """
@@ -102,7 +103,7 @@ def open_allocator(
         yield _imported(name, where)
         return
     if python is not None:
-        check_interpreter(python)
+        python = chosen_interpreter(python)
     elif known is not None and known.environment:
         python = str(engine_python(known.environment))
     with RemoteFactory(where, python=python, time_limit_s=time_limit_s) as factory:

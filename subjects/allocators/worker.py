@@ -1,6 +1,7 @@
 """The child of `subjects.allocators.remote`: runs one allocator in whatever interpreter it needs.
 
-The standard library only, and nothing of ours but `subjects.loading` and `mixed_stream`.
+The standard library only, and nothing of ours but `subjects.loading`, `mixed_stream` and
+`bytecodes`.
 
 Importing an engine takes seconds, and a fuzzer may crash it hundreds of times. So this process
 imports it once and does nothing else; a fork of it does the work, and when that dies the next one
@@ -35,7 +36,8 @@ from collections.abc import Iterable, Mapping
 from typing import IO, Any, Final
 
 from reference.errors import described
-from subjects.allocators.mixed_stream import mixed_stream, serve
+from subjects.allocators.bytecodes import CountedAllocator
+from subjects.allocators.mixed_stream import STREAMS, serve
 from subjects.loading import SubjectError, load
 
 LIVES_AFTER: Final = {"admit": 0, "fork": 1, "swap_in": 0}
@@ -76,11 +78,23 @@ class Desk:
         self._allocator = self._factory(pool.pop("num_blocks"), pool.pop("block_size"), **pool)
         return {"answer": None}
 
-    def _serve(self, *, requests: int, pool: dict[str, Any], **options: Any) -> dict[str, Any]:
-        stream = mixed_stream(requests)
+    def _serve(
+        self,
+        *,
+        requests: int,
+        pool: dict[str, Any],
+        stream: str = "mixed",
+        counted: bool = False,
+        **options: Any,
+    ) -> dict[str, Any]:
+        asked = STREAMS[stream](requests)
         allocator = self._factory(pool.pop("num_blocks"), pool.pop("block_size"), **pool)
         gc.collect()
-        return dataclasses.asdict(serve(allocator, stream, **options))
+        if not counted:
+            return dataclasses.asdict(serve(allocator, asked, **options))
+        allocator = CountedAllocator(allocator)
+        served = dataclasses.asdict(serve(allocator, asked, **options))
+        return {**served, "bytecodes": allocator.bytecodes()}
 
     def _call(self, name: str, given: list[Any], named: dict[str, Any]) -> dict[str, Any]:
         answer = getattr(self._allocator, name)(*given, **named)

@@ -20,6 +20,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import re
 import sys
 from array import array
 from collections.abc import Sequence
@@ -32,6 +33,13 @@ from typing import Any, Final, Self
 import torch
 
 DISTRIBUTION: Final = "sglang"
+
+KNOWN: Final = "0.5.22 to 0.5.23"
+"""Releases that this adapter drives."""
+
+_FOUND = importlib.metadata.distributions(name=DISTRIBUTION)
+VERSION: Final = next((found.version for found in _FOUND), "")
+"""Of the wheel; empty if it is not installed."""
 
 _MEM_CACHE: Final = "sglang.srt.mem_cache"
 
@@ -168,12 +176,11 @@ class _SlimFinder(MetaPathFinder):
         return ModuleSpec(fullname, loader, is_package=True)
 
 
-def _version() -> str:
-    """Of the wheel; empty if it is not installed."""
-    try:
-        return importlib.metadata.version(DISTRIBUTION)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
+def _check_known() -> None:
+    """Raise ImportError: this adapter was not tried with the release that is installed."""
+    first, last, this = (re.findall(r"\d+", each) for each in (*KNOWN.split(" to "), VERSION))
+    if not [*map(int, first)] <= [*map(int, this[: len(first)])] <= [*map(int, last)]:
+        raise ImportError(f"{DISTRIBUTION} {VERSION}: this adapter drives {KNOWN}; install one")
 
 
 def _import_engine() -> SimpleNamespace:
@@ -355,11 +362,7 @@ class SglangAllocator:
         _engine.release_kv_cache(self._requests.pop(sequence), self._tree, checkpoint=False)
 
     def commit(self, sequence: str) -> None:
-        """`checkpoint_kv_cache`: give the tree every page that is full.
-
-        SGLang does so after each part of a prompt, and for generated tokens once, at the end. Here
-        every page is published as soon as it is full.
-        """
+        """`checkpoint_kv_cache` for every full page; SGLang does generated ones at the end."""
         request = self._requests[sequence]
         length = request.kv.kv_committed_len
         if length - request.kv.cache_protected_len >= self._block_size:
@@ -530,7 +533,7 @@ def _check_installed() -> None:
         )
 
 
-make.version = f"{DISTRIBUTION} {_version() or '(not installed)'}"  # type: ignore[attr-defined]
+make.version = f"{DISTRIBUTION} {VERSION or '(not installed)'}"  # type: ignore[attr-defined]
 make.capabilities = {  # type: ignore[attr-defined]
     "prefix_caching": True,
     "salt": True,
@@ -569,4 +572,6 @@ make_pages.capabilities = {  # type: ignore[attr-defined]
 _NO_SLOT = torch.tensor([-1])
 # At once, so that whoever is forked off this process has it; and where it is not installed, one can
 # still ask for the capabilities.
-_engine: Any = _import_engine() if _version() else None
+if VERSION:
+    _check_known()
+_engine: Any = _import_engine() if VERSION else None

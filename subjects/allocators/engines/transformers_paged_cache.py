@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import re
 import sys
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -27,13 +28,19 @@ import torch
 
 DISTRIBUTION: Final = "transformers"
 
+KNOWN: Final = "5.21 to 5.24"
+"""Releases that this adapter drives."""
 
-def _version() -> str:
-    """Of the wheel; empty if it is not installed."""
-    try:
-        return importlib.metadata.version(DISTRIBUTION)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
+_FOUND = importlib.metadata.distributions(name=DISTRIBUTION)
+VERSION: Final = next((found.version for found in _FOUND), "")
+"""Of the wheel; empty if it is not installed."""
+
+
+def _check_known() -> None:
+    """Raise ImportError: this adapter was not tried with the release that is installed."""
+    first, last, this = (re.findall(r"\d+", each) for each in (*KNOWN.split(" to "), VERSION))
+    if not [*map(int, first)] <= [*map(int, this[: len(first)])] <= [*map(int, last)]:
+        raise ImportError(f"{DISTRIBUTION} {VERSION}: this adapter drives {KNOWN}; install one")
 
 
 def _import_engine() -> SimpleNamespace:
@@ -228,7 +235,7 @@ def make(
     return TransformersAllocator(num_blocks, block_size, prefix_caching=prefix_caching)
 
 
-make.version = f"{DISTRIBUTION} {_version() or '(not installed)'}"  # type: ignore[attr-defined]
+make.version = f"{DISTRIBUTION} {VERSION or '(not installed)'}"  # type: ignore[attr-defined]
 make.capabilities = {  # type: ignore[attr-defined]
     "prefix_caching": True,
     "fork": True,
@@ -259,4 +266,6 @@ make.capabilities = {  # type: ignore[attr-defined]
 
 # At once, so that whoever is forked off this process has it; and where it is not installed, one can
 # still ask for the capabilities.
-_engine: Any = _import_engine() if _version() else None
+if VERSION:
+    _check_known()
+_engine: Any = _import_engine() if VERSION else None

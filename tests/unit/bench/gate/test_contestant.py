@@ -17,6 +17,8 @@ from bench.gate.contestant import (
     worktree,
 )
 from bench.machine.facts import commit_of, git
+from reference.errors import BadInput
+from subjects.interpreters import ENVIRONMENTS_VARIABLE, NotBuilt
 
 IDENTITY = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
 
@@ -107,6 +109,7 @@ def test_a_folder_is_taken_as_it_stands_under_a_path_as_long_as_a_commits(checko
         ("no-such-commit", "git fetch"),
         ("--help", "neither a commit"),
         ("torch==2.*,triton", "exact versions"),
+        ("torch==2.*", "exact versions"),
         ("torch==2.12.0,triton>=3", "exact versions"),
         ("torch==", "write it as"),
         (".", "no room called bench"),
@@ -116,7 +119,7 @@ def test_what_cannot_be_had_says_what_to_do(
     checkout: Path, monkeypatch: pytest.MonkeyPatch, asked: str, words: str
 ) -> None:
     monkeypatch.chdir(checkout.parent)
-    with pytest.raises(NoContestant, match=words):
+    with pytest.raises(BadInput, match=words):
         find(Contestant(asked=asked), root=checkout)
 
 
@@ -130,7 +133,7 @@ def test_an_environment_is_asked_for_by_exact_versions(checkout: Path) -> None:
 @pytest.fixture
 def installs(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Commands that would build an environment, not carried out."""
-    monkeypatch.setenv(module.ENVIRONMENTS_VARIABLE, str(tmp_path / "environments"))
+    monkeypatch.setenv(ENVIRONMENTS_VARIABLE, str(tmp_path / "environments"))
     monkeypatch.setenv("PIP_ARGS", "--no-input")
     requirements = checkout / "requirements"
     requirements.mkdir()
@@ -143,7 +146,7 @@ def installs(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         if "venv" in command:
             os.makedirs(command[-1])
 
-    monkeypatch.setattr(module, "_run", carry_out)
+    monkeypatch.setattr(module, "run_tool", carry_out)
     return commands
 
 
@@ -165,13 +168,13 @@ def test_half_an_environment_is_none(
 ) -> None:
     def fail(command: list[str]) -> None:
         if "pip" in command:
-            raise NoContestant("no such version")
+            raise NotBuilt("no such version")
         os.makedirs(command[-1])
 
     asked = ("torch==0.0.1",)
     with monkeypatch.context() as patched:
-        patched.setattr(module, "_run", fail)
-        with pytest.raises(NoContestant, match="no such version"):
+        patched.setattr(module, "run_tool", fail)
+        with pytest.raises(NotBuilt, match="no such version"):
             built(asked, root=checkout)
     built(asked, root=checkout)
     assert len(installs) == 3, "built from the start, not taken for done"

@@ -6,9 +6,10 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 
+from bench.command.options import check_chart
 from bench.waste import pool_map as maps
 from bench.waste.contiguous import serve_contiguous
-from bench.waste.plot import COLOURS, TOKEN_SHADES, check_format, coloured, draw
+from bench.waste.plot import COLOURS, TOKEN_SHADES, coloured, draw
 from bench.waste.policies import parse_policy
 from bench.waste.pool_map import (
     FREE,
@@ -183,8 +184,8 @@ def test_a_pool_into_which_nobody_fits_is_drawn_empty(record, tmp_path):
 
 def test_an_unknown_ending_is_named_with_those_that_are_known(tmp_path):
     with pytest.raises(BadInput, match=r"waste\.gif: end the name with \.png, \.svg, \.pdf"):
-        check_format(tmp_path / "waste.gif")
-    check_format(tmp_path / "waste.PNG")
+        check_chart(tmp_path / "waste.gif")
+    check_chart(tmp_path / "waste.PNG")
 
 
 def test_a_closed_loop_is_mapped_as_it_is_served():

