@@ -1,6 +1,7 @@
 """Every kind of illegal access is a finding with its line and its place; legal ones are none."""
 
 import inspect
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from helpers.mutants import programs_in_reverse
 from kernels.attention import paged_attention
 from kernels.cache_ops import copy_blocks, write_slots
 from kernels.interpreter.memory import (
@@ -246,17 +248,12 @@ def test_lanes_of_one_store_at_one_address() -> None:
     assert only(memory).lanes == 8
 
 
-@pytest.mark.parametrize(("backwards", "did"), [(False, "loaded"), (True, "stored")])
-def test_a_program_that_reads_what_another_writes(*, backwards: bool, did: str) -> None:
-    from helpers.mutants import programs_in_reverse
-
-    buffer = torch.zeros(9, dtype=torch.int32)
-    with watch_memory() as memory:
-        if backwards:
-            with programs_in_reverse():
-                neighbour_kernel[(8,)](buffer, BLOCK=1)
-        else:
-            neighbour_kernel[(8,)](buffer, BLOCK=1)
+@pytest.mark.parametrize(
+    ("order", "did"), [(nullcontext, "loaded"), (programs_in_reverse, "stored")]
+)
+def test_a_program_that_reads_what_another_writes(order: Any, did: str) -> None:
+    with watch_memory() as memory, order():
+        neighbour_kernel[(8,)](torch.zeros(9, dtype=torch.int32), BLOCK=1)
     finding = only(memory)
     assert finding.fault is Fault.RACE
     assert did in finding.held
@@ -526,23 +523,21 @@ def test_a_cache_write_touches_the_slots_of_its_tokens() -> None:
     assert "a slot to which nothing goes, the program works for token 0" in str(memory.findings[0])
 
 
-def test_a_block_copy_reads_its_source_and_writes_its_destination() -> None:
+@pytest.mark.parametrize(
+    ("declared", "copied", "faults"),
+    [
+        ([[0, 1], [0, 2]], [[0, 1], [0, 2]], set()),
+        ([[0, 1], [0, 2]], [[1, 0], [2, 0]], {Fault.NOT_OWNED, Fault.RACE}),
+        ([[0, 1], [1, 2]], [[0, 1], [1, 2]], {Fault.RACE}),  # one reads what another writes
+    ],
+)
+def test_a_block_copy_reads_its_source_and_writes_its_destination(
+    declared: list[list[int]], copied: list[list[int]], faults: set[Fault]
+) -> None:
     caches = [torch.randn(4, 16, 2, 16) for _ in range(2)]
-    pairs = torch.tensor([[0, 1], [0, 2]])
-    with watch_memory(copy_roles(*caches, pairs)) as memory:
-        copy_blocks(*caches, pairs)
-    assert memory.findings == []
-    with watch_memory(copy_roles(*caches, pairs)) as memory:
-        copy_blocks(*caches, pairs.flip(1))
-    assert {finding.fault for finding in memory.findings} >= {Fault.NOT_OWNED}
-
-
-def test_a_pair_that_reads_what_another_writes_is_a_race() -> None:
-    caches = [torch.randn(4, 16, 2, 16) for _ in range(2)]
-    pairs = torch.tensor([[0, 1], [1, 2]])
-    with watch_memory(copy_roles(*caches, pairs)) as memory:
-        copy_blocks(*caches, pairs)
-    assert {finding.fault for finding in memory.findings} == {Fault.RACE}
+    with watch_memory(copy_roles(*caches, torch.tensor(declared))) as memory:
+        copy_blocks(*caches, torch.tensor(copied))
+    assert {finding.fault for finding in memory.findings} == faults
 
 
 # --- as a check of conformance -------------------------------------------------------------------
