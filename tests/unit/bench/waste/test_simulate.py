@@ -154,8 +154,5 @@ def test_what_requests_hold_is_what_arithmetic_says_whatever_the_order_of_events
     reserved = contiguous_need(stream, max_model_len=longest)
     maximal = ContiguousPolicy(reservation="max", arena="first-fit", max_model_len=longest)
     total = simulate(stream, maximal, slots=40_000).total
-    assert (total.token, total.reserve, total.internal) == (
-        reserved.token,
-        reserved.reserve,
-        reserved.internal,
-    )
+    expected = (reserved.token, reserved.reserve, reserved.internal)
+    assert (total.token, total.reserve, total.internal) == expected

@@ -3,6 +3,7 @@
 import dataclasses
 import pickle
 import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
@@ -108,19 +109,18 @@ def test_sources_travel_to_other_processes(name):
         assert len(pickle.dumps(SOURCES[name])) < 2000
 
 
-@pytest.mark.parametrize("name", ["fit", "timed fit", "quantiles", "conversations"])
-def test_a_longer_draw_begins_with_the_shorter_one(name):
-    longer = SOURCES[name]
-    for n in (1, 100, CHUNK_REQUESTS, CHUNK_REQUESTS + 1):
-        shorter = dataclasses.replace(
-            longer,
-            **(
-                {"of": dataclasses.replace(longer.of, num_requests=n)}
-                if hasattr(longer, "of")
-                else {"num_requests": n}
-            ),
-        )
-        assert columns(read_all(shorter)) == columns(read_all(head(longer, n)))
+@pytest.mark.parametrize(
+    ("name", "draw"),
+    [
+        ("fit", partial(fitted, "sharegpt-fit")),
+        ("timed fit", partial(fitted, "azure-code-fit")),
+        ("quantiles", partial(QuantileSource, name="azure-conv")),
+        ("conversations", ConversationFit),
+    ],
+)
+def test_a_longer_draw_begins_with_the_shorter_one(name, draw):
+    for n in (1, CHUNK_REQUESTS, CHUNK_REQUESTS + 1):
+        assert columns(read_all(draw(num_requests=n))) == columns(read_all(head(SOURCES[name], n)))
 
 
 def peak_bytes(source):
