@@ -64,6 +64,10 @@ class Project(BaseModel):
         named = self.path or ((".", "src") if (self.root / "src").is_dir() else (".",))
         return tuple((self.root / each).resolve() for each in named)
 
+    def at(self, root: Path) -> Project:
+        """The same table over another tree: a commit's, or a copy's."""
+        return Project.model_validate({**self.model_dump(), "root": root})
+
     def importable(self) -> None:
         """Let this process and all that it starts import the project's modules."""
         before = os.environ.get("PYTHONPATH", "")
@@ -82,6 +86,20 @@ def find_project(start: Path | None = None) -> Project | None:
         if file.is_file() and (project := read_project(file)) is not None:
             return project
     return None
+
+
+def present_project() -> Project:
+    """The project of the present folder.
+
+    Raises BadInput: it has none.
+    """
+    project = find_project()
+    if project is None:
+        raise BadInput(
+            f"no pyproject.toml above {Path.cwd()} has a table [tool.pagedbench], which says what "
+            f"is compared: 'pagedbench init' writes one"
+        )
+    return project
 
 
 def read_project(file: Path) -> Project | None:

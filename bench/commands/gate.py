@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from bench.command.options import AsvFolder, Json, OrderSeed, TimedDevice
+from bench.command.project import present_project
 from bench.command.session import check_file, session
 from bench.gate.timers import device_named
 from reference.errors import BadInput
 
 if TYPE_CHECKING:
     from bench.command.console import SafeConsole
+    from bench.command.project import Project
     from bench.gate.contestant import Contestant
     from bench.gate.record import Mode
     from bench.gate.timers import Device
@@ -161,19 +163,16 @@ def gate(
             raise BadInput("with --aa and --plant base is compared with itself: give no HEAD")
 
         # Before anything heavy is imported: a name that leads nowhere is said at once.
-        contestants = _contestants(base, head, base_python, python, mode)
+        project = present_project()
+        contestants = _contestants(project, base, head, base_python, python, mode)
 
         import secrets
 
-        from bench.gate.configuration import GateConfiguration, read_configuration
+        from bench.gate.configuration import configured, read_configuration
         from bench.gate.run import GatePlan, run_gate
         from bench.gate.worker import SUITE_VARIABLE
-        from bench.machine.facts import ROOT
 
-        pyproject = ROOT / "pyproject.toml"
-        if config is None and pyproject.is_file():
-            config = pyproject
-        settings = GateConfiguration() if config is None else read_configuration(config)
+        settings = configured(project) if config is None else read_configuration(config)
         plan = GatePlan(
             base=contestants[0],
             head=contestants[1],
@@ -189,6 +188,7 @@ def gate(
             compiled=compiled,
             compiled_targets=settings.compiled_targets,
             device=timed_on,
+            project=project,
             suite=os.environ.get(SUITE_VARIABLE),
         )
         with it.work() as progress:
@@ -198,23 +198,35 @@ def gate(
 
 
 def _contestants(
-    base: str | None, head: str | None, base_python: str | None, python: str | None, mode: Mode
+    project: Project,
+    base: str | None,
+    head: str | None,
+    base_python: str | None,
+    python: str | None,
+    mode: Mode,
 ) -> tuple[Contestant, Contestant]:
-    from bench.gate.contestant import Contestant, find
-    from bench.machine.facts import ROOT
+    from bench.gate.contestant import Contestant, check_holds, find
 
-    here = str(ROOT)
+    here = str(project.root)
     first = second = Contestant(asked=base or here, python=base_python or "")
     if mode == "gate":
         second = Contestant(asked=head or here, python=python or "")
     for contestant in (first, second):
-        find(contestant)
+        found = find(contestant, root=project.root)
+        if found.folder is not None:
+            check_holds(project, found.folder)
     return first, second
 
 
 def _list(patterns: tuple[str, ...], device: Device, out: SafeConsole) -> None:
+    from bench.gate.subjects import subjects_of, suite_of
     from bench.gate.suite import chosen
+    from bench.gate.worker import SUITE_VARIABLE, load_suite
 
-    for each in chosen(patterns, device=device):
+    project = present_project()
+    suite = load_suite(
+        os.environ.get(SUITE_VARIABLE) or suite_of(project), subjects_of(project), device=device
+    )
+    for each in chosen(patterns, suite, device=device):
         how = "timed" if each.timed else "counted"
         out.say(f"{each.key:<40} {how:<8} {each.title}")

@@ -23,6 +23,10 @@ class Output:
     """Any shape. Integers and booleans must be equal; floats may differ by rounding."""
     unit_round_off: float = 0.0
     """Of the type in which floats were rounded; 0.0: bit for bit."""
+    allowed: NDArray[np.float64] | None = None
+    """How far each value may be from the truth; None where no truth was asked."""
+    wrong: str = ""
+    """What the truth has against it."""
 
     @classmethod
     def exact(cls, values: ArrayLike) -> Output:
@@ -53,6 +57,9 @@ class Prepared:
     """What the last call computed, by name."""
     counters: Callable[[], Mapping[str, Count]] = field(default=dict)
     """Counters of one call besides those that are taken of every benchmark, by name. May call."""
+    interpreted: Callable[[], bool] = lambda: False
+    """Whether a call runs in Triton's interpreter, of which neither time nor function calls say
+    anything: it is then counted and not timed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +81,10 @@ class Benchmark:
     """Whether the gate takes it. What is too large for its turns is for asv and `make bench`."""
     device: Device = "cpu"
     """Where it runs; a run of the gate is of one device."""
+    subject: str = ""
+    """Whose it is, as the project names a kernel or an allocator; empty for all others."""
+    problem: str = ""
+    """The spec of what a kernel is called on."""
 
 
 def computed(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from bench.command.project import FILE, Project, read_project
 from bench.gate.machine_code import TARGETS
 from bench.gate.record import Design
 from reference.errors import BadInput
@@ -42,26 +44,36 @@ class GateConfiguration(BaseModel):
             raise BadInput(f"gate configuration: {said}") from None
 
 
+def configured(project: Project) -> GateConfiguration:
+    """`[tool.pagedbench.gate]` of a project.
+
+    Raises BadInput: it says something unknown.
+    """
+    return _validated(project.gate, f"{project.root / FILE}: [tool.pagedbench.gate]")
+
+
 def read_configuration(file: Path) -> GateConfiguration:
-    """Read a configuration; a pyproject.toml may have none.
+    """The configuration of a file, `[tool.pagedbench.gate]` if it is a pyproject.toml.
 
     Raises BadInput: the file cannot be read, is no TOML, or says something unknown.
     """
+    if file.name == FILE:
+        project = read_project(file)
+        return GateConfiguration() if project is None else configured(project)
     text = read_text(file, what="a TOML file")
     try:
         content = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # a plain ValueError: 5,000 digits
         raise BadInput(f"{file} is no TOML: {error}; mend it or name another one") from None
-    if file.name == "pyproject.toml":
-        for table in ("tool", "pagedbench", "gate"):
-            content = content.get(table, {})
-            if not isinstance(content, dict):
-                raise BadInput(f"{file}: {table} is {content!r}; make it a table")
+    return _validated(content, str(file))
+
+
+def _validated(content: dict[str, Any], where: str) -> GateConfiguration:
     try:
         return GateConfiguration.model_validate(content)
     except ValidationError as error:
         found = error.errors()[0]
-        where = ".".join(map(str, found["loc"]))
+        field = ".".join(map(str, found["loc"]))
         raise BadInput(
-            f"{file}: {where}: {found['msg']}; docs/gate.md lists what may be set"
+            f"{where}: {field}: {found['msg']}; docs/gate.md lists what may be set"
         ) from None

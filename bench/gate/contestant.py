@@ -3,7 +3,7 @@
 A contestant is asked for as
 
     v1.2, HEAD~1, a1b2c3d              a commit: a worktree in a temporary folder
-    ../other, .                        a folder with the rooms in it, as it stands
+    ../other, .                        a folder, as it stands
     torch==2.12.0,triton==3.8.0        this checkout in an environment that is built once
 
 and any of them may run under another interpreter.
@@ -12,28 +12,21 @@ and any of them may run under another interpreter.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from bench.gate.bootstrap import ROOMS
+from bench.command.project import Project
 from bench.gate.record import ContestantRecord
-from bench.gate.temporary import temporary_folder
+from bench.gate.trees import NoContestant, snapshot, top_of, worktree
 from bench.machine.facts import ROOT, commit_of, git, has_changes
-from reference.errors import BadInput
 from subjects.interpreters import exact_requirements, kept, pip_arguments, run_tool
-
-
-class NoContestant(BadInput):
-    """A contestant cannot be had; the message says what was asked for and what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +46,7 @@ class Found:
     commit: str | None = None
     """Full hash, if it is a commit."""
     folder: Path | None = None
-    """Where the rooms lie, if it is not."""
+    """As it was given, if it is not."""
     requirements: tuple[str, ...] = ()
     """Exact versions on top of this checkout's own."""
 
@@ -64,7 +57,15 @@ class Side:
 
     record: ContestantRecord
     tree: Path
+    """The whole of it: a repository's, where it is one."""
     python: str
+    root: Path
+    """Folder of the project in the tree."""
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is a tree of pagedbench itself, which is measured with its own rooms."""
+        return (self.tree / "bench" / "gate").is_dir()
 
 
 def find(contestant: Contestant, *, root: Path = ROOT) -> Found:
@@ -83,26 +84,43 @@ def find(contestant: Contestant, *, root: Path = ROOT) -> Found:
         return Found(folder=root, requirements=exact_requirements(asked))
     # What begins with a dash would be an option of git's.
     if not asked.startswith("-"):
-        commit = git("rev-parse", "--verify", "--quiet", f"{asked}^{{commit}}", folder=root)
+        commit = git("rev-parse", "--verify", "--quiet", f"{asked}^{{commit}}", folder=top_of(root))
         if commit is not None:
             return Found(commit=commit)
     folder = Path(asked)
     if folder.is_dir():
-        if not (folder / "bench").is_dir():
-            raise NoContestant(
-                f"{asked}: that folder holds no checkout of pagedbench: it has no room called bench"
-            )
         return Found(folder=folder.resolve())
-    where = f"of the checkout at {root}" if (root / ".git").exists() else f"({root} is no checkout)"
+    top = top_of(root)
+    where = f"of the checkout at {top}" if (top / ".git").exists() else f"({root} is no checkout)"
     raise NoContestant(
         f"{asked}: neither a commit {where} nor a folder; in a shallow clone fetch it first, as in "
         f"'git fetch --depth=1 origin {asked}'"
     )
 
 
+def check_holds(project: Project, folder: Path) -> None:
+    """Raise NoContestant where a folder has nothing of what a project compares."""
+    named = [name.rpartition(":")[0] for name in (*project.kernels, *project.allocators)]
+    names = [name for name in (*named, project.suite) if name]
+    inside = project.root.relative_to(top_of(project.root))
+    places = [place for each in (folder, folder / inside) for place in project.at(each).folders]
+    tops = {name if name.endswith(".py") else name.partition(".")[0] for name in names}
+    files = {file for top in tops for file in (top, f"{top}.py")}
+    if names and not any((place / file).exists() for place in places for file in files):
+        raise NoContestant(
+            f"{folder}: that folder has none of {', '.join(sorted(tops))}, which are compared; "
+            f"name one that is laid out as {project.root}"
+        )
+
+
 @contextmanager
-def standing(contestant: Contestant, *, root: Path = ROOT) -> Iterator[Side]:
+def standing(
+    contestant: Contestant, *, root: Path = ROOT, extensions: bool = True
+) -> Iterator[Side]:
     """Make a contestant's tree and environment; the tree is temporary and gone at the end.
+
+    `root` is the folder of the project that is under test. With `extensions`, a folder's compiled
+    ones come along, which git ignores.
 
     Raises NoContestant: there is no such thing, or its worktree or environment cannot be made.
     """
@@ -110,16 +128,21 @@ def standing(contestant: Contestant, *, root: Path = ROOT) -> Iterator[Side]:
     python = contestant.python or sys.executable
     if found.requirements:
         python = str(built(found.requirements, root=root))
+    top = top_of(root)
+    inside = root.resolve().relative_to(top)
     if found.folder is not None:
-        commit, dirty = commit_of(found.folder), has_changes(found.folder)
+        home = top_of(found.folder)
+        commit, dirty = commit_of(home), has_changes(home)
         name = contestant.asked if found.requirements or not commit else commit[:12]
-        tree_of = snapshot(found.folder)
+        tree_of = snapshot(home, extensions=extensions)
+        if found.folder != home:
+            inside = found.folder.relative_to(home)
     else:
         assert found.commit is not None
+        home = top
         commit, dirty = found.commit, False
         name = commit[:12] if commit.startswith(contestant.asked) else contestant.asked
-        tree_of = worktree(commit, root=root)
-    home = found.folder or root
+        tree_of = worktree(commit, root=top)
     with tree_of as tree:
         yield Side(
             ContestantRecord(
@@ -134,55 +157,8 @@ def standing(contestant: Contestant, *, root: Path = ROOT) -> Iterator[Side]:
             ),
             tree,
             python,
+            tree / inside if (tree / inside).is_dir() else tree,
         )
-
-
-@contextmanager
-def snapshot(folder: Path, *, rooms: Sequence[str] = ROOMS) -> Iterator[Path]:
-    """Copy the rooms of a folder into a temporary one for as long as the context lasts.
-
-    Files that change while the gate runs then change nothing, and the paths of both sides are of
-    one length.
-    """
-    with temporary_folder() as parent:
-        tree = parent / "tree"
-        for room in rooms:
-            if (folder / room).is_dir():
-                shutil.copytree(
-                    folder / room, tree / room, ignore=shutil.ignore_patterns("__pycache__")
-                )
-        yield tree
-
-
-@contextmanager
-def worktree(commit: str, *, root: Path = ROOT) -> Iterator[Path]:
-    """Check a commit out into a temporary folder for as long as the context lasts.
-
-    Raises NoContestant: git cannot; the message is git's own.
-    """
-    try:
-        with temporary_folder() as parent:
-            tree = parent / "tree"
-            # No hooks: what a checkout does to others is not wanted here.
-            command = ["git", "-C", str(root), "-c", f"core.hooksPath={os.devnull}"]
-            run = subprocess.run(
-                [*command, "worktree", "add", "--quiet", "--detach", str(tree), commit],
-                capture_output=True,
-                text=True,
-                check=False,
-                start_new_session=True,
-            )
-            if run.returncode:
-                raise NoContestant(f"{commit[:12]}: no worktree: {run.stderr.strip()}")
-            yield tree
-    finally:
-        with suppress(OSError):
-            subprocess.run(
-                ["git", "-C", str(root), "worktree", "prune"],
-                capture_output=True,
-                check=False,
-                start_new_session=True,
-            )
 
 
 def built(requirements: tuple[str, ...], *, root: Path = ROOT) -> Path:

@@ -122,16 +122,37 @@ def _compare_output(
         f"{int(np.count_nonzero(~same))} of {base.size} elements, the first at {where}: "
         f"{base[where]} at base, {head[where]} at head"
     )
+    limits = _limits(both, base)
+    if limits is None:
+        return found("differs", note)
+    gaps = np.abs(base.astype(np.float64) - head.astype(np.float64))[~same]
+    limits = np.broadcast_to(limits, base.shape)[~same]
+    finite = bool(np.isfinite(gaps).all())
+    worst = int((gaps - limits).argmax()) if finite else 0
+    verdict: OutputVerdict = (
+        "within tolerance" if finite and bool((gaps <= limits).all()) else "differs"
+    )
+    return found(
+        verdict,
+        note,
+        difference=float(gaps[worst]) if finite else None,
+        limit=float(limits[worst]),
+    )
+
+
+def _limits(both: Sequence[Mapping[str, Any]], base: NDArray[Any]) -> NDArray[np.float64] | None:
+    """How far each value may differ between the sides; None where it may not."""
+    if all("allowed" in each for each in both):
+        # Either may be so far from the truth.
+        one, other = (np.load(Path(each["allowed"]), allow_pickle=False) for each in both)
+        allowed: NDArray[np.float64] = one + other
+        return allowed
     round_off = max(each["round_off"] for each in both)
     if not round_off:
-        return found("differs", note)
-    gaps = np.abs(base[~same].astype(np.float64) - head[~same].astype(np.float64))
-    largest = float(gaps.max()) if np.isfinite(gaps).all() else None
+        return None
     finite = base[np.isfinite(base)]
-    limit = 2 * ROUNDINGS * round_off * float(np.abs(finite).max(initial=0.0))
-    within = largest is not None and largest <= limit
-    verdict: OutputVerdict = "within tolerance" if within else "differs"
-    return found(verdict, note, difference=largest, limit=limit)
+    largest = float(np.abs(finite).max(initial=0.0))
+    return np.asarray(2 * ROUNDINGS * round_off * largest)
 
 
 def _nan(values: NDArray[Any]) -> NDArray[np.bool_]:

@@ -8,19 +8,19 @@ the kernel is, in its interpreter, and its options are what stays the same from 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import subprocess
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
+from bench.command.project import Project
 from bench.gate.benchmark import Count
+from bench.gate.children import run_child
 from bench.gate.contestant import Side
+from bench.gate.subjects import key_of
 from bench.gate.temporary import temporary_folder
-from bench.gate.turns import FIXED, OF_DEVICE, GateFailure
+from bench.gate.trees import digest_of
+from bench.gate.truth import tree_command
+from bench.gate.turns import FIXED, OF_DEVICE, GateFailure, environment_of
 
 FIGURES: Final[Mapping[str, str]] = {
     "registers": "registers",
@@ -41,23 +41,10 @@ SOURCES: Final = ("kernels/**/*.py", "reference/**/*.py", "bench/compile/*.py", 
 RIGHT_OR_WORSE: Final = (0, 1)
 """Exit codes of `pagedbench compile` with which there are figures."""
 
-START: Final = (
-    "import sys; sys.path.insert(0, sys.argv[1]); sys.argv[1:] = sys.argv[2:]; "
-    "from bench.cli import main; main()"
-)
-
 
 def could_differ(sides: Mapping[str, Side]) -> bool:
     """Whether the sides' kernels, or what compiles them, are not the same."""
-    return len({(side.python, _digest(side.tree)) for side in sides.values()}) > 1
-
-
-def _digest(tree: Path) -> str:
-    found = hashlib.sha256()
-    for file in sorted({file for pattern in SOURCES for file in tree.glob(pattern)}):
-        found.update(f"{file.relative_to(tree)}\n".encode())
-        found.update(file.read_bytes())
-    return found.hexdigest()
+    return len({(side.python, digest_of(side.tree, SOURCES)) for side in sides.values()}) > 1
 
 
 def compiled_counters(
@@ -68,42 +55,69 @@ def compiled_counters(
     What does not compile has no figures, and one failure: from none to one is worse than any limit.
     """
     bench = side.tree / "bench"
-    if stopped() or not ((bench / "compile").is_dir() or (bench / "compile.py").is_file()):
+    if not ((bench / "compile").is_dir() or (bench / "compile.py").is_file()):
         return {}
-    with temporary_folder() as folder:
-        file = folder / "compiled.json"
-        command = [side.python, "-P", "-c", START, str(side.tree), "compile", "--json", str(file)]
-        command += [part for target in targets for part in ("--target", target)]
-        # A file, not a pipe: nobody reads while it compiles, and a pipe that is full stops it.
-        with (folder / "stderr").open("w+") as log:
-            child = subprocess.Popen(
-                command,
-                env={**os.environ, **FIXED, **OF_DEVICE["cpu"], "TRITON_INTERPRET": "0"},
-                cwd=folder,
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-            )
-            try:
-                while child.poll() is None and not stopped():
-                    time.sleep(0.1)
-            finally:
-                if child.poll() is None:
-                    child.terminate()
-                child.wait()
-            if stopped():
-                return {}
-            log.seek(0)
-            said = log.read()
-        if child.returncode not in RIGHT_OR_WORSE or not file.is_file():
-            raise GateFailure(
-                f"{side.record.name}: pagedbench compile ended with {child.returncode}: "
-                f"{said.strip()[-1000:]}"
-            )
-        record = json.loads(file.read_text())
+    record = _compiled(side, [], {}, stopped=stopped, targets=targets)
     return {
         f"compiled/{result['target']}/{result['variant']}": dict(_counted(result["figures"]))
         for result in record["results"]
     }
+
+
+def subject_counters(
+    side: Side,
+    project: Project,
+    problems: Mapping[str, Sequence[str]],
+    *,
+    stopped: Callable[[], bool],
+    targets: Sequence[str] = TARGETS,
+) -> dict[str, dict[str, Count]]:
+    """The same of the Triton kernels that subjects launch for some problems, as for a GPU.
+
+    Raises GateFailure: as above.
+    """
+    found = {}
+    for subject, specs in problems.items():
+        options = ["--kernel", subject]
+        options += [part for spec in specs for part in ("--problem", spec)]
+        record = _compiled(
+            side, options, environment_of(side, project), stopped=stopped, targets=targets
+        )
+        for result in record["results"]:
+            key = key_of(f"compiled/{result['target']}", subject, result["variant"])
+            found[key] = dict(_counted(result["figures"]))
+    return found
+
+
+def _compiled(
+    side: Side,
+    options: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    stopped: Callable[[], bool],
+    targets: Sequence[str],
+) -> dict[str, Any]:
+    """The record of `pagedbench compile`; one without results if stopped."""
+    with temporary_folder() as folder:
+        file = folder / "compiled.json"
+        words = ["compile", *options, "--json", str(file)]
+        words += [part for target in targets for part in ("--target", target)]
+        ended = run_child(
+            tree_command(side, *words),
+            folder=folder if side.ours else side.root,
+            log=folder / "log",
+            environment={**FIXED, **OF_DEVICE["cpu"], "TRITON_INTERPRET": "0", **environment},
+            stopped=stopped,
+        )
+        if ended is None or stopped():
+            return {"results": []}
+        if ended.code not in RIGHT_OR_WORSE or not file.is_file():
+            raise GateFailure(
+                f"{side.record.name}: pagedbench compile ended with {ended.code}: "
+                f"{ended.said.strip()[-1000:]}"
+            )
+        record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return record
 
 
 def _counted(figures: Mapping[str, Any]) -> Iterator[tuple[str, Count]]:

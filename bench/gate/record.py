@@ -24,13 +24,26 @@ Verdict = Literal["pass", "fail", "inconclusive", "not run"]
 was timed."""
 
 RunVerdict = Literal[
-    "pass", "fail", "inconclusive", "outputs differ", "harness failed", "interrupted"
+    "pass",
+    "fail",
+    "inconclusive",
+    "wrong",
+    "fails to build",
+    "outputs differ",
+    "harness failed",
+    "interrupted",
 ]
 
 Stage = Literal["screen", "confirm"]
 """Launches that look for suspects, and fresh ones that only confirm or clear a suspect."""
 
 CounterVerdict = Literal["equal", "better", "worse", "not there"]
+
+SubjectKind = Literal["kernel", "allocator"]
+
+TruthVerdict = Literal["right", "wrong", "not there", "not checked"]
+"""Of one side's subject. `wrong` is also what does not import; `not there` is what the tree lacks;
+`not checked` is where nothing could be said."""
 
 OutputVerdict = Literal["equal", "within tolerance", "differs", "not there"]
 
@@ -241,6 +254,55 @@ class BenchmarkRecord(StrictRecord):
     """And why, in a sentence."""
 
 
+class BuildRecord(StrictRecord):
+    """A side's tree was built."""
+
+    side: Literal["base", "head"]
+    """Whose."""
+    seconds: float
+    """What it took."""
+    kept: bool
+    """Whether a build of the same files, command and versions was there already."""
+    failed: bool = False
+    said: str = ""
+    """Whether it failed, and the last lines of its output if so."""
+    log: str = ""
+    """The file that has all of it; empty where it succeeded."""
+
+
+class SideTruth(StrictRecord):
+    """What was found of a subject on one side, by `pagedbench check` or `pagedbench fuzz`."""
+
+    verdict: TruthVerdict
+    tried: int = 0
+    """Problems, or programs of calls, that were run."""
+    check: str = ""
+    """Which one it failed; empty where it is right."""
+    finding: str = ""
+    """What was seen, in a line; or why nothing was checked."""
+    problem: str = ""
+    """The smallest problem that shows it, as its spec."""
+    replay: str = ""
+    """The command that shows it again, to be typed in the project's folder of that side."""
+
+
+class TruthRecord(StrictRecord):
+    """A subject against the truth, before anything is compared."""
+
+    subject: str
+    """As the project names it."""
+    kind: SubjectKind
+    seed: int
+    """By which problems were drawn, the same for both sides."""
+    base: SideTruth
+    head: SideTruth
+
+    @property
+    def mended(self) -> bool:
+        """Whether head is right where base was wrong."""
+        return self.base.verdict == "wrong" and self.head.verdict == "right"
+
+
 class CounterRecord(StrictRecord):
     """An exact counter of one benchmark on both sides."""
 
@@ -322,13 +384,17 @@ class GateRecord(StrictRecord):
     """In the suite's order."""
     noise: list[NoiseRecord] = []
     """Of `--aa` alone; otherwise empty."""
+    builds: list[BuildRecord] = []
+    """Of a project that has something to build."""
+    truth: list[TruthRecord] = []
+    """Of the project's subjects."""
     complete: bool
     """Whether it came to its end: not interrupted, not out of time."""
     verdict: RunVerdict
     exit_code: int
     reason: str
-    """Of the run. 0 pass, 1 fail, 3 inconclusive, 4 the harness failed, 5 outputs differ, 130
-    interrupted."""
+    """Of the run. 0 pass, 1 fail, wrong or fails to build, 3 inconclusive, 4 the harness failed, 5
+    outputs differ, 130 interrupted."""
 
     def benchmark(self, key: str) -> BenchmarkRecord | None:
         """The one of a key."""

@@ -3,55 +3,51 @@
 from __future__ import annotations
 
 import math
-import random
+import shutil
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 
 from bench.command.exit_codes import HARNESS_FAILED, INTERRUPTED
 from bench.command.progress import Progress, Silence
+from bench.command.project import Project, present_project
 from bench.command.words import plural
-from bench.gate.benchmark import Count
-from bench.gate.contestant import Contestant, Side, snapshot, standing
-from bench.gate.counters import compare_counters, compare_outputs
-from bench.gate.machine_code import TARGETS, compiled_counters, could_differ
+from bench.gate.building import build, keep_log
+from bench.gate.contestant import Contestant, Side, standing
+from bench.gate.exact import Exact
+from bench.gate.machine_code import TARGETS
 from bench.gate.record import (
     BenchmarkRecord,
+    BuildRecord,
     ContestantRecord,
-    CounterRecord,
     Design,
     GateParameters,
     GateRecord,
     LaunchRecord,
     Mode,
     NoiseRecord,
-    OutputRecord,
     Sample,
 )
 from bench.gate.statistics import resampled, robust_sd
+from bench.gate.subjects import subjects_of, suite_of
 from bench.gate.suite import Benchmark, chosen
 from bench.gate.temporary import remove_abandoned, temporary_folder
 from bench.gate.timers import Device
 from bench.gate.turns import (
     SIDES,
     GateFailure,
-    NotThere,
     Schedule,
-    WorkerProcess,
     Workplace,
     launch,
     usable_cores,
-    workers,
 )
 from bench.gate.verdict import (
     Examined,
@@ -60,10 +56,9 @@ from bench.gate.verdict import (
     judge_run,
 )
 from bench.gate.worker import load_suite
-from bench.machine.environment import GateEnvironment
-from bench.machine.facts import ROOT, version_of
-from bench.machine.gpu import GpuReader, GpuState
+from bench.machine.facts import version_of
 from reference.errors import BadInput
+from subjects.starting import HOME, PREFIX
 
 SLOWDOWNS: Final = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5)
 """That `--aa` tries out on its launches."""
@@ -77,9 +72,6 @@ MOST_DROPPED: Final = 10
 SUSPECTS_FIRST: Final = 0.6
 """Share of the time after which launches are for suspects as long as there are any: a finding that
 nobody confirmed is worth less than a benchmark that stays open."""
-
-EXACT: Final[Mapping[str, str]] = {"PYTHONHASHSEED": "0"}
-"""Counters are of one hash seed: the order of a set is not to be counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,8 +109,10 @@ class GatePlan:
     """For which, as `pagedbench compile --target` names them."""
     cores: tuple[int, ...] | None = None
     """To pin launches to; None: all that this process may use."""
+    project: Project | None = None
+    """Whose subjects and suite are compared; None: that of the present folder."""
     suite: str | None = None
-    """Another suite's module or file; None: the gate's own."""
+    """Another suite's module or file; None: the project's own."""
 
 
 def run_gate(
@@ -157,22 +151,20 @@ class _Run:
         say: Callable[[str], None],
     ) -> None:
         self._plan = plan
+        self._project = plan.project or present_project()
         self._progress = progress
         self._stop = stop
         self._say = say
         self._began = time.monotonic()
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
-        self._exact_s = 0.0
         self._suite: tuple[Benchmark, ...] = ()
-        self._not_there: dict[str, str] = {}
+        self._exact = Exact(plan, self._project, (), progress, stop)
+        self._builds: list[BuildRecord] = []
         self._numbers: dict[str, int] = {}
         self._samples: dict[str, list[Sample]] = defaultdict(list)
         self._launches: list[LaunchRecord] = []
-        self._counters: list[CounterRecord] = []
-        self._outputs: list[OutputRecord] = []
         self._contestants = {"base": _unmade(plan.base), "head": _unmade(plan.head)}
         self._cores: tuple[int, ...] = ()
-        self._state: Callable[[], GpuState | None] = lambda: None
         self._complete = False
         self.failure: str | None = None
 
@@ -181,8 +173,12 @@ class _Run:
 
         Raises GateFailure: the harness failed; what is known stays. Raises BadInput: see above.
         """
-        plan = self._plan
-        self._suite = chosen(plan.benchmarks, load_suite(plan.suite), device=plan.device)
+        plan, project = self._plan, self._project
+        subjects = subjects_of(project)
+        suite = suite_of(project) if plan.suite is None else plan.suite
+        self._suite = chosen(
+            plan.benchmarks, load_suite(suite, subjects, device=plan.device), device=plan.device
+        )
         if not self._suite:
             asked = ", ".join(plan.benchmarks) or "an empty suite"
             raise BadInput(
@@ -193,117 +189,81 @@ class _Run:
         remove_abandoned()
         self._progress.begin("contestants", len(SIDES))
         with ExitStack() as stack:
-            home = stack.enter_context(snapshot(ROOT, rooms=("bench",)))
             sides = {}
             for role, contestant in (("base", plan.base), ("head", plan.head)):
-                sides[role] = stack.enter_context(standing(contestant))
+                sides[role] = stack.enter_context(
+                    standing(contestant, root=project.root, extensions=not project.build)
+                )
                 self._contestants[role] = sides[role].record
                 self._progress.advance(1)
+            if not self._build(sides):
+                return
+            file = stack.enter_context(temporary_folder()) / "subjects.json"
+            subjects.write(file)
             place = Workplace(
-                home=home, time_limit_s=plan.answer_limit_s, suite=plan.suite, device=plan.device
+                home=stack.enter_context(_home(sides)),
+                time_limit_s=plan.answer_limit_s,
+                suite=suite,
+                subjects=file,
+                project=project,
+                device=plan.device,
             )
-            self._exact(sides, place)
-            if self._stop.is_set() or self._decided_without_timing():
+            exact = self._exact = Exact(plan, project, self._suite, self._progress, self._stop)
+            try:
+                exact.compare(sides, place)
+            finally:
+                for role, environment in exact.environments.items():
+                    known = self._contestants[role]
+                    self._contestants[role] = known.model_copy(update={"environment": environment})
+            self._complete = exact.decided
+            if self._stop.is_set() or self._complete:
                 return
             self._time(sides, place)
 
-    def _decided_without_timing(self) -> bool:
-        differs = any(each.verdict == "differs" for each in self._outputs)
-        worse = any(each.fails for each in self._counters) and not self._plan.keep_going
-        self._complete = differs or worse or not self._numbers
-        return self._complete
+    def _build(self, sides: Mapping[str, Side]) -> bool:
+        """Build both sides where the project has something to build; whether to go on.
 
-    def _exact(self, sides: Mapping[str, Side], place: Workplace) -> None:
-        """Compare outputs and counters of all benchmarks; calibrate those that are timed."""
-        began = time.monotonic()
-        order = random.Random(self._plan.seed)
-        self._progress.begin("outputs and counters", len(self._suite))
-        enough = threading.Event()
-
-        compile_side = partial(
-            compiled_counters,
-            stopped=lambda: self._stop.is_set() or enough.is_set(),
-            targets=self._plan.compiled_targets,
-        )
-        with (
-            # Beside the counting, one side after the other: what is exact minds no company.
-            ThreadPoolExecutor(1) as beside,
-            ExitStack() as at_the_end,
-            temporary_folder() as folder,
-            workers(sides, order, place, EXACT) as both,
-        ):
-            at_the_end.callback(enough.set)
-            roles = SIDES if self._compiles(sides) else ()
-            compiled = {role: beside.submit(compile_side, sides[role]) for role in roles}
-            for role, worker in both.items():
-                environment, uuid = _environment(worker)
-                self._state = GpuReader(uuid).read
-                self._contestants[role] = self._contestants[role].model_copy(
-                    update={"environment": environment}
-                )
-            for benchmark in self._suite:
-                if self._stop.is_set():
-                    return
-                self._count(benchmark, both, folder)
-                self._progress.advance(1)
-            if compiled:
-                self._progress.begin("machine code", len(SIDES))
-                found = {}
-                for role, figures in compiled.items():
-                    found[role] = figures.result()
-                    self._progress.advance(1)
-                for key in dict.fromkeys((*found["head"], *found["base"])):
-                    self._counters += compare_counters(
-                        key, found["base"].get(key), found["head"].get(key), self._plan.limits
-                    )
-        self._exact_s = time.monotonic() - began
-
-    def _compiles(self, sides: Mapping[str, Side]) -> bool:
-        if self._plan.compiled is not None:
-            return self._plan.compiled
-        return not self._plan.benchmarks and could_differ(sides)
-
-    def _count(self, benchmark: Benchmark, both: Mapping[str, WorkerProcess], folder: Path) -> None:
-        outputs: dict[str, Any] = {}
-        counters: dict[str, dict[str, Count]] = {}
+        Raises GateFailure: base does not build, so that nothing can be said of head.
+        """
+        command = self._project.build
+        if not command:
+            return not self._stop.is_set()
+        self._progress.begin("builds", len(SIDES))
         for role in SIDES:
-            worker = both[role]
-            try:
-                worker.prepare(benchmark.key)
-            except NotThere as missing:
-                if role == "head":
-                    raise GateFailure(
-                        f"{benchmark.key}: {worker.name} has no {missing}, which the benchmark "
-                        f"needs: a benchmark goes when what it measures goes"
-                    ) from None
-                self._not_there[benchmark.key] = str(missing)
-                continue
-            place = folder / role
-            place.mkdir(exist_ok=True)
-            about = benchmark.key
-            outputs[role] = worker.ask("outputs", about=about, folder=str(place))["outputs"]
-            said = worker.ask("counters", about=about)["counters"]
-            counters[role] = {name: Count(**each) for name, each in said.items()}
-        self._counters += compare_counters(
-            benchmark.key, counters.get("base"), counters["head"], self._plan.limits
-        )
-        if "base" not in outputs:
-            return
-        self._outputs += compare_outputs(benchmark.key, outputs["base"], outputs["head"])
-        if benchmark.timed:
-            said = both["base"].ask("calibrate", about=benchmark.key, turn_s=self._plan.turn_s)
-            self._numbers[benchmark.key] = said["number"]
+            built = build(sides[role], command, stopped=self._stop.is_set)
+            if built is None:
+                return False
+            log = keep_log(built, self._project.root, role) if built.failed else ""
+            self._builds.append(
+                BuildRecord(
+                    side=role,
+                    seconds=built.seconds,
+                    kept=built.kept,
+                    failed=built.failed,
+                    said=built.last_lines,
+                    log=log,
+                )
+            )
+            if built.failed and role == "base":
+                raise GateFailure(f"base does not build: {command}\n{built.last_lines}")
+            self._progress.advance(1)
+        self._complete = self._builds[-1].failed
+        return not self._complete
 
     def _time(self, sides: Mapping[str, Side], place: Workplace) -> None:
         """Make launches until all is decided, time is up, or somebody wants to stop."""
         plan = self._plan
         schedule = Schedule(
-            place=place, pairs=plan.pairs, cores=self._cores, seed=plan.seed, state=self._state
+            place=place,
+            pairs=plan.pairs,
+            cores=self._cores,
+            seed=plan.seed,
+            state=self._exact.state,
         )
-        if plan.plant:
-            self._numbers = {
-                key: whole_units(number, plan.plant) for key, number in self._numbers.items()
-            }
+        self._numbers = {
+            key: whole_units(number, plan.plant) if plan.plant else number
+            for key, number in self._exact.numbers.items()
+        }
         longest = 0.0
         until = 0
         said = ""
@@ -366,10 +326,16 @@ class _Run:
         benchmarks = judge_benchmarks(
             [self._benchmark(each) for each in self._suite],
             design,
-            counters=self._counters,
+            counters=self._exact.counters,
             complete=self._complete,
         )
-        verdict, code, reason = judge_run(benchmarks, self._counters, self._outputs)
+        verdict, code, reason = judge_run(
+            benchmarks,
+            self._exact.counters,
+            self._exact.outputs,
+            truth=self._exact.truth,
+            builds=self._builds,
+        )
         if self.failure is not None:
             verdict, code, reason = "harness failed", HARNESS_FAILED, self.failure
         elif self._stop.is_set() and not self._complete:
@@ -379,7 +345,7 @@ class _Run:
             pagedbench=version_of("pagedbench"),
             started_at=self._started_at,
             elapsed_s=time.monotonic() - self._began,
-            exact_s=self._exact_s,
+            exact_s=self._exact.seconds,
             parameters=GateParameters(
                 **design.model_dump(),
                 pairs=plan.pairs,
@@ -395,8 +361,10 @@ class _Run:
             head=self._contestants["head"],
             launches=self._launches,
             benchmarks=benchmarks,
-            counters=self._counters,
-            outputs=self._outputs,
+            counters=self._exact.counters,
+            outputs=self._exact.outputs,
+            builds=self._builds,
+            truth=self._exact.truth,
             noise=self._noise() if plan.mode == "aa" else [],
             complete=self._complete,
             verdict=verdict,
@@ -406,25 +374,26 @@ class _Run:
 
     def _benchmark(self, benchmark: Benchmark) -> BenchmarkRecord:
         """What is known of a benchmark, not judged by its time yet."""
-        key = benchmark.key
-        counted = any(each.benchmark == key for each in self._outputs)
+        key, exact = benchmark.key, self._exact
+        timed = benchmark.timed and key not in exact.interpreted
+        counted = any(each.benchmark == key for each in exact.outputs)
         verdict: Literal["pass", "inconclusive", "not run"] = "not run"
-        if key in self._not_there:
-            reason = f"the base's tree has no {self._not_there[key]}"
-        elif not benchmark.timed and counted:
+        if key in exact.not_compared:
+            reason = exact.not_compared[key]
+        elif not timed and counted:
             verdict, reason = "pass", "outputs agree and counters are not worse; not timed"
         elif not counted:
             reason = "the run ended before it"
         elif self._complete:
-            reason = "not timed: outputs or counters decide already"
+            reason = "not timed: what was counted decides already"
         else:
             # Nothing speaks against it, and nothing for it: that is no pass.
             verdict, reason = "inconclusive", "the run ended before it was timed"
         return BenchmarkRecord(
             key=key,
             title=benchmark.title,
-            timed=benchmark.timed,
-            number=self._numbers.get(key),
+            timed=timed,
+            number=self._numbers.get(key, exact.numbers.get(key)),
             samples=self._samples[key],
             verdict=verdict,
             reason=reason,
@@ -437,6 +406,23 @@ class _Run:
             for key, samples in self._samples.items()
             if len(samples) >= self._plan.design.looks[0]
         ]
+
+
+@contextmanager
+def _home(sides: Mapping[str, Side]) -> Iterator[Path]:
+    """Where the benchmarks of a tree of pagedbench come from: a copy, that nobody changes."""
+    if not any(side.ours for side in sides.values()):
+        yield HOME
+        return
+    if PREFIX:
+        raise BadInput(
+            "a tree of pagedbench is measured by the pagedbench of a checkout, and this one is "
+            "installed: run it from the checkout's own environment"
+        )
+    with temporary_folder() as folder:
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(HOME / "bench", folder / "tree" / "bench", ignore=ignored)
+        yield folder / "tree"
 
 
 def noise_of(
@@ -478,13 +464,6 @@ def _standing(examined: Mapping[str, Examined]) -> str:
         f"{sum(each.passed for each in found)} of {len(found)} passed, "
         f"{sum(not each.over for each in found)} open, {confirming} of them suspect"
     )
-
-
-def _environment(worker: WorkerProcess) -> tuple[GateEnvironment, str | None]:
-    """What a worker runs on, and the GPU's identity for NVML; None on the CPU."""
-    said = worker.introduce()
-    uuid = said.pop("uuid")
-    return GateEnvironment.here(**said, copy_gbs=worker.ask("bandwidth")["copy_gbs"]), uuid
 
 
 def _unmade(contestant: Contestant) -> ContestantRecord:

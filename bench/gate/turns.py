@@ -19,14 +19,19 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from bench.gate.contestant import Side
 from bench.gate.record import LaunchRecord, Sample, Stage
+from bench.gate.subjects import FOLDER_VARIABLE, SUBJECTS_VARIABLE, TREE_VARIABLE
 from bench.gate.timers import DEVICE_VARIABLE, Device
 from bench.gate.worker import SUITE_VARIABLE
 from bench.machine.gpu import GpuState, became_another_gpu
 from subjects.process import NotStarted, SubjectDied, SubjectProcess
+from subjects.starting import start_of
+
+if TYPE_CHECKING:
+    from bench.command.project import Project
 
 SIDES: Final = ("base", "head")
 
@@ -61,18 +66,47 @@ class NotThere(Exception):
     """A side's tree lacks what a benchmark needs."""
 
 
+class SideDeclined(Exception):
+    """A side's subject declares that it cannot do what it is to be measured on."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workplace:
     """Where workers come from and what they work on."""
 
     home: Path
-    """Tree that the benchmarks come from."""
+    """Tree that the benchmarks of a tree of pagedbench come from."""
     time_limit_s: float
     """For one answer."""
-    suite: str | None
-    """Another suite's module or file; None: the gate's own."""
+    suite: str = ""
+    """`module` or file that has a SUITE."""
+    subjects: Path | None = None
+    """File of the project's subjects; see `bench.gate.subjects`."""
+    project: Project | None = None
+    """Whose subjects they are."""
     device: Device = "cpu"
     """What is timed on."""
+
+    def environment(self, side: Side) -> dict[str, str]:
+        """Variables with which a side's own modules are found."""
+        return {} if self.project is None else environment_of(side, self.project)
+
+
+def environment_of(side: Side, project: Project) -> dict[str, str]:
+    """Variables with which a side's interpreter finds the side's modules, and nobody else's.
+
+    Folders of the project as it lies in the checkout are taken off the path: a module that the
+    side's tree lacks is not to be found there.
+    """
+    before = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    ours = {str(folder) for folder in project.folders}
+    others = [each for each in before if each and str(Path(each).resolve()) not in ours]
+    folders = [str(folder) for folder in project.at(side.root).folders]
+    return {
+        "PYTHONPATH": os.pathsep.join([*folders, *others]),
+        TREE_VARIABLE: str(side.tree),
+        FOLDER_VARIABLE: str(side.root),
+    }
 
 
 class WorkerProcess:
@@ -82,16 +116,15 @@ class WorkerProcess:
         self, side: Side, role: str, place: Workplace, environment: Mapping[str, str]
     ) -> None:
         self.name = f"{role} ({side.record.name})"
-        variables = {**FIXED, **OF_DEVICE[place.device], **environment}
+        variables = {**FIXED, **OF_DEVICE[place.device], **place.environment(side), **environment}
         if place.device == "cuda":
             # What one side compiled is not to be found by the other.
             variables["TRITON_CACHE_DIR"] = str(side.tree.parent / f"triton-{role}")
-        if place.suite is not None:
-            variables[SUITE_VARIABLE] = place.suite
-        bootstrap = place.home / "bench" / "gate" / "bootstrap.py"
-        command = [side.python, "-P", str(bootstrap), str(side.tree), str(place.home)]
+        variables[SUITE_VARIABLE] = place.suite
+        if place.subjects is not None:
+            variables[SUBJECTS_VARIABLE] = str(place.subjects)
         self._process = SubjectProcess(
-            command, environment=variables, time_limit_s=place.time_limit_s
+            _command(side, place), environment=variables, time_limit_s=place.time_limit_s
         )
 
     def introduce(self) -> dict[str, Any]:
@@ -122,15 +155,29 @@ class WorkerProcess:
             raise GateFailure(f"{where} raised {answer['raised']}")
         if "missing" in answer:
             raise NotThere(answer["missing"])
+        if "declined" in answer:
+            raise SideDeclined(answer["declined"])
         return answer
 
-    def prepare(self, benchmark: str) -> None:
-        """Set a benchmark up."""
-        self.ask("prepare", about=benchmark, benchmark=benchmark)
+    def prepare(self, benchmark: str) -> bool:
+        """Set a benchmark up; returns whether it runs in Triton's interpreter.
+
+        Raises SideDeclined: its subject cannot do it.
+        """
+        interpreted: bool = self.ask("prepare", about=benchmark, benchmark=benchmark)["interpreted"]
+        return interpreted
 
     def close(self) -> None:
         """End it."""
         self._process.close()
+
+
+def _command(side: Side, place: Workplace) -> list[str]:
+    """Starts a worker: in a tree of pagedbench with that tree's rooms, else with ours."""
+    if side.ours:
+        bootstrap = place.home / "bench" / "gate" / "bootstrap.py"
+        return [side.python, "-P", str(bootstrap), str(side.tree), str(place.home)]
+    return [side.python, "-P", "-c", start_of("bench.gate.worker") + "ours.main()"]
 
 
 @contextmanager

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from bench.command.exit_codes import HARNESS_FAILED, INCONCLUSIVE, OUTPUTS_DIFFER, RIGHT, WRONG
-from bench.command.words import percent, plural, some_of
+from bench.command.words import one_line, percent, plural, some_of
 from bench.gate.record import (
     BenchmarkRecord,
+    BuildRecord,
     CounterRecord,
     Design,
     Estimate,
@@ -19,6 +20,7 @@ from bench.gate.record import (
     OutputRecord,
     RunVerdict,
     Sample,
+    TruthRecord,
 )
 from bench.gate.statistics import (
     FEWEST_FOR_BOUNDS,
@@ -35,6 +37,9 @@ Clock = Literal["timer", "wall"]
 CLOCKS: Final[tuple[Clock, ...]] = ("timer", "wall")
 
 FEWEST_FOR_SD: Final = 4
+
+SHOWN: Final = 300
+"""Characters of a finding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +170,13 @@ def judge(record: GateRecord) -> GateRecord:
     )
     changes: dict[str, object] = {"benchmarks": benchmarks}
     if record.verdict not in {"harness failed", "interrupted"}:
-        verdict, code, reason = judge_run(benchmarks, record.counters, record.outputs)
+        verdict, code, reason = judge_run(
+            benchmarks,
+            record.counters,
+            record.outputs,
+            truth=record.truth,
+            builds=record.builds,
+        )
         changes |= {"verdict": verdict, "exit_code": code, "reason": reason}
     return record.model_copy(update=changes)
 
@@ -308,12 +319,22 @@ def judge_run(
     benchmarks: Sequence[BenchmarkRecord],
     counters: Sequence[CounterRecord],
     outputs: Sequence[OutputRecord],
+    *,
+    truth: Sequence[TruthRecord] = (),
+    builds: Sequence[BuildRecord] = (),
 ) -> tuple[RunVerdict, int, str]:
     """Verdict, exit code and reason of a run that the harness did not fail in."""
-    wrong = [each for each in outputs if each.verdict == "differs"]
+    if any(each.failed and each.side == "head" for each in builds):
+        last = next(each.said for each in builds if each.side == "head").splitlines()[-1:]
+        return "fails to build", WRONG, f"head fails to build: {''.join(last)}"
+    wrong = [each for each in truth if each.head.verdict == "wrong"]
     if wrong:
-        first = wrong[0]
-        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        more = f"; and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        return "wrong", WRONG, f"{wrong[0].subject} is wrong: {said_truth(wrong[0])}{more}"
+    differing = [each for each in outputs if each.verdict == "differs"]
+    if differing:
+        first = differing[0]
+        more = f", and {len(differing) - 1} more" if len(differing) > 1 else ""
         return (
             "outputs differ",
             OUTPUTS_DIFFER,
@@ -330,11 +351,32 @@ def judge_run(
     undecided = [each.key for each in benchmarks if each.verdict == "inconclusive"]
     if undecided:
         return "inconclusive", INCONCLUSIVE, f"not decided: {some_of(undecided)}"
+    mended = [each.subject for each in truth if each.mended]
+    said = [f"mended: {some_of(mended)}"] if mended else []
     passed = sum(each.verdict == "pass" for each in benchmarks)
-    if not passed:
+    if passed:
+        said.append(f"none of {plural(passed, 'benchmark')} is worse")
+    elif right := [each.subject for each in truth if each.head.verdict == "right"]:
+        if not mended:
+            said.append(f"{some_of(right)}: right, and base has nothing to compare with")
+    else:
         return (
             "harness failed",
             HARNESS_FAILED,
             "nothing was compared: the base's tree has none of the benchmarks",
         )
-    return "pass", RIGHT, f"none of {plural(passed, 'benchmark')} is worse"
+    return "pass", RIGHT, "; ".join(said)
+
+
+def said_truth(truth: TruthRecord) -> str:
+    """What is wrong with head's subject, and since when."""
+    head = truth.head
+    what = "it does not import" if head.check == "import" else f"check {head.check}"
+    since = {
+        "right": "base is right",
+        "wrong": "base is wrong, too",
+        "not there": "base does not have it",
+        "not checked": "base was not checked",
+    }[truth.base.verdict]
+    where = f" at {head.problem}" if head.problem else ""
+    return f"{what}{where}: {one_line(head.finding, limit=SHOWN)} ({since})"

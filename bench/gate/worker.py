@@ -3,7 +3,8 @@
 `bench.gate.bootstrap` starts it. Questions and answers are JSON lines; see `subjects.process`. The
 introduction has the environment, or {"unusable": REASON} where the tree cannot be imported. Then
 
-    {"do": "prepare", "benchmark": KEY}               sets one up, after forgetting the last
+    {"do": "prepare", "benchmark": KEY}               sets one up, after forgetting the last; says
+                                                      whether it is interpreted, or declined
     {"do": "outputs", "folder": PATH}                 what it computes, as files in the folder
     {"do": "counters"}                                its exact counters
     {"do": "calibrate", "turn_s": S}                  calls in a turn of so many seconds
@@ -30,7 +31,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from bench.gate.needs import Declined, Missing, check_need
 from bench.gate.observing import observed
+from bench.gate.subjects import FOLDER_VARIABLE, SUBJECTS_VARIABLE, Subjects
 from bench.gate.timers import COPY_BYTES, DEVICE_VARIABLE, device_named, take_turn
 from bench.machine.facts import facts
 from bench.machine.timing import CpuDevice, Device, device_of
@@ -40,29 +43,28 @@ UNTIMED_CALLS: Final = 2
 """Before anything is measured: imports, caches and allocators settle."""
 
 SUITE_VARIABLE: Final = "PAGEDBENCH_GATE_SUITE"
-"""`module` or file that has another SUITE, for trying the gate out; the gate's own if not set."""
+"""Of a worker's environment: `module` or file that has a SUITE."""
 
 
-class Missing(Exception):
-    """The tree does not have what a benchmark needs."""
-
-
-def load_suite(where: str | None) -> tuple[Any, ...]:
-    """The benchmarks: the gate's own, or SUITE of another module or file."""
-    if not where:
-        from bench.gate.suite import SUITE
-
-        return SUITE
-    if where.endswith(".py"):
+def load_suite(
+    where: str | None, subjects: Subjects | None = None, *, device: str = "cpu"
+) -> tuple[Any, ...]:
+    """The benchmarks: SUITE of a module or file, where one is named, and those of subjects."""
+    suite: tuple[Any, ...] = ()
+    if where is not None and where.endswith(".py"):
         spec = importlib.util.spec_from_file_location("gate_suite", where)
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules["gate_suite"] = module
         spec.loader.exec_module(module)
-    else:
-        module = importlib.import_module(where)
-    suite: tuple[Any, ...] = module.SUITE
+        suite = module.SUITE
+    elif where:
+        suite = importlib.import_module(where).SUITE
+    if subjects is not None:
+        from bench.gate.subject_benchmarks import subject_benchmarks
+
+        suite += subject_benchmarks(subjects, device=device_named(device))
     return suite
 
 
@@ -78,18 +80,20 @@ class Answers:
         """Set a benchmark up, make its untimed calls, and stop collecting garbage."""
         gc.enable()
         self._prepared = None
-        gc.unfreeze()
         gc.collect()
         benchmark = self._benchmarks[question["benchmark"]]
         for need in benchmark.needs:
             check_need(need)
-        self._prepared = benchmark.prepare()
-        for _ in range(UNTIMED_CALLS):
+        try:
+            self._prepared = benchmark.prepare()
+        except Declined as declined:
+            return {"declined": str(declined)}
+        interpreted: bool = self._prepared.interpreted()
+        for _ in range(0 if interpreted else UNTIMED_CALLS):
             self._prepared.call()
         gc.collect()
-        gc.freeze()
         gc.disable()
-        return {}
+        return {"interpreted": interpreted}
 
     def outputs(self, question: Mapping[str, Any]) -> dict[str, Any]:
         """Write the outputs of the last call; answers name, file and round-off of each."""
@@ -99,12 +103,18 @@ class Answers:
         for index, (name, output) in enumerate(self._prepared.outputs().items()):
             file = Path(question["folder"]) / f"{index}.npy"
             np.save(file, output.values, allow_pickle=False)
-            described.append({"name": name, "file": str(file), "round_off": output.unit_round_off})
+            said = {"name": name, "file": str(file), "round_off": output.unit_round_off}
+            if output.allowed is not None:
+                said["allowed"] = str(file.with_suffix(".allowed.npy"))
+                np.save(said["allowed"], output.allowed, allow_pickle=False)
+            described.append({**said, "wrong": output.wrong})
         return {"outputs": described}
 
     def counters(self, question: Mapping[str, Any]) -> dict[str, Any]:
         """Counters of one call: the benchmark's own, and those that are taken of all."""
-        counts = {**self._prepared.counters(), **observed(self._prepared.call)}
+        counts = dict(self._prepared.counters())
+        if not self._prepared.interpreted():
+            counts |= observed(self._prepared.call)
         return {"counters": {name: asdict(count) for name, count in counts.items()}}
 
     def calibrate(self, question: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,23 +144,6 @@ class Answers:
         return {"copy_gbs": max(copy_rates(self._device, COPY_BYTES[self._device.kind]))}
 
 
-def check_need(need: str) -> None:
-    """Look for `module:name`.
-
-    Raises Missing: the tree does not have it.
-    """
-    module_name, _, name = need.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        # Of the need itself, or of a package that it lies in; anything else is a broken tree.
-        if error.name and (module_name + ".").startswith(error.name + "."):
-            raise Missing(need) from None
-        raise
-    if name and not hasattr(module, name):
-        raise Missing(need)
-
-
 def describe(device: Device) -> dict[str, Any]:
     """Fields of `bench.machine.environment.GateEnvironment`, as far as this process knows them."""
     return {
@@ -167,9 +160,19 @@ def main() -> None:
     speak_when_dying()
     questions = listen()
     try:
-        suite = load_suite(os.environ.get(SUITE_VARIABLE))
+        if folder := os.environ.get(FOLDER_VARIABLE):
+            os.chdir(folder)
+        file = os.environ.get(SUBJECTS_VARIABLE)
+        suite = load_suite(
+            os.environ.get(SUITE_VARIABLE),
+            Subjects.read(Path(file)) if file else None,
+            device=os.environ.get(DEVICE_VARIABLE, "cpu"),
+        )
         device = device_of(device_named(os.environ.get(DEVICE_VARIABLE, "cpu")))
         worker = Answers(suite, device)
+        # What is imported stays: looking through it before every benchmark takes most of a launch.
+        gc.collect()
+        gc.freeze()
         introduction = describe(device)
     except BaseException as error:  # whatever it is, it is this tree's or this interpreter's
         said = traceback.format_exception_only(error)[-1].strip()

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from bench.command.project import Project
 from bench.gate.contestant import Contestant
 from bench.gate.record import Design
 from bench.gate.run import GatePlan
@@ -27,8 +28,9 @@ def work(clock, name):
 def tree(folder: Path, name: str, change: str = "", **files: str) -> Path:
     """A tree with the room that the toy suite needs; `change` is appended to it."""
     root = folder / name
+    (root / "bench" / "gate").mkdir(parents=True)
+    (root / "paged").mkdir()
     for room in ("bench", "paged"):
-        (root / room).mkdir(parents=True)
         (root / room / "__init__.py").write_text(files.get(room, ""))
     (root / "paged" / "toy.py").write_text(TOY.format(name=name) + change)
     return root
@@ -43,6 +45,7 @@ def plan(base: Path, head: Path, **changes: Any) -> GatePlan:
         "pairs": 4,
         "turn_s": 0.001,
         "suite": SUITE,
+        "project": Project(root=base.parent),
         "answer_limit_s": 20.0,
     }
     return GatePlan(**{**usual, **changes})

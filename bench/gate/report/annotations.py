@@ -20,6 +20,7 @@ from bench.gate.report.words import (
     counter_change,
     counters_that_matter,
     outputs_that_matter,
+    truth_that_matters,
     untimed,
 )
 
@@ -30,6 +31,8 @@ SHOWN: Final = 10
 _LEVELS: Final[dict[RunVerdict | Verdict, Level]] = {
     "pass": "notice",
     "fail": "error",
+    "wrong": "error",
+    "fails to build": "error",
     "inconclusive": "warning",
     "not run": "notice",
     "outputs differ": "error",
@@ -43,13 +46,17 @@ def workflow_commands(record: GateRecord) -> str:
     lines: dict[Level, list[str]] = {"error": [], "warning": [], "notice": []}
     level = _LEVELS[record.verdict]
     lines[level].append(command(level, f"gate: {record.verdict}", record.reason))
+    for truth, words in truth_that_matters(record):
+        kind: Level = "error" if truth.head.verdict == "wrong" else "notice"
+        replay = truth.head.replay or truth.base.replay
+        lines[kind].append(command(kind, truth.subject, f"{words}\n{replay}".strip()))
     for output in outputs_that_matter(record):
         if output.verdict == "differs":
             words = f"{output.name} differs between base and head. {output.note}".strip()
             lines["error"].append(command("error", output.benchmark, words))
     for counter in counters_that_matter(record):
         if counter.verdict == "worse":
-            kind: Level = "error" if counter.fails else "warning"
+            kind = "error" if counter.fails else "warning"
             words = (
                 f"{counter.name}: {count(counter.base, '')} to {count(counter.head, counter.unit)} "
                 f"({counter_change(counter)}, allowed {100 * counter.limit:.3g} %)"

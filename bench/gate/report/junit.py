@@ -1,6 +1,7 @@
 """A gate run as JUnit XML: what every CI service can show.
 
-Four suites: `run` with the verdict as one case, `outputs`, `counters`, `timing`. A failure is a
+Suites: `run` with the verdict as one case, `outputs`, `counters`, `timing`; `truth` and `builds`
+where the project has subjects and something to build. A failure is a
 failure; what could not be decided is skipped with the reason, never passed; what says nothing about
 the code (the harness failed, the run was ended) is an error.
 """
@@ -12,19 +13,38 @@ from typing import Any, Final, Literal
 from xml.etree import ElementTree as ET
 
 from bench.command.words import percent
-from bench.gate.record import BenchmarkRecord, CounterRecord, GateRecord, OutputRecord, RunVerdict
-from bench.gate.report.words import bounds, count, counter_change, environments, launches
+from bench.gate.record import (
+    BenchmarkRecord,
+    CounterRecord,
+    GateRecord,
+    OutputRecord,
+    RunVerdict,
+    TruthRecord,
+)
+from bench.gate.report.words import (
+    bounds,
+    count,
+    counter_change,
+    environments,
+    launches,
+    words_of_truth,
+)
 
 Kind = Literal["passed", "failure", "skipped", "error"]
 
 _RUN: Final[dict[RunVerdict, Kind]] = {
     "pass": "passed",
     "fail": "failure",
+    "wrong": "failure",
+    "fails to build": "failure",
     "outputs differ": "failure",
     "inconclusive": "skipped",
     "harness failed": "error",
     "interrupted": "error",
 }
+
+_KINDS: Final[dict[bool, Kind]] = {False: "passed", True: "failure"}
+"""By whether it failed."""
 
 # Characters that no XML 1.0 document may hold, not even escaped.
 _NO_XML: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -36,11 +56,15 @@ def junit(record: GateRecord) -> str:
     spent = _seconds_spent(record)
     found: dict[str, list[tuple[Any, ...]]] = {
         "run": [("verdict", _RUN[record.verdict], record.reason, record.elapsed_s)],
+        "builds": [(b.side, _KINDS[b.failed], b.said, b.seconds) for b in record.builds],
+        "truth": [(t.subject, *_of_truth(t)) for t in record.truth],
         "outputs": [(f"{o.benchmark} {o.name}", *_of_output(o)) for o in record.outputs],
         "counters": [(f"{c.benchmark} {c.name}", *_of_counter(c)) for c in record.counters],
         "timing": [(b.key, *_of_benchmark(b), spent.get(b.key, 0.0)) for b in record.benchmarks],
     }
     for name, cases in found.items():
+        if not cases and name in ("builds", "truth"):
+            continue
         suite = _suite(root, name, record)
         for case in cases:
             _case(suite, name, *case)
@@ -86,6 +110,13 @@ def _case(
         ET.SubElement(case, kind, message=clean(words)).text = clean(words)
     elif words:
         ET.SubElement(case, "system-out").text = clean(words)
+
+
+def _of_truth(each: TruthRecord) -> tuple[Kind, str]:
+    words = words_of_truth(each)
+    if each.head.verdict == "wrong":
+        return "failure", f"{words}\n{each.head.replay}".strip()
+    return ("passed" if each.head.verdict == "right" else "skipped"), words
 
 
 def _of_output(each: OutputRecord) -> tuple[Kind, str]:

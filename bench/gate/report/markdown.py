@@ -12,8 +12,15 @@ from statistics import median_high
 from typing import Final
 
 from bench.command.words import one_line, percent, plural, seconds
-from bench.gate.record import BenchmarkRecord, CounterRecord, GateRecord, OutputRecord
+from bench.gate.record import (
+    BenchmarkRecord,
+    CounterRecord,
+    GateRecord,
+    OutputRecord,
+    TruthRecord,
+)
 from bench.gate.report.words import (
+    TRIED,
     UNTIMED,
     benchmarks_that_matter,
     bounds,
@@ -29,11 +36,16 @@ from bench.gate.report.words import (
     outputs_that_matter,
     runner_noise,
     said_verdict,
+    truth_that_matters,
     untimed,
 )
 
 ROWS: Final = 40
 """Rows of one table. GitHub takes comments up to 65,536 characters; the record has every row."""
+
+LINES: Final = 20
+LINE: Final = 1000
+"""Of what is shown as it is, and characters of each."""
 
 CELL: Final = 120
 """Characters of a name that are shown."""
@@ -99,7 +111,17 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _what_matters(record: GateRecord) -> list[str]:
-    parts = []
+    parts = [
+        f"{each.side} does not build: {code(each.log)}\n\n{_block(each.said)}"
+        for each in record.builds
+        if each.failed
+    ]
+    for truth, words in truth_that_matters(record):
+        replay = truth.head.replay or truth.base.replay
+        parts.append(
+            f"{code(truth.subject)} {cell(words, limit=400)}"
+            + (f"\n\n{_block(replay)}" if replay else "")
+        )
     if outputs := [o for o in outputs_that_matter(record) if o.verdict != "not there"]:
         parts.append(_table(("output", "", "off by", "allowed"), map(_output_row, outputs)))
     if counters := [c for c in counters_that_matter(record) if c.verdict != "not there"]:
@@ -118,6 +140,12 @@ def _what_matters(record: GateRecord) -> list[str]:
     for verdict, line in by_reason(untimed(record)):
         parts.append(f"{UNTIMED[verdict].capitalize()}: {cell(line, limit=400)}.")
     return parts
+
+
+def _block(text: str) -> str:
+    """Lines as they are: indented, which no line can end."""
+    lines = (one_line(line, limit=LINE) for line in text.splitlines()[-LINES:])
+    return "\n".join(f"    {line}" for line in lines)
 
 
 def _output_row(each: OutputRecord) -> list[str]:
@@ -153,6 +181,10 @@ def _benchmark_row(each: BenchmarkRecord) -> list[str]:
 
 def _folded(record: GateRecord) -> list[str]:
     parts = []
+    if right := [each for each in record.truth if each.head.verdict == "right"]:
+        rows = [[code(each.subject, in_table=True), _tried(each)] for each in right]
+        title = f"{plural(len(right), 'subject')} right"
+        parts.append(_details(title, _table(("subject", "tried"), rows)))
     matter = {each.key for each in benchmarks_that_matter(record)}
     passed = [
         each
@@ -190,6 +222,10 @@ def _folded(record: GateRecord) -> list[str]:
         parts.append(_details("What this runner can see", _table(columns, rows)))
     parts.append(_details("How it was judged", plain(error_rates(record)) + "."))
     return parts
+
+
+def _tried(each: TruthRecord) -> str:
+    return plural(each.head.tried, TRIED[each.kind])
 
 
 def _details(summary: str, body: str) -> str:

@@ -14,6 +14,7 @@ from bench.command.words import one_line, percent, plural
 from bench.gate.record import BenchmarkRecord, GateRecord, NoiseRecord
 from bench.gate.report.words import (
     bounds,
+    builds_in_words,
     by_reason,
     contestant,
     count,
@@ -25,6 +26,7 @@ from bench.gate.report.words import (
     outputs_that_matter,
     runner_noise,
     said_verdict,
+    truth_that_matters,
 )
 
 ROWS: Final = 30
@@ -35,6 +37,8 @@ KEY_WIDTH: Final = 80
 
 _STYLES: Final = {
     "fail": "bold red",
+    "wrong": "bold red",
+    "fails to build": "bold red",
     "outputs differ": "bold red",
     "harness failed": "bold red",
     "inconclusive": "yellow",
@@ -53,6 +57,9 @@ def show(record: GateRecord, console: Console) -> None:
         _say(console, f"{side}  {name}")
     if note := on_purpose(record):
         _say(console, note)
+    for line in (line for each in builds_in_words(record) for line in each.splitlines()):
+        _say(console, line)
+    _truth(record, console)
     _outputs(record, console)
     _counters(record, console)
     timed = [each for each in record.benchmarks if each.timed and each.samples]
@@ -79,6 +86,21 @@ def _say(console: Console, words: str, style: str = "") -> None:
 
 def _short(key: str) -> str:
     return one_line(key, limit=KEY_WIDTH)
+
+
+def _truth(record: GateRecord, console: Console) -> None:
+    other = truth_that_matters(record)
+    if record.truth:
+        right = sum(each.head.verdict == "right" for each in record.truth)
+        _say(console, f"against the truth: {right} of {plural(len(record.truth), 'subject')} right")
+    for each, words in other:
+        _say(
+            console,
+            f"  {each.subject} {words}",
+            "red" if each.head.verdict == "wrong" else "yellow",
+        )
+        if replay := each.head.replay or each.base.replay:
+            _say(console, f"    {replay}")
 
 
 def _outputs(record: GateRecord, console: Console) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from statistics import median
 from typing import Final
 
-from bench.command.words import some_of
+from bench.command.words import plural, some_of
 from bench.gate.record import (
     BenchmarkRecord,
     ContestantRecord,
@@ -14,8 +14,11 @@ from bench.gate.record import (
     Estimate,
     GateRecord,
     OutputRecord,
+    SubjectKind,
+    TruthRecord,
     Verdict,
 )
+from bench.gate.verdict import said_truth
 
 
 def bounds(estimate: Estimate | None) -> str:
@@ -95,6 +98,43 @@ def outputs_that_matter(record: GateRecord) -> list[OutputRecord]:
     order = {"differs": 0, "within tolerance": 1, "not there": 2}
     some = [each for each in record.outputs if each.verdict != "equal"]
     return sorted(some, key=lambda each: order[each.verdict])
+
+
+def truth_that_matters(record: GateRecord) -> list[tuple[TruthRecord, str]]:
+    """Subjects that are not simply right on both sides, wrong ones first, each with its words."""
+    order = {"wrong": 0, "not checked": 1, "not there": 2, "right": 3}
+    some = [each for each in record.truth if {each.base.verdict, each.head.verdict} != {"right"}]
+    return [
+        (each, words_of_truth(each)) for each in sorted(some, key=lambda e: order[e.head.verdict])
+    ]
+
+
+def words_of_truth(truth: TruthRecord) -> str:
+    """What was found of a subject, in a line."""
+    if truth.head.verdict == "wrong":
+        return f"wrong: {said_truth(truth)}"
+    if truth.mended:
+        return f"mended: base is wrong: {truth.base.finding}"
+    if truth.head.verdict == "right":
+        words = f"right: {plural(truth.head.tried, TRIED[truth.kind])}"
+        return (
+            f"{words}; base was not checked: {truth.base.finding}" if truth.base.finding else words
+        )
+    return f"{truth.head.verdict}: {truth.head.finding}"
+
+
+def builds_in_words(record: GateRecord) -> list[str]:
+    """A line for each side that was built."""
+    how = {True: "there already", False: "built"}
+    return [
+        f"{each.side} does not build; all of it in {each.log or 'no file'}:\n{each.said}"
+        if each.failed
+        else f"{each.side} {how[each.kept]} in {each.seconds:.1f} s"
+        for each in record.builds
+    ]
+
+
+TRIED: Final[dict[SubjectKind, str]] = {"kernel": "problem", "allocator": "program"}
 
 
 def contestant(side: ContestantRecord) -> str:

@@ -1,21 +1,24 @@
 """Contestants: what is asked for, what is made of it, and that nothing of it stays."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from bench.command.project import Project
 from bench.gate import contestant as module
 from bench.gate.contestant import (
     Contestant,
     Found,
     NoContestant,
     built,
+    check_holds,
     find,
     standing,
-    worktree,
 )
+from bench.gate.trees import snapshot, worktree
 from bench.machine.facts import commit_of, git
 from reference.errors import BadInput
 from subjects.interpreters import ENVIRONMENTS_VARIABLE, NotBuilt
@@ -121,6 +124,49 @@ def test_what_cannot_be_had_says_what_to_do(
     monkeypatch.chdir(checkout.parent)
     with pytest.raises(BadInput, match=words):
         find(Contestant(asked=asked), root=checkout)
+
+
+def test_a_folder_without_anything_that_is_compared_is_no_contestant(
+    checkout: Path, tmp_path: Path
+) -> None:
+    project = Project(root=checkout, kernels=("bench.attention:attention", "torch"))
+    check_holds(project, checkout)
+    check_holds(project.model_copy(update={"kernels": ("torch",)}), tmp_path / "temporary")
+    with pytest.raises(NoContestant, match="has none of bench"):
+        check_holds(project, tmp_path / "temporary")
+
+
+def test_a_project_may_lie_deeper_in_its_repository(checkout: Path) -> None:
+    inner = checkout / "packages" / "mine"
+    inner.mkdir(parents=True)
+    (inner / "kernel.py").write_text("new")
+    run(checkout, "add", ".")
+    run(checkout, "commit", "--quiet", "--message", "inner")
+    for asked in ("HEAD", str(inner)):
+        with standing(Contestant(asked=asked), root=inner) as side:
+            assert (side.root / "kernel.py").read_text() == "new"
+            assert side.root.relative_to(side.tree) == Path("packages/mine")
+
+
+def test_what_git_ignores_stays_behind_but_for_compiled_extensions(checkout: Path) -> None:
+    (checkout / ".gitignore").write_text("*.so\nscratch\n.venv\n")
+    for name in ("fast.so", "scratch", "new.py", ".venv/lib/other.so", ".venv/pyvenv.cfg"):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_text(name)
+    for extensions in (True, False):
+        with standing(Contestant(asked=str(checkout)), root=checkout, extensions=extensions) as at:
+            found = {str(file.relative_to(at.tree)) for file in at.tree.rglob("*")}
+        expected = {".gitignore", "bench", "bench/__init__.py", "new.py"}
+        assert found == expected | ({"fast.so"} if extensions else set())
+
+
+def test_a_folder_that_is_no_checkout_is_copied_without_caches(tmp_path: Path) -> None:
+    for name in ("a.py", "built.so", ".venv/pyvenv.cfg", "b/__pycache__/x.pyc", ".git/HEAD"):
+        (tmp_path / "loose" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "loose" / name).write_text("")
+    shutil.rmtree(tmp_path / "loose" / ".git")
+    with snapshot(tmp_path / "loose") as tree:
+        assert {each.name for each in tree.rglob("*")} == {"a.py", "built.so", "b"}
 
 
 def test_an_environment_is_asked_for_by_exact_versions(checkout: Path) -> None:

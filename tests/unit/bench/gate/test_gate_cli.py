@@ -46,7 +46,7 @@ def test_the_suite_is_listed() -> None:
     result = invoke("--list", "--benchmark", "allocator")
     assert result.exit_code == 0
     starts = [line.partition("/")[0] for line in result.stdout.splitlines()]
-    assert starts == ["allocator"] * 7
+    assert starts == ["allocator"] * 8
 
 
 def test_a_percentage_is_read_as_one() -> None:
@@ -73,9 +73,11 @@ def test_limits_and_margins_are_read_from_toml(tmp_path: Path) -> None:
 
 @pytest.fixture
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary trees are made; the suite is the toy suite."""
+    """Where temporary trees are made; the project has no subjects, its suite is the toy suite."""
     folder = tmp_path / "places"
     folder.mkdir()
+    (tmp_path / "pyproject.toml").write_text("[tool.pagedbench]\n")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setenv(SUITE_VARIABLE, gate_toys.SUITE)

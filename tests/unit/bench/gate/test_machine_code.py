@@ -37,7 +37,7 @@ def side(folder: Path, **values: int) -> Side:
     text = COMMAND.format(**{"registers": 64, "instructions": 1000, "code": 0, **values})
     (tree / "bench" / "cli.py").write_text(text)
     (tree / "bench" / "compile.py").write_text("")
-    return Side(gate_records.contestant(), tree, sys.executable)
+    return Side(gate_records.contestant(), tree, sys.executable, tree)
 
 
 def test_figures_are_counters_by_target_variant_and_kernel(tmp_path: Path) -> None:
@@ -71,7 +71,8 @@ def test_one_register_more_fails_and_an_instruction_or_two_do_not(tmp_path: Path
 
 
 def test_a_tree_without_the_command_has_none(tmp_path: Path) -> None:
-    bare = Side(gate_records.contestant(), gate_toys.tree(tmp_path, "tree"), sys.executable)
+    tree = gate_toys.tree(tmp_path, "tree")
+    bare = Side(gate_records.contestant(), tree, sys.executable, tree)
     assert compiled_counters(bare, stopped=bool) == {}
 
 
@@ -93,7 +94,7 @@ def test_the_same_kernels_under_the_same_interpreter_are_not_compiled(tmp_path: 
     (other.tree / "kernels").mkdir()
     (other.tree / "kernels" / "decode.py").write_text("")
     assert could_differ({"base": one, "head": other})
-    elsewhere = Side(one.record, one.tree, "/another/python")
+    elsewhere = Side(one.record, one.tree, "/another/python", one.tree)
     assert could_differ({"base": one, "head": elsewhere})
 
 

@@ -1,0 +1,75 @@
+"""Commands of the gate that run beside it: whatever they start ends with the gate."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+POLL_S: Final = 0.05
+
+ENDING_S: Final = 5.0
+"""For a command that was told to end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A command that came to its end."""
+
+    code: int
+    said: str
+    """All that it wrote, to whichever stream."""
+
+
+def run_child(
+    command: Sequence[str] | str,
+    *,
+    folder: Path,
+    log: Path,
+    environment: Mapping[str, str],
+    stopped: Callable[[], bool],
+) -> Ended | None:
+    """Run a command in a folder, its output to a file; a string is for the shell.
+
+    It leads a group of processes of its own, which is killed when the run is `stopped` and when the
+    command is over; None if it was stopped.
+    """
+    # A file, not a pipe: nobody reads while it runs, and a pipe that is full stops it.
+    with log.open("w+", errors="replace") as output:
+        child = subprocess.Popen(
+            command,
+            shell=isinstance(command, str),
+            cwd=folder,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            while child.poll() is None and not stopped():
+                time.sleep(POLL_S)
+            ended = child.poll() is not None
+        finally:
+            _end(child)
+        if not ended:
+            return None
+        output.seek(0)
+        return Ended(child.returncode, output.read())
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End what is left of a group: with a moment to do so in order, where its leader lives."""
+    if child.poll() is None:
+        os.killpg(child.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(ENDING_S)
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()

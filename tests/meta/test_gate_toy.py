@@ -1,0 +1,156 @@
+"""The gate in a stranger's repository: seven commits, each ended as it should be, and named.
+
+Real kernels, a real compiler, real processes; `helpers.toy_repository` has what each commit does.
+A longer series of the unchanged one is made by hand: studies/gate_toy.py.
+"""
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.command.project import read_project
+from bench.gate.contestant import Contestant
+from bench.gate.record import GateRecord, TruthRecord
+from bench.gate.report.annotations import workflow_commands
+from bench.gate.report.junit import junit
+from bench.gate.report.markdown import markdown
+from bench.gate.run import GatePlan, run_gate
+from helpers import gate_toys, toy_repository
+from reference.errors import BadInput
+from subjects.interpreters import ENVIRONMENTS_VARIABLE
+
+pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy_repository.make(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(autouse=True)
+def places(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where temporary folders are made; none of them, no worktree and no process may stay."""
+    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setenv(ENVIRONMENTS_VARIABLE, str(repository.parent / "environments"))
+    yield folder
+    assert list(folder.glob("pagedbench-*")) == []
+    assert toy_repository.git(repository, "worktree", "list").count("\n") == 1
+    running = subprocess.run(["ps", "axo", "args"], capture_output=True, text=True, check=True)
+    assert str(folder) not in running.stdout
+
+
+def gate(repository: Path, head: str, *benchmarks: str, **options: Any) -> GateRecord:
+    project = read_project(repository / "pyproject.toml")
+    plan = {
+        "base": Contestant(asked="main"),
+        "head": Contestant(asked=head),
+        "project": project,
+        "benchmarks": benchmarks,
+        "design": gate_toys.QUICK,
+        "pairs": 4,
+        "compiled": False,
+        **options,
+    }
+    return run_gate(GatePlan(**plan))
+
+
+def truth(record: GateRecord) -> TruthRecord:
+    (found,) = record.truth
+    return found
+
+
+def failing(record: GateRecord) -> dict[str, float | None]:
+    return {each.name: each.change for each in record.counters if each.fails}
+
+
+def test_wrong_numbers_are_wrong_before_anything_is_timed(repository: Path) -> None:
+    record = gate(repository, "wrong-numbers", "torch_kernel")
+    assert (record.verdict, record.exit_code, record.launches) == ("wrong", 1, [])
+    found = truth(record)
+    assert (found.subject, found.base.verdict) == ("toy.torch_kernel:attention", "right")
+    assert found.head.check == "truth"
+    assert "base is right" in record.reason
+    assert found.head.replay.startswith("pagedbench check --kernel toy.torch_kernel:attention")
+    for report in (markdown(record), junit(record), workflow_commands(record)):
+        assert "pagedbench check --kernel" in report
+
+
+def test_a_lost_mask_that_no_number_shows_is_wrong(repository: Path) -> None:
+    record = gate(repository, "lost-mask", "triton_kernel")
+    assert (record.verdict, record.exit_code) == ("wrong", 1)
+    assert truth(record).head.check == "memory"
+    assert "key_cache" in truth(record).head.finding
+
+
+def test_one_per_cent_more_bytes_are_named(repository: Path) -> None:
+    record = gate(repository, "more-bytes", "triton_kernel")
+    assert (record.verdict, record.exit_code, record.launches) == ("fail", 1, [])
+    assert failing(record)["loaded.key_cache"] == pytest.approx(0.01)
+    assert truth(record).head.verdict == "right"
+    assert "not timed" not in record.reason
+
+
+def test_a_leak_is_wrong(repository: Path) -> None:
+    record = gate(repository, "leak", "toy.pool")
+    assert (record.verdict, record.exit_code) == ("wrong", 1)
+    found = truth(record)
+    assert (found.kind, found.base.verdict) == ("allocator", "right")
+    assert found.head.check == "drain"
+    saved = [word for word in found.head.replay.split() if word.endswith(".json")]
+    assert Path(saved[0]).is_file(), "what replays it is kept"
+    shutil.rmtree(repository / ".pagedbench")
+
+
+def test_a_build_that_fails_is_a_finding_about_head_alone(repository: Path) -> None:
+    record = gate(repository, "no-build")
+    assert (record.verdict, record.exit_code) == ("fails to build", 1)
+    (base, head) = record.builds
+    assert (base.failed, head.failed) == (False, True)
+    assert "error" in head.said
+    assert Path(head.log).read_text().strip().endswith("ended with code 1")
+    for report in (markdown(record), junit(record)):
+        assert "blocks.c" in report
+    shutil.rmtree(repository / ".pagedbench")
+    turned = gate(repository, "main", base=Contestant(asked="no-build"))
+    assert (turned.verdict, turned.exit_code) == ("harness failed", 4)
+    assert "base does not build" in turned.reason
+    shutil.rmtree(repository / ".pagedbench")
+
+
+@pytest.mark.slow
+def test_work_that_no_counter_shows_is_found_by_time(repository: Path) -> None:
+    record = gate(repository, "slower", "toy.pool")
+    assert (record.verdict, record.exit_code) == ("fail", 1)
+    assert {each.verdict for each in record.counters} == {"equal"}
+    assert record.benchmarks[0].suspect
+    assert truth(record).head.verdict == "right"
+
+
+@pytest.mark.slow
+def test_unchanged_passes_and_what_was_built_is_kept(repository: Path) -> None:
+    record = gate(repository, "unchanged")
+    assert (record.verdict, record.exit_code) == ("pass", 0), record.reason
+    assert {each.verdict for each in record.outputs} == {"equal"}
+    assert {each.verdict for each in record.counters} == {"equal"}
+    by_key = {each.key.partition("[")[0]: each for each in record.benchmarks}
+    assert not by_key["kernel/toy.triton_kernel:attention"].timed, "it is interpreted here"
+    assert by_key["kernel/toy.torch_kernel:attention"].timed
+    again = gate(repository, "unchanged", "torch_kernel", keep_going=False, time_limit_s=0.1)
+    assert [each.kept for each in again.builds] == [True, True]
+
+
+def test_a_point_that_is_none_is_the_users_to_mend(repository: Path) -> None:
+    project = read_project(repository / "pyproject.toml")
+    assert project is not None
+    for change in ({"points": ("nonsense",)}, {"streams": ("no-such:3",)}):
+        with pytest.raises(BadInput):
+            gate(repository, "main", project=project.model_copy(update=change))
