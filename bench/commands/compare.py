@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, cast, get_arg
 
 import typer
 
-from bench.command.options import AsvFolder, OrderSeed, TimedDevice, check_asv
+from bench.command.options import AsvFolder, OrderSeed, TimedDevice, check_asv, check_chart
 from bench.command.session import Session, check_file, session
 from bench.gate.timers import device_named
 from reference.errors import BadInput
@@ -210,7 +210,9 @@ def _compare_allocators(
     """Fuzz, count and race releases of allocators."""
     check_file("--markdown", markdown)
     check_file("--plot", plot)
+    check_chart(plot)
     check_asv(asv)
+    from bench.gate.engines.markdown import page
     from bench.gate.engines.record import Settings
     from bench.gate.engines.report import show
     from bench.gate.engines.run import compare_engines, plan_engines
@@ -225,6 +227,15 @@ def _compare_allocators(
     with it.work(raising=True) as progress:
         found = compare_engines(plan, progress=progress, stop=it.stop)
     it.report(found, json, lambda: show(found, it.out, explain=explain))
+    it.write("--markdown", markdown, lambda: page(found))
+    if plot is not None:
+        from bench.gate.engines.plot import draw
+
+        it.deliver(f"--plot {plot}", partial(draw, found, plot))
+    if asv is not None:
+        from bench.gate.engines.asv import export
+
+        it.deliver(f"--asv {asv}", partial(export, found, asv))
     it.end(found.exit_code)
 
 

@@ -12,6 +12,7 @@ from bench.command.words import one_line
 from bench.gate.engines.history import steps
 from bench.gate.engines.record import EnginesRecord
 from bench.gate.engines.words import (
+    RACES,
     bytecodes,
     conditions,
     ratio,
@@ -27,19 +28,16 @@ FUNCTIONS: Final = 5
 
 def show(record: EnginesRecord, console: Console, *, explain: bool = False) -> None:
     """Print a record; `explain`: also which functions added bytecodes from release to release."""
-    heads = ("bytecodes off", "on", "ops/CPU-s off", "on", "tiny prompts", "findings")
-    rows = table("release", heads, padding=CLOSE)
+    exact = table("release", ("bytecodes off", "on"), padding=CLOSE)
+    exact.add_column("findings")
+    timed = table("ops per CPU-second, of the anchor's", ("off", "on", "evictions"), padding=CLOSE)
     for each in record.releases:
-        rows.add_row(
-            Text(one_line(short(each.name))),
-            bytecodes(each, caching=False),
-            bytecodes(each, caching=True),
-            ratio(each, record.anchor, "mixed", caching=False),
-            ratio(each, record.anchor, "mixed", caching=True),
-            ratio(each, record.anchor, "evictions", caching=True),
-            Text(verdict(each)),
-        )
-    console.print(rows)
+        name = Text(one_line(short(each.name)))
+        counts = [bytecodes(each, caching=caching) for caching in (False, True)]
+        exact.add_row(name, *counts, Text(verdict(each)))
+        timed.add_row(name, *(ratio(each, record.anchor, heat) for heat in RACES))
+    console.print(exact)
+    console.print(timed)
     _show_counters(record, console)
     for found in record.located:
         say(console, where(found), "red")
@@ -52,8 +50,8 @@ def show(record: EnginesRecord, console: Console, *, explain: bool = False) -> N
         for step in steps(record.releases):
             if round(step.added):
                 say(console, step_title(step), "bold")
-                for name, added in step.by_function[:FUNCTIONS]:
-                    say(console, f"  {added:+7.1f}  {name}")
+                for function, added in step.by_function[:FUNCTIONS]:
+                    say(console, f"  {added:+7.1f}  {function}")
     for line in conditions(record):
         say(console, line)
 

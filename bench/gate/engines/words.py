@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Final, NamedTuple
+
 from bench.gate.engines.history import Step
 from bench.gate.engines.record import EnginesRecord, Located, Raced, Release, Stream
 
-NOT_MEASURED = "not measured"
+NOT_MEASURED: Final = "not measured"
+
+
+class Heat(NamedTuple):
+    """A stream that is raced."""
+
+    stream: Stream
+    caching: bool
+
+
+RACES: Final = (
+    Heat("mixed", caching=False),
+    Heat("mixed", caching=True),
+    Heat("evictions", caching=True),
+)
+"""All of them, as tables have them beside each other."""
 
 
 def short(name: str) -> str:
@@ -26,11 +43,11 @@ def bytecodes(release: Release, *, caching: bool) -> str:
     return NOT_MEASURED if found is None else f"{found:,.0f}"
 
 
-def ratio(release: Release, anchor: str, stream: Stream, *, caching: bool) -> str:
+def ratio(release: Release, anchor: str, heat: Heat) -> str:
     """Its rate as a multiple of the anchor's, and the interval."""
     if release.name == anchor:
         return "1"
-    found = raced(release, stream, caching=caching)
+    found = raced(release, heat)
     interval = found.ratio if found is not None else None
     if interval is None:
         return NOT_MEASURED
@@ -38,10 +55,10 @@ def ratio(release: Release, anchor: str, stream: Stream, *, caching: bool) -> st
     return f"{interval.median:.2f}{bounds}"
 
 
-def raced(release: Release, stream: Stream, *, caching: bool) -> Raced | None:
+def raced(release: Release, heat: Heat) -> Raced | None:
     """Its race on a stream."""
-    found = (each for each in release.raced if each.of.stream == stream)
-    return next((each for each in found if each.of.prefix_caching is caching), None)
+    found = ((each, Heat(each.of.stream, each.of.prefix_caching)) for each in release.raced)
+    return next((each for each, of in found if of == heat), None)
 
 
 def verdict(release: Release) -> str:
@@ -81,9 +98,13 @@ def conditions(record: EnginesRecord) -> list[str]:
         f"bytecodes: executed for each admission, append and free of {asked.counted_requests} "
         f"requests of the mixed stream, the adapter's own left out, Python {record.python}",
         f"ops per CPU-second: a multiple of {short(record.anchor)}'s in the same round, median and "
-        f"95 % interval over {asked.rounds} rounds; mixed: {asked.requests:,} requests, "
-        f"{asked.ample_blocks:,} blocks; tiny prompts: {asked.tiny_requests:,} requests, "
-        f"{asked.tiny_blocks[0]:,} blocks",
+        f"95 % interval over {asked.rounds} rounds",
+        f"mixed: {asked.requests:,} requests, half behind one of four system prompts, "
+        f"{asked.max_running} running, {asked.ample_blocks:,} blocks of {asked.block_size} where "
+        f"no other number is given",
+        f"evictions: {asked.tiny_requests:,} requests of 2 to 11 tokens, one in 250 behind a "
+        f"prompt of 1,024 that they share, {asked.max_running // 2} running, "
+        f"{asked.tiny_blocks[0]:,} blocks where no other number is given, prefix caching on",
         f"findings: of {asked.examples:,} programs, seed {asked.fuzz_seed}, and of every program "
         f"that another release of the same allocator failed",
         f"{record.cpu}, {record.cores} cores, torch {record.torch}, pagedbench "
