@@ -114,22 +114,27 @@ def compare(
         ),
     ] = False,
     examples: Annotated[
-        int, typer.Option(min=1, help="With --allocator: programs of the fuzzer.")
-    ] = 400,
-    rounds: Annotated[int, typer.Option(min=1, help="With --allocator: rounds of the race.")] = 9,
+        int | None,
+        typer.Option(min=1, help="With --allocator: programs of the fuzzer. Default: 400."),
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="With --allocator: rounds of the race. Default: 9.")
+    ] = None,
 ) -> None:
     """Compare releases side by side."""
     with session(about="the releases") as it:
         check_file("--json", json)
         if allocator:
-            if releases or record:
-                raise BadInput("--allocator: its releases are environments; name each with --env")
+            if releases or record or benchmark:
+                raise BadInput(
+                    "--allocator: its releases are environments, and nothing else is compared; "
+                    "name each with --env, and drop the rest"
+                )
             _compare_allocators(
                 it,
                 allocator,
                 env or [],
                 anchor=anchor,
-                seed=seed,
                 store=store or STORE,
                 json=json,
                 markdown=markdown,
@@ -137,9 +142,17 @@ def compare(
                 asv=asv,
                 explain=explain,
                 examples=examples,
+                fuzz_seed=seed,
                 rounds=rounds,
             )
-        only = {"--markdown": markdown, "--plot": plot, "--asv": asv, "--explain": explain or None}
+        only = {
+            "--markdown": markdown,
+            "--plot": plot,
+            "--asv": asv,
+            "--explain": explain or None,
+            "--examples": examples,
+            "--rounds": rounds,
+        }
         for option in (name for name, given in only.items() if given is not None):
             raise BadInput(f"{option}: it goes with --allocator; name one, or drop it")
         chosen_device = device_named(device)
@@ -197,17 +210,15 @@ def _compare_allocators(
     environments: Sequence[str],
     *,
     anchor: str | None,
-    seed: int | None,
     store: Path,
     json: Path | None,
     markdown: Path | None,
     plot: Path | None,
     asv: Path | None,
     explain: bool,
-    examples: int,
-    rounds: int,
+    **asked: int | None,
 ) -> NoReturn:
-    """Fuzz, count and race releases of allocators."""
+    """Fuzz, count and race releases of allocators; `asked` are fields of the settings, if given."""
     check_file("--markdown", markdown)
     check_file("--plot", plot)
     check_chart(plot)
@@ -221,7 +232,7 @@ def _compare_allocators(
         allocators,
         environments,
         anchor=anchor,
-        settings=Settings(examples=examples, fuzz_seed=seed or 0, rounds=rounds),
+        settings=Settings(**{key: value for key, value in asked.items() if value is not None}),
         store=store,
     )
     with it.work(raising=True) as progress:

@@ -12,6 +12,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,21 +25,50 @@ from subjects.loading import split
 Result = TypeVar("Result", bound=StrictRecord)
 
 
-def kept_in(
-    store: Path, step: str, name: str, key: dict[str, Any], kind: type[Result]
-) -> tuple[Path, Result | None]:
-    """The file of a step's result, and the result if it is there.
+class Store:
+    """A folder of results, each a file of its own."""
 
-    `name` is the release's; the file's name begins with it, and ends with a digest of `key`.
-    """
-    said = json.dumps({"step": step, **key}, sort_keys=True)
-    digest = hashlib.sha256(said.encode()).hexdigest()[:12]
-    slug = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")[-60:]
-    file = store / f"{slug}-{step}-{digest}.json"
-    try:
-        return file, kind.model_validate_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValidationError):
-        return file, None
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._used: set[Path] = set()
+
+    @property
+    def last(self) -> datetime | None:
+        """When the latest of the results was measured that were asked for; None without any."""
+        times = [file.stat().st_mtime for file in self._used if file.is_file()]
+        return datetime.fromtimestamp(max(times), UTC) if times else None
+
+    def find(
+        self, step: str, name: str, key: dict[str, Any], kind: type[Result]
+    ) -> tuple[Path, Result | None]:
+        """The file of a step's result, and the result if it is there.
+
+        `name` is the release's; the file's name begins with it, and ends with a digest of `key`.
+        """
+        said = json.dumps({"step": step, **key}, sort_keys=True)
+        digest = hashlib.sha256(said.encode()).hexdigest()[:12]
+        slug = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")[-60:]
+        file = self._folder / f"{slug}-{step}-{digest}.json"
+        self._used.add(file)
+        try:
+            return file, kind.model_validate_json(file.read_text(encoding="utf-8"))
+        except (OSError, ValidationError):
+            return file, None
+
+    def once(
+        self,
+        step: str,
+        name: str,
+        key: dict[str, Any],
+        kind: type[Result],
+        do: Callable[[], Result],
+    ) -> Result:
+        """A step's result: what was kept of it, or what it comes to now, which is kept."""
+        file, result = self.find(step, name, key, kind)
+        if result is None:
+            result = do()
+            keep(file, result)
+        return result
 
 
 def keep(file: Path, result: StrictRecord) -> None:
@@ -47,22 +77,6 @@ def keep(file: Path, result: StrictRecord) -> None:
     partial = file.with_suffix(".partial")
     partial.write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
     partial.replace(file)
-
-
-def once(
-    store: Path,
-    step: str,
-    name: str,
-    key: dict[str, Any],
-    kind: type[Result],
-    do: Callable[[], Result],
-) -> Result:
-    """A step's result: what was kept of it, or what it comes to now, which is kept."""
-    file, result = kept_in(store, step, name, key, kind)
-    if result is None:
-        result = do()
-        keep(file, result)
-    return result
 
 
 def adapter_digest(allocator: str) -> str:

@@ -18,7 +18,7 @@ from bench.fuzz.campaign import Tally
 from bench.fuzz.record import Trace
 from bench.fuzz.saving import saved
 from bench.gate.engines.history import became_wrong, known_traces, locate
-from bench.gate.engines.keeping import adapter_digest, keep, kept_in, once
+from bench.gate.engines.keeping import Store, adapter_digest, keep
 from bench.gate.engines.measure import Entry, count, fuzz, introduce, passes, race, shown
 from bench.gate.engines.record import (
     Counts,
@@ -116,6 +116,7 @@ class _Work:
         self.plan = plan
         self.progress = progress
         self.stop = stop
+        self.store = Store(plan.store)
         self.cans: dict[str, Introduced] = {}
         self.releases = {
             entry.name: Release(
@@ -139,10 +140,12 @@ class _Work:
         for entry in entries:
             self._introduce(entry)
             self.progress.advance(1)
-        each = len(passes(self.plan.settings, next(iter(self.cans.values()))))
-        self.progress.begin("counting", len(entries) * each)
+        parts = {
+            each.name: len(passes(self.plan.settings, self.cans[each.name])) for each in entries
+        }
+        self.progress.begin("counting", sum(parts.values()))
         for entry in entries:
-            self._count(entry, each)
+            self._count(entry, parts[entry.name])
         for entry in entries:
             self._fuzz(entry)
         self.progress.begin("running each other's findings", len(entries))
@@ -177,7 +180,7 @@ class _Work:
             python=platform.python_version(),
             torch=version_of("torch"),
             pagedbench=version_of("pagedbench"),
-            measured_on=datetime.now(UTC).date().isoformat(),
+            measured_on=(self.store.last or datetime.now(UTC)).date().isoformat(),
             exit_code=code,
         )
 
@@ -196,8 +199,7 @@ class _Work:
         self.releases[entry.name] = self.releases[entry.name].model_copy(update=found)
 
     def _introduce(self, entry: Entry) -> None:
-        can = once(
-            self.plan.store,
+        can = self.store.once(
             "introduced",
             entry.name,
             self._key(entry),
@@ -207,19 +209,18 @@ class _Work:
         self.cans[entry.name] = can
         self._update(entry, version=can.version, batched=can.append_each)
 
-    def _count(self, entry: Entry, each: int) -> None:
+    def _count(self, entry: Entry, parts: int) -> None:
         settings = self.plan.settings
         done = 0
 
-        def advance(parts: int) -> None:
+        def advance(more: int) -> None:
             nonlocal done
-            done += parts
-            self.progress.advance(parts)
+            done += more
+            self.progress.advance(more)
 
         asked = settings.model_dump(exclude={"examples", "fuzz_seed", "rounds"})
         with self._troubles(entry, "counting"):
-            counts = once(
-                self.plan.store,
+            counts = self.store.once(
                 "counted",
                 entry.name,
                 self._key(entry, settings=asked),
@@ -227,7 +228,7 @@ class _Work:
                 lambda: count(entry, settings, self.cans[entry.name], advance=advance),
             )
             self._update(entry, counted=counts.counted, bytecodes=counts.bytecodes)
-        self.progress.advance(each - done)
+        self.progress.advance(parts - done)
 
     def _fuzz(self, entry: Entry) -> None:
         settings = self.plan.settings
@@ -238,8 +239,7 @@ class _Work:
             self.progress.tell(f"{what}: {tally.examples:,} of {settings.examples:,}{found}")
 
         self.progress.begin(what)
-        fuzzed = once(
-            self.plan.store,
+        fuzzed = self.store.once(
             "fuzzed",
             entry.name,
             self._key(entry, examples=settings.examples, seed=settings.fuzz_seed),
@@ -255,8 +255,7 @@ class _Work:
         if not others:
             return
         programs = sorted({f"{trace.check} {trace.program}" for trace in others})
-        shows = once(
-            self.plan.store,
+        shows = self.store.once(
             "replayed",
             entry.name,
             self._key(entry, programs=programs),
@@ -272,7 +271,7 @@ class _Work:
         anchor = next(each for each in plan.entries if each.name == plan.anchor)
         asked = settings.model_dump(exclude={"examples", "fuzz_seed", "rounds", "short_blocks"})
         key = self._key(entry, anchor=self._key(anchor), settings=asked, cpu=cpu_name())
-        file, so_far = kept_in(plan.store, "raced", entry.name, key, Races)
+        file, so_far = self.store.find("raced", entry.name, key, Races)
         so_far = so_far or Races(raced=[])
         done = min((len(each.rates) for each in so_far.raced), default=0)
         self.progress.advance(min(done, settings.rounds))
