@@ -10,15 +10,18 @@ Commands without arguments take its subjects, and the gate compares them between
 from __future__ import annotations
 
 import os
+import sys
 import tomllib
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from reference.errors import BadInput
 from reference.reading import read_text
+from subjects.starting import HOME, PREFIX
 
 FILE: Final = "pyproject.toml"
 
@@ -71,8 +74,45 @@ class Project(BaseModel):
     def importable(self) -> None:
         """Let this process and all that it starts import the project's modules."""
         before = os.environ.get("PYTHONPATH", "")
-        folders = [str(folder) for folder in self.folders]
+        # Our own rooms are found without, and an engine's interpreter must not find them.
+        folders = [str(folder) for folder in self.folders if folder != HOME]
         os.environ["PYTHONPATH"] = os.pathsep.join([*folders, *filter(None, [before])])
+        # In a checkout of ours the rooms have short names: here no folder may come before them.
+        at = 0 if PREFIX else len(sys.path)
+        sys.path[at:at] = [folder for folder in folders if folder not in sys.path]
+
+    def from_here(self, name: str) -> str:
+        """A subject's name as it is typed in the present folder: of a file, with its path."""
+        where, _, attribute = name.rpartition(":")
+        if not where.endswith(".py"):
+            return name
+        return f"{os.path.relpath(self.root / where)}:{attribute}"
+
+
+def subjects_under_test(
+    kind: Literal["kernels", "allocators"], named: Sequence[str] | None = None
+) -> tuple[str, ...]:
+    """The subjects that are named, or else those of the present folder's project, if it has some.
+
+    Modules of the project can be imported from then on. Raises BadInput: the table is at fault.
+    """
+    subjects = tuple(dict.fromkeys(named or ()))
+    try:
+        project = find_project()
+    except BadInput:
+        if not subjects:
+            raise
+        return subjects  # which may well be found without
+    if project is not None:
+        subjects = subjects or tuple(project.from_here(name) for name in getattr(project, kind))
+        if any(map(is_foreign, subjects)):
+            project.importable()
+    return subjects
+
+
+def is_foreign(subject: str) -> bool:
+    """Whether a subject's name is no built-in one."""
+    return ":" in subject
 
 
 def find_project(start: Path | None = None) -> Project | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from bench.command.options import Json, present_device
+from bench.command.project import subjects_under_test
 from bench.command.session import check_file, check_readable, session
 from reference.errors import BadInput
 from subjects.attention.resolve import check_name
@@ -54,7 +55,8 @@ def check(
         list[str] | None,
         typer.Option(
             help="Kernel to check: torch, triton, a peer (sdpa, flex, vllm-unified, ...), "
-            "module:function or file.py:function. May be repeated. Default: torch and triton."
+            "module:function or file.py:function. May be repeated. Default: those of the "
+            "project's pyproject.toml, else torch and triton."
         ),
     ] = None,
     engine_python: Annotated[
@@ -98,8 +100,8 @@ def check(
     ] = Path(".pagedbench"),
 ) -> None:
     """Cross-check kernels, time paging, account for memory."""
-    kernels = tuple(dict.fromkeys(kernel or ["torch", "triton"]))
     with session(about="the kernel") as it:
+        kernels = subjects_under_test("kernels", kernel) or ("torch", "triton")
         engine_python = _interpreter(engine_python, kernel)
         for name in kernels:
             check_name(name)

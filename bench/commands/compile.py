@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -9,6 +10,7 @@ import typer
 
 from bench.command.exit_codes import INTERRUPTED, RIGHT, WRONG
 from bench.command.options import Json
+from bench.command.project import is_foreign, subjects_under_test
 from bench.command.session import Session, check_file, session
 from reference.errors import BadInput
 
@@ -54,7 +56,8 @@ def compile_kernels(
         list[str] | None,
         typer.Option(
             help="What to compile: decode, prefill, write, copy, one variant's full name, triton, "
-            "module:function or file.py:function. May be repeated. Default: all of ours."
+            "module:function or file.py:function. May be repeated. Default: the project's own, "
+            "else all of ours."
         ),
     ] = None,
     problem: Annotated[
@@ -106,7 +109,10 @@ def compile_kernels(
         from kernels.compiled.targets import TARGETS, find_target
 
         triton = version_of("triton")
-        variants, ours = _variants(kernel, problem)
+        own = subjects_under_test("kernels", kernel)
+        if not kernel:
+            own = tuple(name for name in own if is_foreign(name) and not update_baseline)
+        variants, ours = _variants(own, problem)
         stored = _baseline(baseline, triton, wanted=compare, ours=ours)
         if update_baseline and not ours:
             raise BadInput(
@@ -174,7 +180,7 @@ def _baseline(file: Path | None, triton: str, *, wanted: bool | None, ours: bool
 
 
 def _variants(
-    kernels: list[str] | None, problems: list[str] | None
+    kernels: Sequence[str], problems: list[str] | None
 ) -> tuple[tuple[Variant, ...], bool]:
     """What to compile, and whether all of it is ours."""
     from kernels.compiled.variants import GROUPS, VARIANTS, Variant
@@ -182,7 +188,7 @@ def _variants(
     from reference.attention.size import check_call
     from subjects.attention.resolve import BUILT_IN, check_name
 
-    names = list(dict.fromkeys(kernels or GROUPS))
+    names = kernels or GROUPS
     foreign = [name for name in names if ":" in name or name in BUILT_IN]
     for name in foreign:
         check_name(name)

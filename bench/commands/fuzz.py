@@ -11,6 +11,7 @@ import typer
 
 from bench.command.exit_codes import RIGHT, WRONG
 from bench.command.options import Json
+from bench.command.project import subjects_under_test
 from bench.command.session import Session, check_file, session
 from reference.errors import BadInput
 
@@ -72,7 +73,10 @@ def fuzz(
     *,
     allocator: Annotated[
         str | None,
-        typer.Option(help="Built-in name, module:factory or file.py:factory. Default: paged."),
+        typer.Option(
+            help="Built-in name, module:factory or file.py:factory. Default: those of the "
+            "project's pyproject.toml, else paged."
+        ),
     ] = None,
     engine_python: Annotated[
         str | None,
@@ -156,41 +160,60 @@ def fuzz(
         from bench.fuzz.saving import saved
         from subjects.allocators.resolve import open_allocator
 
-        name = allocator or "paged"
+        names = subjects_under_test("allocators", allocator and [allocator]) or ("paged",)
+        if json is not None and len(names) > 1:
+            raise BadInput(
+                f"--json {json}: a record is of one allocator; name one with --allocator: "
+                f"{', '.join(names)}"
+            )
         fixed = {"num_blocks": num_blocks, "prefix_caching": prefix_caching}
         pool = {key: value for key, value in fixed.items() if value is not None}
         kept = open_database(database or str(save / "examples"), local=save / "examples")
-        expected = read_known(known or [], name)
-        with open_allocator(
-            name, python=engine_python, in_process=in_process, time_limit_s=time_limit
-        ) as subject:
-            campaign = Campaign(
-                allocator=Subject(name=name, engine_python=engine_python, version=subject.version),
-                factory=subject.factory,
-                kill=subject.kill,
-                capabilities=_narrowed(
-                    name, subject.capabilities, pool, frozenset(block_size or ())
-                ),
-                examples=examples if examples or time else DEFAULT_EXAMPLES,
-                seconds=time,
-                seed=random.getrandbits(32) if seed is None else seed,
-                database=kept,
-                max_findings=findings,
-                max_moves=steps,
-                pool=pool,
-                known=expected,
-            )
-            with it.work() as progress:
-                progress.begin("starting")
-                tally = run_campaign(
-                    campaign, tell=lambda tally: progress.tell(_said(tally)), stop=it.stop
+        seed = random.getrandbits(32) if seed is None else seed
+
+        def search(name: str) -> int:
+            """Fuzz one allocator, show what came of it, and return its exit code."""
+            expected = read_known(known or [], name)
+            with open_allocator(
+                name, python=engine_python, in_process=in_process, time_limit_s=time_limit
+            ) as subject:
+                can = _narrowed(name, subject.capabilities, pool, frozenset(block_size or ()))
+                campaign = Campaign(
+                    allocator=Subject(
+                        name=name, engine_python=engine_python, version=subject.version
+                    ),
+                    factory=subject.factory,
+                    kill=subject.kill,
+                    capabilities=can,
+                    examples=examples if examples or time else DEFAULT_EXAMPLES,
+                    seconds=time,
+                    seed=seed,
+                    database=kept,
+                    max_findings=findings,
+                    max_moves=steps,
+                    pool=pool,
+                    known=expected,
                 )
-        folder = save / "findings"
-        record = campaign_record(campaign, tally, [saved(trace, folder) for trace in tally.found])
-        it.report(record, json, lambda: show(record, it.out))
-        if tally.trouble is not None:
-            it.failed(tally.trouble)
-        it.end(record.exit_code)
+                with it.work() as progress:
+                    progress.begin("starting")
+                    tally = run_campaign(
+                        campaign, tell=lambda tally: progress.tell(_said(tally)), stop=it.stop
+                    )
+            kept_in = save / "findings"
+            record = campaign_record(
+                campaign, tally, [saved(trace, kept_in) for trace in tally.found]
+            )
+            it.report(record, json, lambda: show(record, it.out))
+            if tally.trouble is not None:
+                it.failed(tally.trouble)
+            return record.exit_code
+
+        codes = []
+        for name in names:
+            codes.append(search(name))
+            if it.stop.is_set():
+                break
+        it.end(WRONG if WRONG in codes else max(codes))
 
 
 def _replay(

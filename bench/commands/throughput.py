@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from bench.command.options import AsvFolder, Json, check_asv, check_chart, present_device
+from bench.command.project import is_foreign, subjects_under_test
 from bench.command.session import Session, check_file, session
 from reference.errors import BadInput
 from subjects.attention.resolve import check_name
@@ -93,7 +94,7 @@ def throughput(
         typer.Option(
             help="Who is timed: torch, contiguous, triton, a peer (flashinfer, flex, vllm-unified, "
             "flash-attn, sdpa), module:function or file.py:function. May be repeated; ratios are "
-            "to the first. Default: ours and all peers that are present."
+            "to the first. Default: the project's own, ours and all peers that are present."
         ),
     ] = None,
     rounds: Annotated[
@@ -132,7 +133,10 @@ def throughput(
             raise BadInput(f"--preset {preset}: choose {', '.join(PRESETS)}")
         if preset is not None and (batch or prefill):
             raise BadInput(f"--preset {preset} has its own batches: drop --batch and --prefill")
-        for name in subject or ():
+        own = subjects_under_test("kernels", subject)
+        if not subject:
+            own = tuple(name for name in own if is_foreign(name) and preset is None)
+        for name in own:
             check_name(name, also=("contiguous",))
         split_counts = _splits(splits)
         from bench.throughput.points import Grid
@@ -173,7 +177,7 @@ def throughput(
         _check_sizes(points, where)
         plan = ThroughputPlan(
             points=points,
-            names=tuple(subject or DEFAULT[where]),
+            names=own if subject else (*own, *DEFAULT[where]),
             splits=split_counts,
             device=where,
             rounds=rounds or ROUNDS[where],
