@@ -1,4 +1,4 @@
-"""For test files: conformance checks of a kernel, the memory checker, and saved findings.
+"""For test files: checks of kernels and allocators, the memory checker, and saved findings.
 
     from pagedbench.testing import parametrize_with_checks
     from my_kernel import attention
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bench.check.testing import StaleExpectedFailure as StaleExpectedFailure
     from bench.check.testing import UnmetExpectedFailure as UnmetExpectedFailure
     from bench.check.testing import parametrize_with_checks as parametrize_with_checks
+    from bench.fuzz.testing import parametrize_with_allocators as parametrize_with_allocators
     from kernels.interpreter.memory import Fault as Fault
     from kernels.interpreter.memory import Owned as Owned
     from kernels.interpreter.memory import Role as Role
@@ -41,6 +42,7 @@ _HOMES = {
         "UnmetExpectedFailure",
         "parametrize_with_checks",
     ),
+    "bench.fuzz.testing": ("parametrize_with_allocators",),
     "kernels.interpreter.memory": (
         "Fault",
         "Owned",

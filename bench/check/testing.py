@@ -30,6 +30,7 @@ from bench.check.expected_file import read_expected
 from bench.check.record import Failure, replay_command
 from bench.check.trial import PROBLEMS, Trial, TrialOutcome, run_trial
 from bench.check.watching import watcher
+from bench.command.project import subjects_under_test
 from reference.attention.checks import CHECKS, Check, Watch
 from reference.attention.contract import AttentionKernel, capabilities_of
 from reference.attention.coverage import can_show
@@ -135,7 +136,7 @@ class KernelCheck:
 
 
 def parametrize_with_checks(
-    kernels: Sequence[AttentionKernel | str],
+    kernels: Sequence[AttentionKernel | str] | None = None,
     *,
     expected_failures: Iterable[ExpectedFailure] | str | os.PathLike[str] = (),
     problems: int = PROBLEMS,
@@ -148,7 +149,8 @@ def parametrize_with_checks(
     Parameters
     ----------
     kernels
-        Functions of a `PagedBatch`, or names as for `pagedbench check --kernel`.
+        Functions of a `PagedBatch`, or names as for `pagedbench check --kernel`. Left out: those of
+        the project's pyproject.toml.
     expected_failures
         Known failures with their reasons, or a TOML file of them (`bench.check.expected_file`).
     problems
@@ -169,6 +171,7 @@ def parametrize_with_checks(
     UnmetExpectedFailure
         If an expected failure in a file is about none of the kernels.
     """
+    kernels = subjects_under_test("kernels") if kernels is None else kernels
     if isinstance(kernels, str) or not kernels:
         raise ValueError(f"kernels={kernels!r}: give a list with at least one kernel")
     if problems < 1:

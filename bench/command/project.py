@@ -73,10 +73,10 @@ class Project(BaseModel):
 
     def importable(self) -> None:
         """Let this process and all that it starts import the project's modules."""
-        before = os.environ.get("PYTHONPATH", "")
+        before = os.environ.get("PYTHONPATH", "").split(os.pathsep)
         # Our own rooms are found without, and an engine's interpreter must not find them.
         folders = [str(folder) for folder in self.folders if folder != HOME]
-        os.environ["PYTHONPATH"] = os.pathsep.join([*folders, *filter(None, [before])])
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, dict.fromkeys([*folders, *before])))
         # In a checkout of ours the rooms have short names: here no folder may come before them.
         at = 0 if PREFIX else len(sys.path)
         sys.path[at:at] = [folder for folder in folders if folder not in sys.path]

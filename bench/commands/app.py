@@ -13,6 +13,7 @@ from bench.commands.fuzz import FUZZ_HELP, fuzz
 from bench.commands.gate import GATE_HELP, gate
 from bench.commands.history import HISTORY_HELP, history
 from bench.commands.import_ import IMPORT_HELP, import_records
+from bench.commands.init import INIT_HELP, init
 from bench.commands.race import RACE_HELP, race
 from bench.commands.throughput import THROUGHPUT_HELP, throughput
 from bench.commands.waste import WASTE_HELP, waste
@@ -37,6 +38,8 @@ A test bench for paged-attention kernels and KV-cache allocators.
   pagedbench throughput --batch 8x1024
 
   pagedbench gate HEAD~1
+
+  pagedbench init
 
   pagedbench waste --help
 """
@@ -86,6 +89,7 @@ for command, name, words, short in (
     (compare, "compare", COMPARE_HELP, "Compare releases side by side."),
     (history, "history", HISTORY_HELP, "List the steps in stored results."),
     (import_records, "import", IMPORT_HELP, "Take in records of another machine."),
+    (init, "init", INIT_HELP, "Set up a repository of your own."),
     (race, "race", RACE_HELP, "Compare the speed of KV-cache allocators."),
 ):
     app.command(name, help=words, short_help=short)(command)

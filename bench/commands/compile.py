@@ -124,6 +124,7 @@ def compile_kernels(
             key_names=tuple(keys or ()),
             lanes=lanes or default_lanes(),
             time_limit_s=time_limit,
+            only_triton=not kernel,
             stored=stored,
         )
         with it.work() as progress:

@@ -53,6 +53,8 @@ class Plan:
     """Seconds for one variant on one target."""
     cache: Path | None = None
     """Folder of Triton's cache for these compiles; see `cache_folder`."""
+    only_triton: bool = False
+    """Whether a subject that launches no Triton kernel is passed over; else that is a failure."""
     stored: Stored
     """What the figures are compared with."""
 
@@ -205,18 +207,28 @@ class _Work:
                 f"{self._triton}: is there a relative path in PYTHONPATH?"
             )
         self._toolchains[target.name] = said["toolchain"]
-        return ask(child, variant, key_names=self._plan.key_names)
+        plan = self._plan
+        return ask(child, variant, key_names=plan.key_names, only_triton=plan.only_triton)
 
 
 def ask(
-    child: SubjectProcess, variant: Variant, *, key_names: Sequence[str] = ()
+    child: SubjectProcess,
+    variant: Variant,
+    *,
+    key_names: Sequence[str] = (),
+    only_triton: bool = False,
 ) -> VariantFigures:
     """Figures of one variant, from a child that `start` made; a death of it is a failure.
 
     Raises NotSupported: the subject declares so. Raises SubjectError: it leads to no function.
     Raises HarnessError: what goes wrong is ours.
     """
-    question = {"subject": variant.subject, "problem": variant.problem, "keys": list(key_names)}
+    question = {
+        "subject": variant.subject,
+        "problem": variant.problem,
+        "keys": list(key_names),
+        "only_triton": only_triton,
+    }
     try:
         reply = child.ask(question)
     except SubjectDied as death:

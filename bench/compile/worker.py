@@ -5,11 +5,12 @@ It is started with a target's name (`kernels.compiled.targets`) and speaks JSON 
 
 Question, all values strings unless said:
 
-    {"subject": NAME, "problem": SPEC, "keys": [NAME, ...]}
+    {"subject": NAME, "problem": SPEC, "keys": [NAME, ...], "only_triton": true}
 
 `subject` is `module:function`, `file.py:function` or a built-in name; its function takes a
 `PagedBatch`. `problem` is the spec of the batch. `keys` is optional: the constexprs that may hold
-the KV tokens of one iteration of the main loop, first match.
+the KV tokens of one iteration of the main loop, first match. With `only_triton`, also optional,
+a subject that launches no Triton kernel is not supported; else it is a failure.
 
 Answer, one of
 
@@ -34,7 +35,7 @@ import torch
 from bench.machine.facts import version_of
 from bench.search.child import answer_questions, listen, open_answers, speak_when_dying
 from kernels.compiled.batch import engine_batch
-from kernels.compiled.capture import capture, install
+from kernels.compiled.capture import NothingLaunched, capture, install
 from kernels.compiled.measure import KEY_NAMES, measure, toolchain
 from kernels.compiled.targets import Target, find_target
 from reference.attention.problem import AttentionProblem, InvalidProblem
@@ -77,6 +78,8 @@ def answer(question: dict[str, Any], target: Target) -> dict[str, Any]:
     try:
         captured = capture(subject.kernel, batch)
     except Exception as error:
+        if isinstance(error, NothingLaunched) and question.get("only_triton"):
+            return {"unsupported": "it launches no Triton kernel"}
         return {"failure": told(error)}
     try:
         key_names = question.get("keys") or KEY_NAMES

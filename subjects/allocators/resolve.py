@@ -71,6 +71,12 @@ class AllocatorSubject:
         return Served(**answer)
 
 
+def check_allocator_name(name: str) -> None:
+    """Raise SubjectError where a name cannot lead to an allocator. Nothing is imported."""
+    if name not in BUILT_IN:
+        split(name, what="allocator", built_in=tuple(BUILT_IN))
+
+
 @contextmanager
 def open_allocator(
     name: str,

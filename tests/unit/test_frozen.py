@@ -65,6 +65,7 @@ COMMANDS = [
     "history",
     "import",
     "race",
+    "init",
 ]
 SEEDS = range(20)
 POLICIES = (

@@ -27,6 +27,7 @@ ALLOCATORS = [c for c in PAGEDBENCH if "pagedbench fuzz" in c or "pagedbench rac
 GATE = [command for command in PAGEDBENCH if "pagedbench gate" in command]
 COMPILE = [command for command in PAGEDBENCH if "pagedbench compile" in command]
 THROUGHPUT = [command for command in PAGEDBENCH if "pagedbench throughput" in command]
+INIT = [command for command in COMMANDS if "pagedbench init" in command]
 PYTEST = [command for command in COMMANDS if "pytest" in command]
 
 TRACE = """TIMESTAMP,ContextTokens,GeneratedTokens
@@ -69,8 +70,8 @@ def test_no_command_is_left_out():
     assert MAKE == ["make run", "make test"]
     assert (len(CHECK), len(WASTE)) == (2, 3)
     assert len(ALLOCATORS) == 2
-    assert len(PYTEST) == len(COMPILE) == len(GATE) == len(THROUGHPUT) == 1
-    others = PYTEST + COMPILE + GATE + THROUGHPUT
+    assert len(PYTEST) == len(COMPILE) == len(GATE) == len(THROUGHPUT) == len(INIT) == 1
+    others = PYTEST + COMPILE + GATE + THROUGHPUT + INIT
     assert sorted(COMMANDS) == sorted(MAKE + CHECK + WASTE + ALLOCATORS + others)
 
 

@@ -100,6 +100,9 @@ def test_the_only_name_that_is_installed_is_ours(wheel: Path) -> None:
     names = ZipFile(wheel).namelist()
     assert {name.partition("/")[0] for name in names if "dist-info" not in name} == {"pagedbench"}
     assert "pagedbench/kernels/compiled/baselines/triton-3.9.0.json" in names
+    templates = {file.name for file in (ROOT / "bench" / "command" / "templates").iterdir()}
+    within = "pagedbench/bench/command/templates/"
+    assert {name.removeprefix(within) for name in names if name.startswith(within)} == templates
     assert not [name for name in names if "tests" in name or "studies" in name]
 
 
@@ -108,6 +111,8 @@ def test_commands_run_beside_a_package_called_kernels(installed: Path, tmp_path:
     assert "--problems" in ran(*start, "check", "--help", cwd=tmp_path, COLUMNS="100")
     assert "paged:block=16" in ran(*start, "waste", "--requests", "50", cwd=tmp_path)
     assert "no finding" in ran(*start, "fuzz", "--examples", "5", cwd=tmp_path)
+    assert "written   pyproject.toml" in ran(*start, "init", cwd=tmp_path)
+    assert "paged_example.pool:make: 5" in ran(*start, "fuzz", "--examples", "5", cwd=tmp_path)
     compiled = ran(*start, "compile", "--target", "sm_90", "--kernel", "copy", cwd=tmp_path)
     assert "same" in compiled  # the stored figures are found by the names in a checkout
 

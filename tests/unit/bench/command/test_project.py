@@ -1,10 +1,12 @@
 """The table of a repository: found from any folder below it, and judged before it is used."""
 
 import os
+import sys
 
 import pytest
 
-from bench.command.project import find_project
+from bench.command.project import Project, find_project, subjects_under_test
+from helpers.places import ROOT
 from reference.errors import BadInput
 
 
@@ -50,3 +52,44 @@ def test_a_table_that_says_something_else_is_refused(text, said, tmp_path):
     with pytest.raises(BadInput, match=r"pyproject\.toml") as refused:
         find_project(tmp_path)
     assert said in str(refused.value)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A project of two of each kind, below which one stands; what is changed is put back."""
+    (tmp_path / "pyproject.toml").write_text(
+        "[tool.pagedbench]\nkernels = ['mine.paged:attention', 'triton']\n"
+        "allocators = ['pools/first.py:make', 'mine.pool:make']\n"
+    )
+    below = tmp_path / "below"
+    below.mkdir()
+    monkeypatch.chdir(below)
+    monkeypatch.setenv("PYTHONPATH", "before")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    return tmp_path
+
+
+def test_commands_take_the_projects_subjects_unless_some_are_named(here):
+    assert subjects_under_test("kernels") == ("mine.paged:attention", "triton")
+    assert subjects_under_test("allocators") == ("../pools/first.py:make", "mine.pool:make")
+    assert str(here) in sys.path
+    assert os.environ["PYTHONPATH"].split(os.pathsep) == [str(here), "before"]
+    assert subjects_under_test("kernels", ["sdpa", "a:b", "sdpa"]) == ("sdpa", "a:b")
+
+
+def test_built_in_subjects_need_no_module_of_the_project(here):
+    assert subjects_under_test("kernels", ["torch"]) == ("torch",)
+    assert os.environ["PYTHONPATH"] == "before"
+
+
+def test_a_broken_table_does_not_matter_where_subjects_are_named(here):
+    (here / "pyproject.toml").write_text("[tool.pagedbench\n")
+    assert subjects_under_test("kernels", ["a:b"]) == ("a:b",)
+    with pytest.raises(BadInput, match="is no TOML"):
+        subjects_under_test("kernels")
+
+
+def test_our_own_rooms_are_not_given_to_what_is_started(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "")
+    Project(root=ROOT).importable()
+    assert os.environ["PYTHONPATH"] == ""
