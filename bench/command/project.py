@@ -28,7 +28,8 @@ FILE: Final = "pyproject.toml"
 POINTS: Final = ("8x(q1 k512) h2 g4 d64 b16 bf16", "2x(q32 k256) h2 g4 d64 b16 bf16")
 """Decode and prefill in sizes that a kernel on a CPU, or interpreted, does in milliseconds."""
 
-STREAMS: Final = ("azure-conv:128",)
+STREAMS: Final = ("azure-conv:system=256,prompts=4:32",)
+"""Requests that share prefixes, so that there is something to find."""
 
 
 class Project(BaseModel):
@@ -46,7 +47,8 @@ class Project(BaseModel):
     """Problems at which the gate and asv take a kernel: specs, or `STREAM:REQUESTS` for a decode
     step of so many requests of a stream, built-in or a trace's file."""
     streams: tuple[str, ...] = STREAMS
-    """What allocators serve there: `STREAM:REQUESTS`."""
+    """What allocators serve there: `STREAM:REQUESTS`; a stream as `pagedbench waste --stream` takes
+    it."""
     problems: int = Field(100, ge=1)
     """Drawn problems for each kernel, and programs for each allocator, with which the gate finds
     out whether a side is right."""
