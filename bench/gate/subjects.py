@@ -33,6 +33,9 @@ _OF_A_STREAM: Final = re.compile(r"(?P<stream>\S+):(?P<count>[1-9]\d{0,5})(?: (?
 LAW_REQUESTS: Final = 2000
 """Requests of a stream, of which those that run at once are drawn."""
 
+DRAWN_EACH: Final = 4
+"""Requests that are drawn for each that is taken."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lengths:
@@ -147,14 +150,16 @@ def lengths_of(stream: str, *, folder: Path) -> Lengths:
 
 
 def _read(name: str, requests: int, *, folder: Path, said: str) -> RequestStream:
-    from bench.workloads.source import read_all
+    from bench.workloads.source import head, read_all
     from bench.workloads.spec import parse_source
     from reference.errors import BadInput
 
     if (file := folder / name.removeprefix("trace:")).is_file():
         name = f"trace:{file}"
     try:
-        return read_all(parse_source(name, requests=requests))
+        # More than are asked for: keys of the stream may drop some.
+        drawn = parse_source(name, requests=max(LAW_REQUESTS, DRAWN_EACH * requests))
+        return read_all(head(drawn, requests))
     except (ValueError, OSError) as error:
         raise BadInput(f"[tool.pagedbench] {said!r}: {error}") from None
 

@@ -73,7 +73,7 @@ def _prepared(key: str) -> Prepared:
     return prepared
 
 
-class _Group:
+class Group:
     """What all groups have in common; asv makes one of each for each of its methods."""
 
     version = "1"
@@ -88,7 +88,7 @@ class _Group:
 
 
 def _time(keys: Sequence[str], *, on_a_gpu: bool) -> Callable[[Any, str], None]:
-    def time_call(self: _Group, key: str) -> None:
+    def time_call(self: Group, key: str) -> None:
         self.call()
         if on_a_gpu:
             torch.cuda.synchronize()
@@ -98,7 +98,7 @@ def _time(keys: Sequence[str], *, on_a_gpu: bool) -> Callable[[Any, str], None]:
 
 
 def _track(name: str, unit: str, keys: Sequence[str]) -> Callable[[Any, str], int]:
-    def track(self: _Group, key: str) -> int:
+    def track(self: Group, key: str) -> int:
         """An exact counter of one call."""
         if name == "calls":
             return function_calls(self.call)
@@ -119,7 +119,7 @@ def _group(group: str) -> type:
     for name, (unit, parts) in FOLLOWED.get(group, {}).items():
         keys = [each.key for each in benchmarks if any(part in each.key for part in parts)]
         members[f"track_{name}"] = _track(name, unit, keys)
-    return type(group.capitalize(), (_Group,), members)
+    return type(group.capitalize(), (Group,), members)
 
 
 GROUPS: Final = dict.fromkeys(

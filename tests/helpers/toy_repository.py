@@ -102,13 +102,22 @@ BLOCKS = """
 int blocks(int tokens, int size) { return (tokens + size - 1) / size; }
 """
 
-POOL = """
+IN_C = """
 import ctypes
 from pathlib import Path
 
 blocks = ctypes.CDLL(str(Path(__file__).with_name("_blocks.so"))).blocks
+"""
 
+IN_PYTHON = """
+def blocks(tokens, size):
+    return -(-tokens // size)
+"""
 
+POOL = (
+    f"""{IN_C}
+"""
+    + """
 class Pool:
     def __init__(self, num_blocks, size):
         self.size, self.total = size, num_blocks
@@ -150,6 +159,7 @@ def make(num_blocks, block_size, *, prefix_caching, window):
 
 make.capabilities = {"prefix_caching": False}
 """
+)
 
 FILES = {
     "pyproject.toml": PYPROJECT,
