@@ -186,10 +186,9 @@ CHANGES = {
         "toy/triton_kernel.py",
         '    best, total = float("-inf"), 0.0\n',
         '    best, total = float("-inf"), 0.0\n'
-        "    own = dim < length * DIM\n"
         "    first = tl.load(table + row * columns, mask=length > 0, other=0).to(tl.int64)\n"
-        "    at = keys + first * k_block + head // GROUP * k_head + dim\n"
-        "    q += 0.0 * tl.load(at, mask=own, other=0.0)\n",
+        "    again = keys + first * k_block + head // GROUP * k_head + dim\n"
+        "    q += 0.0 * tl.load(again, mask=dim < length * DIM, other=0.0)\n",
     ),
     # No call more, no operation more.
     "slower": (
