@@ -23,13 +23,15 @@ if TYPE_CHECKING:
     from bench.gate.timers import Device
 
 GATE_HELP: Final = """
-Decides whether a change made anything worse. First outputs of both sides are compared, then exact
-counters, then time: two processes take turns on one core, in fresh pairs of processes, until an
-exact test says slower or not slower. A suspect fails only if fresh launches confirm it.
+Decides whether a change made anything worse: to the kernels and allocators that \\[tool.pagedbench]
+of pyproject.toml names. First each side is held against the truth, then outputs of both sides are
+compared, then exact counters, then time: two processes take turns on one core, in fresh pairs of
+processes, until an exact test says slower or not slower. A suspect fails only if fresh launches
+confirm it.
 
 BASE and HEAD are commits, folders, or exact requirements ("torch==2.12.0,triton==3.8.0": this
-checkout in an environment that is built once). HEAD is this checkout as it stands if not given. The
-benchmarks are those of this checkout, for both sides.
+folder in an environment that is built once). HEAD is this folder as it stands if not given. Points
+and streams are those of this folder, for both sides.
 
 [bold]Examples[/]
 
@@ -49,8 +51,8 @@ benchmarks are those of this checkout, for both sides.
 
 [bold]Exit codes[/]
 
-  0 not worse, 1 confirmed worse, 2 usage, 3 inconclusive, 4 the harness itself failed,
-  5 outputs differ, 130 interrupted
+  0 not worse, 1 confirmed worse, wrong, or head fails to build, 2 usage, 3 inconclusive, 4 the
+  harness itself failed, 5 outputs differ, 130 interrupted
 """
 
 PERCENT: Final = re.compile(r"(\d+(?:\.\d+)?)\s*%")
@@ -145,9 +147,17 @@ def gate(
             _list(tuple(benchmark or ()), device_named(device), it.out)
             return
         from bench.gate.report.deliver import Outputs, deliver_reports
+        from bench.gate.trees import top_of
 
+        project = present_project()
         outputs = Outputs(
-            json=json, markdown=markdown, junit=junit, github=github, asv=asv, store=store
+            json=json,
+            markdown=markdown,
+            junit=junit,
+            github=github,
+            asv=asv,
+            repository=top_of(project.root),
+            store=store,
         )
         outputs.check()
         if config is not None:
@@ -163,7 +173,6 @@ def gate(
             raise BadInput("with --aa and --plant base is compared with itself: give no HEAD")
 
         # Before anything heavy is imported: a name that leads nowhere is said at once.
-        project = present_project()
         contestants = _contestants(project, base, head, base_python, python, mode)
 
         import secrets

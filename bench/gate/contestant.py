@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,13 @@ from bench.command.project import Project
 from bench.gate.record import ContestantRecord
 from bench.gate.trees import NoContestant, snapshot, top_of, worktree
 from bench.machine.facts import ROOT, commit_of, git, has_changes
-from subjects.interpreters import exact_requirements, kept, pip_arguments, run_tool
+from subjects.interpreters import (
+    exact_requirements,
+    interpreter_with,
+    kept,
+    pip_arguments,
+    run_tool,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,19 +121,27 @@ def check_holds(project: Project, folder: Path) -> None:
 
 @contextmanager
 def standing(
-    contestant: Contestant, *, root: Path = ROOT, extensions: bool = True
+    contestant: Contestant,
+    *,
+    root: Path = ROOT,
+    extensions: bool = True,
+    requirements: Sequence[str] = (),
 ) -> Iterator[Side]:
     """Make a contestant's tree and environment; the tree is temporary and gone at the end.
 
     `root` is the folder of the project that is under test. With `extensions`, a folder's compiled
-    ones come along, which git ignores.
+    ones come along, which git ignores. `requirements` are what an environment has besides, where
+    one is built.
 
     Raises NoContestant: there is no such thing, or its worktree or environment cannot be made.
     """
     found = find(contestant, root=root)
     python = contestant.python or sys.executable
     if found.requirements:
-        python = str(built(found.requirements, root=root))
+        if (root / "requirements" / "runtime.txt").is_file():
+            python = str(built(found.requirements, root=root))
+        else:
+            python = str(interpreter_with((*requirements, *found.requirements)))
     top = top_of(root)
     inside = root.resolve().relative_to(top)
     if found.folder is not None:

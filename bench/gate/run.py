@@ -192,7 +192,12 @@ class _Run:
             sides = {}
             for role, contestant in (("base", plan.base), ("head", plan.head)):
                 sides[role] = stack.enter_context(
-                    standing(contestant, root=project.root, extensions=not project.build)
+                    standing(
+                        contestant,
+                        root=project.root,
+                        extensions=not project.build,
+                        requirements=project.requirements,
+                    )
                 )
                 self._contestants[role] = sides[role].record
                 self._progress.advance(1)

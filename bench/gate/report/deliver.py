@@ -11,6 +11,7 @@ from bench.command.options import check_asv
 from bench.command.session import Session, check_file
 from bench.gate.importing import store_record
 from bench.gate.record import GateRecord
+from bench.machine.facts import ROOT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,8 @@ class Outputs:
     """Whether to print annotations for a GitHub Actions job, to the standard output."""
     asv: Path | None = None
     """Folder of asv results to export to."""
+    repository: Path = ROOT
+    """Whose commits they are."""
     store: Path | None = None
     """Folder of the project's own records to add this one to."""
 
@@ -47,15 +50,16 @@ def deliver_reports(record: GateRecord, it: Session, outputs: Outputs) -> None:
     if outputs.store is not None:
         it.deliver(f"--store {outputs.store}", partial(store_record, record, outputs.store))
     if outputs.asv is not None:
-        it.deliver(f"--asv {outputs.asv}", partial(_export, record, outputs.asv, it))
+        it.deliver(f"--asv {outputs.asv}", partial(_export, record, outputs, it))
     if outputs.github:
         it.deliver("standard output", lambda: _annotate(record))
 
 
-def _export(record: GateRecord, folder: Path, it: Session) -> None:
+def _export(record: GateRecord, outputs: Outputs, it: Session) -> None:
     from bench.gate.asv import export
 
-    exported = export(record, folder)
+    assert outputs.asv is not None
+    exported = export(record, outputs.asv, outputs.repository)
     for line in (*exported.paths, *exported.left_out):
         it.out.say(f"asv: {line}")
 
