@@ -3,7 +3,7 @@
     # benchmarks/__init__.py
     from pagedbench.asv import suite
 
-    globals().update(suite(__file__))
+    globals().update(suite())
 
 asv then has their times, peak memory and exact counters in its history, commit by commit.
 """

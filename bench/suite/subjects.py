@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import chdir
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -49,15 +50,20 @@ COUNTERS: Final[Mapping[str, Mapping[str, str]]] = {
 """Counters that are followed, and their units; of all of them less is better."""
 
 
-def suite(file: str) -> dict[str, type]:
-    """Classes for asv, by name; `file` is that of the suite, in the project.
+def suite(file: str | None = None) -> dict[str, type]:
+    """Classes for asv, by name; `file` is that of the suite, in the project: the caller's.
+
+    What the environment does not have installed is imported from the project as it stands, as in
+    asv's existing environments.
 
     Raises BadInput: no pyproject.toml above it has a table, or the table says something unknown.
     """
-    project = find_project(Path(file).parent)
+    folder = Path(file or sys._getframe(1).f_globals["__file__"]).resolve().parent
+    project = find_project(folder)
     if project is None:
-        raise BadInput(f"no pyproject.toml above {file} has a table [tool.pagedbench]")
-    return groups_of(project, module=Path(file).parent.name)
+        raise BadInput(f"no pyproject.toml above {folder} has a table [tool.pagedbench]")
+    sys.path += [str(each) for each in project.folders if str(each) not in sys.path]
+    return groups_of(project, module=folder.name)
 
 
 def groups_of(project: Project, *, module: str) -> dict[str, type]:
@@ -71,7 +77,7 @@ def groups_of(project: Project, *, module: str) -> dict[str, type]:
     for kind in COUNTERS:
         keys = [key for key in benchmarks["cpu"] if key.startswith(f"{kind}/")]
         if keys:
-            found[kind.capitalize()] = _group(kind, keys, benchmarks, module)
+            found[kind.capitalize()] = _group(kind, keys, benchmarks, project.root, module)
     return found
 
 
@@ -83,11 +89,17 @@ def on_a_gpu() -> bool:
 
 
 def _group(
-    kind: str, keys: list[str], benchmarks: Mapping[Device, Mapping[str, Benchmark]], module: str
+    kind: str,
+    keys: list[str],
+    benchmarks: Mapping[Device, Mapping[str, Benchmark]],
+    root: Path,
+    module: str,
 ) -> type:
     @lru_cache(maxsize=1)
     def prepared(key: str) -> Prepared:
-        return _prepared(benchmarks["cuda" if kind == "kernel" and on_a_gpu() else "cpu"][key])
+        device: Device = "cuda" if kind == "kernel" and on_a_gpu() else "cpu"
+        with chdir(root):  # files are named relative to it
+            return _prepared(benchmarks[device][key])
 
     @lru_cache(maxsize=1)
     def counted(key: str) -> Mapping[str, int]:

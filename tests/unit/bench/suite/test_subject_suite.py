@@ -15,7 +15,7 @@ from reference.errors import BadInput
 SUITE = """
 from pagedbench.asv import suite
 
-globals().update(suite(__file__))
+globals().update(suite())
 """
 
 PROBE = """
