@@ -141,7 +141,7 @@ def test_a_right_kernel_exits_0_and_is_only_asked_for_what_it_declares(right):
 
 def test_the_record_says_where_and_on_what_it_was_made(right):
     machine, stream = right.record.environment, right.record.stream
-    assert machine.torch == torch.__version__
+    assert torch.__version__.startswith(machine.torch)
     assert machine.triton[0].isdigit()
     assert machine.device == machine.cpu != ""
     assert machine.driver is None

@@ -40,7 +40,7 @@ def checkout(tmp_path, monkeypatch):
 
 def test_versions_are_those_that_run():
     here = describe_environment("cpu")
-    assert here.torch == torch.__version__
+    assert torch.__version__.startswith(here.torch)
     assert here.triton == metadata.version("triton")
     assert here.python == platform.python_version()
     assert here.threads == torch.get_num_threads()

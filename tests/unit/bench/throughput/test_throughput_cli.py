@@ -71,7 +71,7 @@ def test_a_run_prints_a_table_and_writes_record_and_picture(ran, record):
     assert "copy bandwidth 20.0 GB/s" in output
     assert "right in" in output
     assert [point.ragged for point in record.points] == [False, True]
-    assert record.environment.torch == torch.__version__
+    assert torch.__version__.startswith(record.environment.torch)
     assert (folder / "roof.png").read_bytes().startswith(b"\x89PNG")
 
 

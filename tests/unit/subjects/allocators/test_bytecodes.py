@@ -1,5 +1,6 @@
 """Bytecodes of an allocator's calls: always the same, and by function."""
 
+import gc
 from typing import Any
 
 from subjects.allocators import bytecodes
@@ -44,6 +45,21 @@ def short(found: dict[str, int]) -> dict[str, int]:
 
 def test_the_same_calls_come_to_the_same_number() -> None:
     assert counted(3) == counted(3)
+
+
+def test_what_runs_when_the_collector_does_is_not_counted(monkeypatch: Any) -> None:
+    def planted(*_: object) -> None:
+        """Called by the collector, whenever that runs."""
+
+    monkeypatch.setattr(Pool, "search", lambda self: len([[] for _ in range(100)]))
+    before = gc.get_threshold()
+    gc.callbacks.append(planted)
+    gc.set_threshold(1)
+    try:
+        assert not [name for name in counted(3) if "planted" in name]
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(planted)
 
 
 def test_a_function_that_does_more_is_found_by_its_name() -> None:
