@@ -32,6 +32,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Final
 
+from paged.latency import Service
+
 SLOT_CLASSES: Final = (
     "token",
     "reserve",
@@ -114,6 +116,9 @@ class Counters:
     ghost_hits: int = 0
     """Blocks that were looked up in vain and had been evicted shortly before, within as many
     evictions as the pool has blocks: the sign of a cache that is too small."""
+    time_ns: int = 0
+    """Nanoseconds by the server's clock (`paged.clock`), idle ones included. 0 in records that are
+    older than the clock."""
 
     def __post_init__(self) -> None:
         """Raises IdentityBroken: the classes do not add up, or a figure is negative."""
@@ -246,6 +251,8 @@ class Serving:
     """Most requests that ran at once."""
     peak_allocated: int
     """Most slots that were allocated at once, used or not."""
+    service: Service | None = None
+    """What it was like for those who waited, over the whole run; None where nobody looked."""
 
     @classmethod
     def of(
@@ -255,6 +262,7 @@ class Serving:
         *,
         warm: Counters | None,
         done: Counters | None,
+        service: Service | None = None,
         **peaks: int,
     ) -> Serving:
         """Put together what a simulator has counted; `loaded` is between the moments `warm` and
@@ -264,4 +272,6 @@ class Serving:
             loaded = Counters(slots=total.slots)
         else:
             loaded = done - warm
-        return cls(total=total, loaded=loaded, series=tuple(series.moments), **peaks)
+        return cls(
+            total=total, loaded=loaded, series=tuple(series.moments), service=service, **peaks
+        )

@@ -94,6 +94,8 @@ class Arrivals:
         self._source = checked_requests(requests)
         self.waiting: deque[Request] = deque()
         """Requests that have arrived, in order. Whoever takes one calls `taken`."""
+        self.now_ns = 0
+        """Moment at which whoever comes in a closed loop has arrived; set it before `taken`."""
         self.count = self.refused = 0
         """Requests that have arrived, those turned away included; and those."""
         first = next(self._source, None)
@@ -138,7 +140,10 @@ class Arrivals:
             self._arrive()
 
     def _arrive(self) -> None:
-        self.waiting.append(self._next)
+        # In a closed loop, a client asks as soon as it has its last answer.
+        self.waiting.append(
+            self._next._replace(arrival_ns=self.now_ns) if self.closed else self._next
+        )
         self.count += 1
         self._take_in(next(self._source, None))
 

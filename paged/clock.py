@@ -1,7 +1,7 @@
-"""How long a step takes, for streams whose requests arrive at times of their own.
+"""How long a step takes.
 
-Integer nanoseconds: two simulators that take the same steps then agree to the last one, however
-many steps each of them takes at once.
+Integers throughout: two simulators that take the same steps then agree to the last nanosecond,
+however many steps each of them takes at once.
 """
 
 from __future__ import annotations
@@ -10,20 +10,42 @@ from dataclasses import dataclass
 
 from paged.errors import checked_size
 
+PS_PER_NS = 1000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTime:
-    """A step's duration: a part of its own, and one for each prompt token that it computes.
+    """A step's duration: a part of its own, and one for each token that it computes, reads or moves.
 
-    The defaults, 30 ms and 20,000 tokens a second, are a large model's on one server; they are
-    round figures, not a measurement. Memory depends on them only through who meets whom.
+    The defaults, 30 ms and 20,000 prompt tokens a second, are a large model's on one server; they
+    are round figures, not a measurement.
 
     Raises BadSize: a duration is negative, or a step would take no time.
     """
 
     step_ns: int = 30_000_000
+    """What every step takes: the weights are read once, the launches are made."""
     prefill_ns_per_token: int = 50_000
+    """For each prompt token that is computed, those computed again after a preemption included."""
+    kv_ps_per_token: int = 0
+    """Picoseconds for each token in the cache that the step reads, once for each sequence that
+    reads it. A block that is copied within the pool is read and written."""
+    swap_ns_per_token: int = 0
+    """For each token of a block that is copied to the host, or back."""
 
     def __post_init__(self) -> None:
         checked_size("step_ns", self.step_ns, at_least=1)
-        checked_size("prefill_ns_per_token", self.prefill_ns_per_token, at_least=0)
+        for name in ("prefill_ns_per_token", "kv_ps_per_token", "swap_ns_per_token"):
+            checked_size(name, getattr(self, name), at_least=0)
+
+    def step_ps(self, *, prefill: int, read: int, swapped: int = 0) -> int:
+        """Picoseconds of a step with so many prompt tokens computed, tokens read and swapped."""
+        return (
+            PS_PER_NS
+            * (
+                self.step_ns
+                + prefill * self.prefill_ns_per_token
+                + swapped * self.swap_ns_per_token
+            )
+            + read * self.kv_ps_per_token
+        )

@@ -15,8 +15,9 @@ from collections.abc import Iterable
 
 from paged.accounting import Counters, Series, Serving
 from paged.arrivals import Arrivals, Request
-from paged.clock import StepTime
+from paged.clock import PS_PER_NS, StepTime
 from paged.errors import BadSize, checked_size
+from paged.latency import Slo, Watch
 from paged.policy import PagedPolicy
 
 
@@ -28,6 +29,7 @@ def serve_by_counts(
     warmup: int = 0,
     time: StepTime | None = None,
     clients: int | None = None,
+    slo: Slo | None = None,
 ) -> Serving:
     """Serve a stream of requests, as `paged.scheduler.serve` does; `policy.by_counts` has to hold.
 
@@ -48,18 +50,23 @@ def serve_by_counts(
     )
     waiting, timed = arrivals.waiting, arrivals.timed
     time = time or StepTime()
-    step_ns, token_ns = time.step_ns, time.prefill_ns_per_token
+    step_ps, token_ps = time.step_ns * PS_PER_NS, time.prefill_ns_per_token * PS_PER_NS
+    read_ps, swap_ps = time.kv_ps_per_token, time.swap_ns_per_token * PS_PER_NS * size
+    watch = Watch(slo)
 
-    # A running sequence holds `base + step` tokens at the end of a step: (base, last step, prompt),
-    # in order of admission. `ending` has their keys by last step, `growing` their number by the
+    # A running sequence holds `base + step` tokens at the end of a step: (base, last step, prompt,
+    # number of the request), in order of admission. `ending` has their keys by last step, `growing` their number by the
     # step, modulo the block size, in which they need a block.
-    running: dict[int, tuple[int, int, int]] = {}
+    running: dict[int, tuple[int, int, int, int]] = {}
     ending: dict[int, list[int]] = {}
     growing = [0] * size
     finished: list[int] | None = None
-    # (prompt, final tokens, tokens held before); the one that is to come back first stands last.
-    preempted: list[tuple[int, int, int]] = []
+    # (prompt, final tokens, tokens held before, number); who is to come back first stands last.
+    preempted: list[tuple[int, int, int, int]] = []
+    # Number and arrival of those who got a token in this step and none in the one before.
+    beginning: list[tuple[int, int | None]] = []
 
+    # The clock is in picoseconds.
     clock = step = key = 0
     free, tokens = num_blocks, 0
     token_sum = free_sum = running_sum = queued_sum = 0
@@ -100,6 +107,7 @@ def serve_by_counts(
             computed_tokens=prompt_tokens + recomputed + running_sum,
             recomputed_tokens=recomputed,
             generated_tokens=running_sum,
+            time_ns=clock // PS_PER_NS,
         )
 
     if warmup == 0:
@@ -107,24 +115,25 @@ def serve_by_counts(
     while True:
         if finished is not None:
             for at in finished:
-                base, last, _ = running.pop(at)
+                base, last, _, _ = running.pop(at)
                 free += -(-(base + last) // size)
                 growing[(1 - base) % size] -= 1
                 tokens -= base + last
             finished = None
         if timed:
-            arrivals.draw(clock)
+            arrivals.draw(clock // PS_PER_NS)
         if not running and not waiting and not preempted:
             if not arrivals.more:
                 break
-            clock = arrivals.idle_until(clock)
+            clock = max(clock, PS_PER_NS * arrivals.idle_until(clock // PS_PER_NS))
         step += 1
 
         # Growth: who was admitted last gives way until the others have the blocks they need.
         phase = step % size
+        swapped = 0
         need = growing[phase]
         while need > free:
-            at, (base, last, prompt) = running.popitem()
+            at, (base, last, prompt, number) = running.popitem()
             held = base + step - 1
             ending[last].remove(at)
             blocks = -(-held // size)
@@ -134,10 +143,12 @@ def serve_by_counts(
             growing[own] -= 1
             if own == phase:
                 need -= 1
-            preempted.append((prompt, base + last, held))
+            preempted.append((prompt, base + last, held, number))
             preemptions += 1
+            watch.give_way(number, clock)
             if swapping:
                 swapped_out += blocks
+                swapped += blocks
         free -= need
         tokens += len(running)
 
@@ -148,11 +159,12 @@ def serve_by_counts(
         some = False
         while True:
             if preempted:
-                prompt, final, held = preempted[-1]
+                prompt, final, held, number = preempted[-1]
             elif waiting:
-                prompt, output, _, _, _ = waiting[0]
+                prompt, output, arrival, _, _ = waiting[0]
                 final = prompt + output
                 held = prompt
+                number = admitted
             else:
                 why = _NOBODY
                 break
@@ -171,7 +183,7 @@ def serve_by_counts(
             base = held + 1 - step
             last = final - base
             key += 1
-            running[key] = (base, last, prompt)
+            running[key] = (base, last, prompt, number)
             growing[(1 - base) % size] += 1
             if last in ending:
                 ending[last].append(key)
@@ -180,23 +192,35 @@ def serve_by_counts(
             some = True
             if preempted:
                 preempted.pop()
+                beginning.append((number, None))
                 if swapping:
                     swapped_in += -(-held // size)
+                    swapped += -(-held // size)
                 else:
                     recomputed += held
                     prefill += held
             else:
                 waiting.popleft()
+                beginning.append((number, arrival))
                 admitted += 1
                 prompt_tokens += prompt
                 prefill += prompt
                 arrivals.taken(outstanding=len(running))
 
+        # Time.
+        spent = step_ps + prefill * token_ps + tokens * read_ps + swapped * swap_ps
+        clock += spent
+        count = len(running)
+        if count > len(beginning):
+            watch.itl.add(spent, count - len(beginning))
+        if beginning:
+            for number, arrival in beginning:
+                watch.begin(number, arrival, clock)
+            beginning.clear()
+
         # Counting.
-        clock += step_ns + prefill * token_ns
         token_sum += tokens
         free_sum += free
-        count = len(running)
         running_sum += count
         peak_running = max(peak_running, count)
         least_free = min(least_free, free)
@@ -213,7 +237,11 @@ def serve_by_counts(
         finished = ending.pop(step, None)
         if finished is not None:
             completed += len(finished)
+            for at in finished:
+                base, last, prompt, number = running[at]
+                watch.end(number, clock, base + last - prompt)
             if arrivals.closed:
+                arrivals.now_ns = clock // PS_PER_NS
                 arrivals.taken(outstanding=count - len(finished) + len(preempted))
             if warm is None and completed >= warmup:
                 warm = moment()
@@ -228,6 +256,7 @@ def serve_by_counts(
         series,
         warm=warm,
         done=done,
+        service=watch.service(),
         peak_running=peak_running,
         peak_requests=peak_running,
         peak_allocated=(num_blocks - least_free) * size,

@@ -31,10 +31,11 @@ from numpy.typing import NDArray
 from paged.accounting import Counters, Series, Serving
 from paged.allocator import PagedAllocator
 from paged.arrivals import Arrivals, Request
-from paged.clock import StepTime
+from paged.clock import PS_PER_NS, StepTime
 from paged.errors import checked_size
 from paged.eviction import FIFO, LFU, LRU
 from paged.group import SequenceGroup, most_blocks
+from paged.latency import Slo, Watch
 from paged.policy import PagedPolicy
 
 FREE, TOKEN, SHARED, INTERNAL, IDLE = range(5)
@@ -60,6 +61,7 @@ class Scheduler:
         slots: int,
         time: StepTime | None = None,
         clients: int | None = None,
+        slo: Slo | None = None,
     ) -> None:
         size = policy.block_size
         self.policy = policy
@@ -79,7 +81,9 @@ class Scheduler:
             depth=policy.look_ahead + 1,
             fits=lambda request: most_blocks(request, policy) <= self.num_blocks,
         )
+        self.watch = Watch(slo)
         self._time = time or StepTime()
+        # Picoseconds.
         self._clock = 0
         self._watermark = policy.watermark_blocks(self.num_blocks)
         self._max_running = policy.max_running or self.num_blocks
@@ -105,6 +109,11 @@ class Scheduler:
         self._decoding = 0
         self._widening = 0
 
+        # Who got a token in this step and none in the one before.
+        self._beginning: list[SequenceGroup] = []
+        # Blocks moved by the end of the step before: to the host and back; within the pool.
+        self._swapped = self._copied = 0
+
         self._gave_way = False
         self._why = _NOBODY
         self._sums = dict.fromkeys((field.name for field in fields(Counters)), 0)
@@ -125,9 +134,10 @@ class Scheduler:
             self._forget(group, group.tokens_at(self.step))
         arrivals = self._arrivals
         if arrivals.timed:
-            arrivals.draw(self._clock)
+            now_ns = self._clock // PS_PER_NS
+            arrivals.draw(now_ns)
             if not (self._running or self._preempted or arrivals.waiting):
-                self._clock = arrivals.idle_until(self._clock)
+                self._clock = max(self._clock, PS_PER_NS * arrivals.idle_until(now_ns))
         self.step += 1
         budget = self.policy.token_budget
         left = None if budget is None else max(0, budget - self._decoding)
@@ -135,7 +145,7 @@ class Scheduler:
         admitted, more = self._admit(left)
         if self.policy.samples > 1:
             self.allocator.take_copies()
-        self._clock += self._time.step_ns + (prefill + more) * self._time.prefill_ns_per_token
+        self._tick(prefill + more)
         self._count(prefill + more)
         return admitted
 
@@ -151,6 +161,7 @@ class Scheduler:
             "copies": allocator.num_copies,
             "evictions": allocator.num_evictions,
             "ghost_hits": allocator.num_ghost_hits,
+            "time_ns": self._clock // PS_PER_NS,
         }
         return Counters(**self._sums | known_elsewhere)
 
@@ -254,6 +265,7 @@ class Scheduler:
                 self._slide(group)
             return
         del self._prefilling[group.number]
+        self._beginning.append(group)
         self._duplicate += group.decode_from(self.step, self._names)
         samples, tokens, window = len(group.sequences), group.held + 1, self.policy.sliding_window
         self._logical += samples * group.live(tokens) - before
@@ -289,6 +301,7 @@ class Scheduler:
 
     def _preempt(self, group: SequenceGroup) -> None:
         self._sums["preemptions"] += 1
+        self.watch.give_way(group.number, self._clock)
         if self.policy.preemption == "swap":
             self._sums["swapped_out"] += group.held_blocks()
         at = self.step - 1
@@ -387,6 +400,26 @@ class Scheduler:
         self._compute(group, chunk)
         return chunk
 
+    # -- how long it took ------------------------------------------------------------------------
+
+    def _tick(self, prefill: int) -> None:
+        """Let the step's time pass, and note who got a token at its end."""
+        time, watch, sums = self._time, self.watch, self._sums
+        swapped, copied = sums["swapped_out"] + sums["swapped_in"], self.allocator.num_copies
+        spent = time.step_ps(
+            prefill=prefill,
+            read=self._logical + 2 * (copied - self._copied) * self.policy.block_size,
+            swapped=(swapped - self._swapped) * self.policy.block_size,
+        )
+        self._swapped, self._copied = swapped, copied
+        self._clock = now = self._clock + spent
+        self._arrivals.now_ns = now // PS_PER_NS
+        beginning = self._beginning
+        watch.go_on(spent, len(self._running) - len(self._prefilling) - len(beginning))
+        for group in beginning:
+            watch.begin(group.number, group.request.arrival_ns, now)
+        beginning.clear()
+
     # -- what is counted -------------------------------------------------------------------------
 
     def _count(self, prefill: int) -> None:
@@ -416,6 +449,8 @@ class Scheduler:
         self._finished = [g for g in self._ending.pop(self.step, ()) if g.last == self.step]
         if self._finished:
             self.completed += len(self._finished)
+            for group in self._finished:
+                self.watch.end(group.number, self._clock, group.request.output_tokens)
             if self._arrivals.closed:
                 outstanding = running - len(self._finished) + len(self._preempted)
                 self._arrivals.taken(outstanding=outstanding)
@@ -429,21 +464,22 @@ def serve(
     warmup: int = 0,
     time: StepTime | None = None,
     clients: int | None = None,
+    slo: Slo | None = None,
     observe: Callable[[Scheduler], None] | None = None,
 ) -> Serving:
     """Serve a stream of requests; the outcome is identical for identical arguments.
 
     `requests` are read as they are needed: as many are held as run or wait. What is left of `slots`
     after cutting them into blocks is never allocated. `Serving.loaded` begins after `warmup`
-    completed requests. `time` is the duration of a step, where requests have arrival times; an idle
-    server takes no steps. Where they have none, `clients` are the most requests that run or wait at
-    once: the next arrives when one is completed; None: there is always one that waits. `observe` is
-    called at the end of each step, to look at what `serve` does not return.
+    completed requests. `time` is the duration of a step; an idle server takes none. Where they have none, `clients` are the most requests that run or wait at
+    once: the next arrives when one is completed; None: there is always one that waits. `slo` is what
+    `Serving.service` counts as good. `observe` is called at the end of each step, to look at what
+    `serve` does not return.
 
     Raises BadSize: a number is out of range, the arrivals fall or some are missing, or the stream
     is empty.
     """
-    scheduler = Scheduler(requests, policy, slots=slots, time=time, clients=clients)
+    scheduler = Scheduler(requests, policy, slots=slots, time=time, clients=clients, slo=slo)
     series = Series()
     warm = scheduler.moment() if warmup == 0 else None
     done = None
@@ -457,4 +493,11 @@ def serve(
             series.add(scheduler.moment())
         if observe is not None:
             observe(scheduler)
-    return Serving.of(scheduler.moment(), series, warm=warm, done=done, **scheduler.peaks)
+    return Serving.of(
+        scheduler.moment(),
+        series,
+        warm=warm,
+        done=done,
+        service=scheduler.watch.service(),
+        **scheduler.peaks,
+    )

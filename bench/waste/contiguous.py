@@ -21,6 +21,7 @@ to the next arrival, and there are no steps.
 from __future__ import annotations
 
 import sys
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -30,8 +31,9 @@ from typing import Final, get_args
 
 from paged.accounting import Counters, IdentityBroken, Series, Serving
 from paged.arrivals import Request, checked_requests
-from paged.clock import StepTime
+from paged.clock import PS_PER_NS, StepTime
 from paged.errors import checked_size
+from paged.latency import Slo, Watch
 from reference.allocator.arenas import ARENAS, RESERVATIONS, Arena, ArenaName, ReservationName
 
 NEVER: Final = sys.maxsize
@@ -51,8 +53,8 @@ BACKLOG: Final = -1
 # that can never fit requests 0 slots.
 _Request = tuple[int, int, int, int, int, int]
 
-# Last step, number in the stream, address, final tokens, slots requested and granted.
-_Running = tuple[int, int, int, int, int, int]
+# Last step, number in the stream, address, final tokens, slots requested and granted, output.
+_Running = tuple[int, int, int, int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +94,7 @@ def serve_contiguous(
     slots: int,
     warmup: int = 0,
     time: StepTime = _STEP_TIME,
+    slo: Slo | None = None,
     observe: Observer | None = None,
     observe_every: int = 1,
 ) -> Serving:
@@ -99,9 +102,9 @@ def serve_contiguous(
 
     The stream, (prompt tokens, output tokens, arrival in nanoseconds or None) in order of arrival,
     is read as it is served: memory grows with the requests that run or wait. All requests have an
-    arrival or none has one; without, `time`, how long a step takes, means nothing. After `warmup`
-    completions `Serving.loaded` begins. `observe` gets the step and the pieces of the running
-    requests, by address, at the end of every `observe_every`th step.
+    arrival or none has one. `time` is how long a step takes, `slo` what `Serving.service` counts as
+    good. After `warmup` completions `Serving.loaded` begins. `observe` gets the step and the pieces
+    of the running requests, by address, at the end of every `observe_every`th step.
     """
     slots = checked_size("slots", slots, at_least=1)
     warmup = checked_size("warmup", warmup, at_least=0)
@@ -111,7 +114,7 @@ def serve_contiguous(
     allocate, release = arena.allocate, arena.free
     max_running = NEVER if policy.max_running is None else policy.max_running
     window = policy.look_ahead + 1
-    step_ns, prefill_ns_per_token = time.step_ns, time.prefill_ns_per_token
+    watch = Watch(slo)
 
     upcoming = next(stream, None)
     if upcoming is None:
@@ -119,11 +122,13 @@ def serve_contiguous(
     timed = upcoming[3] != BACKLOG
     waiting: deque[_Request] = deque()
     running: list[_Running] = []  # a heap: who ends first
+    # Number and arrival of those who get their first token in the next step.
+    beginning: list[tuple[int, int | None]] = []
 
     # Sums over the requests that run now: their number, what they will hold, asked for and got,
     # and their tokens at the end of the last step.
     batch = final = requested = granted = tokens = 0
-    # Sums of these over the steps so far.
+    # Sums of these over the steps so far; the clock is in picoseconds.
     steps = now = 0
     token = final_steps = requested_steps = granted_steps = running_steps = 0
     free_frag = free_short = free_idle = 0
@@ -156,6 +161,7 @@ def serve_contiguous(
             prompt_tokens=prompt_tokens,
             computed_tokens=prompt_tokens + running_steps,
             generated_tokens=running_steps,
+            time_ns=now // PS_PER_NS,
         )
 
     series = Series()
@@ -169,8 +175,8 @@ def serve_contiguous(
         # Who has arrived. Of a backlog, as many as may be looked at.
         if timed:
             if upcoming is not None and not waiting and not running:
-                now = max(now, upcoming[3])
-            while upcoming is not None and upcoming[3] <= now:
+                now = max(now, upcoming[3] * PS_PER_NS)
+            while upcoming is not None and upcoming[3] * PS_PER_NS <= now:
                 waiting.append(upcoming)
                 arrived += 1
                 upcoming = next(stream, None)
@@ -183,7 +189,7 @@ def serve_contiguous(
         prefill = index = 0
         too_large = NEVER
         while index < window and index < len(waiting):
-            number, prompt, output, _, asked, taken = waiting[index]
+            number, prompt, output, arrival, asked, taken = waiting[index]
             if not asked:
                 refused += 1
             elif batch == max_running:
@@ -198,7 +204,8 @@ def serve_contiguous(
                     index += 1
                     continue
                 end = prompt + output
-                heappush(running, (steps + output, number, address, end, asked, taken))
+                heappush(running, (steps + output, number, address, end, asked, taken, output))
+                beginning.append((number, None if arrival == BACKLOG else arrival))
                 admitted += 1
                 prefill += prompt
                 batch += 1
@@ -229,15 +236,20 @@ def serve_contiguous(
         drained = upcoming is None and not waiting and done is None
         if drained:
             until = steps + 1
-        if timed:
-            # The first of the steps computes the prompts.
-            now += step_ns + prefill * prefill_ns_per_token
-            if upcoming is not None:
-                late = max(0, upcoming[3] - now)
-                until = min(until, steps + 1 + -(-late // step_ns))
+        # The first of the steps computes the prompts.
+        first = time.step_ps(prefill=prefill, read=tokens + batch)
+        second = time.step_ps(prefill=0, read=tokens + 2 * batch)
+        longer = time.kv_ps_per_token * batch
+        if timed and upcoming is not None:
+            late = upcoming[3] * PS_PER_NS - now - first
+            until = min(until, steps + 1 + _steps_within(late, second, longer))
         span = until - steps
-        if timed:
-            now += (span - 1) * step_ns
+        watch.go_on(first, batch - len(beginning))
+        for number, arrived_ns in beginning:
+            watch.begin(number, arrived_ns, now + first)
+        beginning.clear()
+        watch.itl.add_run(second, longer, span - 1, batch)
+        now += first + _taken(span - 1, second, longer)
 
         # What happened until then.
         free = arena.num_free
@@ -268,7 +280,8 @@ def serve_contiguous(
             observe(steps, _pieces(running, steps))
             picture_due += observe_every
         while running and running[0][0] == steps:
-            _, _, address, end, asked, taken = heappop(running)
+            _, number, address, end, asked, taken, output = heappop(running)
+            watch.end(number, now, output)
             release(address)
             completed += 1
             batch -= 1
@@ -292,6 +305,7 @@ def serve_contiguous(
         warm=warm,
         # Where the last request is refused while nobody runs, no step follows.
         done=done or total,
+        service=watch.service(),
         peak_running=peak_batch,
         peak_requests=peak_batch,
         peak_allocated=peak_granted,
@@ -317,8 +331,21 @@ def _read(
         yield number, prompt, output, arrival, asked, taken
 
 
+def _taken(steps: int, first: int, longer: int) -> int:
+    """Picoseconds of steps of which each takes `longer` than the one before it."""
+    return steps * first + longer * (steps * (steps - 1) // 2)
+
+
+def _steps_within(late: int, first: int, longer: int) -> int:
+    """Fewest such steps that take `late` picoseconds or more."""
+    most = max(0, -(-late // first))
+    if not longer:
+        return most
+    return bisect_left(range(most), late, key=lambda steps: _taken(steps, first, longer))
+
+
 def _pieces(running: list[_Running], steps: int) -> list[Piece]:
     return sorted(
         (address, taken, asked, final, final - (last - steps), number)
-        for last, number, address, final, asked, taken in running
+        for last, number, address, final, asked, taken, _ in running
     )

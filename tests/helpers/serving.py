@@ -16,6 +16,7 @@ import paged.scheduler
 from paged.accounting import Counters, Serving
 from paged.arrivals import Request
 from paged.clock import StepTime
+from paged.latency import Slo
 from paged.policy import PagedPolicy
 from paged.scheduler import FREE, IDLE, INTERNAL, SHARED, TOKEN, Scheduler
 
@@ -68,7 +69,8 @@ FORKS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 12)), min_size=1, m
 
 
 # A step of 1 and a token of 1: the arrivals above then fall into the run.
-TIME = StepTime(step_ns=1, prefill_ns_per_token=1)
+TIME = StepTime(step_ns=1, prefill_ns_per_token=1, kv_ps_per_token=37, swap_ns_per_token=1)
+SLO = Slo(tpot_ns=20)
 
 
 @st.composite
@@ -131,7 +133,7 @@ def check_agreement(
     assume(slots >= policy.block_size)
     if requests[0].arrival_ns is not None:
         clients = None
-    kwargs = {"slots": slots, "warmup": warmup, "time": TIME, "clients": clients}
+    kwargs = {"slots": slots, "warmup": warmup, "time": TIME, "clients": clients, "slo": SLO}
     counted = servers.serve_by_counts(requests, policy, **kwargs)
     moved = servers.serve(requests, policy, **kwargs)
     event(f"preemptions: {min(counted.total.preemptions, 3)}")

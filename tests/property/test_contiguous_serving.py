@@ -19,6 +19,7 @@ from bench.waste.contiguous import ContiguousPolicy, Piece, serve_contiguous
 from helpers.profiles import examples
 from paged.accounting import Counters, Series, Serving
 from paged.clock import StepTime
+from paged.latency import Quantiles, Service
 from reference.allocator.arenas import ArenaName, ReservationName
 from tests.unit.reference.allocator.test_arenas import MODELS, place
 
@@ -46,6 +47,8 @@ class Running:
     final: int
     current: int
     number: int
+    arrival: int | None
+    stamps: list[int]
 
 
 class Model:
@@ -65,12 +68,14 @@ class Model:
         self.moments = [Counters(slots=case.slots)]
         self.pictures: list[list[Piece]] = [[]]
         self.pending = [True]
+        self.ended: list[Running] = []
 
     def run(self) -> None:
         while self.to_come or self.queue or self.running:
             if self.timed and not self.queue and not self.running:
-                self.now = max(self.now, self.to_come[0][1][2] or 0)
+                self.now = max(self.now, 1000 * (self.to_come[0][1][2] or 0))
             self.take_step()
+        self.totals["time_ns"] = self.now // 1000
         self.total = Counters(**self.totals)  # also who was refused when no step followed
 
     def take_step(self) -> None:
@@ -81,7 +86,7 @@ class Model:
 
         for piece in self.running:
             piece.current += 1
-        while self.to_come and (not self.timed or (self.to_come[0][1][2] or 0) <= self.now):
+        while self.to_come and (not self.timed or 1000 * (self.to_come[0][1][2] or 0) <= self.now):
             self.queue.append(self.to_come.pop(0))
             totals["arrived"] += self.timed
         prefill = self.admit()
@@ -90,10 +95,17 @@ class Model:
         if not self.running:
             return  # nobody is there: no step
 
-        self.now += self.case.time.step_ns + prefill * self.case.time.prefill_ns_per_token
+        time = self.case.time
+        tokens = sum(piece.current for piece in self.running)
+        self.now += 1000 * (time.step_ns + prefill * time.prefill_ns_per_token)
+        self.now += tokens * time.kv_ps_per_token
+        totals["time_ns"] = self.now // 1000
+        for piece in self.running:
+            piece.stamps.append(self.now)
         self.count()
         self.just_ended = [piece for piece in self.running if piece.current == piece.final]
         totals["completed"] += len(self.just_ended)
+        self.ended += self.just_ended
         totals["steps"] += 1
         self.moments.append(Counters(**totals))
         self.pictures.append(
@@ -150,7 +162,7 @@ class Model:
         totals = self.totals
         prefill = place_in_queue = 0
         while place_in_queue < len(self.queue) and place_in_queue <= self.case.policy.look_ahead:
-            number, (prompt, output, _) = self.queue[place_in_queue]
+            number, (prompt, output, arrival) = self.queue[place_in_queue]
             if self.never_fits(prompt, output):
                 del self.queue[place_in_queue]
                 totals["refused"] += 1
@@ -171,6 +183,8 @@ class Model:
                     final=prompt + output,
                     current=prompt + 1,
                     number=number,
+                    arrival=arrival,
+                    stamps=[],
                 )
             )
             totals["admitted"] += 1
@@ -220,6 +234,34 @@ class Model:
         return none if warm is None or done.steps <= warm.steps else done - warm
 
 
+def times_of(ended: list[Running]) -> dict[str, list[int]]:
+    """What each request waited for, in picoseconds."""
+    gaps = [np.diff(piece.stamps).tolist() for piece in ended]
+    arrived = [(piece, 1000 * piece.arrival) for piece in ended if piece.arrival is not None]
+    return {
+        "ttft": [piece.stamps[0] - arrival for piece, arrival in arrived],
+        "tpot": [sum(each) // len(each) for each in gaps if each],
+        "itl": [gap for each in gaps for gap in each],
+        "e2e": [piece.stamps[-1] - arrival for piece, arrival in arrived],
+    }
+
+
+def check_service(service: Service, ended: list[Running]) -> None:
+    """The percentiles are those of every request's own stamps."""
+    assert service.completed == len(ended)
+    for name, times in times_of(ended).items():
+        found: Quantiles | None = getattr(service, name)
+        assert (found is None) is (not times), name
+        if found is None:
+            continue
+        assert found.count == len(times)
+        assert found.mean_ns == sum(times) // len(times) // 1000
+        assert found.max_ns == max(times) // 1000
+        for share, given in ((50, found.p50_ns), (90, found.p90_ns), (99, found.p99_ns)):
+            exact = sorted(times)[-(-share * len(times) // 100) - 1] / 1000
+            assert abs(given - exact) <= 1 + exact / 256, (name, share)
+
+
 def check_serving(serve: FunctionType, case: Case) -> None:
     """Every counter, every moment and every picture of `serve` is the model's."""
     model = Model(case)
@@ -246,6 +288,8 @@ def check_serving(serve: FunctionType, case: Case) -> None:
     serving = run()
     assert serving.total == model.total, "total"
     assert serving.loaded == model.loaded(), "loaded"
+    assert serving.service is not None
+    check_service(serving.service, model.ended)
     assert serving.series == tuple(model.moments[case.stride :: case.stride]), "series"
     assert serving.peak_running == serving.peak_requests == model.peak_running, "peak"
     assert serving.peak_allocated == model.peak_allocated, "peak"
@@ -288,7 +332,9 @@ def cases(draw: st.DrawFn) -> Case:
         slots=slots,
         warmup=draw(st.integers(0, 4)),
         time=StepTime(
-            step_ns=draw(st.integers(1, 9)), prefill_ns_per_token=draw(st.integers(0, 2))
+            step_ns=draw(st.integers(1, 9)),
+            prefill_ns_per_token=draw(st.integers(0, 2)),
+            kv_ps_per_token=draw(st.sampled_from([0, 0, 30, 700])),
         ),
         stride=draw(st.sampled_from([1, 2, 7, 9999])),
         observe_every=draw(st.sampled_from([1, 3, 50])),

@@ -49,6 +49,8 @@ def test_the_last_one_in_gives_way_and_computes_its_tokens_again(serving: Any) -
         computed_tokens=5 + 6 + 3,
         recomputed_tokens=3,
         generated_tokens=6,
+        # Five steps, and eight tokens of prompts.
+        time_ns=5 * 30_000_000 + 8 * 50_000,
     )
     assert (served.peak_running, served.peak_requests, served.peak_allocated) == (2, 2, 7)
 

@@ -1,0 +1,198 @@
+"""What users feel: how long the first token takes, the next ones, and all of them.
+
+* TTFT, time to first token: from a request's arrival to the end of the step that computed it.
+* TPOT, time per output token: from the first token to the last, divided by those behind the first.
+* ITL, inter-token latency: from any token of a request to its next one.
+* end to end: from arrival to the last token.
+
+Times go into classes 1/256 of their size wide, so a million requests take a few kilobytes, and a
+percentile is off by 0.2 % at most. Integers: two simulators that agree on the steps agree on these.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from math import ceil
+from typing import Final
+
+from paged.clock import PS_PER_NS
+from paged.errors import BadSize
+
+_BITS: Final = 9
+"""Leading binary digits that a class keeps of a time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slo:
+    """What a request has to meet to count as good. Raises BadSize: a limit is not above 0."""
+
+    ttft_ns: int | None = None
+    tpot_ns: int | None = None
+    e2e_ns: int | None = None
+    """Longest time to first token, per output token, and from arrival to end; None: any."""
+
+    def __post_init__(self) -> None:
+        for name in ("ttft_ns", "tpot_ns", "e2e_ns"):
+            if (limit := getattr(self, name)) is not None and limit < 1:
+                raise BadSize(f"{name} = {limit}: give a limit above 0, or none")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantiles:
+    """A distribution of times, in nanoseconds."""
+
+    count: int
+    mean_ns: int
+    p50_ns: int
+    p90_ns: int
+    p99_ns: int
+    max_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """What a run was like for those who waited for it; every request of the run counts."""
+
+    completed: int
+    output_tokens: int
+    """Requests that were completed, and the tokens that each of them was to get."""
+    makespan_ns: int
+    """From the first arrival, or the start where there is none, to the last token."""
+    good: int | None
+    """Completed requests that met the `Slo`; None where none was given."""
+    ttft: Quantiles | None
+    tpot: Quantiles | None
+    itl: Quantiles | None
+    e2e: Quantiles | None
+    """None where there is no such time: in a backlog nobody arrives, and a single token has none
+    behind it."""
+
+
+class Histogram:
+    """Times in classes 1/256 of their size wide."""
+
+    __slots__ = ("_counts", "_largest", "_sum", "count")
+
+    def __init__(self) -> None:
+        self._counts: defaultdict[int, int] = defaultdict(int)
+        self._sum = self._largest = self.count = 0
+
+    def add(self, ps: int, times: int = 1) -> None:
+        """Add a time, in picoseconds, so many times."""
+        shift = ps.bit_length() - _BITS
+        self._counts[(shift << _BITS) + (ps >> shift) if shift > 0 else ps] += times
+        self._sum += ps * times
+        self.count += times
+        if ps > self._largest:
+            self._largest = ps
+
+    def add_run(self, ps: int, more: int, runs: int, times: int = 1) -> None:
+        """Add `ps`, `ps + more`, ... , `runs` of them in all, each so many times."""
+        done = 0
+        while done < runs:
+            now = ps + done * more
+            alike = runs - done
+            if more:
+                shift = max(0, now.bit_length() - _BITS)
+                alike = min(alike, (((now >> shift) + 1 << shift) - 1 - now) // more + 1)
+            self.add(now, times * alike)
+            # The others of the class are larger than the first.
+            self._sum += times * more * (alike * (alike - 1) // 2)
+            self._largest = max(self._largest, now + (alike - 1) * more)
+            done += alike
+
+    def quantile_ns(self, share: float) -> int:
+        """Return a time that so large a share of those added does not exceed."""
+        wanted, seen, key = max(1, ceil(share * self.count)), 0, 0
+        for key in sorted(self._counts):
+            seen += self._counts[key]
+            if seen >= wanted:
+                break
+        shift, kept = divmod(key, 1 << _BITS)
+        middle = (kept << shift) + (1 << shift >> 1)
+        return min(middle, self._largest) // PS_PER_NS
+
+    def quantiles(self) -> Quantiles | None:
+        """Sum up; None where nothing was added."""
+        if not self.count:
+            return None
+        return Quantiles(
+            count=self.count,
+            mean_ns=self._sum // self.count // PS_PER_NS,
+            p50_ns=self.quantile_ns(0.5),
+            p90_ns=self.quantile_ns(0.9),
+            p99_ns=self.quantile_ns(0.99),
+            max_ns=self._largest // PS_PER_NS,
+        )
+
+
+class Watch:
+    """A stopwatch for every request that has begun. All moments are in picoseconds."""
+
+    def __init__(self, slo: Slo | None = None) -> None:
+        self.slo = slo
+        self.ttft, self.tpot, self.itl, self.e2e = (Histogram() for _ in range(4))
+        self._completed = self._tokens = self._good = 0
+        self._start: int | None = None
+        self._end = 0
+        # By request: arrival, -1 for none, and first token; the last token of those preempted.
+        self._begun: dict[int, tuple[int, int]] = {}
+        self._left: dict[int, int] = {}
+
+    def begin(self, request: int, arrival_ns: int | None, now: int) -> None:
+        """Note a request's first token, or the first after it was preempted."""
+        if request in self._begun:
+            self.itl.add(now - self._left.pop(request))
+            return
+        if arrival_ns is None:
+            self._begun[request] = (-1, now)
+            return
+        arrival = arrival_ns * PS_PER_NS
+        if self._start is None:
+            self._start = arrival
+        self._begun[request] = (arrival, now)
+        self.ttft.add(now - arrival)
+
+    def go_on(self, ps: int, requests: int) -> None:
+        """Note a step of which so many requests got a token that had got one in the step before."""
+        if requests:
+            self.itl.add(ps, requests)
+
+    def give_way(self, request: int, now: int) -> None:
+        """Note that a request was preempted, its last token having come at `now`."""
+        if request in self._begun:
+            self._left.setdefault(request, now)
+
+    def end(self, request: int, now: int, output_tokens: int) -> None:
+        """Note a request's last token."""
+        arrival, first = self._begun.pop(request)
+        self._completed += 1
+        self._tokens += output_tokens
+        self._end = now
+        tpot = 0
+        if output_tokens > 1:
+            tpot = (now - first) // (output_tokens - 1)
+            self.tpot.add(tpot)
+        if arrival >= 0:
+            self.e2e.add(now - arrival)
+        slo = self.slo
+        if slo is not None and not (
+            (slo.ttft_ns is not None and first - arrival > slo.ttft_ns * PS_PER_NS)
+            or (slo.tpot_ns is not None and tpot > slo.tpot_ns * PS_PER_NS)
+            or (slo.e2e_ns is not None and now - arrival > slo.e2e_ns * PS_PER_NS)
+        ):
+            self._good += 1
+
+    def service(self) -> Service:
+        """Sum up."""
+        return Service(
+            completed=self._completed,
+            output_tokens=self._tokens,
+            makespan_ns=max(0, self._end - (self._start or 0)) // PS_PER_NS,
+            good=None if self.slo is None else self._good,
+            ttft=self.ttft.quantiles(),
+            tpot=self.tpot.quantiles(),
+            itl=self.itl.quantiles(),
+            e2e=self.e2e.quantiles(),
+        )
