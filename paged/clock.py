@@ -15,7 +15,7 @@ PS_PER_NS = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTime:
-    """A step's duration: a part of its own, and one for each token that it computes, reads or moves.
+    """A step's duration: a part of its own, and one for each token computed, read or moved.
 
     The defaults, 30 ms and 20,000 prompt tokens a second, are a large model's on one server; they
     are round figures, not a measurement.

@@ -55,8 +55,8 @@ def serve_by_counts(
     watch = Watch(slo)
 
     # A running sequence holds `base + step` tokens at the end of a step: (base, last step, prompt,
-    # number of the request), in order of admission. `ending` has their keys by last step, `growing` their number by the
-    # step, modulo the block size, in which they need a block.
+    # number of the request), in order of admission. `ending` has their keys by last step, `growing`
+    # how many they are by the step, modulo the block size, in which they need a block.
     running: dict[int, tuple[int, int, int, int]] = {}
     ending: dict[int, list[int]] = {}
     growing = [0] * size
@@ -160,6 +160,7 @@ def serve_by_counts(
         while True:
             if preempted:
                 prompt, final, held, number = preempted[-1]
+                arrival = None
             elif waiting:
                 prompt, output, arrival, _, _ = waiting[0]
                 final = prompt + output
@@ -192,7 +193,7 @@ def serve_by_counts(
             some = True
             if preempted:
                 preempted.pop()
-                beginning.append((number, None))
+                beginning.append((number, arrival))
                 if swapping:
                     swapped_in += -(-held // size)
                     swapped += -(-held // size)

@@ -84,8 +84,7 @@ class Histogram:
         self._counts[(shift << _BITS) + (ps >> shift) if shift > 0 else ps] += times
         self._sum += ps * times
         self.count += times
-        if ps > self._largest:
-            self._largest = ps
+        self._largest = max(self._largest, ps)
 
     def add_run(self, ps: int, more: int, runs: int, times: int = 1) -> None:
         """Add `ps`, `ps + more`, ... , `runs` of them in all, each so many times."""

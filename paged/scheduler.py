@@ -471,10 +471,10 @@ def serve(
 
     `requests` are read as they are needed: as many are held as run or wait. What is left of `slots`
     after cutting them into blocks is never allocated. `Serving.loaded` begins after `warmup`
-    completed requests. `time` is the duration of a step; an idle server takes none. Where they have none, `clients` are the most requests that run or wait at
-    once: the next arrives when one is completed; None: there is always one that waits. `slo` is what
-    `Serving.service` counts as good. `observe` is called at the end of each step, to look at what
-    `serve` does not return.
+    completed requests. `time` is the duration of a step; an idle server takes none. Where requests
+    have no arrival times, `clients` are the most that run or wait at once: the next arrives when
+    one is completed; None: there is always one that waits. `slo` is what `Serving.service` counts
+    as good. `observe` is called at the end of each step, to look at what `serve` does not return.
 
     Raises BadSize: a number is out of range, the arrivals fall or some are missing, or the stream
     is empty.

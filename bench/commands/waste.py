@@ -36,6 +36,10 @@ rounding or to holes, free. Counted in whole slots, simulated on the CPU, the sa
 
   pagedbench waste --trace requests.csv --whatif
 
+  pagedbench waste --model Llama-3.1-8B --gpu H100-80GB --stream azure-fit:rate=8 --whatif
+
+  pagedbench waste --trace requests.csv --slo ttft=2,tpot=0.05 --clock base=25ms,prompt=89us
+
   pagedbench waste --figure sosp23
 
 [bold]Streams[/]
@@ -67,8 +71,6 @@ rounding or to holes, free. Counted in whole slots, simulated on the CPU, the sa
 
 DEFAULT_STREAM: Final = "sharegpt-fit"
 DEFAULT_POOL: Final = "12GiB"
-DEFAULT_BYTES_PER_TOKEN: Final = 819_200
-"""OPT-13B in 16 bits: 2 x 40 layers x 5120 x 2 bytes (Kwon et al., SOSP 2023, section 3)."""
 
 
 def waste(
@@ -123,11 +125,44 @@ def waste(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Bytes of one slot from a model's shape: layers x KV heads x head size, and bytes "
-            "per element where it is not 2: 32x8x128 is Llama-3-8B.",
-            metavar="SHAPE",
+            help="Bytes of one slot from a model: a name, as Llama-3.1-8B, its config.json, or "
+            "layers x KV heads x head size and bytes per element where it is not 2, as 32x8x128; "
+            "MLA: layers x mla x latent, as 61xmlax576.",
+            metavar="MODEL",
         ),
     ] = None,
+    cache_dtype: Annotated[
+        str,
+        typer.Option(
+            help="Elements of the cache: fp32, bf16, fp16, fp8, int8, int4 or nvfp4. Default: what "
+            "the model says, or 2 bytes.",
+            metavar="TYPE",
+            show_default=False,
+        ),
+    ] = "auto",
+    tensor_parallel: Annotated[
+        int, typer.Option(metavar="N", min=1, help="GPUs that share each layer of the model.")
+    ] = 1,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            help="Size of the pool, and the clock, from a GPU and the model, as H100-80GB.",
+            metavar="NAME",
+        ),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Size of the pool from this memory of a GPU, as 80GB, less the model's weights.",
+            metavar="SIZE",
+        ),
+    ] = None,
+    utilization: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE", min=0.01, max=1.0, help="Share of the GPU's memory that is used."
+        ),
+    ] = 0.9,
     max_model_len: Annotated[
         int | None,
         typer.Option(
@@ -161,16 +196,40 @@ def waste(
             "times.",
         ),
     ] = None,
-    step_ms: Annotated[
-        float,
+    clock: Annotated[
+        str | None,
         typer.Option(
-            metavar="MS", min=1e-6, max=1e9, help="Duration of a step, for streams with times."
+            help="Duration of a step, and for each prompt token, token read and token swapped, as "
+            "base=25ms,prompt=89us,kv=0.1us,swap=5us; or fit:FILE, a request log to fit it to. "
+            "Default: from --gpu and --model; 30 ms and 50 us, round figures.",
+            metavar="SPEC",
         ),
-    ] = 30.0,
+    ] = None,
+    step_ms: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MS", min=1e-6, max=1e9, help="Duration of a step alone, for --clock base."
+        ),
+    ] = None,
     prefill_rate: Annotated[
-        float,
-        typer.Option(min=1e-3, help="Prompt tokens computed in a second, for streams with times."),
-    ] = 20_000.0,
+        float | None,
+        typer.Option(min=1e-3, help="Prompt tokens computed in a second, for --clock prompt."),
+    ] = None,
+    slo: Annotated[
+        str | None,
+        typer.Option(
+            help="What a good request meets, in seconds, as ttft=2,tpot=0.05,e2e=30.",
+            metavar="SPEC",
+        ),
+    ] = None,
+    rank: Annotated[
+        str | None,
+        typer.Option(
+            help="What --whatif ranks by: requests or goodput a second, or slots that hold tokens. "
+            "Default: goodput with --slo, requests without.",
+            metavar="UNIT",
+        ),
+    ] = None,
     jobs: Annotated[
         int,
         typer.Option(
@@ -219,23 +278,39 @@ def waste(
         if figure is not None:
             it.end(_figure(figure, trace or [], json, it, quiet=quiet))
         from bench.waste.plan import WastePlan, read_streams
-        from paged.clock import StepTime
+        from bench.waste.server import Sizes, read_rank, read_server
 
         check_chart(plot)
-        slot_bytes = _slot_bytes(bytes_per_token, model)
+        server = read_server(
+            Sizes(
+                slots=slots,
+                pool=pool,
+                bytes_per_token=bytes_per_token,
+                model=model,
+                cache_dtype=cache_dtype,
+                tensor_parallel=tensor_parallel,
+                gpu=gpu,
+                memory=memory,
+                utilization=utilization,
+            ),
+            clock=clock,
+            step_ms=step_ms,
+            prefill_rate=prefill_rate,
+            slo=slo,
+        )
         specs = stream or ([] if trace else [DEFAULT_STREAM])
         plan = WastePlan(
             streams=(),
             policies=tuple(policy or ()),
             block_sizes=tuple(dict.fromkeys(block_size or [16])),
-            slots=_slots(slots, pool, slot_bytes),
-            bytes_per_token=slot_bytes,
+            slots=server.slots,
+            bytes_per_token=server.bytes_per_token,
             max_model_len=max_model_len,
             warmup=warmup,
             clients=clients,
-            time=StepTime(
-                step_ns=round(step_ms * 1e6), prefill_ns_per_token=round(1e9 / prefill_rate)
-            ),
+            clock=server.clock,
+            slo=server.slo,
+            rank=read_rank(rank, server.slo),
             workers=jobs or None,
             ray=ray or ray_address is not None,
             ray_address=ray_address,
@@ -247,27 +322,8 @@ def waste(
         plan.check_policies()
         streams = read_streams(specs, trace or [], requests=requests, seed=seed)
         plan = replace(plan, streams=streams)
+        plan.check()
         it.end(_waste(plan, json, plot, it, quiet=quiet))
-
-
-def _slot_bytes(given: int | None, model: str | None) -> int:
-    from bench.waste.plan import model_bytes
-
-    if model is None:
-        return DEFAULT_BYTES_PER_TOKEN if given is None else given
-    if given is not None:
-        raise BadInput(f"--bytes-per-token {given} and --model {model}: give one of them")
-    return model_bytes(model)
-
-
-def _slots(slots: int | None, pool: str | None, bytes_per_token: int) -> int:
-    from bench.waste.plan import pool_slots
-
-    if slots is None:
-        return pool_slots(pool or DEFAULT_POOL, bytes_per_token)
-    if pool is not None:
-        raise BadInput(f"--slots {slots} and --pool {pool}: give one of them")
-    return slots
 
 
 def _figure(name: str, traces: list[Path], json: Path | None, it: Session, *, quiet: bool) -> int:

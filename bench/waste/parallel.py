@@ -22,6 +22,7 @@ from bench.waste.record import WasteRow
 from bench.waste.simulate import simulate
 from bench.workloads.source import StreamSource
 from paged.clock import StepTime
+from paged.latency import Slo
 from reference.errors import BadInput
 
 REQUESTS_PER_S: Final = {
@@ -52,6 +53,7 @@ class Job:
     warmup: int | None = None
     time: StepTime | None = None
     clients: int | None = None
+    slo: Slo | None = None
     """As for `bench.waste.simulate.simulate`."""
 
     @property
@@ -123,6 +125,7 @@ def run(index: int, job: Job) -> tuple[int, WasteRow | str]:
             warmup=job.warmup,
             time=job.time,
             clients=job.clients,
+            slo=job.slo,
         )
     except ValueError as error:
         # As a value: an exception looks different after each way of being sent.

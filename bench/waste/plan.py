@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
+from bench.waste.clocks import Clock
+from bench.waste.gpus import read_bytes
 from bench.waste.parallel import Job
 from bench.waste.policies import DEFAULT_POLICIES, Policy, expand_policies
+from bench.waste.record import Rank
 from bench.waste.simulate import WARMUP_SHARE
 from bench.waste.whatif import variations
 from bench.workloads.record import ServedStream, served_stream
 from bench.workloads.source import StreamSource, head
 from bench.workloads.spec import parse_source
-from paged.clock import StepTime
+from paged.latency import Slo
 from paged.policy import PagedPolicy
 from reference.errors import BadInput
-
-_UNITS: Final = {
-    "B": 1,
-    **{unit: 1000**power for power, unit in enumerate(("kB", "MB", "GB", "TB"), start=1)},
-    **{unit: 1024**power for power, unit in enumerate(("KiB", "MiB", "GiB", "TiB"), start=1)},
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,14 +38,31 @@ class WastePlan:
     """For reservations that do not say; None: what holds the stream's longest request."""
     warmup: int | None
     clients: int | None
-    time: StepTime
+    clock: Clock
+    """Duration of a step."""
+    slo: Slo | None
     """As for `bench.waste.simulate.simulate`."""
+    rank: Rank
+    """What changes are ranked by."""
     workers: int | None
     ray: bool
     ray_address: str | None
     """As for `bench.waste.parallel.run_jobs`."""
     whatif: bool
     """Whether one paged policy is varied."""
+
+    def check(self) -> None:
+        """Raise BadInput for what is no policy, or cannot be varied, or asked of these streams."""
+        arrives = self.clients is not None or all(stream.timed for _, stream in self.streams)
+        if self.slo is not None and not arrives:
+            limits = [name for name in ("ttft", "e2e") if getattr(self.slo, f"{name}_ns")]
+            if limits:
+                raise BadInput(
+                    f"--slo {limits[0]} on a backlog, where nobody arrives: give a rate, as in "
+                    f"--stream sharegpt-fit:rate=2, a trace with times, or --clients"
+                )
+        if self.rank == "goodput" and self.slo is None:
+            raise BadInput("--rank goodput without --slo: say what is good, as in --slo tpot=0.05")
 
     def check_policies(self) -> None:
         """Raise BadInput for what is no policy, or cannot be varied."""
@@ -67,8 +79,9 @@ class WastePlan:
                 policy=policy,
                 slots=self.slots,
                 warmup=int(WARMUP_SHARE * stream.requests) if self.warmup is None else self.warmup,
-                time=self.time,
+                time=self.clock.time,
                 clients=self.clients,
+                slo=self.slo,
             )
             for source, stream in self.streams
             for policy in self._policies_for(stream)
@@ -135,25 +148,9 @@ def _refused(option: str, spec: str, error: Exception) -> BadInput:
     return BadInput(f"{option} {spec.removeprefix('trace:')}: {said}")
 
 
-def model_bytes(model: str) -> int:
-    """Bytes of one slot of a model that --model gives the shape of."""
-    shape = re.fullmatch(r"(\d+)x(\d+)x(\d+)(?:x(\d+))?", model)
-    if shape is None or "0" in shape.groups():
-        raise BadInput(
-            f"--model {model}: give layers x KV heads x head size, as 32x8x128, and x bytes per "
-            f"element where it is not 2"
-        )
-    layers, heads, head_dim, element = shape.groups(default="2")
-    return 2 * int(layers) * int(heads) * int(head_dim) * int(element)
-
-
 def pool_slots(pool: str, bytes_per_token: int) -> int:
     """Whole slots in a pool of the size that --pool gives."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-zA-Z]+)", pool.strip())
-    units = {unit.lower(): size for unit, size in _UNITS.items()}
-    if match is None or match[2].lower() not in units:
-        raise BadInput(f"--pool {pool}: give a number and one of {', '.join(_UNITS)}: 12GiB")
-    size = int(float(match[1]) * units[match[2].lower()])
+    size = read_bytes("--pool", pool)
     if size < bytes_per_token:
         raise BadInput(
             f"--pool {pool}: less than one token, which takes {bytes_per_token:,} bytes; give more"

@@ -6,7 +6,7 @@ again when a record is read: a record that was edited, or cut short, does not lo
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 import numpy as np
 from pydantic import Field, PlainSerializer, PlainValidator, computed_field, model_validator
@@ -17,6 +17,7 @@ from bench.waste.policies import Policy, format_policy, parse_policy
 from bench.workloads.record import ServedStream
 from paged.accounting import SLOT_CLASSES, Counters, Serving
 from paged.clock import StepTime
+from paged.latency import Service, Slo
 
 SCHEMA_VERSION: Final = 1
 """Raised when a field changes its meaning."""
@@ -33,6 +34,23 @@ TypedPolicy = Annotated[
     Policy, PlainValidator(_policy), PlainSerializer(format_policy, return_type=str)
 ]
 """A policy, which a file has as it is typed."""
+
+
+Rank = Literal["steps", "requests", "goodput", "slots"]
+"""What changes are ranked by: requests completed in 1,000 steps, which says nothing of time and is
+what older records were; requests a second; those that met the SLO a second; tokens held."""
+
+
+class ClockRecord(Record):
+    """The rest of a step's duration, beside `step_ns` and `prefill_ns_per_token`."""
+
+    source: str
+    """Where the numbers are from, in words."""
+    kv_ps_per_token: int = 0
+    swap_ns_per_token: int = 0
+    """As in `paged.clock.StepTime`."""
+    error: float
+    """Difference, as a share, that the clock cannot tell from none."""
 
 
 class PoolRecord(Record):
@@ -116,6 +134,8 @@ class WasteRow(Record):
     series: SeriesRecord
     seconds: float
     """How long the simulation took."""
+    service: Service | None = None
+    """What it was like for those who waited, over the whole run; None in older records."""
 
     @classmethod
     def of(cls, stream: str, policy: Policy, serving: Serving, *, seconds: float) -> Self:
@@ -130,6 +150,7 @@ class WasteRow(Record):
             peak_allocated=serving.peak_allocated,
             series=SeriesRecord.of(serving),
             seconds=seconds,
+            service=serving.service,
         )
 
     @model_validator(mode="after")
@@ -183,6 +204,45 @@ class WasteRow(Record):
         judged = self.judged
         return 1000 * judged.completed / judged.steps if judged.steps else 0.0
 
+    @property
+    def arrives(self) -> bool:
+        """Whether requests arrive at moments that are known: not in a backlog."""
+        return self.service is not None and self.service.ttft is not None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def requests_per_s(self) -> float | None:
+        """Requests completed a second by the server's clock: of a backlog in what is judged, where
+        they arrive over the whole run. None in records that are older than the clock.
+        """
+        service, judged = self.service, self.judged
+        if service is None:
+            return None
+        if self.arrives:
+            return _per_s(service.completed, service.makespan_ns)
+        return _per_s(judged.completed, judged.time_ns)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Output tokens a second, likewise."""
+        service, judged = self.service, self.judged
+        if service is None:
+            return None
+        if self.arrives:
+            return _per_s(service.output_tokens, service.makespan_ns)
+        return _per_s(judged.generated_tokens, judged.time_ns)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def goodput_per_s(self) -> float | None:
+        """Requests a second that met the SLO; None where none was given."""
+        service = self.service
+        if service is None or service.good is None or not service.completed:
+            return None
+        whole = self.requests_per_s
+        return None if whole is None else whole * service.good / service.completed
+
     @computed_field  # type: ignore[prop-decorator]
     @property
     def preemptions_per_request(self) -> float:
@@ -198,6 +258,10 @@ class WasteRow(Record):
         return (
             judged.recomputed_tokens / judged.generated_tokens if judged.generated_tokens else 0.0
         )
+
+
+def _per_s(count: int, time_ns: int) -> float | None:
+    return count / time_ns * 1e9 if time_ns else None
 
 
 class WasteRecord(Record):
@@ -220,11 +284,17 @@ class WasteRecord(Record):
     """Most requests that wait or run at once; None: no limit."""
     step_ns: int
     prefill_ns_per_token: int
-    """Duration of a step, for streams with arrival times."""
+    """Duration of a step, the rest of which is in `clock`."""
     base: TypedPolicy | None
     """The policy that the others vary (`bench.waste.whatif`); None: they stand side by side."""
     streams: list[ServedStream]
     rows: list[WasteRow]
+    clock: ClockRecord | None = None
+    """Where the duration of a step is from; None in older records."""
+    slo: Slo | None = None
+    """What counts as good; None: nobody asked."""
+    rank: Rank = "steps"
+    """What changes are ranked by."""
 
     @model_validator(mode="after")
     def _refers_to_what_it_has(self) -> Self:
@@ -243,7 +313,13 @@ class WasteRecord(Record):
     @property
     def time(self) -> StepTime:
         """Duration of a step."""
-        return StepTime(step_ns=self.step_ns, prefill_ns_per_token=self.prefill_ns_per_token)
+        clock = self.clock
+        return StepTime(
+            step_ns=self.step_ns,
+            prefill_ns_per_token=self.prefill_ns_per_token,
+            kv_ps_per_token=clock.kv_ps_per_token if clock else 0,
+            swap_ns_per_token=clock.swap_ns_per_token if clock else 0,
+        )
 
     def rows_of(self, stream: str) -> list[WasteRow]:
         """Return the rows of one stream, in the order in which they were asked for."""

@@ -15,9 +15,11 @@ from rich.text import Text
 from bench.command.tables import table
 from bench.waste.policies import policy_name, policy_words
 from bench.waste.record import WasteRecord, WasteRow
-from bench.waste.whatif import compare
+from bench.waste.service_report import clock_line, latency_table, slo_words
+from bench.waste.whatif import compare, served_alike
 from bench.waste.whatif_report import show_whatif
 from bench.workloads.record import ServedStream
+from paged.accounting import Counters
 
 CLASSES: Final = {
     "token": ("token", "holds a token that is read"),
@@ -44,6 +46,10 @@ WAITS: Final = {
 """What the head of the queue waits for."""
 
 
+_Column = tuple[str, Callable[[WasteRow], float], str, str]
+"""Head, value of a row, how it is written, and what it is."""
+
+
 def show(record: WasteRecord, console: Console) -> None:
     """Print a record."""
     for stream in record.streams:
@@ -54,6 +60,8 @@ def show(record: WasteRecord, console: Console) -> None:
         elif record.base is None:
             console.print(memory_table(rows))
             console.print(service_table(rows))
+            if (waited := latency_table(rows)) is not None:
+                console.print(waited)
             for line in reading(rows, record):
                 console.print(Text(line))
         else:
@@ -85,8 +93,16 @@ def memory_table(rows: list[WasteRow]) -> Table:
 
 def service_table(rows: list[WasteRow]) -> Table:
     """What the memory does: requests completed, and what is done twice or waited for."""
-    columns: list[tuple[str, Callable[[WasteRow], float], str, str]] = [
-        ("done/1k", lambda row: row.completed_per_1000_steps, ",.1f", "completed in 1,000 steps"),
+    timed = any(row.requests_per_s for row in rows)
+    steps = ("done/1k", lambda row: row.completed_per_1000_steps, ",.1f", "done in 1,000 steps")
+    rates: list[_Column] = [
+        ("req/s", lambda row: row.requests_per_s or 0.0, ",.3g", "requests completed a second"),
+        ("tok/s", lambda row: row.tokens_per_s or 0.0, ",.0f", "output tokens a second"),
+        ("good/s", lambda row: row.goodput_per_s or 0.0, ",.3g", "requests that met the SLO"),
+        ("span s", _makespan_s, ",.5g", "seconds from the first arrival to the last token"),
+    ]
+    columns: list[_Column] = [
+        *(rates if timed else [steps]),
         ("preempt", lambda row: row.preemptions_per_request, ".3f", "preemptions a request"),
         (
             "recomp",
@@ -119,6 +135,7 @@ def reading(rows: list[WasteRow], record: WasteRecord) -> list[str]:
         for row in rows
         if row.total.refused
     ]
+    lines += [said for row in rows if (said := _limited(row))]
     unloaded = [policy_words(row.policy) for row in rows if not row.loaded.steps]
     if unloaded:
         lines.append(
@@ -128,26 +145,87 @@ def reading(rows: list[WasteRow], record: WasteRecord) -> list[str]:
 
 
 def _comparison(rows: list[WasteRow], record: WasteRecord) -> str:
-    idle = max(rows, key=lambda row: row.shares["free_idle"])
-    if idle.shares["free_idle"] > IDLE_POOL:
+    if not all(served_alike(row, rows[0]) for row in rows):
+        return (
+            "These policies did not serve the same requests, so none is called better: make room "
+            "for the longest request, or cut it off with :max_len=N behind the stream."
+        )
+    idle = max(rows, key=lambda row: _nobody_waits(row.judged))
+    share = _nobody_waits(idle.judged)
+    if share > IDLE_POOL:
         # Tokens held then follow the load, whatever the policy.
         best, worst = max(rows, key=_filled), min(rows, key=_filled)
         return (
-            f"The load does not fill the pool: {idle.shares['free_idle']:.0%} of it is idle under "
+            f"The load does not fill the pool: {share:.0%} of it is idle under "
             f"{policy_words(idle.policy)}. Of the slots that it allocates, "
             f"{policy_words(best.policy)}, fills {_filled(best):.1%}; "
             f"{policy_words(worst.policy)}, {_filled(worst):.1%}."
         )
+    if not (least := min(row.judged.token_fraction for row in rows)):
+        empty = next(row for row in rows if not row.judged.token_fraction)
+        return f"{policy_words(empty.policy)}, holds nothing at all."
+    if all(row.requests_per_s for row in rows):
+        best, worst = max(rows, key=_rate), min(rows, key=_rate)
+        ratio = _rate(best) / _rate(worst)
+        if record.clock is not None and ratio <= 1 + record.clock.error:
+            return (
+                f"All complete the same requests a second within {record.clock.error:.0%}, which "
+                f"is what the clock cannot tell apart."
+            )
+        said = (
+            f"{policy_words(best.policy)}, completes {ratio:.3g}x the requests a second that "
+            f"{policy_words(worst.policy)}, completes in the same pool"
+        )
+        return said + _more_held(best, worst, record.pool.gibibytes) + "."
     best = max(rows, key=lambda row: row.judged.token_fraction)
     worst = min(rows, key=lambda row: row.judged.token_fraction)
-    if not (least := worst.judged.token_fraction):
-        return f"{policy_words(worst.policy)}, holds nothing at all."
-    ratio = best.judged.token_fraction / least
     more = (best.judged.token_fraction - least) * record.pool.gibibytes
     return (
-        f"{policy_words(best.policy)}, holds {ratio:.1f}x the tokens that "
-        f"{policy_words(worst.policy)}, holds in the same pool: {more:.2f} GiB more."
+        f"{policy_words(best.policy)}, holds {best.judged.token_fraction / least:.1f}x the tokens "
+        f"that {policy_words(worst.policy)}, holds in the same pool: {more:.2f} GiB more."
     )
+
+
+def _more_held(best: WasteRow, worst: WasteRow, gibibytes: float) -> str:
+    """Say that more tokens are held, where each stands for one that is read."""
+    if any(row.sharing > 1 or getattr(row.policy, "sliding_window", None) for row in (best, worst)):
+        return ""
+    held, less = best.judged.token_fraction, worst.judged.token_fraction
+    if held <= less:
+        return ""
+    return f", and holds {held / less:.1f}x the tokens: {(held - less) * gibibytes:.2f} GiB more"
+
+
+def _nobody_waits(judged: Counters) -> float:
+    """Share of the pool that is free although nobody is kept waiting by a limit of the policy."""
+    limited = judged.waiting_limit + judged.waiting_budget
+    if limited > IDLE_POOL * judged.steps:
+        return 0.0
+    return judged.share(judged.free_idle)
+
+
+def _limited(row: WasteRow) -> str:
+    """Say that a limit of the policy, and not the load, leaves the pool idle; or nothing."""
+    judged = row.judged
+    name, steps = max(
+        (("max-running", judged.waiting_limit), ("budget", judged.waiting_budget)),
+        key=lambda each: each[1],
+    )
+    idle = judged.share(judged.free_idle)
+    if idle <= IDLE_POOL or steps <= IDLE_POOL * judged.steps:
+        return ""
+    return (
+        f"{policy_words(row.policy)}: {name} keeps {idle:.0%} of the pool idle; somebody waits for "
+        f"it in {steps / judged.steps:.0%} of the steps."
+    )
+
+
+def _rate(row: WasteRow) -> float:
+    return row.requests_per_s or 0.0
+
+
+def _makespan_s(row: WasteRow) -> float:
+    return 0.0 if row.service is None else row.service.makespan_ns / 1e9
 
 
 def _filled(row: WasteRow) -> float:
@@ -193,6 +271,10 @@ def _show_end(record: WasteRecord, console: Console) -> None:
     said = Text(f"{len(record.rows)} of {record.asked} simulations in {record.elapsed_s:.1f} s")
     if not record.complete:
         said = Text("incomplete: ", style="bold yellow").append(said)
+    if record.rows:
+        console.print(Text(clock_line(record)))
+    if good := slo_words(record):
+        console.print(Text(f"good: {good}"))
     console.print(said.append(f", pagedbench {machine.pagedbench}, {machine.cpu}", style="dim"))
 
 

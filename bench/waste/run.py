@@ -14,7 +14,7 @@ from bench.command.progress import Progress
 from bench.machine.environment import WasteEnvironment
 from bench.waste.parallel import run_jobs
 from bench.waste.plan import WastePlan
-from bench.waste.record import PoolRecord, WasteRecord, WasteRow
+from bench.waste.record import ClockRecord, PoolRecord, WasteRecord, WasteRow
 from bench.waste.whatif import compare
 
 
@@ -41,11 +41,19 @@ def run_waste(plan: WastePlan, progress: Progress) -> WasteRecord:
         pool=PoolRecord(slots=plan.slots, bytes_per_token=plan.bytes_per_token),
         warmup=plan.warmup,
         clients=plan.clients,
-        step_ns=plan.time.step_ns,
-        prefill_ns_per_token=plan.time.prefill_ns_per_token,
+        step_ns=plan.clock.time.step_ns,
+        prefill_ns_per_token=plan.clock.time.prefill_ns_per_token,
         base=plan.base,
         streams=[described for _, described in plan.streams],
         rows=[rows[index] for index in sorted(rows)],
+        clock=ClockRecord(
+            source=plan.clock.source,
+            kv_ps_per_token=plan.clock.time.kv_ps_per_token,
+            swap_ns_per_token=plan.clock.time.swap_ns_per_token,
+            error=plan.clock.error,
+        ),
+        slo=plan.slo,
+        rank=plan.rank,
     )
 
 

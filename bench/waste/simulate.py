@@ -15,6 +15,7 @@ from paged.accounting import Serving
 from paged.arrivals import Request
 from paged.clock import StepTime
 from paged.counting import serve_by_counts
+from paged.latency import Slo
 from paged.scheduler import serve
 
 WARMUP_SHARE = 0.1
@@ -31,11 +32,12 @@ def simulate(
     warmup: int | None = None,
     time: StepTime | None = None,
     clients: int | None = None,
+    slo: Slo | None = None,
 ) -> Serving:
     """Serve a stream from a pool and account for every slot.
 
     Paging is simulated by counts where counts decide it, and block by block elsewhere: the figures
-    are the same. `warmup` of None is a tenth of the stream's requests.
+    are the same. `warmup` of None is a tenth of the stream's requests; `slo` is what is good.
     """
     if warmup is None:
         warmup = int(WARMUP_SHARE * num_requests(source))
@@ -43,15 +45,21 @@ def simulate(
         if clients is not None:
             raise ValueError(f"clients = {clients}: a closed loop is for paged policies; leave out")
         return serve_contiguous(
-            lengths_of(source), policy, slots=slots, warmup=warmup, time=time or StepTime()
+            lengths_of(source), policy, slots=slots, warmup=warmup, time=time or StepTime(), slo=slo
         )
     if policy.by_counts:
         return serve_by_counts(
-            requests_of(source), policy, slots=slots, warmup=warmup, time=time, clients=clients
+            requests_of(source),
+            policy,
+            slots=slots,
+            warmup=warmup,
+            time=time,
+            clients=clients,
+            slo=slo,
         )
     key_block_size = policy.block_size if policy.prefix_caching else None
     requests = requests_of(source, key_block_size=key_block_size)
-    return serve(requests, policy, slots=slots, warmup=warmup, time=time, clients=clients)
+    return serve(requests, policy, slots=slots, warmup=warmup, time=time, clients=clients, slo=slo)
 
 
 def num_requests(source: StreamSource) -> int:

@@ -5,7 +5,7 @@ from typing import Any
 from bench.machine.environment import WasteEnvironment
 from bench.waste.parallel import Job, run
 from bench.waste.policies import parse_policy
-from bench.waste.record import PoolRecord, WasteRecord, WasteRow
+from bench.waste.record import ClockRecord, PoolRecord, WasteRecord, WasteRow
 from bench.workloads.record import served_stream
 from bench.workloads.source import StreamSource
 from bench.workloads.spec import parse_source
@@ -50,6 +50,8 @@ def waste_record(
             "base": base,
             "streams": [served_stream(parse_source(stream), label="s")],
             "rows": list(rows),
+            "clock": ClockRecord(source="round figures", error=0.02),
+            "rank": "requests",
         }
         | changes
     )

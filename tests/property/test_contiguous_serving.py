@@ -257,9 +257,9 @@ def check_service(service: Service, ended: list[Running]) -> None:
         assert found.count == len(times)
         assert found.mean_ns == sum(times) // len(times) // 1000
         assert found.max_ns == max(times) // 1000
-        for share, given in ((50, found.p50_ns), (90, found.p90_ns), (99, found.p99_ns)):
+        for share, said in ((50, found.p50_ns), (90, found.p90_ns), (99, found.p99_ns)):
             exact = sorted(times)[-(-share * len(times) // 100) - 1] / 1000
-            assert abs(given - exact) <= 1 + exact / 256, (name, share)
+            assert abs(said - exact) <= 1 + exact / 256, (name, share)
 
 
 def check_serving(serve: FunctionType, case: Case) -> None:

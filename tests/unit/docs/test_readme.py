@@ -174,7 +174,7 @@ def test_the_wrong_pool_of_the_readme_shows_what_the_readme_shows(folder):
 def test_a_command_accounts_for_the_memory(command):
     code, text = said(command)
     assert code == 0, text
-    shown = {"--whatif": "keep the policy as it is", "--figure": "Orca (Pow2)"}
+    shown = {"--whatif": "Keep it", "--figure": "Orca (Pow2)"}
     option = next((option for option in shown if option in command), None)
     assert shown.get(option, "paged:block=16") in text
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.waste.plan import model_bytes, pool_slots, read_streams
+from bench.waste.plan import pool_slots, read_streams
 from reference.errors import BadInput
 
 
@@ -26,17 +26,6 @@ def test_the_pool_is_as_large_as_it_is_said(pool: str, bytes_per_token: int, slo
 def test_a_pool_that_is_none_is_refused(pool: str, said: str) -> None:
     with pytest.raises(BadInput, match=f"--pool {pool}: {said}"):
         pool_slots(pool, 8)
-
-
-@pytest.mark.parametrize(("model", "size"), [("32x8x128", 131_072), ("1x1x32x1", 64)])
-def test_a_slot_is_as_large_as_the_models_shape_says(model: str, size: int) -> None:
-    assert model_bytes(model) == size
-
-
-@pytest.mark.parametrize("model", ["32x8", "32x0x128", "axbxc", "32x8x128x"])
-def test_a_shape_that_is_none_is_refused(model: str) -> None:
-    with pytest.raises(BadInput, match=f"--model {model}: give layers x KV heads x head size"):
-        model_bytes(model)
 
 
 def test_labels_tell_streams_apart() -> None:

@@ -7,9 +7,10 @@ import pytest
 from pydantic import ValidationError
 
 from bench.waste.policies import format_policy, parse_policy
-from bench.waste.record import MAX_POINTS, SERIES_COLUMNS, SeriesRecord, WasteRow
+from bench.waste.record import MAX_POINTS, SERIES_COLUMNS, SeriesRecord, WasteRecord, WasteRow
 from bench.waste.simulate import simulate
 from bench.workloads.spec import parse_source
+from helpers.places import ROOT
 from paged.accounting import SLOT_CLASSES, Counters, IdentityBroken
 
 SOURCE = parse_source("alpaca-fit:requests=400")
@@ -83,3 +84,21 @@ def test_a_series_is_thin_and_ends_where_the_run_does(served):
         serving.total.running_requests
     )
     assert middle == sorted(middle)
+
+
+def test_a_record_from_before_the_clock_still_loads():
+    """Without the keys that came later, a stored record is what it was."""
+    file = ROOT / "tests" / "frozen" / "records" / "waste-whatif.json"
+    stored = json.loads(file.read_text())
+    older = json.loads(file.read_text())
+    for name in ("clock", "slo", "rank"):
+        del older[name]
+    for row in older["rows"]:
+        for name in ("service", "requests_per_s", "tokens_per_s", "goodput_per_s"):
+            del row[name]
+        for part in ("total", "loaded"):
+            del row[part]["time_ns"]
+    record = WasteRecord.model_validate(older)
+    assert json.loads(record.model_dump_json()) == stored
+    assert record.rank == "steps"
+    assert record.rows[0].requests_per_s is None

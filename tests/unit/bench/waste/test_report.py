@@ -119,10 +119,10 @@ def test_a_table_shows_what_the_record_holds() -> None:
     lines = printed(show, record).splitlines()
     for row in record.rows:
         name = policy_name(row.policy)
-        memory, service = (line.split() for line in lines if line.split()[:1] == [name])
+        memory, service, _ = (line.split() for line in lines if line.split()[:1] == [name])
         assert memory[1] == f"{100 * row.shares['token']:.1f}"
         assert memory[-2:] == [f"{row.mean_batch:.2f}", str(row.peak_requests)]
-        assert service[1] == f"{row.completed_per_1000_steps:,.1f}"
+        assert service[1] == f"{row.requests_per_s:,.3g}"
 
 
 @pytest.mark.parametrize("name", ["[bold]s[/]", "[/]", "x" * 200, "猫" * 60])

@@ -71,7 +71,7 @@ def test_the_default_policies_are_compared_on_a_stream():
     ]
     assert {row.total.completed for row in record.rows} == {80}
     assert record.rows[0].judged.slots == 2500
-    assert "paged, block 16, holds" in words(result)
+    assert "paged, block 16, completes" in words(result)
     assert "simulations: 5 of 5" in result.stderr
     assert "simulations" not in result.stdout.replace("5 of 5 simulations", "")
 
@@ -182,7 +182,7 @@ def test_a_figure_that_is_missed_exits_1(monkeypatch, measured, code, verdict):
         (("--policy", "max/buddy", "--clients", "3"), "a closed loop is for paged policies"),
         (("--pool", "100B"), "--pool 100B: less than one token"),
         (("--pool", "1GiB", "--slots", "5"), "--slots 5 and --pool 1GiB: give one"),
-        (("--model", "32x8"), "--model 32x8: give layers x KV heads x head size"),
+        (("--model", "32x8"), "layers x KV heads x head size, as 32x8x128"),
         (("--model", "1x1x1", "--bytes-per-token", "4"), "give one of them"),
         (("--json", "gone/waste.json"), "the folder gone does not exist; make it"),
         (("--plot", "gone/waste.png"), "--plot gone/waste.png: the folder gone"),

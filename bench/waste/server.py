@@ -1,0 +1,145 @@
+"""The server that is simulated: its pool, its clock and what is asked of it, from the options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final, get_args
+
+from bench.waste.clocks import ROUND_FIGURES, Clock, read_clock, read_slo, roofline
+from bench.waste.gpus import Gpu, cache_bytes, read_bytes, read_gpu
+from bench.waste.models import Model, read_model
+from bench.waste.plan import pool_slots
+from bench.waste.record import Rank
+from paged.latency import Slo
+from reference.errors import BadInput
+
+DEFAULT_POOL: Final = "12GiB"
+DEFAULT_BYTES_PER_TOKEN: Final = 819_200
+"""OPT-13B in 16 bits: 2 x 40 layers x 5120 x 2 bytes (Kwon et al., SOSP 2023, section 3)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """What the options say of a server's memory; None: nothing."""
+
+    slots: int | None
+    pool: str | None
+    bytes_per_token: int | None
+    model: str | None
+    cache_dtype: str
+    tensor_parallel: int
+    gpu: str | None
+    memory: str | None
+    utilization: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """What the options come to."""
+
+    slots: int
+    bytes_per_token: int
+    clock: Clock
+    slo: Slo | None
+    model: Model | None
+    """None: only the bytes of a slot are known."""
+
+
+def read_server(
+    sizes: Sizes,
+    *,
+    clock: str | None,
+    step_ms: float | None,
+    prefill_rate: float | None,
+    slo: str | None,
+) -> Server:
+    """Read the options. Raises BadInput: one is wrong, or two exclude each other."""
+    model = _model(sizes)
+    gpu = None if sizes.gpu is None else read_gpu(sizes.gpu)
+    slot_bytes = sizes.bytes_per_token or DEFAULT_BYTES_PER_TOKEN
+    if model is not None:
+        slot_bytes = model.bytes_per_token
+    return Server(
+        slots=_slots(sizes, model, gpu, slot_bytes),
+        bytes_per_token=slot_bytes,
+        clock=_clock(clock, step_ms, prefill_rate, model, gpu),
+        slo=None if slo is None else read_slo(slo),
+        model=model,
+    )
+
+
+def read_rank(rank: str | None, slo: Slo | None) -> Rank:
+    """Read --rank."""
+    if rank is None:
+        return "requests" if slo is None else "goodput"
+    known: tuple[Rank, ...] = tuple(each for each in get_args(Rank) if each != "steps")
+    for each in known:
+        if each == rank:
+            return each
+    raise BadInput(f"--rank {rank}: choose one of {', '.join(known)}")
+
+
+def _model(sizes: Sizes) -> Model | None:
+    if sizes.model is None:
+        if sizes.cache_dtype != "auto" or sizes.tensor_parallel > 1:
+            raise BadInput(
+                "--cache-dtype and --tensor-parallel: name the model, as in --model 32x8x128"
+            )
+        return None
+    if sizes.bytes_per_token is not None:
+        raise BadInput(
+            f"--bytes-per-token {sizes.bytes_per_token} and --model {sizes.model}: give one of them"
+        )
+    return read_model(sizes.model, cache_dtype=sizes.cache_dtype, ranks=sizes.tensor_parallel)
+
+
+def _slots(sizes: Sizes, model: Model | None, gpu: Gpu | None, slot_bytes: int) -> int:
+    given = {
+        "--slots": sizes.slots,
+        "--pool": sizes.pool,
+        "--memory": sizes.memory,
+    }
+    asked = [f"{option} {value}" for option, value in given.items() if value is not None]
+    if len(asked) > 1:
+        raise BadInput(f"{' and '.join(asked)}: give one of them")
+    if sizes.slots is not None:
+        return sizes.slots
+    if sizes.pool is not None:
+        return pool_slots(sizes.pool, slot_bytes)
+    if sizes.memory is None and gpu is None:
+        return pool_slots(DEFAULT_POOL, slot_bytes)
+    said = f"--memory {sizes.memory}" if sizes.memory is not None else f"--gpu {sizes.gpu}"
+    if model is None:
+        raise BadInput(f"{said}: name the model whose weights it holds, as in --model Llama-3.1-8B")
+    memory = 0
+    if sizes.memory is not None:
+        memory = read_bytes("--memory", sizes.memory)
+    elif gpu is not None:
+        memory = gpu.memory_bytes
+    return cache_bytes(memory, sizes.utilization, model, said=said) // slot_bytes
+
+
+def _clock(
+    clock: str | None,
+    step_ms: float | None,
+    prefill_rate: float | None,
+    model: Model | None,
+    gpu: Gpu | None,
+) -> Clock:
+    if clock is not None:
+        if step_ms is not None or prefill_rate is not None:
+            raise BadInput(
+                "--clock with --step-ms or --prefill-rate: the clock says both; leave them"
+            )
+        return read_clock(clock)
+    found = ROUND_FIGURES
+    if model is not None and gpu is not None:
+        found = roofline(model, gpu) or ROUND_FIGURES
+    if step_ms is None and prefill_rate is None:
+        return found
+    time = found.time
+    if step_ms is not None:
+        time = replace(time, step_ns=round(step_ms * 1e6))
+    if prefill_rate is not None:
+        time = replace(time, prefill_ns_per_token=round(1e9 / prefill_rate))
+    return Clock(time=time, source="as given")
