@@ -10,11 +10,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from bench.machine.facts import ROOT
 from bench.throughput.candidates import Absent, Candidate
 from bench.throughput.worker import CANDIDATE
 from subjects.loading import SubjectError
 from subjects.process import SubjectDied, SubjectProcess
+from subjects.starting import start_of
 
 OURS_S: Final = 600.0
 """For what is no subject's work: making inputs, and saving answers."""
@@ -37,11 +37,7 @@ class Ended(Exception):
 
 def start(device: str) -> SubjectProcess:
     """A child that measures; see `bench.throughput.worker` for what it can be asked."""
-    # By path, not by -m: where the command is typed there may be a folder called bench as well.
-    main = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
-        f"from bench.throughput.worker import main; main()"
-    )
+    main = f"{start_of('bench.throughput.worker')}ours.main()"
     return SubjectProcess([sys.executable, "-u", "-P", "-c", main, device])
 
 

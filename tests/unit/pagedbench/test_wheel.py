@@ -113,6 +113,8 @@ def test_commands_run_beside_a_package_called_kernels(installed: Path, tmp_path:
     assert "no finding" in ran(*start, "fuzz", "--examples", "5", cwd=tmp_path)
     assert "written   pyproject.toml" in ran(*start, "init", cwd=tmp_path)
     assert "paged_example.pool:make: 5" in ran(*start, "fuzz", "--examples", "5", cwd=tmp_path)
+    short = ("--batch", "1x16", "--subject", "torch", "--rounds", "1", "--no-compile")
+    assert "right in" in ran(*start, "throughput", *short, cwd=tmp_path)
     compiled = ran(*start, "compile", "--target", "sm_90", "--kernel", "copy", cwd=tmp_path)
     assert "same" in compiled  # the stored figures are found by the names in a checkout
 
