@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, cast, get_arg
 import typer
 
 from bench.command.options import AsvFolder, OrderSeed, TimedDevice, check_asv, check_chart
+from bench.command.project import present_project
 from bench.command.session import Session, check_file, session
 from bench.gate.timers import device_named
 from reference.errors import BadInput
@@ -261,29 +262,31 @@ def _pairs(name: str) -> Pairs:
 
 def _contestant(name: str, *, environment: bool) -> Contestant:
     """What a name means. It is there, and built: no pair is measured for nothing."""
-    from bench.gate.contestant import Contestant, built, find
-    from bench.machine.facts import ROOT
+    from bench.gate.contestant import Contestant, find, interpreter_of
 
+    project = present_project()
     contestant = Contestant(asked=name)
     if environment and "==" not in name:
-        contestant = Contestant(asked=str(ROOT), python=name)
-    if requirements := find(contestant).requirements:
-        built(requirements)
+        contestant = Contestant(asked=str(project.root), python=name)
+    interpreter_of(
+        contestant, find(contestant, root=project.root), project.root, project.requirements
+    )
     return contestant
 
 
 def _plan(base: Contestant, head: Contestant, **asked: Any) -> GatePlan:
-    from bench.gate.configuration import GateConfiguration, read_configuration
+    from bench.gate.configuration import configured
     from bench.gate.run import GatePlan
-    from bench.machine.facts import ROOT
 
-    pyproject = ROOT / "pyproject.toml"
-    settings = read_configuration(pyproject) if pyproject.is_file() else GateConfiguration()
+    project = present_project()
+    settings = configured(project)
     return GatePlan(
         base=base,
         head=head,
+        project=project,
         design=settings.design(),
         limits=settings.limits,
+        compiled_targets=settings.compiled_targets,
         keep_going=True,
         **asked,
     )

@@ -119,6 +119,20 @@ def check_holds(project: Project, folder: Path) -> None:
         )
 
 
+def interpreter_of(
+    contestant: Contestant, found: Found, root: Path, requirements: Sequence[str] = ()
+) -> str:
+    """The interpreter of a contestant: the one that is named, built, or the gate's.
+
+    Raises BadInput: its environment cannot be built.
+    """
+    if not found.requirements:
+        return contestant.python or sys.executable
+    if (root / "requirements" / "runtime.txt").is_file():
+        return str(built(found.requirements, root=root))
+    return str(interpreter_with((*requirements, *found.requirements)))
+
+
 @contextmanager
 def standing(
     contestant: Contestant,
@@ -136,12 +150,7 @@ def standing(
     Raises NoContestant: there is no such thing, or its worktree or environment cannot be made.
     """
     found = find(contestant, root=root)
-    python = contestant.python or sys.executable
-    if found.requirements:
-        if (root / "requirements" / "runtime.txt").is_file():
-            python = str(built(found.requirements, root=root))
-        else:
-            python = str(interpreter_with((*requirements, *found.requirements)))
+    python = interpreter_of(contestant, found, root, requirements)
     top = top_of(root)
     inside = root.resolve().relative_to(top)
     if found.folder is not None:

@@ -179,7 +179,7 @@ def plans(monkeypatch):
 
 
 def test_command_runs_each_pair_once_and_keeps_the_records(plans, monkeypatch, tmp_path):
-    monkeypatch.setattr("bench.gate.contestant.find", lambda _: Found(commit="a" * 40))
+    monkeypatch.setattr("bench.gate.contestant.find", lambda _, root: Found(commit="a" * 40))
     json_file, store = tmp_path / "chain.json", tmp_path / "store"
     result = command(*NAMES, "--json", str(json_file), "--store", str(store))
     assert result.exit_code == 1, result.output
@@ -192,7 +192,7 @@ def test_command_runs_each_pair_once_and_keeps_the_records(plans, monkeypatch, t
 
 def test_environments_are_contestants_of_this_checkout(monkeypatch, plans):
     made = []
-    monkeypatch.setattr("bench.gate.contestant.built", made.append)
+    monkeypatch.setattr("bench.gate.contestant.built", lambda each, root: made.append(each))
     result = command("--env", "torch==2.12.0,triton==3.8.0", "--env", sys.executable)
     assert result.exit_code == 1, result.output
     assert made == [("torch==2.12.0", "triton==3.8.0")], "it is built before anything is measured"
