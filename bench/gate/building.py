@@ -79,10 +79,9 @@ def build(side: Side, command: str, *, stopped: Callable[[], bool]) -> Built | N
             if ended is None:
                 return None
             if ended.code:
-                said = f"{ended.said}\nended with code {ended.code}"
-                return Built(
-                    failed=True, kept=False, seconds=time.monotonic() - began, said=said.strip()
-                )
+                said = f"{ended.said.strip()}\nended with code {ended.code}".strip()
+                taken = time.monotonic() - began
+                return Built(failed=True, kept=False, seconds=taken, said=said)
             _keep(side.tree, before, folder)
     _forget_the_oldest(folder.parent)
     return Built(failed=False, kept=kept, seconds=time.monotonic() - began)

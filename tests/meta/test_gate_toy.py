@@ -14,7 +14,7 @@ import pytest
 
 from bench.command.project import read_project
 from bench.gate.contestant import Contestant
-from bench.gate.record import GateRecord, TruthRecord
+from bench.gate.record import Design, GateRecord, TruthRecord
 from bench.gate.report.annotations import workflow_commands
 from bench.gate.report.junit import junit
 from bench.gate.report.markdown import markdown
@@ -96,7 +96,7 @@ def test_one_per_cent_more_bytes_are_named(repository: Path) -> None:
     assert (record.verdict, record.exit_code, record.launches) == ("fail", 1, [])
     assert failing(record)["loaded.key_cache"] == pytest.approx(0.01)
     assert truth(record).head.verdict == "right"
-    assert "not timed" not in record.reason
+    assert not record.benchmarks[0].timed, "it is interpreted here"
 
 
 def test_a_leak_is_wrong(repository: Path) -> None:
@@ -135,17 +135,25 @@ def test_work_that_no_counter_shows_is_found_by_time(repository: Path) -> None:
     assert truth(record).head.verdict == "right"
 
 
+# What is tried out is the way there; how often noise is taken for a change is studies/gate_toy.py.
+WIDE = Design(
+    alpha=0.05,
+    looks=(5,),
+    confirm_looks=(5,),
+    margin=0.3,
+    equivalence=0.6,
+    wall_margin=5.0,
+    quarantine_sd=1.0,
+)
+
+
 @pytest.mark.slow
-def test_unchanged_passes_and_what_was_built_is_kept(repository: Path) -> None:
-    record = gate(repository, "unchanged")
+def test_unchanged_passes(repository: Path) -> None:
+    record = gate(repository, "unchanged", "torch_kernel", "toy.pool", design=WIDE)
     assert (record.verdict, record.exit_code) == ("pass", 0), record.reason
     assert {each.verdict for each in record.outputs} == {"equal"}
     assert {each.verdict for each in record.counters} == {"equal"}
-    by_key = {each.key.partition("[")[0]: each for each in record.benchmarks}
-    assert not by_key["kernel/toy.triton_kernel:attention"].timed, "it is interpreted here"
-    assert by_key["kernel/toy.torch_kernel:attention"].timed
-    again = gate(repository, "unchanged", "torch_kernel", keep_going=False, time_limit_s=0.1)
-    assert [each.kept for each in again.builds] == [True, True]
+    assert [each.timed for each in record.benchmarks] == [True, True]
 
 
 def test_a_point_that_is_none_is_the_users_to_mend(repository: Path) -> None:
