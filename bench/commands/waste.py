@@ -89,6 +89,14 @@ def waste(
             metavar="FILE",
         ),
     ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            help="Columns of the traces whose names are not known, as prompt=in,output=out,time=t; "
+            "time_ms for milliseconds.",
+            metavar="MAP",
+        ),
+    ] = None,
     policy: Annotated[
         list[str] | None,
         typer.Option(
@@ -192,16 +200,16 @@ def waste(
         typer.Option(
             metavar="N",
             min=1,
-            help="Most requests that wait or run at once; for paged policies and streams without "
-            "times.",
+            help="Most requests that wait or run at once, for paged policies; times of a stream "
+            "are then left out.",
         ),
     ] = None,
     clock: Annotated[
         str | None,
         typer.Option(
             help="Duration of a step, and for each prompt token, token read and token swapped, as "
-            "base=25ms,prompt=89us,kv=0.1us,swap=5us; or fit:FILE, a request log to fit it to. "
-            "Default: from --gpu and --model; 30 ms and 50 us, round figures.",
+            "base=25ms,prompt=89us,kv=0.1us,swap=5us. Default: from --gpu and --model; 30 ms and "
+            "50 us, round figures.",
             metavar="SPEC",
         ),
     ] = None,
@@ -277,7 +285,7 @@ def waste(
         check_file("--plot", plot)
         if figure is not None:
             it.end(_figure(figure, trace or [], json, it, quiet=quiet))
-        from bench.waste.plan import WastePlan, read_streams
+        from bench.waste.plan import WastePlan, read_columns, read_streams
         from bench.waste.server import Sizes, read_rank, read_server
 
         check_chart(plot)
@@ -320,7 +328,14 @@ def waste(
         if ray_address is not None and not ray_address.strip():
             raise BadInput(f"--ray-address {ray_address!r}: name a cluster, as in 10.0.0.1:6379")
         plan.check_policies()
-        streams = read_streams(specs, trace or [], requests=requests, seed=seed)
+        streams = read_streams(
+            specs,
+            trace or [],
+            requests=requests,
+            seed=seed,
+            columns=read_columns(columns),
+            closed=clients is not None,
+        )
         plan = replace(plan, streams=streams)
         plan.check()
         it.end(_waste(plan, json, plot, it, quiet=quiet))

@@ -14,8 +14,9 @@ from bench.waste.record import Rank
 from bench.waste.simulate import WARMUP_SHARE
 from bench.waste.whatif import variations
 from bench.workloads.record import ServedStream, served_stream
-from bench.workloads.source import StreamSource, head
+from bench.workloads.source import StreamSource, head, saturated
 from bench.workloads.spec import parse_source
+from bench.workloads.trace_columns import ROLES
 from paged.latency import Slo
 from paged.policy import PagedPolicy
 from reference.errors import BadInput
@@ -115,14 +116,25 @@ class WastePlan:
 
 
 def read_streams(
-    specs: Sequence[str], traces: Sequence[Path], *, requests: int | None, seed: int
+    specs: Sequence[str],
+    traces: Sequence[Path],
+    *,
+    requests: int | None,
+    seed: int,
+    columns: tuple[tuple[str, str], ...] = (),
+    closed: bool = False,
 ) -> list[tuple[StreamSource, ServedStream]]:
-    """Open the streams that --stream and --trace name, and read each once."""
+    """Open the streams that --stream and --trace name, and read each once.
+
+    In a `closed` loop it is the clients that say when requests arrive: times are left out.
+    """
     asked = [("--stream", spec) for spec in specs] + [("--trace", f"trace:{t}") for t in traces]
     sources: list[StreamSource] = []
     for option, spec in asked:
         try:
-            source = parse_source(spec, requests=requests, seed=seed)
+            source = parse_source(spec, requests=requests, seed=seed, columns=columns)
+            if closed:
+                source = saturated(source)
         except ValueError as error:
             raise _refused(option, spec, error) from None
         sources.append(source if requests is None else head(source, requests))
@@ -139,6 +151,22 @@ def read_streams(
         except (OSError, ValueError) as error:
             raise _refused(option, spec, error) from None
     return described
+
+
+def read_columns(text: str | None) -> tuple[tuple[str, str], ...]:
+    """Read --columns, as prompt=NAME,output=NAME,time=NAME."""
+    found: dict[str, str] = {}
+    for part in text.split(",") if text is not None else []:
+        role, _, column = (word.strip() for word in part.partition("="))
+        if role not in ROLES or not column or role in found:
+            raise BadInput(
+                f"--columns {text}: {part!r}; give {', '.join(ROLES)} once each, as in "
+                f"prompt=in_tokens,output=out_tokens,time=arrived"
+            )
+        found[role] = column
+    if found and not {"prompt", "output"} <= set(found):
+        raise BadInput(f"--columns {text}: name the columns of both prompt and output")
+    return tuple(found.items())
 
 
 def _refused(option: str, spec: str, error: Exception) -> BadInput:

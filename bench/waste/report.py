@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.command.tables import table
+from bench.command.words import one_line
 from bench.waste.policies import policy_name, policy_words
 from bench.waste.record import WasteRecord, WasteRow
 from bench.waste.service_report import clock_line, latency_table, slo_words
@@ -114,11 +115,18 @@ def service_table(rows: list[WasteRow]) -> Table:
         ("sharing", lambda row: row.sharing - 1, ".2f", "logical tokens per physical, above 1"),
         ("refused", lambda row: row.total.refused, ",", "requests that can never fit"),
     ]
-    columns = [column for column in columns if any(column[1](row) for row in rows)]
+    columns = [
+        column
+        for column in columns
+        if any(column[1](row) or (column[0] == "hits" and _looks_up(row)) for row in rows)
+    ]
     made = _table(head for head, *_ in columns)
     made.add_column("waits for")
     for row in rows:
-        cells = [format(of(row), style) if of(row) else "-" for _, of, style, _ in columns]
+        cells = [
+            format(of(row), style) if of(row) or (head == "hits" and _looks_up(row)) else "-"
+            for head, of, style, _ in columns
+        ]
         made.add_row(_policy_cell(row), *cells, _waits(row))
     said = "; ".join(meaning for head, _, _, meaning in columns)
     made.caption = Text(f"{said}; waits for: why the head of the queue does, share of the steps.")
@@ -135,7 +143,7 @@ def reading(rows: list[WasteRow], record: WasteRecord) -> list[str]:
         for row in rows
         if row.total.refused
     ]
-    lines += [said for row in rows if (said := _limited(row))]
+    lines += [said for row in rows if (said := _limited(row) or _nothing_found(row))]
     unloaded = [policy_words(row.policy) for row in rows if not row.loaded.steps]
     if unloaded:
         lines.append(
@@ -220,6 +228,23 @@ def _limited(row: WasteRow) -> str:
     )
 
 
+def _looks_up(row: WasteRow) -> bool:
+    return row.judged.queried_tokens > 0
+
+
+def _nothing_found(row: WasteRow) -> str:
+    """Say why a prefix cache finds nothing; or nothing."""
+    total, size = row.total, getattr(row.policy, "block_size", 1)
+    if not total.queried_tokens or total.hit_tokens:
+        return ""
+    why = f"no two prompts share a whole block of {size:,} tokens, which is what is kept"
+    if total.ghost_hits:
+        why = f"{total.ghost_hits:,} blocks were evicted before they were asked for again"
+    return (
+        f"{policy_words(row.policy)}: 0 % of {total.queried_tokens:,} prompt tokens found: {why}."
+    )
+
+
 def _rate(row: WasteRow) -> float:
     return row.requests_per_s or 0.0
 
@@ -239,7 +264,8 @@ def _policy_cell(row: WasteRow) -> Text:
 
 
 def _stream_title(stream: ServedStream, record: WasteRecord) -> str:
-    arrive = "timed" if stream.timed else "a backlog"
+    arrive = "a backlog" if record.clients is None else f"{record.clients:,} at a time"
+    arrive = "timed" if stream.timed else arrive
     title = (
         f"{stream.label}: {stream.requests:,} requests, {arrive}; mean prompt "
         f"{stream.mean_prompt_tokens:,.0f}, output {stream.mean_output_tokens:,.0f}, longest "
@@ -248,6 +274,10 @@ def _stream_title(stream: ServedStream, record: WasteRecord) -> str:
     )
     if stream.without_output:
         title += f"; {stream.without_output:,} without output left out"
+    if stream.too_long:
+        title += f"; {stream.too_long:,} longer than max_len left out"
+    if stream.ignored:
+        title += f"; not read: {one_line(', '.join(stream.ignored), limit=60)}"
     return title
 
 

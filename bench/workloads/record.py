@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from bench.workloads.source import StreamSource
+from bench.workloads.source import FilteredSource, StreamSource
 from bench.workloads.stream import RequestStream
+from bench.workloads.traces import TraceSource
 
 
 class StreamRecord(BaseModel):
@@ -41,6 +44,10 @@ class ServedStream(StreamRecord):
     """Whether it is known which prompts begin alike."""
     without_output: int
     """Requests of the trace that generate nothing, and were left out."""
+    too_long: int = 0
+    """Requests that `max_len` left out."""
+    ignored: list[str] = []
+    """Columns of the trace that are not read."""
 
 
 def stream_record(stream: RequestStream) -> NamedStream:
@@ -66,6 +73,7 @@ def served_stream(source: StreamSource, *, label: str) -> ServedStream:
         output += int(part.output_tokens.sum())
         longest = max(longest, int(part.final_tokens[generates].max(initial=0)))
         prefixes = prefixes or part.prefix is not None
+    dropped = _dropped(source)
     if not requests:
         raise ValueError(
             f"{label}: no request generates a token, so none is ever in the cache; choose a "
@@ -80,5 +88,31 @@ def served_stream(source: StreamSource, *, label: str) -> ServedStream:
         longest_request=longest,
         timed=source.timed,
         prefixes=prefixes,
-        without_output=without,
+        without_output=without + dropped["without"],
+        too_long=dropped["long"],
+        ignored=_ignored(source),
     )
+
+
+def _chain(source: StreamSource) -> Iterator[StreamSource]:
+    """A source, and those that it is made of one after the other."""
+    inner: StreamSource | None = source
+    while inner is not None:
+        yield inner
+        inner = getattr(inner, "of", None)
+
+
+def _dropped(source: StreamSource) -> dict[str, int]:
+    """Requests that the filters of a source leave out, by why."""
+    dropped = {"without": 0, "long": 0}
+    for each in _chain(source):
+        if isinstance(each, FilteredSource):
+            why = "long" if each.max_tokens is not None else "without"
+            dropped[why] += each.dropped()
+    return dropped
+
+
+def _ignored(source: StreamSource) -> list[str]:
+    return [
+        name for each in _chain(source) if isinstance(each, TraceSource) for name in each.ignored()
+    ]

@@ -58,11 +58,17 @@ def source_names() -> dict[str, str]:
     return names
 
 
-def parse_source(text: str, *, requests: int | None = None, seed: int = 0) -> StreamSource:
+def parse_source(
+    text: str,
+    *,
+    requests: int | None = None,
+    seed: int = 0,
+    columns: tuple[tuple[str, str], ...] = (),
+) -> StreamSource:
     """Make the source that a text names; the module's text shows how.
 
     Where it does not say, each source has as many `requests` (None: its own number), and the parts
-    of a mix count their seeds from `seed` on.
+    of a mix count their seeds from `seed` on. `columns` map those of files (`TraceSource`).
 
     A name is one of `source_names`, or a file: `trace:PATH`, or any path that exists. Requests of a
     file that have no output are dropped. `KEYS` lists the keys; `saturated` needs no value.
@@ -80,13 +86,14 @@ def parse_source(text: str, *, requests: int | None = None, seed: int = 0) -> St
             raise ValueError(f"{text!r} names no source; use one of {', '.join(source_names())}")
         if parts[0].share is not None:
             raise ValueError(f"share in {text!r}, which is no mix; join two sources by +")
-        return _source(parts[0], seed=seed, requests=requests)
+        return _source(parts[0], seed=seed, requests=requests, columns=columns)
     whole = parts.pop() if not parts[-1].name else None
     if len(parts) < 2 or not all(part.name for part in parts):
         raise ValueError(f"{text!r}: a part without a name; only the last may be keys alone")
     shares = _shares(parts)
     sources = [
-        _source(part, seed=seed + index, requests=requests) for index, part in enumerate(parts)
+        _source(part, seed=seed + index, requests=requests, columns=columns)
+        for index, part in enumerate(parts)
     ]
     if shares is None and not any(source.timed for source in sources):
         shares = [1 / len(parts)] * len(parts)
@@ -199,13 +206,16 @@ def _shares(parts: list[_Part]) -> list[float] | None:
     return [rest / others if share is None else share for share in given]
 
 
-def _source(part: _Part, *, seed: int, requests: int | None) -> StreamSource:
+def _source(
+    part: _Part, *, seed: int, requests: int | None, columns: tuple[tuple[str, str], ...]
+) -> StreamSource:
     """Make the source of a part; `seed` and `requests` hold where it does not say."""
     seed = part.whole("seed", seed, at_least=0)
     if part.name.startswith(_TRACE):
         limit = part.whole("requests", requests or 0) or None
         turns = part.keys.get("turns", "all")
-        trace = TraceSource(part.name.removeprefix(_TRACE), limit=limit, turns=turns)
+        path = part.name.removeprefix(_TRACE)
+        trace = TraceSource(path, limit=limit, turns=turns, columns=columns)
         return _applied(part, generating(trace), seed=seed)
     part.refuse("turns", why="only a file has turns")
     if part.name == NAME:

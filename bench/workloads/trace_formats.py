@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from hashlib import blake2b
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
 from bench.workloads.stream import MAX_TOKENS
+from bench.workloads.trace_columns import moment_s, names_of, records, roles_of, whole
 from bench.workloads.trace_lines import Line, cells_of, shown
 
 MOONCAKE_PREFIX_TOKENS: Final = 512
@@ -46,13 +48,23 @@ class Format:
     parse: Callable[[Line, Iterator[Line]], Iterator[Row]]
     timed: Callable[[Line], bool] = _always
     tokens_per_block: int | None = None
+    """None: none has prefix blocks, or each file says."""
 
 
 def detect(first: Line) -> str:
     """Name the format by its first line; one known column is enough to tell a header."""
     if first.text.startswith("{"):
-        return "qwen" if _QWEN_KEY in first.text else "mooncake"
+        if _QWEN_KEY in first.text:
+            return "qwen"
+        names = names_of(first)
+        other = not set(_JSON_COLUMNS) <= set(names) and roles_of(names, None) is not None
+        return "columns" if other else "mooncake"
     header = cells_of(first)
+    for name in ("azure", "sharegpt", "burstgpt"):
+        if set(FORMATS[name].columns) <= set(header):
+            return name
+    if roles_of(header, None) is not None:
+        return "columns"
     for name in ("azure", "sharegpt", "burstgpt"):
         if not set(header).isdisjoint(FORMATS[name].columns):
             return name
@@ -91,9 +103,7 @@ def _rows(
 
 
 def _tokens(line: Line, column: str, text: str) -> int:
-    # isdecimal alone lets other scripts' digits pass; the length keeps int() off absurd strings.
-    plain = text.isascii() and text.isdecimal() and len(text) <= len(str(MAX_TOKENS))
-    return _checked_tokens(line, column, text, int(text) if plain else None)
+    return _checked_tokens(line, column, text, whole(text))
 
 
 def _checked_tokens(line: Line, column: str, said: object, value: Any) -> int:
@@ -195,8 +205,54 @@ def _checked_seconds(line: Line, column: str, stamp: object, seconds: float) -> 
     return seconds
 
 
+def by_columns(
+    first: Line, lines: Iterator[Line], given: Mapping[str, str] | None = None
+) -> Iterator[Row]:
+    """Read a trace by the roles of its columns, told by their names or `given` by hand."""
+    names = names_of(first)
+    roles = roles_of(names, given)
+    if roles is None:
+        asked = "prompt and output" if given is None else ", ".join(given.values())
+        raise first.error(
+            found=f"the columns {shown(', '.join(names))}", expected=f"{asked} among them"
+        )
+    clock = _Clock()
+    scale = 0.001 if "time_ms" in roles else 1.0
+    time = roles.get("time", roles.get("time_ms"))
+    for line, record in records(first, lines):
+        lengths = []
+        for role in ("prompt", "output"):
+            said = record.get(roles[role])
+            lengths.append(_checked_tokens(line, roles[role], said, whole(said)))
+        arrival_s = None
+        if time is not None:
+            said = record.get(time)
+            seconds = moment_s(said)
+            seconds = math.inf if seconds is None else seconds * scale
+            arrival_s = clock.since_start(line, said, _checked_seconds(line, time, said, seconds))
+        yield Row(lengths[0], lengths[1], arrival_s)
+
+
+def has_times(first: Line, given: Mapping[str, str] | None = None) -> bool:
+    """Whether a trace that is read by columns has a time among them."""
+    roles = roles_of(names_of(first), given) or {}
+    return "time" in roles or "time_ms" in roles
+
+
+def ignored_columns(first: Line, given: Mapping[str, str] | None = None) -> list[str]:
+    """Columns of a trace that say nothing of a request's lengths, times and prefixes."""
+    names = names_of(first)
+    used = set((roles_of(names, given) or {}).values())
+    if given is None:
+        for known in FORMATS.values():
+            used |= set(known.columns)
+        used |= {_TIME_COLUMN, _TOTAL_COLUMN, "pd_ratio", "Total tokens"}
+    return [name for at, name in enumerate(names) if name not in used or name in names[:at]]
+
+
 def _mooncake(first: Line, lines: Iterator[Line]) -> Iterator[Row]:
     clock = _Clock(lambda elapsed_ms: elapsed_ms / 1000)
+    size = mooncake_block(first)
     for line in chain([first], lines):
         time_ms, prompt, output, ids = _json_fields(line)
         if type(time_ms) is not int or not 0 <= time_ms < 2**63:
@@ -205,12 +261,29 @@ def _mooncake(first: Line, lines: Iterator[Line]) -> Iterator[Row]:
                 expected="a whole number of milliseconds from 0, within int64",
             )
         arrival_s = clock.since_start(line, time_ms, time_ms)
-        if len(ids) != (blocks := -(-prompt // MOONCAKE_PREFIX_TOKENS)):
+        if len(ids) != (blocks := -(-prompt // size)):
             raise line.error(
                 found=f"{len(ids)} hash_ids",
-                expected=f"{blocks}, one for each {MOONCAKE_PREFIX_TOKENS} tokens of the {prompt}",
+                expected=f"{blocks}, one for each {size} tokens of the {prompt}",
             )
         yield Row(prompt, output, arrival_s, ids)
+
+
+def mooncake_block(first: Line) -> int:
+    """Tokens of a prefix block, as the first row's lengths say: 512, or the power of two that fits.
+
+    Raises TraceError: none does.
+    """
+    _, prompt, _, ids = _json_fields(first)
+    sizes = [MOONCAKE_PREFIX_TOKENS, *(1 << bits for bits in range(13))]
+    for size in sizes:
+        if len(ids) == -(-prompt // size):
+            return size
+    raise first.error(
+        found=f"{len(ids)} hash_ids",
+        expected=f"{-(-prompt // MOONCAKE_PREFIX_TOKENS)}, one for each {MOONCAKE_PREFIX_TOKENS} "
+        f"tokens of the {prompt}, or for each of another power of two up to 4,096",
+    )
 
 
 def _qwen(first: Line, lines: Iterator[Line]) -> Iterator[Row]:
@@ -243,8 +316,17 @@ def _json_fields(line: Line) -> tuple[Any, int, int, list[int]]:
         )
     stamp, prompt, output, ids = (record[column] for column in columns)
     prompt = _checked_tokens(line, "input_length", prompt, prompt)
+    if isinstance(ids, list) and ids and set(map(type, ids)) == {str}:
+        ids = [int.from_bytes(blake2b(each.encode(), digest_size=7).digest()) for each in ids]
     if not isinstance(ids, list) or not set(map(type, ids)) <= {int}:
-        raise line.error(found=f"hash_ids = {shown(ids)}", expected="a list of integers")
+        raise line.error(
+            found=f"hash_ids = {shown(ids)}", expected="a list of integers, or one of strings"
+        )
+    if len(set(ids)) < len(ids):
+        raise line.error(
+            found=f"hash_ids = {shown(ids)}, a block twice",
+            expected="an id for each block and all before it: no prompt has one twice",
+        )
     if ids and not 0 <= min(ids) <= max(ids) < 2**63:
         raise line.error(
             found=f"hash_ids from {min(ids)} to {max(ids)}", expected="ids from 0 that fit int64"
@@ -272,4 +354,5 @@ FORMATS: Final = {
         partial(_timed, name="burstgpt", moment=_seconds),
     ),
     "qwen": Format(_JSON_COLUMNS, _qwen, tokens_per_block=QWEN_PREFIX_TOKENS),
+    "columns": Format(("prompt", "output"), by_columns, timed=has_times),
 }

@@ -21,7 +21,17 @@ import numpy as np
 from bench.workloads.prefix import PrefixBlocks
 from bench.workloads.source import read_all
 from bench.workloads.stream import CHUNK_REQUESTS, RequestStream
-from bench.workloads.trace_formats import FORMATS, Format, Row, detect, known_formats
+from bench.workloads.trace_formats import (
+    FORMATS,
+    Format,
+    Row,
+    by_columns,
+    detect,
+    has_times,
+    ignored_columns,
+    known_formats,
+    mooncake_block,
+)
 from bench.workloads.trace_lines import Line, TraceError, lines_of
 
 
@@ -39,6 +49,8 @@ class TraceSource:
     """`azure`, `sharegpt`, `mooncake`, `burstgpt` or `qwen`; None goes by the first line."""
     limit: int | None = field(default=None, kw_only=True)
     """Most requests to read; what lies behind them is not looked at."""
+    columns: tuple[tuple[str, str], ...] = field(default=(), kw_only=True)
+    """(role, column) of a trace whose columns have other names (`trace_columns.ROLES`)."""
     turns: str = field(default="all", kw_only=True)
     """`all`, or `first`: of a ShareGPT-lengths file, the first turn of every conversation. Its rows
     are turns, and each turn's prompt holds the conversation so far. There are no conversation ids:
@@ -83,13 +95,25 @@ class TraceSource:
         """Whether the format has times. Opens the file, and raises as `chunks` does."""
         with closing(lines_of(os.fspath(self.path))) as lines:
             first, chosen = self._begin(lines)
-            return chosen.timed(first)
+            return has_times(first, dict(self.columns)) if self.columns else chosen.timed(first)
+
+    def ignored(self) -> list[str]:
+        """Columns that are not read, or stand twice. Opens the file; raises as `chunks` does."""
+        with closing(lines_of(os.fspath(self.path))) as lines:
+            first, _ = self._begin(lines)
+            return ignored_columns(first, dict(self.columns) or None)
 
     def chunks(self) -> Iterator[RequestStream]:
         """Yield the rows, `CHUNK_REQUESTS` at a time; arrivals count from the first request on."""
         with closing(lines_of(os.fspath(self.path))) as lines:
             first, chosen = self._begin(lines)
-            requests = chosen.parse(first, lines)
+            size = chosen.tokens_per_block
+            if self.columns:
+                requests, size = by_columns(first, lines, dict(self.columns)), None
+            else:
+                requests = chosen.parse(first, lines)
+                if chosen is FORMATS["mooncake"]:
+                    size = mooncake_block(first)
             if self.turns == "first":
                 requests = _first_turns(requests)
             requests = islice(requests, self.limit)
@@ -99,13 +123,15 @@ class TraceSource:
                     found="a header and nothing after it", expected="at least one request"
                 )
             while rows:
-                yield self._stream(rows, chosen.tokens_per_block)
+                yield self._stream(rows, size)
                 rows = list(islice(requests, CHUNK_REQUESTS))
 
     def _begin(self, lines: Iterator[Line]) -> tuple[Line, Format]:
         first = next(lines, None)
         if first is None:
             raise TraceError(os.fspath(self.path), 1, "an empty file", known_formats())
+        if self.columns:
+            return first, FORMATS["columns"]
         return first, FORMATS[self.format or detect(first)]
 
     def _stream(self, rows: list[Row], tokens_per_block: int | None) -> RequestStream:

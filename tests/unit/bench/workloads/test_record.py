@@ -1,9 +1,12 @@
 """How a record describes a stream: every request counted, or those that generate something."""
 
+from pathlib import Path
+
 import pytest
 
 from bench.workloads.record import served_stream, stream_record
 from bench.workloads.source import concatenated
+from bench.workloads.spec import parse_source
 from helpers.streams import stream
 
 STREAM = stream([4, 900, 6], [2, 0, 4])
@@ -31,8 +34,19 @@ def test_a_served_stream_is_described_without_the_requests_that_generate_nothing
         "longest_request": 10,
         "timed": False,
         "prefixes": False,
+        "too_long": 0,
+        "ignored": [],
     }
     halves = [STREAM.between(0, 2), STREAM.between(2, 3)]
     assert served_stream(concatenated(halves, name="s", source="a test"), label="mine") == described
     with pytest.raises(ValueError, match="mine: no request generates a token"):
         served_stream(stream([4], [0]), label="mine")
+
+
+def test_what_a_trace_leaves_out_is_counted(tmp_path: Path) -> None:
+    """W6: rows without output, rows that are too long, and columns that nobody reads."""
+    file = tmp_path / "t.csv"
+    file.write_text("input_len,output_len,tenant\n5,3,a\n6,0,a\n900,3,b\n7,1,b\n")
+    described = served_stream(parse_source(f"trace:{file}:max_len=100"), label="t")
+    assert (described.requests, described.without_output, described.too_long) == (2, 1, 1)
+    assert described.ignored == ["tenant"]

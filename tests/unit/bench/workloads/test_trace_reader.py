@@ -96,6 +96,73 @@ def test_rows_are_read_as_they_are_written(write, content, prompts, outputs, tim
         assert (stream.prefix.tokens_per_block, ids) == blocks
 
 
+LOWER = "timestamp,contexttokens,generatedtokens\n2023-11-16 18:15:46,374.0,44\n"
+OPENAI = '{"created": 5, "prompt_tokens": 7, "completion_tokens": 2, "user": "a"}\n'
+VLLM = '{"input_toks": 7, "output_toks": 2.0, "arrival_time": 1787267980.5}\n'
+BARE = '{"timestamp": 10, "input_length": 513, "output_length": 5}\n'
+STRINGS = MOONCAKE.replace("[0, 1]", '["a", "b"]').replace("[0]", '["a"]')
+SMALL_BLOCKS = '{"timestamp": 0, "input_length": 40, "output_length": 5, "hash_ids": [7, 8, 9]}\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "prompt", "output", "timed"),
+    [
+        (LOWER, 374, 44, True),
+        (OPENAI, 7, 2, True),
+        (VLLM, 7, 2, True),
+        (BARE, 513, 5, True),
+        ("Input Len;x,output_len\n", None, None, False),
+        ("output_len,input_len\n3,4\n", 4, 3, False),
+    ],
+)
+def test_other_names_of_the_same_columns_are_known(write, content, prompt, output, timed):
+    """W7: what is there is read, whatever it is called."""
+    if prompt is None:
+        with pytest.raises(TraceError, match="the first line"):
+            read_trace(write(content))
+        return
+    stream = read_trace(write(content))
+    assert stream.prompt_tokens.tolist()[0] == prompt
+    assert stream.output_tokens.tolist()[0] == output
+    assert stream.timed == timed
+    assert stream.prefix is None
+
+
+def test_columns_are_mapped_by_hand(write):
+    path = write("in,out,at_ms,who\n5,6,1000,a\n7,8,3500,b\n")
+    columns = (("prompt", "in"), ("output", "out"), ("time_ms", "at_ms"))
+    source = TraceSource(path, columns=columns)
+    stream = read_all(source)
+    assert (stream.prompt_tokens.tolist(), stream.output_tokens.tolist()) == ([5, 7], [6, 8])
+    assert stream.arrival_s.tolist() == [0.0, 2.5]
+    assert source.ignored() == ["who"]
+    with pytest.raises(TraceError, match=r"in, out, missing among them"):
+        read_all(TraceSource(path, columns=(*columns[:2], ("time", "missing"))))
+
+
+def test_a_column_that_stands_twice_is_refused_and_one_that_is_not_read_is_named(write):
+    """W6: nothing is dropped in silence."""
+    with pytest.raises(TraceError, match="the column input_len twice"):
+        read_trace(write("input_len,output_len,x,input_len\n1,2,3,4\n"), format="columns")
+    extra = AZURE.replace("GeneratedTokens", "GeneratedTokens,NumImages").replace("\r\n", ",1\r\n")
+    assert "NumImages" in TraceSource(write(extra)).ignored()[0]
+
+
+def test_prefix_blocks_have_other_sizes_and_names(write):
+    stream = read_trace(write(STRINGS))
+    assert stream.prefix.tokens_per_block == 512
+    first, second = stream.prefix.of(0).tolist(), stream.prefix.of(1).tolist()
+    assert (len(set(first)), second) == (2, first[:1])
+    assert read_trace(write(SMALL_BLOCKS)).prefix.tokens_per_block == 16
+
+
+def test_a_prompt_with_a_block_twice_is_refused(write):
+    """W11: the replay says so, and now the reader, too."""
+    content = '{"timestamp": 0, "input_length": 1300, "output_length": 5, "hash_ids": [1, 1, 2]}\n'
+    with pytest.raises(TraceError, match="a block twice; expected an id for each block"):
+        read_trace(write(content))
+
+
 TURNS = "num_prefill_tokens,num_decode_tokens\n10,5\n15,9\n23,1\n24,1\n"
 
 
@@ -213,7 +280,7 @@ def test_azure_rows_survive_writing_and_reading(tmp_path_factory, rows, packed):
 @examples(60)
 @given(
     rows=st.lists(
-        st.tuples(st.lists(st.integers(0, 2**63 - 1), max_size=4), lengths),
+        st.tuples(st.lists(st.integers(0, 2**63 - 1), max_size=4, unique=True), lengths),
         min_size=1,
         max_size=8,
     )
@@ -276,7 +343,7 @@ BROKEN = [
     ),
     *(
         (f"{SHAREGPT_HEADER}\n1,2,3,0\n1,{value},3,0\n", 3, f"decode_tokens = {value!r}", TOKENS)
-        for value in ("", "nan", "-2", "2.0", "1e3", "2_0", "٢", "1073741824", "9" * 40)
+        for value in ("", "nan", "-2", "2.5", "1e3", "2_0", "٢", "1073741824", "9" * 40)
     ),
     (SHAREGPT.replace("1402", "\n1402").replace("35,5,", "\n35,x,"), 7, "= 'x'", TOKENS),
     (f"{SHAREGPT_HEADER}\n1,2,4,0.5\n", 2, "num_total_tokens = 4", "3, the prefill's 1 and the"),
