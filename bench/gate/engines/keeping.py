@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib.util
 import json
 import re
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,16 +81,21 @@ def keep(file: Path, result: StrictRecord) -> None:
 
 
 def adapter_digest(allocator: str) -> str:
-    """Digest of the code that drives an allocator: its file, and what lies beside a module."""
+    """Digest of the code that drives an allocator: its file, or all of its package."""
     known = BUILT_IN.get(allocator)
     where, _ = split(known.where if known else allocator, what="allocator")
-    files = [Path(where)]
-    if not where.endswith(".py"):
-        spec = importlib.util.find_spec(where)
-        origin = Path(spec.origin) if spec is not None and spec.origin is not None else None
-        files = sorted(origin.parent.glob("*.py")) if origin is not None else []
+    files = [Path(where)] if where.endswith(".py") else _modules_of(where.partition(".")[0])
     said = "".join(_code(file) for file in files)
     return hashlib.sha256(said.encode()).hexdigest()[:12]
+
+
+def _modules_of(package: str) -> list[Path]:
+    """Its files, without importing it; none where there is no such package, which others say."""
+    here = PathFinder.find_spec(package, [*sys.path, str(Path.cwd())])
+    if here is None or here.origin is None:
+        return []
+    folders = here.submodule_search_locations
+    return sorted(Path(folders[0]).rglob("*.py")) if folders else [Path(here.origin)]
 
 
 def _code(file: Path) -> str:

@@ -176,6 +176,20 @@ def test_text_that_does_nothing_is_not_in_the_digest(tmp_path: Path) -> None:
     assert digests[3] != digests[0]
 
 
+def test_a_package_is_digested_without_being_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    package = tmp_path / "my_pools"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise SystemExit('imported')")
+    (package / "pool.py").write_text(POOL)
+    first = adapter_digest("my_pools.pool:make")
+    (package / "more.py").write_text("BLOCKS = 1")
+    assert adapter_digest("my_pools.pool:make") != first
+    assert adapter_digest("no_such.pool:make") == adapter_digest("neither:make")
+
+
 def trace(check: str) -> Trace:
     pool = Pool(num_blocks=2, block_size=1)
     return Trace(
