@@ -69,6 +69,8 @@ def _findings(record: EnginesRecord) -> Iterable[str]:
         yield f"**{cell(where(each))}**"
         if each.replay is not None:
             yield f"    {one_line(each.replay)}"
+        if each.replay is not None and each.gone_in is not None:
+            yield f"It exits with 0 where the last word is `{each.gone_in}`."
     for release in record.releases:
         for step, why in release.trouble.items():
             yield plain(f"{release.name}: {step} did not come to its end: {why}")

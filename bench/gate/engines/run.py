@@ -273,6 +273,7 @@ class _Work:
         key = self._key(entry, anchor=self._key(anchor), settings=asked, cpu=cpu_name())
         file, so_far = self.store.find("raced", entry.name, key, Races)
         so_far = so_far or Races(raced=[])
+        self._update(entry, raced=so_far.raced)
         done = min((len(each.rates) for each in so_far.raced), default=0)
         self.progress.advance(min(done, settings.rounds))
         with self._troubles(entry, "racing"):

@@ -8,6 +8,7 @@ import pytest
 from bench.fuzz.record import read_known, read_trace
 from helpers.places import ROOT
 from reference.allocator.machine import CHECKS
+from scripts.run_releases import RELEASES
 from subjects.allocators.resolve import BUILT_IN
 
 CONTRACT = (ROOT / "docs" / "allocator-contract.md").read_text()
@@ -39,3 +40,14 @@ def test_every_replay_of_the_page_is_there() -> None:
     replays = re.findall(r"docs/findings/\S+", FINDINGS)
     assert len(replays) >= len(TRACES) > 0
     assert [replay for replay in replays if not (ROOT / replay).is_file()] == []
+
+
+def test_the_page_of_releases_has_all_of_them_and_its_replays_are_there() -> None:
+    page = (ROOT / "docs" / "releases.md").read_text()
+    for release in (each for releases in RELEASES.values() for each in releases):
+        assert f"| {release.replace('==', ' ')} |" in page
+    traces = {ROOT / each for each in re.findall(r"docs/findings/releases/\S+", page)}
+    assert traces == set((ROOT / "docs" / "findings" / "releases").glob("*.json")) != set()
+    for path in traces:
+        trace = read_trace(path)
+        assert f"--engine-python {trace.allocator.engine_python}\n" in page

