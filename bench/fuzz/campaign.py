@@ -56,12 +56,12 @@ SHOWN_BY: Final[Mapping[str, frozenset[str]]] = {
     "content": frozenset({"a written sequence"}),
     "table": frozenset({"a sequence"}),
     "ownership": frozenset({"a written sequence"}),
-    "copies": frozenset({"fork"}),
+    "copies": frozenset({"a copy"}),
     "refusal": frozenset({"admit"}),
     "promise": frozenset({"admit"}),
     "trace": frozenset({"a refusal", *HOSTILE_CALLS}),
     "hit": frozenset({"a cached admission"}),
-    "eviction": frozenset({"a cached admission"}),
+    "eviction": frozenset({"an eviction"}),
     "window": frozenset({"a sequence with a window"}),
     "swap": frozenset({"swap_out"}),
     "reset": frozenset({"reset"}),
@@ -317,6 +317,10 @@ class _Loop:
             shown.add("a refusal")
         if step.call == "admit" and machine.pool.prefix_caching:
             shown.add("a cached admission")
+        if machine.calls["copy"]:
+            shown.add("a copy")
+        if machine.evictions:
+            shown.add("an eviction")
         if machine.lives:
             shown.add("a sequence")
             if machine.pool.window is not None:
@@ -338,10 +342,12 @@ class _Loop:
             again = self._shown_by(program)
             if again is None or again.check != first.check:
                 shrinking.repeats = False
-            repeats = shrinking.repeats and again is not None
-            smallest = again if repeats and again else replace(first, program=program)
+            smallest = again or first
         except Enough:
             smallest = shrinking.smallest or first
+        if not shrinking.repeats and shrinking.first is not None:
+            # What a smaller program shows now and then says nothing of the steps that showed this.
+            smallest = shrinking.first
         self._known.add(_kind(first))
         self._put_aside(smallest)
         self._shrunk_s += min(shrinking.seconds, self.campaign.shrink_limit_s)

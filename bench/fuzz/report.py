@@ -63,7 +63,11 @@ def show_finding(found: FindingRecord, console: Console) -> None:
     _show_steps(trace.finding, console)
     if not trace.repeats:
         console.print(
-            Text("  the same steps did not show it again: it depends on chance", style="yellow")
+            Text(
+                "  the same steps did not show it again: it depends on chance; these are the steps "
+                "as they were drawn",
+                style="yellow",
+            )
         )
     say(
         console,

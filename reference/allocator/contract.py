@@ -169,11 +169,17 @@ class AllocatorCapabilities:
     """Several calls may go by before copies, writes and commits are carried out."""
     abort_before_write: bool = False
     """A sequence may be freed before its tokens were written: nothing of it was published."""
+    single_appends: bool = False
+    """Whether `append` takes one token a call."""
+    reserves_prompt: bool = False
+    """Whether `admit` makes room for the whole prompt, whatever `num_tokens` says: `slots` has one
+    for each of its tokens from then on, and the appends that go on with the prompt take no room."""
     append_each: bool = False
     """Whether it has a method of this name: `append` of one token to each of many sequences in one
     call, as an engine decodes. It is for races only."""
     finds_every_prefix: bool = False
-    """As long as nothing had to be evicted, `admit` finds the longest prefix in whole blocks."""
+    """`admit` finds the longest prefix in whole blocks that was committed and is not evicted. Which
+    blocks are, `idle_blocks` tells; without it nothing is asked of what may have been evicted."""
     eviction: EvictionOrder | None = None
     """The order of eviction, and with it `idle_blocks`. None: the allocator's own business."""
     hostile: frozenset[str] = frozenset(HOSTILE_CALLS)

@@ -25,7 +25,15 @@ from reference.allocator.contract import (
 )
 from reference.allocator.programs import Pool, Program, Step
 from reference.allocator.shadow import Life, ShadowCache
-from reference.allocator.sight import CheckFailed, Observer, Sight, as_pairs, ask, said, truth
+from reference.allocator.sight import (
+    CheckFailed,
+    Observer,
+    Sight,
+    as_pairs,
+    ask,
+    said,
+    truth,
+)
 
 CHECKS: Final[Mapping[str, str]] = {
     "content": "Each live sequence, read through its own table, sees its own prefixes.",
@@ -59,8 +67,8 @@ NEEDS: Final[Mapping[str, str]] = {
 }
 """Checks that are not run without a capability."""
 
-MAX_RUNNING: Final = 5
-"""Sequences that run at once. With more, small pools are full and most calls are refused."""
+MAX_RUNNING: Final = 24
+"""Sequences that run at once, at most: more than a count of four bits can tell."""
 
 NOBODY: Final = "nobody"
 """A name that no sequence ever has."""
@@ -101,10 +109,6 @@ class AllocatorMachine:
         self._freed: str | None = None
         self._weights = 0
         self._origins: dict[tuple[str, int], int] = {}
-        # Prefixes in whole blocks that were committed, and blocks asked for so far: as long as
-        # these fit into the pool there was no reason to evict anything.
-        self._known: set[int] = set()
-        self._demand = 0
         self._allocator: Allocator = ask(
             lambda: factory(
                 pool.num_blocks,
@@ -113,7 +117,9 @@ class AllocatorMachine:
                 window=pool.window,
             )
         )
-        self._observer = Observer(self._allocator, pool, self.can, self.lives, self.shadow)
+        self._observer = Observer(
+            self._allocator, pool, self.can, self.lives, self.shadow, self._origins
+        )
 
     # What is asked of it from outside
 
@@ -137,10 +143,14 @@ class AllocatorMachine:
             given = self.can.empty_calls or bool(step.tokens)
             return fresh and part and given and len(self.lives) < MAX_RUNNING
         if call == "append":
-            return name in self.lives and (self.can.empty_calls or bool(step.tokens))
+            most = 1 if self.can.single_appends else len(step.tokens)
+            given = self.can.empty_calls or bool(step.tokens)
+            return name in self.lives and given and len(step.tokens) <= most
         if call == "fork":
             fresh = step.parent in self.lives and not (name in self.lives or name in self.swapped)
-            return self.can.fork and fresh and len(self.lives) < MAX_RUNNING
+            # Where a prompt that is not filled yet has its room, both would fill the same blocks.
+            whole = fresh and not (self.can.reserves_prompt and self.lives[step.parent].rest)
+            return self.can.fork and whole and len(self.lives) < MAX_RUNNING
         if call == "settle":
             return bool(self._unsettled) or self._copies_due
         if call == "reset":
@@ -168,23 +178,29 @@ class AllocatorMachine:
         """End everything, and see whether the pool is whole: settle, free, reset, fill it once."""
         self.ending = True
         self._settle()
-        for name in [*self.lives, *self.swapped]:
-            self._free(Step("free", name))
+        frees = [Step("free", name) for name in [*self.lives, *self.swapped]]
+        for step in frees:
+            self._free(step)
             self._settle()
-        if self.can.reset:
-            self._reset(Step("reset"))
-        tokens = list(range(1000, 1000 + self.pool.num_slots))
-        spare = self.can.spare_blocks * self.pool.block_size
-        tokens = tokens[: max(len(tokens) - spare, 0)]
-        self._admit(Step("admit", "whole-pool", tokens=tuple(tokens)))
+        # What follows needs no sequence. It is of the program, or what it shows could not be told.
+        self.ending = False
+        self.steps += frees
+        room = max(self.pool.num_blocks - self.can.spare_blocks, 0) * self.pool.block_size
+        whole = Step("admit", "whole-pool", tokens=tuple(range(1000, 1000 + room)))
+        for step in (Step("reset"), whole, Step("settle"), Step("free", "whole-pool")):
+            self.run(step)
         self._settle()
-        self._free(Step("free", "whole-pool"))
-        self._settle()
+        self.ending = True
 
     @property
     def sight(self) -> Sight:
         """What was last seen of the allocator."""
         return self._observer.seen
+
+    @property
+    def evictions(self) -> int:
+        """Cached blocks that were seen to lose their content so far."""
+        return self._observer.evictions
 
     def state(self) -> int:
         """A hash of what can be seen, with blocks renamed in the order in which they occur."""
@@ -210,7 +226,7 @@ class AllocatorMachine:
             self._observer.nothing_changed(before, "can_admit")
         origin = self._origins.setdefault((step.salt, self._weights), len(self._origins))
         life = Life(tokens, [], step.salt, origin, 0)
-        expected = self._longest_known(life)
+        expected = self._observer.cached.longest(life, before.idle)
         self.calls["admit"] += 1
         hit = ask(lambda: self._allocator.admit(name, tokens, num_tokens=asked, salt=step.salt))
         needed = self.pool.blocks_for(len(tokens))
@@ -222,13 +238,13 @@ class AllocatorMachine:
         if hit is None:
             self._refused(before, f"{len(tokens)} tokens", needed)
             return
-        self._check_hit(hit, len(tokens))
-        if self._demand <= self.pool.num_blocks and hit < expected:
+        self._observer.check_hit(hit, len(tokens))
+        if self.can.finds_every_prefix and hit < expected:
             raise CheckFailed(
                 "hit",
-                f"{hit} tokens found cached, although {expected} are and nothing had to be evicted",
+                f"{hit} tokens found cached, although {expected} are that were not evicted",
             )
-        self._demand += needed
+        self._takes(before, needed - hit // self.pool.block_size)
         room = max(asked, min(hit + 1, len(tokens)))
         life.rest = tokens[room:]
         life.tokens = tokens[:room]
@@ -238,6 +254,7 @@ class AllocatorMachine:
         self.lives[name] = life
         self._unsettled.append(name)
         self._look_again(name)
+        self._observer.check_source(before, name, hit // self.pool.block_size)
 
     def _append(self, step: Step) -> None:
         life = self.lives[step.sequence]
@@ -248,14 +265,15 @@ class AllocatorMachine:
         self.calls["append"] += 1
         granted = ask(lambda: self._allocator.append(step.sequence, more))
         length = len(life.tokens)
-        needed = self.pool.blocks_for(length + len(more)) - self.pool.blocks_for(length)
+        room = length + (len(life.rest) if self.can.reserves_prompt else 0)
+        needed = max(self.pool.blocks_for(length + len(more)) - self.pool.blocks_for(room), 0)
         if more and length % self.pool.block_size:
-            last = before.views[step.sequence].blocks[-1]
+            last = before.views[step.sequence].blocks[length // self.pool.block_size]
             needed += sum(last in view.blocks for view in before.views.values()) > 1
         if not truth(granted, "append"):
             self._refused(before, f"{len(more)} more tokens", needed)
             return
-        self._demand += needed
+        self._takes(before, needed)
         life.extended(more)
         self._unsettled.append(step.sequence)
         self._copies_due = self.can.fork
@@ -273,9 +291,14 @@ class AllocatorMachine:
         if not truth(granted, "fork"):
             self._refused(before, "a fork", most)
             return
-        self._demand += most
+        self._takes(before, most)
         self.lives[step.sequence] = Life(
-            list(parent.tokens), list(parent.rest), parent.salt, parent.origin, parent.written
+            list(parent.tokens),
+            list(parent.rest),
+            parent.salt,
+            parent.origin,
+            parent.written,
+            parent.published,
         )
         self._copies_due = True
         self._unsettled.append(step.sequence)
@@ -297,7 +320,7 @@ class AllocatorMachine:
         self.calls["preempt"] += 1
         if self.can.preempt:
             ask(lambda: self._allocator.preempt(name))
-            self._known.difference_update(self.lives[name].hashes.tolist())
+            self._observer.cached.give_up(self.lives[name])
         else:
             ask(lambda: self._allocator.free(name))
         self.waiting[name] = self.lives[name]
@@ -313,7 +336,6 @@ class AllocatorMachine:
             self._observer.nothing_changed(before, "a reset that was refused")
             return
         self._weights += 1
-        self._known.clear()
         self._observer.forget_idle()
         if self.sight.counts.idle:
             raise CheckFailed("reset", f"after a reset {said(self.sight.counts)}")
@@ -339,6 +361,7 @@ class AllocatorMachine:
         blocks = self.shadow.prefixes.reshape(self.pool.num_blocks, self.pool.block_size)
         self._host[name] = {host: blocks[block].copy() for block, host in pairs}
         self.swapped[name] = self.lives[name]
+        self._observer.cached.give_up(self.lives[name])
         self._gone(name)
 
     def _swap_in(self, step: Step) -> None:
@@ -352,7 +375,7 @@ class AllocatorMachine:
             self._refused(before, f"{len(life.tokens)} swapped tokens", needed)
             return
         pairs = as_pairs(pairs, "swap_in")
-        self._demand += needed
+        self._takes(before, needed)
         stored = self._host.pop(name)
         blocks = self.shadow.prefixes.reshape(self.pool.num_blocks, self.pool.block_size)
         for host, block in pairs:
@@ -409,7 +432,11 @@ class AllocatorMachine:
                 ask(lambda name=name: self._allocator.commit(name))  # type: ignore[misc]
                 self._observer.look_again(name, committed=True)
         for name in names:
-            self._publish(self.lives[name])
+            life = self.lives[name]
+            # What runs on after a reset rests on the old weights.
+            now = self._origins.get((life.salt, self._weights))
+            self._observer.published(life, to_be_found=now == life.origin)
+        self._observer.cached.step_ends()
         self._check()
 
     # Their parts
@@ -443,40 +470,18 @@ class AllocatorMachine:
     def _refused(self, before: Sight, what: str, needed: int) -> None:
         available = before.counts.free + before.counts.idle
         if needed + self.can.spare_blocks <= available:
-            # At the end the only thing that is asked for is to fill the empty pool.
+            whole = needed + self.can.spare_blocks == self.pool.num_blocks and not self.lives
             raise CheckFailed(
-                "capacity" if self.ending else "refusal",
+                "capacity" if whole else "refusal",
                 f"{what} refused: they take at most {needed} blocks, and there are "
                 f"{said(before.counts)}",
             )
         self._observer.nothing_changed(before, "what was refused")
 
-    def _check_hit(self, hit: object, length: int) -> None:
-        if isinstance(hit, bool) or not isinstance(hit, int | np.integer):
-            raise CheckFailed("answer", f"admit returned {hit!r}, neither a number nor None")
-        if hit and not self.pool.prefix_caching:
-            raise CheckFailed("hit", f"{hit} tokens found cached without prefix caching")
-        if not 0 <= hit <= max(length - 1, 0):
-            raise CheckFailed("hit", f"{hit} of {length} tokens found cached: one has to be left")
-        if hit % self.pool.block_size:
-            raise CheckFailed("hit", f"{hit} tokens found cached: that is not whole blocks")
-
-    def _longest_known(self, life: Life) -> int:
-        """Tokens of the longest prefix in whole blocks that was committed; 0 if not promised."""
-        if not (self.can.finds_every_prefix and self.pool.prefix_caching) or self.pool.window:
-            return 0
-        size = self.pool.block_size
-        known = 0
-        while known + size < len(life.tokens) and int(life.hashes[known + size - 1]) in self._known:
-            known += size
-        return known
-
-    def _publish(self, life: Life) -> None:
-        """Remember what a committed sequence lets others find."""
-        ends = life.hashes[self.pool.block_size - 1 :: self.pool.block_size].tolist()
-        self._observer.published(ends)
-        if self._origins.get((life.salt, self._weights)) == life.origin:
-            self._known.update(ends)
+    def _takes(self, before: Sight, needed: int) -> None:
+        """So many blocks were taken; which were evicted for it is known where idle ones are."""
+        if before.idle is None and needed + self.can.spare_blocks > before.counts.free:
+            self._observer.cached.forget()
 
     def _carry_out(self, copies: list[tuple[int, int]]) -> None:
         sources = {source for source, _ in copies}
@@ -501,35 +506,21 @@ class AllocatorMachine:
         start = life.written
         if start == len(life.tokens):
             return
-        slots = view.slots[start:]
+        slots = view.slots[start : len(life.tokens)]
         if view.first > start:
             raise CheckFailed(
                 "window", f"{name}: the positions before {view.first} are to be written, and gone"
             )
-        mine = set(view.blocks[start // self.pool.block_size :])
+        size = self.pool.block_size
+        mine = set(view.blocks[start // size : self.pool.blocks_for(len(life.tokens))])
         if self.sight.idle and mine & self.sight.idle:
             block = min(mine & self.sight.idle)
             raise CheckFailed("ownership", f"{name} writes to block {block}, which is kept as idle")
         for other, seen in self.sight.views.items():
             if other != name and not mine.isdisjoint(seen.blocks):
-                self._check_shared_write(name, slots, life.hashes[start:], other)
+                self._observer.check_shared_write(name, slots, life.hashes[start:], other)
         self.shadow.write(slots, life.seen_by_shadow(), start=start)
         life.written = len(life.tokens)
-
-    def _check_shared_write(
-        self, name: str, slots: NDArray[np.int64], hashes: NDArray[np.uint64], other: str
-    ) -> None:
-        """A write into a block of another sequence: right only if that one waits for just this."""
-        seen = self.sight.views[other]
-        expected = dict(zip(seen.slots.tolist(), self.lives[other].hashes.tolist(), strict=True))
-        shared = set(seen.blocks)
-        for slot, written in zip(slots.tolist(), hashes.tolist(), strict=True):
-            block = slot // self.pool.block_size
-            if block in shared and expected.get(slot) != written:
-                raise CheckFailed(
-                    "ownership",
-                    f"{name} writes to slot {slot} of block {block}, which {other} holds too",
-                )
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,14 +5,15 @@ made. Each move is one choice out of a table, simplest first, so that Hypothesis
 by leaving moves out and by exchanging them for simpler ones.
 
 The prompts come from a small library of whole blocks, with lengths on and next to the ends of
-blocks: prefixes have to meet, and to part, for anything to happen at all.
+blocks: prefixes have to meet, and to part, for anything to happen at all. Which token ids stand for
+them, a vocabulary says: in some of them tokens differ only in bits that a shorter integer loses.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 
 from reference.allocator.contract import HOSTILE_CALLS, AllocatorCapabilities
 from reference.allocator.machine import NOBODY, AllocatorMachine
-from reference.allocator.programs import Pool, Step
+from reference.allocator.programs import MAX_TOKEN, Pool, Step
 from reference.allocator.shadow import Life
 
 MAX_MOVES: Final = 40
@@ -36,15 +37,50 @@ AMPLE_BLOCKS: Final = (64, 200)
 APPENDED: Final = (1, 1, 1, 2, 3, 4, 8, 20)
 """Tokens that are appended at a time."""
 
-OTHER_SALT: Final = "tenant"
+FEW: Final = 5
+"""Sequences that run at once, but for crowds. With more, small pools are full and most calls are
+refused."""
 
-_PAGE: Final = 100
-"""Tokens of page `p` of the library are `100 * p + offset`."""
+SALTS: Final = ("tenant", "tenants", "tendon", "natten", "Tenant", "tenant ", "guests", "")
+"""What is mistaken for another by its beginning, its length, its letters, their case or the space
+around them. The first is the simplest; the last is none."""
 
 
-def page_tokens(page: int, start: int, count: int, block_size: int) -> list[int]:
-    """Tokens at positions `start`.. of one page of the library over and over."""
-    return [_PAGE * page + position % block_size for position in range(start, start + count)]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vocabulary:
+    """The token ids that stand for the library. They are 0 to 2**31 - 1, as engines have them."""
+
+    first: int = 0
+    """The least of all."""
+    page: int
+    """From a page to the next."""
+    step: int = 1
+    """From a token of a page to the next."""
+    change: int
+    """From a token to the one that takes its place in a change."""
+
+    def page_tokens(self, page: int, start: int, count: int, block_size: int) -> list[int]:
+        """Tokens at positions `start`.. of one page of the library over and over."""
+        base, step = self.first + self.page * page, self.step
+        return [base + position % block_size * step for position in range(start, start + count)]
+
+    def fresh(self, number: int) -> int:
+        """A token that no page has: another one for each of 4,096 numbers."""
+        return self.first + self.page * 3 + number % 4096 * self.step
+
+
+SMALL: Final = Vocabulary(page=100, change=50)
+"""Easy to read."""
+
+VOCABULARIES: Final = (
+    SMALL,
+    # Changes are lost in 8 bits and in 16, and pages in 8.
+    Vocabulary(page=2**8, change=2**16),
+    # Places within a page are lost in 8 bits, pages in 16, and changes in 24.
+    Vocabulary(page=2**16, step=2**8, change=2**24),
+    # Near the largest one, where the numbers of float32 are 128 apart.
+    Vocabulary(first=2**31 - 2**13, page=20, change=10),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +95,16 @@ class Prompt:
     """`last`, `first` or `middle`: that token is another one. `swapped`: the last two tokens have
     changed places."""
 
-    def tokens(self, block_size: int) -> list[int]:
+    def tokens(self, block_size: int, vocabulary: Vocabulary = SMALL) -> list[int]:
         """The token ids."""
         tokens: list[int] = []
         for page in self.pages:
-            tokens += page_tokens(page, 0, block_size, block_size)
-        tokens += page_tokens(0, 0, self.tail % block_size, block_size)
-        return changed(tokens, self.change)
+            tokens += vocabulary.page_tokens(page, 0, block_size, block_size)
+        tokens += vocabulary.page_tokens(0, 0, self.tail % block_size, block_size)
+        return changed(tokens, self.change, vocabulary)
 
 
-def changed(tokens: list[int], change: str) -> list[int]:
+def changed(tokens: list[int], change: str, vocabulary: Vocabulary = SMALL) -> list[int]:
     """The tokens with one change of `Prompt.change`."""
     if not tokens or not change:
         return tokens
@@ -76,7 +112,8 @@ def changed(tokens: list[int], change: str) -> list[int]:
         return [*tokens[:-2], *reversed(tokens[-2:])]
     at = {"last": -1, "first": 0, "middle": len(tokens) // 2}[change]
     tokens = tokens.copy()
-    tokens[at] += _PAGE // 2
+    token = tokens[at] + vocabulary.change
+    tokens[at] = token if token <= MAX_TOKEN else tokens[at] - vocabulary.change
     return tokens
 
 
@@ -103,11 +140,12 @@ class Move:
     prompt: Prompt | None = None
     """Of an admission."""
     count: int = 0
-    """Tokens to append, or to keep of another sequence's; children to fork."""
+    """Tokens to append, or to keep of another sequence's; children to fork; for `revisit`, what
+    part of the pool a prompt fills."""
     page: int = 0
     """Page of the library that is appended."""
-    salted: bool = False
-    """Whether an admission has the other salt."""
+    salt: str | None = None
+    """Of an admission; None for none, or that of the sequence that it is like."""
     chunk: str = ""
     """`one` or `half`: how much of a prompt there is to be room for at first."""
     change: str = ""
@@ -124,7 +162,6 @@ _TABLE_SIZE: Final = 1500
 def move_table(can: AllocatorCapabilities, *, batching: bool) -> tuple[Move, ...]:
     """Every move that may be drawn, simplest first, the frequent ones several times."""
     targets, chunks = range(3), ("one", "half")
-    salted = [False, True] if can.salt else [False]
     some = PROMPTS[: len(PROMPTS) // 2]
     likes = [
         Move("admit_like", t, count=count, change=change)
@@ -143,13 +180,17 @@ def move_table(can: AllocatorCapabilities, *, batching: bool) -> tuple[Move, ...
         (1, True, [Move("admit", prompt=TOO_LONG, count=n) for n in (1, -1, 0, 0)]),
         (10, True, likes),
         (6, True, [Move("replace", t, prompt=prompt) for prompt in some for t in targets]),
-        (2, can.salt, [Move("admit", prompt=p, salted=True) for p in some]),
-        (4, can.salt, [Move("admit_like", t, salted=s) for t in targets for s in salted]),
+        (2, can.salt, [Move("admit", prompt=p, salt=s) for p in PROMPTS[:4] for s in SALTS]),
+        (0.8, can.salt, [Move("tenants", prompt=p, count=n) for p in PROMPTS[1:4] for n in (0, 4)]),
+        (4, can.salt, [Move("admit_like", t, salt=s) for s in SALTS for t in targets]),
         (5, can.chunked_prefill, [Move("admit", prompt=p, chunk=c) for p in some for c in chunks]),
         (5, can.chunked_prefill, [Move("prefill", t, count=n) for n in (1, 3, 0) for t in targets]),
         (1, can.chunked_prefill, [Move("abort", prompt=p, chunk="half") for p in some]),
         (8, can.fork, [Move("fork", t, count=n) for n in (1, 1, 2, 3) for t in targets]),
         (6, can.fork, [Move("beam", t, count=n) for n in (1, 2) for t in targets]),
+        (0.3, can.fork, [Move("crowd", t, count=n) for n in (17, 9) for t in range(2)]),
+        (0.3, can.prefix_caching, [Move("crowd_like", t, count=17, page=1) for t in targets]),
+        (1, can.prefix_caching, [Move("revisit", count=n) for n in (2, 3, 2, 2)]),
         (3, True, [Move("preempt", t) for t in targets]),
         (3, True, [Move("resume", t) for t in range(2)]),
         (3, can.swap, [Move("swap_out", t) for t in targets]),
@@ -171,24 +212,52 @@ def move_table(can: AllocatorCapabilities, *, batching: bool) -> tuple[Move, ...
     return (STOP, *(move for _, move in placed))
 
 
-def steps_of(move: Move, machine: AllocatorMachine, names: Iterator[str]) -> Iterator[Step]:
+def steps_of(
+    move: Move,
+    machine: AllocatorMachine,
+    names: Iterator[str],
+    vocabulary: Vocabulary = SMALL,
+) -> Iterator[Step]:
     """The steps of a move, one at a time: the second may depend on what the first one did."""
+    for step in _steps_of(move, machine, names, vocabulary):
+        arrives = step.call in ("admit", "fork", "swap_in") and not move.kind.startswith("crowd")
+        if arrives and len(machine.lives) >= FEW:
+            continue
+        if step.call == "append" and machine.can.single_appends:
+            yield from (replace(step, tokens=(token,)) for token in step.tokens)
+        else:
+            yield step
+
+
+def _steps_of(
+    move: Move, machine: AllocatorMachine, names: Iterator[str], words: Vocabulary
+) -> Iterator[Step]:
     size = machine.pool.block_size
     kind = move.kind
     if kind in ("admit", "abort"):
-        yield from _admission(move, machine, next(names))
+        yield from _admission(move, machine, next(names), words)
         if kind == "abort" and machine.lives:
             yield Step("free", next(reversed(machine.lives)))
     elif kind == "decode":
         for name in list(machine.lives):
-            yield _append(name, machine.lives[name], 1, move.page, size)
+            yield _append(name, machine.lives[name], 1, move.page, size, words)
     elif kind == "settle":
         yield Step("settle")
     elif kind == "reset":
         yield Step("reset")
         # What runs on fills blocks that rest on the old weights.
         for name in list(machine.lives) * move.count:
-            yield _append(name, machine.lives[name], size, move.page, size)
+            yield _append(name, machine.lives[name], size, move.page, size, words)
+    elif kind == "tenants":
+        # One after the other asks the same, and nobody else does in between.
+        assert move.prompt is not None
+        alike = Step("admit", tokens=tuple(move.prompt.tokens(size, words)))
+        for salt in (*SALTS[move.count :], *SALTS[: move.count]):
+            name = next(names)
+            yield replace(alike, sequence=name, salt=salt)
+            yield Step("free", name)
+    elif kind == "revisit":
+        yield from _revisit(move, machine, names, words)
     elif kind == "resume":
         for name, life in _pick(machine.waiting, move.target):
             yield Step("admit", name, tokens=(*life.tokens, *life.rest), salt=life.salt)
@@ -196,27 +265,33 @@ def steps_of(move: Move, machine: AllocatorMachine, names: Iterator[str]) -> Ite
         for name, _ in _pick(machine.swapped, move.target):
             yield Step("swap_in", name)
     elif kind in HOSTILE_CALLS:
-        yield from _hostile(move, machine)
+        yield from _hostile(move, machine, words)
     else:
         for name, life in _pick(machine.lives, move.target):
-            yield from _on_a_live_one(move, machine, names, name, life)
+            yield from _on_a_live_one(move, machine, names, name, life, words)
 
 
 def _on_a_live_one(
-    move: Move, machine: AllocatorMachine, names: Iterator[str], name: str, life: Life
+    move: Move,
+    machine: AllocatorMachine,
+    names: Iterator[str],
+    name: str,
+    life: Life,
+    words: Vocabulary,
 ) -> Iterator[Step]:
     size = machine.pool.block_size
     kind = move.kind
     if kind in ("free", "preempt", "swap_out"):
         yield Step(kind, name)
     elif kind == "append":
-        yield _append(name, life, move.count, move.page, size)
+        yield _append(name, life, move.count, move.page, size, words)
     elif kind == "append_to_the_end":
         # To the end of the block, one token short of it, or one beyond.
-        yield _append(name, life, -len(life.tokens) % size + move.count, move.page, size)
+        yield _append(name, life, -len(life.tokens) % size + move.count, move.page, size, words)
     elif kind == "prefill":
         if life.rest:
-            yield _append(name, life, min(move.count or len(life.rest), len(life.rest)), 0, size)
+            count = min(move.count or len(life.rest), len(life.rest))
+            yield _append(name, life, count, 0, size, words)
     elif kind == "fork":
         for _ in range(move.count):
             yield Step("fork", next(names), parent=name)
@@ -226,48 +301,74 @@ def _on_a_live_one(
             child = next(names)
             yield Step("fork", child, parent=name)
             if child in machine.lives:
-                yield _append(child, machine.lives[child], 1, page, size)
+                yield _append(child, machine.lives[child], 1, page, size, words)
         yield Step("free", name)
+    elif kind.startswith("crowd"):
+        # Many hold what one held, and all but that one go again.
+        crowd = [next(names) for _ in range(move.count)]
+        alike = Step("admit", tokens=(*life.tokens, *life.rest), salt=life.salt)
+        for child in crowd:
+            yield replace(alike, sequence=child) if move.page else Step("fork", child, parent=name)
+        yield from (Step("free", child) for child in crowd)
     elif kind == "replace":
         salt = life.salt
         yield Step("free", name)
         assert move.prompt is not None
-        yield Step("admit", next(names), tokens=tuple(move.prompt.tokens(size)), salt=salt)
+        yield Step("admit", next(names), tokens=tuple(move.prompt.tokens(size, words)), salt=salt)
     elif kind == "admit_like":
         held = [*life.tokens, *life.rest]
         # Whole, without its last token, or so many whole blocks of it.
         keep = {0: len(held), -1: len(held) - 1}.get(move.count, move.count * size)
-        salt = life.salt
-        if move.salted:
-            salt = "" if salt else OTHER_SALT
-        tokens = tuple(changed(held[: max(keep, 0)], move.change))
+        salt = life.salt if move.salt is None else move.salt
+        tokens = tuple(changed(held[: max(keep, 0)], move.change, words))
         yield Step("admit", next(names), tokens=tokens, salt=salt)
 
 
-def _admission(move: Move, machine: AllocatorMachine, name: str) -> Iterator[Step]:
+def _revisit(
+    move: Move, machine: AllocatorMachine, names: Iterator[str], words: Vocabulary
+) -> Iterator[Step]:
+    """Two prompts that nobody had come and go, each of half a pool or less, and come once more."""
+    size = machine.pool.block_size
+    count = machine.pool.num_blocks // move.count * size
+    number = len(machine.steps)
+    prompts = [
+        (words.fresh(number + which), *words.page_tokens(0, 1, count, size)) for which in (0, 1)
+    ]
+    for tokens in (*prompts, *prompts):
+        name = next(names)
+        yield Step("admit", name, tokens=tokens)
+        if name in machine.lives:
+            yield Step("free", name)
+
+
+def _admission(
+    move: Move, machine: AllocatorMachine, name: str, words: Vocabulary
+) -> Iterator[Step]:
     size = machine.pool.block_size
     assert move.prompt is not None
-    tokens = move.prompt.tokens(size)
+    tokens = move.prompt.tokens(size, words)
     if move.prompt is TOO_LONG:
-        tokens = page_tokens(2, 0, machine.pool.num_slots + move.count, size)
+        tokens = words.page_tokens(2, 0, machine.pool.num_slots + move.count, size)
     num_tokens = None
     if move.chunk and len(tokens) > 1:
         num_tokens = 1 if move.chunk == "one" else len(tokens) // 2
-    salt = OTHER_SALT if move.salted else ""
+    salt = move.salt or ""
     yield Step("admit", name, tokens=tuple(tokens), num_tokens=num_tokens, salt=salt)
 
 
-def _append(name: str, life: Life, count: int, page: int, block_size: int) -> Step:
+def _append(
+    name: str, life: Life, count: int, page: int, block_size: int, words: Vocabulary
+) -> Step:
     count = max(count, 0)
     more = life.rest[:count]
     length = len(life.tokens) + len(more)
-    more = [*more, *page_tokens(page, length, count - len(more), block_size)]
+    more = [*more, *words.page_tokens(page, length, count - len(more), block_size)]
     return Step("append", name, tokens=tuple(more))
 
 
-def _hostile(move: Move, machine: AllocatorMachine) -> Iterator[Step]:
+def _hostile(move: Move, machine: AllocatorMachine, words: Vocabulary) -> Iterator[Step]:
     live = [name for name, _ in _pick(machine.lives, move.target)]
-    tokens = tuple(page_tokens(0, 0, machine.pool.block_size, machine.pool.block_size))
+    tokens = tuple(words.page_tokens(0, 0, machine.pool.block_size, machine.pool.block_size))
     if move.kind == "admit_live":
         yield from (Step(move.kind, name, tokens=tokens) for name in live)
     elif move.kind == "fork_onto_live":
@@ -288,10 +389,11 @@ def _pick(lives: dict[str, Life], target: int) -> list[tuple[str, Life]]:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A pool, and moves to be made in it."""
+    """A pool, moves to be made in it, and the token ids that they are about."""
 
     pool: Pool
     moves: tuple[Move, ...]
+    vocabulary: Vocabulary = SMALL
 
 
 @st.composite
@@ -300,11 +402,12 @@ def drawn_programs(
 ) -> Drawn:
     """Pools and moves for an allocator; `fixed` are fields of the `Pool` that are not drawn."""
     pool = Pool(**({**draw(_pools(can)), **fixed}))
+    vocabulary = draw(st.sampled_from(VOCABULARIES))
     choice = _choice(can, batching=pool.batching)
     moves: list[Move] = []
     while len(moves) < max_moves and (move := draw(choice)) is not STOP:
         moves.append(move)
-    return Drawn(pool, tuple(moves))
+    return Drawn(pool, tuple(moves), vocabulary)
 
 
 @cache
@@ -340,6 +443,6 @@ def run_drawn(drawn: Drawn, machine: AllocatorMachine) -> None:
     """Make the moves, and end. Raises CheckFailed: as the machine does."""
     names = (f"s{number}" for number in itertools.count(1))
     for move in drawn.moves:
-        for step in steps_of(move, machine, names):
+        for step in steps_of(move, machine, names, drawn.vocabulary):
             machine.run(step)
     machine.finish()

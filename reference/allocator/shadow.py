@@ -24,9 +24,9 @@ Integers = Sequence[int] | NDArray[np.integer[Any]]
 NEVER_WRITTEN: Final = 0
 """Stands in a slot that nothing was written to. No prefix has this hash."""
 
-_ORIGIN: Final = 1 << 20
-"""Tokens of a program are smaller. What keys and values depend on besides tokens, the salt and the
-weights, is added on top of them."""
+_ORIGIN: Final = 1 << 32
+"""Tokens of a program have 32 bits. What keys and values depend on besides tokens, the salt and the
+weights, stands above them."""
 
 # The increment and the mixing function of SplitMix64 (Steele, Lea and Flood, "Fast splittable
 # pseudorandom number generators", OOPSLA 2014; constants as in Vigna's public-domain C code).
@@ -56,6 +56,12 @@ def prefix_hashes(tokens: Integers) -> NDArray[np.uint64]:
     return hashes
 
 
+def split_token(seen: int) -> tuple[int, int]:
+    """A token as the shadow sees it: its id, and the origin that stands above it."""
+    origin = (seen + _ORIGIN // 2) // _ORIGIN
+    return seen - origin * _ORIGIN, origin
+
+
 @dataclass(slots=True)
 class Life:
     """A live sequence as the engine sees it."""
@@ -70,15 +76,18 @@ class Life:
     """What its keys and values depend on besides its tokens."""
     written: int
     """Leading tokens whose keys and values are in the cache."""
+    published: int = 0
+    """Leading full blocks that were committed."""
     hashes: NDArray[np.uint64] = field(init=False)
     """Of the prefixes of `tokens`, uint64 [num_tokens]."""
 
     def __post_init__(self) -> None:
         self.rehash()
 
-    def seen_by_shadow(self) -> list[int]:
-        """The tokens, with what else decides keys and values mixed in."""
-        return [token + self.origin * _ORIGIN for token in self.tokens]
+    def seen_by_shadow(self, *, origin: int | None = None) -> list[int]:
+        """The tokens, with what else decides keys and values mixed in: their origin, or another."""
+        above = (self.origin if origin is None else origin) * _ORIGIN
+        return [token + above for token in self.tokens]
 
     def rehash(self) -> None:
         """Bring `hashes` up to date with `tokens`."""
@@ -112,18 +121,31 @@ class ShadowFinding:
     num_tokens: int
     """How many positions of the sequence are wrong, and how many were looked at."""
 
+    @property
+    def found_origin(self) -> int | None:
+        """The origin of what was found; see `Life`."""
+        return None if self.found_token is None else split_token(self.found_token)[1]
+
     def __str__(self) -> str:
+        return self.said(None)
+
+    def said(self, found: str | None) -> str:
+        """In words, with other ones for what was found."""
+        if found is None:
+            found = (
+                f"expected token {split_token(self.expected_token)[0]} behind prefix "
+                f"{self.expected_hash:016x}, found {self._found()}"
+            )
         return (
-            f"position {self.position} (slot {self.slot}, block {self.block}): "
-            f"expected token {self.expected_token} behind prefix {self.expected_hash:016x}, "
-            f"found {self._found()}; {self.num_wrong} of {self.num_tokens} positions are wrong"
+            f"position {self.position} (slot {self.slot}, block {self.block}): {found}; "
+            f"{self.num_wrong} of {self.num_tokens} positions are wrong"
         )
 
     def _found(self) -> str:
-        if self.found_position is None:
+        if self.found_token is None:
             return "a slot that was never written"
         return (
-            f"token {self.found_token} of position {self.found_position} "
+            f"token {split_token(self.found_token)[0]} of position {self.found_position} "
             f"behind prefix {self.found_hash:016x}"
         )
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from reference.allocator.cached import Cached
 from reference.allocator.contract import (
     Allocator,
     AllocatorCapabilities,
@@ -22,7 +23,7 @@ from reference.allocator.contract import (
     Counts,
 )
 from reference.allocator.programs import Pool
-from reference.allocator.shadow import Life, ShadowCache
+from reference.allocator.shadow import Life, ShadowCache, ShadowFinding, prefix_hashes
 from reference.errors import described
 
 T = TypeVar("T")
@@ -45,7 +46,7 @@ class View:
     """The table of one sequence as the allocator shows it."""
 
     slots: NDArray[np.int64]
-    """Slot of each token position, int64 [num_tokens]; -1 where it was given up."""
+    """Slot of each token position that there is room for, int64; -1 where it was given up."""
     blocks: tuple[int, ...]
     """Block of each logical block; -1 where it was given up."""
     first: int
@@ -66,7 +67,7 @@ class Sight:
 class Observer:
     """Looks at an allocator, and remembers what it saw last.
 
-    `lives` and `shadow` are what the engine knows: they change as it makes its calls.
+    `lives`, `shadow` and `origins` are what the engine knows: they change as it makes its calls.
     """
 
     def __init__(
@@ -76,12 +77,18 @@ class Observer:
         capabilities: AllocatorCapabilities,
         lives: Mapping[str, Life],
         shadow: ShadowCache,
+        origins: Mapping[tuple[str, int], int],
     ) -> None:
         self._allocator = allocator
         self._pool = pool
         self._can = capabilities
         self._lives = lives
         self._shadow = shadow
+        self._origins = origins
+        self.cached = Cached(pool, shadow)
+        """Prefixes that have to be found again."""
+        self.evictions = 0
+        """Blocks that were seen to be evicted."""
         self._views: dict[str, View] = {}
         # When each idle block was released, and which prefix each full block's prefix goes on from.
         self._released: dict[int, int] = {}
@@ -95,13 +102,15 @@ class Observer:
 
     def look(self) -> Sight:
         """What can be seen now; `seen` stays what it was."""
-        counts = taken(
-            "counts", ask(self._allocator.counts), lambda answer: Counts(*map(index, answer))
-        )
+        answer = ask(self._allocator.counts, "counts")
+        counts = taken("counts", answer, lambda answer: Counts(*map(index, answer)), _COUNTS)
         views = {name: self._view(name, life) for name, life in self._lives.items()}
         idle = None
         if self._can.eviction is not None and self._pool.prefix_caching:
-            idle = taken("idle_blocks", ask(self._allocator.idle_blocks), frozenset)
+            named = ask(self._allocator.idle_blocks, "idle_blocks")
+            idle = taken("idle_blocks", named, _blocks, "block numbers")
+            if idle and not 0 <= min(idle) <= max(idle) < self._pool.num_blocks:
+                raise CheckFailed("conservation", f"idle are {listed(idle)}, not all of the pool's")
         return Sight(counts, views, idle)
 
     def look_again(self, name: str | None, *, committed: bool = False) -> None:
@@ -116,25 +125,34 @@ class Observer:
     def forget_idle(self) -> None:
         """Look after a reset: what was idle is gone, and rightly so."""
         self._released.clear()
+        self.cached.forget()
         self.seen = self.look()
 
-    def published(self, ends: list[int]) -> None:
-        """A sequence was committed: the hashes of the prefixes that its full blocks end with."""
+    def published(self, life: Life, *, to_be_found: bool) -> None:
+        """A sequence was committed, and perhaps others have to find what it filled."""
+        size = self._pool.block_size
+        ends = life.hashes[size - 1 :: size].tolist()
         self._parents.update(zip(ends, [0, *ends], strict=False))
+        if to_be_found:
+            self.cached.publish(ends[life.published :])
+        life.published = len(ends)
 
     def _view(self, name: str, life: Life) -> View:
-        slots = taken("slots", ask(lambda: self._allocator.slots(name)), _int64)
+        answer = ask(lambda: self._allocator.slots(name), "slots")
+        slots = taken("slots", answer, _int64, "one slot for each token, in one list")
         before = self._views.get(name)
         if before is not None and np.array_equal(before.slots, slots):
             return before
-        view = self._checked_view(name, slots, len(life.tokens))
+        reserved = len(life.rest) if self._can.reserves_prompt else 0
+        view = self._checked_view(name, slots, len(life.tokens) + reserved)
         self._views[name] = view
         return view
 
     def _checked_view(self, name: str, slots: NDArray[np.int64], length: int) -> View:
         size = self._pool.block_size
         if slots.shape != (length,):
-            raise CheckFailed("table", f"{name} has {length} tokens and {slots.size} slots")
+            has = "has room for" if self._can.reserves_prompt else "has"
+            raise CheckFailed("table", f"{name} {has} {length} tokens and {slots.size} slots")
         gone = np.flatnonzero(slots >= 0)
         first = int(gone[0]) if gone.size else length
         if first and (self._pool.window is None or (first % size and first < length)):
@@ -202,16 +220,31 @@ class Observer:
                     f"{name} has {len(life.tokens)} tokens; the next query sees those from "
                     f"{needed} on, and those before {view.first} were given up",
                 )
-            slots = view.slots[view.first :]
+            slots = view.slots[view.first : len(life.tokens)]
             if not np.array_equal(self._shadow.prefixes[slots], life.hashes[view.first :]):
                 finding = self._shadow.check(slots, life.seen_by_shadow(), start=view.first)
-                raise CheckFailed("content", f"{name}, {finding}")
+                assert finding is not None
+                raise CheckFailed("content", f"{name}, {self._said(finding, life)}")
             surplus = needed // self._pool.block_size - view.first // self._pool.block_size
             if surplus > self._can.window_slack:
                 raise CheckFailed(
                     "window",
                     f"{name} holds {surplus} blocks of tokens before {needed}, which no query sees",
                 )
+
+    def _said(self, finding: ShadowFinding, life: Life) -> str:
+        """A finding in words, which tell another tenant's tokens and old weights by their names."""
+        origin = finding.found_origin
+        if origin is None or origin == life.origin:
+            return str(finding)
+        salt, weights = list(self._origins)[origin]
+        own, now = list(self._origins)[life.origin]
+        where = [f"under another salt, {salt!r} instead of {own!r}"] if salt != own else []
+        if weights != now:
+            where.append(f"written {'before' if weights < now else 'after'} the reset")
+        same = prefix_hashes(life.seen_by_shadow(origin=origin))[finding.position]
+        what = "the same tokens" if int(same) == finding.found_hash else "other tokens"
+        return finding.said(f"found {what} {' and '.join(where)}")
 
     def nothing_changed(self, before: Sight, what: str) -> None:
         """Look, and see what was there before."""
@@ -228,6 +261,50 @@ class Observer:
                     "trace",
                     f"{what}: {name} held blocks {list(view.blocks)}, "
                     f"now {list(after.views[name].blocks)}",
+                )
+
+    # Hits and writes
+
+    def check_hit(self, hit: Any, length: int) -> None:
+        """An admission was told so many cached tokens, of `length`."""
+        if isinstance(hit, bool) or not isinstance(hit, int | np.integer):
+            raise CheckFailed(
+                "answer",
+                f"admit returned {hit!r}, neither a number nor None: return the tokens that were "
+                f"found cached, or None if refused",
+            )
+        if hit and not self._pool.prefix_caching:
+            raise CheckFailed("hit", f"{hit} tokens found cached without prefix caching")
+        if not 0 <= hit <= max(length - 1, 0):
+            raise CheckFailed("hit", f"{hit} of {length} tokens found cached: one has to be left")
+        if hit % self._pool.block_size:
+            raise CheckFailed("hit", f"{hit} tokens found cached: that is not whole blocks")
+
+    def check_source(self, before: Sight, name: str, num_hits: int) -> None:
+        """What was found cached has to be a block that was kept, not one that was free."""
+        if not num_hits or before.idle is None:
+            return
+        kept = before.idle.union(*(view.blocks for view in before.views.values()))
+        stray = set(self.seen.views[name].blocks[:num_hits]) - kept - {-1}
+        if stray:
+            raise CheckFailed(
+                "hit", f"{listed(stray)} found cached, though neither idle nor in a table"
+            )
+
+    def check_shared_write(
+        self, name: str, slots: NDArray[np.int64], hashes: NDArray[np.uint64], other: str
+    ) -> None:
+        """A write into a block of another sequence: right only if that one waits for just this."""
+        seen = self.seen.views[other]
+        hashes_there = self._lives[other].hashes.tolist()
+        expected = dict(zip(seen.slots.tolist(), hashes_there, strict=False))
+        shared = set(seen.blocks)
+        for slot, written in zip(slots.tolist(), hashes.tolist(), strict=True):
+            block = slot // self._pool.block_size
+            if block in shared and expected.get(slot) != written:
+                raise CheckFailed(
+                    "ownership",
+                    f"{name} writes to slot {slot} of block {block}, which {other} holds too",
                 )
 
     # The order of eviction
@@ -258,6 +335,8 @@ class Observer:
             revived = views[name].blocks[: self._lives[name].written // self._pool.block_size]
         evicted = before - after - set(revived)
         if evicted:
+            self.evictions += len(evicted)
+            self.cached.evict(evicted)
             self._judge_order(evicted, before & after)
 
     def _judge_order(self, evicted: frozenset[int], stay: frozenset[int]) -> None:
@@ -292,38 +371,50 @@ class Observer:
                     )
 
 
-def ask(call: Callable[[], T]) -> T:
-    """Make a legal call: what it raises is a finding."""
+_COUNTS = "three whole numbers: blocks that are free, idle and used"
+
+
+def ask(call: Callable[[], T], name: str = "") -> T:
+    """Make a legal call: what it raises is a finding, of a call to look with its name."""
+    which = f"{name} raised" if name else "raised"
     try:
         return call()
     except AllocatorDied as death:
         raise CheckFailed("died", str(death)) from None
     except AllocatorRaised as error:
-        raise CheckFailed("answer", f"raised {error}") from None
+        raise CheckFailed("answer", f"{which} {error}") from None
     except SystemExit as error:
         raise CheckFailed("died", f"ended the process with code {error.code}") from None
     except Exception as error:
-        raise CheckFailed("answer", f"raised {described(error)}") from error
+        raise CheckFailed("answer", f"{which} {described(error)}") from error
 
 
-def taken(call: str, answer: Any, take: Callable[[Any], T]) -> T:
+def taken(call: str, answer: Any, take: Callable[[Any], T], remedy: str) -> T:
     """Take over what a call returned, unless it is of another shape."""
     try:
         return take(answer)
     except (TypeError, ValueError, OverflowError):
-        raise CheckFailed("answer", f"{call} returned {answer!r}, of another shape") from None
+        shown = repr(answer)
+        shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
+        raise CheckFailed(
+            "answer", f"{call} returned {shown}, of another shape: return {remedy}"
+        ) from None
 
 
 def truth(answer: object, call: str) -> bool:
     """What a call returned that is to say yes or no."""
     if not isinstance(answer, bool | np.bool_):
-        raise CheckFailed("answer", f"{call} returned {answer!r}, neither True nor False")
+        raise CheckFailed(
+            "answer", f"{call} returned {answer!r}, neither True nor False: return one of them"
+        )
     return bool(answer)
 
 
 def as_pairs(answer: Any, call: str) -> list[tuple[int, int]]:
     """What a call returned that is to be pairs of blocks."""
-    return taken(call, answer, lambda pairs: [(index(a), index(b)) for a, b in pairs])
+    return taken(
+        call, answer, lambda pairs: [(index(a), index(b)) for a, b in pairs], "pairs of blocks"
+    )
 
 
 def said(counts: Counts) -> str:
@@ -337,6 +428,10 @@ def listed(blocks: Iterable[int]) -> str:
     if not shown:
         return "none"
     return f"block{'' if len(shown) == 1 else 's'} {', '.join(map(str, shown))}"
+
+
+def _blocks(answer: Any) -> frozenset[int]:
+    return frozenset(map(index, answer))
 
 
 def _int64(answer: Any) -> NDArray[np.int64]:

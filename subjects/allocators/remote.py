@@ -124,9 +124,11 @@ class RemoteAllocator:
         self._counts: Any = (0, 0, 0)
         self._slots: dict[str, list[int]] = {}
         self._idle: list[int] = []
+        self._unseen: dict[str, str] = {}
 
     def take(self, answer: dict[str, Any]) -> Any:
         """Take over what an answer shows, and return what was answered. Raises AllocatorRaised."""
+        self._unseen = answer.get("unseen", {})
         if "counts" in answer:
             self._counts = _tuple(answer["counts"])
             self._slots |= answer["slots"]
@@ -147,15 +149,23 @@ class RemoteAllocator:
 
     def counts(self) -> Any:
         """As of the last call."""
+        self._seen("counts")
         return self._counts
 
     def slots(self, sequence: str) -> list[int]:
         """As of the last call."""
+        self._seen("slots")
         return self._slots[sequence]
 
     def idle_blocks(self) -> list[int]:
         """As of the last call."""
+        self._seen("idle_blocks")
         return self._idle
+
+    def _seen(self, call: str) -> None:
+        """Looking raised after the last call: so does who looks now."""
+        if call in self._unseen:
+            raise AllocatorRaised(self._unseen[call])
 
 
 def _tuples(answer: Any) -> Any:

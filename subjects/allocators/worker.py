@@ -16,8 +16,9 @@ Questions and answers are JSON lines; see `subjects.process`. The introduction i
   with the fields of `subjects.allocators.mixed_stream.Served`.
 
 The first two are answered with {"answer": ..., "counts": [free, idle, used], "slots": {SEQUENCE:
-[...]}, "idle": [...]}, where `slots` has what is new since the answer before; with {"raised":
-"Type: words", ...} where the call raised; or with {"died": HOW, "timed_out": ...}. Each answer has
+[...]}, "idle": [...]}, where `slots` has what is new since the answer before, or with {"answer":
+..., "unseen": {CALL: "Type: words"}} where looking raised; with {"raised": "Type: words", ...}
+where the call raised; or with {"died": HOW, "timed_out": ...}. Each answer has
 the number of its question.
 """
 
@@ -66,10 +67,7 @@ class Desk:
                 said = self._call(question["call"], question["with"], question["named"])
         except Exception as error:
             said = {"raised": described(error) + _origin(error)}
-        try:
-            return said | self._sight()
-        except Exception as error:
-            return {"raised": described(error) + _origin(error)}
+        return said | self._sight()
 
     def _new(self, pool: dict[str, Any]) -> dict[str, Any]:
         self._told = {}
@@ -108,16 +106,22 @@ class Desk:
         allocator = self._allocator
         if allocator is None:
             return {}
-        changed = {}
-        for name, told in self._told.items():
-            slots = allocator.slots(name)
-            # What is no row of numbers is for the one who asked to judge.
-            slots = _plain(list(slots) if isinstance(slots, Iterable) else slots)
-            if slots != told:
-                self._told[name] = changed[name] = slots
-        sight = {"counts": _plain(allocator.counts()), "slots": changed}
-        if self._watch_idle:
-            sight["idle"] = _plain(allocator.idle_blocks())
+        changed: dict[str, Any] = {}
+        call = "slots"
+        try:
+            for name, told in self._told.items():
+                slots = allocator.slots(name)
+                # What is no row of numbers is for the one who asked to judge.
+                slots = _plain(list(slots) if isinstance(slots, Iterable) else slots)
+                if slots != told:
+                    self._told[name] = changed[name] = slots
+            call = "counts"
+            sight = {"counts": _plain(allocator.counts()), "slots": changed}
+            call = "idle_blocks"
+            if self._watch_idle:
+                sight["idle"] = _plain(allocator.idle_blocks())
+        except Exception as error:
+            return {"unseen": {call: described(error) + _origin(error)}}
         return sight
 
 

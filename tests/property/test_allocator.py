@@ -15,7 +15,7 @@ from paged.pool import BlockPool
 from paged.subject import paged_allocator
 from reference.allocator.contract import AllocatorFactory, capabilities_of_factory
 from reference.allocator.machine import AllocatorMachine
-from reference.allocator.moves import Drawn, Prompt, drawn_programs, page_tokens, run_drawn
+from reference.allocator.moves import SMALL, Drawn, Prompt, drawn_programs, run_drawn
 
 
 class Watched(AllocatorMachine):
@@ -157,7 +157,7 @@ def test_hit_is_the_longest_known_prefix_while_nothing_is_evicted(
         usable = range(0, max(len(tokens), 1), block_size)
         expected = max(end for end in usable if end == 0 or tuple(tokens[:end]) in known)
         assert allocator.admit(sequence, tokens) == expected
-        appended = page_tokens(1, len(tokens), num_appended, block_size)
+        appended = SMALL.page_tokens(1, len(tokens), num_appended, block_size)
         for token in appended:
             allocator.append(sequence, token)
         content = tokens + appended

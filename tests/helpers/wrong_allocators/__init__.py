@@ -6,7 +6,7 @@ owners, chance decides which of them is first. Others give one wrong answer, and
 by hand that asks for it.
 """
 
-from helpers.wrong_allocators import sharing, room, answers  # isort: skip - the order of the catalogue
+from helpers.wrong_allocators import sharing, keys, room, answers  # isort: skip - the order of the catalogue
 from helpers.wrong_allocators.catalogue import BUGS, Bug
 
-__all__ = ["BUGS", "Bug", "answers", "room", "sharing"]
+__all__ = ["BUGS", "Bug", "answers", "keys", "room", "sharing"]

@@ -274,7 +274,7 @@ says(
 )
 says(
     "nothing_is_found_again",
-    "hit: 0 tokens found cached, although 2 are and nothing had to be evicted",
+    "hit: 0 tokens found cached, although 2 are that were not evicted",
     *(*ONE_IDLE, admit("b", 0, 1, 9)),
     admit=then(lambda hit: hit and 0),
 )

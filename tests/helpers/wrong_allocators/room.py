@@ -163,8 +163,8 @@ class LastBlockIsNotAppended(PagedSubject):
 @bug("capacity")
 @shown(
     "capacity: 104 tokens refused: they take at most 26 blocks",
+    admit("a", *range(104)),
     pool=Pool(num_blocks=26, block_size=4),
-    at_the_end=True,
 )
 class WholePoolIsNeverGiven(PagedSubject):
     """The last block is out of reach, where the pool is so large that nothing else shows it."""

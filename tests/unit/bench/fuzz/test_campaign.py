@@ -195,6 +195,7 @@ def test_an_allocator_that_depends_on_chance_is_reported_as_such() -> None:
     assert found.finding.check == "refusal"
     assert not found.repeats
     assert found.finding.program.steps[-1].call == "fork"
+    assert len(found.finding.program.steps) == found.first_steps, "as they were drawn"
     assert tally.examples == 200
 
 

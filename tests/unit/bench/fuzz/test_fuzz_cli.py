@@ -262,7 +262,7 @@ def test_findings_that_are_known_are_not_looked_for(copied: Path) -> None:
 
 def test_a_crash_is_a_finding_like_any_other(tmp_path: Path) -> None:
     written(tmp_path, "fork = lambda self, parent, child: __import__('os').abort()")
-    run = fuzzed(tmp_path, *MINE, "--examples", "60")
+    run = fuzzed(tmp_path, *MINE, "--examples", "60", "--findings", "1")
     trace = run.finding.trace
     assert (trace.check, trace.program.steps[-1].call) == ("died", "fork")
     assert trace.message.startswith("was killed by SIGABRT: ")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from helpers.swapping import SwappingSubject, swapping_allocator
-from helpers.wrong_allocators import BUGS, Bug
+from helpers.wrong_allocators import BUGS, Bug, keys
 from helpers.wrong_allocators.catalogue import (
     CHAIN_OF_TWO,
     COPY_ON_WRITE,
@@ -335,7 +335,7 @@ def test_a_preempted_sequence_may_come_back_under_its_name() -> None:
 
 def test_no_more_than_so_many_sequences_run_at_once() -> None:
     many = [admit(f"s{number}", number) for number in range(MAX_RUNNING)]
-    pool = replace(SIX_BY_TWO, num_blocks=16)
+    pool = replace(SIX_BY_TWO, num_blocks=32)
     machine = made(RightWithAHost, A, Step("swap_out", "a"), *many, pool=pool)
     assert len(machine.lives) == MAX_RUNNING
     for step in (admit("more", 7), fork("more", "s0"), Step("swap_in", "a")):
@@ -547,7 +547,162 @@ def test_the_end_frees_everything_forgets_and_fills_the_pool_once() -> None:
     calls = [call for call in machine._allocator.asked if call not in ("commit", "take_copies")]
     assert calls == ["free", "free", "reset", "admit", "free"]
     assert machine.ending
-    assert machine.steps == [A, B]
+    assert machine.steps[:4] == [A, B, free("a"), free("b")]
+    assert [step.call for step in machine.steps[4:]] == ["reset", "admit", "free"]
+
+
+def test_what_the_end_shows_of_an_empty_pool_has_its_steps() -> None:
+    bug = BUGS["whole_pool_is_never_given"]
+    with bug.planted():
+        program = Program(Pool(num_blocks=26, block_size=4), ())
+        finding = run_program(bug.factory, program, capabilities=bug.capabilities)
+        assert finding is not None
+        assert [step.call for step in finding.program.steps] == ["reset", "admit"]
+        assert not finding.at_the_end
+        again = run_program(bug.factory, finding.program, capabilities=bug.capabilities)
+    assert again == finding
+
+
+# What is known to be cached
+
+
+EVICTED = (*ONE_IDLE, admit("b", *range(100, 112)), free("b"))
+
+
+def test_what_is_evicted_need_not_be_found_and_what_is_computed_again_must_be() -> None:
+    again = (admit("c", 0, 1, 2), free("c"), admit("d", 0, 1, 9))
+    machine = made(Right, *EVICTED, *again)
+    assert machine.lives["d"].written == 3
+    assert machine.evictions
+    machine.finish()
+    for name in ("nothing_is_found_after_an_eviction", "nothing_is_published_after_an_eviction"):
+        finding = finding_of(name, *EVICTED, *again)
+        assert finding is not None, name
+        assert finding.check == "hit"
+        assert finding.message == "0 tokens found cached, although 2 are that were not evicted"
+
+
+def test_without_idle_blocks_nothing_is_asked_of_what_may_have_been_evicted() -> None:
+    again = (admit("c", 0, 1, 2), free("c"), admit("d", 0, 1, 9))
+    name = "nothing_is_found_after_an_eviction"
+    finding = finding_of(name, *EVICTED, *again, eviction=None)
+    assert finding is not None, "it was computed again, and there was room"
+    assert finding.program.steps[-1].sequence == "d"
+    assert finding_of(name, *EVICTED, admit("d", 0, 1, 9), eviction=None) is None
+
+
+@pytest.mark.parametrize("kind", ["PrefixIndex", "EqualBlocksAreKept"])
+def test_an_equal_block_that_is_kept_stands_in_for_one_that_is_evicted(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two fill equal blocks: both may be kept, or only the first.
+    steps = (
+        *(admit("a", 0), admit("b", 0), append("a", 1), append("b", 1), free("a"), free("b")),
+        admit("c", *range(100, 110)),
+        free("c"),
+        admit("d", 0, 1, 9),
+    )
+    finding = finding_of("eviction_forgets_the_equal_block", *steps)
+    if kind == "EqualBlocksAreKept":
+        monkeypatch.setattr("paged.allocator.PrefixIndex", keys.EqualBlocksAreKept)
+    assert run_program(factory_of(Right), Program(SIX_BY_TWO, steps)) is None
+    assert (finding.check, finding.program.steps[-1].sequence) == ("hit", "d")
+
+
+def test_what_is_free_is_not_found() -> None:
+    class FindsWhatIsFree(Right):
+        """Blocks that a reset made free still lead to what they held."""
+
+        def admit(self, sequence: str, tokens: Sequence[int], **options: Any) -> int | None:
+            hit = super().admit(sequence, tokens, **options)
+            return 2 if sequence == "c" else hit
+
+    steps = (*ONE_IDLE, Step("reset"), admit("c", 0, 1, 9))
+    finding = run_program(factory_of(FindsWhatIsFree), Program(SIX_BY_TWO, steps))
+    assert finding is not None
+    assert finding.program.steps[-1].sequence == "c"
+    assert finding.check in ("hit", "content")
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "words"),
+    [
+        (
+            "tenants_share_their_prefixes",
+            (A, admit("b", 0, 1, 2, salt="other")),
+            "found the same tokens under another salt, '' instead of 'other'",
+        ),
+        (
+            "sequences_publish_on_after_a_reset",
+            (admit("a", 0), Step("reset"), append("a", 1), admit("b", 0, 1, 2)),
+            "found the same tokens written before the reset",
+        ),
+        ("hash_without_its_parent", (admit("a", 0, 1, 2, 3, 4), admit("b", 2, 3, 9)), None),
+    ],
+)
+def test_content_of_somebody_else_is_told_in_words(
+    name: str, steps: tuple[Step, ...], words: str | None
+) -> None:
+    finding = finding_of(name, *steps)
+    assert finding is not None
+    assert finding.check == "content"
+    assert (words or "expected token ") in finding.message
+    assert str(2**20) not in finding.message
+
+
+# How engines differ
+
+
+class TakesOneTokenACall(Right):
+    can = replace(PAGED, single_appends=True)
+
+    def append(self, sequence: str, tokens: Sequence[int]) -> bool:
+        (token,) = tokens
+        return super().append(sequence, [token])
+
+
+class ReservesThePrompt(PagedSubject):
+    """Room for all of a prompt at its admission; the chunks that follow take none."""
+
+    can = replace(PAGED, reserves_prompt=True, prefix_caching=False, can_admit=False)
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self.rest: dict[str, int] = {}
+
+    def admit(
+        self, sequence: str, tokens: Sequence[int], *, num_tokens: int, salt: str
+    ) -> int | None:
+        hit = super().admit(sequence, tokens, num_tokens=len(tokens), salt=salt)
+        if hit is not None:
+            self.rest[sequence] = len(tokens) - max(num_tokens, min(1, len(tokens)))
+        return hit
+
+    def fork(self, parent: str, child: str) -> bool:
+        self.rest[child] = 0
+        return super().fork(parent, child)
+
+    def append(self, sequence: str, tokens: Sequence[int]) -> bool:
+        new = tokens[self.rest[sequence] :]
+        if new and not super().append(sequence, list(new)):
+            return False
+        self.rest[sequence] -= len(tokens) - len(new)
+        return True
+
+
+@pytest.mark.parametrize("kind", [TakesOneTokenACall, ReservesThePrompt])
+def test_an_engine_of_another_kind_says_so_and_is_right(kind: Any) -> None:
+    steps = (
+        *(admit("a", 0, 1, 2, 3, 4, first=2), append("a", 2), append("a", 3), append("a", 4)),
+        *(append("a", 9), fork("b", "a"), append("b", 10), free("a")),
+    )
+    program = Program(SIX_BY_TWO, steps)
+    assert run_program(factory_of(kind), program) is None
+    silent = replace(kind.can, single_appends=False, reserves_prompt=False)
+    more = Program(SIX_BY_TWO, (*steps, append("b", 11, 12)))
+    finding = run_program(factory_of(kind, silent), more)
+    assert finding is not None
+    assert finding.check == ("answer" if kind is TakesOneTokenACall else "table")
 
 
 def test_a_prompt_without_tokens_is_fine() -> None:
@@ -569,7 +724,7 @@ def test_spare_blocks_may_be_kept_back_if_that_is_declared() -> None:
     honest = factory_of(RightWithSpareBlocks, replace(RightWithSpareBlocks.can, spare_blocks=0))
     finding = run_program(honest, program)
     assert finding is not None
-    assert finding.check == "refusal"
+    assert finding.check == "capacity"
 
 
 def finding_of(name: str, *steps: Step, pool: Pool = SIX_BY_TWO, **declared: Any) -> Finding | None:

@@ -1,6 +1,7 @@
 """What is drawn for allocators: prompts, tables of moves, pools, and that steps say everything."""
 
 import itertools
+import random
 from collections import Counter
 from dataclasses import replace
 
@@ -19,7 +20,6 @@ from reference.allocator.contract import (
     capabilities_of_factory,
 )
 from reference.allocator.machine import (
-    MAX_RUNNING,
     NOBODY,
     AllocatorMachine,
     run_program,
@@ -27,19 +27,21 @@ from reference.allocator.machine import (
 from reference.allocator.moves import (
     AMPLE_BLOCKS,
     BLOCK_SIZES,
+    FEW,
     MAX_BLOCKS,
     MAX_MOVES,
-    OTHER_SALT,
     PROMPTS,
+    SALTS,
+    SMALL,
     STOP,
     TOO_LONG,
+    VOCABULARIES,
     Drawn,
     Move,
     Prompt,
     changed,
     drawn_programs,
     move_table,
-    page_tokens,
     run_drawn,
     steps_of,
 )
@@ -122,7 +124,7 @@ def test_prompts_are_all_different_and_the_simplest_comes_first() -> None:
 
 def test_what_is_appended_fills_the_blocks_that_a_prompt_is_made_of() -> None:
     prompt = Prompt((0, 0)).tokens(4)
-    assert prompt[:3] + page_tokens(0, 3, 5, 4) == prompt
+    assert prompt[:3] + SMALL.page_tokens(0, 3, 5, 4) == prompt
 
 
 # Tables
@@ -143,7 +145,7 @@ def test_table_has_nothing_that_is_not_declared(
     assert {"swap_out", "swap_in"} & kinds == ({"swap_out", "swap_in"} if can.swap else set())
     assert {"prefill", "abort"} & kinds == ({"prefill", "abort"} if can.chunked_prefill else set())
     assert any(move.chunk for move in moves) == can.chunked_prefill
-    assert any(move.salted for move in moves) == can.salt
+    assert any(move.salt for move in moves) == can.salt
     assert ("reset" in kinds) == can.reset
     assert ("settle" in kinds) == batching
     assert kinds & set(HOSTILE_CALLS) == can.hostile
@@ -196,7 +198,7 @@ def made(move: Move, machine: AllocatorMachine) -> list[Step]:
 
 
 ADMIT_A = Step("admit", "a", tokens=(0, 1, 2, 3, 0))
-ADMIT_B = Step("admit", "b", tokens=(100, 101), salt=OTHER_SALT)
+ADMIT_B = Step("admit", "b", tokens=(100, 101), salt=SALTS[0])
 TWO = (ADMIT_A, ADMIT_B)
 
 
@@ -205,8 +207,8 @@ TWO = (ADMIT_A, ADMIT_B)
     [
         (Move("admit", prompt=Prompt((1,))), [Step("admit", "n1", tokens=(100, 101, 102, 103))]),
         (
-            Move("admit", prompt=Prompt((0,)), salted=True, chunk="half"),
-            [Step("admit", "n1", tokens=(0, 1, 2, 3), num_tokens=2, salt=OTHER_SALT)],
+            Move("admit", prompt=Prompt((0,)), salt=SALTS[0], chunk="half"),
+            [Step("admit", "n1", tokens=(0, 1, 2, 3), num_tokens=2, salt=SALTS[0])],
         ),
         (
             Move("admit", prompt=Prompt((0,)), chunk="one"),
@@ -246,7 +248,7 @@ TWO = (ADMIT_A, ADMIT_B)
         ),
         (
             Move("replace", 1, prompt=Prompt((0,))),
-            [Step("free", "b"), Step("admit", "n1", tokens=(0, 1, 2, 3), salt=OTHER_SALT)],
+            [Step("free", "b"), Step("admit", "n1", tokens=(0, 1, 2, 3), salt=SALTS[0])],
         ),
         (Move("admit_like", 0), [Step("admit", "n1", tokens=ADMIT_A.tokens)]),
         (Move("admit_like", 0, count=-1), [Step("admit", "n1", tokens=(0, 1, 2, 3))]),
@@ -256,10 +258,10 @@ TWO = (ADMIT_A, ADMIT_B)
             [Step("admit", "n1", tokens=(0, 1, 2, 3, 50))],
         ),
         (
-            Move("admit_like", 0, salted=True),
-            [Step("admit", "n1", tokens=ADMIT_A.tokens, salt=OTHER_SALT)],
+            Move("admit_like", 0, salt=SALTS[0]),
+            [Step("admit", "n1", tokens=ADMIT_A.tokens, salt=SALTS[0])],
         ),
-        (Move("admit_like", 1, salted=True), [Step("admit", "n1", tokens=ADMIT_B.tokens)]),
+        (Move("admit_like", 1, salt=""), [Step("admit", "n1", tokens=ADMIT_B.tokens)]),
         (
             Move("reset", page=1, count=1),
             [
@@ -295,9 +297,9 @@ def test_prefill_goes_on_with_the_rest_of_the_prompt() -> None:
 
 
 def test_a_preempted_sequence_is_resumed_with_all_that_it_held() -> None:
-    part = Step("admit", "a", tokens=(9, 8, 7), num_tokens=2, salt=OTHER_SALT)
+    part = Step("admit", "a", tokens=(9, 8, 7), num_tokens=2, salt=SALTS[0])
     machine = machine_with(part, Step("preempt", "a"))
-    assert made(Move("resume"), machine) == [Step("admit", "a", tokens=(9, 8, 7), salt=OTHER_SALT)]
+    assert made(Move("resume"), machine) == [Step("admit", "a", tokens=(9, 8, 7), salt=SALTS[0])]
 
 
 def test_a_swapped_sequence_is_swapped_in() -> None:
@@ -342,11 +344,15 @@ def drawn_many(can: AllocatorCapabilities, count: int, **fixed: object) -> list[
 
 def test_every_call_is_reached() -> None:
     calls: Counter[str] = Counter()
+    draw = random.Random(0)
     for factory in (paged_allocator, swapping_allocator):
-        for drawn in drawn_many(capabilities_of_factory(factory), 100):
-            machine = AllocatorMachine(factory, drawn.pool)
-            run_drawn(drawn, machine)
-            calls.update(machine.calls)
+        for batching in (True, False):
+            if capabilities_of_factory(factory).batching or not batching:
+                table = move_table(capabilities_of_factory(factory), batching=batching)
+                pool = Pool(num_blocks=12, block_size=4, batching=batching)
+                machine = AllocatorMachine(factory, pool)
+                run_drawn(Drawn(pool, tuple(draw.choices(table, k=600))), machine)
+                calls.update(machine.calls)
     assert calls.keys() - {"copy"} == set(CALLS)
     assert calls["copy"]
 
@@ -390,17 +396,20 @@ def test_programs_have_at_most_so_many_moves_and_end_before_their_end() -> None:
 
 
 def test_no_more_sequences_run_at_once_than_may() -> None:
-    most = 0
+    most = fewer = 0
 
     def look(machine: AllocatorMachine) -> None:
-        nonlocal most
+        nonlocal most, fewer
         most = max(most, len(machine.lives))
+        if len(machine.lives) > FEW and len(machine.steps) > 1:
+            fewer += machine.steps[-1].call in ("append", "swap_in")
 
     for drawn in drawn_many(PAGED, 40, num_blocks=64):
         machine = AllocatorMachine(paged_allocator, drawn.pool)
         machine.on_step = look
         run_drawn(drawn, machine)
-    assert most == MAX_RUNNING
+    assert most > 16, "a count of four bits"
+    assert fewer == 0, "only a crowd is more than a few"
 
 
 @given(data=st.data(), factory=st.sampled_from([paged_allocator, swapping_allocator]))
@@ -411,9 +420,12 @@ def test_steps_that_were_recorded_make_the_same_calls_again(
     drawn = data.draw(drawn_programs(capabilities_of_factory(factory)))
     first = Recorded(factory)
     machine = AllocatorMachine(first, drawn.pool)
+    steps: list[Step] = []
+    finish = machine.finish
+    machine.finish = lambda: (steps.extend(machine.steps), finish())
     run_drawn(drawn, machine)
     second = Recorded(factory)
-    assert run_program(second, Program(drawn.pool, tuple(machine.steps))) is None
+    assert run_program(second, Program(drawn.pool, tuple(steps))) is None
     assert second.calls == first.calls
 
 
@@ -469,3 +481,70 @@ def test_a_finding_shrinks_to_the_move_that_shows_it() -> None:
     # Whether it batches decides which table moves are drawn from, so it does not shrink by itself.
     smallest = Pool(num_blocks=1, block_size=1, prefix_caching=False)
     assert replace(found[-1].pool, batching=False) == smallest
+
+
+# Token ids and salts
+
+
+def test_vocabularies_differ_where_a_shorter_integer_does_not() -> None:
+    pages = [
+        {
+            *vocabulary.page_tokens(page, 0, 16, 16),
+            *changed(vocabulary.page_tokens(page, 0, 1, 16), "last", vocabulary),
+        }
+        for vocabulary in VOCABULARIES
+        for page in (0, 1)
+    ]
+    assert min(len(tokens) for tokens in pages) >= 16
+    tokens = set().union(*pages)
+    assert 0 <= min(tokens) <= max(tokens) < 2**31
+    assert max(tokens) > 2**31 - 2**13
+    for bits in (8, 16, 24):
+        assert any(
+            len({token % 2**bits for token in first | second}) < len(first | second)
+            for first, second in itertools.pairwise(pages)
+        ), bits
+
+
+def test_salts_are_mistaken_for_each_other_in_every_way() -> None:
+    one = SALTS[0]
+    ways = {
+        "beginning": lambda salt: salt[:6],
+        "letter": lambda salt: salt[:1],
+        "length": len,
+        "letters": sorted,
+        "case": str.lower,
+        "space": str.strip,
+    }
+    assert len(set(SALTS)) == len(SALTS)
+    for way, seen in ways.items():
+        assert any(seen(one) == seen(other) for other in SALTS[1:]), way
+
+
+def test_a_crowd_is_more_than_four_bits_count_and_goes_again() -> None:
+    for kind, page in (("crowd", 0), ("crowd_like", 1)):
+        machine = machine_with(Step("admit", "a", tokens=(0, 1, 2, 3, 0)))
+        most = 0
+        for step in steps_of(Move(kind, count=17, page=page), machine, map(str, range(99))):
+            machine.run(step)
+            most = max(most, len(machine.lives))
+        assert most == 18
+        assert machine.lives.keys() == {"a"}
+
+
+def test_what_is_visited_again_was_cached_in_many_blocks() -> None:
+    machine = machine_with()
+    steps = made(Move("revisit", count=2), machine)
+    admitted = [step.tokens for step in steps if step.call == "admit"]
+    assert len(admitted) == 4
+    assert admitted[:2] == admitted[2:]
+    assert len(set(admitted)) == 2
+    assert {len(tokens) for tokens in admitted} == {16 * 4 + 1}
+
+
+def test_where_append_takes_one_token_it_is_asked_so_often() -> None:
+    machine = machine_with(ADMIT_A)
+    machine.can = replace(machine.can, single_appends=True)
+    assert made(Move("append", count=3), machine) == [
+        Step("append", "a", tokens=(token,)) for token in (1, 2, 3)
+    ]

@@ -428,3 +428,32 @@ def test_capabilities_travel_as_json(tmp_path: Path) -> None:
     with RemoteFactory(written(tmp_path, more=more)) as factory:
         factory.introduce()
         assert factory.capabilities == can
+
+
+def test_what_breaks_looking_is_blamed_and_not_what_comes_after(tmp_path: Path) -> None:
+    more = """
+    class Breaks(Simple):
+        broken = False
+
+        def free(self, sequence):
+            self.broken = sequence not in self.tables
+            super().free(sequence)
+
+        def counts(self):
+            if self.broken:
+                raise RuntimeError("no counts any more")
+            return super().counts()
+
+    def make(num_blocks, block_size, **_):
+        return Breaks(num_blocks, block_size)
+
+    make.capabilities = {"prefix_caching": False}
+    """
+    hostile = Program(POOL, (A, Step("free_unknown"), Step("append", "a", tokens=(4,))))
+    with RemoteFactory(written(tmp_path, more=more)) as factory:
+        factory.introduce()
+        finding = run(factory, hostile)
+    assert finding is not None
+    assert finding.program.steps == hostile.steps[:2]
+    assert finding.check == "answer"
+    assert finding.message.startswith("counts raised RuntimeError: no counts any more (simple.py:")
