@@ -71,7 +71,8 @@ class Subjects:
         """What `write` wrote."""
         said: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         streams = {name: Lengths(**each) for name, each in said.pop("streams").items()}
-        return cls(**said, streams=streams)
+        kernels, allocators = tuple(said.pop("kernels")), tuple(said.pop("allocators"))
+        return cls(kernels=kernels, allocators=allocators, streams=streams, **said)
 
 
 def subjects_of(project: Project) -> Subjects:
