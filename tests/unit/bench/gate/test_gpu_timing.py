@@ -123,7 +123,7 @@ def test_a_gpu_that_always_changes_is_no_verdict(
 def test_a_gpu_that_is_not_there_is_no_verdict(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    record = worked(tmp_path, device="cuda", suite=None, benchmarks=("gpu/copy",))
+    record = worked(tmp_path, device="cuda", suite="bench.gate.suite", benchmarks=("gpu/copy",))
     assert record.exit_code == 4
     assert "torch finds no GPU here" in record.reason
 
