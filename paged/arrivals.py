@@ -114,6 +114,11 @@ class Arrivals:
         if not self.timed:
             self.taken(outstanding=0)
 
+    @property
+    def next_ns(self) -> int | None:
+        """When the next one arrives; None where none does at a time of its own."""
+        return self._next.arrival_ns if self.timed and self.more else None
+
     def draw(self, now_ns: int) -> None:
         """Let everybody arrive who is due by `now_ns`. For streams with arrival times."""
         while self.more and self._next.arrival_ns <= now_ns:  # type: ignore[operator]

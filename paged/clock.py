@@ -6,6 +6,7 @@ however many steps each of them takes at once.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 
 from paged.errors import checked_size
@@ -49,3 +50,16 @@ class StepTime:
             )
             + read * self.kv_ps_per_token
         )
+
+
+def taken_ps(steps: int, first: int, longer: int) -> int:
+    """Picoseconds of steps of which each takes `longer` than the one before it."""
+    return steps * first + longer * (steps * (steps - 1) // 2)
+
+
+def steps_within(late: int, first: int, longer: int) -> int:
+    """Fewest such steps that take `late` picoseconds or more."""
+    most = max(0, -(-late // first))
+    if not longer:
+        return most
+    return bisect_left(range(most), late, key=lambda steps: taken_ps(steps, first, longer))

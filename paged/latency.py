@@ -86,6 +86,12 @@ class Histogram:
         self.count += times
         self._largest = max(self._largest, ps)
 
+    def add_all(self, times: dict[int, int]) -> None:
+        """Add each time as often as is said there, and forget them there."""
+        for ps, often in times.items():
+            self.add(ps, often)
+        times.clear()
+
     def add_run(self, ps: int, more: int, runs: int, times: int = 1) -> None:
         """Add `ps`, `ps + more`, ... , `runs` of them in all, each so many times."""
         done = 0

@@ -15,9 +15,13 @@ from reference.errors import BadInput
 
 # --help is quick: what takes time to import is imported where it is used. Never torch.
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from bench.waste.figures.figure import Figure
     from bench.waste.plan import WastePlan
     from bench.waste.record import WasteRecord
+    from bench.workloads.record import ServedStream
+    from bench.workloads.source import StreamSource
 
 WASTE_HELP: Final = """
 Serves request streams from a KV-cache pool of a given size, under contiguous reservation and under
@@ -275,6 +279,14 @@ def waste(
             help="Vary one paged policy on each stream, and say what would give back most.",
         ),
     ] = False,
+    hits: Annotated[
+        bool,
+        typer.Option(
+            "--hits",
+            help="Prompt tokens that prefix caches of several sizes would have found in each "
+            "stream, and nothing else.",
+        ),
+    ] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Show no progress, only what was found.")
     ] = False,
@@ -336,6 +348,8 @@ def waste(
             columns=read_columns(columns),
             closed=clients is not None,
         )
+        if hits:
+            it.end(_hits(streams, json, it, quiet=quiet))
         plan = replace(plan, streams=streams)
         plan.check()
         it.end(_waste(plan, json, plot, it, quiet=quiet))
@@ -352,6 +366,38 @@ def _figure(name: str, traces: list[Path], json: Path | None, it: Session, *, qu
     it.write("--json", json, lambda: _as_json(figure))
     it.deliver("standard output", lambda: show_figure(figure, it.out))
     return RIGHT if figure.met else WRONG
+
+
+def _hits(
+    streams: Sequence[tuple[StreamSource, ServedStream]],
+    json: Path | None,
+    it: Session,
+    *,
+    quiet: bool,
+) -> int:
+    from pydantic import TypeAdapter
+
+    from bench.waste.hit_curve import ORDERS, SHARES, HitCurve, hit_curve, show_curves
+
+    for _, stream in streams:
+        if not stream.prefixes:
+            raise BadInput(
+                f"--hits {stream.label}: it does not say which prompts begin alike; use a trace "
+                f"with hash_ids, or a stream behind system prompts, as sharegpt-fit:system=512"
+            )
+    curves: list[HitCurve] = []
+    with it.work(quiet=quiet, raising=True) as progress:
+        progress.begin("replays", len(streams) * (1 + len(SHARES) * (len(ORDERS) - 1)))
+        for source, stream in streams:
+            curve = hit_curve(source, stream.label, done=lambda: progress.advance(1))
+            curves.append(curve)
+    it.write(
+        "--json",
+        json,
+        lambda: TypeAdapter(list[HitCurve]).dump_json(curves, indent=2).decode() + "\n",
+    )
+    it.deliver("standard output", lambda: show_curves(curves, it.out))
+    return RIGHT
 
 
 def _as_json(figure: Figure) -> str:

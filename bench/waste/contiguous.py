@@ -21,7 +21,6 @@ to the next arrival, and there are no steps.
 from __future__ import annotations
 
 import sys
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from typing import Final, get_args
 
 from paged.accounting import Counters, IdentityBroken, Series, Serving
 from paged.arrivals import Request, checked_requests
-from paged.clock import PS_PER_NS, StepTime
+from paged.clock import PS_PER_NS, StepTime, steps_within, taken_ps
 from paged.errors import checked_size
 from paged.latency import Slo, Watch
 from reference.allocator.arenas import ARENAS, RESERVATIONS, Arena, ArenaName, ReservationName
@@ -242,14 +241,14 @@ def serve_contiguous(
         longer = time.kv_ps_per_token * batch
         if timed and upcoming is not None:
             late = upcoming[3] * PS_PER_NS - now - first
-            until = min(until, steps + 1 + _steps_within(late, second, longer))
+            until = min(until, steps + 1 + steps_within(late, second, longer))
         span = until - steps
         watch.go_on(first, batch - len(beginning))
         for number, arrived_ns in beginning:
             watch.begin(number, arrived_ns, now + first)
         beginning.clear()
         watch.itl.add_run(second, longer, span - 1, batch)
-        now += first + _taken(span - 1, second, longer)
+        now += first + taken_ps(span - 1, second, longer)
 
         # What happened until then.
         free = arena.num_free
@@ -329,19 +328,6 @@ def _read(
                 asked = 0
         arrival = BACKLOG if arrival_ns is None else arrival_ns
         yield number, prompt, output, arrival, asked, taken
-
-
-def _taken(steps: int, first: int, longer: int) -> int:
-    """Picoseconds of steps of which each takes `longer` than the one before it."""
-    return steps * first + longer * (steps * (steps - 1) // 2)
-
-
-def _steps_within(late: int, first: int, longer: int) -> int:
-    """Fewest such steps that take `late` picoseconds or more."""
-    most = max(0, -(-late // first))
-    if not longer:
-        return most
-    return bisect_left(range(most), late, key=lambda steps: _taken(steps, first, longer))
 
 
 def _pieces(running: list[_Running], steps: int) -> list[Piece]:

@@ -107,7 +107,7 @@ def replay(
         raise ValueError(f"warmup_requests = {warmup_requests}: give 0 or more")
     if order == "belady" and quotas:
         raise ValueError("quotas with order 'belady': it has none, leave them out")
-    size = _tokens_per_block(source)
+    size = tokens_per_block(source)
     blocks = None if capacity_tokens is None else capacity_tokens // size
     if blocks is not None and blocks < 1:
         raise ValueError(
@@ -137,7 +137,7 @@ def _run(
     requests = queried_blocks = hit_blocks = 0
     evictions = ghost_hits = 0
     look_up = cache.look_up
-    for number, (num_tokens, keys, tenant) in enumerate(_prompts(source)):
+    for number, (num_tokens, keys, tenant) in enumerate(prompts_of(source)):
         if number == warmup_requests:
             evictions, ghost_hits = cache.evictions, cache.ghost_hits
         hits = look_up(keys, tenant)
@@ -304,7 +304,7 @@ def _next_uses(source: StreamSource) -> array[int]:
     """For each reference to a block the number of the next request that makes one."""
     next_uses = array("q")
     last: dict[int, int] = {}
-    for number, (_, keys, _) in enumerate(_prompts(source)):
+    for number, (_, keys, _) in enumerate(prompts_of(source)):
         for key in keys:
             before = last.get(key)
             if before is not None:
@@ -314,7 +314,8 @@ def _next_uses(source: StreamSource) -> array[int]:
     return next_uses
 
 
-def _prompts(source: StreamSource) -> Iterator[tuple[int, list[int], int]]:
+def prompts_of(source: StreamSource) -> Iterator[tuple[int, list[int], int]]:
+    """Yield the tokens, prefix blocks and tenant of each prompt."""
     number = 0
     for chunk in source.chunks():
         assert chunk.prefix is not None
@@ -333,7 +334,8 @@ def _prompts(source: StreamSource) -> Iterator[tuple[int, list[int], int]]:
             number += 1
 
 
-def _tokens_per_block(source: StreamSource) -> int:
+def tokens_per_block(source: StreamSource) -> int:
+    """Tokens of a stream's prefix blocks. Raises ValueError: it has none."""
     for chunk in source.chunks():
         if chunk.prefix is None:
             break

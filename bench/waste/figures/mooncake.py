@@ -15,6 +15,9 @@ FOLDER_VARIABLE: Final = "PAGEDBENCH_TRACES"
 NAMES: Final = ("mooncake_conversation.jsonl", "conversation_trace.jsonl")
 """File names that the trace goes by, with or without `.gz`."""
 
+REQUESTS: Final = 12_031
+"""Requests of the trace."""
+
 POINTS: Final = 0.1
 
 # Capacity in tokens, order, token hit rate in per cent, and whether it is judged. The rates are of
@@ -52,6 +55,12 @@ def mooncake(trace: Path | None = None) -> Figure:
     components = []
     for capacity, order, expected, judged in EXPECTED:
         result = replay(source, capacity, order)
+        if result.requests != REQUESTS:
+            raise BadInput(
+                f"figure mooncake on {source.name}, which has {result.requests:,} requests: the "
+                f"figures are of the conversation trace's {REQUESTS:,}; for another trace use "
+                f"pagedbench waste --trace {source.name} --hits"
+            )
         size = "no limit" if capacity is None else f"{capacity // 1_000_000}M tokens"
         components.append(
             Component.near(

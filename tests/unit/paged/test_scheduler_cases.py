@@ -244,3 +244,17 @@ def test_the_server_can_be_driven_step_by_step() -> None:
     assert not server.take_step()
     assert [number for number, _, _ in server.batch()] == [0]
     assert (server.alive, server.completed) == (False, 2)
+
+
+def test_steps_in_which_nobody_waits_are_taken_at_once() -> None:
+    """W10: one by one, these would take minutes; what is counted is what arithmetic says."""
+    steps = 50_000_000
+    requests = [Request(3, steps, 0), Request(3, steps, 20)]
+    time = StepTime(step_ns=1, prefill_ns_per_token=0, kv_ps_per_token=0)
+    served = serve_by_counts(requests, PagedPolicy(block_size=16), slots=2 * steps + 64, time=time)
+    assert served.total.steps == steps + 20
+    assert served.total.token == 2 * (3 * steps + steps * (steps + 1) // 2)
+    assert served.total.time_ns == steps + 20
+    assert served.service is not None
+    assert served.service.itl is not None
+    assert served.service.itl.count == 2 * (steps - 1)

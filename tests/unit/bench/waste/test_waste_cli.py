@@ -1,5 +1,6 @@
 """`pagedbench waste` as it is typed: exit codes, what is printed where, and what is left behind."""
 
+import json
 import os
 import signal
 import subprocess
@@ -236,13 +237,20 @@ def test_the_mooncake_figure_says_where_the_trace_is_to_be(monkeypatch, options,
     assert said in words(result)
 
 
-def test_the_mooncake_figure_reads_the_trace_that_is_named():
+def test_the_mooncake_figure_judges_no_other_trace_which_has_curves_of_its_own():
+    """W8: any trace was held against the conversation's figures."""
     row = '{"timestamp": 0, "input_length": 600, "output_length": 5, "hash_ids": [1, 2]}\n'
     Path("small.jsonl").write_text(row * 3)
     result = typed("--figure", "mooncake", "--trace", "small.jsonl")
-    # Not the trace: two of three prompts are found, and the bars are missed.
-    assert result.exit_code == 1
-    assert "66.67" in words(result)
+    assert result.exit_code == 2
+    assert "which has 3 requests" in words(result)
+    result = succeeds("--trace", "small.jsonl", "--hits", "--json", "hits.json")
+    assert "66.7%" in words(result)
+    (curve,) = json.loads(Path("hits.json").read_text())
+    assert curve["limit"] == pytest.approx(2 / 3)
+    refused = typed("--hits", "--stream", "alpaca-fit:requests=5")
+    assert refused.exit_code == 2
+    assert "use a trace with hash_ids" in words(refused)
 
 
 def test_without_ray_the_remedy_is_said(monkeypatch):

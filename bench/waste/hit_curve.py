@@ -1,0 +1,169 @@
+"""Hit curves: the share of prompt tokens that a prefix cache of each size would have found.
+
+The rules are those of `bench.waste.prefix_replay`. Least recently used first, one pass does for all
+sizes: a cache of any size holds what lies in the upper part of one stack, so a block is found by
+every cache that is at least as large as the block's depth in it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Final
+
+from rich.console import Console
+from rich.text import Text
+
+from bench.command.tables import table
+from bench.waste.prefix_replay import ReplayOrder, prompts_of, replay, tokens_per_block
+from bench.workloads.source import StreamSource
+
+ORDERS: Final[tuple[ReplayOrder, ...]] = ("lru", "lfu", "fifo", "belady")
+SHARES: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+"""Sizes that are tried, as shares of the different blocks of the stream."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HitCurve:
+    """Token hit rates of a stream, 0 to 1."""
+
+    stream: str
+    requests: int
+    prompt_tokens: int
+    tokens_per_block: int
+    unique_blocks: int
+    """Different blocks of the stream: a cache of so many never gives any up."""
+    sizes: tuple[int, ...]
+    """Sizes of the cache, tokens."""
+    rates: dict[ReplayOrder, tuple[float, ...]]
+    """By order of eviction, one for each size; `belady` is the optimum, which knows the future."""
+    limit: float
+    """Without a limit."""
+
+
+class _Depths:
+    """A stack of blocks; how deep each lies, by a tree of sums over the moments of last use."""
+
+    def __init__(self, moments: int) -> None:
+        self._tree = [0] * (moments + 1)
+        self._last: dict[int, int] = {}
+        self._now = 0
+
+    def __len__(self) -> int:
+        return len(self._last)
+
+    def depth(self, key: int) -> int | None:
+        """How many blocks lie above and at it, used since its last use; None: it is new."""
+        at = self._last.get(key)
+        if at is None:
+            return None
+        below, tree = 0, self._tree
+        while at:
+            below += tree[at]
+            at &= at - 1
+        return len(self._last) - below + 1
+
+    def use(self, key: int) -> None:
+        """Put it on top."""
+        if (before := self._last.get(key)) is not None:
+            self._add(before, -1)
+        self._now += 1
+        self._last[key] = self._now
+        self._add(self._now, 1)
+
+    def _add(self, at: int, change: int) -> None:
+        tree = self._tree
+        while at < len(tree):
+            tree[at] += change
+            at += at & -at
+
+
+def lru_tokens(source: StreamSource) -> tuple[dict[int, int], int, int, int]:
+    """Tokens found first at each size of the cache, in blocks; requests, prompt tokens, blocks."""
+    size = tokens_per_block(source)
+    references = sum(
+        int(part.prefix.ids.size) for part in source.chunks() if part.prefix is not None
+    )
+    stack = _Depths(references)
+    found: dict[int, int] = {}
+    requests = prompt_tokens = 0
+    for tokens, keys, _ in prompts_of(source):
+        requests += 1
+        prompt_tokens += tokens
+        deepest = 0
+        for at, key in enumerate(keys):
+            depth = stack.depth(key)
+            if depth is None:
+                break
+            # A block is of use only where those before it are there, too.
+            deepest = max(deepest, depth)
+            found[deepest] = found.get(deepest, 0) + min(size, tokens - at * size)
+        for key in reversed(keys):
+            stack.use(key)
+    return found, requests, prompt_tokens, len(stack)
+
+
+def hit_curve(
+    source: StreamSource, label: str, *, done: Callable[[], None] = lambda: None
+) -> HitCurve:
+    """Compute the curves of a stream; `done` is called after each part of the work."""
+    found, requests, prompt_tokens, unique = lru_tokens(source)
+    size = tokens_per_block(source)
+    done()
+    blocks = sorted({max(1, round(share * unique)) for share in SHARES})
+    depths = sorted(found)
+    sums = [0, *accumulate(found[depth] for depth in depths)]
+    rates: dict[ReplayOrder, tuple[float, ...]] = {
+        "lru": tuple(sums[bisect_right(depths, many)] / prompt_tokens for many in blocks)
+    }
+    for order in ORDERS[1:]:
+        rates[order] = tuple(_replayed(source, order, [many * size for many in blocks], done))
+    return HitCurve(
+        stream=label,
+        requests=requests,
+        prompt_tokens=prompt_tokens,
+        tokens_per_block=size,
+        unique_blocks=unique,
+        sizes=tuple(many * size for many in blocks),
+        rates=rates,
+        limit=sums[-1] / prompt_tokens,
+    )
+
+
+def _replayed(
+    source: StreamSource, order: ReplayOrder, sizes: Sequence[int], done: Callable[[], None]
+) -> Iterator[float]:
+    for tokens in sizes:
+        yield replay(source, tokens, order).hit_rate
+        done()
+
+
+def show_curves(curves: Sequence[HitCurve], console: Console) -> None:
+    """Print the curves of each stream."""
+    for curve in curves:
+        _show(curve, console)
+
+
+def _show(curve: HitCurve, console: Console) -> None:
+    console.print(
+        Text(
+            f"{curve.stream}: {curve.requests:,} requests, {curve.prompt_tokens:,} prompt tokens, "
+            f"{curve.unique_blocks:,} different blocks of {curve.tokens_per_block:,}",
+            style="bold",
+        )
+    )
+    made = table("cache, tokens", [*(order.upper() for order in ORDERS[:-1]), "optimum"])
+    for at, size in enumerate(curve.sizes):
+        made.add_row(f"{size:,}", *(f"{curve.rates[order][at]:.1%}" for order in ORDERS))
+    made.add_row("no limit", *[f"{curve.limit:.1%}"] * len(ORDERS))
+    console.print(made)
+    half = next((at for at, rate in enumerate(curve.rates["lru"]) if rate >= curve.limit / 2), None)
+    if not curve.limit:
+        said = "No prompt begins like an earlier one: no cache finds anything."
+    elif half is None:
+        said = "Less than half of what can be found is found by LRU at any of these sizes."
+    else:
+        said = f"LRU finds half of what can be found with {curve.sizes[half]:,} tokens of cache."
+    console.print(Text(said))

@@ -1,0 +1,68 @@
+"""Hit curves: one pass for all sizes of an LRU cache finds what a replay of each finds."""
+
+import random
+
+import pytest
+
+from bench.waste.hit_curve import ORDERS, hit_curve, lru_tokens
+from bench.waste.prefix_replay import replay
+from bench.workloads.prefix import PrefixBlocks
+from bench.workloads.source import StreamSource, head
+from bench.workloads.stream import RequestStream
+from bench.workloads.traces import TraceSource
+from helpers.published import published_file
+
+SIZE = 16
+
+
+def tree_stream(seed: int, requests: int = 120) -> RequestStream:
+    """Prompts that follow a few paths of a tree, and leave them at random."""
+    draw = random.Random(seed)
+    ids, prompts = [], []
+    for number in range(requests):
+        family, shared, blocks = draw.randrange(4), draw.randrange(9), draw.randrange(1, 12)
+        ids.append(
+            [
+                family * 100 + at if at < shared else 10_000 + number * 100 + at
+                for at in range(blocks)
+            ]
+        )
+        prompts.append(blocks * SIZE - draw.randrange(SIZE))
+    return RequestStream(
+        name="tree",
+        source="a test",
+        prompt_tokens=prompts,
+        output_tokens=[1] * requests,
+        prefix=PrefixBlocks.of_lists(ids, SIZE),
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_one_pass_finds_what_a_replay_of_each_size_finds(seed: int) -> None:
+    source = tree_stream(seed)
+    found, requests, tokens, unique = lru_tokens(source)
+    for blocks in (1, 2, 3, 5, 8, 13, 21, 55, 200, unique):
+        replayed = replay(source, blocks * SIZE, "lru")
+        below = sum(each for depth, each in found.items() if depth <= blocks)
+        assert below == replayed.hit_tokens, blocks
+        assert (requests, tokens) == (replayed.requests, replayed.queried_tokens)
+    assert sum(found.values()) == replay(source, None).hit_tokens
+
+
+def test_every_curve_rises_to_the_limit_and_none_beats_the_optimum() -> None:
+    curve = hit_curve(tree_stream(7), "t")
+    for order in ORDERS:
+        rates = curve.rates[order]
+        assert len(rates) == len(curve.sizes)
+        assert max(rates) <= curve.limit
+        assert all(rate <= best for rate, best in zip(rates, curve.rates["belady"], strict=True))
+    assert list(curve.rates["lru"]) == sorted(curve.rates["lru"])
+
+
+def test_a_published_trace_is_judged_by_its_own_curve() -> None:
+    """W8: any trace was held against the conversation trace's numbers."""
+    source: StreamSource = head(TraceSource(published_file("mooncake-conv")), 600)
+    found, _, tokens, _ = lru_tokens(source)
+    for blocks in (500, 4000):
+        below = sum(each for depth, each in found.items() if depth <= blocks)
+        assert below / tokens == pytest.approx(replay(source, blocks * 512, "lru").hit_rate)
