@@ -18,6 +18,7 @@ from reference.errors import BadInput
 
 if TYPE_CHECKING:
     from bench.gate.contestant import Contestant
+    from bench.gate.engines.record import EnginesRecord
     from bench.gate.releases import Pairs
     from bench.gate.run import GatePlan
 
@@ -245,10 +246,15 @@ def _compare_allocators(
 
         it.deliver(f"--plot {plot}", partial(draw, found, plot))
     if asv is not None:
-        from bench.gate.engines.asv import export
-
-        it.deliver(f"--asv {asv}", partial(export, found, asv))
+        it.deliver(f"--asv {asv}", partial(_export, found, asv, it))
     it.end(found.exit_code)
+
+
+def _export(found: EnginesRecord, folder: Path, it: Session) -> None:
+    from bench.gate.engines.asv import export
+
+    for line in export(found, folder).left_out:
+        it.err.say(f"--asv {folder}: {line}")
 
 
 def _pairs(name: str) -> Pairs:
