@@ -237,21 +237,6 @@ def _need(
     )
 
 
-def expected_internal_fraction(tokens_per_request: float, block_size: int) -> float:
-    """Predict the share of paged memory that internal fragmentation takes, 0 to 1.
-
-    A running request of `L` tokens fills its last block anywhere with equal chance, so that
-    `(B - 1) / 2` of its slots are empty. Good to 0.3 points while requests are longer than a block.
-    """
-    _check_granule("block_size", block_size)
-    if not 0 < tokens_per_request < np.inf:
-        raise ValueError(
-            f"tokens_per_request is {tokens_per_request}; it must be above 0 and finite"
-        )
-    empty = (block_size - 1) / 2
-    return empty / (tokens_per_request + empty)
-
-
 def _check_granule(name: str, value: int) -> None:
     if not 1 <= value <= _MAX_GRANULE:
         raise ValueError(f"{name} is {value} tokens; it must be from 1 to {_MAX_GRANULE}")

@@ -131,6 +131,19 @@ def against_the_floors(root: Path) -> dict[tuple[str, str], str]:
     return found
 
 
+def arrows(root: Path) -> set[tuple[str, str]]:
+    """Pairs of rooms of bench of which one imports the other."""
+    found = set()
+    for path in room_files(root, "bench"):
+        job = path.relative_to(root).parts[1].removesuffix(".py")
+        for _, name in imports_of(root, path):
+            room, _, inside = name.partition(".")
+            target = inside.partition(".")[0]
+            if room == "bench" and target not in ("", job) and job != "__init__":
+                found.add((job, target))
+    return found
+
+
 def meetings(root: Path, room: str) -> list[str]:
     """Where one half of ``room`` imports the other, itself or by way of a file that both share."""
     halves = HALVES[room]
@@ -311,3 +324,10 @@ def test_planted_heavy_imports_are_found(tmp_path: Path) -> None:
     plant(tmp_path, "reference/eager.py", "import torch.cuda\ntorch.cuda._initialized = True")
     found = heavy_imports(tmp_path, "paged", "reference")
     assert found == ["paged.heavy imports triton", "CUDA is initialised"]
+
+
+def test_bench_is_seen_at_a_glance() -> None:
+    """Rooms and arrows on its floor plan: a new one is paid for by one that goes."""
+    found = arrows(ROOT)
+    assert len({room for pair in found for room in pair} - {"cli"}) <= 14
+    assert len(found) <= 45

@@ -14,9 +14,9 @@ from bench.check.need import (
     MemoryNeed,
     contiguous_need,
     default_max_model_len,
-    expected_internal_fraction,
     paged_need,
 )
+from bench.waste.figures.block_size import expected_internal_fraction
 from bench.workloads.stream import MAX_TOKENS, RequestStream
 from helpers.profiles import examples
 
@@ -220,7 +220,6 @@ def test_sizes_out_of_range_are_refused_with_the_value(size):
         ("block_size", partial(paged_need, one)),
         ("max_model_len", partial(contiguous_need, one)),
         ("chunk_tokens", partial(contiguous_need, one)),
-        ("block_size", partial(expected_internal_fraction, 100)),
     ):
         with pytest.raises(ValueError, match=f"{name} is {size}"):
             need(**{name: size})

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from bench.check.need import contiguous_need, expected_internal_fraction, paged_need
+from bench.check.need import contiguous_need, paged_need
+from bench.waste.figures.block_size import expected_internal_fraction
 from bench.workloads.builtin import LEVELS, STREAM_LAWS
 from bench.workloads.fits import FITS
 from bench.workloads.source import fitting, read_all
