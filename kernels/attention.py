@@ -22,7 +22,7 @@ SPLITS_AT_ONCE = 16
 """Partial results that the merge reads at once."""
 
 
-@declares(Capabilities())
+@declares(Capabilities(promises=frozenset({"deterministic", "relabelling"})))
 def paged_attention(
     batch: PagedBatch, *, num_splits: int | None = None, tiles: Tiles | None = None
 ) -> None:
@@ -52,7 +52,11 @@ def paged_attention(
         _prefill(batch, launch.tiles)
 
 
-@declares(Capabilities())
+@declares(
+    Capabilities(
+        promises=frozenset({"deterministic", "relabelling", "batch_invariant"}),
+    )
+)
 def batch_invariant_attention(batch: PagedBatch, *, tiles: Tiles | None = None) -> None:
     """Fill `batch.out` and `batch.lse`; what a sequence gets depends on no other sequence.
 
@@ -154,12 +158,14 @@ def shared_arguments(batch: PagedBatch) -> dict[str, Any]:
     if batch.softcap is not None:
         # The kernel evaluates cap tanh(x) as exp2 of 2 log2(e) x: see `attend_tile`.
         logit_factor, cap_factor = 2.0 * logit_factor / batch.softcap, batch.softcap * LOG2_E
-    keys, values = batch.key_cache, batch.value_cache
+    keys, values, table = batch.key_cache, batch.value_cache, batch.block_table
+    if table.stride(1) != 1:
+        table = table.contiguous()  # kernels step from column to column by one
     return {
         "query": batch.query,
         "key_cache": keys,
         "value_cache": values,
-        "block_table": batch.block_table,
+        "block_table": table,
         "seq_lens": batch.seq_lens,
         "query_start_loc": batch.query_start_loc,
         "slopes": batch.alibi_slopes,
@@ -175,7 +181,7 @@ def shared_arguments(batch: PagedBatch) -> dict[str, Any]:
         "stride_block_v": values.stride(0),
         "stride_slot_v": values.stride(1),
         "stride_head_v": values.stride(2),
-        "stride_seq_t": batch.block_table.stride(0),
+        "stride_seq_t": table.stride(0),
     }
 
 

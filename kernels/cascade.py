@@ -416,7 +416,7 @@ def cascade_attention(
     )
 
 
-@declares(Capabilities())
+@declares(Capabilities(promises=frozenset({"deterministic"})))
 def paged_attention_with_cascade(batch: PagedBatch, *, groups: PrefixGroups | None = None) -> None:
     """Attention by the cascade where it pays, and by `paged_attention` elsewhere.
 
@@ -427,7 +427,7 @@ def paged_attention_with_cascade(batch: PagedBatch, *, groups: PrefixGroups | No
     _attend(batch, groups, launch_bytes=LAUNCH_BYTES if on_device else 0)
 
 
-@declares(Capabilities())
+@declares(Capabilities(promises=frozenset({"deterministic"})))
 def cascade_wherever_shared(batch: PagedBatch) -> None:
     """The cascade wherever two sequences share a block, whatever it costs: for tests of it."""
     _attend(batch, None, launch_bytes=None)

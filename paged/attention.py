@@ -11,7 +11,7 @@ from reference.attention.chunked import CHUNK_TOKENS, attend_in_chunks
 from reference.attention.contract import Capabilities, PagedBatch, declares
 
 
-@declares(Capabilities())
+@declares(Capabilities(promises=frozenset({"deterministic", "relabelling"})))
 def paged_attention(batch: PagedBatch) -> None:
     """Fill `batch.out` and `batch.lse`, vectorised over the batch, in float32.
 

@@ -14,8 +14,8 @@ from reference.attention.coverage import Cell
 from reference.attention.verdict import Status
 
 NAME_WIDTH: Final = 16
-CELL_WIDTH: Final = 6
-"""Columns: with ten checks a line has 76."""
+CELL_WIDTH: Final = 5
+"""Columns: with eleven checks a line has 71."""
 
 LEGEND: Final = (
     "N passed  !N failed  ~N failed as expected  ? not run",
@@ -52,8 +52,16 @@ def matrix(kernel: KernelRecord) -> list[Text]:
             for name in names:
                 line.append(_cell(row.cells[name]))
             lines.append(line)
+    lines += _missed(kernel)
     lines += [Text(f"{check}: not run: {why}", "yellow") for check, why in kernel.unseen.items()]
     return lines + [Text(line, style="dim") for line in LEGEND]
+
+
+def _missed(kernel: KernelRecord) -> list[Text]:
+    """The pairs that never met."""
+    if not kernel.pairs.missed:
+        return []
+    return [Text(f"never at once: {', '.join(kernel.pairs.missed)}", style="yellow")]
 
 
 def _header(names: list[str]) -> list[Text]:

@@ -11,7 +11,7 @@ from bench.machine.environment import Environment
 from bench.machine.record import Record
 from bench.workloads.record import NamedStream
 from reference.attention.contract import Capabilities
-from reference.attention.coverage import Coverage, Row
+from reference.attention.coverage import Coverage, PairCoverage, Row
 from reference.attention.expected import Met
 from reference.attention.problem import AttentionProblem
 from reference.attention.verdict import Status, Verdict
@@ -66,6 +66,8 @@ class KernelRecord(Record):
     """The failures that are expected of it."""
     coverage: list[Row]
     """Verdicts by feature of the problems and by check."""
+    pairs: PairCoverage = PairCoverage()
+    """Variants that met in one problem."""
     complete: bool
     """Whether all that were asked for were run, or all that the kernel's capabilities leave."""
     failure: Failure | None = None

@@ -176,6 +176,7 @@ def _covered(kernel: KernelRecord) -> str:
     """Cells of the coverage matrix that were shown, of those that the kernel supports."""
     shown = sum(kernel.cells(state) for state in ("passed", "failed", EXPECTED))
     line = f"coverage {shown}/{shown + kernel.cells('not run')}"
+    line += f", pairs {kernel.pairs.met}/{kernel.pairs.asked}" if kernel.pairs.asked else ""
     return line + "".join(f", {check} not run" for check in kernel.unseen)
 
 

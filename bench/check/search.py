@@ -19,9 +19,10 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from bench.check.minimise import kind_of, minimise
 from bench.check.record import Failure, KernelRecord, replay_command
 from bench.check.worker import CAPABILITIES, CHECK_BY_NAME
-from bench.search.drawing import draw_each, only_our_constants, still_wrong
+from bench.search.drawing import draw_each, only_our_constants
 from bench.search.lanes import Enough, HarnessError, Lane, run_lanes
 from bench.search.shrink import Shrinking
 from reference.attention.checks import CHECKS, MEMORY, TRUTH, Check, applicable
@@ -231,10 +232,9 @@ def shrink(
     advance: Callable[[int], None] = lambda _: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Failure:
-    """Draw a search's problems again up to the one that failed, and make that one smaller.
+    """Make the problem of a failure smaller, while it fails the same check in the same way.
 
-    Only the check that failed is run, and no problem that is expected to fail it: what is found is
-    the same bug.
+    No problem is run that is expected to fail the check, or that the kernel declines.
     """
     check = CHECK_BY_NAME[failure.check]
     known = Expectations.of(plan.expected, plan.kernel)
@@ -251,29 +251,28 @@ def shrink(
         advance(1)
         return plan.failure(problem, verdict) if verdict.wrong else None
 
-    def example(problem: AttentionProblem) -> None:
+    def shows(problem: AttentionProblem) -> bool:
         if stopped():
             raise Enough
-        if shrinking.first is None:
-            if str(problem) != failure.problem:
-                return
-            shrinking.begin(failure)
-        if not check.applies(problem) or known.cover(check.name, problem):
-            return
-        if shrinking.still_shows(problem):
-            still_wrong()
-        if shrinking.attempts == 1:
-            shrinking.repeats = False
-            raise Enough
+        asked = check.applies(problem) and plan.capabilities.refusal(problem) is None
+        return asked and not known.cover(check.name, problem) and shrinking.still_shows(problem)
 
     def work(lane: Lane) -> None:
         lanes.append(lane)
+        first = AttentionProblem.parse(failure.problem)
         with shrinking.ended():
-            _draw(plan, example)
+            # Once more at the end: what comes and goes is said to.
+            if not shows(first) or not shows(minimise(first, shows)):
+                shrinking.repeats = False
 
-    shrinking = Shrinking(run, stopped=stopped)
+    shrinking = Shrinking(run, same=_same_kind, stopped=stopped)
+    shrinking.begin(failure)
     run_lanes(1, work, over=stopped)
     return shrunk_failure(shrinking, *notes) or failure
+
+
+def _same_kind(first: Failure, seen: Failure) -> bool:
+    return first.status == seen.status and kind_of(first.findings) == kind_of(seen.findings)
 
 
 def shrunk_failure(shrinking: Shrinking[AttentionProblem, Failure], *notes: str) -> Failure | None:
@@ -374,6 +373,7 @@ class _Loop:
             },
             expected=self._expectations.met,
             coverage=self._coverage.matrix(plan.capabilities),
+            pairs=self._coverage.pairs(plan.capabilities),
             complete=self._all_drawn and self._done == self.drawn and self._failure is None,
             failure=self._failure,
         )
@@ -436,7 +436,7 @@ def _draw(plan: SearchPlan, example: Callable[[AttentionProblem], None]) -> None
     with only_our_constants():
         for number, (count, limits) in enumerate(halves):
             if count:
-                strategy = problems(capabilities=plan.capabilities, **limits)
+                strategy = problems(capabilities=plan.capabilities, extremes=True, **limits)
                 draw_each(
                     strategy,
                     count=count,

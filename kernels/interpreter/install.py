@@ -10,7 +10,7 @@ from typing import Final
 import triton.language as tl
 from triton.runtime import interpreter as ti
 
-from kernels.interpreter import arithmetic, launch, operations, releases
+from kernels.interpreter import arithmetic, language, launch, operations, releases
 
 _CORRECTIONS: Final[Mapping[str, Callable[[], None]]] = {
     # What is wrong stock: see `arithmetic`.
@@ -23,6 +23,10 @@ _CORRECTIONS: Final[Mapping[str, Callable[[], None]]] = {
     "index": partial(releases.index_with_one_element, ti),
     "nan": partial(releases.drop_nan, ti.InterpreterBuilder),
     "bfloat16 constants": partial(releases.bfloat16_constants, ti.InterpreterBuilder),
+    # What compiles and is not interpreted: see `language`.
+    "names": language.call_builtins_by_any_name,
+    "and, or": partial(language.combine_blocks_elementwise, ti),
+    "constexprs": partial(language.tell_constants, ti),
     # What is slow for a launch or a nested call.
     "language patched once": partial(launch.patch_language_once, ti),
     "direct builtins": partial(launch.call_builtins_directly, ti),

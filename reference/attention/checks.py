@@ -2,26 +2,38 @@
 
 `memory` looks at which memory is touched, where that can be seen; `truth` compares with float64.
 The laws compare the kernel with itself on problems whose answers are related; they hold whatever
-the tolerance, and some hold bit for bit.
+the tolerance, and bit for bit where the kernel promises bits.
 """
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from reference.attention.contract import AttentionKernel, PagedBatch, capabilities_of
+from reference.attention.caches import LARGE, bytes_or_self
+from reference.attention.contract import (
+    AttentionKernel,
+    Capabilities,
+    PagedBatch,
+    capabilities_of,
+)
+from reference.attention.far import NoRoom, lacked_memory, no_room_for_copies
+from reference.attention.hints import hints
 from reference.attention.inputs import Inputs, make_inputs
-from reference.attention.placement import CANARY, Placement, Poison, place
+from reference.attention.placement import CANARY, Placement, Poison, place, unwritten
 from reference.attention.problem import AttentionProblem, Request
+from reference.attention.raised import said_of
 from reference.attention.tolerance import lse_allowance, out_allowance, worst_excess
 from reference.attention.truth import Truth, attend
 from reference.attention.verdict import Status, Verdict
-from reference.errors import described
 
 MAX_GROWTH: Final = 5
 """Tokens that the growth law feeds one at a time."""
@@ -38,20 +50,73 @@ class NotRun(Exception):
     """A check cannot see what it judges; the message says why."""
 
 
-Watch = Callable[[AttentionKernel, PagedBatch], Findings | None]
+Watch = Callable[[AttentionKernel, PagedBatch], Findings | str | None]
 """Calls a kernel on a batch and says what it touched that is not its to touch, one sentence each;
-None where nothing of it can be seen. `kernels.interpreter` has one for interpreted Triton."""
+why nothing of it could be seen, or None, where it could not. `kernels.interpreter` has one for
+interpreted Triton."""
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A kernel on a device, with what it declares about poison, and who can watch its accesses."""
+    """A kernel on a device, with what it declares, and who can watch its accesses."""
 
     kernel: AttentionKernel
     device: str
-    poison: Poison
-    gives_lse: bool
+    able: Capabilities
     watch: Watch | None = None
+
+    @property
+    def poison(self) -> Poison:
+        """What slots hold that no sequence owns."""
+        return "large" if self.able.needs_finite_cache else "nan"
+
+    def promises(self, bits: str) -> bool:
+        """Whether the kernel promises certain bits."""
+        return bits in self.able.promises
+
+    def place(
+        self,
+        inputs: Inputs,
+        *,
+        seed: int | None = None,
+        spare_blocks: int = 3,
+        share_prefix: bool = True,
+        with_lse: bool = True,
+    ) -> Placement:
+        """Lay inputs out in pages, far ones where the problem says so. Raises NotRun."""
+        try:
+            return place(
+                inputs,
+                seed=seed,
+                poison=self.poison,
+                with_lse=with_lse and "lse" in self.able.variants,
+                share_prefix=share_prefix,
+                spare_blocks=spare_blocks,
+                far=True,
+            )
+        except NoRoom as reason:
+            raise NotRun(f"pool={inputs.problem.pool} does not fit here: {reason}") from None
+
+    def call(self, batch: PagedBatch, *, far: bool = False) -> None:
+        """Call the kernel. Raises KernelRaised: whatever it raises. Raises NotRun: it copies a pool
+        that lies far.
+        """
+        try:
+            with no_room_for_copies() if far and self.device == "cpu" else nullcontext():
+                self.kernel(batch)
+            if self.device == "cuda":
+                # A launch returns at once: without this an illegal access would surface later, in
+                # a problem that has nothing to do with it.
+                torch.cuda.synchronize()
+        except Exception as error:
+            if far and lacked_memory(error):
+                raise NotRun(
+                    "the kernel asks for memory as for a copy of the pool, which lies far: let it "
+                    "decline `pool`"
+                ) from None
+            raise KernelRaised(said_of(error)) from error
+        if batch.lse is not None and self.able.lse_base == "2":
+            batch.lse.mul_(math.log(2))
 
     def answer(
         self,
@@ -62,43 +127,43 @@ class Subject:
         share_prefix: bool = True,
         with_lse: bool = True,
     ) -> Placement:
-        """Lay inputs out in pages and call the kernel on them. Raises KernelRaised: whatever it
-        raises.
-        """
-        placement = place(
+        """Lay inputs out in pages and call the kernel on them. Raises KernelRaised, NotRun."""
+        placement = self.place(
             inputs,
             seed=seed,
-            poison=self.poison,
-            with_lse=with_lse and self.gives_lse,
-            share_prefix=share_prefix,
             spare_blocks=spare_blocks,
+            share_prefix=share_prefix,
+            with_lse=with_lse,
         )
-        try:
-            self.kernel(placement.batch)
-            if self.device == "cuda":
-                # A launch returns at once: without this an illegal access would surface later, in
-                # a problem that has nothing to do with it.
-                torch.cuda.synchronize()
-        except Exception as error:
-            raise _raised(error) from error
+        self.call(placement.batch, far=inputs.problem.pool is not None)
         return placement
 
     def touch(self, inputs: Inputs) -> Findings:
-        """Lay inputs out, call the kernel and have it watched. Raises KernelRaised, NotRun."""
+        """Lay inputs out, call the kernel and have it watched. Raises NotRun.
+
+        An exception is no finding about memory: `truth` has it, unless it comes only from watching.
+        """
         if self.watch is None:
             raise NotRun("only Triton kernels in the interpreter can be watched")
-        placement = place(inputs, poison=self.poison, with_lse=self.gives_lse)
+        placement = place(inputs, poison=self.poison, with_lse="lse" in self.able.variants)
         try:
             findings = self.watch(self.kernel, placement.batch)
         except Exception as error:
-            raise _raised(error) from error
-        if findings is None:
-            raise NotRun("the kernel launched no Triton kernel")
+            said = said_of(error)
+            try:
+                self.call(place(inputs, poison=self.poison, with_lse=False).batch)
+            except KernelRaised:
+                raise NotRun(f"the kernel {said}") from None
+            return [f"{said}, only where undefined lanes hold no zeros"]
+        if findings is None or isinstance(findings, str):
+            raise NotRun(findings or "the kernel launched no Triton kernel")
+        if self.able.needs_finite_cache:
+            findings = [each for each in findings if REST_OF_A_BLOCK not in each]
         return findings
 
 
-def _raised(error: Exception) -> KernelRaised:
-    return KernelRaised(f"raised {described(error)}")
+REST_OF_A_BLOCK: Final = "in its last block"
+"""In a finding about a load of what follows a sequence's last token, in its own block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +197,8 @@ def run_check(
     refusal = capabilities.refusal(problem)
     if refusal is not None:
         return Verdict(check.name, Status.NOT_SUPPORTED, (refusal,))
-    poison: Poison = "large" if capabilities.needs_finite_cache else "nan"
     try:
-        gives_lse = "lse" in capabilities.variants
-        subject = Subject(kernel, device, poison, gives_lse=gives_lse, watch=watch)
-        findings = check.run(subject, problem)
+        findings = check.run(Subject(kernel, device, capabilities, watch=watch), problem)
     except KernelRaised as error:
         return Verdict(check.name, Status.FAILED, (str(error),))
     except NotRun as reason:
@@ -153,10 +215,31 @@ def judge(problem: AttentionProblem, truth: Truth, placement: Placement) -> Find
     """Hold an answer against the truth, and the rest of memory against what it was."""
     findings = list(placement.overwritten())
     batch = placement.batch
-    lse = None if batch.lse is None else batch.lse.cpu()
-    if excess := worst_excess(problem, truth, batch.out.cpu(), lse):
+    out, lse = batch.out.cpu(), None if batch.lse is None else batch.lse.cpu()
+    for name, answer in (("out", out), ("lse", lse)):
+        missing = None if answer is None else unwritten(answer)
+        if missing is not None and bool(missing.any()):
+            findings.append(_not_written(name, missing))
+    # What was not written is said once; the others are held to the truth.
+    out = _where_written(out, truth.out)
+    lse = None if lse is None else _where_written(lse, truth.lse)
+    if excess := worst_excess(problem, truth, out, lse):
         findings.append(str(excess))
     return findings
+
+
+def _not_written(name: str, missing: Tensor) -> str:
+    token, head = missing.nonzero()[0].tolist()
+    rows = f"{int(missing.sum()):,} of {missing.numel():,} rows"
+    return f"{name} is not written: {rows}, the first at token {token}, head {head}"
+
+
+def _where_written(answer: Tensor, truth: Tensor) -> Tensor:
+    missing = unwritten(answer)
+    if not bool(missing.any()):
+        return answer
+    missing = missing if answer.dim() == 2 else missing.unsqueeze(-1)
+    return torch.where(missing, truth.to(answer.dtype), answer)
 
 
 def _memory(subject: Subject, problem: AttentionProblem) -> Findings:
@@ -166,19 +249,51 @@ def _memory(subject: Subject, problem: AttentionProblem) -> Findings:
 def _truth(subject: Subject, problem: AttentionProblem) -> Findings:
     inputs = make_inputs(problem)
     placement = subject.answer(_to(inputs, subject.device))
-    return judge(problem, attend(inputs), placement)
+    truth = attend(inputs)
+    findings = judge(problem, truth, placement)
+    return [*findings, *hints(inputs, truth, placement.batch)] if findings else []
+
+
+def _history(subject: Subject, problem: AttentionProblem) -> Findings:
+    """Two calls before this one: a larger one of poison, and one in the same tensors."""
+    inputs = make_inputs(problem)
+    placement = subject.place(_to(inputs, subject.device))
+    batch = placement.batch
+    twice = problem.replace(requests=problem.requests * 2, pool=None, spare=None)
+    larger = _inputs(subject, twice)
+    fill = torch.nan if subject.poison == "nan" else LARGE
+    spoilt = replace(larger, keys=_filled(larger.keys, fill), values=_filled(larger.values, fill))
+    lengths = batch.seq_lens.clone()
+    shorter = [min(max(r.query_len, r.seq_len // 2), r.seq_len) for r in problem.requests]
+    far = problem.pool is not None
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of poison that is asked for
+        if subject.able.refusal(twice) is None:
+            subject.answer(spoilt)
+        batch.seq_lens.copy_(torch.tensor(shorter))
+        subject.call(batch, far=far)
+    batch.seq_lens.copy_(lengths)
+    placement.reset()
+    subject.call(batch, far=far)
+    seen = judge(problem, attend(inputs), placement)
+    if not seen or judge(problem, attend(inputs), subject.answer(_to(inputs, subject.device))):
+        return []  # what is wrong by itself is no matter of earlier calls
+    return [f"after calls on another batch and other lengths: {finding}" for finding in seen]
 
 
 def _relabelled(subject: Subject, problem: AttentionProblem) -> Findings:
     inputs = _inputs(subject, problem)
     one = subject.answer(inputs, seed=problem.seed)
     other = subject.answer(inputs, seed=problem.seed + 1, spare_blocks=5)
-    return _same_bits(one, other, "after the pages were relabelled")
+    bits = subject.promises("relabelling")
+    return _same(inputs, one, other, "after the pages were relabelled", bits=bits)
 
 
 def _repeated(subject: Subject, problem: AttentionProblem) -> Findings:
     inputs = _inputs(subject, problem)
-    return _same_bits(subject.answer(inputs), subject.answer(inputs), "when called again")
+    one, other = subject.answer(inputs), subject.answer(inputs)
+    bits = subject.promises("deterministic")
+    return _same(inputs, one, other, "when called again", bits=bits)
 
 
 def _without_lse(subject: Subject, problem: AttentionProblem) -> Findings:
@@ -188,14 +303,16 @@ def _without_lse(subject: Subject, problem: AttentionProblem) -> Findings:
     with_lse = subject.answer(inputs)
     if bool((without.guarded_lse != CANARY).any()):
         return ["wrote a log-sum-exp that was not asked for"]
-    return _bits("out", with_lse.batch.out, without.batch.out, "without a log-sum-exp")
+    bits = subject.promises("deterministic")
+    return _same(inputs, with_lse, without, "without a log-sum-exp", bits=bits)
 
 
 def _shared_prefix(subject: Subject, problem: AttentionProblem) -> Findings:
     inputs = _inputs(subject, problem)
     shared = subject.answer(inputs)
     private = subject.answer(inputs, share_prefix=False)
-    return _same_bits(shared, private, "with private copies of the shared prefix")
+    bits = subject.promises("relabelling")
+    return _same(inputs, shared, private, "with private copies of the shared prefix", bits=bits)
 
 
 def _alone(subject: Subject, problem: AttentionProblem) -> Findings:
@@ -208,8 +325,17 @@ def _alone(subject: Subject, problem: AttentionProblem) -> Findings:
             rows = slice(starts[index], starts[index + 1])
             single = inputs.select([(index, request)])
             what = f"sequence {index} alone and in its batch"
-            findings += _close_rows(subject, single, together, rows, what)
+            if subject.promises("batch_invariant"):
+                part = subject.answer(single).batch
+                findings += _bits("out", together.out[rows], part.out, f"{ALONE} {index}")
+                if part.lse is not None and together.lse is not None:
+                    findings += _bits("lse", together.lse[rows], part.lse, f"{ALONE} {index}")
+            else:
+                findings += _close_rows(subject, single, together, rows, what)
     return findings
+
+
+ALONE: Final = "without its neighbours in sequence"
 
 
 def _last_row(subject: Subject, problem: AttentionProblem) -> Findings:
@@ -245,8 +371,10 @@ def _scaled_values(subject: Subject, problem: AttentionProblem) -> Findings:
         doubled = replace(inputs, values=2 * inputs.values)
     twice = subject.answer(doubled).batch
     findings = _close(doubled, twice.out, None, 2 * plain.out, None, "twice the values")
-    if plain.lse is not None and twice.lse is not None:
+    if plain.lse is not None and twice.lse is not None and subject.promises("deterministic"):
         findings += _bits("lse", plain.lse, twice.lse, "with twice the values")
+    elif plain.lse is not None and twice.lse is not None:
+        findings += _close_lse(doubled, twice.lse, plain.lse, "twice the values")
     return findings
 
 
@@ -270,20 +398,30 @@ def _close_rows(
     return _close(single, part.out, part.lse, whole.out[rows], lse, what)
 
 
-def _same_bits(one: Placement, other: Placement, when: str) -> Findings:
-    findings = _bits("out", one.batch.out, other.batch.out, when)
+def _same(inputs: Inputs, one: Placement, other: Placement, when: str, *, bits: bool) -> Findings:
+    """Two answers to one problem: the same bits, or within rounding of each other."""
+    answers = [("out", one.batch.out, other.batch.out)]
     if one.batch.lse is not None and other.batch.lse is not None:
-        findings += _bits("lse", one.batch.lse, other.batch.lse, when)
+        answers.append(("lse", one.batch.lse, other.batch.lse))
+    findings = []
+    for name, first, second in answers:
+        changed = _bits(name, first, second, when)
+        if changed and not bits:
+            close = _close_out if name == "out" else _close_lse
+            changed = changed if close(inputs, first, second, when) else []
+        findings += changed
     return findings
 
 
 def _bits(what: str, one: Tensor, other: Tensor, when: str) -> Findings:
-    if torch.equal(one, other):
+    """NaN is NaN: that it is wrong is for `truth` to say."""
+    differ = (one != other) & ~(one.isnan() & other.isnan())
+    if not bool(differ.any()):
         return []
-    row = (one != other).reshape(one.shape[0], one.shape[1], -1).any(-1).nonzero()[0].tolist()
-    differing = int((one != other).sum())
+    row = differ.reshape(one.shape[0], one.shape[1], -1).any(-1).nonzero()[0].tolist()
     return [
-        f"{what} changed {when}: {differing} elements, the first in token {row[0]}, head {row[1]}"
+        f"{what} changed {when}: {int(differ.sum())} elements, the first in token {row[0]}, "
+        f"head {row[1]}"
     ]
 
 
@@ -296,20 +434,42 @@ def _close(
     what: str,
 ) -> Findings:
     """Two answers to one problem may differ by what both are allowed."""
-    truth = attend(_to(inputs, "cpu"))
-    findings = []
-    difference = (out.cpu().double() - other.cpu().double()).abs()
-    beyond = ~(difference <= 2 * out_allowance(inputs.problem, truth).unsqueeze(-1))
-    if bool(beyond.any()):
-        worst = float(difference.nan_to_num(nan=torch.inf).max())
-        findings.append(f"{what}: outputs differ by {worst:.3g}, more than rounding explains")
+    findings = _close_out(inputs, out, other, what)
     if lse is not None and other_lse is not None:
-        one, two = lse.cpu().double(), other_lse.cpu().double()
-        gap = torch.where(one == two, 0.0, (one - two).abs())
-        if bool((~(gap <= 2 * lse_allowance(truth))).any()):
-            worst = float(gap.nan_to_num(nan=torch.inf).max())
-            findings.append(f"{what}: log-sum-exps differ by {worst:.3g}")
+        findings += _close_lse(inputs, lse, other_lse, what)
     return findings
+
+
+def _close_out(inputs: Inputs, out: Tensor, other: Tensor, what: str) -> Findings:
+    allowed = 2 * out_allowance(inputs.problem, attend(_to(inputs, "cpu"))).unsqueeze(-1)
+    gap = _gap(out, other)
+    if bool((gap <= allowed).all()):
+        return []
+    worst = float(gap.nan_to_num(nan=torch.inf).max())
+    return [f"{what}: outputs differ by {worst:.3g}, more than rounding explains"]
+
+
+def _close_lse(inputs: Inputs, lse: Tensor, other: Tensor, what: str) -> Findings:
+    gap = _gap(lse, other)
+    if bool((gap <= 2 * lse_allowance(attend(_to(inputs, "cpu")))).all()):
+        return []
+    worst = float(gap.nan_to_num(nan=torch.inf).max())
+    return [f"{what}: log-sum-exps differ by {worst:.3g}"]
+
+
+def _gap(one: Tensor, other: Tensor) -> Tensor:
+    """How far apart two answers are; infinities and NaN are no distance from themselves."""
+    first, second = one.cpu().double(), other.cpu().double()
+    same = (first == second) | (first.isnan() & second.isnan())
+    return torch.where(same, 0.0, (first - second).abs())
+
+
+def _filled(tensor: Tensor, value: float) -> Tensor:
+    largest = torch.finfo(tensor.dtype).max
+    filler = torch.tensor([value if math.isnan(value) else min(value, largest)]).to(tensor.dtype)
+    filled = torch.empty_like(tensor)
+    bytes_or_self(filled)[...] = bytes_or_self(filler.to(tensor.device))
+    return filled
 
 
 def _has_rows(problem: AttentionProblem) -> bool:
@@ -332,11 +492,12 @@ TRUTH: Final = Check(
 )
 
 LAWS: Final = (
-    Check("relabelled-pages", "Where the pages lie changes no bit.", _has_rows, _relabelled),
-    Check("repeated", "The same call gives the same bits.", _has_rows, _repeated),
-    Check("without-lse", "Not asking for the log-sum-exp changes no bit.", _has_rows, _without_lse),
+    Check("history", "Earlier calls change nothing.", _has_rows, _history),
+    Check("relabelled-pages", "Where the pages lie changes nothing.", _has_rows, _relabelled),
+    Check("repeated", "The same call gives the same answer.", _has_rows, _repeated),
+    Check("without-lse", "Asking for no log-sum-exp changes nothing.", _has_rows, _without_lse),
     Check(
-        "shared-prefix", "Sharing the blocks of a common prefix changes no bit.",
+        "shared-prefix", "Sharing the blocks of a common prefix changes nothing.",
         lambda problem: problem.shares_blocks and _has_rows(problem), _shared_prefix,
     ),
     Check(

@@ -9,9 +9,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
-from reference.attention.problem import FP8_DTYPES, MAX_HEAD_DIM, QUERY_DTYPES, AttentionProblem
+from reference.attention.problem import (
+    FP8_DTYPES,
+    LAYOUTS,
+    MAX_HEAD_DIM,
+    QUERY_DTYPES,
+    STRIDED,
+    AttentionProblem,
+    Request,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,8 +69,8 @@ class PagedBatch(AttentionCall):
     dimension is contiguous; the others may have any stride. Slots that no sequence owns hold NaN.
     """
     block_table: Tensor
-    """[num_seqs, max_blocks_per_seq] int32. Columns past a sequence's blocks hold an index outside
-    the pool."""
+    """[num_seqs, max_blocks_per_seq] int32, any strides. Columns past a sequence's blocks hold an
+    index outside the pool; there may be none, and then the table's memory ends there."""
     max_query_len: int
     max_seq_len: int
     """On the host, so that a launch needs no synchronisation."""
@@ -91,6 +99,19 @@ Kernel = TypeVar("Kernel", bound=Callable[..., object])
 VARIANTS: Final = ("prefill", "noncausal", "window", "softcap", "alibi", "sinks", "lse")
 """What a kernel may be unable to do besides causal decode. `prefill` is any query longer than 1."""
 
+DECLINABLE: Final = (
+    "padding", "waiting", "empty", "scale", "mixed_lengths", "pool",
+    *(f"layout={name}" for name in LAYOUTS), *(f"strides={name}" for name in STRIDED),
+)  # fmt: skip
+"""What a kernel may decline by name: rows of sequences without tokens (q1 k0), sequences without a
+query (q0), batches without any query token, a scale other than 1 / sqrt(head_dim), query lengths
+that differ in a batch, pools of more than 2^31 elements, and where tensors lie in memory."""
+
+PROMISES: Final = ("deterministic", "relabelling", "batch_invariant")
+"""Bits that a kernel may promise. `deterministic`: the same call gives the same, with or without a
+log-sum-exp. `relabelling`: where the pages lie and which are shared does not matter.
+`batch_invariant`: nor do the other sequences. What is not promised has to agree within rounding."""
+
 SIZES_AND_DTYPES: Final = ("dtype", "kv_dtype", "head_dim", "block_size")
 """Fields of a problem that `Capabilities.never_together` may name with their value."""
 
@@ -117,16 +138,29 @@ class Capabilities:
     float8 cache at that head size."""
     needs_finite_cache: bool = False
     """The kernel reads slots that no sequence owns and multiplies them by zero: they then hold
-    large finite numbers instead of NaN."""
+    large finite numbers instead of NaN, and reading the rest of a sequence's last block is legal.
+    """
+    group_sizes: frozenset[int] | None = None
+    """Query heads for each KV head that work; None for all."""
+    declines: frozenset[str] = frozenset()
+    """Members of `DECLINABLE`."""
+    promises: frozenset[str] = frozenset()
+    """Members of `PROMISES`."""
+    lse_base: Literal["e", "2"] = "e"
+    """Base of the logarithm that the kernel returns."""
 
     def __post_init__(self) -> None:
         for field, known in (
             ("dtypes", QUERY_DTYPES),
             ("kv_dtypes", FP8_DTYPES),
             ("variants", VARIANTS),
+            ("declines", DECLINABLE),
+            ("promises", PROMISES),
         ):
             for name in getattr(self, field) - set(known):
                 raise ValueError(f"capability {field}: {name!r} is unknown; use {', '.join(known)}")
+        if self.lse_base not in {"e", "2"}:
+            raise ValueError(f"capability lse_base: {self.lse_base!r} is unknown; use 'e' or '2'")
         for words in self.never_together:
             for word in words.split():
                 if word not in VARIANTS and word.partition("=")[0] not in SIZES_AND_DTYPES:
@@ -146,9 +180,13 @@ class Capabilities:
             return f"head size {problem.head_dim}"
         if self.block_sizes is not None and problem.block_size not in self.block_sizes:
             return f"block size {problem.block_size}"
+        if self.group_sizes is not None and problem.group_size not in self.group_sizes:
+            return f"group size {problem.group_size}"
         missing = variants_of(problem) - self.variants
         if missing:
             return f"variant {', '.join(sorted(missing))}"
+        if declined := declinable_of(problem) & self.declines:
+            return f"declined: {', '.join(sorted(declined))}"
         shown = variants_of(problem) | {
             f"{name}={getattr(problem, name)}" for name in SIZES_AND_DTYPES
         }
@@ -175,6 +213,24 @@ def variants_of(problem: AttentionProblem) -> frozenset[str]:
         "sinks": problem.sinks,
     }
     return frozenset(name for name, needed in needs.items() if needed)
+
+
+def declinable_of(problem: AttentionProblem) -> frozenset[str]:
+    """The members of `DECLINABLE` that a problem needs."""
+    lengths = {request.query_len for request in problem.requests}
+    needs = {
+        "padding": Request(1, 0) in problem.requests,
+        "waiting": 0 in lengths,
+        "empty": lengths == {0},
+        "scale": problem.scale is not None,
+        "mixed_lengths": len(lengths) > 1,
+        "pool": problem.pool is not None,
+    }
+    places = {f"strides={name}" for name in problem.strides}
+    # Without a name the layout takes turns between these two.
+    layouts = [problem.layout] if problem.layout else ["together", "apart"]
+    places |= {f"layout={name}" for name in layouts}
+    return frozenset(name for name, needed in needs.items() if needed) | places
 
 
 def declares(capabilities: Capabilities) -> Callable[[Kernel], Kernel]:

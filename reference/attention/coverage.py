@@ -15,6 +15,7 @@ from enum import StrEnum
 from reference.attention.checks import CHECKS, Check
 from reference.attention.contract import Capabilities
 from reference.attention.features import Feature, features_for, features_of, witnesses
+from reference.attention.pairs import pairs_for, pairs_of
 from reference.attention.problem import AttentionProblem
 from reference.attention.verdict import Status, Verdict
 
@@ -63,16 +64,38 @@ class Row:
     """By the check's name, in the order of `CHECKS`."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairCoverage:
+    """Pairs of variants that each do something in one problem."""
+
+    asked: int = 0
+    """Pairs that the kernel's capabilities allow."""
+    met: int = 0
+    """Those of them that met in a problem."""
+    missed: tuple[str, ...] = ()
+    """The others, by name."""
+
+
 @dataclass(slots=True)
 class Coverage:
     """Accumulates verdicts."""
 
     counts: Counter[tuple[str, str, Status]] = field(default_factory=Counter)
     """Verdicts by (feature, check, status)."""
+    met: set[tuple[str, str]] = field(default_factory=set)
+    """Pairs of what was active at once, see `pairs`."""
 
     def add(self, problem: AttentionProblem, verdict: Verdict) -> None:
         """Count a verdict for each feature of its problem."""
         self.counts.update((name, verdict.check, verdict.status) for name in features_of(problem))
+        if verdict.status not in (Status.NOT_RUN, Status.NOT_SUPPORTED):
+            self.met.update(pairs_of(problem))
+
+    def pairs(self, capabilities: Capabilities) -> PairCoverage:
+        """Pairs that were to meet for a kernel of these capabilities, and those that did not."""
+        asked = pairs_for(capabilities)
+        missed = sorted(" + ".join(pair) for pair in asked - self.met)
+        return PairCoverage(asked=len(asked), met=len(asked) - len(missed), missed=tuple(missed))
 
     def matrix(self, capabilities: Capabilities) -> list[Row]:
         """Every feature under every check, for a kernel of these capabilities."""

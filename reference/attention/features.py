@@ -17,15 +17,17 @@ from reference.attention.contract import Capabilities
 from reference.attention.problem import (
     FP8_DTYPES,
     INPUT_KINDS,
+    LAYOUTS,
     MAX_BLOCK_SIZE,
     MAX_HEAD_DIM,
     MIN_HEAD_DIM,
     QUERY_DTYPES,
+    STRIDED,
     AttentionProblem,
     InvalidProblem,
     Request,
 )
-from reference.attention.strategies import BLOCK_SIZES, HEAD_DIMS
+from reference.attention.strategies import BLOCK_SIZES, HEAD_DIMS, SHORT_QUERY
 from reference.errors import BadInput
 
 
@@ -67,6 +69,7 @@ _EQUAL: Final[dict[str, tuple[str, Callable[[Capabilities, Any], bool]]]] = {
         lambda able, size: able.block_sizes is None or size in able.block_sizes,
     ),
     "inputs": ("inputs", lambda *_: True),
+    "layout": ("layout", lambda able, name: f"layout={name}" not in able.declines),
 }
 """By field of a problem: the group of its values' features, and who can be asked for one."""
 
@@ -107,8 +110,22 @@ def _prefills(able: Capabilities) -> bool:
     return "prefill" in able.variants
 
 
+def _unless_declined(name: str) -> Callable[[Capabilities], bool]:
+    return lambda able: name not in able.declines
+
+
 def _decodes(problem: AttentionProblem) -> bool:
     return any(r.query_len == 1 and r.seq_len > 0 for r in problem.requests)
+
+
+def _strided(name: str) -> Feature:
+    return Feature(
+        f"strides={name}",
+        "places",
+        lambda problem: name in problem.strides,
+        _unless_declined(f"strides={name}"),
+        {"strides": (name,)},
+    )
 
 
 FEATURES: Final = (
@@ -131,7 +148,11 @@ FEATURES: Final = (
     # A kernel that can give a log-sum-exp is asked for one by every problem.
     _variant("lse", lambda problem: problem.num_tokens > 0, {}),
     Feature(
-        "scale", "variant", lambda problem: problem.scale is not None, _always, {"scale": 0.125}
+        "scale",
+        "variant",
+        lambda problem: problem.scale is not None,
+        _unless_declined("scale"),
+        {"scale": 0.125},
     ),
     _batch("decode", lambda problem: problem.max_query_len <= 1 and _decodes(problem)),
     _batch("prefill", lambda problem: problem.max_query_len > 1, _prefills),
@@ -141,19 +162,43 @@ FEATURES: Final = (
         lambda problem: any(1 < r.query_len < r.seq_len for r in problem.requests),
         _prefills,
     ),
-    _batch("padding", lambda problem: any(r == Request(1, 0) for r in problem.requests)),
-    _batch("waiting", lambda problem: any(r.query_len == 0 for r in problem.requests)),
+    _batch(
+        "short_query",
+        lambda problem: any(1 < r.query_len <= SHORT_QUERY for r in problem.requests),
+        _prefills,
+    ),
+    _batch(
+        "padding",
+        lambda problem: any(r == Request(1, 0) for r in problem.requests),
+        _unless_declined("padding"),
+    ),
+    _batch(
+        "waiting",
+        lambda problem: any(r.query_len == 0 for r in problem.requests),
+        _unless_declined("waiting"),
+    ),
     _batch("shared_prefix", lambda problem: problem.shares_blocks),
     _heads("mha", lambda problem: problem.group_size == 1, 2, 1),
     _heads("mqa", lambda problem: problem.num_kv_heads == 1 and problem.group_size > 1, 1, 3),
     _heads("gqa", lambda problem: problem.num_kv_heads > 1 and problem.group_size > 1, 2, 3),
     *(_equal("inputs", kind) for kind in INPUT_KINDS),
+    *(_equal("layout", name) for name in LAYOUTS),
+    *(_strided(name) for name in STRIDED),
+    Feature("tight", "places", lambda problem: problem.spare == 0, _always, {"spare": 0}),
+    Feature(
+        "pool",
+        "places",
+        lambda problem: problem.pool is not None,
+        _unless_declined("pool"),
+        {"pool": 2**27},
+    ),
 )
 """What is counted for every kernel; sizes that a kernel declares besides are added to them.
 
 `prefill` is any query longer than one token, as in a kernel's capabilities; `mixed` holds decode
-beside it, `chunked` a prefill with earlier tokens in the cache. `padding` is a row q1 k0, `waiting`
-a sequence that has no query in this step.
+beside it, `chunked` a prefill with earlier tokens in the cache, `short_query` one of 2 to 8 tokens.
+`padding` is a row q1 k0, `waiting` a sequence that has no query in this step. `tight` is a block
+table without spare columns, `pool` one of more than 2^31 elements.
 """
 
 _BY_NAME: Final = {feature.name: feature for feature in FEATURES}

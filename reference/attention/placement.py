@@ -3,25 +3,42 @@
 Pages are shuffled; blocks, slots and table columns that belong to nobody hold what a correct
 kernel never reads; everything a kernel may not write lies between canaries. The query is a part of
 a fused projection and the block table of a wider buffer, as in an engine, so no two tensors have
-the same strides; keys and values lie side by side in one storage, or apart with strides of their
-own, by turns of the seed.
+the same strides. `reference.attention.caches` has the layouts of keys and values.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import torch
 from torch import Tensor
 
+from reference.attention.caches import (
+    GUARD_BLOCKS,
+    LARGE,
+    Kept,
+    Poison,
+    bits_of,
+    bytes_or_self,
+    far_caches,
+    near_caches,
+)
 from reference.attention.contract import PagedBatch, options_of
+from reference.attention.far import far_ids, far_rows
 from reference.attention.inputs import Inputs
 from reference.attention.problem import AttentionProblem
 
-GUARD_BLOCKS: Final = 2
-"""Blocks before and after the pool. An index outside the pool lands here, on poison, and not in
-another allocation: a wrong kernel is caught and the process lives."""
+__all__ = [
+    "CANARY",
+    "GUARD_BLOCKS",
+    "GUARD_ROWS",
+    "LARGE",
+    "Placement",
+    "Poison",
+    "place",
+    "unwritten",
+]
 
 GUARD_ROWS: Final = 2
 """Rows before and after `out` and `lse`; their rows have guards at the end too."""
@@ -29,16 +46,17 @@ GUARD_ROWS: Final = 2
 CANARY: Final = -24576.0
 """What guards of `out` and `lse` hold; exact in every dtype."""
 
-LARGE: Final = 16384.0
-"""Poison for kernels that need finite numbers everywhere: times any weight but zero, it shows."""
-
 WATCHED: Final = (
     "query", "block_table", "seq_lens", "query_start_loc", "alibi_slopes", "sinks",
 )  # fmt: skip
 """Inputs of a call that a kernel may not change, besides the caches."""
 
-Poison = Literal["nan", "large"]
-Layout = Literal["together", "apart"]
+_UNWRITTEN: Final = {2: 0x7FE5, 4: 0x7FE5A5A5}
+"""Bits of the NaN that outputs are full of, by bytes of an element: no computation gives these, so
+that a row which nobody wrote can be told from one that came out as NaN."""
+
+MOST_FAR_ROWS: Final = 256
+"""Query tokens whose rows can lie far apart: each is a page of memory at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +72,14 @@ class Placement:
     """Size of the pool, blocks."""
     guarded_out: Tensor
     guarded_lse: Tensor
-    storages: tuple[Tensor, ...]
-    storages_before: tuple[Tensor, ...]
+    kept: tuple[Kept, ...]
+    """What the caches held: all of them, or of a far pool the blocks that are known."""
     inputs_before: dict[str, Tensor]
+
+    @property
+    def storages(self) -> tuple[Tensor, ...]:
+        """The bits of the caches' whole memory; of a far pool there is too much."""
+        return tuple(kept.bits for kept in self.kept)
 
     def overwritten(self) -> list[str]:
         """What the kernel wrote although it is not its to write; empty if all is well."""
@@ -73,11 +96,10 @@ class Placement:
                 for where, guard in guards.items()
                 if bool((guard != CANARY).any())
             ]
-        for now, before in zip(self.storages, self.storages_before, strict=True):
-            if not torch.equal(now, before):
-                damage.append("wrote to the key or value cache")
+        if any(kept.changed() for kept in self.kept):
+            damage.append("wrote to the key or value cache")
         for name, input_before in self.inputs_before.items():
-            if not torch.equal(_bits(getattr(self.batch, name)), _bits(input_before)):
+            if not torch.equal(bits_of(getattr(self.batch, name)), bits_of(input_before)):
                 damage.append(f"wrote to `{name}`")
         return damage
 
@@ -85,7 +107,13 @@ class Placement:
         """Fill the outputs with NaN again, for another call on the same placement."""
         for answer in (self.batch.out, self.batch.lse):
             if answer is not None:
-                answer.fill_(torch.nan)
+                bits_of(answer).fill_(_UNWRITTEN[answer.element_size()])
+
+
+def unwritten(answer: Tensor) -> Tensor:
+    """Rows (token, head) of an answer of which nothing was written, [num_tokens, num_q_heads]."""
+    missing = bits_of(answer) == _UNWRITTEN[answer.element_size()]
+    return missing.all(-1) if answer.dim() == 3 else missing
 
 
 def place(
@@ -97,61 +125,60 @@ def place(
     share_prefix: bool = True,
     spare_blocks: int = 3,
     spare_columns: int = 2,
+    far: bool = False,
 ) -> Placement:
     """Lay a problem out in pages, on the device of its inputs.
 
     `seed` decides the order of the pages and the layout of the cache; the problem's own if None.
     `poison` is what unowned slots hold. With `share_prefix` the whole blocks of the problem's
     shared prefix are stored once. `spare_blocks` are of nobody, `spare_columns` behind the longest
-    row of the block table.
+    row of the block table, where the problem does not say how many. Only with `far` does a problem
+    with a pool get one: it is not for whoever keeps books of every element.
+
+    Raises far.NoRoom: no such pool can be had here.
     """
     problem = inputs.problem
     device = inputs.query.device
     seed = problem.seed if seed is None else seed
+    far = far and problem.pool is not None
     rng = torch.Generator().manual_seed(seed)
     reached = min(problem.shared_prefix, problem.max_seq_len)
     shared_blocks = reached // problem.block_size if share_prefix else 0
     logical = _logical_blocks(problem, shared_blocks)
     used = 1 + max((int(blocks.max()) for blocks in logical if len(blocks)), default=-1)
-    num_blocks = used + spare_blocks
-    physical = torch.randperm(num_blocks, generator=rng)
+    if far:
+        assert problem.pool is not None
+        num_blocks = problem.pool
+        physical = far_ids(problem, used, rng)
+    else:
+        num_blocks = used + spare_blocks
+        physical = torch.randperm(num_blocks, generator=rng)
 
-    width = max(len(blocks) for blocks in logical) + spare_columns
-    outside = torch.tensor([-1, num_blocks, num_blocks + 1, -2], dtype=torch.int32)
-    wide_table = outside[torch.randint(0, 4, (len(logical), width + 3), generator=rng)]
-    table = wide_table[:, :width]
+    table = _table(problem, logical, physical, num_blocks, spare_columns, rng)
     slots = []
-    for row, (blocks, request) in enumerate(zip(logical, problem.requests, strict=True)):
-        table[row, : len(blocks)] = physical[blocks].int()
+    for blocks, request in zip(logical, problem.requests, strict=True):
         token = torch.arange(request.seq_len)
         block = physical[blocks[token // problem.block_size]] if request.seq_len else token
         slots.append(block * problem.block_size + token % problem.block_size)
     owned_slots = torch.cat(slots).to(device)
 
-    storages, caches = _poisoned_caches(
-        problem, num_blocks + 2 * GUARD_BLOCKS, poison, device, layout=LAYOUTS[seed % 2]
-    )
-    key_cache, value_cache = (cache[GUARD_BLOCKS : GUARD_BLOCKS + num_blocks] for cache in caches)
+    layout = problem.layout or ("together", "apart")[seed % 2]
+    if far:
+        caches = far_caches(problem, layout, num_blocks, physical, poison, device)
+    else:
+        caches = near_caches(problem, layout, num_blocks, poison, device)
     block, offset = owned_slots // problem.block_size, owned_slots % problem.block_size
-    for cache, contents in ((key_cache, inputs.keys), (value_cache, inputs.values)):
-        _bytes_or_self(cache)[block, offset] = _bytes_or_self(contents)
+    for cache, contents in ((caches.keys, inputs.keys), (caches.values, inputs.values)):
+        bytes_or_self(cache)[block, offset] = bytes_or_self(contents)
 
-    rows = problem.num_tokens
-    # Wider than a row of the fused query: whatever stride a kernel assumes, it hits a canary.
-    width_out = problem.num_q_heads + 2 * problem.num_kv_heads + 1
-    guarded_out = torch.full(
-        (rows + 2 * GUARD_ROWS, width_out, problem.head_dim),
-        CANARY,
-        dtype=problem.torch_dtype,
-        device=device,
-    )
-    guarded_lse = torch.full(guarded_out.shape[:2], CANARY, dtype=torch.float32, device=device)
-    bits = tuple(_bits(storage) for storage in storages)
+    apart = far and 3 <= problem.num_tokens <= MOST_FAR_ROWS
+    guarded_out = _guarded(problem, device, "out", far=apart)
+    guarded_lse = _guarded(problem, device, "lse")
     batch = PagedBatch(
-        query=_part_of_a_projection(inputs.query, problem),
-        key_cache=key_cache,
-        value_cache=value_cache,
-        block_table=wide_table.to(device)[:, :width],
+        query=_part_of_a_projection(inputs.query, problem, far=apart),
+        key_cache=caches.keys,
+        value_cache=caches.values,
+        block_table=_on(table, device),
         seq_lens=_int32([request.seq_len for request in problem.requests], device),
         query_start_loc=_int32(problem.query_starts, device),
         out=_within(guarded_out, problem),
@@ -167,8 +194,7 @@ def place(
         num_blocks=num_blocks,
         guarded_out=guarded_out,
         guarded_lse=guarded_lse,
-        storages=bits,
-        storages_before=tuple(storage.clone() for storage in bits),
+        kept=tuple(Kept.of(bits, ids) for bits, ids in caches.memory),
         inputs_before={
             name: tensor.clone() for name, tensor in inputs_before.items() if tensor is not None
         },
@@ -177,7 +203,27 @@ def place(
     return placement
 
 
-LAYOUTS: Final[tuple[Layout, ...]] = ("together", "apart")
+def _table(
+    problem: AttentionProblem,
+    logical: list[Tensor],
+    physical: Tensor,
+    num_blocks: int,
+    spare_columns: int,
+    rng: torch.Generator,
+) -> Tensor:
+    """The block table; what is of no sequence holds an index outside the pool."""
+    tight = problem.spare is not None
+    spare = spare_columns if problem.spare is None else problem.spare
+    width = max(max(len(blocks) for blocks in logical) + spare, 1 if tight else 0)
+    outside = torch.tensor([-1, num_blocks, num_blocks + 1, -2], dtype=torch.int32)
+    held = outside[torch.randint(0, 4, (len(logical), width + 3), generator=rng)]
+    for row, blocks in enumerate(logical):
+        held[row, : len(blocks)] = physical[blocks].int()
+    # Tight: memory of its own, which ends with the last column of the last row.
+    held = held[:, :width].clone() if tight else held
+    if "table" in problem.strides:
+        held = held.t().contiguous().t()
+    return held[:, :width]
 
 
 def _logical_blocks(problem: AttentionProblem, shared_blocks: int) -> list[Tensor]:
@@ -197,58 +243,48 @@ def _copy(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.clone()
 
 
+def _on(tensor: Tensor, device: torch.device) -> Tensor:
+    """A view on another device, with its strides."""
+    if tensor.device == device:
+        return tensor
+    whole = tensor.as_strided((tensor.untyped_storage().nbytes() // 4,), (1,), 0).to(device)
+    return whole.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
+def _guarded(
+    problem: AttentionProblem, device: torch.device, name: str, *, far: bool = False
+) -> Tensor:
+    """Rows of an answer, full of canaries, with rows before and after and heads beside them."""
+    rows = problem.num_tokens + 2 * GUARD_ROWS
+    # Wider than a row of the fused query: whatever stride a kernel assumes, it hits a canary.
+    width = problem.num_q_heads + 2 * problem.num_kv_heads + 1
+    shape = (rows, width, *((problem.head_dim,) if name == "out" else ()))
+    dtype = problem.torch_dtype if name == "out" else torch.float32
+    order = (1, 0, *range(2, len(shape))) if name in problem.strides else tuple(range(len(shape)))
+    if far:
+        return far_rows(shape, problem.num_tokens, dtype, device).fill_(CANARY)
+    dense = torch.full([shape[axis] for axis in order], CANARY, dtype=dtype, device=device)
+    return dense.permute(order)  # the first two change places, or nothing does
+
+
 def _within(guarded: Tensor, problem: AttentionProblem) -> Tensor:
     """What a kernel fills: the middle rows, the first heads."""
     return guarded[GUARD_ROWS:-GUARD_ROWS, : problem.num_q_heads]
 
 
-def _part_of_a_projection(query: Tensor, problem: AttentionProblem) -> Tensor:
+def _part_of_a_projection(query: Tensor, problem: AttentionProblem, *, far: bool) -> Tensor:
     """The query as the first heads of [num_tokens, q heads + k heads + v heads, head_dim]."""
     heads = problem.num_q_heads + 2 * problem.num_kv_heads
-    fused = query.new_full((problem.num_tokens, heads, problem.head_dim), torch.nan)
+    shape = (problem.num_tokens, heads, problem.head_dim)
+    if far:
+        fused = far_rows(shape, problem.num_tokens, query.dtype, query.device).fill_(torch.nan)
+    elif "query" in problem.strides:
+        fused = query.new_full((heads, problem.num_tokens, problem.head_dim), torch.nan)
+        fused = fused.transpose(0, 1)
+    else:
+        fused = query.new_full(shape, torch.nan)
     fused[:, : problem.num_q_heads] = query
     return fused[:, : problem.num_q_heads]
-
-
-def _poisoned_caches(
-    problem: AttentionProblem,
-    num_blocks: int,
-    poison: Poison,
-    device: torch.device,
-    *,
-    layout: Layout,
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Storages full of poison, and key and value cache as parts of them.
-
-    `together` is [num_blocks, 2, block_size, heads, head_dim], as vLLM keeps them: a kernel that
-    takes the cache for contiguous reads values as keys. `apart` gives the values a head more than
-    they need: a kernel that takes the strides of the keys for them misses.
-    """
-    slot = (problem.num_kv_heads, problem.head_dim)
-    shapes: list[tuple[int, ...]]
-    if layout == "together":
-        shapes = [(num_blocks, 2, problem.block_size, *slot)]
-    else:
-        shapes = [(num_blocks, problem.block_size, slot[0] + extra, slot[1]) for extra in (0, 1)]
-    dtype = problem.torch_kv_dtype
-    filler = torch.nan if poison == "nan" else min(LARGE, torch.finfo(dtype).max)
-    element = torch.tensor([filler]).to(dtype).to(device)
-    storages = [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
-    for storage in storages:
-        _bytes_or_self(storage)[...] = _bytes_or_self(element)
-    if layout == "together":
-        return storages, list(storages[0].unbind(1))
-    return storages, [storage[:, :, : slot[0]] for storage in storages]
-
-
-def _bytes_or_self(tensor: Tensor) -> Tensor:
-    # Indexing and filling have no float8 kernels in torch; on bytes they do the same.
-    return tensor.view(torch.uint8) if tensor.element_size() == 1 else tensor
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    # Poison is NaN, and NaN differs from itself: an untouched cache is recognised by its bits.
-    return tensor.view({1: torch.uint8, 2: torch.int16, 4: torch.int32}[tensor.element_size()])
 
 
 def _int32(numbers: list[int], device: torch.device) -> Tensor:

@@ -37,12 +37,28 @@ every logit below what kernels put in place of minus infinity, which then wins."
 
 InputKind = Literal["flat", "needle", "loud", "sunken"]
 
+LAYOUTS: Final = (
+    "together", "apart", "head-major", "packed", "layers", "keys-first", "heads-first", "padded",
+)  # fmt: skip
+"""How keys and values lie in memory; `reference.attention.placement` has the shapes. All have the
+last dimension contiguous and nothing else in common."""
+
+STRIDED: Final = ("table", "lse", "out", "query")
+"""Tensors that can be given with their dimensions in another order: `table` by columns, the others
+head after head."""
+
 MIN_HEAD_DIM: Final = 16
 MAX_HEAD_DIM: Final = 256
 MAX_BLOCK_SIZE: Final = 256
 MAX_REQUESTS: Final = 2**16
 MAX_LENGTH: Final = 2**31 - 1
 """Longest sequence, window and prefix, tokens: kernels take lengths in 32 bits."""
+
+MAX_POOL: Final = 2**31 - 1
+"""Most blocks of a pool: block ids have 32 bits."""
+
+MAX_SPARE: Final = 2**16
+"""Most spare columns of a block table."""
 
 MAX_SEED: Final = 2**64 - 2
 """One less than torch's generators take: a relabelled placement uses the next one."""
@@ -117,6 +133,17 @@ class AttentionProblem:
     """Tokens at the start of every sequence that are the same in all of them."""
     inputs: InputKind = "flat"
     """One of `INPUT_KINDS`."""
+    layout: str = ""
+    """How the cache lies in memory, one of `LAYOUTS`; `together` or `apart` by turns of the seed if
+    empty."""
+    strides: tuple[str, ...] = ()
+    """Members of `STRIDED`: what has its dimensions in another order."""
+    spare: int | None = None
+    """Columns of the block table behind the longest row. The table then ends where its memory
+    ends. None: two columns, in a wider buffer."""
+    pool: int | None = None
+    """Blocks of the pool, of which those of the sequences lie far behind the first. None: as few as
+    the sequences need, and some to spare."""
     seed: int = 0
     """Seed of the tensors and of the placement in pages."""
 
@@ -128,6 +155,9 @@ class AttentionProblem:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, convert(value))
+        given = (self.strides,) if isinstance(self.strides, str) else tuple(self.strides)
+        known = [name for name in STRIDED if name in given]
+        object.__setattr__(self, "strides", (*known, *(n for n in given if n not in STRIDED)))
         for complaint in self._complaints():
             raise InvalidProblem(complaint)
 
@@ -162,6 +192,21 @@ class AttentionProblem:
             yield f"seed={self.seed}: seeds are 0 to {MAX_SEED}"
         if self.inputs not in INPUT_KINDS:
             yield f"inputs={self.inputs}: choose one of {', '.join(INPUT_KINDS)}"
+        yield from self._complaints_of_places()
+
+    def _complaints_of_places(self) -> Iterator[str]:
+        if self.layout and self.layout not in LAYOUTS:
+            yield f"layout={self.layout}: choose one of {', '.join(LAYOUTS)}"
+        for name in self.strides:
+            if name not in STRIDED:
+                yield f"strides={name}: choose some of {','.join(STRIDED)}"
+        if self.spare is not None and not 0 <= self.spare <= MAX_SPARE:
+            yield f"spare={self.spare}: a block table has 0 to {MAX_SPARE:,} spare columns"
+        if self.pool is not None and not self.num_blocks <= self.pool <= MAX_POOL:
+            yield (
+                f"pool={self.pool}: the sequences need {self.num_blocks:,} blocks, and a pool has "
+                f"at most {MAX_POOL:,}"
+            )
 
     @property
     def quantised(self) -> bool:
@@ -197,6 +242,11 @@ class AttentionProblem:
     def cache_tokens(self) -> int:
         """Tokens in the cache, over all sequences."""
         return sum(request.seq_len for request in self.requests)
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that the sequences need, none of them shared."""
+        return sum(-(-request.seq_len // self.block_size) for request in self.requests)
 
     @property
     def max_query_len(self) -> int:
@@ -248,8 +298,12 @@ class AttentionProblem:
             "softcap": self.softcap,
             "scale": self.scale,
             "shared": self.shared_prefix or None,
+            "spare": self.spare,
+            "pool": self.pool,
         }
         words += [f"{key}={value!r}" for key, value in numbers.items() if value is not None]
+        words += [f"layout={self.layout}"] if self.layout else []
+        words += [f"strides={','.join(self.strides)}"] if self.strides else []
         flags = {"noncausal": not self.causal, "alibi": self.alibi, "sinks": self.sinks}
         words += [flag for flag, on in flags.items() if on]
         if self.inputs != "flat":
@@ -283,10 +337,16 @@ class AttentionProblem:
 GRAMMAR: Final = (
     "[Nx](qQ kK) ... [hH] [gG] dD bB fp32|fp16|bf16 [kv=e4m3|e5m2] [kscale=X] [vscale=X] "
     "[window=N] [softcap=X] [scale=X] [shared=N] [noncausal] [alibi] [sinks] "
-    "[inputs=flat|needle|loud|sunken] [seed=N]"
+    "[inputs=flat|needle|loud|sunken] [layout=NAME] [strides=table,lse,out,query] [spare=N] "
+    "[pool=N] [seed=N]"
 )
 """Words of a spec: requests (Q query tokens, K tokens in the cache), KV heads, group size, head
-size, block size, dtype, then the variant."""
+size, block size, dtype, then the variant, and how all of it lies in memory."""
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(text.split(",")))
+
 
 _WORD = re.compile(r"\d*x?\([^)]*\)|\S+")
 # 18 digits fit 64 bits; int() refuses thousands of them in words of its own.
@@ -295,7 +355,7 @@ _SIZE = re.compile(r"([hgdb])(\d{1,18})")
 _SIZE_FIELDS: Final = {
     "h": "num_kv_heads", "g": "group_size", "d": "head_dim", "b": "block_size",
 }  # fmt: skip
-_KEYS: Final = {
+_KEYS: Final[dict[str, tuple[str, Callable[[str], object]]]] = {
     "kv": ("kv_dtype", str),
     "kscale": ("k_scale", float),
     "vscale": ("v_scale", float),
@@ -304,10 +364,19 @@ _KEYS: Final = {
     "scale": ("scale", float),
     "shared": ("shared_prefix", int),
     "inputs": ("inputs", str),
+    "layout": ("layout", str),
+    "strides": ("strides", _names),
+    "spare": ("spare", int),
+    "pool": ("pool", int),
     "seed": ("seed", int),
 }
+_KINDS: Final[dict[object, str]] = {int: "int", float: "float"}
+"""What a word wants, for those that can fail."""
+
 _NUMBER_FIELDS: Final[dict[str, Callable[[Any], int | float]]] = {
-    **dict.fromkeys((*_SIZE_FIELDS.values(), "window", "shared_prefix", "seed"), operator.index),
+    **dict.fromkeys(
+        (*_SIZE_FIELDS.values(), "window", "shared_prefix", "spare", "pool", "seed"), operator.index
+    ),
     **dict.fromkeys(("softcap", "scale", "k_scale", "v_scale"), float),
 }
 _FLAG_FIELDS: Final[dict[str, tuple[str, bool]]] = {
@@ -332,7 +401,7 @@ def _read_word(word: str) -> tuple[str, object]:
         try:
             return field, convert(text)
         except ValueError:
-            raise InvalidProblem(f"{word!r}: {text!r} is not {convert.__name__}") from None
+            raise InvalidProblem(f"{word!r}: {text!r} is not {_KINDS[convert]}") from None
     raise InvalidProblem(f"{word!r} is not a word of a problem; the grammar is: {GRAMMAR}")
 
 

@@ -6,11 +6,14 @@ import os
 from pathlib import Path
 from typing import Final
 
-from reference.attention.problem import AttentionProblem, InvalidProblem
+from reference.attention.problem import MAX_POOL, AttentionProblem, InvalidProblem
 
 SHARE_OF_MEMORY: Final = 0.75
 """Of the machine's memory, what one problem may take: the rest holds torch, the kernel's own
 copies and everything else. Beyond it the system ends processes, and not always the right one."""
+
+BEYOND: Final = 2**31
+"""Elements that a 32-bit offset counts."""
 
 ADDRESSES: Final = 2**40
 """Bytes that a call may span that is only compiled: what is never written costs no memory, but the
@@ -19,6 +22,12 @@ system does not lend addresses without end."""
 _ITEM_BYTES: Final = {"fp32": 4, "fp16": 2, "bf16": 2, "e4m3": 1, "e5m2": 1}
 
 _CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/memory.max")
+
+
+def far_pool(problem: AttentionProblem) -> int:
+    """Blocks of a pool that passes 2^16 blocks and, by an eighth, 2^31 elements."""
+    elements = problem.block_size * problem.num_kv_heads * problem.head_dim
+    return min(max(2**17, 9 * BEYOND // 8 // elements), MAX_POOL)
 
 
 def call_bytes(problem: AttentionProblem) -> int:

@@ -2,7 +2,8 @@
 
 Drawn problems are small, ragged and awkward: lengths sit on and beside block and tile boundaries,
 batches mix padding rows, decode, chunked and whole prefill, and every variant of the contract
-occurs. They shrink towards one short decode request without any variant.
+occurs, two at once as a rule: `reference.attention.pairs` counts which have met. Pages lie far away
+and tables end where their memory does. They shrink towards one short decode request.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from reference.attention.contract import Capabilities
 from reference.attention.problem import (
     FP8_DTYPES,
     INPUT_KINDS,
+    LAYOUTS,
     MAX_HEAD_DIM,
     MIN_HEAD_DIM,
     QUERY_DTYPES,
+    STRIDED,
     AttentionProblem,
     Request,
 )
+from reference.attention.size import far_pool
 
 HEAD_DIMS: Final = (16, 32, 64, 80, 96, 128, 256)
 BLOCK_SIZES: Final = (16, 1, 2, 4, 8, 32, 64, 128, 256)
@@ -37,8 +41,26 @@ _EVERYTHING = Capabilities()
 # longer than the drawing.
 
 _RARELY: Final = st.sampled_from((False, False, False, True))
-"""True about once in four draws, so that variants meet each other but not all at once."""
+_OFTEN: Final = st.sampled_from((False, False, True))
+_HALF: Final = st.booleans()
+"""True about once in four, three and two draws, so that variants meet each other but not all at
+once."""
 _WINDOWS: Final = st.none() | st.none() | st.integers(1, 100)
+_BATCHES: Final = st.sampled_from(("decode", "short", "mixed", "mixed"))
+_SPARE: Final = st.sampled_from((None, 0, None, 0, 1, 3))
+_FAR: Final = st.sampled_from((False,) * 5 + (True,))
+_EXTREMES: Final = st.sampled_from(("",) * 27 + ("crowd",) * 4 + ("long",))
+"""Of 32 batches four have up to `CROWD` sequences, and one has blocks and a context that are both
+long."""
+
+_EMPTY: Final = st.sampled_from((False,) * 9 + (True,))
+
+SHORT_QUERY: Final = 8
+"""Most tokens of a query as a speculative decoder has it."""
+
+CROWD: Final = 64
+LONG_BLOCKS: Final = (128, 256)
+LONG_LENGTHS: Final = (4097, 4608)
 
 
 @cache
@@ -55,14 +77,18 @@ def seq_lens(block_size: int, *, max_len: int) -> st.SearchStrategy[int]:
 
 
 @st.composite
-def requests(draw: st.DrawFn, *, block_size: int, max_len: int, prefill: bool) -> Request:
-    """One sequence: padding, waiting, decode, a chunk of a prefill, or a whole one."""
-    seq_len = draw(seq_lens(block_size, max_len=max_len))
-    kinds = ["decode", "chunk", "prefill"] if prefill else ["decode"]
-    kind = draw(st.sampled_from(kinds))
+def requests(draw: st.DrawFn, *, block_size: int, max_len: int, kind: str) -> Request:
+    """One sequence of a batch of a kind: padding, waiting, decode, a few tokens, a chunk of a
+    prefill, or a whole one.
+    """
+    seq_len = 0 if draw(_EMPTY) else draw(seq_lens(block_size, max_len=max_len))
+    if kind == "mixed":
+        kind = draw(st.sampled_from(("decode", "short", "chunk", "prefill")))
     if kind == "decode" or seq_len == 0:
         # Now and then a sequence waits: it keeps its cache and has no query in this step.
         return Request(draw(st.sampled_from((1, 1, 1, 0))), seq_len)
+    if kind == "short":
+        return Request(min(seq_len, draw(st.integers(2, SHORT_QUERY))), seq_len)
     if kind == "chunk":
         return Request(draw(st.integers(1, min(seq_len, 24))), seq_len)
     # A whole prefill costs its length squared: keep it shorter.
@@ -94,35 +120,58 @@ def problems(
     prefill: bool | None = None,
     max_kv_heads: int = 2,
     lengths: Sequence[tuple[int, int]] | None = None,
+    extremes: bool = False,
 ) -> AttentionProblem:
     """Problems that a kernel of these capabilities must solve.
 
     Nothing outside the capabilities is drawn. `prefill` says whether queries may be longer than one
     token; by default they are in about half of the batches. `lengths` are (prompt tokens, output
     tokens) of real requests: contexts are theirs then, instead of lengths near boundaries.
+    With `extremes` some batches have many sequences, or long blocks and a context of thousands.
     """
     variants = capabilities.variants
-    if prefill is None:
-        prefill = draw(st.booleans())
-    prefill = prefill and "prefill" in variants
+    kind = draw(_BATCHES) if prefill is None else "mixed" if prefill else "decode"
+    kind = kind if "prefill" in variants else "decode"
+    extreme = draw(_EXTREMES) if extremes and lengths is None else ""
+    able = capabilities.block_sizes
+    long = [size for size in LONG_BLOCKS if able is None or size in able]
+    if extreme == "long" and not long:
+        extreme = ""
     dtype = draw(_among(QUERY_DTYPES, capabilities.dtypes, "dtypes"))
     block_size = draw(_among(BLOCK_SIZES, capabilities.block_sizes, "block_sizes"))
     head_dim = draw(st.sampled_from(_head_dims(capabilities)))
+    kv_heads = st.integers(1, max_kv_heads)
+    groups = _among(GROUP_SIZES, capabilities.group_sizes, "group_sizes", declared=True)
+    if extreme:
+        # Many programs or many keys: few heads, and short ones.
+        head_dim = min(head_dim, min(d for d in _head_dims(capabilities) if d >= MIN_HEAD_DIM) * 4)
+        head_dim = max(d for d in _head_dims(capabilities) if d <= head_dim)
+        kv_heads = st.just(1)
+        block_size = draw(st.sampled_from(long)) if extreme == "long" else block_size
     if lengths is None:
-        batches = _batches(block_size, max_len, max_seqs, prefill=prefill)
+        batches = _batches(block_size, max_len, max_seqs, kind=kind, extreme=extreme)
     else:
-        one = stream_requests(lengths=lengths, max_len=max_len, prefill=prefill)
+        one = stream_requests(lengths=lengths, max_len=max_len, prefill=kind != "decode")
         batches = st.lists(one, min_size=1, max_size=max_seqs)
-    batch = draw(batches)
-    fields: dict[str, Any] = draw(_variant(variants))
+    batch = _declined(draw(batches), capabilities.declines)
+    longest = max(request.seq_len for request in batch)
+    fields: dict[str, Any] = draw(_variant(variants, often=extreme == "crowd"))
+    if fields.get("window") is not None and draw(st.integers(0, 3)):
+        fields["window"] = 1 + (fields["window"] - 1) % max(longest - 1, 1)  # one that cuts
+    if "scale" in capabilities.declines:
+        fields.pop("scale", None)
     fields.update(draw(_quantisation(dtype, capabilities.kv_dtypes)))
     if len(batch) > 1:
-        longest = max(request.seq_len for request in batch)
         fields["shared_prefix"] = draw(st.just(0) | st.integers(0, longest))
+    fields.update(draw(_places(capabilities.declines)))
+    far = draw(_FAR) and "pool" not in capabilities.declines and not extreme
+    if fields["spare"] is not None:
+        # What is read past the longest sequence's blocks is past the table's memory.
+        batch.append(batch.pop([r.seq_len for r in batch].index(longest)))
     problem = AttentionProblem(
         requests=tuple(batch),
-        num_kv_heads=draw(st.integers(1, max_kv_heads)),
-        group_size=draw(st.sampled_from(GROUP_SIZES)),
+        num_kv_heads=draw(kv_heads),
+        group_size=draw(groups),
         head_dim=head_dim,
         block_size=block_size,
         dtype=dtype,
@@ -130,6 +179,8 @@ def problems(
         seed=draw(st.integers(0, 999)),
         **fields,
     )
+    if far:
+        problem = problem.replace(pool=far_pool(problem))
     if capabilities.never_together and capabilities.refusal(problem) is not None:
         reject()
     return problem
@@ -137,10 +188,49 @@ def problems(
 
 @cache
 def _batches(
-    block_size: int, max_len: int, max_seqs: int, *, prefill: bool
+    block_size: int, max_len: int, max_seqs: int, *, kind: str, extreme: str
 ) -> st.SearchStrategy[list[Request]]:
-    one = requests(block_size=block_size, max_len=max_len, prefill=prefill)
+    if extreme == "crowd":
+        one = requests(block_size=block_size, max_len=min(max_len, 20), kind=kind)
+        return st.lists(one, min_size=9, max_size=CROWD)
+    if extreme == "long":
+        query_lens = st.just(1) if kind == "decode" else st.sampled_from((1, 3))
+        return st.lists(
+            st.builds(Request, query_lens, st.integers(*LONG_LENGTHS)), min_size=1, max_size=1
+        )
+    one = requests(block_size=block_size, max_len=max_len, kind=kind)
     return st.lists(one, min_size=1, max_size=max_seqs)
+
+
+def _declined(batch: list[Request], declines: frozenset[str]) -> list[Request]:
+    """The batch without what a kernel declines."""
+    if "padding" in declines:
+        batch = [r if r != Request(1, 0) else Request(1, 1) for r in batch]
+    if "waiting" in declines:
+        batch = [Request(max(r.query_len, 1), max(r.seq_len, 1)) for r in batch]
+    if "mixed_lengths" in declines:
+        # As many as the one that has fewest: whatever the length, each sequence has that many.
+        fewest = min((r.query_len for r in batch if r.query_len), default=0)
+        batch = [Request(min(fewest, max(r.seq_len, 1)), max(r.seq_len, fewest)) for r in batch]
+    if "empty" in declines and all(r.query_len == 0 for r in batch):
+        batch = [Request(1, max(batch[0].seq_len, 1)), *batch[1:]]
+    return batch
+
+
+@cache
+@st.composite
+def _places(draw: st.DrawFn, declines: frozenset[str]) -> dict[str, Any]:
+    """Where tensors lie: the layout of the cache, strides, spare columns."""
+    layouts = [name for name in LAYOUTS if f"layout={name}" not in declines]
+    if not layouts:
+        raise ValueError("capabilities.declines leaves no layout of the cache; decline fewer")
+    turns = [""] * 4 if {"together", "apart"} <= set(layouts) else []
+    strided = [name for name in STRIDED if f"strides={name}" not in declines]
+    return {
+        "layout": draw(st.sampled_from([*turns, *layouts])),
+        "strides": tuple(name for name in strided if draw(_RARELY)),
+        "spare": draw(_SPARE),
+    }
 
 
 def _head_dims(capabilities: Capabilities) -> list[int]:
@@ -159,20 +249,21 @@ def _head_dims(capabilities: Capabilities) -> list[int]:
 
 @cache
 @st.composite
-def _variant(draw: st.DrawFn, variants: frozenset[str]) -> dict[str, Any]:
+def _variant(draw: st.DrawFn, variants: frozenset[str], *, often: bool) -> dict[str, Any]:
     fields: dict[str, Any] = {}
+    rate = _HALF if often else _OFTEN
     # Always the same draws, so that a variant that does not matter shrinks away by itself.
-    noncausal, window = draw(_RARELY), draw(_WINDOWS)
+    noncausal, window = draw(rate), draw(_WINDOWS)
     if noncausal and "noncausal" in variants:
         fields["causal"] = False
     elif window is not None and "window" in variants:
         fields["window"] = window
-    if "softcap" in variants and draw(_RARELY):
+    if "softcap" in variants and draw(rate):
         fields["softcap"] = draw(st.sampled_from((30.0, 50.0, 5.0)))
     for flag in ("alibi", "sinks"):
-        if flag in variants and draw(_RARELY):
+        if flag in variants and draw(rate):
             fields[flag] = True
-    if draw(_RARELY):
+    if draw(rate):
         fields["scale"] = draw(st.sampled_from((0.125, 0.05, 1.0)))
     return fields
 
@@ -188,8 +279,13 @@ def _quantisation(draw: st.DrawFn, dtype: str, kv_dtypes: frozenset[str]) -> dic
     return {"kv_dtype": kv_dtype, "k_scale": draw(scales), "v_scale": draw(scales)}
 
 
-def _among(known: Any, allowed: frozenset[Any] | None, name: str) -> st.SearchStrategy[Any]:
+def _among(
+    known: Any, allowed: frozenset[Any] | None, name: str, *, declared: bool = False
+) -> st.SearchStrategy[Any]:
+    """One of the known values that are allowed; with `declared` any that is allowed."""
     choices = [value for value in known if allowed is None or value in allowed]
+    if declared and allowed is not None:
+        choices = sorted(allowed)
     if not choices:
         raise ValueError(
             f"capabilities.{name}={set(allowed or ())} leaves nothing to draw: use {list(known)}"

@@ -38,7 +38,7 @@ from kernels import interpreter
 from kernels.interpreter.memory import watch_attention
 from paged import cache as right_cache
 from reference.attention.checks import CHECKS, run_check
-from reference.attention.contract import AttentionKernel, Capabilities, PagedBatch
+from reference.attention.contract import AttentionKernel, Capabilities, PagedBatch, declares
 from reference.attention.placement import GUARD_BLOCKS
 from reference.attention.problem import (
     FP8_DTYPES,
@@ -104,6 +104,7 @@ class Kernels:
     ) -> AttentionKernel:
         """Attention as a subject, with forced splits and forced tiles of (keys, rows at least)."""
 
+        @declares(Capabilities(promises=frozenset({"deterministic", "relabelling"})))
         def subject(batch: PagedBatch) -> None:
             launch = None
             if tiles is not None:
@@ -352,7 +353,9 @@ def attention(
     def narrowed(problem: AttentionProblem, changes: dict[str, Any]) -> AttentionProblem:
         if idle:
             changes = {**changes, "requests": (Request(0, 9), *problem.requests)}
-        return problem.replace(**changes)
+        # Margins and pools are laid around the usual places here.
+        usual = {"layout": "", "strides": (), "spare": None, "pool": None}
+        return problem.replace(**{**usual, **changes})
 
     def judge(planted: Kernels, problem: AttentionProblem) -> Findings:
         if not named.applies(problem):

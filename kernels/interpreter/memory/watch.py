@@ -73,13 +73,15 @@ def watch_memory(roles: Iterable[Role] = ()) -> Iterator[MemoryReport]:
         _watching.remove(judge)
 
 
-def watch_attention(kernel: Callable[[PagedBatch], object], batch: PagedBatch) -> list[str] | None:
+def watch_attention(
+    kernel: Callable[[PagedBatch], object], batch: PagedBatch
+) -> list[str] | str | None:
     """Call an attention kernel and say what it touched that is not its to touch, a sentence each.
 
-    A `reference.attention.checks.Watch`: None if no Triton kernel was launched. Masked loads
-    without `other` count only if what the lanes hold reaches the answer: kernels often leave them
-    undefined and never use them. What the kernel raises is raised, unless it did something illegal
-    before.
+    A `reference.attention.checks.Watch`: None if no Triton kernel was launched, and why
+    nothing was seen if none of the caches was read where they lie. Masked loads without `other`
+    count only if what the lanes hold reaches the answer: kernels often leave them undefined and
+    never use them. What the kernel raises is raised, unless it did something illegal before.
     """
     with watch_memory(attention_roles(batch)) as memory:
         try:
@@ -90,9 +92,21 @@ def watch_attention(kernel: Callable[[PagedBatch], object], batch: PagedBatch) -
     if not memory.launches:
         return None
     findings = memory.findings
+    if not findings and _should_read(batch) and not _was_read(memory):
+        return "no access was to the caches that the kernel was given: it works on copies"
     if {finding.fault for finding in findings} == {Fault.UNDEFINED_LANES}:
         return [] if _same_without_watch(kernel, batch) else [str(each) for each in findings]
     return [str(finding) for finding in findings if finding.fault is not Fault.UNDEFINED_LANES]
+
+
+def _should_read(batch: PagedBatch) -> bool:
+    asked = batch.query_start_loc.diff() > 0
+    return bool((asked & (batch.seq_lens > 0)).any())
+
+
+def _was_read(memory: MemoryReport) -> bool:
+    moved = memory.traffic
+    return any(moved[name].loaded for name in ("key_cache", "value_cache") if name in moved)
 
 
 def _same_without_watch(kernel: Callable[[PagedBatch], object], batch: PagedBatch) -> bool:

@@ -34,6 +34,7 @@ def _prepare(device: str) -> None:
         kv_dtypes=frozenset(),
         block_sizes=frozenset({256}),
         variants=frozenset({"prefill", "noncausal", "window", "softcap", "alibi", "lse"}),
+        declines=frozenset({"strides=table"}),
     )
 )
 def attention(batch: PagedBatch) -> None:

@@ -69,6 +69,7 @@ class Pages:
         dtypes=frozenset({"fp16", "bf16"}),
         head_dims=frozenset({64, 128, 256}),
         variants=frozenset({"prefill", "noncausal", "window", "softcap", "lse"}),
+        declines=frozenset({"pool"}),
     )
 )
 def attention(batch: PagedBatch) -> None:

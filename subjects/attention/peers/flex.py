@@ -45,6 +45,7 @@ def _prepare(_: str) -> None:
         kv_dtypes=frozenset(),
         variants=frozenset({"prefill", "noncausal", "window", "softcap", "alibi", "lse"}),
         needs_finite_cache=True,
+        declines=frozenset({"pool"}),
     )
 )
 def attention(batch: PagedBatch) -> None:

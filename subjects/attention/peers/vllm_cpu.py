@@ -41,6 +41,7 @@ def _prepare(device: str) -> None:
             f"kv_dtype={kv} head_dim={size}" for kv in ("e4m3", "e5m2") for size in (80, 112)
         ),
         needs_finite_cache=True,
+        declines=frozenset({"pool", "strides=table"}),
     )
 )
 def attention(batch: PagedBatch) -> None:
@@ -50,7 +51,7 @@ def attention(batch: PagedBatch) -> None:
     isa = _isa(batch)
     key_cache, value_cache = _packed(batch, isa, kv_dtype)
     window = -1 if batch.window is None else batch.window
-    out = torch.full(batch.out.shape, torch.nan, dtype=batch.out.dtype)
+    out = batch.out.contiguous().clone()
     schedule = _ops.get_scheduler_metadata(
         batch.seq_lens.shape[0],
         num_q_heads,

@@ -48,6 +48,8 @@ def _prepare(device: str) -> None:
         head_dims=frozenset({32, 64, 80, 96, 128, 256}),
         block_sizes=frozenset({16, 32, 64, 128, 256}),
         variants=frozenset({"prefill", "noncausal", "window", "softcap", "alibi", "sinks"}),
+        declines=frozenset({"strides=table"}),
+        promises=frozenset({"deterministic", "relabelling"}),
     )
 )
 def attention(batch: PagedBatch) -> None:

@@ -61,7 +61,8 @@ SCENARIOS = {
     "the smallest problem that shows it": Scenario(
         "truth",
         too_long,
-        lambda p: str(p).startswith(f"(q1 k{SHORT + 1}) d16 b16 fp32"),
+        # Neither a dtype nor inputs are changed: that might be another bug.
+        lambda p: str(p).startswith(f"(q1 k{SHORT + 1}) d16 b16 "),
     ),
     "a law keeps what it needs to be shown": Scenario(
         "alone",
@@ -153,7 +154,7 @@ def test_an_expected_failure_is_counted_and_the_search_goes_on(status, way):
     result = way.run("truth", reply, problems=60, expected=[expects("truth", "kv_dtype=e5m2")])
     assert result.small is None
     in_e5m2 = [spec for check, spec in way.kernel.asked if check == "truth" and "kv=e5m2" in spec]
-    assert result.counts[Status.EXPECTED] == len(in_e5m2) > 5
+    assert result.counts[Status.EXPECTED] == len(in_e5m2) > 3
     assert sum(result.counts.values()) in (60, 61)  # in process the simplest comes on top
 
 

@@ -31,7 +31,7 @@ from reference.attention.contract import (
 )
 from reference.attention.inputs import make_inputs
 from reference.attention.placement import CANARY, GUARD_ROWS, place
-from reference.attention.problem import AttentionProblem
+from reference.attention.problem import LAYOUTS, AttentionProblem
 from reference.attention.strategies import problems
 from reference.attention.truth import attend
 from reference.attention.verdict import Status, Verdict
@@ -43,8 +43,21 @@ BY_NAME = {check.name: check for check in CHECKS}
 def failed_by_new(make: Maker, spec: str) -> dict[str, tuple[str, ...]]:
     """The checks that a kernel, made anew for each, fails on a problem, with what they found."""
     problem = AttentionProblem.parse(spec)
-    verdicts = [run_check(check, make(), problem) for check in (TRUTH, *applicable(problem))]
+    checks = (TRUTH, *applicable(problem))
+    verdicts = [run_check(check, promising(make()), problem) for check in checks]
     return {verdict.check: verdict.findings for verdict in verdicts if verdict.wrong}
+
+
+def promising(kernel: AttentionKernel) -> AttentionKernel:
+    """The kernel, which promises what it can only be held to if it does."""
+    if hasattr(kernel, "capabilities"):
+        return kernel
+
+    @declares(Capabilities(promises=frozenset({"deterministic", "relabelling"})))
+    def promised(batch: PagedBatch) -> None:
+        kernel(batch)
+
+    return promised
 
 
 def failed(kernel: AttentionKernel, spec: str) -> dict[str, tuple[str, ...]]:
@@ -123,6 +136,18 @@ class NeverTheSame:
         self.calls += 1
         if self.calls % 2:
             nudge(batch.out)
+
+
+class RemembersLengths:
+    """Plans for the lengths that it saw first in a tensor, as a captured graph does."""
+
+    def __init__(self) -> None:
+        self.plans: dict[tuple[int, ...], Tensor] = {}
+
+    def __call__(self, batch: PagedBatch) -> None:
+        key = (batch.seq_lens.data_ptr(), batch.max_seq_len, *batch.query.shape)
+        lengths = self.plans.setdefault(key, batch.seq_lens.clone())
+        paged_attention(batch.replace(seq_lens=lengths))
 
 
 def answers_otherwise_without_lse(batch: PagedBatch) -> None:
@@ -261,7 +286,6 @@ DECODE = "(q1 k21) (q1 k9) g2 d16 b4 fp32"
 MIXED = "(q1 k21) (q3 k9) g2 d16 b4 fp32"
 SHARED = "(q1 k21) (q1 k19) g2 d16 b4 fp32 shared=12"
 BITWISE = {"relabelled-pages", "repeated", "without-lse"}
-OF_DECODE = {"truth", *BITWISE, "alone", "scaled-values"}
 EVERYTHING = {check.name for check in (TRUTH, *LAWS)}
 """That can be seen of a kernel in torch: `memory` needs somebody who watches, see below."""
 
@@ -271,6 +295,7 @@ WRONG: list[tuple[Maker, str, set[str]]] = [
     (lambda: writes_a_log_sum_exp_that_depends_on_physical_pages, DECODE, {"relabelled-pages"}),
     (FlipsOnRepetition, DECODE, {"repeated"}),
     (NeverTheSame, DECODE, BITWISE),
+    (RemembersLengths, DECODE, {"history"}),
     (lambda: answers_otherwise_without_lse, DECODE, {"without-lse"}),
     (lambda: needs_lse_to_answer, DECODE, {"without-lse"}),
     (lambda: dislikes_shared_blocks, SHARED, {"shared-prefix"}),
@@ -298,9 +323,10 @@ WRONG: list[tuple[Maker, str, set[str]]] = [
     (lambda: loses_the_last_token, DECODE, {"truth"}),
     (lambda: raises, SHARED, EVERYTHING - {"last-row", "growth"}),
     (lambda: raises, MIXED, EVERYTHING - {"shared-prefix"}),
-    (lambda: writes_nothing, SHARED, EVERYTHING - {"last-row", "growth"}),
-    (lambda: writes_nothing, MIXED, EVERYTHING - {"shared-prefix"}),
-    (lambda: writes_only_out, DECODE, OF_DECODE - {"without-lse"}),
+    # What is not written is for one check to say.
+    (lambda: writes_nothing, SHARED, {"truth"}),
+    (lambda: writes_nothing, MIXED, {"truth"}),
+    (lambda: writes_only_out, DECODE, {"truth"}),
 ]
 
 
@@ -349,12 +375,11 @@ def test_every_check_is_broken_by_one_of_the_wrong_kernels_alone() -> None:
             "sequence 0 at 7 tokens, grown and all at once",
         ),
         (wrong_in_decode, "(q3 k9) d16", "last-row", "decode and the last row of prefill: outputs"),
-        (writes_only_out, DECODE, "truth", "lse[token 0, head 0] is nan"),
         (
-            writes_nothing,
-            "(q1 k5) d16 b4 fp32",
-            "repeated",
-            "out changed when called again: 16 elements, the first in token 0, head 0",
+            writes_only_out,
+            DECODE,
+            "truth",
+            "lse is not written: 4 of 4 rows, the first at token 0, head 0",
         ),
     ],
 )
@@ -402,10 +427,158 @@ def test_the_verdict_on_memory_is_what_was_seen(seen: list[str] | None, verdict:
     assert run_check(TRUTH, paged_attention, problem, watch=sees(seen)).status is Status.PASSED
 
 
-def test_a_kernel_that_raises_while_it_is_watched_is_wrong() -> None:
-    verdict = run_check(MEMORY, raises, AttentionProblem.parse(DECODE), watch=sees([]))
+def test_what_a_kernel_raises_is_no_matter_of_memory_unless_watching_makes_it() -> None:
+    problem = AttentionProblem.parse(DECODE)
+    verdict = run_check(MEMORY, raises, problem, watch=sees([]))
+    assert verdict.status is Status.NOT_RUN
+    assert "raised NotImplementedError: no kernel for head size 16 (at test_checks" in str(verdict)
+
+    def watch(kernel: AttentionKernel, batch: PagedBatch) -> list[str]:
+        raise IndexError("90 of 4")
+
+    verdict = run_check(MEMORY, paged_attention, problem, watch=watch)
     assert verdict.status is Status.FAILED
-    assert verdict.findings == ("raised NotImplementedError: no kernel for head size 16",)
+
+
+def test_without_a_promise_a_changed_bit_is_no_fault_and_nan_is_no_change() -> None:
+    problem = AttentionProblem.parse(DECODE)
+
+    def gives_nan(batch: PagedBatch) -> None:
+        paged_attention(batch)
+        batch.out[0] = torch.nan
+
+    for name in ("repeated", "relabelled-pages", "without-lse"):
+        assert run_check(BY_NAME[name], NeverTheSame(), problem).status is Status.PASSED
+        assert run_check(BY_NAME[name], promising(gives_nan), problem).status is Status.PASSED
+    assert run_check(BY_NAME["truth"], gives_nan, problem).status is Status.FAILED
+
+
+def test_who_promises_batch_invariance_is_held_to_bits() -> None:
+    def by_batch(batch: PagedBatch) -> None:
+        paged_attention(batch)
+        if batch.seq_lens.numel() > 1:
+            nudge(batch.out)
+
+    problem = AttentionProblem.parse(DECODE)
+    alone = BY_NAME["alone"]
+    assert run_check(alone, by_batch, problem).status is Status.PASSED
+    promised = declares(Capabilities(promises=frozenset({"batch_invariant"})))(by_batch)
+    assert run_check(alone, promised, problem).status is Status.FAILED
+
+
+@pytest.mark.parametrize(
+    ("kernel", "hint"),
+    [
+        (gives_lse_in_base_two, "times 1.4427 (1 / log 2): in base 2"),
+        (lambda batch: paged_attention(batch.replace(scale=1.0)), "times 4 (the root of the head"),
+        (lambda batch: (paged_attention(batch), batch.out.mul_(1 + 2**-11)), "size of tf32"),
+    ],
+)
+def test_known_constants_are_named(kernel: AttentionKernel, hint: str) -> None:
+    verdict = run_check(TRUTH, kernel, AttentionProblem.parse(DECODE))
+    assert hint in verdict.findings[-1]
+
+
+def test_a_declared_base_of_the_log_sum_exp_is_taken_into_account() -> None:
+    @declares(Capabilities(lse_base="2"))
+    def kernel(batch: PagedBatch) -> None:
+        gives_lse_in_base_two(batch)
+
+    assert failed(kernel, MIXED) == {}
+
+
+PLACES = "(q1 k21) (q3 k9) (q2 k30) h2 g2 d16 b4 fp32"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_right_kernel_is_right_in_every_layout_near_and_far(layout: str) -> None:
+    spec = f"{PLACES} layout={layout} strides=table,lse,out,query spare=0"
+    assert failed(paged_attention, spec) == {}
+    assert failed(paged_attention, f"{spec} pool=40000000") == {}
+
+
+def dense_heads(cache: Tensor) -> Tensor:
+    strides = (cache.stride(0), cache.stride(1), cache.shape[-1], 1)
+    return torch.as_strided(cache, cache.shape, strides, cache.storage_offset())
+
+
+def takes_heads_for_dense(batch: PagedBatch) -> None:
+    keys, values = dense_heads(batch.key_cache), dense_heads(batch.value_cache)
+    paged_attention(batch.replace(key_cache=keys, value_cache=values))
+
+
+def dense_rows(answer: Tensor) -> Tensor:
+    strides = (answer.stride(0), *answer[0].contiguous().stride())
+    return answer.as_strided(answer.shape, strides, answer.storage_offset())
+
+
+def takes_lse_for_dense(batch: PagedBatch) -> None:
+    lse = None if batch.lse is None else dense_rows(batch.lse)
+    paged_attention(batch.replace(lse=lse))
+
+
+def takes_columns_for_dense(batch: PagedBatch) -> None:
+    table = batch.block_table
+    flat = table.as_strided(table.shape, (table.stride(0), 1), table.storage_offset())
+    paged_attention(batch.replace(block_table=flat % batch.key_cache.shape[0]))
+
+
+def cut_to_16_bits(batch: PagedBatch) -> None:
+    paged_attention(batch.replace(block_table=batch.block_table & 0xFFFF))
+
+
+def cut_to_31_bits(batch: PagedBatch) -> None:
+    offset = batch.block_table.long() * batch.key_cache.stride(0) % 2**31
+    paged_attention(batch.replace(block_table=(offset // batch.key_cache.stride(0)).int()))
+
+
+def reads_past_the_table(batch: PagedBatch) -> None:
+    table = batch.block_table
+    past = table.as_strided((1,), (1,), table[-1, -1:].storage_offset() + 1)
+    assert past.numel() == 1
+    paged_attention(batch)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "places"),
+    [
+        (takes_heads_for_dense, "layout=head-major"),
+        (takes_heads_for_dense, "layout=packed"),
+        (takes_heads_for_dense, "layout=padded"),
+        (takes_lse_for_dense, "strides=lse"),
+        (takes_columns_for_dense, "strides=table"),
+        (cut_to_16_bits, "pool=40000000"),
+        (cut_to_31_bits, "pool=40000000"),
+        (reads_past_the_table, "spare=0"),
+    ],
+)
+def test_a_wrong_place_is_shown_by_the_problem_that_has_it(
+    kernel: AttentionKernel, places: str
+) -> None:
+    assert "truth" not in failed(kernel, PLACES)
+    assert "truth" in failed(kernel, f"{PLACES} {places}")
+
+
+def test_a_kernel_that_copies_the_pool_is_not_run_where_the_pool_is_far() -> None:
+    def copies(batch: PagedBatch) -> None:
+        paged_attention(batch.replace(key_cache=batch.key_cache.contiguous().clone()))
+
+    problem = AttentionProblem.parse(f"{PLACES} pool=40000000")
+    verdict = run_check(TRUTH, copies, problem)
+    assert verdict.status is Status.NOT_RUN
+    assert "decline `pool`" in verdict.findings[0]
+
+
+def test_reading_the_rest_of_a_block_is_legal_for_who_needs_finite_numbers() -> None:
+    problem = AttentionProblem.parse(DECODE)
+    seen = ["not the program's own: load of key_cache: past the 9 tokens, in its last block"]
+    assert run_check(MEMORY, paged_attention, problem, watch=sees(seen)).status is Status.FAILED
+
+    @declares(Capabilities(needs_finite_cache=True))
+    def finite(batch: PagedBatch) -> None:
+        paged_attention(batch)
+
+    assert run_check(MEMORY, finite, problem, watch=sees(seen)).status is Status.PASSED
 
 
 def test_a_kernel_is_watched_on_what_it_declares() -> None:
@@ -558,14 +731,14 @@ def test_a_kernel_that_says_so_and_weights_unowned_slots_still_fails() -> None:
 @pytest.mark.parametrize(
     ("spec", "laws"),
     [
-        ("(q1 k9)", {*BITWISE, "scaled-values"}),
-        ("2x(q1 k9)", {*BITWISE, "scaled-values", "alone"}),
-        ("(q1 k9) (q0 k5)", {*BITWISE, "scaled-values"}),
-        ("(q3 k9)", {*BITWISE, "scaled-values", "last-row", "growth"}),
-        ("(q3 k9) noncausal", {*BITWISE, "scaled-values"}),
-        ("2x(q1 k16) shared=16", {*BITWISE, "scaled-values", "alone", "shared-prefix"}),
-        ("2x(q1 k16) shared=15", {*BITWISE, "scaled-values", "alone"}),
-        ("(q1 k16) (q1 k15) shared=16", {*BITWISE, "scaled-values", "alone"}),
+        ("(q1 k9)", {*BITWISE, "history", "scaled-values"}),
+        ("2x(q1 k9)", {*BITWISE, "history", "scaled-values", "alone"}),
+        ("(q1 k9) (q0 k5)", {*BITWISE, "history", "scaled-values"}),
+        ("(q3 k9)", {*BITWISE, "history", "scaled-values", "last-row", "growth"}),
+        ("(q3 k9) noncausal", {*BITWISE, "history", "scaled-values"}),
+        ("2x(q1 k16) shared=16", {*BITWISE, "history", "scaled-values", "alone", "shared-prefix"}),
+        ("2x(q1 k16) shared=15", {*BITWISE, "history", "scaled-values", "alone"}),
+        ("(q1 k16) (q1 k15) shared=16", {*BITWISE, "history", "scaled-values", "alone"}),
         ("(q0 k0)", set()),
         ("(q0 k16) (q0 k16) shared=16", set()),
     ],

@@ -137,6 +137,7 @@ def test_what_a_kernel_does_not_declare_is_not_supported() -> None:
     sizes = {f"head_dim={size}" for size in (16, 32, 64, 80, 96, 256)}
     sizes |= {f"block_size={size}" for size in (1, 2, 4, 8, 16, 64, 128, 256)}
     variants = {"noncausal", "softcap", "alibi", "sinks", "lse", "prefill", "mixed", "chunked"}
+    variants |= {"short_query"}
     dtypes = {"dtype=fp32", "dtype=fp16", "kv_dtype=e4m3", "kv_dtype=e5m2"}
     assert unsupported == sizes | variants | dtypes
     small = Capabilities(max_head_dim=64)

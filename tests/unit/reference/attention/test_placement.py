@@ -133,7 +133,9 @@ def test_columns_past_a_sequence_point_outside_the_pool(problem: AttentionProble
     table = placement.batch.block_table
     assert table.dtype == torch.int32
     used = columns_used(problem)
-    assert table.shape == (len(problem.requests), max(used) + 2)
+    spare = 2 if problem.spare is None else problem.spare
+    width = max(max(used) + spare, int(problem.spare is not None))
+    assert table.shape == (len(problem.requests), width)
     for row, count in zip(table.tolist(), used, strict=True):
         assert all(0 <= block < placement.num_blocks for block in row[:count])
         assert not any(0 <= block < placement.num_blocks for block in row[count:])

@@ -48,7 +48,8 @@ def test_documented_example_reads_as_these_fields() -> None:
 def test_every_word_of_the_grammar_reaches_its_field() -> None:
     spec = (
         "3x(q2 k9) (q1 k0) h2 g3 d96 b256 fp16 kv=e5m2 kscale=0.5 vscale=0.03 window=7 "
-        "softcap=30.0 scale=0.125 shared=5 alibi sinks inputs=needle seed=41"
+        "softcap=30.0 scale=0.125 shared=5 spare=0 pool=70000 layout=packed strides=lse,out alibi "
+        "sinks inputs=needle seed=41"
     )
     problem = AttentionProblem.parse(spec)
     assert dataclasses.asdict(problem) == {
@@ -69,6 +70,10 @@ def test_every_word_of_the_grammar_reaches_its_field() -> None:
         "v_scale": 0.03,
         "shared_prefix": 5,
         "inputs": "needle",
+        "layout": "packed",
+        "strides": ("lse", "out"),
+        "spare": 0,
+        "pool": 70000,
         "seed": 41,
     }
     assert str(problem) == spec
