@@ -6,6 +6,7 @@ The checks take the server as an argument, so that planted bugs can be put befor
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from unittest import mock
 
 import numpy as np
 from hypothesis import assume, event
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 import paged.counting
 import paged.scheduler
-from paged.accounting import Counters, Serving
+from paged.accounting import Counters, Series, Serving
 from paged.arrivals import Request
 from paged.clock import StepTime
 from paged.latency import Slo
@@ -117,6 +118,8 @@ AGREEMENT = {
     "slots": SLOTS,
     "warmup": st.integers(0, 3),
     "clients": st.none() | st.integers(1, 4),
+    # As in a long run: a moment at every step would leave no step to be taken with others.
+    "stride": st.sampled_from([1, 7, 9999]),
 }
 TABLES = {"requests": streams(), "policy": policies(), "slots": SLOTS, "forks": FORKS}
 
@@ -128,14 +131,24 @@ def check_agreement(
     slots: int,
     warmup: int,
     clients: int | None,
+    stride: int,
 ) -> None:
     """Counting and moving blocks agree to the last slot-step."""
+
+    class SparseSeries(Series):
+        def __init__(self) -> None:
+            super().__init__()
+            self._stride = self.due = stride
+
     assume(slots >= policy.block_size)
     if requests[0].arrival_ns is not None:
         clients = None
     kwargs = {"slots": slots, "warmup": warmup, "time": TIME, "clients": clients, "slo": SLO}
-    counted = servers.serve_by_counts(requests, policy, **kwargs)
-    moved = servers.serve(requests, policy, **kwargs)
+    results = []
+    for server in (servers.serve_by_counts, servers.serve):
+        with mock.patch.dict(server.__globals__, {"Series": SparseSeries}):  # type: ignore[attr-defined]
+            results.append(server(requests, policy, **kwargs))
+    counted, moved = results
     event(f"preemptions: {min(counted.total.preemptions, 3)}")
     assert counted == moved
 
