@@ -190,7 +190,7 @@ def move_table(can: AllocatorCapabilities, *, batching: bool) -> tuple[Move, ...
         (6, can.fork, [Move("beam", t, count=n) for n in (1, 2) for t in targets]),
         (0.3, can.fork, [Move("crowd", t, count=n) for n in (17, 9) for t in range(2)]),
         (0.3, can.prefix_caching, [Move("crowd_like", t, count=17, page=1) for t in targets]),
-        (1, can.prefix_caching, [Move("revisit", count=n) for n in (2, 3, 2, 2)]),
+        (2, can.prefix_caching, [Move("revisit", count=n) for n in (2, 3, 2, 2)]),
         (3, True, [Move("preempt", t) for t in targets]),
         (3, True, [Move("resume", t) for t in range(2)]),
         (3, can.swap, [Move("swap_out", t) for t in targets]),
