@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from itertools import groupby
 from typing import Final
 
@@ -14,6 +15,7 @@ from reference.attention.coverage import Cell
 from reference.attention.verdict import Status
 
 NAME_WIDTH: Final = 16
+WIDTH: Final = 80
 CELL_WIDTH: Final = 5
 """Columns: with eleven checks a line has 71."""
 
@@ -61,7 +63,8 @@ def _missed(kernel: KernelRecord) -> list[Text]:
     """The pairs that never met."""
     if not kernel.pairs.missed:
         return []
-    return [Text(f"never at once: {', '.join(kernel.pairs.missed)}", style="yellow")]
+    words = f"never at once: {', '.join(kernel.pairs.missed)}"
+    return [Text(line, style="yellow") for line in textwrap.wrap(words, WIDTH)]
 
 
 def _header(names: list[str]) -> list[Text]:

@@ -165,7 +165,9 @@ def test_the_table_goes_to_standard_output_and_progress_to_standard_error(right)
     for words in ("decode time", "cache memory", "exit code 0"):
         assert words in right.stdout
     assert "problems by what they show" not in right.stdout  # it was not asked for
-    assert re.search(r"coverage \d+/\d+, memory not run", " ".join(right.stdout.split()))
+    assert re.search(
+        r"coverage \d+/\d+, pairs \d+/\d+, memory not run", " ".join(right.stdout.split())
+    )
     assert right.record.kernels[0].coverage
     # A slow step says more than one line; the last is that of its end.
     ends = r"(?s)(cross-checking \S+:narrow: .*)?cross-checking \S+:narrow: 9 of 9 in \d+ s\n"
@@ -266,7 +268,8 @@ def test_coverage_is_printed_written_and_recorded_from_the_same_verdicts(waived)
     markdown = (waived.folder / "coverage.md").read_text()
     assert f"| `dtype=bf16` | not run | **{failed}** of 30 failed as expected |" in markdown
     shown = kernel.cells("passed") + kernel.cells("failed as expected")
-    summary = f"coverage {shown}/{shown + kernel.cells('not run')}, memory not run"
+    pairs = f"pairs {kernel.pairs.met}/{kernel.pairs.asked}"
+    summary = f"coverage {shown}/{shown + kernel.cells('not run')}, {pairs}, memory not run"
     assert summary in " ".join(waived.stdout.split())
 
 
