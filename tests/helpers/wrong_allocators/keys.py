@@ -119,13 +119,14 @@ for name, kind in (
 
 
 @bug(OWNERS)
-class DigestOfSixteenBits(PrefixChain):
+class DigestOfTwelveBits(PrefixChain):
     """As many prefixes as it takes are only in the large pools."""
 
     __slots__ = ()
 
     def _link(self, content: bytes) -> bytes:
-        self.digest = blake2b(self.digest + content, digest_size=2).digest()
+        high, low = blake2b(self.digest + content, digest_size=2).digest()
+        self.digest = bytes([high & 15, low])
         return self.digest
 
 
