@@ -268,15 +268,13 @@ def _pairs(name: str) -> Pairs:
 
 def _contestant(name: str, *, environment: bool) -> Contestant:
     """What a name means. It is there, and built: no pair is measured for nothing."""
-    from bench.gate.contestant import Contestant, find, interpreter_of
+    from bench.gate.contestant import Contestant, find_in, interpreter_of
 
     project = present_project()
     contestant = Contestant(asked=name)
     if environment and "==" not in name:
         contestant = Contestant(asked=str(project.root), python=name)
-    interpreter_of(
-        contestant, find(contestant, root=project.root), project.root, project.requirements
-    )
+    interpreter_of(contestant, find_in(project, contestant), project.root, project.requirements)
     return contestant
 
 

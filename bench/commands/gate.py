@@ -214,16 +214,14 @@ def _contestants(
     python: str | None,
     mode: Mode,
 ) -> tuple[Contestant, Contestant]:
-    from bench.gate.contestant import Contestant, check_holds, find
+    from bench.gate.contestant import Contestant, find_in
 
     here = str(project.root)
     first = second = Contestant(asked=base or here, python=base_python or "")
     if mode == "gate":
         second = Contestant(asked=head or here, python=python or "")
     for contestant in (first, second):
-        found = find(contestant, root=project.root)
-        if found.folder is not None:
-            check_holds(project, found.folder)
+        find_in(project, contestant)
     return first, second
 
 

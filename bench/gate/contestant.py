@@ -104,6 +104,17 @@ def find(contestant: Contestant, *, root: Path = ROOT) -> Found:
     )
 
 
+def find_in(project: Project, contestant: Contestant) -> Found:
+    """Find out what is asked for of a project; a folder must hold something that is compared.
+
+    Raises NoContestant: it is nothing, or has nothing.
+    """
+    found = find(contestant, root=project.root)
+    if found.folder is not None:
+        check_holds(project, found.folder)
+    return found
+
+
 def check_holds(project: Project, folder: Path) -> None:
     """Raise NoContestant where a folder has nothing of what a project compares."""
     named = [name.rpartition(":")[0] for name in (*project.kernels, *project.allocators)]
