@@ -89,7 +89,7 @@ def test_bits_do_not_depend_on_the_longest_length_that_is_announced():
 @pytest.mark.parametrize(
     "spec",
     [
-        "(q1 k600) (q1 k6000) d16 b16 fp32",  # the long neighbour makes splits longer
+        "(q1 k600) (q1 k20000) d16 b16 fp32",  # the long neighbour makes splits longer
         "(q1 k600) (q9 k64) g4 d64 b16 fp32",  # the longer query brings in the prefill kernel
     ],
 )
