@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -27,7 +27,7 @@ class GateConfiguration(BaseModel):
     """As in `bench.gate.record.GateParameters`; None: the default."""
     compiled_targets: tuple[str, ...] = TARGETS
     """Targets that kernels are compiled for, as `pagedbench compile --target` names them."""
-    limits: dict[str, float] = {}
+    limits: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
     """By how much counters may be worse, as fractions; see `bench.gate.counters.DEFAULT_LIMITS`."""
 
     def design(self) -> Design:

@@ -21,7 +21,7 @@ from pagedbench import Capabilities
 
 CAN = Capabilities(
     dtypes=frozenset({"fp32"}), kv_dtypes=frozenset(), head_dims=frozenset({32}),
-    block_sizes=frozenset({16}), variants=frozenset(),
+    block_sizes=frozenset({16}), variants=frozenset(), declines=frozenset({"strides=table"}),
 )
 """
 

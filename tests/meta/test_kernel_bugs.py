@@ -87,6 +87,7 @@ SMALL: Final = (16, 16)
 
 LAW_BUGS: Final = {
     "relabelled-pages": ("pages_taken_for_consecutive", {"prefill": False, "block_size": 64}),
+    "history": ("lengths_of_the_first_call_in_these_tensors", {"prefill": False}),
     "repeated": ("splits_chosen_anew_at_every_call", {"prefill": False}),
     "without-lse": ("splits_without_lse_are_merged_from_nothing", {"prefill": False, "splits": 3}),
     "shared-prefix": (
@@ -184,6 +185,7 @@ SHOWN_BY: Final = {
     "raised": "overflow check",
     "wrote ": "guard rows",
     " is nan,": "NaN",
+    "not written": "NaN",
     "changed": "bits",
     "bytes": "bits",
     "lse[": "lse",

@@ -132,7 +132,7 @@ def test_a_command_tests_the_kernel_of_the_example(command, folder):
     assert dict(checks) == {
         check.name: "SKIPPED" if check.name in skipped else "PASSED" for check in CHECKS
     }
-    assert len(checks) == 10  # as the example says
+    assert len(checks) == 11  # as the example says
     assert "supports no problem that can show it" in run.stdout
 
 

@@ -112,6 +112,7 @@ def files() -> dict[str, str | bytes]:
         "deep.toml": "x=" + "[" * 5000 + "\n",
         "digits.toml": "x=" + "1" * 5000 + "\n",
         "margin.toml": "margin = 'x'\n",
+        "limit.toml": "limits = {calls = nan}\n",
         "long.csv": HEADER + b"1" * (1 << 21),
         "bomb.gz": gzip.compress(b"\0" * (1 << 27)),
         "lines.gz": gzip.compress(HEADER + b"\n" * (1 << 21)),

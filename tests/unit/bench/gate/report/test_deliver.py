@@ -19,13 +19,19 @@ def deliver(record, **outputs):
     return shown.get(), it
 
 
-def test_all_reports_at_once(tmp_path, capsys, monkeypatch):
+def test_all_reports_at_once(tmp_path, capsys):
     project = make_project(tmp_path / "repo", commits=2)
-    monkeypatch.setattr("bench.gate.asv.export.__defaults__", (project.folder,))
     base, head = project.commits
     record = mixed_record(base=contestant(base), head=contestant(head))
     files = {name: tmp_path / f"gate.{name}" for name in ("json", "markdown", "junit")}
-    shown, _ = deliver(record, **files, github=True, asv=project.results, store=tmp_path / "store")
+    shown, _ = deliver(
+        record,
+        **files,
+        github=True,
+        asv=project.results,
+        repository=project.folder,
+        store=tmp_path / "store",
+    )
     assert "fail: 1 benchmark is slower" in shown
     assert json.loads(files["json"].read_text())["exit_code"] == 1
     assert files["markdown"].read_text().startswith("## pagedbench gate: fail")
