@@ -38,7 +38,6 @@ from bench.gate.timers import COPY_BYTES, DEVICE_VARIABLE, device_named, take_tu
 from bench.machine.facts import facts
 from bench.machine.timing import CpuDevice, Device, device_of
 from bench.search.child import answer_questions, listen, open_answers, speak_when_dying
-from reference.errors import BadInput
 
 UNTIMED_CALLS: Final = 2
 """Before anything is measured: imports, caches and allocators settle."""
@@ -64,6 +63,9 @@ def load_suite(
         try:
             suite = importlib.import_module(where).SUITE
         except (ModuleNotFoundError, AttributeError) as error:
+            # Not above: a worker has this room from the tree, and toys have none.
+            from reference.errors import BadInput
+
             raise BadInput(f"suite {where!r}: {error}; name a module that has SUITE") from None
     if subjects is not None:
         from bench.gate.subject_benchmarks import subject_benchmarks
