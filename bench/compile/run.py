@@ -7,6 +7,7 @@ replaced when a compile takes too long or kills it, which is then what is said o
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -53,13 +54,32 @@ class Plan:
     """Seconds for one variant on one target."""
     cache: Path | None = None
     """Folder of Triton's cache for these compiles; see `cache_folder`."""
+    python: str | None = None
+    """Interpreter of the children, with a Triton of its own; ours if None."""
     only_triton: bool = False
     """Whether a subject that launches no Triton kernel is passed over; else that is a failure."""
     stored: Stored
     """What the figures are compared with."""
 
 
-def cache_folder() -> Path:
+def triton_of(python: str | None) -> str:
+    """Version of the Triton that an interpreter imports; of ours if None.
+
+    Raises SubjectError: it has none.
+    """
+    if python is None:
+        return version_of("triton")
+    ask_it = "from importlib.metadata import version; print(version('triton'))"
+    done = subprocess.run([python, "-P", "-c", ask_it], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SubjectError(
+            f"--engine-python {python}: it finds no triton; name one that has it, such as "
+            f"triton==3.8.0"
+        )
+    return done.stdout.strip()
+
+
+def cache_folder(triton: str | None = None) -> Path:
     """Where compiled kernels are kept: a cache of our own, by Triton's version.
 
     Triton's usual cache may hold binaries without the intermediate code and the line numbers that
@@ -68,11 +88,15 @@ def cache_folder() -> Path:
     if chosen := os.environ.get(CACHE_VARIABLE):
         return Path(chosen)
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "pagedbench" / f"triton-{version_of('triton')}"
+    return base / "pagedbench" / f"triton-{triton or version_of('triton')}"
 
 
 def start(
-    target: Target, *, cache: Path | None = None, time_limit_s: float = TIME_LIMIT_S
+    target: Target,
+    *,
+    cache: Path | None = None,
+    time_limit_s: float = TIME_LIMIT_S,
+    python: str | None = None,
 ) -> SubjectProcess:
     """A child that compiles for a target; see `bench.compile.worker` for what it can be asked."""
     environment = {
@@ -86,7 +110,7 @@ def start(
         "TRITON_STORE_BINARY_ONLY": "0",
     }
     main = start_of("bench.compile.worker") + "ours.main()"
-    command = [sys.executable, "-u", "-P", "-c", main, target.name]
+    command = [python or sys.executable, "-u", "-P", "-c", main, target.name]
     return SubjectProcess(command, environment=environment, time_limit_s=time_limit_s)
 
 
@@ -118,7 +142,8 @@ class _Work:
         self._lock = threading.Lock()
         self._served: set[str] = set()
         self._began = time.monotonic()
-        self._triton = version_of("triton")
+        self._triton = triton_of(plan.python)
+        self._cache = plan.cache or cache_folder(self._triton)
         self._toolchains: dict[str, str] = {}
         self.results: list[Result] = []
         self._refusals: list[Refused] = []
@@ -140,7 +165,13 @@ class _Work:
         while (task := self._next(target)) is not None:
             target, variant = task
             plan = self._plan
-            begin = partial(start, target, cache=plan.cache, time_limit_s=plan.time_limit_s)
+            begin = partial(
+                start,
+                target,
+                cache=self._cache,
+                time_limit_s=plan.time_limit_s,
+                python=plan.python,
+            )
             try:
                 figures = lane.ask(
                     begin, partial(self._asked, target=target, variant=variant), subject=target

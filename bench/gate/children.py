@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -12,10 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from subjects.starting import start_of
+
 POLL_S: Final = 0.05
 
 ENDING_S: Final = 5.0
 """For a command that was told to end."""
+
+
+QUIET: Final = {"COLUMNS": "1000", "NO_COLOR": "1"}
+"""Variables for a command of ours whose words are read by a program."""
+
+
+def our_command(*arguments: str, python: str = sys.executable) -> list[str]:
+    """`pagedbench ARGUMENTS`, of this installation, in an interpreter."""
+    return [python, "-P", "-c", start_of("bench.cli") + "ours.main()", *arguments]
 
 
 @dataclass(frozen=True, slots=True)

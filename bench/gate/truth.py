@@ -18,21 +18,18 @@ from typing import Any, Final
 from bench.command.exit_codes import INTERRUPTED, RIGHT, USAGE, WRONG
 from bench.command.project import Project
 from bench.gate.benchmark import Benchmark
-from bench.gate.children import run_child
+from bench.gate.children import QUIET, our_command, run_child
 from bench.gate.contestant import Side
 from bench.gate.record import SideTruth, SubjectKind, TruthRecord
 from bench.gate.temporary import temporary_folder
 from bench.gate.trees import digest_of
 from bench.gate.turns import GateFailure, environment_of
-from subjects.starting import start_of
 
 FROM_THE_TREE: Final = (
     "import sys; sys.path.insert(0, sys.argv[1]); sys.argv[1:] = sys.argv[2:]; "
     "from bench.cli import main; main()"
 )
 """Runs the command line of a tree of pagedbench, which is its first argument."""
-
-QUIET: Final = {"COLUMNS": "1000", "NO_COLOR": "1"}
 
 FEW: Final = 50
 """Problems that one child has done before another one has imported torch."""
@@ -45,7 +42,7 @@ def tree_command(side: Side, *arguments: str) -> list[str]:
     """`pagedbench ARGUMENTS` in a side's interpreter: the tree's own, else ours."""
     if side.ours:
         return [side.python, "-P", "-c", FROM_THE_TREE, str(side.tree), *arguments]
-    return [side.python, "-P", "-c", start_of("bench.cli") + "ours.main()", *arguments]
+    return our_command(*arguments, python=side.python)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -64,7 +64,8 @@ def resolve_kernel(name: str, *, device: str = "cpu") -> Subject:
     """Import the kernel that a name stands for.
 
     A kernel may have an attribute `prepare`. It is called once with the device's name, before the
-    kernel gets its first problem, and raises SubjectError where it lacks something.
+    kernel gets its first problem, and raises SubjectError where it lacks something. What it finds
+    may narrow the capabilities that the kernel declares.
 
     Raises SubjectError: as `load` and `as_subject`.
     """
@@ -92,6 +93,7 @@ def as_subject(kernel: Any, name: str, *, device: str = "cpu") -> Subject:
     prepare: Callable[[str], object] | None = getattr(kernel, "prepare", None)
     if prepare is not None:
         prepare(device)
+        capabilities = capabilities_of(kernel)
     return Subject(name, kernel, capabilities)
 
 

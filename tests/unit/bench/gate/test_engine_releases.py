@@ -19,6 +19,7 @@ from bench.gate.engines.words import where
 from bench.machine.environment import FuzzEnvironment
 from reference.allocator.programs import Pool, Program, Step
 from reference.errors import BadInput
+from subjects.allocators.resolve import BUILT_IN
 
 TINY = Settings(
     examples=20,
@@ -171,7 +172,7 @@ def test_text_that_does_nothing_is_not_in_the_digest(tmp_path: Path) -> None:
         POOL.replace("return 0", "return 1"),
     ):
         file.write_text(text)
-        digests.append(adapter_digest(f"{file}:make"))
+        digests.append(adapter_digest(f"{file}:make", BUILT_IN))
     assert len({*digests[:3]}) == 1
     assert digests[3] != digests[0]
 
@@ -184,10 +185,10 @@ def test_a_package_is_digested_without_being_imported(
     package.mkdir()
     (package / "__init__.py").write_text("raise SystemExit('imported')")
     (package / "pool.py").write_text(POOL)
-    first = adapter_digest("my_pools.pool:make")
+    first = adapter_digest("my_pools.pool:make", BUILT_IN)
     (package / "more.py").write_text("BLOCKS = 1")
-    assert adapter_digest("my_pools.pool:make") != first
-    assert adapter_digest("no_such.pool:make") == adapter_digest("neither:make")
+    assert adapter_digest("my_pools.pool:make", BUILT_IN) != first
+    assert adapter_digest("no_such.pool:make", BUILT_IN) == adapter_digest("neither:make", BUILT_IN)
 
 
 def trace(check: str) -> Trace:

