@@ -395,6 +395,7 @@ def test_flashinfer_and_vllm_are_planned_once_and_run_in_the_call(monkeypatch):
 
     launches = []
     monkeypatch.setattr(vllm_unified, "_launcher", lambda **given: launches.append(given))
+    monkeypatch.setattr(vllm_unified, "_takes", frozenset({"out", "softmax_segm_output"}))
     call = planned.vllm_call(batch)
     assert launches == []
     call()
