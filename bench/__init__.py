@@ -11,7 +11,7 @@ moved_modules(
         "expected_file": "check.expected_file",
         "figures": "waste.figures",
         "fuzzing": "fuzz",
-        "memory": "check.need",
+        "memory": "workloads.need",
         "policy_spec": "waste.policies",
         "prefix_replay": "waste.prefix_replay",
         "record": "check.record",

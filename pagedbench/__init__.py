@@ -19,12 +19,12 @@ TYPE_CHECKING = False  # not typing's: importing that takes longer than all that
 if TYPE_CHECKING:
     from typing import Any
 
-    from bench.check.need import contiguous_need as contiguous_need
-    from bench.check.need import paged_need as paged_need
     from bench.workloads.arrivals import arriving as arriving
     from bench.workloads.builtin import builtin_stream as builtin_stream
     from bench.workloads.fits import fitted as fitted
     from bench.workloads.mix import mix as mix
+    from bench.workloads.need import contiguous_need as contiguous_need
+    from bench.workloads.need import paged_need as paged_need
     from bench.workloads.source import fitting as fitting
     from bench.workloads.source import generating as generating
     from bench.workloads.source import head as head
@@ -69,7 +69,7 @@ _HOMES = {
     "subjects.allocators.resolve": ("open_allocator",),
     "kernels.cascade": ("cascade_attention",),
     "kernels.shared_prefix": ("PrefixGroups", "SharedPrefix", "find_prefix_groups"),
-    "bench.check.need": ("contiguous_need", "paged_need"),
+    "bench.workloads.need": ("contiguous_need", "paged_need"),
     "bench.workloads.arrivals": ("arriving",),
     "bench.workloads.builtin": ("builtin_stream",),
     "bench.workloads.fits": ("fitted",),

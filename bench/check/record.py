@@ -6,9 +6,9 @@ import shlex
 from typing import Final
 
 from bench.check.decode import DecodeTimes
-from bench.check.need import MemoryNeed
 from bench.machine.environment import Environment
 from bench.machine.record import Record
+from bench.workloads.need import MemoryNeed
 from bench.workloads.record import NamedStream
 from reference.attention.contract import Capabilities
 from reference.attention.coverage import Coverage, PairCoverage, Row

@@ -16,12 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.check.decode import DecodeTimes
-from bench.check.need import MemoryNeed
 from bench.check.record import EXPECTED, CheckRecord, Failure, KernelRecord
 from bench.check.search import Replay
 from bench.command.tables import say
 from bench.command.tables import table as figures
 from bench.command.words import plural
+from bench.workloads.need import MemoryNeed
 from reference.attention.checks import CHECKS
 
 LAWS = {check.name: check.law for check in CHECKS}

@@ -15,7 +15,6 @@ import numpy as np
 
 from bench.check.decode import ROUNDS, WARM_UP, DecodeTimes, time_decode
 from bench.check.failures import FailureStore
-from bench.check.need import POOL_BYTES, contiguous_need, paged_need
 from bench.check.record import EXPECTED, CheckRecord, KernelRecord
 from bench.check.search import (
     AskedOfAll,
@@ -30,6 +29,7 @@ from bench.command.exit_codes import HARNESS_FAILED, INTERRUPTED, RIGHT, USAGE, 
 from bench.command.progress import Progress
 from bench.machine.environment import describe_environment
 from bench.search.shrink import MAX_SHRINKS
+from bench.workloads.need import POOL_BYTES, contiguous_need, paged_need
 from bench.workloads.record import stream_record
 from bench.workloads.stream import RequestStream
 from reference.attention.contract import Capabilities

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -59,3 +60,8 @@ def check_asv(folder: Path | None) -> None:
             f"--asv {folder}: asv is not installed, and its format is written by its own code; "
             f"pip install asv"
         )
+
+
+def default_lanes() -> int:
+    """One child for each core that this process may use, four at most."""
+    return min(len(os.sched_getaffinity(0)), 4)

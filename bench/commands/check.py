@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from bench.command.options import Json, present_device
+from bench.command.options import Json, default_lanes, present_device
 from bench.command.project import subjects_under_test
 from bench.command.session import check_file, check_readable, session
 from reference.errors import BadInput
@@ -148,7 +148,6 @@ def check(
         from bench.check.failures import FailureStore
         from bench.check.report import show
         from bench.check.run import CheckPlan, run_check
-        from bench.search.lanes import default_lanes
 
         plan = CheckPlan(
             kernels=kernels,

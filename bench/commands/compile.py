@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from bench.command.exit_codes import INTERRUPTED, RIGHT, WRONG
-from bench.command.options import Json
+from bench.command.options import Json, default_lanes
 from bench.command.project import is_foreign, subjects_under_test
 from bench.command.session import Session, check_file, session
 from reference.errors import BadInput
@@ -113,7 +113,6 @@ def compile_kernels(
 
         from bench.compile.report import show
         from bench.compile.run import Plan, run_compile, triton_of
-        from bench.search.lanes import default_lanes
         from kernels.compiled.baseline import write_baseline
         from kernels.compiled.targets import TARGETS, find_target
         from subjects.environments import chosen_interpreter

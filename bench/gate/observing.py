@@ -8,6 +8,8 @@ from collections.abc import Callable
 from bench.gate.benchmark import Count
 from bench.machine.calls import function_calls
 
+__all__ = ("function_calls", "observed")
+
 
 def observed(call: Callable[[], object]) -> dict[str, Count]:
     """Counters of one call; it is called several times.

@@ -6,7 +6,6 @@ killed, and what they were asked has no answer: it says nothing about the subjec
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -27,11 +26,6 @@ class HarnessError(RuntimeError):
 
 class Enough(BaseException):
     """Nothing more is to be run: ends the work of a lane or a draw from within, past Hypothesis."""
-
-
-def default_lanes() -> int:
-    """One child for each core that this process may use, four at most."""
-    return min(len(os.sched_getaffinity(0)), 4)
 
 
 class Lane:

@@ -24,8 +24,8 @@ from typing import Any, Final
 
 import torch
 
+from bench.gate.observing import function_calls
 from bench.gate.suite import SUITE, Prepared
-from bench.machine.calls import function_calls
 
 LEFT_OUT: Final = ("kernels",)
 SERVERS: Final = ("/max", "/pow2", "/oracle", "/paged:")

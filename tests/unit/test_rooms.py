@@ -33,7 +33,7 @@ BENCH_FLOORS = (
     ("cli",),
     ("commands",),
     ("suite",),
-    ("gate", "throughput"),
+    ("gate", "throughput", "diagnose"),
     ("waste",),
     ("check", "fuzz", "compile", "asv"),
     ("command", "machine", "search", "workloads"),

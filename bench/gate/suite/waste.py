@@ -67,8 +67,8 @@ def _replay(order: Any) -> Prepared:
 
 
 def _memory(stream: str, block_size: int | None) -> Prepared:
-    from bench.check.need import contiguous_need, paged_need
     from bench.workloads.builtin import builtin_stream
+    from bench.workloads.need import contiguous_need, paged_need
 
     requests = builtin_stream(stream, num_requests=2000, seed=0)
     return computed(
@@ -108,7 +108,7 @@ def _of_policies(policies: tuple[str, ...], *, gated: bool) -> Iterator[Benchmar
 
 
 def _memories() -> Iterator[Benchmark]:
-    memory = of_group("memory", "bench.check.need:paged_need")
+    memory = of_group("memory", "bench.workloads.need:paged_need")
     for stream in STREAMS:
         for block_size in (None, 16, 64, 256):
             how = "contiguous" if block_size is None else f"block={block_size}"

@@ -10,11 +10,11 @@ from rich.console import Console
 from bench.check.coverage import show_coverage
 from bench.check.coverage_markdown import markdown
 from bench.check.decode import DecodeTimes, TimingRecord
-from bench.check.need import MemoryNeed
 from bench.check.record import CheckRecord, Failure, KernelRecord, replay_command
 from bench.check.report import show, show_replay
 from bench.check.search import Replay
 from bench.machine.environment import Environment
+from bench.workloads.need import MemoryNeed
 from bench.workloads.record import NamedStream
 from helpers.snapshots import assert_as_stored
 from reference.attention.contract import Capabilities

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from bench.search import lanes
-from bench.search.lanes import Enough, Lane, abandoning, default_lanes, run_lanes
+from bench.search.lanes import Enough, Lane, abandoning, run_lanes
 from subjects.process import SubjectDied
 
 
@@ -95,7 +95,3 @@ def test_what_ends_in_time_is_not_abandoned():
     with abandoning(lambda: abandoned.append(1), over=lambda: True):
         pass
     assert abandoned == []
-
-
-def test_as_many_lanes_as_cores_four_at_most():
-    assert 1 <= default_lanes() <= 4

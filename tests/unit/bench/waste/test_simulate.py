@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from bench.check.need import contiguous_need, paged_need
 from bench.waste.contiguous import ContiguousPolicy, serve_contiguous
 from bench.waste.policies import Policy
 from bench.waste.simulate import lengths_of, num_requests, requests_of, simulate
 from bench.workloads.fits import fitted
 from bench.workloads.mix import mix
+from bench.workloads.need import contiguous_need, paged_need
 from bench.workloads.prefix import PrefixBlocks
 from bench.workloads.source import StreamSource, read_all, repeat, saturated
 from bench.workloads.system_prompt import with_system_prompt
@@ -138,7 +138,7 @@ def test_memory_does_not_grow_with_the_stream(policy: Policy) -> None:
 def test_what_requests_hold_is_what_arithmetic_says_whatever_the_order_of_events(
     name: str, block_size: int
 ) -> None:
-    """`bench.check.need` sums over the requests alone; preemption only moves their steps apart."""
+    """`workloads.need` sums over the requests alone; preemption only moves their steps apart."""
     stream = read_all(saturated(fitted(name, num_requests=400)))
     longest = 16_384
     need = paged_need(stream, block_size=block_size)

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from bench.check.need import contiguous_need, paged_need
 from bench.waste.figures.block_size import expected_internal_fraction
 from bench.workloads.builtin import LEVELS, STREAM_LAWS
 from bench.workloads.fits import FITS
+from bench.workloads.need import contiguous_need, paged_need
 from bench.workloads.source import fitting, read_all
 from bench.workloads.traces import first_turns, read_trace
 from helpers.published import published_file

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.check.need import (
+from bench.waste.figures.block_size import expected_internal_fraction
+from bench.workloads.need import (
     LLAMA_3_8B,
     CacheGeometry,
     MemoryNeed,
@@ -16,7 +17,6 @@ from bench.check.need import (
     default_max_model_len,
     paged_need,
 )
-from bench.waste.figures.block_size import expected_internal_fraction
 from bench.workloads.stream import MAX_TOKENS, RequestStream
 from helpers.profiles import examples
 

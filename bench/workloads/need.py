@@ -26,9 +26,8 @@ from typing import Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from bench.machine.record import Record
 from bench.workloads.stream import RequestStream
 
 DEFAULT_BLOCK_SIZE: Final = 16
@@ -72,8 +71,10 @@ LLAMA_3_8B: Final = CacheGeometry()
 """Llama-3-8B in a 16-bit type, 131,072 bytes a token."""
 
 
-class MemoryNeed(Record):
+class MemoryNeed(BaseModel):
     """What a stream needs of the cache under one policy."""
+
+    model_config = ConfigDict(frozen=True)
 
     policy: Literal["contiguous", "paged"]
     granule_tokens: int

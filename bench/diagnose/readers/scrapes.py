@@ -1,0 +1,103 @@
+"""Scrapes of /metrics: one, or many in a file, each after `# scrape <unix time>`.
+
+Only lines of metrics that are known here are parsed, and the labels of a series once: the parser
+of the client library takes ten times as long over a line as over all the rest.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from bench.diagnose.aliases import ALIASES, INFO
+from bench.diagnose.observed import Observed, Source
+from bench.diagnose.samples import Place, Samples
+from bench.workloads.trace_lines import Line, lines_of, shown
+
+_MARK: Final = re.compile(r"# scrape (\d+(?:\.\d+)?)(?:\s+(FAILED)\b.*)?\Z")
+_SAMPLE: Final = re.compile(r"([a-zA-Z_:][\w:]*)(?:\{.*\})?\s+\S+")
+_KNOWN: Final = tuple(
+    sorted({name for table in ALIASES.values() for name in table} | set(INFO), key=len)
+)
+
+
+def read(path: Path) -> Observed | None:
+    """Scrapes. None: the file does not begin like one."""
+    lines = lines_of(str(path))
+    head: list[Line] = []
+    for line in lines:
+        head.append(line)
+        if _MARK.match(line.text) or (line.text[0] != "#" and _SAMPLE.match(line.text)):
+            break
+        if line.text[0] != "#" or len(head) > 20:
+            return None
+    else:
+        return None
+    if not (_MARK.match(head[-1].text) or any("# TYPE" in each.text for each in head)):
+        return None
+    moment = os.path.getmtime(path)
+    samples = Samples()
+    places: dict[str, Place | None] = {}
+    times: list[float] = []
+    failed: list[float] = []
+    for line in chain(head, lines):
+        text = line.text
+        if text[0] == "#":
+            if text.startswith("# scrape"):
+                moment = _moment(line, failed)
+                if not failed or failed[-1] != moment:
+                    times.append(moment)
+            continue
+        if not text.startswith(_KNOWN):
+            continue
+        if not times:
+            times.append(moment)
+        series, _, number = text.rpartition(" ")
+        try:
+            place = places[series]
+        except KeyError:
+            place = places[series] = _place(line, samples)
+        if place is not None:
+            try:
+                place.add(moment, float(number))
+            except ValueError:
+                raise line.error(found=shown(text), expected="a metric and its value") from None
+    gaps = np.diff(np.array(sorted(times)))
+    source = Source(
+        path=str(path),
+        format="scrapes",
+        start_s=min(times, default=math.nan),
+        end_s=max(times, default=math.nan),
+        items=len(times),
+        interval_s=float(np.median(gaps)) if len(gaps) else None,
+    )
+    return replace(samples.observed(source), failed_s=np.array(failed))
+
+
+def _moment(line: Line, failed: list[float]) -> float:
+    if (mark := _MARK.match(line.text)) is None:
+        raise line.error(
+            found=shown(line.text), expected="# scrape <unix time>, or FAILED after it"
+        )
+    if mark[2]:
+        failed.append(float(mark[1]))
+    return float(mark[1])
+
+
+def _place(line: Line, samples: Samples) -> Place | None:
+    """Where a series seen for the first time goes, as the client library reads the line."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    try:
+        (family,) = text_string_to_metric_families(line.text + "\n")
+        (sample,) = family.samples
+    except Exception:  # whatever it stumbles over: it promises no kind of error
+        raise line.error(found=shown(line.text), expected="a line of Prometheus' format") from None
+    return samples.place(sample.name, sample.labels)
