@@ -19,6 +19,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from bench.command.refusals import refusal
 from reference.errors import BadInput
 from reference.reading import read_text
 from subjects.starting import HOME, PREFIX
@@ -125,7 +126,7 @@ def find_project(start: Path | None = None) -> Project | None:
     start = (start or Path.cwd()).resolve()
     for folder in (start, *start.parents):
         file = folder / FILE
-        if file.is_file() and (project := read_project(file)) is not None:
+        if os.path.lexists(file) and (project := read_project(file)) is not None:
             return project
     return None
 
@@ -163,8 +164,7 @@ def read_project(file: Path) -> Project | None:
     try:
         return Project.model_validate({**table, "root": file.parent})
     except ValidationError as error:
-        found = error.errors()[0]
-        where = ".".join(map(str, found["loc"]))
+        said = refusal(error, [name for name in Project.model_fields if name != "root"])
         raise BadInput(
-            f"{file}: [tool.pagedbench] {where}: {found['msg']}; docs/project.md lists the keys"
+            f"{file}: [tool.pagedbench] {said}; docs/project.md lists the keys"
         ) from None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,6 +24,10 @@ from reference.errors import BadInput
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+
+SETTLING_S: Final = 1.0
+"""After the first signal: one more is its echo, as `timeout` sends one to a process and one to its
+group. Later ones are meant."""
 
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 
@@ -59,6 +65,7 @@ class Session:
         """Standard error: everything else."""
         self.stop = threading.Event()
         """Set by the first Ctrl-C or SIGTERM while there is work, which is to end in order."""
+        self._stopped_at = -math.inf
         self.handlers = ExitStack()
         self._about = about
         self._lost: list[tuple[str, Exception]] = []
@@ -74,7 +81,10 @@ class Session:
 
         def stopped(number: int, frame: FrameType | None) -> None:
             if self.stop.is_set():
-                abort()
+                if time.monotonic() > self._stopped_at + SETTLING_S:
+                    abort()
+                return
+            self._stopped_at = time.monotonic()
             self.stop.set()
             # Not from here: the signal may have come in the middle of another line.
             said = "stopping; what is done is reported (Ctrl-C again to abort)"

@@ -227,6 +227,7 @@ def _contestants(
 
 
 def _list(patterns: tuple[str, ...], device: Device, out: SafeConsole) -> None:
+    from bench.gate.contestant import is_there
     from bench.gate.subjects import subjects_of, suite_of
     from bench.gate.suite import chosen
     from bench.gate.worker import SUITE_VARIABLE, load_suite
@@ -237,4 +238,6 @@ def _list(patterns: tuple[str, ...], device: Device, out: SafeConsole) -> None:
     )
     for each in chosen(patterns, suite, device=device):
         how = "timed" if each.timed else "counted"
+        if not is_there(project, each.subject):
+            how = "missing"
         out.say(f"{each.key:<40} {how:<8} {each.title}")

@@ -177,7 +177,7 @@ class _Work:
                     begin, partial(self._asked, target=target, variant=variant), subject=target
                 )
             except NotSupported as refusal:
-                self._refused(target, variant, str(refusal))
+                self._declined(target, variant, str(refusal))
             except Exception as trouble:
                 self._refused(target, variant, str(trouble).partition("\n")[0])
                 self.troubles.append(trouble)
@@ -213,6 +213,16 @@ class _Work:
         with self._lock:
             refused = Refused(target=target.name, variant=variant.name, reason=reason)
             self._refusals.append(refused)
+
+    def _declined(self, target: Target, variant: Variant, reason: str) -> None:
+        """What a subject declines for one target it declines for all."""
+        with self._lock:
+            others = [each for each in self._plan.targets if variant in self._queues[each.name]]
+            for each in others:
+                self._queues[each.name].remove(variant)
+        for each in (target, *others):
+            self._refused(each, variant, reason)
+        self._progress.advance(len(others))
 
     def _next(self, current: Target | None) -> tuple[Target, Variant] | None:
         """What a lane does next: its own target's, else one that nobody serves, else any."""

@@ -79,7 +79,7 @@ def answer(question: dict[str, Any], target: Target) -> dict[str, Any]:
         captured = capture(subject.kernel, batch)
     except Exception as error:
         if isinstance(error, NothingLaunched) and question.get("only_triton"):
-            return {"unsupported": "it launches no Triton kernel"}
+            return {"unsupported": f"{question['subject']} launches no Triton kernel"}
         return {"failure": told(error)}
     try:
         key_names = question.get("keys") or KEY_NAMES

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from typing import Final
 from subjects.starting import start_of
 
 POLL_S: Final = 0.05
+
+MARK: Final = "PAGEDBENCH_CHILD"
+"""Of a command's environment: by its value is found what left the command's group."""
 
 ENDING_S: Final = 5.0
 """For a command that was told to end."""
@@ -49,16 +53,17 @@ def run_child(
 ) -> Ended | None:
     """Run a command in a folder, its output to a file; a string is for the shell.
 
-    It leads a group of processes of its own, which is killed when the run is `stopped` and when the
-    command is over; None if it was stopped.
+    It leads a group of processes of its own. That, and what has left it, is killed when the run is
+    `stopped` and when the command is over; None if it was stopped.
     """
+    mark = uuid.uuid4().hex
     # A file, not a pipe: nobody reads while it runs, and a pipe that is full stops it.
     with log.open("w+", errors="replace") as output:
         child = subprocess.Popen(
             command,
             shell=isinstance(command, str),
             cwd=folder,
-            env={**os.environ, **environment},
+            env={**os.environ, **environment, MARK: mark},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -70,6 +75,7 @@ def run_child(
             ended = child.poll() is not None
         finally:
             _end(child)
+            _end_marked(f"{MARK}={mark}".encode())
         if not ended:
             return None
         output.seek(0)
@@ -85,3 +91,15 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
+
+
+def _end_marked(mark: bytes) -> None:
+    """End what has a mark in its environment: all of a command that is not in its group."""
+    found = True
+    while found:
+        found = False
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # gone meanwhile, or somebody else's
+                if mark in (process / "environ").read_bytes().split(b"\0"):
+                    os.kill(int(process.name), signal.SIGKILL)
+                    found = True

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bench.command.project import FILE, Project, read_project
+from bench.command.refusals import refusal
 from bench.gate.machine_code import TARGETS
 from bench.gate.record import Design
 from reference.errors import BadInput
@@ -72,8 +73,5 @@ def _validated(content: dict[str, Any], where: str) -> GateConfiguration:
     try:
         return GateConfiguration.model_validate(content)
     except ValidationError as error:
-        found = error.errors()[0]
-        field = ".".join(map(str, found["loc"]))
-        raise BadInput(
-            f"{where}: {field}: {found['msg']}; docs/gate.md lists what may be set"
-        ) from None
+        said = refusal(error, GateConfiguration.model_fields)
+        raise BadInput(f"{where}: {said}; docs/gate.md lists what may be set") from None

@@ -12,6 +12,7 @@ and any of them may run under another interpreter.
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from bench.command.project import Project
+from bench.command.words import plural
 from bench.gate.record import ContestantRecord
 from bench.gate.trees import NoContestant, snapshot, top_of, worktree
 from bench.machine.facts import ROOT, commit_of, git, has_changes
@@ -88,20 +90,34 @@ def find(contestant: Contestant, *, root: Path = ROOT) -> Found:
         if python:
             raise NoContestant(f"{asked}: an environment has its own interpreter; leave {python}")
         return Found(folder=root, requirements=exact_requirements(asked))
-    # What begins with a dash would be an option of git's.
-    if not asked.startswith("-"):
-        commit = git("rev-parse", "--verify", "--quiet", f"{asked}^{{commit}}", folder=top_of(root))
-        if commit is not None:
-            return Found(commit=commit)
+    top = top_of(root)
+    if (commit := _commit(asked, top)) is not None:
+        return Found(commit=commit)
     folder = Path(asked)
     if folder.is_dir():
         return Found(folder=folder.resolve())
-    top = top_of(root)
     where = f"of the checkout at {top}" if (top / ".git").exists() else f"({root} is no checkout)"
-    raise NoContestant(
-        f"{asked}: neither a commit {where} nor a folder; in a shallow clone fetch it first, as in "
-        f"'git fetch --depth=1 origin {asked}'"
-    )
+    raise NoContestant(f"{asked}: neither a commit {where} nor a folder; {_remedy(asked, top)}")
+
+
+def _commit(asked: str, top: Path) -> str | None:
+    if asked.startswith("-"):
+        return None  # it would be an option of git's
+    return git("rev-parse", "--verify", "--quiet", f"{asked}^{{commit}}", folder=top)
+
+
+def _remedy(asked: str, top: Path) -> str:
+    if asked.startswith("-"):
+        return "it begins as options do: './' before it makes it a folder's name"
+    if git("rev-parse", "--is-shallow-repository", folder=top) == "true":
+        name = re.split(r"[~^@]", asked)[0]
+        what = "--unshallow" if _commit(name, top) else f"--depth=1 origin {asked}"
+        return f"the clone is shallow: 'git fetch {what}' brings more of it"
+    name, tilde, _ = asked.partition("~")
+    if tilde and _commit(name, top):
+        behind = int(git("rev-list", "--count", "--first-parent", name, folder=top) or 1) - 1
+        return f"{name} has {plural(behind, 'commit')} behind it"
+    return "'git fetch' brings what is at a remote, 'git log' has what is here"
 
 
 def find_in(project: Project, contestant: Contestant) -> Found:
@@ -128,6 +144,17 @@ def check_holds(project: Project, folder: Path) -> None:
             f"{folder}: that folder has none of {', '.join(sorted(tops))}, which are compared; "
             f"name one that is laid out as {project.root}"
         )
+
+
+def is_there(project: Project, name: str) -> bool:
+    """Whether the project has a file of a subject's name; of a built-in one, always."""
+    where = name.rpartition(":")[0]
+    if where.endswith(".py"):
+        return (project.root / where).is_file()
+    places = [folder / where.replace(".", "/") for folder in project.folders]
+    return not where or any(
+        place.is_dir() or any(place.parent.glob(f"{place.name}.*")) for place in places
+    )
 
 
 def interpreter_of(

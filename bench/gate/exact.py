@@ -31,9 +31,11 @@ from bench.gate.trees import digest_of
 from bench.gate.truth import Court, truth_at_a_point, with_points
 from bench.gate.turns import (
     SIDES,
+    DoesNotStart,
     GateFailure,
     NotThere,
     SideDeclined,
+    SideRaised,
     WorkerProcess,
     Workplace,
     workers,
@@ -63,6 +65,8 @@ class Said:
     missing: str = ""
     declined: str = ""
     """What the side's tree lacks for it; what its subject cannot do."""
+    failure: GateFailure | None = None
+    """Of its subject: it raised, or ended the process."""
 
     @property
     def wrong(self) -> str:
@@ -88,6 +92,8 @@ class Exact:
         self._stop = stop
         self._enough = threading.Event()
         self._at_points: list[TruthRecord] = []
+        self._failures: dict[tuple[str, str], GateFailure] = {}
+        """By subject and role."""
         self.seconds = 0.0
         """That it took."""
         self.truth: list[TruthRecord] = []
@@ -124,7 +130,6 @@ class Exact:
             ThreadPoolExecutor(1) as beside,
             ExitStack() as at_the_end,
             temporary_folder() as folder,
-            workers(sides, random.Random(self._plan.seed), place, EXACT) as both,
         ):
             at_the_end.callback(self._enough.set)
             truth = beside.submit(court.judge, sides)
@@ -133,14 +138,13 @@ class Exact:
             )
             roles = SIDES if self._compiles(sides) else ()
             compiled = {role: beside.submit(compile_side, sides[role]) for role in roles}
-            broke = self._counted(both, folder)
+            broke = self._counted(sides, place, folder)
             self._progress.begin("against the truth", len(court.subjects))
             self.truth = with_points(truth.result(), self._at_points)
             self._progress.advance(len(court.subjects))
             if self._stop.is_set() or any(each.head.verdict == "wrong" for each in self.truth):
                 return  # which is why it broke, if it did
-            if broke is not None:
-                raise broke
+            self._check(broke)
             self._leave_out_the_incomparable()
             if compiled:
                 self._progress.begin("machine code", len(SIDES))
@@ -164,18 +168,23 @@ class Exact:
             stopped=self._over,
         )
 
-    def _counted(self, both: Mapping[str, WorkerProcess], folder: Path) -> GateFailure | None:
+    def _counted(
+        self, sides: Mapping[str, Side], place: Workplace, folder: Path
+    ) -> GateFailure | None:
         """Compare outputs and counters of all benchmarks, until one breaks: why it did."""
         try:
-            for role, worker in both.items():
-                said = worker.introduce()
-                uuid = said.pop("uuid")
-                self.state = GpuReader(uuid).read
-                self.environments[role] = GateEnvironment.here(
-                    **said, copy_gbs=worker.ask("bandwidth")["copy_gbs"]
-                )
-            self._progress.begin("outputs and counters", len(self._suite))
-            with ThreadPoolExecutor(len(SIDES)) as pool:
+            with (
+                workers(sides, random.Random(self._plan.seed), place, EXACT) as both,
+                ThreadPoolExecutor(len(SIDES)) as pool,
+            ):
+                for role, worker in both.items():
+                    said = worker.introduce()
+                    uuid = said.pop("uuid")
+                    self.state = GpuReader(uuid).read
+                    self.environments[role] = GateEnvironment.here(
+                        **said, copy_gbs=worker.ask("bandwidth")["copy_gbs"]
+                    )
+                self._progress.begin("outputs and counters", len(self._suite))
                 for benchmark in self._suite:
                     if self._stop.is_set():
                         break
@@ -188,6 +197,21 @@ class Exact:
         except GateFailure as failure:
             return failure
         return None
+
+    def _check(self, broke: GateFailure | None) -> None:
+        """Raise what broke, unless the truth has it of base: then base is not compared with."""
+        at_fault = {(each.subject, "base") for each in self.truth if each.base.verdict != "right"}
+        of_base = isinstance(broke, DoesNotStart) and broke.role == "base"
+        if of_base and 0 < len(self.truth) == len(at_fault):
+            words = one_line(str(broke), limit=200)
+            self.not_compared = {each.key: words for each in self._suite}
+            return
+        for failure in (
+            broke,
+            *(self._failures[each] for each in self._failures.keys() - at_fault),
+        ):
+            if failure is not None:
+                raise failure
 
     def _compare(
         self, benchmark: Benchmark, said: Mapping[str, Said], both: Mapping[str, WorkerProcess]
@@ -214,7 +238,13 @@ class Exact:
         )
         if base.interpreted or head.interpreted:
             self.interpreted.add(key)
-        if wrong := {role: side.wrong for role, side in said.items() if side.wrong}:
+        failures = {role: side.failure for role, side in said.items() if side.failure is not None}
+        self._failures |= {(benchmark.subject, role): each for role, each in failures.items()}
+        wrong = {role: side.wrong for role, side in said.items() if side.wrong}
+        if len(failures) == 1:  # what both raise may be of the harness
+            raised = {r: each.how for r, each in failures.items() if isinstance(each, SideRaised)}
+            wrong |= raised
+        if wrong:
             self._at_points.append(truth_at_a_point(benchmark, wrong, self._plan.device))
         elif base.outputs is not None and head.outputs is not None:
             self.outputs += compare_outputs(key, base.outputs, head.outputs)
@@ -279,14 +309,17 @@ def _say(benchmark: Benchmark, worker: WorkerProcess, folder: Path) -> Said:
     key, said = benchmark.key, Said()
     try:
         said.interpreted = worker.prepare(key)
+        folder.mkdir(exist_ok=True)
+        outputs = worker.ask("outputs", about=key, folder=str(folder))["outputs"]
+        counted = worker.ask("counters", about=key)["counters"]
+        said.counters = {name: Count(**each) for name, each in counted.items()}
+        said.outputs = outputs
     except NotThere as missing:
         said.missing = str(missing)
-        return said
     except SideDeclined as declined:
         said.declined = str(declined)
-        return said
-    folder.mkdir(exist_ok=True)
-    said.outputs = worker.ask("outputs", about=key, folder=str(folder))["outputs"]
-    counted = worker.ask("counters", about=key)["counters"]
-    said.counters = {name: Count(**each) for name, each in counted.items()}
+    except GateFailure as failure:
+        if not benchmark.subject:
+            raise
+        said.failure = failure
     return said

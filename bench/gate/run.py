@@ -249,11 +249,13 @@ class _Run:
                     log=log,
                 )
             )
-            if built.failed and role == "base":
-                raise GateFailure(f"base does not build: {command}\n{built.last_lines}")
             self._progress.advance(1)
-        self._complete = self._builds[-1].failed
-        return not self._complete
+        failed = {each.side: each.said.rpartition("\n")[2] for each in self._builds if each.failed}
+        if "base" in failed:
+            who = "neither side builds" if "head" in failed else "base does not build"
+            raise GateFailure(f"{who}: {command}: {failed['base']}")
+        self._complete = bool(failed)
+        return not failed
 
     def _time(self, sides: Mapping[str, Side], place: Workplace) -> None:
         """Make launches until all is decided, time is up, or somebody wants to stop."""
@@ -344,7 +346,7 @@ class _Run:
         if self.failure is not None:
             verdict, code, reason = "harness failed", HARNESS_FAILED, self.failure
         elif self._stop.is_set() and not self._complete:
-            verdict, code, reason = "interrupted", INTERRUPTED, "interrupted; what was done is here"
+            verdict, code, reason = "interrupted", INTERRUPTED, "what was done is here"
         return GateRecord(
             mode=plan.mode,
             pagedbench=version_of("pagedbench"),

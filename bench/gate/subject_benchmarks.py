@@ -84,7 +84,7 @@ def subject_benchmarks(subjects: Subjects, *, device: Device = "cpu") -> tuple[B
 
 
 def check_origin(name: str) -> None:
-    """Raise Missing where a subject's module is not the tree's own.
+    """Raise Missing where a subject's module is not the tree's own, or does not import.
 
     An installed copy of the package, found instead of one that the tree lacks, would be compared
     with itself.
@@ -102,7 +102,12 @@ def check_origin(name: str) -> None:
     inside = Path(tree).resolve()
     if not any(place and Path(place).resolve().is_relative_to(inside) for place in places):
         raise Missing(name)
-    check_need(name)
+    try:
+        check_need(name)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, Missing):
+            raise
+        raise Missing(f"{name} that imports ({type(error).__name__}: {error})") from None
 
 
 def _kernel(name: str, spec: str, device: Device) -> Prepared:

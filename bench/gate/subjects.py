@@ -28,7 +28,10 @@ in it, in which a worker works."""
 SIZES: Final = "h2 g4 d64 b16 bf16"
 """Of a point that only says which requests run."""
 
-_OF_A_STREAM: Final = re.compile(r"(?P<stream>\S+):(?P<count>[1-9]\d{0,5})(?: (?P<sizes>.+))?")
+_OF_A_STREAM: Final = re.compile(r"(?P<stream>\S+):(?P<count>\d{1,18})(?: (?P<sizes>.+))?")
+
+MAX_REQUESTS: Final = 999_999
+"""Of a stream."""
 
 LAW_REQUESTS: Final = 2000
 """Requests of a stream, of which those that run at once are drawn."""
@@ -115,7 +118,7 @@ def spec_of(point: str, *, folder: Path) -> str:
     from reference.attention.problem import AttentionProblem
     from reference.attention.size import check_reference
 
-    match = _OF_A_STREAM.fullmatch(point)
+    match = _matched(point)
     spec = point
     if match is not None:
         stream = _read(match["stream"], LAW_REQUESTS, folder=folder, said=point)
@@ -134,7 +137,7 @@ def lengths_of(stream: str, *, folder: Path) -> Lengths:
     """
     from reference.errors import BadInput
 
-    match = _OF_A_STREAM.fullmatch(stream)
+    match = _matched(stream)
     if match is None or match["sizes"]:
         raise BadInput(
             f"[tool.pagedbench] streams: {stream!r}: write STREAM:REQUESTS, as in azure-conv:128"
@@ -148,6 +151,17 @@ def lengths_of(stream: str, *, folder: Path) -> Lengths:
         prefix=[[] if blocks is None else blocks.of(row).tolist() for row in range(len(found))],
         tokens_per_block=1 if blocks is None else blocks.tokens_per_block,
     )
+
+
+def _matched(said: str) -> re.Match[str] | None:
+    from reference.errors import BadInput
+
+    match = _OF_A_STREAM.fullmatch(said)
+    if match is not None and not 1 <= (requests := int(match["count"])) <= MAX_REQUESTS:
+        raise BadInput(
+            f"[tool.pagedbench] {said!r}: {requests:,} requests; take 1 to {MAX_REQUESTS:,}"
+        )
+    return match
 
 
 def _read(name: str, requests: int, *, folder: Path, said: str) -> RequestStream:

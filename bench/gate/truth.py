@@ -155,13 +155,16 @@ class Court:
             said = ended.said.strip()
             if ended.code == USAGE:
                 return Unusable(said.rpartition("error: ")[2].strip())
+            if side.ours and ended.code == WRONG:  # Python's own, of a tree that does not import
+                return Unusable(said.rpartition("\n")[2])
             raise GateFailure(
                 f"{side.record.name}: pagedbench {command} ended with {ended.code}: {said[-1000:]}"
             )
 
 
 def truth_at_a_point(benchmark: Benchmark, wrong: Mapping[str, str], device: str) -> TruthRecord:
-    """A kernel that is wrong at a point of the project, on which sides, and what was seen."""
+    """A subject that is wrong where it is measured, on which sides, and what was seen."""
+    kernel = bool(benchmark.problem)
 
     def of(role: str) -> SideTruth:
         if role not in wrong:
@@ -170,14 +173,18 @@ def truth_at_a_point(benchmark: Benchmark, wrong: Mapping[str, str], device: str
         return SideTruth(
             verdict="wrong",
             tried=1,
-            check="truth",
+            check="truth" if kernel else "serving",
             finding=wrong[role],
             problem=benchmark.problem,
-            replay=shlex.join([*words, "--problem", benchmark.problem]),
+            replay=shlex.join([*words, "--problem", benchmark.problem]) if kernel else "",
         )
 
     return TruthRecord(
-        subject=benchmark.subject, kind="kernel", seed=0, base=of("base"), head=of("head")
+        subject=benchmark.subject,
+        kind="kernel" if kernel else "allocator",
+        seed=0,
+        base=of("base"),
+        head=of("head"),
     )
 
 

@@ -62,6 +62,22 @@ class GateFailure(RuntimeError):
     """The harness failed: it says nothing about base or head being faster. The message has why."""
 
 
+class DoesNotStart(GateFailure):
+    """A side's worker does not come to its benchmarks."""
+
+    def __init__(self, role: str, why: str) -> None:
+        super().__init__(why)
+        self.role = role
+
+
+class SideRaised(GateFailure):
+    """What was measured raised; `how` is the exception, in a line."""
+
+    def __init__(self, where: str, raised: str) -> None:
+        super().__init__(f"{where} raised {raised}")
+        self.how = f"raised {raised.partition(chr(10))[0]}"
+
+
 class NotThere(Exception):
     """A side's tree lacks what a benchmark needs."""
 
@@ -116,6 +132,7 @@ class WorkerProcess:
         self, side: Side, role: str, place: Workplace, environment: Mapping[str, str]
     ) -> None:
         self.name = f"{role} ({side.record.name})"
+        self._role = role
         variables = {**FIXED, **OF_DEVICE[place.device], **place.environment(side), **environment}
         if place.device == "cuda":
             # What one side compiled is not to be found by the other.
@@ -130,21 +147,21 @@ class WorkerProcess:
     def introduce(self) -> dict[str, Any]:
         """What it runs on.
 
-        Raises GateFailure: the tree does not import, or the interpreter does not start.
+        Raises DoesNotStart: the tree does not import, or the interpreter does not start.
         """
         try:
             said = self._process.introduce()
         except (NotStarted, SubjectDied) as error:
-            raise GateFailure(f"{self.name} does not start: {error}") from None
+            raise DoesNotStart(self._role, f"{self.name} does not start: {error}") from None
         if "unusable" in said:
-            raise GateFailure(f"{self.name} does not import: {said['unusable']}")
+            raise DoesNotStart(self._role, f"{self.name} does not import: {said['unusable']}")
         return said
 
     def ask(self, do: str, *, about: str = "", **question: Any) -> dict[str, Any]:
         """Ask one thing, as `bench.gate.worker` takes it, about a benchmark.
 
-        Raises NotThere: the tree lacks what the benchmark needs. Raises GateFailure: it raised,
-        died or hung.
+        Raises NotThere: the tree lacks what the benchmark needs. Raises SideRaised: it raised;
+        GateFailure: it died or hung.
         """
         where = f"{about}: {self.name}" if about else self.name
         try:
@@ -152,7 +169,7 @@ class WorkerProcess:
         except (SubjectDied, NotStarted) as death:
             raise GateFailure(f"{where}, asked to {do}, {death}") from None
         if "raised" in answer:
-            raise GateFailure(f"{where} raised {answer['raised']}")
+            raise SideRaised(where, answer["raised"])
         if "missing" in answer:
             raise NotThere(answer["missing"])
         if "declined" in answer:

@@ -201,6 +201,7 @@ CHANGES = {
         "self.unused += self.tables.pop(sequence)",
         "self.unused += self.tables.pop(sequence)[1:]",
     ),
+    "no-import": ("toy/pool.py", "class Pool:", "class Pool(:"),
     "no-build": ("toy/blocks.c", "{ return", "{ return return"),
 }
 

@@ -1,4 +1,4 @@
-"""The gate in a stranger's repository: seven commits, each ended as it should be, and named.
+"""The gate in a stranger's repository: eight commits, each ended as it should be, and named.
 
 Real kernels, a real compiler, real processes; `helpers.toy_repository` has what each commit does.
 A longer series of the unchanged one is made by hand: studies/gate_toy.py.
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from bench.command.project import read_project
 from bench.gate.contestant import Contestant
@@ -18,6 +19,7 @@ from bench.gate.record import Design, GateRecord, TruthRecord
 from bench.gate.report.annotations import workflow_commands
 from bench.gate.report.junit import junit
 from bench.gate.report.markdown import markdown
+from bench.gate.report.terminal import show
 from bench.gate.run import GatePlan, run_gate
 from helpers import gate_toys, toy_repository
 from reference.errors import BadInput
@@ -110,6 +112,14 @@ def test_a_leak_is_wrong(repository: Path) -> None:
     shutil.rmtree(repository / ".pagedbench")
 
 
+def test_a_base_that_does_not_import_is_said_and_head_is_judged(repository: Path) -> None:
+    mended = gate(repository, "main", "toy.pool", base=Contestant(asked="no-import"))
+    assert (mended.verdict, mended.exit_code) == ("pass", 0)
+    assert (truth(mended).base.verdict, truth(mended).head.verdict) == ("not checked", "right")
+    assert "SyntaxError" in mended.benchmarks[0].reason
+    assert "\n" not in mended.benchmarks[0].reason
+
+
 def test_a_build_that_fails_is_a_finding_about_head_alone(repository: Path) -> None:
     record = gate(repository, "no-build")
     assert (record.verdict, record.exit_code) == ("fails to build", 1)
@@ -123,6 +133,14 @@ def test_a_build_that_fails_is_a_finding_about_head_alone(repository: Path) -> N
     turned = gate(repository, "main", base=Contestant(asked="no-build"))
     assert (turned.verdict, turned.exit_code) == ("harness failed", 4)
     assert "base does not build" in turned.reason
+    neither = gate(repository, "no-build", base=Contestant(asked="no-build"))
+    assert "neither side builds" in neither.reason
+    console = Console(width=200)
+    with console.capture() as shown:
+        show(neither, console)
+    for said in ("base does not build", "head does not build", "\ntoy/blocks.c"):
+        assert said in shown.get()
+    assert "never started" not in shown.get()
     shutil.rmtree(repository / ".pagedbench")
 
 

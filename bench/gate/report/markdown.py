@@ -38,6 +38,7 @@ from bench.gate.report.words import (
     said_verdict,
     truth_that_matters,
     untimed,
+    without_outputs,
 )
 
 ROWS: Final = 40
@@ -202,7 +203,9 @@ def _folded(record: GateRecord) -> list[str]:
     equal = sum(verdict == "equal" for _, _, verdict in compared)
     absent = [(who, name) for who, name, verdict in compared if verdict == "not there"]
     if compared:
-        text = f"{equal} of {len(compared)} counters and outputs are equal."
+        text = (
+            f"{equal} of {len(compared)} counters and outputs are equal{without_outputs(record)}."
+        )
         if absent:
             names = (f"{code(who)} {cell(name)}" for who, name in absent[:ROWS])
             text += " One side does not have: " + ", ".join(names) + "."

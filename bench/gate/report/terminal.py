@@ -27,6 +27,7 @@ from bench.gate.report.words import (
     runner_noise,
     said_verdict,
     truth_that_matters,
+    without_outputs,
 )
 
 ROWS: Final = 30
@@ -107,7 +108,8 @@ def _outputs(record: GateRecord, console: Console) -> None:
     other = outputs_that_matter(record)
     same = len(record.outputs) - len(other)
     if record.outputs:
-        _say(console, f"outputs: {same} of {len(record.outputs)} are the same bits")
+        words = f"outputs: {same} of {len(record.outputs)} are the same bits"
+        _say(console, words + without_outputs(record))
     for each in other[:ROWS]:
         line = f"  {each.benchmark} {each.name}: {each.verdict}"
         if each.difference is not None and each.limit is not None:

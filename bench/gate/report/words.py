@@ -100,6 +100,13 @@ def outputs_that_matter(record: GateRecord) -> list[OutputRecord]:
     return sorted(some, key=lambda each: order[each.verdict])
 
 
+def without_outputs(record: GateRecord) -> str:
+    """How many benchmarks have no outputs that were compared, for the end of a sentence."""
+    compared = {each.benchmark for each in record.outputs}
+    left = sum(each.key not in compared for each in record.benchmarks)
+    return f"; outputs of {plural(left, 'benchmark')} are not compared" if left else ""
+
+
 def truth_that_matters(record: GateRecord) -> list[tuple[TruthRecord, str]]:
     """Subjects that are not simply right on both sides, wrong ones first, each with its words."""
     order = {"wrong": 0, "not checked": 1, "not there": 2, "right": 3}
@@ -159,6 +166,8 @@ def environments(record: GateRecord) -> list[str]:
     """Where it was measured: one line, or one for each side where they differ."""
     sides = {"base": record.base.environment, "head": record.head.environment}
     lines = {}
+    if sides["base"] is sides["head"] is None:
+        return []
     for name, where in sides.items():
         if where is None:
             lines[name] = "its worker never started"

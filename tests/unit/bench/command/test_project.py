@@ -40,9 +40,19 @@ def test_modules_are_found_in_the_root_and_in_src(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[tool.pagedbench]\nkernel = ['a:b']\n", "kernel: Extra inputs"),
-        ("[tool.pagedbench]\nkernels = 'a:b'\n", "kernels: "),
-        ("[tool.pagedbench]\nproblems = 0\n", "problems: "),
+        (
+            "[tool.pagedbench]\nkernel = ['a:b']\n",
+            "kernel: there is no such key; did you mean kernels?",
+        ),
+        (
+            "[tool.pagedbench]\nkernels = 'a:b'\n",
+            'kernels is "a:b"; write a list: kernels = ["a:b"]',
+        ),
+        ("[tool.pagedbench]\nkernels = [3]\n", 'kernels, number 1, is 3; write text: "3"'),
+        ("[tool.pagedbench]\nbuild = 3\n", 'build is 3; write text: "3"'),
+        ("[tool.pagedbench]\ngate = 3\n", "gate is 3; make it a table"),
+        ("[tool.pagedbench]\nproblems = 0\n", "problems is 0; it has to be greater than or equal"),
+        ("[tool.pagedbench]\nproblems = 'x'\n", 'problems is "x"; it has to be a valid integer;'),
         ("[tool]\npagedbench = 3\n", "pagedbench is 3; make it a table"),
         ("[tool.pagedbench\n", "is no TOML"),
     ],
@@ -52,6 +62,12 @@ def test_a_table_that_says_something_else_is_refused(text, said, tmp_path):
     with pytest.raises(BadInput, match=r"pyproject\.toml") as refused:
         find_project(tmp_path)
     assert said in str(refused.value)
+
+
+def test_a_pyproject_that_is_a_folder_is_not_overlooked(tmp_path):
+    (tmp_path / "pyproject.toml").mkdir()
+    with pytest.raises(BadInput, match="Is a directory"):
+        find_project(tmp_path)
 
 
 @pytest.fixture

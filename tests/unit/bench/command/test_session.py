@@ -327,15 +327,29 @@ def test_work_that_looks_at_nothing_is_interrupted():
     assert run(body).stdout == "found\n"
 
 
+def test_an_echo_of_the_first_signal_cuts_nothing_short():
+    def body(it: Session) -> None:
+        with it.work(quiet=True):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+        it.out.say("found")
+
+    assert run(body).stdout == "found\n"
+
+
 def test_a_second_signal_ends_the_process_and_all_that_it_started():
     ended = python(
         "import os, signal, subprocess, time\n"
+        "import bench.command.session\n"
+        "bench.command.session.SETTLING_S = 0.05\n"
         "from bench.command.session import Session\n"
         "sleeper = 'import time; time.sleep(600)'\n"
         "child = subprocess.Popen([sys.executable, '-c', sleeper], start_new_session=True)\n"
         "print(child.pid, flush=True)\n"
         "with Session('it').work(quiet=True):\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(0.1)\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    time.sleep(600)\n"
     )

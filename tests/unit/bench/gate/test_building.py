@@ -77,6 +77,15 @@ def test_a_build_ends_with_the_gate(side: Callable[..., Side], tmp_path: Path) -
     assert gone(Path("/proc", child.read_text().strip(), "cmdline"))
 
 
+def test_what_a_build_detaches_ends_with_it(side: Callable[..., Side], tmp_path: Path) -> None:
+    child = tmp_path / "child"
+    command = (
+        f"setsid sh -c 'echo $$ > {child}; exec sleep 60' & while [ ! -s {child} ]; do :; done"
+    )
+    build(side("one"), command, stopped=bool)
+    assert gone(Path("/proc", child.read_text().strip(), "cmdline"))
+
+
 def gone(command: Path) -> bool:
     """Whether a process that was killed ends, which takes it a moment."""
     for _ in range(100):

@@ -16,6 +16,7 @@ from bench.gate.contestant import (
     built,
     check_holds,
     find,
+    is_there,
     standing,
 )
 from bench.gate.trees import snapshot, worktree
@@ -109,8 +110,9 @@ def test_a_folder_is_taken_as_it_stands_under_a_path_as_long_as_a_commits(checko
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ("no-such-commit", "git fetch"),
-        ("--help", "neither a commit"),
+        ("no-such-commit", "'git fetch' brings what is at a remote"),
+        ("--help", "it begins as options do"),
+        ("HEAD~99", "HEAD has 1 commit behind it$"),
         ("torch==2.*,triton", "exact versions"),
         ("torch==2.*", "exact versions"),
         ("torch==2.12.0,triton>=3", "exact versions"),
@@ -120,6 +122,21 @@ def test_a_folder_is_taken_as_it_stands_under_a_path_as_long_as_a_commits(checko
 def test_what_cannot_be_had_says_what_to_do(checkout: Path, asked: str, words: str) -> None:
     with pytest.raises(BadInput, match=words):
         find(Contestant(asked=asked), root=checkout)
+
+
+def test_in_a_shallow_clone_more_is_fetched(checkout: Path, tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    run(checkout, "clone", "--quiet", "--depth", "1", f"file://{checkout}", str(clone))
+    for asked, words in (("HEAD~1", "--unshallow"), ("v9", "--depth=1 origin v9")):
+        with pytest.raises(BadInput, match=f"is shallow: 'git fetch {words}'"):
+            find(Contestant(asked=asked), root=clone)
+
+
+def test_a_subject_is_there_where_it_has_a_file(checkout: Path) -> None:
+    project = Project(root=checkout)
+    there = {name: is_there(project, name) for name in ("bench:x", "bench.gone:x", "no.py:x")}
+    assert there == {"bench:x": True, "bench.gone:x": False, "no.py:x": False}
+    assert is_there(project, "torch"), "built in"
 
 
 def test_a_folder_without_anything_that_is_compared_is_no_contestant(

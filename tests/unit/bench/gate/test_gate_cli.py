@@ -49,6 +49,18 @@ def test_the_suite_is_listed() -> None:
     assert starts == ["allocator"] * 8
 
 
+def test_a_subject_that_is_gone_is_marked_in_the_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(SUITE_VARIABLE, raising=False)
+    (tmp_path / "here.py").write_text("")
+    table = '[tool.pagedbench]\nallocators = ["here:make", "gone:make"]\n'
+    (tmp_path / "pyproject.toml").write_text(table)
+    result = invoke("--list")
+    assert [line.split()[:2][1] for line in result.stdout.splitlines()] == ["timed", "missing"]
+
+
 def test_a_percentage_is_read_as_one() -> None:
     assert (percentage("3%"), percentage(" 12.5 % ")) == (0.03, 0.125)
     for text in ("3", "-3%", "101%", "three"):

@@ -48,6 +48,13 @@ def test_what_is_no_point_and_no_stream_is_refused(point: str) -> None:
         lengths_of(point, folder=HERE)
 
 
+@pytest.mark.parametrize("requests", [0, 1_000_000])
+def test_how_many_requests_there_may_be_is_said(requests: int) -> None:
+    for read in (spec_of, lengths_of):
+        with pytest.raises(BadInput, match=f"{requests:,} requests; take 1 to 999,999"):
+            read(f"azure-conv:{requests}", folder=HERE)
+
+
 def test_subjects_are_read_as_they_were_written(tmp_path: Path) -> None:
     project = Project(root=tmp_path, kernels=("torch",), allocators=("paged",), points=(POINT,))
     found = subjects_of(project)
@@ -131,6 +138,9 @@ def test_a_module_from_elsewhere_is_not_the_trees_own(
     monkeypatch.setenv(TREE_VARIABLE, str(tree))
     check_origin("ours_here:attention")
     check_origin("torch")
+    (tree / "broken.py").write_text("def attention(:\n")
+    with pytest.raises(Missing, match=r"that imports \(SyntaxError: "):
+        check_origin("broken:attention")
     for name in ("ours_there:attention", "ours_here:other", "nowhere:attention", "no.py:attention"):
         with pytest.raises(Missing):
             check_origin(name)

@@ -4,19 +4,25 @@ Real subjects are judged in tests/meta/test_gate_toy.py.
 """
 
 import json
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from bench.command.progress import Silence
+from bench.command.project import Project
+from bench.gate.benchmark import Benchmark
+from bench.gate.exact import Exact, Said
 from bench.gate.record import BuildRecord, GateRecord, SideTruth, TruthRecord
 from bench.gate.report.annotations import workflow_commands
 from bench.gate.report.junit import junit
 from bench.gate.report.markdown import markdown
 from bench.gate.report.words import truth_that_matters
 from bench.gate.truth import with_points
+from bench.gate.turns import DoesNotStart, SideRaised
 from bench.gate.verdict import judge
-from helpers import gate_records
+from helpers import gate_records, gate_toys
 from helpers.places import ROOT
 
 RIGHT = SideTruth(verdict="right", tried=100)
@@ -105,6 +111,52 @@ def test_what_a_point_shows_counts_where_drawn_problems_showed_nothing() -> None
     (found,) = with_points([of(RIGHT, WRONG)], [of(RIGHT, at_a_point)])
     assert found.head == WRONG, "the smaller one"
     assert with_points([], [of(at_a_point, RIGHT)])[0].base == at_a_point
+
+
+KERNEL = Benchmark(key="kernel/k[p]", title="", prepare=dict, subject="k", problem="(q1 k3)")
+POOL = Benchmark(key="allocator/k[s]", title="", prepare=dict, subject="k")
+
+
+@pytest.mark.parametrize("measured", [KERNEL, POOL])
+def test_what_one_side_raises_where_it_is_measured_is_wrong(measured: Benchmark) -> None:
+    raised = SideRaised("base", "ValueError: no luck\nTraceback")
+    fine = Said(outputs=[])
+    exact = exact_part([measured])
+    exact._compare(measured, {"base": Said(failure=raised), "head": fine}, {})
+    (found,) = exact._at_points
+    assert (found.base.verdict, found.head.verdict) == ("wrong", "right")
+    assert found.base.finding == "raised ValueError: no luck"
+    assert bool(found.base.replay) == (measured is KERNEL)
+    exact.truth = [found]
+    exact._check(None)
+
+
+def test_what_both_sides_raise_is_no_verdict_unless_the_truth_has_it() -> None:
+    exact = exact_part([KERNEL])
+    raised = Said(failure=SideRaised("base", "ValueError: no luck"))
+    exact._compare(KERNEL, {"base": raised, "head": raised}, {})
+    assert exact._at_points == []
+    for base in (RIGHT, WRONG):
+        exact.truth = [TruthRecord(subject="k", kind="kernel", seed=1, base=base, head=RIGHT)]
+        with pytest.raises(SideRaised):
+            exact._check(None)
+
+
+def test_a_base_that_does_not_start_is_not_compared_with_where_its_subjects_are_to_blame() -> None:
+    exact = exact_part([KERNEL])
+    broke = DoesNotStart("base", "base does not import: SyntaxError")
+    exact.truth = [TruthRecord(subject="k", kind="kernel", seed=1, base=UNCHECKED, head=RIGHT)]
+    exact._check(broke)
+    assert exact.not_compared == {KERNEL.key: "base does not import: SyntaxError"}
+    exact.truth = [exact.truth[0].model_copy(update={"base": RIGHT})]
+    with pytest.raises(DoesNotStart):
+        exact._check(broke)
+
+
+def exact_part(suite: list[Benchmark]) -> Exact:
+    tree = ROOT / "nowhere"
+    plan = gate_toys.plan(tree, tree)
+    return Exact(plan, Project(root=tree), suite, Silence(), threading.Event())
 
 
 def test_a_record_of_before_is_read() -> None:
