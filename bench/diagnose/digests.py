@@ -1,0 +1,119 @@
+"""Block events without their content: equal blocks stay equal, and nobody reads what they held.
+
+Two wire forms are known, of vLLM and of SGLang: objects with a `type`, and arrays that begin with
+it (vLLM before 0.23, SGLang at first). Token ids, cache salts and names of adapters and sessions
+are customers' data: of each only a digest is kept. The key of the digests is drawn anew each time
+and written nowhere, so that no guess can be tried against them; digests of two recordings cannot be
+compared.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Mapping
+from hashlib import blake2b
+from typing import Any, Final
+
+_STORED: Final = (
+    "block_hashes parent_block_hash token_ids block_size lora_id medium lora_name extra_keys "
+    "group_idx kv_cache_spec_kind kv_cache_spec_sliding_window locality ownership session_id"
+).split()
+_REMOVED: Final = "block_hashes medium group_idx locality ownership".split()
+_POSITIONS: Final = {"BlockStored": _STORED, "BlockRemoved": _REMOVED, "AllBlocksCleared": []}
+
+_PLAIN: Final = (
+    "block_size medium group_idx kv_cache_spec_kind kv_cache_spec_sliding_window locality num_tokens"
+).split()
+"""Fields that say nothing of a request's content."""
+
+
+class Digests:
+    """Names of contents: 16 hexadecimal digits, the same for the same content."""
+
+    def __init__(self) -> None:
+        self._key = secrets.token_bytes(32)
+
+    def of(self, content: object) -> str:
+        """Name a content."""
+        said = content if isinstance(content, bytes) else repr(content).encode()
+        return blake2b(said, digest_size=8, key=self._key).hexdigest()
+
+    def event(self, raw: object) -> dict[str, Any]:
+        """Digest one event, which is left as it is where that was done before.
+
+        Raises ValueError: it is no block event.
+        """
+        named = _named(raw)
+        event = {key: named[key] for key in ("type", *_PLAIN) if named.get(key) is not None}
+        if event["type"] == "AllBlocksCleared":
+            return event
+        hashes = _listed(named, "block_hashes")
+        if "content" in named:
+            kept = ("block_hashes", "parent_block_hash", "content", "extra_keys", "session")
+            return event | {key: named[key] for key in kept if key in named}
+        event["block_hashes"] = [self.of(each) for each in hashes]
+        if event["type"] == "BlockRemoved":
+            return event
+        parent = named.get("parent_block_hash")
+        event["parent_block_hash"] = None if parent is None else self.of(parent)
+        if "token_ids" in named:
+            tokens = _listed(named, "token_ids")
+            size = named.get("block_size")
+            if type(size) is not int or size < 1:
+                raise ValueError(f"block_size is {size!r}")
+            event["num_tokens"] = len(tokens)
+            blocks = (tokens[at : at + size] for at in range(0, len(tokens), size))
+            event["content"] = [self.of(block) for block in blocks]
+        if (extra := self._extra(named, len(hashes))) is not None:
+            event["extra_keys"] = extra
+        if named.get("session_id") is not None:
+            event["session"] = self.of(named["session_id"])
+        return event
+
+    def _extra(self, named: Mapping[str, Any], blocks: int) -> list[str | None] | None:
+        """What else the blocks' keys hold, for each block: an adapter, an image, a salt."""
+        extra = named.get("extra_keys")
+        if isinstance(extra, list):
+            return [None if each is None else self.of(each) for each in extra]
+        others = [named.get(key) for key in ("lora_name", "lora_id", "cache_salt")]
+        if any(each is not None for each in others):
+            return [self.of(others)] * blocks
+        return None
+
+
+def batch_of(raw: object) -> tuple[float, list[object], int | None]:
+    """Take a batch apart: its time, its events, the data-parallel rank where it says one.
+
+    Raises ValueError: it is no batch.
+    """
+    if isinstance(raw, Mapping):
+        rank = raw.get("data_parallel_rank", raw.get("attn_dp_rank", raw.get("dp_rank")))
+        parts: list[object] = [raw.get("ts"), raw.get("events"), rank]
+    elif isinstance(raw, list) and len(raw) >= 2:
+        parts = [*raw[:3], None][:3]
+    else:
+        raise ValueError("it is no batch of events")
+    time_s, events, rank = parts
+    if type(time_s) not in (int, float) or not isinstance(events, list):
+        raise ValueError("it has no time or no events")
+    return float(time_s), events, rank if type(rank) is int else None  # type: ignore[arg-type]
+
+
+def _named(raw: object) -> dict[str, Any]:
+    """Turn an event of either form into one with names. Raises ValueError."""
+    if isinstance(raw, Iterable) and not isinstance(raw, (Mapping, str, bytes)):
+        kind, *values = raw
+        fields = _POSITIONS.get(kind) if isinstance(kind, str) else None
+        if fields is None:
+            raise ValueError("it is no block event")
+        return {"type": kind} | dict(zip(fields, values, strict=False))
+    if isinstance(raw, Mapping) and raw.get("type") in _POSITIONS:
+        return dict(raw)
+    raise ValueError("it is no block event")
+
+
+def _listed(named: Mapping[str, Any], field: str) -> list[Any]:
+    value = named.get(field)
+    if not isinstance(value, list):
+        raise ValueError(f"its {field} are no list")
+    return value
