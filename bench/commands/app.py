@@ -15,6 +15,7 @@ from bench.commands.history import HISTORY_HELP, history
 from bench.commands.import_ import IMPORT_HELP, import_records
 from bench.commands.init import INIT_HELP, init
 from bench.commands.race import RACE_HELP, race
+from bench.commands.record import RECORD_HELP, record
 from bench.commands.throughput import THROUGHPUT_HELP, throughput
 from bench.commands.waste import WASTE_HELP, waste
 
@@ -91,5 +92,6 @@ for command, name, words, short in (
     (import_records, "import", IMPORT_HELP, "Take in records of another machine."),
     (init, "init", INIT_HELP, "Set up a repository of your own."),
     (race, "race", RACE_HELP, "Compare the speed of KV-cache allocators."),
+    (record, "record", RECORD_HELP, "Record a running server."),
 ):
     app.command(name, help=words, short_help=short)(command)

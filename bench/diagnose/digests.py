@@ -10,20 +10,39 @@ compared.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any, Final
 
 _STORED: Final = (
-    "block_hashes parent_block_hash token_ids block_size lora_id medium lora_name extra_keys "
-    "group_idx kv_cache_spec_kind kv_cache_spec_sliding_window locality ownership session_id"
-).split()
-_REMOVED: Final = "block_hashes medium group_idx locality ownership".split()
-_POSITIONS: Final = {"BlockStored": _STORED, "BlockRemoved": _REMOVED, "AllBlocksCleared": []}
+    "block_hashes",
+    "parent_block_hash",
+    "token_ids",
+    "block_size",
+    "lora_id",
+    "medium",
+    "lora_name",
+    "extra_keys",
+    "group_idx",
+    "kv_cache_spec_kind",
+    "kv_cache_spec_sliding_window",
+)
+_POSITIONS: Final = {
+    "BlockStored": _STORED,
+    "BlockRemoved": ("block_hashes", "medium", "group_idx"),
+    "AllBlocksCleared": (),
+}
+"""Fields of an array, in the order in which releases added them."""
 
 _PLAIN: Final = (
-    "block_size medium group_idx kv_cache_spec_kind kv_cache_spec_sliding_window locality num_tokens"
-).split()
+    "block_size",
+    "medium",
+    "group_idx",
+    "kv_cache_spec_kind",
+    "kv_cache_spec_sliding_window",
+    "locality",
+    "num_tokens",
+)
 """Fields that say nothing of a request's content."""
 
 
@@ -60,7 +79,7 @@ class Digests:
             tokens = _listed(named, "token_ids")
             size = named.get("block_size")
             if type(size) is not int or size < 1:
-                raise ValueError(f"block_size is {size!r}")
+                raise ValueError(f"its block_size is {size!r}")
             event["num_tokens"] = len(tokens)
             blocks = (tokens[at : at + size] for at in range(0, len(tokens), size))
             event["content"] = [self.of(block) for block in blocks]
@@ -101,15 +120,16 @@ def batch_of(raw: object) -> tuple[float, list[object], int | None]:
 
 def _named(raw: object) -> dict[str, Any]:
     """Turn an event of either form into one with names. Raises ValueError."""
-    if isinstance(raw, Iterable) and not isinstance(raw, (Mapping, str, bytes)):
+    named: dict[str, Any] = {}
+    if isinstance(raw, Mapping):
+        named = dict(raw)
+    elif isinstance(raw, list) and raw:
         kind, *values = raw
-        fields = _POSITIONS.get(kind) if isinstance(kind, str) else None
-        if fields is None:
-            raise ValueError("it is no block event")
-        return {"type": kind} | dict(zip(fields, values, strict=False))
-    if isinstance(raw, Mapping) and raw.get("type") in _POSITIONS:
-        return dict(raw)
-    raise ValueError("it is no block event")
+        fields = _POSITIONS.get(kind, ()) if isinstance(kind, str) else ()
+        named = {"type": kind} | dict(zip(fields, values, strict=False))
+    if not isinstance(named.get("type"), str) or named["type"] not in _POSITIONS:
+        raise ValueError("it is no block event")
+    return named
 
 
 def _listed(named: Mapping[str, Any], field: str) -> list[Any]:

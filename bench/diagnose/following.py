@@ -41,6 +41,12 @@ class LogFollower:
 
     def take(self, over: threading.Event) -> None:
         """Take lines until it is over."""
+        try:
+            self._follow(over)
+        finally:
+            self._file.close()
+
+    def _follow(self, over: threading.Event) -> None:
         # Logs say neither the year nor the zone.
         zone = time.strftime("%z")
         self._entry.file.add(f"# recorded {time.time():.3f} {zone}\n")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 import time
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
 from bench.diagnose.digests import Digests, batch_of
 from reference.errors import BadInput
@@ -92,7 +92,7 @@ def _subscribed(said: str) -> Any:
     if "://" not in endpoint:
         endpoint = f"tcp://{endpoint}"
     theirs = "*" in endpoint or "::" in endpoint or not endpoint.startswith("tcp:")
-    socket = zmq.Context.instance().socket(zmq.SUB)
+    socket: Any = zmq.Context.instance().socket(zmq.SUB)
     socket.setsockopt(zmq.RCVHWM, QUEUED)
     socket.setsockopt(zmq.SUBSCRIBE, b"")
     socket.setsockopt(zmq.LINGER, 0)
@@ -103,12 +103,11 @@ def _subscribed(said: str) -> Any:
                 return socket
             except zmq.ZMQError as error:
                 # Somebody is bound there, or the address is another machine's: they are the server.
-                if asked == "bind" or error.errno not in {
-                    zmq.EADDRINUSE,
-                    zmq.EADDRNOTAVAIL,
-                    zmq.ENODEV,
-                }:
+                theirs = error.errno in {errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ENODEV}
+                if asked == "bind" or not theirs:
                     raise
+        if "::" in endpoint:
+            socket.setsockopt(zmq.IPV6, 1)
         socket.connect(endpoint.replace("*", "127.0.0.1").replace("[::]", "[::1]"))
     except zmq.ZMQError as error:
         socket.close(0)
@@ -116,6 +115,4 @@ def _subscribed(said: str) -> Any:
             f"--events {said}: {error.strerror or error}; give the endpoint of the server's "
             f"--kv-events-config, such as tcp://*:5557"
         ) from None
-    if theirs and urlsplit(endpoint).scheme == "tcp":
-        socket.setsockopt(zmq.IPV6, 1)
     return socket

@@ -44,7 +44,9 @@ _PERCENT: Final = frozenset({"usage", "cpu_usage", "hit_rate"})
 
 _CONFIG: Final = {
     "pool_tokens": rf"KV cache size: {_N} tokens|max_total_num_tokens={_N}",
-    "max_model_len": rf"Maximum concurrency for {_N} tokens|Using max model len {_N}|context_len={_N}",
+    "max_model_len": (
+        rf"Maximum concurrency for {_N} tokens|Using max model len {_N}|context_len={_N}"
+    ),
     "num_blocks": rf"# \w+ blocks: {_N}, # CPU blocks|num_gpu_blocks_override={_N}",
     "block_size": rf"Setting attention block size to {_N} tokens",
     "token_budget": rf"max_num_batched_tokens={_N}|chunked_prefill_size={_N}",
@@ -96,7 +98,8 @@ _ARGUMENT_LINES: Final = re.compile(
     r"non-default args: |args: Namespace\(|server_args=|Initializing an? (?:V\d )?LLM engine"
 )
 _ARGUMENT: Final = re.compile(
-    rf"(?<![\w])['\"]?({'|'.join(_ARGUMENTS)})['\"]?(?:=|: )(True|False|\d+(?:\.\d+)?)(?=[,)}} ]|\Z)"
+    rf"(?<!\w)['\"]?({'|'.join(_ARGUMENTS)})['\"]?(?:=|: )"
+    r"(True|False|\d+(?:\.\d+)?)(?=[,)} ]|\Z)"
 )
 _ACCESS: Final = re.compile(r'"POST [^" ]* HTTP/[\d.]+" ([1-5])\d\d')
 _STAMP: Final = re.compile(
@@ -237,4 +240,3 @@ def _number(text: str) -> float:
 
 def _value(text: str) -> float | bool:
     return text == "True" if text in {"True", "False"} else float(text)
-

@@ -245,10 +245,12 @@ def said(state: Recording) -> str:
     """How far a recording is, in a line."""
     parts = [f"{state.end_s - state.start_s:,.0f} s", f"{state.bytes / 1e6:,.1f} MB"]
     for each in state.inputs:
-        failed = f", {each.failed:,} failed" if each.failed and each.file != LOG else ""
-        lost = f", {each.lost:,} lost" if each.lost else ""
-        parts.append(f"{each.taken:,} {_UNITS[each.file.partition('.')[0].partition('-')[0]]}")
-        parts[-1] += failed + lost
+        part = f"{each.taken:,} {_UNITS[re.split('[.-]', each.file)[0]]}"
+        if each.failed and each.file != LOG:
+            part += f", {each.failed:,} failed"
+        if each.lost:
+            part += f", {each.lost:,} lost"
+        parts.append(part)
     return "recording: " + "; ".join(parts)
 
 
@@ -317,13 +319,14 @@ def _address(said: str) -> str:
     address = said if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", said) else f"http://{said}"
     try:
         parts = urlsplit(address)
-        usable = parts.scheme in {"http", "https"} and parts.hostname and (parts.port or 1)
+        if not parts.hostname or parts.port == 0 or re.search(r"\s", address):
+            raise ValueError(said)
+        if parts.scheme not in {"http", "https"}:
+            raise ValueError(said)
     except ValueError:
-        usable = None
-    if not usable or any(char.isspace() for char in address):
         raise BadInput(
             f"--metrics {said}: it is no address; give it like http://localhost:8000/metrics"
-        )
+        ) from None
     path = "/metrics" if parts.path in {"", "/"} else parts.path
     return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
 
@@ -335,6 +338,8 @@ def _without_secrets(address: str) -> str:
 
 def _nothing(state: Recording, folder: Path) -> str:
     reasons = [
-        f"{each.of}: {each.last_failure or 'nothing came'}" for each in state.inputs if not each.taken
+        f"{each.of}: {each.last_failure or 'nothing came'}"
+        for each in state.inputs
+        if not each.taken
     ]
     return f"nothing was recorded in {folder}: {'; '.join(reasons)}; is the server running?"

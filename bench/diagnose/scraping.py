@@ -6,9 +6,11 @@ import re
 import threading
 import time
 import urllib.request
+from base64 import b64encode
 from collections.abc import Iterator
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 if TYPE_CHECKING:
     from bench.diagnose.recording import Input
@@ -94,6 +96,7 @@ class Scraper:
         """Lines of the page that a recording keeps."""
         samples = 0
         for line in page.splitlines():
+            kept = line
             if line.startswith("# TYPE "):
                 name = line.split(" ", 3)[2]
             elif line.startswith("#") or not (sample := _SAMPLE.fullmatch(line)):
@@ -103,19 +106,22 @@ class Scraper:
                 name, labels, value = sample.groups()
                 if self._instance is not None:
                     inner = f",{labels[1:-1]}" if labels and labels != "{}" else ""
-                    line = f'{name}{{instance="{self._instance}"{inner}}}{value}'
+                    kept = f'{name}{{instance="{self._instance}"{inner}}}{value}'
             # The moment at which each counter began: the process's own start says it once.
             if self._everything or (name.startswith(KNOWN) and not name.endswith("_created")):
-                yield line + "\n"
+                yield kept + "\n"
         if not samples:
             raise NoMetrics("the answer has no metrics in it; is it the address of /metrics?")
 
 
 def fetch(address: str, over: threading.Event) -> str:
-    """A page. Raises OSError, HTTPException or ValueError where it does not come, or not in time."""
-    asked = urllib.request.Request(
-        address, headers={"Accept": "text/plain", "User-Agent": "pagedbench-record"}
-    )
+    """A page. Raises OSError, HTTPException or ValueError where none comes in time."""
+    headers = {"Accept": "text/plain", "User-Agent": "pagedbench-record"}
+    target = urlsplit(address)
+    who, at, host = target.netloc.rpartition("@")
+    if at:
+        headers["Authorization"] = f"Basic {b64encode(unquote(who).encode()).decode()}"
+    asked = urllib.request.Request(urlunsplit(target._replace(netloc=host)), headers=headers)
     end_s = time.monotonic() + TIMEOUT_S
     with urllib.request.urlopen(asked, timeout=TIMEOUT_S) as answer:
         parts: list[bytes] = []

@@ -10,7 +10,7 @@ from typing import Final
 from bench.diagnose.observed import Observed, merge
 from reference.errors import BadInput
 
-FORMATS: Final = ("events", "scrapes")
+FORMATS: Final = ("events", "scrapes", "logs")
 """Modules of this package, in the order in which a file is offered to them."""
 
 _PASSED_OVER: Final = frozenset({".md", ".png", ".svg", ".py"})

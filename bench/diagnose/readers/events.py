@@ -1,73 +1,100 @@
-"""Block events, a JSON object on each line: `ts`, `dp_rank` and `events` of the engine's names."""
+"""Block events, a batch on each line, as `pagedbench record` or an engine writes them.
+
+Token ids are digested as they are read (`bench.diagnose.digests`).
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from bench.diagnose.digests import Digests, batch_of
 from bench.diagnose.observed import CLEARED, REMOVED, STORED, Events, Observed, Source
 from bench.workloads.trace_lines import Line, lines_of, shown
 
 _KINDS: Final = {"BlockStored": STORED, "BlockRemoved": REMOVED, "AllBlocksCleared": CLEARED}
+_DEVICE: Final = frozenset({"GPU", "CPU", None})
+"""Where a block of the engine's own cache lies; others are of tiers behind it."""
+_STARTS: Final = re.compile(r'\{.*"events"|\[ *\d+(\.\d+)?(e\+?\d+)?, *\[')
+
+
+class _Row(NamedTuple):
+    time_s: float
+    kind: int
+    block: int
+    parent: int
+    content: int
+    extra: int
+    engine: str
 
 
 def read(path: Path) -> Observed | None:
     """Events. None: the first line has none."""
-    rows: list[tuple[float, int, int, int, int, int, str]] = []
+    rows: list[_Row] = []
     sizes: set[int] = set()
+    digests = Digests()
+    lost = 0
     for line in lines_of(str(path)):
-        if not rows and not (line.text.startswith("{") and '"events"' in line.text):
+        if not rows and not _STARTS.match(line.text):
             return None
-        batch = _batch(line)
-        moment = float(batch["ts"])
-        rank = batch.get("dp_rank", batch.get("attn_dp_rank"))
-        engine = "" if rank is None else str(rank)
-        for event in batch["events"]:
-            kind = _KINDS.get(str(event.get("type")))
-            if kind is None or event.get("medium", "GPU") not in {"GPU", "CPU", None}:
-                continue
-            if "block_size" in event:
-                sizes.add(int(event["block_size"]))
-            parent = _key(event.get("parent_block_hash"))
-            hashes = event.get("block_hashes", [None])
-            contents = event.get("content") or [None] * len(hashes)
-            extras = event.get("extra_keys") or [None] * len(hashes)
-            salt = event.get("cache_salt") or event.get("lora_name")
-            for block, content, extra in zip(hashes, contents, extras, strict=False):
-                key = _key(block)
-                rows.append((moment, kind, key, parent, _key(content), _key(extra or salt), engine))
-                parent = key
+        raw, moment, events, engine = _batch(line)
+        lost += int(raw.get("lost", 0)) if isinstance(raw, dict) else 0
+        for each in events:
+            try:
+                event = digests.event(each)
+            except ValueError as broken:
+                raise line.error(found=f"{shown(each)} ({broken})", expected=_EXPECTED) from None
+            if event.get("medium") in _DEVICE:
+                sizes |= {event["block_size"]} if "block_size" in event else set()
+                rows += _rows(event, moment, engine)
     if not rows:
         return None
     columns: list[Any] = list(zip(*rows, strict=True))
-    events = Events(
-        time_s=np.array(columns[0], dtype=np.float64),
-        kind=np.array(columns[1], dtype=np.int8),
-        block=np.array(columns[2], dtype=np.uint64),
-        parent=np.array(columns[3], dtype=np.uint64),
-        content=np.array(columns[4], dtype=np.uint64),
-        extra=np.array(columns[5], dtype=np.uint64),
-        engine=np.array(columns[6], dtype=np.str_),
+    kinds = (np.float64, np.int8, np.uint64, np.uint64, np.uint64, np.uint64, np.str_)
+    filled = {
+        name: np.array(column, dtype=kind)
+        for name, column, kind in zip(_Row._fields, columns, kinds, strict=True)
+    }
+    seen = Events(**filled)
+    start, end = float(seen.time_s.min()), float(seen.time_s.max())
+    return Observed(
+        events=seen,
+        config={"block_size": float(sizes.pop())} if len(sizes) == 1 else {},
+        sources=(Source(str(path), "events", start, end, len(seen)),),
+        notes=(f"{path}: {lost} batches of events never arrived",) if lost else (),
     )
-    times = events.time_s
-    source = Source(str(path), "events", float(times.min()), float(times.max()), len(events))
-    config = {"block_size": float(sizes.pop())} if len(sizes) == 1 else {}
-    return Observed(events=events, config=config, sources=(source,))
 
 
-def _batch(line: Line) -> dict[str, Any]:
+_EXPECTED: Final = "a batch of block events: their time (ts), and events with type and block_hashes"
+
+
+def _batch(line: Line) -> tuple[object, float, list[object], str]:
     try:
-        batch = json.loads(line.text)
-        float(batch["ts"])
-        if all(isinstance(event, dict) for event in batch["events"]):
-            return dict(batch)
-    except (ValueError, TypeError, KeyError, RecursionError):
-        pass
-    raise line.error(found=shown(line.text), expected="a JSON object with ts and events")
+        raw = json.loads(line.text)
+        moment, events, rank = batch_of(raw)
+    except (ValueError, RecursionError):
+        raise line.error(found=shown(line.text), expected=_EXPECTED) from None
+    instance = raw.get("instance") if isinstance(raw, dict) else None
+    return raw, moment, events, "/".join(str(each) for each in (instance, rank) if each is not None)
+
+
+def _rows(event: dict[str, Any], moment: float, engine: str) -> Iterator[_Row]:
+    """A row for each block; each is the parent of the next one."""
+    parent = _key(event.get("parent_block_hash"))
+    hashes = event.get("block_hashes", [None])
+    contents = event.get("content") or [None] * len(hashes)
+    extras = event.get("extra_keys") or [None] * len(hashes)
+    for block, content, extra in zip(hashes, contents, extras, strict=False):
+        key = _key(block)
+        kind = _KINDS[event["type"]]
+        yield _Row(moment, kind, key, parent, _key(content), _key(extra), engine)
+        parent = key
 
 
 def _key(value: object) -> int:

@@ -10,9 +10,9 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Final
 
@@ -32,7 +32,10 @@ _LOOKS: Final = re.compile(
 _TAKEN_AT_ONCE: Final = 1.5
 """Of the usual time between two figures: what a throughput is taken to have lasted at most."""
 
-_TOTALS: Final = {"prompt_throughput": "prompt_tokens", "generation_throughput": "generation_tokens"}
+_TOTALS: Final = {
+    "prompt_throughput": "prompt_tokens",
+    "generation_throughput": "generation_tokens",
+}
 
 
 def read(path: Path) -> Observed | None:
@@ -49,7 +52,7 @@ def read(path: Path) -> Observed | None:
     return reading.observed() if reading.found else None
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _lines(path: Path) -> Generator[tuple[int, str]]:
     """Lines with their numbers. A log may be cut anywhere, and holds whatever was printed."""
     looked = 0
     try:
@@ -76,7 +79,11 @@ class _Clock:
     def time_s(self, stamp: str) -> float:
         """Unix time of a stamp; nan where it is none."""
         text = stamp.replace(",", ".")
-        years = [""] if len(text) > 4 and text[4] == "-" else [f"{self._near.year + n}-" for n in (-1, 0, 1)]
+        years = (
+            [""]
+            if len(text) > 4 and text[4] == "-"
+            else [f"{self._near.year + n}-" for n in (-1, 0, 1)]
+        )
         moments = []
         for year in years:
             try:
@@ -124,16 +131,17 @@ class _Reading:
         for name, value in said.facts.items():
             if name in {"preempted", "retracted"}:
                 self._preempted(said, name, value, now)
-                name, value = "preempted", value if name == "retracted" else 1.0
-            self._facts.append(Fact(name, now, value, where, said.engine))
+                count = value if name == "retracted" else 1.0
+                self._facts.append(Fact("preempted", now, count, where, said.engine))
+            else:
+                self._facts.append(Fact(name, now, value, where, said.engine))
         if math.isnan(now):
             return
         for name, value in said.figures.items():
             if name in {"new_tokens", "cached_tokens", "new_sequences"}:
                 continue
-            if name == "usage":
-                value = max(value, said.figures.get("swa_usage", 0.0))
-            self._figures[name, said.engine].append((now, value))
+            other = said.figures.get("swa_usage", 0.0) if name == "usage" else 0.0
+            self._figures[name, said.engine].append((now, max(value, other)))
         if "new_tokens" in said.figures:
             cached = said.figures.get("cached_tokens", 0.0)
             asked = said.figures["new_tokens"] + cached
