@@ -128,6 +128,11 @@ class Scheduler:
         """Whether every request has been admitted: nobody waits, and nobody is to come."""
         return not (self._preempted or self._arrivals.waiting or self._arrivals.more)
 
+    @property
+    def time_ns(self) -> int:
+        """The server's clock."""
+        return self._clock // PS_PER_NS
+
     def take_step(self) -> bool:
         """Take one step; return whether a request was admitted in it. BadSize: a wrong stream."""
         for group in self._finished:

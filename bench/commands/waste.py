@@ -17,9 +17,11 @@ from reference.errors import BadInput
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from bench.waste.clocks import Clock
     from bench.waste.figures.figure import Figure
     from bench.waste.plan import WastePlan
     from bench.waste.record import WasteRecord
+    from bench.waste.server import Server
     from bench.workloads.record import ServedStream
     from bench.workloads.source import StreamSource
 
@@ -212,8 +214,9 @@ def waste(
         str | None,
         typer.Option(
             help="Duration of a step, and for each prompt token, token read and token swapped, as "
-            "base=25ms,prompt=89us,kv=0.1us,swap=5us. Default: from --gpu and --model; 30 ms and "
-            "50 us, round figures.",
+            "base=25ms,prompt=89us,kv=0.1us,swap=5us; or fit:FILE, to a request log, a server's "
+            "metrics or a throughput record. Default: from --gpu and --model; 30 ms and 50 us, "
+            "round figures.",
             metavar="SPEC",
         ),
     ] = None,
@@ -351,8 +354,26 @@ def waste(
         if hits:
             it.end(_hits(streams, json, it, quiet=quiet))
         plan = replace(plan, streams=streams)
+        if server.fit is not None:
+            plan = replace(plan, clock=_fitted(server, server.fit, plan, it, quiet=quiet))
         plan.check()
         it.end(_waste(plan, json, plot, it, quiet=quiet))
+
+
+def _fitted(server: Server, file: Path, plan: WastePlan, it: Session, *, quiet: bool) -> Clock:
+    from bench.waste.fitting import fit_clock
+
+    with it.work(quiet=quiet, raising=True) as progress:
+        return fit_clock(
+            file,
+            server.clock,
+            plan.first_paged,
+            slots=server.slots,
+            streams=[source for source, _ in plan.streams],
+            model=server.model,
+            gpu=server.gpu,
+            progress=progress,
+        )
 
 
 def _figure(name: str, traces: list[Path], json: Path | None, it: Session, *, quiet: bool) -> int:

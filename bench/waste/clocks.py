@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from bench.waste.gpus import Gpu
@@ -42,6 +42,8 @@ class Clock:
     """In words."""
     error: float = MODEL_ERROR
     """Difference, as a share, that it cannot tell from none."""
+    errors: dict[str, float] = field(default_factory=dict)
+    """Of a clock that was fitted: what it misses each figure by that was measured, as shares."""
 
 
 ROUND_FIGURES: Final = Clock(time=StepTime(), source="round figures, not a measurement")
@@ -73,14 +75,15 @@ def read_clock(text: str) -> Clock:
     )
 
 
-def roofline(model: Model, gpu: Gpu) -> Clock | None:
+def roofline(model: Model, gpu: Gpu, *, read: float | None = None) -> Clock | None:
     """Estimate from data sheets; None where the model's weights are not known.
 
-    A step reads the weights and the cache, and computes its prompts, one after the other.
+    `read` is the bandwidth in bytes a second where it was measured. A step reads the weights and
+    the cache, and computes its prompts, one after the other.
     """
     if model.weights is None or model.parameters is None:
         return None
-    read = gpu.bandwidth * MEMORY_SHARE
+    read = read or gpu.bandwidth * MEMORY_SHARE
     active = model.active or model.parameters
     # Of experts, a batch of some size meets all.
     return Clock(
@@ -93,10 +96,25 @@ def roofline(model: Model, gpu: Gpu) -> Clock | None:
             swap_ns_per_token=round(model.bytes_per_token / HOST_BYTES_PER_S * 1e9),
         ),
         source=(
-            f"data sheets: {model.name} on {gpu.name}, {MEMORY_SHARE:.0%} of the bandwidth, "
-            f"{COMPUTE_SHARE:.0%} of the compute, {STEP_OVERHEAD_NS / 1e6:g} ms a step"
+            f"data sheets: {model.name} on {gpu.name}, {read / gpu.bandwidth:.0%} of the "
+            f"bandwidth, {COMPUTE_SHARE:.0%} of the compute, {STEP_OVERHEAD_NS / 1e6:g} ms a step"
         ),
     )
+
+
+def measured_bandwidth(
+    kv_bytes: int, seconds: float, model: Model | None, gpu: Gpu | None, *, name: str
+) -> Clock:
+    """Read weights and cache as fast as a kernel was measured to read the cache. Raises BadInput:
+    the model's weights, or the GPU, are not known.
+    """
+    given = None if model is None or gpu is None else roofline(model, gpu, read=kv_bytes / seconds)
+    if given is None:
+        raise BadInput(
+            f"--clock fit:{name}: it says how fast a cache is read, not what is in it; give "
+            f"--model, by name or config.json, and --gpu"
+        )
+    return replace(given, source=f"{given.source}; read as in {name}")
 
 
 def clock_words(time: StepTime) -> str:

@@ -101,6 +101,15 @@ class WastePlan:
             raise BadInput(f"--whatif with {given}: give one paged policy, which is then varied")
         return read[0]
 
+    @property
+    def first_paged(self) -> PagedPolicy:
+        """The first paged policy that is asked for: the one whose server a clock is fitted to."""
+        read = expand_policies(
+            self.policies or ("paged",), block_sizes=self.block_sizes, max_model_len=1
+        )
+        paged = (policy for policy in read if isinstance(policy, PagedPolicy))
+        return next(paged, PagedPolicy())
+
     def _policies_for(self, stream: ServedStream) -> tuple[Policy, ...]:
         """Read the policies, with reservations that provide for the longest request."""
         if (base := self.base) is not None:

@@ -51,6 +51,8 @@ class ClockRecord(Record):
     """As in `paged.clock.StepTime`."""
     error: float
     """Difference, as a share, that the clock cannot tell from none."""
+    errors: dict[str, float] = {}
+    """What a fitted clock misses each figure by that was measured, as shares."""
 
 
 class PoolRecord(Record):

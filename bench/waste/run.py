@@ -51,6 +51,7 @@ def run_waste(plan: WastePlan, progress: Progress) -> WasteRecord:
             kv_ps_per_token=plan.clock.time.kv_ps_per_token,
             swap_ns_per_token=plan.clock.time.swap_ns_per_token,
             error=plan.clock.error,
+            errors=plan.clock.errors,
         ),
         slo=plan.slo,
         rank=plan.rank,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final, get_args
 
 from bench.waste.clocks import ROUND_FIGURES, Clock, read_clock, read_slo, roofline
@@ -12,6 +13,9 @@ from bench.waste.plan import pool_slots
 from bench.waste.record import Rank
 from paged.latency import Slo
 from reference.errors import BadInput
+
+FIT: Final = "fit:"
+"""What --clock begins with where a file follows."""
 
 DEFAULT_POOL: Final = "12GiB"
 DEFAULT_BYTES_PER_TOKEN: Final = 819_200
@@ -40,9 +44,13 @@ class Server:
     slots: int
     bytes_per_token: int
     clock: Clock
+    """What is typed, or where it is fitted, what it is pulled to."""
+    fit: Path | None
+    """What it is fitted to."""
     slo: Slo | None
     model: Model | None
     """None: only the bytes of a slot are known."""
+    gpu: Gpu | None
 
 
 def read_server(
@@ -56,6 +64,9 @@ def read_server(
     """Read the options. Raises BadInput: one is wrong, or two exclude each other."""
     model = _model(sizes)
     gpu = None if sizes.gpu is None else read_gpu(sizes.gpu)
+    fit = None
+    if clock is not None and clock.startswith(FIT):
+        fit, clock = Path(clock.removeprefix(FIT)), None
     slot_bytes = sizes.bytes_per_token or DEFAULT_BYTES_PER_TOKEN
     if model is not None:
         slot_bytes = model.bytes_per_token
@@ -63,8 +74,10 @@ def read_server(
         slots=_slots(sizes, model, gpu, slot_bytes),
         bytes_per_token=slot_bytes,
         clock=_clock(clock, step_ms, prefill_rate, model, gpu),
+        fit=fit,
         slo=None if slo is None else read_slo(slo),
         model=model,
+        gpu=gpu,
     )
 
 

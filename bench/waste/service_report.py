@@ -54,7 +54,11 @@ def latency_table(rows: Sequence[WasteRow]) -> Table | None:
 def clock_line(record: WasteRecord) -> str:
     """Say what a step takes, and where that is from."""
     source = "as recorded" if record.clock is None else record.clock.source
-    return f"clock: {clock_words(record.time)} ({source})"
+    said = f"clock: {clock_words(record.time)} ({source})"
+    if record.clock is not None and record.clock.errors:
+        errors = ", ".join(f"{name} {share:+.1%}" for name, share in record.clock.errors.items())
+        said += f"; it misses what was measured by: {errors}"
+    return said
 
 
 def slo_words(record: WasteRecord) -> str:
