@@ -170,16 +170,17 @@ def parse(line: str) -> Said | None:
                 if name == "started":
                     config |= {"engine": "vllm", "version": value}
                 facts[name] = 1.0 if name == "started" else _number(value)
-        for name, phrase in _CONFIG_PHRASES.items():
-            if found := phrase.search(line):
-                matches.append(found)
-                config[name] = _number(next(each for each in found.groups() if each))
         if start := _ARGUMENT_LINES.search(line):
             matches.append(start)
             software = "sglang" if start[0] == "server_args=" else "vllm"
             for found in _ARGUMENT.finditer(line, start.start()):
                 matches.append(found)
                 config.setdefault(_ARGUMENTS[found[1]], _value(found[2]))
+        else:
+            for name, phrase in _CONFIG_PHRASES.items():
+                if found := phrase.search(line):
+                    matches.append(found)
+                    config[name] = _number(next(each for each in found.groups() if each))
     if not matches:
         return None
     if "no_prefix_caching" in config:

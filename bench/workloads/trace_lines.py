@@ -53,24 +53,29 @@ class Line(NamedTuple):
         return TraceError(self.path, self.number, found, expected)
 
 
-def lines_of(path: str) -> Generator[Line]:
+def lines_of(
+    path: str,
+    *,
+    longest: int = MAX_LINE_BYTES,
+    what: str = "a request on each line of a trace",
+) -> Generator[Line]:
     """Yield the lines that are not blank, and turn what breaks a file into a `TraceError`."""
     number = last = 0
     with open(path, "rb") as raw:
         packed = raw.peek(len(_GZIP_MAGIC)).startswith(_GZIP_MAGIC)
         with gzip.GzipFile(fileobj=raw) if packed else raw as content:
             try:
-                lines = iter(lambda: content.readline(MAX_LINE_BYTES + 1), b"")
+                lines = iter(lambda: content.readline(longest + 1), b"")
                 for number, line in enumerate(lines, start=1):
                     fault = ""
-                    if len(line) > MAX_LINE_BYTES:
-                        fault = f"more than {MAX_LINE_BYTES:,} bytes without an end of line"
+                    if len(line) > longest:
+                        fault = f"more than {longest:,} bytes without an end of line"
                     elif packed and FREE_BYTES < content.tell() > MAX_EXPANSION * raw.tell():
                         fault = f"gzip data that unpacks to over {MAX_EXPANSION} times its size"
                     elif number - last > MAX_BLANK_LINES:
                         fault = f"over {MAX_BLANK_LINES:,} blank lines"
                     if fault:
-                        raise TraceError(path, number, fault, "a request on each line of a trace")
+                        raise TraceError(path, number, fault, what)
                     # Spreadsheets put a byte-order mark before the first column's name.
                     text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
                     if text:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Final
 
 from bench.diagnose.observed import Observed, merge
+from bench.diagnose.single_scrapes import gathered
 from reference.errors import BadInput
 
-FORMATS: Final = ("events", "scrapes", "logs")
+FORMATS: Final = ("events", "json_files", "stamped", "scrapes", "request_logs", "logs")
 """Modules of this package, in the order in which a file is offered to them."""
 
 _PASSED_OVER: Final = frozenset({".md", ".png", ".svg", ".py"})
@@ -49,7 +50,7 @@ def read_all(paths: Iterable[Path]) -> Observed:
             raise BadInput(
                 f"{path}: {error.strerror or error}; name a file or folder that can be read"
             ) from None
-    seen = merge(parts)
+    seen = merge(gathered(parts))
     if not seen.sources:
         names = ", ".join(map(str, paths))
         raise BadInput(f"{names}: nothing in it is known here; name metrics, a log or events")

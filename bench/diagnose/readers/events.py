@@ -19,9 +19,11 @@ from bench.diagnose.observed import CLEARED, REMOVED, STORED, Events, Observed, 
 from bench.workloads.trace_lines import Line, lines_of, shown
 
 _KINDS: Final = {"BlockStored": STORED, "BlockRemoved": REMOVED, "AllBlocksCleared": CLEARED}
+LONGEST: Final = 2**25
+"""Bytes of one batch: a step that stores a million tokens has 8 MB."""
 _DEVICE: Final = frozenset({"GPU", "CPU", None})
 """Where a block of the engine's own cache lies; others are of tiers behind it."""
-_STARTS: Final = re.compile(r'\{.*"events"|\[ *\d+(\.\d+)?(e\+?\d+)?, *\[')
+_STARTS: Final = re.compile(r'\{(?=.*"ts")(?=.*"events")|\[ *\d+(\.\d+)?(e\+?\d+)?, *\[')
 
 
 class _Row(NamedTuple):
@@ -40,7 +42,7 @@ def read(path: Path) -> Observed | None:
     sizes: set[int] = set()
     digests = Digests()
     lost = 0
-    for line in lines_of(str(path)):
+    for line in lines_of(str(path), longest=LONGEST, what=_EXPECTED):
         if not rows and not _STARTS.match(line.text):
             return None
         raw, moment, events, engine = _batch(line)

@@ -19,11 +19,14 @@ import numpy as np
 from bench.diagnose.aliases import ALIASES, INFO
 from bench.diagnose.observed import Observed, Source
 from bench.diagnose.samples import Place, Samples
+from bench.diagnose.single_scrapes import SINGLE
 from bench.workloads.trace_lines import Line, lines_of, shown
 
 _MARK: Final = re.compile(r"# scrape (\d+(?:\.\d+)?)(?:\s+(FAILED)\b.*)?\Z")
+_TIME: Final = re.compile(r"@(\d{9,10}(?:\.\d+)?)")
+"""The time of a scrape that is a file of its own, in the file's name; else the file's is taken."""
 _SAMPLE: Final = re.compile(r"([a-zA-Z_:][\w:]*)(?:\{.*\})?\s+\S+")
-_KNOWN: Final = tuple(
+KNOWN: Final = tuple(
     sorted({name for table in ALIASES.values() for name in table} | set(INFO), key=len)
 )
 
@@ -42,7 +45,8 @@ def read(path: Path) -> Observed | None:
         return None
     if not (_MARK.match(head[-1].text) or any("# TYPE" in each.text for each in head)):
         return None
-    moment = os.path.getmtime(path)
+    named = _TIME.search(path.name)
+    moment = float(named[1]) if named else os.path.getmtime(path)
     samples = Samples()
     places: dict[str, Place | None] = {}
     times: list[float] = []
@@ -55,7 +59,7 @@ def read(path: Path) -> Observed | None:
                 if not failed or failed[-1] != moment:
                     times.append(moment)
             continue
-        if not text.startswith(_KNOWN):
+        if not text.startswith(KNOWN):
             continue
         if not times:
             times.append(moment)
@@ -63,7 +67,7 @@ def read(path: Path) -> Observed | None:
         try:
             place = places[series]
         except KeyError:
-            place = places[series] = _place(line, samples)
+            place = places[series] = placed(line, samples)
         if place is not None:
             try:
                 place.add(moment, float(number))
@@ -72,7 +76,7 @@ def read(path: Path) -> Observed | None:
     gaps = np.diff(np.array(sorted(times)))
     source = Source(
         path=str(path),
-        format="scrapes",
+        format="scrapes" if _MARK.match(head[-1].text) else SINGLE,
         start_s=min(times, default=math.nan),
         end_s=max(times, default=math.nan),
         items=len(times),
@@ -91,7 +95,7 @@ def _moment(line: Line, failed: list[float]) -> float:
     return float(mark[1])
 
 
-def _place(line: Line, samples: Samples) -> Place | None:
+def placed(line: Line, samples: Samples) -> Place | None:
     """Where a series seen for the first time goes, as the client library reads the line."""
     from prometheus_client.parser import text_string_to_metric_families
 
