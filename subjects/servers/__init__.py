@@ -1,0 +1,1 @@
+"""Servers of engines, without a model: their scheduler and cache manager on a virtual clock."""

@@ -1,0 +1,132 @@
+"""An engine's scheduler beside ours: how it is configured, summed up, compared and shown."""
+
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from bench import cli
+from bench.waste.engine import BesideRecord, BesideRow, EngineSetting, Side
+from bench.waste.policies import parse_policy
+from paged.arrivals import Request
+from paged.policy import PagedPolicy
+from paged.scheduler import serve
+from reference.errors import BadInput
+from subjects.servers import remote
+from subjects.servers.remote import Served
+
+ENGINE = """
+import json, os, sys
+answers = os.fdopen(int(os.environ["PAGEDBENCH_ANSWERS"]), "w", buffering=1)
+answers.write('{}\\n{"version": "toy 1"}\\n')
+for line in sys.stdin:
+    asked = json.loads(line)
+    requests = asked["serve"]["requests"]
+    second = 10**12
+    ends = [[n, n * second, (n + 1) * second, (n + 3) * second] for n in range(len(requests))]
+    names = "steps running waiting used_blocks peak_running preemptions hit_tokens queried_tokens"
+    sums = dict.fromkeys(names.split(), 4)
+    answer = {"requests": ends, "series": [[10**9 * t, 1, 1, 2, t, 0, 0] for t in range(30)]}
+    answer |= {"sums": sums, "question_number": asked["question_number"]}
+    answers.write(json.dumps(answer) + "\\n")
+"""
+
+
+def typed(spec: str) -> list[str]:
+    policy = parse_policy(spec)
+    assert isinstance(policy, PagedPolicy)
+    return EngineSetting(policy=policy, num_blocks=100).arguments()
+
+
+def test_a_policy_is_typed_as_the_engine_wants_it() -> None:
+    given = typed("paged:block=32,budget=512,max-running=8,watermark=0.05,prefix=lru")
+    assert given == [
+        *("--block-size", "32", "--num-gpu-blocks-override", "101", "--max-num-seqs", "8"),
+        *("--max-num-batched-tokens", "512", "--max-model-len", "3200", "--watermark", "0.05"),
+        "--enable-prefix-caching",
+    ]
+    assert typed("paged")[-1] == "--no-enable-prefix-caching"
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("paged:look-ahead=2", "no look-ahead"),
+        ("paged:preempt=swap", "no preempt=swap"),
+        ("paged:prefix=lfu", "no prefix=lfu"),
+        ("paged:samples=2", "no samples"),
+        ("paged:budget=8,max-running=9", "lower max-running to 8"),
+    ],
+)
+def test_what_the_engine_has_not_is_refused(spec: str, said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        typed(spec)
+
+
+def side(rate: float) -> Side:
+    served = Served(
+        requests=[(0, 0, 10**12, int(10**12 / rate))],
+        series=[(1, 1, 0, 10, 0, 0, 1)],
+        sums=dict.fromkeys(
+            (
+                *("steps", "running", "waiting", "used_blocks", "peak_running"),
+                *("preemptions", "hit_tokens", "queried_tokens"),
+            ),
+            1,
+        ),
+    )
+    return Side.of_engine(served, [Request(10, 5, 0)], 100)
+
+
+@pytest.mark.parametrize(
+    ("ours", "tau"),
+    [
+        ((1.0, 2.0, 3.0), 1.0),
+        ((3.0, 2.0, 1.0), -1.0),
+        ((2.0, 1.0, 3.0), 1 / 3),
+        ((2.001, 2.0, 3.0), 1.0),  # as good as equal: no order to get wrong
+    ],
+)
+def test_ranking_is_compared_pair_by_pair(ours: tuple[float, ...], tau: float) -> None:
+    rows = [
+        BesideRow.model_construct(stream="s", engine=side(theirs), ours=side(mine))
+        for theirs, mine in zip((1.0, 2.0, 3.0), ours, strict=True)
+    ]
+    record = BesideRecord.model_construct(rows=rows)
+    assert record.tau("s") == pytest.approx(tau)
+    assert BesideRecord.model_construct(rows=rows[:2]).tau("s") is None
+
+
+def test_our_side_adds_up_to_the_run() -> None:
+    serving = serve([Request(20, 10, 0), Request(20, 10, 0)], PagedPolicy(), slots=64)
+    found = Side.of_ours(serving)
+    assert found.running == serving.total.mean_batch
+    assert found.parts[-1].until_s == serving.total.time_ns / 1e9
+    assert found.preemptions == found.parts[-1].preemptions == serving.total.preemptions
+    assert found.service.completed == 2
+
+
+def run(*arguments: str):
+    command = ["waste", "--server", "toy", "--engine-python", sys.executable, "-q", *arguments]
+    return CliRunner().invoke(cli.app, command, env={"COLUMNS": "90"})
+
+
+def test_both_are_shown_side_by_side(monkeypatch, tmp_path) -> None:
+    (tmp_path / "toy.py").write_text(ENGINE)
+    monkeypatch.setitem(remote.ENGINES, "toy", str(tmp_path / "toy.py"))
+    stream = ("--stream", "alpaca-fit:rate=1", "--requests", "12", "--slots", "2500")
+    shown = run(*stream, "--json", str(tmp_path / "beside.json"))
+    assert shown.exit_code == 0, shown.output
+    assert "toy 1" in shown.output
+    assert "TTFT p99" in shown.output
+    record = BesideRecord.model_validate_json((tmp_path / "beside.json").read_text())
+    (row,) = record.rows
+    assert row.engine.service.ttft is not None
+    assert row.engine.service.ttft.p50_ns == pytest.approx(1e9, rel=0.002)
+    assert row.engine.requests_per_s == pytest.approx(12 / 14)
+    assert row.ours.service.completed == 12
+    assert row.engine.parts[-1].preemptions == 29
+    ranked = run(*stream, *(f"--policy=paged:block={size}" for size in (8, 16, 32)))
+    assert "Kendall's tau" in ranked.output
+    assert run(*stream, "--policy", "max/buddy").exit_code == 2
+    assert run("--stream", "alpaca-fit:rate=1", "--slots", "8").exit_code == 2
