@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bench.check.worker import introduction
+from bench.check.subject import introduction
 from reference.attention.inputs import make_inputs
 from reference.attention.placement import place
 from reference.attention.problem import AttentionProblem

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import select
 import signal
 import subprocess
@@ -67,6 +68,7 @@ class SubjectProcess:
     descriptor that the environment variable PAGEDBENCH_ANSWERS names, so that a subject may print.
     On SIGUSR1 it may write to standard error where it is; it is killed right after. `environment`:
     added to this process's own. `time_limit_s`: seconds for one answer.
+    `pass_fds`: descriptors that the child gets under the same numbers.
     """
 
     def __init__(
@@ -75,8 +77,10 @@ class SubjectProcess:
         *,
         environment: Mapping[str, str] | None = None,
         time_limit_s: float = 120.0,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         self._command = list(command)
+        self._pass_fds = tuple(pass_fds)
         self._environment = dict(environment or {})
         self._time_limit_s = time_limit_s
         self._lock = threading.Lock()
@@ -117,7 +121,7 @@ class SubjectProcess:
         log.seek(0)
         log.truncate()
         try:
-            self._number += 1
+            self._number = secrets.randbits(48)  # an answer that is written ahead cannot have it
             numbered = {**question, "question_number": self._number}
             child.stdin.write(json.dumps(numbered).encode() + b"\n")
             child.stdin.flush()
@@ -179,7 +183,7 @@ class SubjectProcess:
                     stdout=self._log,
                     stderr=self._log,
                     env=environment,
-                    pass_fds=[write_end],
+                    pass_fds=[write_end, *self._pass_fds],
                     start_new_session=True,  # Ctrl-C is the parent's to handle
                 )
             except OSError as error:

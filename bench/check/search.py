@@ -19,9 +19,10 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from bench.check.apart import kernel_process
 from bench.check.minimise import kind_of, minimise
 from bench.check.record import Failure, KernelRecord, replay_command
-from bench.check.worker import CAPABILITIES, CHECK_BY_NAME
+from bench.check.worker import CAPABILITIES, CHECK_BY_NAME, JudgeProcess
 from bench.search.drawing import draw_each, only_our_constants
 from bench.search.lanes import Enough, HarnessError, Lane, run_lanes
 from bench.search.shrink import Shrinking
@@ -35,11 +36,14 @@ from reference.attention.strategies import problems
 from reference.attention.verdict import Status, Verdict
 from subjects.attention.resolve import python_of
 from subjects.loading import SubjectError
-from subjects.process import SubjectDied, SubjectProcess
+from subjects.process import START_LIMIT_S, SubjectDied, SubjectProcess
 from subjects.starting import start_of
 
 TIME_LIMIT_S: Final = 120.0
 """For one check of one problem: a kernel that takes longer hangs."""
+
+JUDGING_LIMIT_S: Final = 120.0
+"""For the judge's own part of a check."""
 
 MAX_AWKWARD_LEN: Final = 150
 """Longest context of a problem whose lengths sit on boundaries, tokens."""
@@ -130,7 +134,10 @@ def describe(
 
     def ask(lane: Lane) -> None:
         declared.append(
-            lane.ask(lambda: start(kernel, device, python=python), lambda c: _declared(c, kernel))
+            lane.ask(
+                lambda: start(kernel, device, python=python, judged=False),
+                lambda child: _declared(child, kernel),
+            )
         )
 
     run_lanes(1, ask, over=stopped)
@@ -153,19 +160,30 @@ def _declared(child: SubjectProcess, kernel: str) -> Capabilities:
 
 
 def start(
-    kernel: str, device: str, *, time_limit_s: float = TIME_LIMIT_S, python: str | None = None
+    kernel: str,
+    device: str,
+    *,
+    time_limit_s: float = TIME_LIMIT_S,
+    python: str | None = None,
+    judged: bool = True,
 ) -> SubjectProcess:
-    """A child that runs a kernel; interpreted on the CPU, compiled on a GPU."""
+    """A child that judges a kernel, which runs in a child of that one; or that child by itself.
+
+    Kernels are interpreted on the CPU and compiled on a GPU.
+    """
     environment = {
         "OMP_NUM_THREADS": "1",
         "TRITON_DEFAULT_FP_FUSION": "1",
         "TRITON_INTERPRET": "1" if device == "cpu" else "0",
     }
-    # Unbuffered: what a kernel printed before it crashed is part of the finding.
     python = python or python_of(kernel) or sys.executable
-    command = [python, "-u", "-P", "-c", start_of("bench.check.worker") + "ours.main()"]
-    command += [kernel, device]
-    return SubjectProcess(command, environment=environment, time_limit_s=time_limit_s)
+    if not judged:
+        return kernel_process(kernel, device, python=python, environment=environment)
+    command = [sys.executable, "-u", "-P", "-c", start_of("bench.check.worker") + "ours.main()"]
+    command += [kernel, device, python, str(time_limit_s)]
+    # The judge minds the kernel's time, and starts it again where it died.
+    limit_s = time_limit_s + 2 * START_LIMIT_S + JUDGING_LIMIT_S
+    return JudgeProcess(command, environment=environment, time_limit_s=limit_s)
 
 
 def verdict_of(child: SubjectProcess, check: str, problem: AttentionProblem) -> Verdict:
@@ -447,10 +465,9 @@ def _draw(plan: SearchPlan, example: Callable[[AttentionProblem], None]) -> None
 
 
 def _asked(child: SubjectProcess, check: str, problem: AttentionProblem) -> Verdict:
-    said = child.introduce()
-    if "error" in said:
-        raise SubjectError(said["error"])
     reply = child.ask({"check": check, "problem": str(problem)})
+    if "error" in reply:
+        raise SubjectError(reply["error"])
     if "harness" in reply:
         raise HarnessError(f"{check} on {problem}:\n{reply['harness']}")
     try:
@@ -459,8 +476,6 @@ def _asked(child: SubjectProcess, check: str, problem: AttentionProblem) -> Verd
         child.close()
         quoted = str(reply)[:MAX_QUOTED]
         return _crashed(check, f"broke the protocol: {quoted} is no verdict")
-    if reply.get("spent"):
-        child.close()  # nothing runs there any more; the next problem gets a new child
     return verdict
 
 

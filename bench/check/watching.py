@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from reference.attention.checks import Watch
-from reference.attention.contract import AttentionKernel
-from reference.attention.inputs import make_inputs
-from reference.attention.placement import place
-from reference.attention.problem import AttentionProblem
+from reference.attention.contract import AttentionKernel, PagedBatch
+
+if TYPE_CHECKING:
+    from reference.attention.checks import Watch  # not where a kernel has a process for itself
 
 
 def watcher() -> Watch | None:
@@ -22,15 +22,12 @@ def watcher() -> Watch | None:
     return watch_attention if interpreting() else None
 
 
-def bytes_moved(
-    kernel: AttentionKernel, problem: AttentionProblem
-) -> dict[str, dict[str, int]] | None:
+def bytes_moved(kernel: AttentionKernel, batch: PagedBatch) -> dict[str, dict[str, int]] | None:
     """Bytes that a Triton kernel moves of each tensor; None where nothing can be seen."""
     if watcher() is None:
         return None
     from kernels.interpreter.memory import attention_roles, watch_memory
 
-    batch = place(make_inputs(problem)).batch
     with watch_memory(attention_roles(batch)) as memory:
         kernel(batch)
     if not memory.launches:

@@ -1,87 +1,99 @@
-"""The child of `pagedbench check`: runs one kernel on the problems that it is asked about.
+"""The judge of `pagedbench check`: asks one kernel, in a process of its own, and judges it.
 
-It is started with a kernel's name and a device. Questions and answers are JSON lines; see
-`subjects.process`. The introduction is {"capabilities": ...}, or {"error": ...} where the name
-leads to no kernel. The question {"check": NAME, "problem": SPEC} is answered with a verdict, or
-with {"harness": TRACEBACK} where what went wrong is ours; {"moved": SPEC} with {"moved": ...}, the
-bytes that the kernel moves of each tensor, null where nobody can see.
+The truth, the canaries and the verdict are here, and nothing of the kernel is: what it replaces or
+overwrites is not what judges it. It is started with the kernel's name, the device, the kernel's
+interpreter and the seconds for a check. Questions and answers are JSON lines; see
+`subjects.process`. The question {"check": NAME, "problem": SPEC} is answered with a verdict;
+{"moved": SPEC} with {"moved": ...}, the bytes that the kernel moves of each tensor, null where
+nobody can see. Other answers are {"died": HOW, "timed_out": ...} of the kernel's process, {"error":
+...} where its name leads to no kernel, and {"harness": TRACEBACK} where what went wrong is ours.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import traceback
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
 
-# Imported before the subject, to be found again afterwards: where it lies there may be folders of
-# the same names.
-import kernels as kernels_room
-import paged as paged_room
-from bench.check.watching import bytes_moved, watcher
-from bench.machine.timing import is_lost
-from bench.search.child import answer_questions, listen, open_answers, speak_when_dying
+from bench.check.apart import ApartKernel, Gone, kernel_process
+from bench.check.subject import CAPABILITIES
+from bench.search.child import (
+    answer_questions,
+    end_with_parent,
+    listen,
+    open_answers,
+    speak_when_dying,
+)
 from reference.attention.checks import CHECKS, run_check
-from reference.attention.contract import Capabilities
+from reference.attention.far import keep_in_files
+from reference.attention.inputs import make_inputs
+from reference.attention.placement import place
 from reference.attention.problem import AttentionProblem
-from subjects.attention.resolve import Subject, resolve_kernel
-from subjects.loading import SubjectError
+from subjects.process import SubjectDied, SubjectProcess
+
+__all__ = ["CAPABILITIES", "CHECK_BY_NAME", "JudgeProcess", "answer"]
 
 CHECK_BY_NAME = {check.name: check for check in CHECKS}
-CAPABILITIES = TypeAdapter(Capabilities)
-"""What a kernel declares, as JSON."""
-ROOMS = (kernels_room, paged_room)
 
 
-def answer(subject: Subject, question: dict[str, Any], device: str) -> dict[str, Any]:
+class JudgeProcess(SubjectProcess):
+    """A judge in a process of its own; that the kernel's died is said as of the one that is asked.
+
+    The kernel's has its time limit from the judge.
+    """
+
+    def ask(self, question: Mapping[str, Any], *, limit_s: float | None = None) -> dict[str, Any]:
+        """As of any process. Raises SubjectDied: also where the kernel's process died."""
+        said = super().ask(question, limit_s=limit_s)
+        if "died" in said:
+            raise SubjectDied(str(said["died"]), timed_out=bool(said["timed_out"]))
+        return said
+
+
+def answer(kernel: ApartKernel, question: dict[str, Any]) -> dict[str, Any]:
     """Answer one question."""
-    if "moved" in question:
-        return {"moved": _moved(subject, AttentionProblem.parse(question["moved"]))}
     try:
+        error = kernel.introduce()
+        if error is not None:
+            return {"error": error}
+        if "moved" in question:
+            return {"moved": _moved(kernel, AttentionProblem.parse(question["moved"]))}
         check = CHECK_BY_NAME[question["check"]]
         problem = AttentionProblem.parse(question["problem"])
-        verdict = run_check(check, subject.kernel, problem, device=device, watch=watcher())
+        watch = kernel.watch if kernel.watchable else None
+        verdict = run_check(check, kernel, problem, watch=watch)
+        late = kernel.late()
+    except Gone as death:
+        return {"died": death.how, "timed_out": death.timed_out}
     except Exception:
         return {"harness": traceback.format_exc()}  # what the kernel raises is in the verdict
-    return {
-        "status": verdict.status.value,
-        "findings": list(verdict.findings),
-        "spent": verdict.wrong and device == "cuda" and is_lost(torch.cuda.synchronize),
-    }
+    status = "failed" if late else verdict.status.value
+    return {"status": status, "findings": [*verdict.findings, *late]}
 
 
-def _moved(subject: Subject, problem: AttentionProblem) -> dict[str, dict[str, int]] | None:
+def _moved(kernel: ApartKernel, problem: AttentionProblem) -> dict[str, dict[str, int]] | None:
     try:
-        return bytes_moved(subject.kernel, problem)
+        return kernel.moved(place(make_inputs(problem)).batch)
     except Exception:
         return None  # what the kernel raises is in the verdicts
 
 
-def introduction(name: str, device: str = "cpu") -> tuple[Subject | None, dict[str, Any]]:
-    """The kernel that a name stands for, and what is said of it."""
-    try:
-        subject = resolve_kernel(name, device=device)
-    except SubjectError as error:
-        return None, {"error": str(error)}
-    if "triton" in sys.modules:
-        # Anybody's Triton kernel gets the interpreter's corrections, not only ours.
-        import kernels.interpreter  # noqa: F401
-    declared = CAPABILITIES.dump_python(subject.capabilities, mode="json", warnings=False)
-    return subject, {"capabilities": declared}
-
-
 def main() -> None:
     """Answer until standard input ends."""
-    name, device = sys.argv[1:]
+    name, device, python, limit_s = sys.argv[1:]
     torch.set_num_threads(1)
+    end_with_parent()
     speak_when_dying()
+    keep_in_files()
     questions = listen()
-    with open_answers() as answers:
-        subject, said = introduction(name, device)
-        answers.write(json.dumps(said) + "\n")
-        if subject is not None:
-            answer_questions(answers, questions, partial(answer, subject, device=device))
+    start = partial(kernel_process, name, device, python=python)
+    with (
+        open_answers() as answers,
+        ApartKernel(lambda file: start(file=file), time_limit_s=float(limit_s)) as kernel,
+    ):
+        answers.write("{}\n")
+        answer_questions(answers, questions, partial(answer, kernel))

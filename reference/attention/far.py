@@ -7,8 +7,11 @@ again, so that an offset that wraps in 32 bits leads to a wrong number and not o
 from __future__ import annotations
 
 import mmap
+import os
 import re
 import resource
+import tempfile
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +31,9 @@ _STATUS: Final = Path("/proc/self/status")
 _NORESERVE: Final = 0x4000
 """Linux: what is not touched is not counted."""
 
+
+_FILES: dict[int, int] = {}
+"""Files that far memory lies in, by its address."""
 
 COPIES: Final = 2 * 2**30
 """Bytes that a kernel may ask for in a call on a far pool: room for scratch, none for the pool."""
@@ -61,7 +67,8 @@ def no_room_for_copies() -> Iterator[None]:
 def lacked_memory(error: BaseException) -> bool:
     """Whether an exception says that memory was refused."""
     said = str(error).lower()
-    return isinstance(error, MemoryError) or "allocate memory" in said or "bad_alloc" in said
+    words = ("allocate memory", "bad_alloc", "memoryerror")
+    return isinstance(error, MemoryError) or any(word in said for word in words)
 
 
 def far_ids(problem: AttentionProblem, count: int, rng: torch.Generator) -> Tensor:
@@ -123,23 +130,72 @@ def untouched(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) 
     for size in shape:
         count *= size
     needed = (LEAD + count) * dtype.itemsize
+    return room_for(needed, device).view(dtype)[LEAD:].view(shape)
+
+
+def room_for(size: int, device: torch.device) -> Tensor:
+    """So many bytes, [size] uint8, that cost what is touched of them. Raises NoRoom."""
     if device.type != "cpu":
-        return _on_a_gpu(count, needed, dtype, device).view(shape)
+        free, _ = torch.cuda.mem_get_info(device)
+        if size > free // 3:
+            raise NoRoom(f"{size / 1e9:,.0f} GB, and the GPU has {free / 1e9:,.0f} GB free")
+        return torch.empty(size, dtype=torch.uint8, device=device)
+    file = None
     try:
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE
-        memory = mmap.mmap(-1, needed, flags=flags)
+        if _in_files:
+            file = memory_file()
+            os.ftruncate(file, size)
+            memory = mmap.mmap(file, size)
+        else:
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE
+            memory = mmap.mmap(-1, size, flags=flags)
     except (OSError, ValueError, OverflowError) as error:
-        raise NoRoom(f"{needed / 1e9:,.0f} GB of addresses are not to be had: {error}") from None
+        if file is not None:
+            os.close(file)
+        raise NoRoom(f"{size / 1e9:,.0f} GB of addresses are not to be had: {error}") from None
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         memory.madvise(
             mmap.MADV_NOHUGEPAGE
         )  # a page of 2 MiB is zeroed for each block that is used
-    room: Tensor = torch.frombuffer(memory, dtype=torch.uint8).view(dtype)
-    return room[LEAD:].view(shape)
+    room: Tensor = torch.frombuffer(memory, dtype=torch.uint8)
+    if file is not None:
+        _FILES[room.data_ptr()] = file
+        weakref.finalize(memory, _forget, room.data_ptr())
+    return room
 
 
-def _on_a_gpu(count: int, needed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    free, _ = torch.cuda.mem_get_info(device)
-    if needed > free // 3:
-        raise NoRoom(f"{needed / 1e9:,.0f} GB, and the GPU has {free / 1e9:,.0f} GB free")
-    return torch.empty(LEAD + count, dtype=dtype, device=device)[LEAD:]
+_in_files = False
+
+
+def keep_in_files() -> None:
+    """From now on far memory lies in files, so that `touched` can tell what it holds."""
+    global _in_files  # noqa: PLW0603 - of the process
+    _in_files = True
+
+
+def memory_file() -> int:
+    """A new file in memory, which ends with its last descriptor."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("pagedbench")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def touched(address: int, size: int) -> list[tuple[int, int]] | None:
+    """Where anything lies in far memory, (first byte, bytes) each; None of memory that is near."""
+    file = _FILES.get(address)
+    if file is None:
+        return None
+    parts, end = [], 0
+    while end < size:
+        try:
+            start = os.lseek(file, end, os.SEEK_DATA)
+        except OSError:
+            break  # nothing more
+        end = os.lseek(file, start, os.SEEK_HOLE)
+        parts.append((start, end - start))
+    return parts
+
+
+def _forget(address: int) -> None:
+    os.close(_FILES.pop(address))

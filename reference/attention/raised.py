@@ -24,8 +24,14 @@ _PACKAGES: Final = tuple(f"{os.sep}{name}{os.sep}" for name in ("triton", "torch
 """What lies between a kernel's line and what was raised. Other packages may be the kernel."""
 
 
+class RaisedElsewhere(Exception):
+    """What a kernel raised in a process of its own, in the words of `said_of`."""
+
+
 def said_of(error: BaseException) -> str:
     """`raised ValueError: no tile at my_kernel.py:12`."""
+    if isinstance(error, RaisedElsewhere):
+        return str(error)
     place = next(_kernel_lines(error), None)
     # Triton's interpreter wraps what a line raised once for each nested call.
     while type(error).__name__ == "InterpreterError" and error.__cause__ is not None:

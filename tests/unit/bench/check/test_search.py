@@ -19,6 +19,7 @@ from bench.check.record import Failure, replay_command
 from bench.check.search import Turns, search, shrink
 from bench.search import lanes as children
 from bench.search.lanes import HarnessError
+from helpers.apart import apart_here
 from helpers.check_scenarios import (
     PASSED,
     Kernel,
@@ -338,9 +339,8 @@ def asked(monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
 
     def ask(kernel_name: str, check: str, *specs: str) -> list[dict]:
-        subject, said = worker.introduction(named(kernel_name))
-        assert worker.CAPABILITIES.validate_python(said["capabilities"]) == subject.capabilities
-        return [worker.answer(subject, {"check": check, "problem": s}, "cpu") for s in specs]
+        with apart_here(named(kernel_name)) as apart:
+            return [worker.answer(apart, {"check": check, "problem": s}) for s in specs]
 
     return ask
 
