@@ -246,15 +246,17 @@ def said(state: Recording) -> str:
     parts = [f"{state.end_s - state.start_s:,.0f} s", f"{state.bytes / 1e6:,.1f} MB"]
     for each in state.inputs:
         part = f"{each.taken:,} {_UNITS[re.split('[.-]', each.file)[0]]}"
-        if each.failed and each.file != LOG:
+        if each.failed and each.last_failure:
             part += f", {each.failed:,} failed"
         if each.lost:
             part += f", {each.lost:,} lost"
+        if each.failed and not each.taken:
+            part += f" ({each.last_failure})"
         parts.append(part)
     return "recording: " + "; ".join(parts)
 
 
-LOG: Final = "server.log.gz"
+_LOG: Final = "server.log.gz"
 _UNITS: Final = {"metrics": "scrapes", "kv_events": "batches of events", "server": "log lines"}
 
 
@@ -290,7 +292,7 @@ def _prepared(wanted: Wanted, budget: Budget) -> tuple[list[Input], list[Take]]:
         instance = servers[place] if several else None
         takers.append(EventListener(endpoint, entry, digests, instance=instance).take)
     if wanted.log is not None:
-        takers.append(LogFollower(wanted.log, opened(wanted.log.name, LOG)).take)
+        takers.append(LogFollower(wanted.log, opened(wanted.log.name, _LOG)).take)
     return inputs, takers
 
 

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -223,11 +225,23 @@ def test_the_command_ends_with_what_it_did(tmp_path):
     assert said["ended"] == "time"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_keeps_what_was_recorded(tmp_path, number):
+    threading.Timer(0.6, os.kill, (os.getpid(), number)).start()
+    with server(always(PAGE)) as address:
+        words = ["record", "--metrics", address, "-o", str(tmp_path / "made"), "--every", "100ms"]
+        result = CliRunner().invoke(app, words)
+    assert result.exit_code == 130, result.output
+    assert "scrapes" in result.output
+    assert json.loads((tmp_path / "made" / "recording.json").read_text())["ended"] == "stopped"
+    assert len(read_all([tmp_path / "made"]).named("running")[0].values) >= 3
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["-o", "made"], "nothing to record"),
-        (["-o", "made", "--metrics", "h:1", "--every", "10"], ""),
+        (["-o", "made", "--metrics", "h:1", "--every", "1us"], "--every 1us"),
         (["-o", "made", "--metrics", "h:1", "--every", "fast"], "--every fast"),
         (["-o", "made", "--metrics", "h:1", "--for", "0s"], "--for 0s"),
         (["-o", "made", "--metrics", "h:1", "--max-size", "1"], "--max-size 1"),
@@ -236,6 +250,6 @@ def test_the_command_ends_with_what_it_did(tmp_path):
 )
 def test_what_cannot_be_recorded_is_refused(tmp_path, monkeypatch, words, said):
     monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(app, ["record", *words, *(["--for", "1s"] if not said else [])])
+    result = CliRunner().invoke(app, ["record", *words])
     assert result.exit_code == 2
     assert said in result.output
