@@ -65,6 +65,7 @@ COMMANDS = [
     "history",
     "import",
     "race",
+    "record",
     "init",
 ]
 SEEDS = range(20)

@@ -32,6 +32,7 @@ _LOOKS: Final = re.compile(
 _TAKEN_AT_ONCE: Final = 1.5
 """Of the usual time between two figures: what a throughput is taken to have lasted at most."""
 
+_STOPPING_S: Final = 60.0
 _TOTALS: Final = {
     "prompt_throughput": "prompt_tokens",
     "generation_throughput": "generation_tokens",
@@ -133,7 +134,7 @@ class _Reading:
                 self._preempted(said, name, value, now)
                 count = value if name == "retracted" else 1.0
                 self._facts.append(Fact("preempted", now, count, where, said.engine))
-            else:
+            elif name != "died" or not self._stopping(now):
                 self._facts.append(Fact(name, now, value, where, said.engine))
         if math.isnan(now):
             return
@@ -149,6 +150,12 @@ class _Reading:
             self._add("prefix_hits", said.engine, now, cached)
         if said.status:
             self._add("http", said.engine, now, 1.0, status=said.status)
+
+    def _stopping(self, now: float) -> bool:
+        """Whether it was told to stop: its parts then end one after the other, with errors."""
+        return any(
+            fact.name == "stopped" and now - fact.time_s < _STOPPING_S for fact in self._facts
+        )
 
     def _preempted(self, said: Said, name: str, value: float, now: float) -> None:
         key = ("preemptions", said.engine, "")
@@ -209,9 +216,10 @@ def _summed(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     if len(times) < 2:
         return [(float(times[0]), 0.0)]
     gaps = np.diff(times)
-    lasted = np.minimum(gaps, _TAKEN_AT_ONCE * np.median(gaps))  # nothing is printed while idle
-    tokens = np.cumsum(np.array(list(ordered.values()))[1:] * lasted)
-    return [(float(times[0]), 0.0), *zip(times[1:].tolist(), tokens.tolist(), strict=True)]
+    usual = float(np.median(gaps))
+    lasted = np.minimum([usual, *gaps], _TAKEN_AT_ONCE * usual)  # nothing is printed while idle
+    tokens = np.cumsum(np.array(list(ordered.values())) * lasted)
+    return [(float(times[0]) - usual, 0.0), *zip(times.tolist(), tokens.tolist(), strict=True)]
 
 
 def _near_s(path: Path) -> float:

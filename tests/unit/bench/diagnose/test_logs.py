@@ -154,6 +154,14 @@ def test_a_refusal_at_the_start_is_a_fact(tmp_path):
     assert (fact.name, fact.value) == ("pool_too_small", 2048)
 
 
+@pytest.mark.parametrize("stopped", [True, False])
+def test_an_engine_that_is_told_to_stop_did_not_die(tmp_path, stopped):
+    told = "INFO 11-30 13:06:09 [launcher.py:254] [shutdown] API server: shutdown triggered"
+    error = "ERROR 11-30 13:06:10 [async_llm.py:906] vllm.v1.engine.exceptions.EngineDeadError: x"
+    facts = seen(tmp_path, V1, *([told] if stopped else []), error).facts
+    assert [fact.name for fact in facts] == (["stopped"] if stopped else ["died"])
+
+
 def test_refused_requests_are_counted_at_the_time_of_the_line_before(tmp_path):
     (http,) = seen(tmp_path, V1, REJECTED, REJECTED).named("http")
     assert http.labels == (("status", "5xx"),)
@@ -164,7 +172,7 @@ def test_throughput_is_summed_up_to_tokens_but_not_over_silence(tmp_path):
     times = ("13:06:00", "13:06:10", "13:06:20", "13:16:20")
     found = seen(tmp_path, *(V1.replace("13:06:55", time) for time in times))
     tokens = found.named("prompt_tokens")[0].values.tolist()
-    assert tokens == [0.0, 640.0, 1280.0, 1280.0 + 64.0 * 15]
+    assert tokens == [0.0, 640.0, 1280.0, 1920.0, 1920.0 + 64.0 * 15]
 
 
 @pytest.mark.parametrize(
