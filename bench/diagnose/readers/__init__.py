@@ -9,6 +9,7 @@ from typing import Final
 
 from bench.diagnose.observed import Observed, merge
 from bench.diagnose.single_scrapes import gathered
+from bench.workloads.trace_lines import lines_of
 from reference.errors import BadInput
 
 FORMATS: Final = ("events", "json_files", "stamped", "scrapes", "request_logs", "logs")
@@ -27,7 +28,11 @@ def readers() -> list[Reader]:
 
 def read(path: Path) -> Observed | None:
     """What a file shows. None: no reader knows its format. Raises BadInput: malformed."""
-    return next((seen for reader in readers() if (seen := reader(path)) is not None), None)
+    for reader in readers():
+        if (seen := reader(path)) is not None:
+            return seen
+    empty = next(lines_of(str(path)), None) is None
+    return Observed(notes=(f"{path} is empty",)) if empty else None
 
 
 def read_all(paths: Iterable[Path]) -> Observed:

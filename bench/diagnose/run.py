@@ -1,0 +1,318 @@
+"""From what was observed to the verdict: engine by engine, then together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from bench.diagnose.changes import Change
+from bench.diagnose.findings import FINDINGS
+from bench.diagnose.inference import Fitted, Posterior, fitted, infer, ratio, seen
+from bench.diagnose.modes import HEALTHY, MODES
+from bench.diagnose.observed import Observed
+from bench.diagnose.record import (
+    Candidate,
+    Cause,
+    Diagnosis,
+    Evidence,
+    Figure,
+    Given,
+    Moment,
+    Ruled,
+)
+from bench.diagnose.replicas import replica_statistics
+from bench.diagnose.statistics import FEW, Stat, Stats, changes, statistics
+from bench.diagnose.unseen import unseen
+from bench.diagnose.window import Window, windows
+
+SAID: Final = 0.5
+"""Probability from which a cause is said to be one."""
+
+BESIDE: Final = 0.35
+"""Probability from which it is said beside another."""
+
+MAYBE: Final = 0.08
+"""Probability from which it is named where nothing can be told."""
+
+
+@dataclass(frozen=True)
+class Examined:
+    """One engine."""
+
+    window: Window
+    stats: Stats
+    changes: list[Change]
+    posterior: Posterior
+
+
+def diagnose(observed: Observed, fit: Fitted | None = None) -> Diagnosis:
+    """Say what is wrong, as far as it can be told."""
+    fit = fit or fitted()
+    examined = examine(observed, fit)
+    together = _together(examined)
+    healthy = together[HEALTHY] + sum(together[m] for m, mode in MODES.items() if mode.healthy)
+    ill = {m: p for m, p in together.items() if m in MODES and not MODES[m].healthy}
+    found = [m for m, p in ill.items() if p >= (SAID if p == max(ill.values()) else BESIDE)]
+    told = any(_tells(each) for each in examined)
+    if max(ill.values(), default=0) < SAID:
+        found = []
+    causes, consequences = _ordered(found, examined)
+    common = {
+        "figures": {each.window.engine: _figures(each.stats) for each in examined},
+        "probabilities": together,
+        "config": dict(observed.config),
+        "given": [_given(source) for source in observed.sources],
+        "timeline": _timeline(examined, observed),
+        "unseen": unseen(examined, observed, told=told),
+    }
+    if causes and told:
+        made = [_cause(mode, together, examined, fit) for mode in causes]
+        return Diagnosis(
+            verdict="found",
+            says="; and ".join(each.says for each in made),
+            confidence=made[0].confidence,
+            causes=made,
+            consequences=[MODES[mode].says for mode in consequences],
+            candidates=[],
+            deciding="",
+            **common,
+        )
+    if healthy >= SAID and told:
+        shares = {m: together[m] for m, mode in MODES.items() if mode.healthy}
+        likeliest = max(shares, key=shares.__getitem__)
+        says = MODES[likeliest].says if shares[likeliest] > 0.15 else "healthy"
+        return Diagnosis(
+            verdict="healthy",
+            says=says,
+            confidence=fit.confidence(healthy),
+            causes=[],
+            consequences=[],
+            candidates=[],
+            deciding="",
+            **common,
+        )
+    rest = {"healthy": healthy, **ill, "other": together["other"]}
+    candidates = [
+        Candidate(mode=mode, says=_words(mode), probability=probability)
+        for mode, probability in sorted(rest.items(), key=lambda each: -each[1])
+        if probability >= MAYBE and told
+    ]
+    return Diagnosis(
+        verdict="cannot tell",
+        says=_cannot(candidates, told=told),
+        confidence=0.0,
+        causes=[],
+        consequences=[],
+        candidates=candidates,
+        deciding=_deciding([each.mode for each in candidates], examined, fit),
+        **common,
+    )
+
+
+def examine(observed: Observed, fit: Fitted) -> list[Examined]:
+    """Look at each engine by itself; what replicas have in common is a figure of each."""
+    every = windows(observed)
+    common = replica_statistics(every)
+    result = []
+    for window in every:
+        stats = {**statistics(window), **common}
+        result.append(Examined(window, stats, changes(window), infer(seen(stats), fit)))
+    return result
+
+
+def _tells(examined: Examined) -> bool:
+    """Whether there is enough to tell anything: one scrape says nothing of now."""
+    return examined.window.samples >= FEW or any(
+        name.startswith("log_") or name in {"free_in_holes", "stored_again"}
+        for name in examined.stats
+    )
+
+
+def _together(examined: Iterable[Examined]) -> dict[str, float]:
+    """Of each cause the highest probability of an engine; healthy is who is so everywhere."""
+    found: dict[str, float] = {}
+    healthy, other = 1.0, 0.0
+    for each in examined:
+        posterior = each.posterior
+        healthy, other = min(healthy, posterior.healthy), max(other, posterior.other)
+        for mode, probability in posterior.causes.items():
+            found[mode] = max(found.get(mode, 0.0), probability)
+    all_of = {HEALTHY: healthy if found else 0.0, **found, "other": other}
+    return dict(sorted(all_of.items(), key=lambda each: -each[1]))
+
+
+def ranked(probabilities: Mapping[str, float]) -> list[str]:
+    """Causes by rank: what leads to another stands before it, if it is likely itself."""
+    order = [mode for mode in probabilities if mode != "other"]
+    likely = {mode for mode in order if probabilities[mode] >= BESIDE}
+    led = {led for mode in likely if mode in MODES for led in MODES[mode].leads_to}
+    first = [mode for mode in order if mode in likely and mode not in led]
+    return first + [mode for mode in order if mode not in first]
+
+
+def _ordered(found: list[str], examined: list[Examined]) -> tuple[list[str], list[str]]:
+    """Causes, the earliest first, and what follows from them."""
+    followed = {
+        led for mode in found for led in MODES[mode].leads_to if _before(mode, led, examined)
+    }
+    causes = [mode for mode in found if mode not in followed]
+    if not causes:  # two that lead to each other
+        return found, []
+    starts = {mode: _since(mode, examined) for mode in causes}
+    known = sorted(starts.values(), key=lambda t: t if t is not None else math.inf)
+    if None not in known:
+        causes.sort(key=lambda mode: starts[mode] or 0.0)
+    return causes, [mode for mode in found if mode in followed]
+
+
+def _before(mode: str, led: str, examined: list[Examined]) -> bool:
+    one, two = _since(mode, examined), _since(led, examined)
+    return one is None or two is None or one <= two
+
+
+def _since(mode: str, examined: list[Examined]) -> float | None:
+    """When the signal of a cause changed first: for the worse, of any engine."""
+    signal = MODES[mode].change
+    falls = signal == "hit_rate"
+    times = [
+        change.time_s
+        for each in examined
+        for change in each.changes
+        if change.series == signal and (change.after < change.before) == falls
+    ]
+    return min(times, default=None)
+
+
+def _figures(stats: Stats) -> dict[str, Figure]:
+    return {name: _figure(stat) for name, stat in stats.items()}
+
+
+def _figure(stat: Stat) -> Figure:
+    return Figure(**stat._asdict())
+
+
+def _cause(
+    mode: str, together: Mapping[str, float], examined: list[Examined], fit: Fitted
+) -> Cause:
+    worst = max(examined, key=lambda each: each.posterior.causes[mode])
+    holds = worst.posterior.holds
+    rivals = [HEALTHY, *(m for m in together if m in MODES and m != mode)][:3]
+    weights = {
+        name: sum(ratio(name, sure, mode, rival, fit) for rival in rivals)
+        for name, sure in holds.items()
+    }
+    evidence: list[Evidence] = []
+    for name in sorted(weights, key=lambda each: -weights[each]):
+        stat = worst.stats[FINDINGS[name].stat]
+        known = {each.figure for each in evidence}
+        if holds[name] > 0.5 and weights[name] > 0 and _figure(stat) not in known:
+            weight = ratio(name, holds[name], mode, HEALTHY, fit)
+            says = FINDINGS[name].sentence(stat)
+            evidence.append(Evidence(finding=name, says=says, figure=_figure(stat), weight=weight))
+    about = MODES[mode]
+    likely = [each.window.engine for each in examined if each.posterior.causes[mode] >= BESIDE]
+    return Cause(
+        mode=mode,
+        says=about.says,
+        confidence=fit.confidence(together[mode]),
+        tested=about.recorded,
+        engines=likely,
+        since_s=_since(mode, examined),
+        evidence=evidence[:3],
+        not_this=_not_this(mode, together, worst, fit),
+        remedy=about.remedy,
+        alert=about.alert,
+    )
+
+
+def _not_this(
+    mode: str, together: Mapping[str, float], worst: Examined, fit: Fitted
+) -> list[Ruled]:
+    """Look-alikes that it is not, and for each the finding that says so most."""
+    alike = [other for other in MODES[mode].unlike if together.get(other, 0) < BESIDE]
+    result = []
+    for other in alike:
+        holds = worst.posterior.holds
+        named = MODES[mode].unlike[other]
+        weighed = {name: ratio(name, sure, mode, other, fit) for name, sure in holds.items()}
+        best = named if weighed.get(named, 0) > 0.5 else max(weighed, key=weighed.__getitem__)
+        if weighed[best] > 0.3:
+            finding, stat = FINDINGS[best], worst.stats[FINDINGS[best].stat]
+            result.append(Ruled(mode=other, why=finding.sentence(stat)))
+    return result
+
+
+def _words(mode: str) -> str:
+    if mode == "other":
+        return "something that is not known here"
+    return "healthy" if mode == HEALTHY else MODES[mode].says
+
+
+def _cannot(candidates: list[Candidate], *, told: bool) -> str:
+    if not told:
+        return "too little to tell from: one look at a counter says nothing of now"
+    if candidates and candidates[0].mode == "other":
+        return "something is wrong, and it is none of the causes that are known here"
+    return "it cannot be told which of these it is"
+
+
+def _deciding(candidates: list[str], examined: list[Examined], fit: Fitted) -> str:
+    """The input whose findings tell the first two candidates apart most."""
+    modes = [mode for mode in candidates if mode in {HEALTHY, *MODES}]
+    if len(modes) < 2 or not examined:
+        return ""
+    weights: dict[str, float] = {}
+    for name, finding in FINDINGS.items():
+        if all(name not in each.posterior.holds for each in examined):
+            far = max(
+                abs(ratio(name, sure, one, two, fit))
+                for sure in (0.0, 1.0)
+                for one in modes[:2]
+                for two in modes[:4]
+            )
+            weights[finding.input] = max(weights.get(finding.input, 0.0), far)
+    best = max(weights, key=weights.__getitem__, default="")
+    return INPUTS.get(best, "") if weights.get(best, 0) > 1 else ""
+
+
+INPUTS: Final = {
+    "metrics": "metrics with the series that are missing, scraped every 1 to 2 s",
+    "events": "block events (--kv-events-config, `pagedbench record --events`)",
+    "requests": "a request log with tenants and the digest of each prompt's first block",
+    "log": "the server's log, from its start",
+    "configuration": "the start line of the server's log, or vllm:cache_config_info",
+    "replicas": "the same from every replica",
+}
+"""What a user can bring."""
+
+
+def _timeline(examined: list[Examined], observed: Observed) -> list[Moment]:
+    moments = []
+    for each in examined:
+        begun: set[str] = set()
+        for change in each.changes:
+            if change.series in begun:
+                continue
+            begun.add(change.series)
+            name = change.series.replace("_", " ")
+            says = f"{name} from {change.before:.3g} to {change.after:.3g}"
+            moments.append(Moment(time_s=change.time_s, says=says, engine=each.window.engine))
+        moments += [
+            Moment(time_s=time_s, says="counters begin anew", engine=each.window.engine)
+            for time_s in each.window.resets_s
+        ]
+    if len(observed.failed_s):
+        says = f"no answer to {len(observed.failed_s)} scrapes from here on"
+        moments.append(Moment(time_s=float(observed.failed_s[0]), says=says, engine=""))
+    return sorted(moments, key=lambda moment: moment.time_s)
+
+
+def _given(source: object) -> Given:
+    values = source._asdict()  # type: ignore[attr-defined]
+    clean = {
+        name: None if isinstance(value, float) and math.isnan(value) else value
+        for name, value in values.items()
+    }
+    return Given(**clean)
