@@ -9,6 +9,7 @@ import typer
 from bench.commands.check import CHECK_HELP, check
 from bench.commands.compare import COMPARE_HELP, compare
 from bench.commands.compile import COMPILE_HELP, compile_kernels
+from bench.commands.diagnose import DIAGNOSE_HELP, diagnose
 from bench.commands.fuzz import FUZZ_HELP, fuzz
 from bench.commands.gate import GATE_HELP, gate
 from bench.commands.history import HISTORY_HELP, history
@@ -86,6 +87,7 @@ for command, name, words, short in (
     (fuzz, "fuzz", FUZZ_HELP, "Fuzz a KV-cache allocator."),
     (compile_kernels, "compile", COMPILE_HELP, "Compile kernels ahead of time, without a GPU."),
     (throughput, "throughput", THROUGHPUT_HELP, "Time kernels against peers and the device."),
+    (diagnose, "diagnose", DIAGNOSE_HELP, "Say what is wrong with a server's KV cache."),
     (gate, "gate", GATE_HELP, "Decide whether a change made anything worse."),
     (compare, "compare", COMPARE_HELP, "Compare releases side by side."),
     (history, "history", HISTORY_HELP, "List the steps in stored results."),

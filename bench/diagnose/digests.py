@@ -51,6 +51,8 @@ class Digests:
 
     def __init__(self) -> None:
         self._key = secrets.token_bytes(32)
+        self._done = False
+        """Whether the events are digested already: a removal has only hashes to tell it by."""
 
     def of(self, content: object) -> str:
         """Name a content."""
@@ -67,7 +69,8 @@ class Digests:
         if event["type"] == "AllBlocksCleared":
             return event
         hashes = _listed(named, "block_hashes")
-        if "content" in named:
+        self._done |= "content" in named
+        if self._done:
             kept = ("block_hashes", "parent_block_hash", "content", "extra_keys", "session")
             return event | {key: named[key] for key in kept if key in named}
         event["block_hashes"] = [self.of(each) for each in hashes]

@@ -2,9 +2,9 @@
 
 A hypothesis is a set of at most two causes; none is "healthy". Each finding holds under a cause
 with a probability that was fitted; two causes together make it hold unless neither does (noisy or),
-and a cause that rules it out rules it out. What was not seen speaks neither for nor against. Findings
-are not independent as this has it, so the sum of their log likelihood ratios is tempered; the
-temper, and from what a probability comes to be the share that is right, are fitted, too.
+and a cause that rules it out rules it out. What was not seen speaks neither for nor against.
+Findings are not independent as this has it, so the sum of their log likelihood ratios is tempered;
+the temper, and from what a probability comes to be the share that is right, are fitted, too.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FITTED: Final = Path(__file__).with_name("fitted.json")
 PRIOR_WEIGHT: Final = 4.0
 """Recordings that the roles of a mode count for beside those that were made."""
 
-_ROLES: Final = (("requires", 0.95), ("expects", 0.8), ("allows", 0.4), ("forbids", 0.02))
+_ROLES: Final = (("requires", 0.95), ("expects", 0.8), ("allows", 0.25), ("forbids", 0.02))
 _OTHER: Final = "other"
 """What none of the modes explains: any symptom may hold."""
 
@@ -46,7 +46,7 @@ class Fitted:
 
     held: Mapping[str, Mapping[str, tuple[float, float]]]
     """By mode and finding: in how many recordings it held, of how many that show it."""
-    temper: float = 0.6
+    temper: float = 1.0
     calibration: tuple[tuple[float, float], ...] = ()
     """Probability to the share that was right, ascending; empty: as it is."""
     recordings: int = 0
@@ -137,10 +137,10 @@ def infer(holds: Mapping[str, float], fit: Fitted) -> Posterior:
         prior = _HEALTHY_PRIOR
         if len(causes) == 1:
             expected = single[causes[0]]
-            prior = 0.01 if causes == (_OTHER,) else (1 - _HEALTHY_PRIOR) / len(MODES)
+            prior = 0.01 if causes == (_OTHER,) else (1 - _HEALTHY_PRIOR) / len(modes)
         elif causes:
             expected = _both(single[causes[0]], single[causes[1]], base)
-            prior = _PAIR / len(MODES)
+            prior = _PAIR / len(modes)
         scores.append(math.log(prior) + fit.temper * _log_likelihood(sure, expected))
     weights = np.exp(np.array(scores) - max(scores))
     weights /= weights.sum()

@@ -160,11 +160,22 @@ def _ordered(found: list[str], examined: list[Examined]) -> tuple[list[str], lis
     causes = [mode for mode in found if mode not in followed]
     if not causes:  # two that lead to each other
         return found, []
+    followed |= {
+        led
+        for mode in causes
+        for led in MODES[mode].leads_to
+        if any(_shows(led, each.posterior.holds) for each in examined)
+    }
     starts = {mode: _since(mode, examined) for mode in causes}
     known = sorted(starts.values(), key=lambda t: t if t is not None else math.inf)
     if None not in known:
         causes.sort(key=lambda mode: starts[mode] or 0.0)
-    return causes, [mode for mode in found if mode in followed]
+    return causes, [mode for mode in MODES if mode in followed and mode not in causes]
+
+
+def _shows(mode: str, holds: Mapping[str, float]) -> bool:
+    """Whether all that a mode requires was seen to hold."""
+    return all(holds.get(name, 0.0) > 0.5 for name in MODES[mode].requires)
 
 
 def _before(mode: str, led: str, examined: list[Examined]) -> bool:
@@ -231,14 +242,18 @@ def _not_this(
     mode: str, together: Mapping[str, float], worst: Examined, fit: Fitted
 ) -> list[Ruled]:
     """Look-alikes that it is not, and for each the finding that says so most."""
-    alike = [other for other in MODES[mode].unlike if together.get(other, 0) < BESIDE]
+    alike = [
+        other
+        for other in MODES[mode].unlike
+        if together.get(other, 0) < BESIDE and other not in MODES[mode].leads_to
+    ]
     result = []
     for other in alike:
         holds = worst.posterior.holds
         named = MODES[mode].unlike[other]
         weighed = {name: ratio(name, sure, mode, other, fit) for name, sure in holds.items()}
         best = named if weighed.get(named, 0) > 0.5 else max(weighed, key=weighed.__getitem__)
-        if weighed[best] > 0.3:
+        if weighed[best] > 0.3 and other != HEALTHY:
             finding, stat = FINDINGS[best], worst.stats[FINDINGS[best].stat]
             result.append(Ruled(mode=other, why=finding.sentence(stat)))
     return result

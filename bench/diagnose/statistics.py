@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -185,6 +186,23 @@ def _queue(made: _Made) -> None:
         made.put("fetching_share", float((fetch > 0).mean()), "kv_fetch")
 
 
+def _sustained_growth(times_s: Floats, came: Floats) -> float:
+    """The largest step up between levels that last a fifth of the window: a burst is none."""
+    found = changes_in("arrivals", times_s, came)
+    if not found:
+        return 1.0
+    edges = [float(times_s[0]), *(each.time_s for each in found), float(times_s[-1])]
+    levels = [*(each.before for each in found), found[-1].after]
+    least = 0.2 * (edges[-1] - edges[0])
+    lasting = [
+        level
+        for level, (start, end) in zip(levels, pairwise(edges), strict=True)
+        if end - start >= least
+    ]
+    steps = [(after + 0.02) / (before + 0.02) for before, after in pairwise(lasting)]
+    return max([1.0, *steps])
+
+
 def _grown(found: Change) -> float:
     """The level after by that before; from next to nothing is not without bounds."""
     return (found.after + 0.02) / (found.before + 0.02)
@@ -306,7 +324,7 @@ def _slowdown(window: Window) -> float | None:
     if means is None or running is None or window.samples < 7:
         return None
     level = (running[1:] + running[:-1]) / 2
-    known = np.isfinite(means)
+    known = np.isfinite(means) & (means > 0)
     means, level = means[known], level[known]
     if len(means) < 6:
         return None
@@ -326,8 +344,7 @@ def _traffic(made: _Made) -> None:
     window = made.window
     came = arrivals(window)
     if came is not None and window.samples >= 7:
-        rises = changes_in("arrivals", window.times_s[1:], came)
-        made.put("arrivals_growth", max([1.0, *(_grown(each) for each in rises)]), "arrivals")
+        made.put("arrivals_growth", _sustained_growth(window.times_s[1:], came), "arrivals")
     _lost(made)
     answers = {status: window.gained("http", status=status) or 0.0 for status in _STATUSES}
     if (served := sum(answers.values())) >= 5:

@@ -35,9 +35,7 @@ def unseen(examined: Sequence[Examined], observed: Observed, *, told: bool) -> l
         gauges = [window.gauge(name) for name in ("running", "waiting")]
         still = sum(float(gauge[-1]) for gauge in gauges if gauge is not None)
         if still >= 5 and window.series("e2e_s"):
-            said.append(
-                f"{still:.0f} requests that still run or wait: histograms have finished ones"
-            )
+            said.append(f"{still:.0f} requests that still run or wait are in no histogram")
             break
     said += observed.notes
     return said

@@ -1,0 +1,103 @@
+"""A diagnosis on one screen."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from textwrap import fill
+from typing import Final
+
+from rich.console import Console
+from rich.text import Text
+
+from bench.diagnose.record import Cause, Diagnosis, Evidence, Prescription
+
+WIDTH: Final = 96
+_COLOURS: Final = {"healthy": "bold green", "found": "bold red", "cannot tell": "bold yellow"}
+
+
+def show(diagnosis: Diagnosis, console: Console) -> None:
+    """Print it."""
+    sure = f" ({diagnosis.confidence:.0%})" if diagnosis.confidence else ""
+    console.print(Text(f"{diagnosis.verdict}{sure}", style=_COLOURS[diagnosis.verdict]))
+    for line in lines(diagnosis):
+        console.print(Text(line), soft_wrap=True)
+
+
+def lines(diagnosis: Diagnosis) -> list[str]:
+    """What stands under the verdict."""
+    said: list[str] = []
+    if not diagnosis.causes:
+        said += _wrapped(diagnosis.says)
+    for cause in diagnosis.causes:
+        said += _of(cause)
+    if diagnosis.consequences:
+        said.append("what follows from it")
+        said += [line for each in diagnosis.consequences for line in _item(each)]
+    if diagnosis.candidates:
+        said.append("it may be")
+        for candidate in diagnosis.candidates:
+            said += _item(f"{candidate.probability:4.0%}  {candidate.mode}: {candidate.says}")
+    if diagnosis.deciding:
+        said += ["what would decide", *_item(diagnosis.deciding)]
+    if diagnosis.timeline and diagnosis.causes:
+        said.append("what changed")
+        several = len({moment.engine for moment in diagnosis.timeline}) > 1
+        for moment in diagnosis.timeline[:8]:
+            where = f"  engine {moment.engine}" if several and moment.engine else ""
+            said += _item(f"{clock(moment.time_s)}  {moment.says}{where}")
+    if diagnosis.prescription is not None:
+        said += _prescribed(diagnosis.prescription)
+    if diagnosis.unseen:
+        said.append("what could not be seen")
+        said += [line for each in diagnosis.unseen for line in _item(each)]
+    return said
+
+
+def _of(cause: Cause) -> list[str]:
+    since = f", since {clock(cause.since_s)}" if cause.since_s is not None else ""
+    engines = [name for name in cause.engines if name]
+    where = f", engine {', '.join(engines)}" if len(engines) > 1 else ""
+    untested = "" if cause.tested else " (no recording has it: not tested)"
+    said = _wrapped(f"{cause.mode}: {cause.says}{since}{where}{untested}")
+    said += [line for each in cause.evidence for line in _item(_figure(each))]
+    if cause.not_this:
+        said.append("it is not")
+        said += [line for each in cause.not_this for line in _item(f"{each.mode}: {each.why}")]
+    said += ["what to change", *_item(cause.remedy)]
+    return said
+
+
+def _figure(evidence: Evidence) -> str:
+    figure = evidence.figure
+    interval = f" ({figure.low:.3g} to {figure.high:.3g})" if figure.low != figure.high else ""
+    when = f"{clock(figure.start_s)} to {clock(figure.end_s)}"
+    return f"{evidence.says}{interval} [{figure.series}, {when}]"
+
+
+def _prescribed(made: Prescription) -> list[str]:
+    said = ["simulated, beside what was seen"]
+    for each in made.fidelity:
+        near = "" if abs(each.seen - each.simulated) <= each.tolerance else "  too far off"
+        said += _item(f"{each.quantity}: {each.simulated:.3g}, seen {each.seen:.3g}{near}")
+    if not made.reproduced:
+        return [*said, *_item(f"no promise is made: {made.why_not}")]
+    said.append("what a change would do, by simulation")
+    head = f"{'':30}{'requests/s':>11}{'TTFT p50':>11}{'mean wait':>11}{'preempted':>11}"
+    said.append(f"  {head}")
+    for row in made.predictions:
+        figures = f"{row.requests_per_s:>11.3g}{row.ttft_p50_s:>9.3g} s{row.mean_wait_s:>9.3g} s"
+        said.append(f"  {row.change:30}{figures}{row.preemptions:>11,}")
+    return said
+
+
+def clock(time_s: float) -> str:
+    """The time of day, UTC."""
+    return f"{datetime.fromtimestamp(time_s, UTC):%H:%M:%S}"
+
+
+def _wrapped(text: str) -> list[str]:
+    return fill(text, WIDTH).splitlines()
+
+
+def _item(text: str) -> list[str]:
+    return fill(text, WIDTH, initial_indent="  ", subsequent_indent="    ").splitlines()
