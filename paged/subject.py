@@ -58,12 +58,13 @@ class PagedSubject:
 
     def slots(self, sequence: str) -> list[int]:
         """Slot of each token position; -1 in blocks that were released."""
-        allocator = self.allocator
-        num_tokens = allocator.num_tokens(sequence)
-        released = allocator.blocks_needed(num_tokens) - allocator.num_blocks_of(sequence)
-        first = min(released * allocator.block_size, num_tokens)
+        allocator, first = self.allocator, 0
+        if self._window is not None:
+            num_tokens = allocator.num_tokens(sequence)
+            released = allocator.blocks_needed(num_tokens) - allocator.num_blocks_of(sequence)
+            first = min(released * allocator.block_size, num_tokens)
         slots: list[int] = allocator.slots(sequence, start=first).tolist()
-        return [-1] * first + slots
+        return [-1] * first + slots if first else slots
 
     def counts(self) -> tuple[int, int, int]:
         """Blocks that are free, idle and used."""

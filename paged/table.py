@@ -127,5 +127,5 @@ class BlockTable:
             )
         # int64 before the product: a pool may hold more than 2**31 slots.
         bases = self.row()[first:].astype(np.int64) * size
-        slots = (bases[:, None] + np.arange(size)).reshape(-1)
+        slots = np.add.outer(bases, np.arange(size)).reshape(-1)
         return slots[start - first * size : self.num_tokens - first * size]

@@ -246,10 +246,8 @@ class AllocatorMachine:
             )
         self._takes(before, needed - hit // self.pool.block_size)
         room = max(asked, min(hit + 1, len(tokens)))
-        life.rest = tokens[room:]
-        life.tokens = tokens[:room]
+        life.put_off(room)
         life.written = hit
-        life.rehash()
         self.waiting.pop(name, None)
         self.lives[name] = life
         self._unsettled.append(name)
@@ -519,7 +517,7 @@ class AllocatorMachine:
         for other, seen in self.sight.views.items():
             if other != name and not mine.isdisjoint(seen.blocks):
                 self._observer.check_shared_write(name, slots, life.hashes[start:], other)
-        self.shadow.write(slots, life.seen_by_shadow(), start=start)
+        self.shadow.write(slots, life.seen_by_shadow(), start=start, hashes=life.hashes)
         life.written = len(life.tokens)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
@@ -41,6 +42,13 @@ def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return values ^ (values >> np.uint64(31))
 
 
+@cache
+def _places(room: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """What stands for each of the first places, and what it is mixed to."""
+    places = np.arange(1, room + 1, dtype=np.uint64) * _GOLDEN
+    return places, _mix(places)
+
+
 def prefix_hashes(tokens: Integers) -> NDArray[np.uint64]:
     """Return the hash of each prefix of `tokens`, uint64 [num_tokens].
 
@@ -50,8 +58,8 @@ def prefix_hashes(tokens: Integers) -> NDArray[np.uint64]:
     for mistakes, not for adversaries.
     """
     ids = np.asarray(tokens, dtype=np.int64).view(np.uint64)
-    places = np.arange(1, ids.size + 1, dtype=np.uint64) * _GOLDEN
-    hashes = _mix(np.cumsum(_mix(_mix(places) ^ _mix(ids + _GOLDEN)), dtype=np.uint64) + places)
+    places, mixed = (each[: ids.size] for each in _places(1 << ids.size.bit_length()))
+    hashes = _mix(np.cumsum(_mix(mixed ^ _mix(ids + _GOLDEN)), dtype=np.uint64) + places)
     hashes[hashes == NEVER_WRITTEN] = 1
     return hashes
 
@@ -82,22 +90,26 @@ class Life:
     """Of the prefixes of `tokens`, uint64 [num_tokens]."""
 
     def __post_init__(self) -> None:
-        self.rehash()
+        self._rehash()
 
-    def seen_by_shadow(self, *, origin: int | None = None) -> list[int]:
+    def seen_by_shadow(self, *, origin: int | None = None) -> NDArray[np.int64]:
         """The tokens, with what else decides keys and values mixed in: their origin, or another."""
         above = (self.origin if origin is None else origin) * _ORIGIN
-        return [token + above for token in self.tokens]
+        return np.asarray(self.tokens, np.int64) + above
 
-    def rehash(self) -> None:
-        """Bring `hashes` up to date with `tokens`."""
-        self.hashes = prefix_hashes(self.seen_by_shadow())
+    def put_off(self, room: int) -> None:
+        """Leave only so many of the tokens in, and the others for later."""
+        self.tokens, self.rest = self.tokens[:room], self.tokens[room:]
+        self.hashes = self.hashes[:room]
 
     def extended(self, more: list[int]) -> None:
         """Take up more tokens: the next ones of the prompt, then new ones."""
         self.tokens += more
         self.rest = self.rest[len(more) :]
-        self.rehash()
+        self._rehash()
+
+    def _rehash(self) -> None:
+        self.hashes = prefix_hashes(self.seen_by_shadow())
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,11 +179,18 @@ class ShadowCache:
         self._tokens = np.zeros(num_blocks * block_size, np.int64)
         self._positions = np.zeros(num_blocks * block_size, np.int64)
 
-    def write(self, slots: Integers, tokens: Integers, *, start: int = 0) -> None:
+    def write(
+        self,
+        slots: Integers,
+        tokens: Integers,
+        *,
+        start: int = 0,
+        hashes: NDArray[np.uint64] | None = None,
+    ) -> None:
         """Write positions `start` and up of a sequence, through a slot for each of them.
 
         `tokens` are all of the sequence, those before `start` included: they decide what is
-        written.
+        written. `hashes` are their `prefix_hashes`, if those are known.
 
         Raises ValueError: the numbers of slots and positions differ, or a slot is outside the cache
         or named twice. Nothing was written.
@@ -182,7 +201,7 @@ class ShadowCache:
             raise ValueError(f"write to slot {outside[0]}: there are {self.prefixes.size} slots")
         if np.unique(where).size != where.size:
             raise ValueError(f"write to slots {where.tolist()}: a slot is named twice")
-        self.prefixes[where] = prefix_hashes(tokens)[start:]
+        self.prefixes[where] = (prefix_hashes(tokens) if hashes is None else hashes)[start:]
         self._tokens[where] = np.asarray(tokens, np.int64)[start:]
         self._positions[where] = np.arange(start, len(tokens))
 

@@ -141,7 +141,7 @@ class Observer:
         answer = ask(lambda: self._allocator.slots(name), "slots")
         slots = taken("slots", answer, _int64, "one slot for each token, in one list")
         before = self._views.get(name)
-        if before is not None and np.array_equal(before.slots, slots):
+        if before is not None and _same(before.slots, slots):
             return before
         reserved = len(life.rest) if self._can.reserves_prompt else 0
         view = self._checked_view(name, slots, len(life.tokens) + reserved)
@@ -162,7 +162,7 @@ class Observer:
             return View(slots, (-1,) * self._pool.blocks_for(length), first)
         heads = kept[::size]
         expected = (heads[:, None] + np.arange(size)).reshape(-1)[: kept.size]
-        if (heads % size).any() or not np.array_equal(kept, expected):
+        if (heads % size).any() or not _same(kept, expected):
             at = int(
                 np.flatnonzero(
                     (kept != expected) | (expected % size != np.arange(kept.size) % size)
@@ -221,7 +221,7 @@ class Observer:
                     f"{needed} on, and those before {view.first} were given up",
                 )
             slots = view.slots[view.first : len(life.tokens)]
-            if not np.array_equal(self._shadow.prefixes[slots], life.hashes[view.first :]):
+            if not _same(self._shadow.prefixes[slots], life.hashes[view.first :]):
                 finding = self._shadow.check(slots, life.seen_by_shadow(), start=view.first)
                 assert finding is not None
                 raise CheckFailed("content", f"{name}, {self._said(finding, life)}")
@@ -428,6 +428,11 @@ def listed(blocks: Iterable[int]) -> str:
     if not shown:
         return "none"
     return f"block{'' if len(shown) == 1 else 's'} {', '.join(map(str, shown))}"
+
+
+def _same(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    """Whether two arrays of one dtype are equal: for short ones several times `np.array_equal`."""
+    return one.tobytes() == other.tobytes()
 
 
 def _blocks(answer: Any) -> frozenset[int]:
