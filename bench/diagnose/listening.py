@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import threading
 import time
 from importlib.util import find_spec
@@ -108,7 +109,8 @@ def _subscribed(said: str) -> Any:
                     raise
         if "::" in endpoint:
             socket.setsockopt(zmq.IPV6, 1)
-        socket.connect(endpoint.replace("*", "127.0.0.1").replace("[::]", "[::1]"))
+        ours = re.sub(r"//(\*|0\.0\.0\.0):", "//127.0.0.1:", endpoint)
+        socket.connect(ours.replace("[::]", "[::1]"))
     except zmq.ZMQError as error:
         socket.close(0)
         raise BadInput(

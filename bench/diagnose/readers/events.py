@@ -21,8 +21,8 @@ from bench.workloads.trace_lines import Line, lines_of, shown
 _KINDS: Final = {"BlockStored": STORED, "BlockRemoved": REMOVED, "AllBlocksCleared": CLEARED}
 LONGEST: Final = 2**25
 """Bytes of one batch: a step that stores a million tokens has 8 MB."""
-_DEVICE: Final = frozenset({"GPU", "CPU", None})
-"""Where a block of the engine's own cache lies; others are of tiers behind it."""
+_DEVICE: Final = frozenset({"GPU", None})
+"""Where a block of the engine's own cache lies, on any device; others are of tiers behind it."""
 _STARTS: Final = re.compile(r'\{(?=.*"ts")(?=.*"events")|\[ *\d+(\.\d+)?(e\+?\d+)?, *\[')
 
 

@@ -32,6 +32,8 @@ _LOOKS: Final = re.compile(
 _TAKEN_AT_ONCE: Final = 1.5
 """Of the usual time between two figures: what a throughput is taken to have lasted at most."""
 
+_LONGEST: Final = 2**24
+"""Bytes of a line: the older releases print whole prompts."""
 _STOPPING_S: Final = 60.0
 _TOTALS: Final = {
     "prompt_throughput": "prompt_tokens",
@@ -57,7 +59,7 @@ def _lines(path: Path) -> Generator[tuple[int, str]]:
     """Lines with their numbers. A log may be cut anywhere, and holds whatever was printed."""
     looked = 0
     try:
-        for line in lines_of(str(path)):
+        for line in lines_of(str(path), longest=_LONGEST, what="lines of a log"):
             if not looked:
                 if line.text[0] in "{[" and not _LOOKS.search(line.text):
                     return
