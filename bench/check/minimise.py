@@ -6,75 +6,116 @@ problem shows, the larger one had.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from typing import Any, Final
 
+from bench.check.findings import same_kind
+from bench.check.record import Failure
+from bench.search.lanes import Enough
+from bench.search.shrink import Shrinking
 from reference.attention.problem import AttentionProblem, InvalidProblem, Request
+
+BY_CHANCE: Final = "the same problem did not fail again: it depends on earlier calls, or on chance"
+"""A finding more, where it does."""
 
 _PLAIN: Final = (
     "pool", "strides", "layout", "spare", "window", "softcap", "alibi", "sinks", "scale",
     "k_scale", "v_scale", "causal", "shared_prefix", "num_kv_heads",
 )  # fmt: skip
 _DEFAULTS: Final = {field.name: field.default for field in fields(AttentionProblem)}
-_PLACE = re.compile(r"\(at (\S+:\d+)\)$")
-_LINE = re.compile(r"^(.*? in \S+:\d+),")
 
 
-def kind_of(findings: Sequence[str]) -> str:
-    """What the first finding is about, without the numbers of its problem: which fault in which
-    line, which exception, which answer.
+def shrunk(
+    first: Failure,
+    look: Callable[[AttentionProblem], Iterable[Failure]],
+    *,
+    asked: Callable[[AttentionProblem], bool],
+    stopped: Callable[[], bool] = lambda: False,
+) -> Failure:
+    """The smallest failure of the same kind that there was time for.
+
+    `look` gives what a problem shows; only those that are to be `asked` are run.
     """
-    first = findings[0] if findings else ""
-    if first.startswith("raised "):
-        place = _PLACE.search(first)
-        return first.split(":")[0] + (f" at {place[1]}" if place else "")
-    if line := _LINE.match(first):
-        return line[1]
-    words = re.split(r"[\[(:\d]", first, maxsplit=1)[0].strip()
-    return f"{words} is nan" if "] is nan," in first else words
+
+    def run(problem: AttentionProblem) -> Failure | None:
+        return next((seen for seen in look(problem) if same_kind(first, seen)), None)
+
+    def shows(problem: AttentionProblem) -> bool:
+        if stopped():
+            raise Enough
+        return asked(problem) and shrinking.still_shows(problem)
+
+    cut_short = True
+    shrinking = Shrinking(run, stopped=stopped)
+    shrinking.begin(first)
+    with shrinking.ended():
+        drawn = AttentionProblem.parse(first.problem)
+        # Once more at the end: what comes and goes is said to.
+        shrinking.repeats = shows(drawn) and shows(minimise(drawn, shows))
+        cut_short = False
+    smallest = shrinking.smallest or first
+    findings = (*smallest.findings, *([] if shrinking.repeats else [BY_CHANCE]))
+    return smallest.model_copy(
+        update={
+            "first_problem": first.first_problem,
+            "findings": findings,
+            "seen": first.seen,
+            "cut_short": cut_short,
+        }
+    )
 
 
 def minimise(
     problem: AttentionProblem, shows: Callable[[AttentionProblem], bool]
 ) -> AttentionProblem:
-    """The smallest that still `shows` it, taking the first smaller one each time."""
-    progress = True
-    while progress:
-        progress = False
-        for smaller in _smaller(problem):
-            if smaller != problem and shows(smaller):
-                problem, progress = smaller, True
-                break
+    """The smallest that still `shows` it: one kind of change after the other, until none helps."""
+    before = None
+    while problem != before:
+        before = problem
+        for changes in (_batches, _lengths, _fields):
+            while smaller := next(filter(shows, _with(problem, changes)), None):
+                problem = smaller
     return problem
 
 
-def _smaller(problem: AttentionProblem) -> Iterator[AttentionProblem]:
+def _with(
+    problem: AttentionProblem, changes: Callable[[AttentionProblem], Iterator[dict[str, Any]]]
+) -> Iterator[AttentionProblem]:
     """Problems with less of something, what saves most first."""
-    for changes in _changes(problem):
+    for change in changes(problem):
         try:
-            yield problem.replace(**changes)
+            smaller = problem.replace(**change)
         except InvalidProblem:
             continue  # a window needs causal attention, a pool its blocks
+        if smaller != problem:
+            yield smaller
 
 
-def _changes(problem: AttentionProblem) -> Iterator[dict[str, Any]]:
+def _batches(problem: AttentionProblem) -> Iterator[dict[str, Any]]:
     batch = problem.requests
     if len(batch) > 1:
         half = len(batch) // 2
         parts = [batch[half:], batch[:half]]
         parts += [batch[:at] + batch[at + 1 :] for at in range(len(batch)) if len(batch) > 2]
         yield from ({"requests": part} for part in parts)
+
+
+def _lengths(problem: AttentionProblem) -> Iterator[dict[str, Any]]:
+    batch = problem.requests
     for at, request in enumerate(batch):
         for smaller in _shorter(request):
             yield {"requests": (*batch[:at], smaller, *batch[at + 1 :])}
+
+
+def _fields(problem: AttentionProblem) -> Iterator[dict[str, Any]]:
     for name in _PLAIN:
         if getattr(problem, name) != _DEFAULTS[name]:
             yield {name: _DEFAULTS[name]}
-    for name, least in (("group_size", (1, 2)), ("head_dim", (16, 32, 64)), ("block_size", (16,))):
+    for name, least in (("group_size", (1, 2)), ("head_dim", (16, 32, 64))):
         value = getattr(problem, name)
         yield from ({name: size} for size in least if size < value)
+    yield {"block_size": 16}  # the usual one, also where it is smaller
     if problem.num_kv_heads > 2:
         yield {"num_kv_heads": 2}
     for name in problem.strides:
@@ -85,6 +126,9 @@ def _changes(problem: AttentionProblem) -> Iterator[dict[str, Any]]:
 
 def _shorter(request: Request) -> Iterator[Request]:
     query, length = request.query_len, request.seq_len
+    if not query or not length:  # neither waiting nor padding, unless that is what it is
+        yield Request(1, max(length, 1))
+        yield Request(1, length)
     if query > 1:
         yield Request(1, length)
         yield Request(query // 2, length)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from typing import Final
+from typing import Any, Final
+
+from pydantic import computed_field, model_validator
 
 from bench.check.decode import DecodeTimes
 from bench.machine.environment import Environment
@@ -36,9 +38,22 @@ class Failure(Record):
     """The command that shows it again, to be typed in the same folder."""
     saved_to: str | None = None
     """File from which the next run takes it first; None where it could not be written."""
+    seen: int = 1
+    """Problems that failed in this way."""
+    cut_short: bool = False
+    """Whether making it smaller came to its limits: a smaller problem may show it."""
+    seed: int | None = None
+    """Of the draw that showed it first; None where it was not drawn."""
 
     @classmethod
-    def of(cls, problem: AttentionProblem, verdict: Verdict, *, replay: str = "") -> Failure:
+    def of(
+        cls,
+        problem: AttentionProblem,
+        verdict: Verdict,
+        *,
+        replay: str = "",
+        seed: int | None = None,
+    ) -> Failure:
         """What is kept of a verdict that the kernel is to blame for."""
         return cls(
             problem=str(problem),
@@ -47,6 +62,7 @@ class Failure(Record):
             findings=verdict.findings,
             first_problem=str(problem),
             replay=replay,
+            seed=seed,
         )
 
 
@@ -57,7 +73,7 @@ class KernelRecord(Record):
     asked: int
     """Problems that were to be run: as many as asked for, and those that an earlier run saved."""
     problems: int
-    """Problems that were run, each different, and passed, but for failures that are expected."""
+    """Problems that were run, each different, whether they passed or not."""
     checks: dict[str, dict[str, int]]
     """Verdicts by check and status."""
     unseen: dict[str, str]
@@ -70,8 +86,23 @@ class KernelRecord(Record):
     """Variants that met in one problem."""
     complete: bool
     """Whether all that were asked for were run, or all that the kernel's capabilities leave."""
-    failure: Failure | None = None
-    """What it got wrong."""
+    failures: list[Failure] = []
+    """What it got wrong, told apart by check, source line and kind."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_one_failure(cls, data: Any) -> Any:
+        """Records that were written when a search ended at its first failure."""
+        if isinstance(data, dict) and "failure" in data:
+            only = data["failure"]
+            data = {"failures": [] if only is None else [only], **data}
+        return data
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def failure(self) -> Failure | None:
+        """The first of them."""
+        return self.failures[0] if self.failures else None
 
     @classmethod
     def not_run(cls, name: str, capabilities: Capabilities, *, asked: int) -> KernelRecord:

@@ -34,10 +34,10 @@ NAME_WIDTH: Final = 24
 def show(record: CheckRecord, console: Console) -> None:
     """Print a record."""
     for kernel in record.kernels:
-        if kernel.failure is not None:
-            console.print(failure_panel(kernel.name, kernel.failure))
+        for failure in kernel.failures:
+            console.print(failure_panel(kernel.name, failure))
             # Outside the frame and never wrapped: it is there to be copied.
-            console.print(Text("replay it:\n  ").append(kernel.failure.replay), soft_wrap=True)
+            console.print(Text("replay it:\n  ").append(failure.replay), soft_wrap=True)
             console.print()
     console.print(table(record))
     for line in expected_lines(record):
@@ -91,12 +91,14 @@ def failure_panel(kernel: str, failure: Failure) -> Panel:
     lines = Table.grid(padding=(0, 2))
     lines.add_column(style="dim", no_wrap=True)
     lines.add_column(overflow="fold")
-    lines.add_row("check", f"{failure.check}: {LAWS[failure.check]}")
     for finding in failure.findings:
         lines.add_row("seen", Text(finding))
+    lines.add_row("check", f"{failure.check}: {LAWS[failure.check]}")
     lines.add_row("problem", Text(failure.problem))
     if failure.first_problem != failure.problem:
         lines.add_row("drawn as", Text(failure.first_problem))
+    if failure.seen > 1:
+        lines.add_row("met in", plural(failure.seen, "problem"))
     lines.add_row("saved to", Text(failure.saved_to or "nowhere: the folder cannot be written"))
     how = "is wrong" if failure.status == "failed" else failure.status
     title = Text(f"{kernel} {how}", style="bold red")
@@ -157,7 +159,10 @@ def _kernel_cells(kernel: KernelRecord) -> tuple[Text, str]:
     expected = kernel.count(EXPECTED)
     if kernel.failure is not None:
         verdict = Text(kernel.failure.status, style="red")
-        meaning = f"{kernel.failure.check}, after {plural(ran, 'problem')}"
+        checks = ", ".join(dict.fromkeys(failure.check for failure in kernel.failures))
+        count = plural(len(kernel.failures), "finding")
+        of = "" if kernel.complete else f"{ran:,} of "
+        meaning = f"{checks}: {count} in {of}{plural(asked if of else ran, 'problem')}"
     elif not kernel.complete:
         verdict = Text("incomplete" if ran else "not run", style="yellow")
         meaning = f"{ran:,} of {plural(asked, 'problem')}, {plural(passed, 'check')}"

@@ -15,7 +15,8 @@ import numpy as np
 
 from bench.check.decode import ROUNDS, WARM_UP, DecodeTimes, time_decode
 from bench.check.failures import FailureStore
-from bench.check.record import EXPECTED, CheckRecord, KernelRecord
+from bench.check.findings import Found, plainest_first
+from bench.check.record import EXPECTED, CheckRecord, Failure, KernelRecord
 from bench.check.search import (
     AskedOfAll,
     Replay,
@@ -33,7 +34,13 @@ from bench.workloads.need import POOL_BYTES, contiguous_need, paged_need
 from bench.workloads.record import stream_record
 from bench.workloads.stream import RequestStream
 from reference.attention.contract import Capabilities
-from reference.attention.expected import Expectations, ExpectedFailure, strangers
+from reference.attention.expected import (
+    LONG_RUN,
+    Expectations,
+    ExpectedFailure,
+    ExpectedState,
+    strangers,
+)
 from reference.attention.inputs import make_inputs
 from reference.attention.problem import AttentionProblem
 from reference.attention.verdict import Status
@@ -70,7 +77,7 @@ def run_check(plan: CheckPlan, *, progress: Progress, stop: threading.Event) -> 
         for kernel in plan.kernels
     }
     kernels, troubles = _cross_checked(plan, declared, progress, stop)
-    wrong = any(kernel.failure is not None for kernel in kernels)
+    wrong = any(kernel.failures for kernel in kernels)
     said = "as expected" if any(kernel.count(EXPECTED) for kernel in kernels) else "right"
     # A wrong kernel's time is nobody's concern, and the reader's is elsewhere.
     decode = None if wrong else _time(plan, progress, stop)
@@ -175,14 +182,30 @@ def _cross_check(
 ) -> KernelRecord:
     progress.begin(f"cross-checking {plan.kernel}", plan.asked)
     record = search(plan, advance=progress.advance, stopped=stop.is_set)
-    if record.failure is None:
-        return record
-    progress.begin("making the failure smaller", MAX_SHRINKS)
-    failure = shrink(plan, record.failure, advance=progress.advance, stopped=stop.is_set)
-    saved_to = None
-    with suppress(OSError):  # a full disk is no reason to lose the finding
-        saved_to = str(store.save(plan.kernel, failure.problem))
-    return record.model_copy(update={"failure": failure.model_copy(update={"saved_to": saved_to})})
+    smallest = _made_smaller(plan, record.failures, progress, stop)
+    failures = []
+    for failure in smallest:
+        saved_to = None
+        with suppress(OSError):  # a full disk is no reason to lose the finding
+            saved_to = str(store.save(plan.kernel, failure.problem))
+        failures.append(failure.model_copy(update={"saved_to": saved_to}))
+    return record.model_copy(update={"failures": failures})
+
+
+def _made_smaller(
+    plan: SearchPlan, failures: list[Failure], progress: Progress, stop: threading.Event
+) -> list[Failure]:
+    """Each made smaller, as many as are asked for, without those that turn out to be another."""
+    found = Found()
+    tries = 2 * plan.findings  # what was drawn as another one may turn out to be none
+    for failure in plainest_first(failures):
+        if len(found.failures) == plan.findings or not tries:
+            break
+        if not found.explain(failure):
+            tries -= 1
+            progress.begin("making the failure smaller", MAX_SHRINKS)
+            found.add(shrink(plan, failure, advance=progress.advance, stopped=stop.is_set))
+    return found.failures
 
 
 def _said(kernel: str, error: Exception) -> str:
@@ -200,8 +223,13 @@ def _warnings(expected: tuple[ExpectedFailure, ...], kernels: list[KernelRecord]
     ]
     for kernel in kernels:
         if kernel.complete:  # a search that ended early proves nothing
-            said += [one.said for one in kernel.expected if one.state != EXPECTED]
+            told = {ExpectedState.STALE} | ({ExpectedState.UNMET} if _long(kernel) else set())
+            said += [one.said for one in kernel.expected if one.state in told]
     return said
+
+
+def _long(kernel: KernelRecord) -> bool:
+    return kernel.asked >= LONG_RUN
 
 
 def _time(plan: CheckPlan, progress: Progress, stop: threading.Event) -> DecodeTimes | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import queue
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,13 +21,13 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from bench.check.apart import kernel_process
-from bench.check.minimise import kind_of, minimise
+from bench.check.findings import Found, told_apart
+from bench.check.minimise import shrunk
 from bench.check.record import Failure, KernelRecord, replay_command
 from bench.check.worker import CAPABILITIES, CHECK_BY_NAME, JudgeProcess
 from bench.search.drawing import draw_each, only_our_constants
 from bench.search.lanes import Enough, HarnessError, Lane, run_lanes
-from bench.search.shrink import Shrinking
-from reference.attention.checks import CHECKS, MEMORY, TRUTH, Check, applicable
+from reference.attention.checks import CHECKS, FREE_SLOTS, MEMORY, TRUTH, Check, applicable
 from reference.attention.contract import Capabilities
 from reference.attention.coverage import Coverage
 from reference.attention.expected import Expectations, ExpectedFailure
@@ -48,8 +49,12 @@ JUDGING_LIMIT_S: Final = 120.0
 MAX_AWKWARD_LEN: Final = 150
 """Longest context of a problem whose lengths sit on boundaries, tokens."""
 
-BY_CHANCE: Final = "the same problem did not fail again: it depends on earlier calls, or on chance"
-"""A finding more, where it does."""
+FINDINGS: Final = 5
+"""Different ones after which a search ends."""
+
+MAX_CRASHES: Final = 10
+MAX_HANGS: Final = 2
+"""After so many a search ends: each costs the start of a process, or the time limit."""
 
 MAX_QUOTED: Final = 200
 """Characters of an answer that is none."""
@@ -92,6 +97,8 @@ class AskedOfAll:
     """Failures that do not end the search; those of other kernels are left alone."""
     python: str | None = None
     """Interpreter to run the kernels with; None for the one that each needs."""
+    findings: int = FINDINGS
+    """Different ones after which to end the search of a kernel."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,10 +123,11 @@ class SearchPlan(AskedOfAll):
         """A child that runs the kernel."""
         return start(self.kernel, self.device, time_limit_s=self.time_limit_s, python=self.python)
 
-    def failure(self, problem: AttentionProblem, verdict: Verdict) -> Failure:
+    def failures(self, problem: AttentionProblem, verdict: Verdict) -> list[Failure]:
         """What is kept of a verdict that the kernel is to blame for."""
         replay = replay_command(self.kernel, self.device, str(problem), python=self.python)
-        return Failure.of(problem, verdict, replay=replay)
+        seed = None if problem in self.saved else self.seed
+        return [Failure.of(problem, part, replay=replay, seed=seed) for part in told_apart(verdict)]
 
 
 def describe(
@@ -229,7 +237,7 @@ def replay(
 def search(
     plan: SearchPlan, *, advance: Callable[[int], None], stopped: Callable[[], bool]
 ) -> KernelRecord:
-    """Run problems until one fails, all are done, or it is `stopped`."""
+    """Run problems until all are done, enough is found, or it is `stopped`."""
     loop = _Loop(plan, advance, stopped)
     run_lanes(
         min(plan.lanes, plan.asked), loop.work, over=loop.over, end=loop.end, beside=loop.draw
@@ -250,56 +258,33 @@ def shrink(
     advance: Callable[[int], None] = lambda _: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Failure:
-    """Make the problem of a failure smaller, while it fails the same check in the same way.
+    """As `minimise.shrunk`, with the kernel in a child.
 
     No problem is run that is expected to fail the check, or that the kernel declines.
     """
     check = CHECK_BY_NAME[failure.check]
     known = Expectations.of(plan.expected, plan.kernel)
-    notes = []
-    lanes: list[Lane] = []
+    smaller, notes = [failure], []
 
-    def run(problem: AttentionProblem) -> Failure | None:
-        try:
-            ask = partial(verdict_of, check=check.name, problem=problem)
-            verdict = lanes[0].ask(plan.start, ask)
-        except Exception as error:
-            notes.append(f"it could not be made smaller: {error}")
-            raise Enough from error
-        advance(1)
-        return plan.failure(problem, verdict) if verdict.wrong else None
-
-    def shows(problem: AttentionProblem) -> bool:
-        if stopped():
-            raise Enough
-        asked = check.applies(problem) and plan.capabilities.refusal(problem) is None
-        return asked and not known.cover(check.name, problem) and shrinking.still_shows(problem)
+    def asked(problem: AttentionProblem) -> bool:
+        able = check.applies(problem) and plan.capabilities.refusal(problem) is None
+        return able and not known.cover(check.name, problem)
 
     def work(lane: Lane) -> None:
-        lanes.append(lane)
-        first = AttentionProblem.parse(failure.problem)
-        with shrinking.ended():
-            # Once more at the end: what comes and goes is said to.
-            if not shows(first) or not shows(minimise(first, shows)):
-                shrinking.repeats = False
+        def look(problem: AttentionProblem) -> list[Failure]:
+            try:
+                ask = partial(verdict_of, check=check.name, problem=problem)
+                verdict = lane.ask(plan.start, ask)
+            except Exception as error:
+                notes.append(f"it could not be made smaller: {error}")
+                raise Enough from error
+            advance(1)
+            return plan.failures(problem, known.unexpected(problem, verdict))
 
-    shrinking = Shrinking(run, same=_same_kind, stopped=stopped)
-    shrinking.begin(failure)
+        smaller.append(shrunk(failure, look, asked=asked, stopped=stopped))
+
     run_lanes(1, work, over=stopped)
-    return shrunk_failure(shrinking, *notes) or failure
-
-
-def _same_kind(first: Failure, seen: Failure) -> bool:
-    return first.status == seen.status and kind_of(first.findings) == kind_of(seen.findings)
-
-
-def shrunk_failure(shrinking: Shrinking[AttentionProblem, Failure], *notes: str) -> Failure | None:
-    """The smallest failure that was found, if one was, and what is to be said about it."""
-    first, smallest = shrinking.first, shrinking.smallest
-    if first is None or smallest is None:
-        return None
-    findings = (*smallest.findings, *notes, *([] if shrinking.repeats else [BY_CHANCE]))
-    return smallest.model_copy(update={"first_problem": first.first_problem, "findings": findings})
+    return smaller[-1].model_copy(update={"findings": (*smaller[-1].findings, *notes)})
 
 
 class Turns:
@@ -349,7 +334,8 @@ class _Loop:
         self._coverage = Coverage()
         self._unseen: dict[str, str] = {}
         self._expectations = Expectations.of(plan.expected, plan.kernel)
-        self._failure: Failure | None = None
+        self._found = Found()
+        self._crashes: Counter[bool] = Counter()
 
     def over(self) -> bool:
         return self._stopped() or self._ended.is_set()
@@ -392,8 +378,8 @@ class _Loop:
             expected=self._expectations.met,
             coverage=self._coverage.matrix(plan.capabilities),
             pairs=self._coverage.pairs(plan.capabilities),
-            complete=self._all_drawn and self._done == self.drawn and self._failure is None,
-            failure=self._failure,
+            complete=self._all_drawn and self._done == self.drawn,
+            failures=self._found.failures,
         )
 
     def _take(self) -> Task | None:
@@ -418,20 +404,31 @@ class _Loop:
         raise Enough
 
     def _run(self, lane: Lane, problem: AttentionProblem, checks: list[str]) -> None:
-        supported = False
+        seen = False
         for check in checks:
+            began = time.monotonic()
             verdict = lane.ask(self._plan.start, partial(verdict_of, check=check, problem=problem))
             with self._lock:
                 verdict = self._saw(problem, verdict)
-                if verdict.wrong:  # the first one, if two lanes find one at once
-                    self._failure = self._failure or self._plan.failure(problem, verdict)
-                    self.end()
-                    return
-            supported = supported or verdict.status in (Status.PASSED, Status.EXPECTED)
+                seen = seen or verdict.status not in (Status.NOT_RUN, Status.NOT_SUPPORTED)
+                self._keep(
+                    problem, verdict, hung=time.monotonic() - began > self._plan.time_limit_s
+                )
+            if _spoils_the_rest(verdict):
+                break
         with self._lock:
             self._done += 1
-            self._supported += supported
+            self._supported += seen
         self._advance(1)
+
+    def _keep(self, problem: AttentionProblem, verdict: Verdict, *, hung: bool) -> None:
+        """Remember what is new of a verdict; the search ends where no more is to be had of it."""
+        for failure in self._plan.failures(problem, verdict):
+            self._found.add(failure)
+        self._crashes[hung] += verdict.status is Status.CRASHED
+        enough = self._found.kinds >= self._plan.findings
+        if enough or self._crashes[False] >= MAX_CRASHES or self._crashes[True] >= MAX_HANGS:
+            self.end()
 
     def _saw(self, problem: AttentionProblem, verdict: Verdict) -> Verdict:
         """Count a verdict; the same, or that it failed as expected."""
@@ -441,6 +438,17 @@ class _Loop:
         if verdict.status is Status.NOT_RUN:
             self._unseen.setdefault(verdict.check, "; ".join(verdict.findings))
         return verdict
+
+
+def _spoils_the_rest(verdict: Verdict) -> bool:
+    """Whether what further checks say of a problem would come of this: of a wrong answer, a law's
+    failure does. What lies in free slots spoils no law.
+    """
+    return verdict.status is Status.CRASHED or (
+        verdict.wrong
+        and verdict.check != MEMORY.name
+        and any(FREE_SLOTS not in part.findings[0] for part in told_apart(verdict))
+    )
 
 
 def _draw(plan: SearchPlan, example: Callable[[AttentionProblem], None]) -> None:

@@ -8,13 +8,18 @@ hand.
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
+from hypothesis import Phase
+
+from bench.check.findings import told_apart
+from bench.check.minimise import shrunk
 from bench.check.record import Failure
-from bench.check.search import MAX_AWKWARD_LEN, shrunk_failure
-from bench.search.drawing import draw_each, only_our_constants, still_wrong
-from bench.search.shrink import Shrinking
+from bench.check.search import MAX_AWKWARD_LEN
+from bench.search.drawing import draw_each, only_our_constants
+from bench.search.lanes import Enough
 from reference.attention.checks import Check, Watch, run_check
 from reference.attention.contract import AttentionKernel, capabilities_of
 from reference.attention.expected import Expectations
@@ -64,38 +69,40 @@ def run_trial(trial: Trial, expectations: Expectations) -> TrialOutcome:
     simplest = next(filter(trial.check.applies, witnesses(able)), None)
     if simplest is None:
         return outcome
-
-    def failing(problem: AttentionProblem) -> Failure | None:
-        """A candidate of shrinking: nothing is counted any more."""
-        verdict = _verdict(trial, problem)
-        return Failure.of(problem, verdict) if verdict.wrong else None
+    found: list[Failure] = []
 
     def example(problem: AttentionProblem) -> None:
-        if shrinking.smallest is None:
-            verdict = expectations.judge(problem, _verdict(trial, problem))
-            outcome.counts[verdict.status] += 1
-            if verdict.status is Status.NOT_RUN:
-                outcome.unseen["; ".join(verdict.findings)] += 1
-            if verdict.wrong:
-                shrinking.begin(Failure.of(problem, verdict))
-                still_wrong()
-        # That what is expected fails is known: it is another failure that is made smaller.
-        elif not expectations.cover(trial.check.name, problem) and shrinking.still_shows(problem):
-            still_wrong()
+        verdict = expectations.judge(problem, _verdict(trial, problem))
+        outcome.counts[verdict.status] += 1
+        if verdict.status is Status.NOT_RUN:
+            outcome.unseen["; ".join(verdict.findings)] += 1
+        found.extend(Failure.of(problem, part) for part in told_apart(verdict))
+        if found:
+            raise Enough
 
-    shrinking = Shrinking(failing)
+    def look(problem: AttentionProblem) -> list[Failure]:
+        verdict = expectations.unexpected(problem, _verdict(trial, problem))
+        return [Failure.of(problem, part) for part in told_apart(verdict)]
+
+    def asked(problem: AttentionProblem) -> bool:
+        shows = trial.check.applies(problem) and able.refusal(problem) is None
+        # That what is expected fails is known: it is another failure that is made smaller.
+        return shows and not expectations.cover(trial.check.name, problem)
+
     strategy = problems(capabilities=able, max_len=MAX_AWKWARD_LEN).filter(trial.check.applies)
-    with shrinking.ended(), only_our_constants():
+    with suppress(Enough), only_our_constants():
         draw_each(
             strategy,
             count=trial.problems,
             seed_of_draw=trial.seed,
             seen={str(simplest)},
             example=example,
+            phases=[Phase.generate],
         )
         # Last: what fails on it mostly fails on what is drawn, and is then made smaller.
         example(simplest)
-    outcome.failure = shrunk_failure(shrinking)
+    if found:
+        outcome.failure = shrunk(found[0], look, asked=asked)
     return outcome
 
 

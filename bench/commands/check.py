@@ -81,6 +81,9 @@ def check(
     time_limit: Annotated[
         float, typer.Option(min=0.1, help="Seconds for one check of one problem; more is a hang.")
     ] = 120.0,
+    findings: Annotated[
+        int, typer.Option(min=1, help="Different findings after which to end, of one kernel.")
+    ] = 5,
     timing: Annotated[bool, typer.Option(help="Time contiguous against paged decode.")] = True,
     expected: Annotated[
         Path | None,
@@ -162,6 +165,7 @@ def check(
             time_limit_s=time_limit,
             python=engine_python,
             expected=_expected(expected),
+            findings=findings,
         )
         # With several threads every small operation waits for the slowest one: times of a busy
         # machine are then of its other work. The children have one thread anyway.

@@ -19,7 +19,7 @@ from bench.search.lanes import Enough
 MAX_SHRINKS: Final = 400
 """Attempts at making a problem smaller; each costs one run of the kernel."""
 
-SHRINK_LIMIT_S: Final = 60.0
+SHRINK_LIMIT_S: Final = 30.0
 """For all attempts at one failure: each crash costs the start of a child, each hang more."""
 
 Example = TypeVar("Example")

@@ -70,6 +70,10 @@ class Subject:
         """What slots hold that no sequence owns."""
         return "large" if self.able.needs_finite_cache else "nan"
 
+    def with_a_finite_cache(self) -> Subject:
+        """The same, as if it had declared that it needs one."""
+        return replace(self, able=replace(self.able, needs_finite_cache=True))
+
     def promises(self, bits: str) -> bool:
         """Whether the kernel promises certain bits."""
         return bits in self.able.promises
@@ -162,6 +166,26 @@ class Subject:
         return findings
 
 
+def _nan_from_free_slots(subject: Subject, problem: AttentionProblem) -> str:
+    """The first row of an answer that is NaN, and is not where the cache is finite; or none."""
+    if subject.poison != "nan":
+        return ""
+    inputs = _inputs(subject, problem)
+    spoilt = subject.answer(inputs).batch.out
+    if not bool((spoilt.isnan() & ~unwritten(spoilt).unsqueeze(-1)).any()):
+        return ""
+    finite = subject.with_a_finite_cache().answer(inputs).batch.out
+    through = spoilt.isnan() & ~finite.isnan()
+    if not bool(through.any()) or bool((finite.isnan() & ~unwritten(finite).unsqueeze(-1)).any()):
+        return ""
+    token, head, _ = through.nonzero()[0].tolist()
+    return f"out[token {token}, head {head}]"
+
+
+FREE_SLOTS: Final = "in slots that no sequence owns"
+"""In a finding about what lies there and reaches the answer. Other checks are then made with finite
+numbers there: they are about something else."""
+
 REST_OF_A_BLOCK: Final = "in its last block"
 """In a finding about a load of what follows a sequence's last token, in its own block."""
 
@@ -197,8 +221,13 @@ def run_check(
     refusal = capabilities.refusal(problem)
     if refusal is not None:
         return Verdict(check.name, Status.NOT_SUPPORTED, (refusal,))
+    subject = Subject(kernel, device, capabilities, watch=watch)
     try:
-        findings = check.run(Subject(kernel, device, capabilities, watch=watch), problem)
+        findings = check.run(subject, problem)
+        if findings and check.name != "memory" and (row := _nan_from_free_slots(subject, problem)):
+            through = f"NaN {FREE_SLOTS} comes through to {row}, though their weight is 0"
+            findings = [through] if check.name == "truth" else []
+            findings += check.run(subject.with_a_finite_cache(), problem)
     except KernelRaised as error:
         return Verdict(check.name, Status.FAILED, (str(error),))
     except NotRun as reason:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 
 class Status(StrEnum):
@@ -33,3 +35,19 @@ class Verdict:
     def wrong(self) -> bool:
         """Whether the kernel is to blame."""
         return self.status in (Status.FAILED, Status.CRASHED)
+
+
+_SAYS_MORE: Final = ("it ", "the ")
+
+
+def parts_of(findings: Iterable[str]) -> list[tuple[str, ...]]:
+    """Findings that are about one thing each: one that begins with `it` or `the` says more of the
+    one before.
+    """
+    parts: list[tuple[str, ...]] = []
+    for finding in findings:
+        if parts and finding.startswith(_SAYS_MORE):
+            parts[-1] += (finding,)
+        else:
+            parts.append((finding,))
+    return parts

@@ -38,10 +38,11 @@ def wrong_in_e5m2(check: str, problem: AttentionProblem) -> dict:
     return {"status": "failed", "findings": [f"saw {problem}"]} if wrong else PASSED
 
 
-def expects(check: str = "truth", *when: str, kernel: str = "k.py:f") -> ExpectedFailure:
-    return ExpectedFailure(
-        kernel=kernel, check=check, when=when, reason="https://example.org/issues/12"
-    )
+def expects(
+    check: str = "truth", *when: str, kernel: str = "k.py:f", **named: str
+) -> ExpectedFailure:
+    url = "https://example.org/issues/12"
+    return ExpectedFailure(kernel=kernel, check=check, when=when, reason=url, **named)
 
 
 @dataclass

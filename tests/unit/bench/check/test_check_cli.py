@@ -103,7 +103,7 @@ def test_a_wrong_kernel_exits_1_with_a_small_problem_and_its_worst_row(wrong):
     printed = " ".join(wrong.stdout.replace("│", " ").split())
     for part in ("mine.py:attend is wrong", failure.problem, *failure.findings):
         assert part in printed
-    assert re.search(r"mine\.py:attend +failed +truth, after \d+ problems? *\n", wrong.stdout)
+    assert re.search(r"mine\.py:attend +failed +truth: 1 finding in 30 problems *\n", wrong.stdout)
     assert "exit code 1" in wrong.stdout
     assert wrong.record.decode is None  # nobody times a wrong kernel
 

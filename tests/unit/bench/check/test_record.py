@@ -74,6 +74,8 @@ def test_an_expected_failure_keeps_what_came_of_it_in_figures_and_in_words():
         "kernel": "f",
         "check": "truth",
         "when": ["window"],
+        "line": "",
+        "message": "",
         "reason": REASON,
         "problems": 1,
         "failed": 1,

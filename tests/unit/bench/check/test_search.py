@@ -230,9 +230,9 @@ def test_a_stopped_search_does_not_wait_for_a_kernel_that_hangs(kernel, monkeypa
 # What fails; see `test_trial` for what both searches make of it
 
 
-def test_the_first_failure_ends_the_search_and_is_kept_as_drawn(kernel):
+def test_where_one_finding_is_enough_the_first_ends_the_search_and_is_kept_as_drawn(kernel):
     kernel.reply = too_long
-    record = run(lanes=2)
+    record = run(lanes=2, findings=1)
     check, spec = next(
         (c, s) for c, s in kernel.asked if too_long(c, AttentionProblem.parse(s)) != PASSED
     )
@@ -243,6 +243,8 @@ def test_the_first_failure_ends_the_search_and_is_kept_as_drawn(kernel):
         findings=(f"saw {spec}",),
         first_problem=spec,
         replay=replay_command("k.py:f", "cpu", spec),
+        seen=record.failure.seen,
+        seed=0,
     )
     assert not record.complete
     assert record.checks[check]["failed"] >= 1

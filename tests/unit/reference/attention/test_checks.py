@@ -13,6 +13,7 @@ from helpers.profiles import examples
 from paged.attention import paged_attention
 from reference.attention.checks import (
     CHECKS,
+    FREE_SLOTS,
     LAWS,
     MEMORY,
     TRUTH,
@@ -764,3 +765,29 @@ def test_judge_reports_memory_and_answer_together() -> None:
     wrote, wrong = judge(problem, truth, placement)
     assert wrote == "wrote to the rows before `out`"
     assert wrong.startswith("out[token 1, head 1] is ")
+
+
+@declares(Capabilities(variants=frozenset({"prefill"})))
+def lets_nan_through(batch: PagedBatch) -> None:
+    """A weight of 0 for each slot that nobody owns, and not left out."""
+    paged_attention(batch)
+    spoilt = batch.value_cache.float().isnan().any()
+    if bool(spoilt):
+        batch.out[0, 0] = torch.nan
+
+
+def lets_nan_through_and_scales(batch: PagedBatch) -> None:
+    lets_nan_through(batch)
+    batch.out.mul_(1.5)
+
+
+def test_nan_from_free_slots_has_its_own_words_and_hides_nothing() -> None:
+    problem = AttentionProblem.parse("(q1 k21) (q2 k9) g2 d16 b4 fp32")
+    said = f"NaN {FREE_SLOTS} comes through to out[token 0, head 0], though their weight is 0"
+    verdict = run_check(TRUTH, lets_nan_through, problem)
+    assert verdict.findings == (said,)
+    through, off = run_check(TRUTH, lets_nan_through_and_scales, problem).findings
+    assert through == said
+    assert "off by" in off
+    for law in (law for law in LAWS if law.applies(problem)):
+        assert run_check(law, lets_nan_through, problem).status is Status.PASSED, law.name

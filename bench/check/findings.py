@@ -1,0 +1,124 @@
+"""What a search has found: failures told apart by check, source line and kind.
+
+Two failures of one kind are still told apart where the smaller one needs something, a window say,
+that the other problem does not have: it is then another fault that looks alike.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Final
+
+from bench.check.record import Failure
+from reference.attention.checks import FREE_SLOTS
+from reference.attention.features import features_of
+from reference.attention.problem import AttentionProblem
+from reference.attention.verdict import Verdict, parts_of
+
+_PLACE = re.compile(r"\(at (\S+:\d+)\)$")
+_LINE = re.compile(r"^(.*? in \S+:\d+),")
+
+FLOAT8: Final = "float8"
+"""A need: a cache of either type."""
+
+_GIVEN: Final = ("dtype=", "inputs=", "heads=", "kv_dtype=")
+_KINDS_OF_PREFILL: Final = frozenset({"mixed", "chunked", "short_query"})
+_SIMPLEST: Final = frozenset(
+    {"head_dim=16", "head_dim=32", "head_dim=64", "block_size=16", "decode", "lse"}
+)
+"""What the smallest problems have, whether it matters or not."""
+
+
+def kind_of(findings: Sequence[str]) -> str:
+    """What the first finding is about, without the numbers of its problem: which fault in which
+    line, which exception, which answer.
+    """
+    first = findings[0] if findings else ""
+    if first.startswith("raised "):
+        place = _PLACE.search(first)
+        return first.split(":")[0] + (f" at {place[1]}" if place else "")
+    if line := _LINE.match(first):
+        return line[1]
+    words = re.split(r"[\[(:\d]", first, maxsplit=1)[0].strip()
+    return f"{words} is nan" if "] is nan," in first else words
+
+
+def same_kind(first: Failure, other: Failure) -> bool:
+    """Whether two failures are of one check, one source line and one kind."""
+    return _kind(first) == _kind(other)
+
+
+def _kind(failure: Failure) -> tuple[str, str, str]:
+    return failure.check, failure.status, kind_of(failure.findings)
+
+
+def _needs(failure: Failure) -> frozenset[str]:
+    """What its problem has that a smaller one might lack: variants, places, sizes, rows."""
+    problem = AttentionProblem.parse(failure.problem)
+    shown = {name for name in features_of(problem) if not name.startswith(_GIVEN)}
+    cache = {FLOAT8} if problem.quantised else set()
+    return frozenset(shown | cache) - _SIMPLEST - _KINDS_OF_PREFILL
+
+
+def told_apart(verdict: Verdict) -> list[Verdict]:
+    """A verdict for each thing that a wrong verdict is about: each line of a source, and what comes
+    of slots that nobody owns, is one; what else was seen at once comes of one fault, as a rule.
+    """
+    if not verdict.wrong:
+        return []
+    own: list[tuple[str, ...]] = []
+    rest: list[tuple[str, ...]] = []
+    for part in parts_of(verdict.findings):
+        alone = _LINE.match(part[0]) or FREE_SLOTS in part[0]
+        (own if alone else rest).append(part)
+    parts = [*own, tuple(chain(*rest))] if rest or not own else own
+    return [replace(verdict, findings=part) for part in parts]
+
+
+@dataclass(slots=True)
+class Found:
+    """Failures that were found, none twice."""
+
+    failures: list[Failure] = field(default_factory=list)
+    """In the order in which they were found."""
+
+    def explain(self, failure: Failure) -> bool:
+        """Count a failure that is of a known one's kind and has all that the known one needs.
+
+        What was cut short while it was made smaller may need less than its problem has.
+        """
+        needs = _needs(failure)
+        for at, known in enumerate(self.failures):
+            if same_kind(known, failure) and (known.cut_short or _needs(known) <= needs):
+                self._count(at, known, failure)
+                return True
+        return False
+
+    def add(self, failure: Failure) -> bool:
+        """Keep a failure, if it may be one that was not found yet; whether it is one more."""
+        if self.explain(failure):
+            return False
+        for at, known in enumerate(self.failures):
+            # No shrink takes float8 away: it was no need where the same shows without it.
+            if same_kind(known, failure) and _needs(known) - {FLOAT8} == _needs(failure):
+                self._count(at, failure, known)
+                return False
+        self.failures.append(failure)
+        return True
+
+    def _count(self, at: int, kept: Failure, other: Failure) -> None:
+        self.failures[at] = kept.model_copy(update={"seen": kept.seen + other.seen})
+
+    @property
+    def kinds(self) -> int:
+        """How many kinds they are of."""
+        return len({_kind(each) for each in self.failures})
+
+
+def plainest_first(failures: Sequence[Failure]) -> list[Failure]:
+    """Kind by kind, those with a plain cache before those with one in float8, which would stay."""
+    kinds = [_kind(each) for each in failures]
+    return sorted(failures, key=lambda each: (kinds.index(_kind(each)), FLOAT8 in _needs(each)))
