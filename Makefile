@@ -26,7 +26,7 @@ PROJECT := $(VENV)/.stamp-project
 DEV := $(VENV)/.stamp-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run test test-long test-triton test-triton36 bench asv gate-power compile engines peers releases lint format types changelog clean
+.PHONY: help venv run test test-long test-triton test-triton36 bench asv gate-power compile engines peers releases incidents lint format types changelog clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -82,6 +82,11 @@ peers: $(PROJECT) ## build what they need, check other people's kernels
 # An hour or two: end it at any time, and it goes on where it was.
 releases: $(PROJECT) ## measure released engines' allocators, and write docs/releases.md
 	$(BIN)/python scripts/run_releases.py $(ARGS)
+
+# Two seconds of processor time each, 405 in all: end it at any time, and it goes on where it was.
+incidents: $(PROJECT) ## record vLLM with known faults, on a virtual clock, into .incidents
+	PIP_ARGS='$(PIP_ARGS)' $(BIN)/python scripts/build_engine.py vllm
+	$(BIN)/python scripts/make_incidents.py $(ARGS)
 
 # One of the environments: make engine-vllm.
 engine-%: $(RUNTIME)

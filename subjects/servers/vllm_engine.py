@@ -260,6 +260,7 @@ class Engine:
         log_stats: bool = False,
     ) -> None:
         from vllm.engine.arg_utils import EngineArgs
+        from vllm.entrypoints.serve.utils.api_utils import log_non_default_args
         from vllm.usage.usage_lib import UsageContext
         from vllm.utils.argparse_utils import FlexibleArgumentParser
         from vllm.v1.engine.core import EngineCore
@@ -272,12 +273,11 @@ class Engine:
                 json.dumps({**MODEL, "max_position_embeddings": 1 << 30})
             )
             fixed = ("--load-format", "dummy", "--enforce-eager", "--dtype", "float32")
-            self.arguments = parser.parse_args(
-                ["--model", folder, "--skip-tokenizer-init", *fixed, *arguments]
-            )
-            self.config = EngineArgs.from_cli_args(self.arguments).create_engine_config(
-                UsageContext.OPENAI_API_SERVER
-            )
+            typed = ["--model", folder, "--skip-tokenizer-init", *fixed, *arguments]
+            self.arguments = EngineArgs.from_cli_args(parser.parse_args(typed))
+            if log_stats:
+                log_non_default_args(self.arguments)  # as `vllm serve` begins its log
+            self.config = self.arguments.create_engine_config(UsageContext.OPENAI_API_SERVER)
         kind = executor_class(clock, pace, self.tally)
         kind.accepts = staticmethod(accepts)  # type: ignore[attr-defined]
         self.core = EngineCore(self.config, kind, log_stats=log_stats)

@@ -1,0 +1,1 @@
+"""Recordings of servers with known faults, made by their own engine on a virtual clock."""

@@ -1,0 +1,35 @@
+"""Make recordings, one after the other, in the engine's environment: JSON lines of what on stdin.
+
+`scripts/make_incidents.py` starts it. Each line is {"name", "seed", "held_out", "folder"}; each is
+answered with a line when it is done.
+"""
+
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[0] = str(ROOT)
+
+from scripts.incidents.setups import drawn  # noqa: E402 - found by the line above
+from scripts.incidents.world import record  # noqa: E402 - likewise
+from subjects.servers.vllm_engine import VARIABLES, release  # noqa: E402 - likewise
+
+# What vLLM looks for has names that our rooms have too.
+sys.path.remove(str(ROOT))
+os.environ.update(VARIABLES)
+cpu_s = time.process_time
+print(json.dumps({"release": release()}), flush=True)
+for line in sys.stdin:
+    job = json.loads(line)
+    began = cpu_s()
+    setup = drawn(job["name"], job["seed"], held_out=job["held_out"])
+    said = {"folder": job["folder"]}
+    try:
+        record(setup, job["seed"], Path(job["folder"]), held_out=job["held_out"])
+    except Exception:
+        said["failed"] = traceback.format_exc()
+    print(json.dumps({**said, "cpu_s": round(cpu_s() - began, 2)}), flush=True)
