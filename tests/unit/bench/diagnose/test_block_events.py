@@ -2,8 +2,10 @@
 
 import gzip
 import json
+import socket
 import threading
 import time
+from contextlib import closing
 
 import pytest
 
@@ -101,28 +103,37 @@ def test_gaps_restarts_and_rubbish_are_counted(tmp_path, monkeypatch):
     assert seen.events.engine[0] == "1"
 
 
+def free_socket() -> socket.socket:
+    probe = socket.socket()
+    probe.bind(("127.0.0.1", 0))
+    return probe
+
+
 @pytest.mark.parametrize("server_binds", ["tcp://0.0.0.0", "tcp://*", ""])
 def test_a_publisher_is_heard_whichever_side_binds(tmp_path, server_binds):
     zmq = pytest.importorskip("zmq", reason="pyzmq is not installed")
-    socket = zmq.Context.instance().socket(zmq.PUB)
-    socket.setsockopt(zmq.LINGER, 0)
-    port = socket.bind_to_random_port("tcp://127.0.0.1")
-    endpoint = f"tcp://127.0.0.1:{port}"
+    publisher = zmq.Context.instance().socket(zmq.PUB)
+    publisher.setsockopt(zmq.LINGER, 0)
+    if server_binds:
+        port = publisher.bind_to_random_port("tcp://127.0.0.1")
+    else:
+        with closing(free_socket()) as probe:
+            port = probe.getsockname()[1]
+        publisher.connect(f"tcp://127.0.0.1:{port}")
     told = f"{server_binds}:{port}" if server_binds else f"tcp://localhost:{port}"
-    if not server_binds:
-        socket.unbind(endpoint)
-        socket.connect(endpoint)
     stop = threading.Event()
     wanted = Wanted(events=(told,), folder=tmp_path / "made", last_s=10.0)
     made = []
     thread = threading.Thread(target=lambda: made.append(record(wanted, stop, lambda _: None)))
     thread.start()
     for number in range(100):
-        socket.send_multipart([b"", number.to_bytes(8, "big"), batch(STORE, ["AllBlocksCleared"])])
+        publisher.send_multipart(
+            [b"", number.to_bytes(8, "big"), batch(STORE, ["AllBlocksCleared"])]
+        )
         time.sleep(0.01)
     stop.set()
     thread.join()
-    socket.close(0)
+    publisher.close(0)
     assert made[0].inputs[0].taken > 5
     assert made[0].inputs[0].lost == 0
     assert {STORED, CLEARED} <= set(read_all([tmp_path / "made"]).events.kind.tolist())
