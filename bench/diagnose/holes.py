@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from bench.diagnose.observed import FreeMap
@@ -70,3 +71,9 @@ def holes_of(free: FreeMap, *, block_size: int = BLOCK_SIZE) -> Holes:
         fit_paged=fit_paged,
         block_size=block_size,
     )
+
+
+def worst(maps: Iterable[FreeMap]) -> list[Holes]:
+    """Three moments at most: where most was free and of no use, else where most was free."""
+    answers = [holes_of(each) for each in maps]
+    return sorted(answers, key=lambda each: (not each.fragmented, -each.free / each.slots))[:3]

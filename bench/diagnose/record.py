@@ -135,6 +135,8 @@ class Diagnosis(_Record):
     """Where it cannot be told, what it may be, the likeliest first."""
     deciding: str
     """The input that would decide between them; empty: there is nothing to decide."""
+    holes: list[str] = []
+    """What the holes of a contiguous pool hold, and what blocks would; the worst moments."""
     unseen: list[str]
     """What could not be seen, and what follows for the verdict."""
     timeline: list[Moment]

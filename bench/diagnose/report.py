@@ -47,6 +47,9 @@ def lines(diagnosis: Diagnosis) -> list[str]:
             said += _item(f"{clock(moment.time_s)}  {moment.says}{where}")
     if diagnosis.prescription is not None:
         said += _prescribed(diagnosis.prescription)
+    if diagnosis.holes:
+        said.append("free memory")
+        said += [line for each in diagnosis.holes for line in _item(each)]
     if diagnosis.unseen:
         said.append("what could not be seen")
         said += [line for each in diagnosis.unseen for line in _item(each)]

@@ -9,6 +9,7 @@ from typing import Final
 
 from bench.diagnose.changes import Change
 from bench.diagnose.findings import FINDINGS
+from bench.diagnose.holes import worst
 from bench.diagnose.inference import Fitted, Posterior, fitted, infer, ratio, seen
 from bench.diagnose.modes import HEALTHY, MODES
 from bench.diagnose.observed import Observed
@@ -65,6 +66,7 @@ def diagnose(observed: Observed, fit: Fitted | None = None) -> Diagnosis:
         "config": dict(observed.config),
         "given": [_given(source) for source in observed.sources],
         "timeline": _timeline(examined, observed),
+        "holes": [holes.says for holes in worst(observed.free_maps)],
         "unseen": unseen(examined, observed, told=told),
     }
     if causes and told:

@@ -1,10 +1,13 @@
 """The 30 %-free question: why a request finds no place, and what paging would change."""
 
+import json
 import math
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from bench.cli import app
 from bench.diagnose.holes import holes_of
 from bench.diagnose.observed import FreeMap
 from reference.allocator.arenas import ARENAS
@@ -47,3 +50,24 @@ def test_what_is_fragmentation_and_what_is_not(holes, wanted, fragmented, says):
     answer = answered(holes, wanted=wanted)
     assert answer.fragmented is fragmented
     assert says in answer.says
+
+
+def test_a_free_list_alone_is_diagnosed(tmp_path):
+    lists = [
+        {
+            "slots": 15728,
+            "free": [[0, 900], [2000, 1800], [6000, 1500], [9000, 500]],
+            "wanted": 2048,
+        },
+        {"slots": 15728, "free": [[0, 3000]], "wanted": 2048},
+    ]
+    file = tmp_path / "free.jsonl"
+    file.write_text("\n".join(map(json.dumps, lists)))
+    result = CliRunner().invoke(app, ["diagnose", str(file)])
+    assert result.exit_code == 1, result.output
+    said = " ".join(result.output.split())
+    assert "fragmentation:" in said
+    assert (
+        "30% of the pool (4,700 of 15,728 slots) is free in 4 holes, the largest of 1,800" in said
+    )
+    assert "for 2,048 slots it holds 0, and in blocks of 16 it would hold 2" in said
