@@ -24,7 +24,7 @@ and which input would decide.
 
   pagedbench diagnose incident
 
-  pagedbench diagnose metrics.prom.gz server.log
+  pagedbench diagnose metrics.prom.gz server.log --simulate
 
   pagedbench diagnose incident --markdown post-mortem.md --plot incident.png
 
@@ -41,6 +41,10 @@ def diagnose(
     paths: Annotated[
         list[Path], typer.Argument(metavar="PATH...", help="Files, or folders of files.")
     ],
+    simulate: Annotated[
+        bool,
+        typer.Option("--simulate", help="Try changes on a simulation of the server that was seen."),
+    ] = False,
     json: Json = None,
     markdown: Annotated[Path | None, typer.Option(help="Write a post-mortem to this file.")] = None,
     plot: Annotated[
@@ -58,7 +62,7 @@ def diagnose(
         from bench.diagnose.run import diagnose as run
 
         observed = read_all(paths)
-        found = run(observed)
+        found = run(observed, simulate=simulate)
         it.write("--markdown", markdown, lambda: as_markdown(found))
         if plot is not None:
             from bench.diagnose.plot import draw

@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import combinations
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -58,6 +58,28 @@ class Fitted:
         said, right = zip(*self.calibration, strict=True)
         return float(np.interp(probability, said, right))
 
+    @cached_property
+    def rates(self) -> dict[str, dict[str, float]]:
+        """How often each finding holds under each mode, and in a healthy server."""
+        result: dict[str, dict[str, float]] = {}
+        for mode in [HEALTHY, *MODES]:
+            roles: dict[str, float] = {}
+            if mode != HEALTHY:
+                for role, rate in reversed(_ROLES):
+                    roles.update(dict.fromkeys(getattr(MODES[mode], role), rate))
+            rows = self.held.get(mode, {})
+            result[mode] = {}
+            for name, finding in FINDINGS.items():
+                held, shown = rows.get(name, (0.0, 0.0))
+                prior = roles.get(name, finding.usual)
+                rate = (held + PRIOR_WEIGHT * prior) / (shown + PRIOR_WEIGHT)
+                result[mode][name] = min(max(rate, 0.005), 0.995)
+        result[_OTHER] = {
+            name: 0.35 if finding.symptom else max(finding.usual, 0.2)
+            for name, finding in FINDINGS.items()
+        }
+        return result
+
 
 @lru_cache
 def fitted() -> Fitted:
@@ -74,28 +96,6 @@ def read_fitted(path: Path) -> Fitted:
     }
     steps = tuple((row[0], row[1]) for row in read["calibration"])
     return Fitted(held, read["temper"], steps, read["recordings"])
-
-
-def rates(fit: Fitted) -> dict[str, dict[str, float]]:
-    """How often each finding holds under each mode, and in a healthy server."""
-    result: dict[str, dict[str, float]] = {}
-    for mode in [HEALTHY, *MODES]:
-        roles: dict[str, float] = {}
-        if mode != HEALTHY:
-            for role, rate in reversed(_ROLES):
-                roles.update(dict.fromkeys(getattr(MODES[mode], role), rate))
-        rows = fit.held.get(mode, {})
-        result[mode] = {}
-        for name, finding in FINDINGS.items():
-            held, shown = rows.get(name, (0.0, 0.0))
-            prior = roles.get(name, finding.usual)
-            rate = (held + PRIOR_WEIGHT * prior) / (shown + PRIOR_WEIGHT)
-            result[mode][name] = min(max(rate, 0.005), 0.995)
-    result[_OTHER] = {
-        name: 0.35 if finding.symptom else max(finding.usual, 0.2)
-        for name, finding in FINDINGS.items()
-    }
-    return result
 
 
 class Posterior(NamedTuple):
@@ -124,7 +124,7 @@ def seen(stats: Stats) -> dict[str, float]:
 def infer(holds: Mapping[str, float], fit: Fitted) -> Posterior:
     """Weigh all sets of causes."""
     names = list(holds)
-    table = rates(fit)
+    table = fit.rates
     sure = np.array([holds[name] for name in names])
     base = np.array([table[HEALTHY][name] for name in names])
     modes = [mode for mode in MODES if visible(mode, holds)]
@@ -177,7 +177,7 @@ def _both(one: Floats, two: Floats, base: Floats) -> Floats:
 
 def ratio(name: str, sure: float, one: str, other: str, fit: Fitted) -> float:
     """By how much a finding makes one cause likelier than another, as a logarithm."""
-    table = rates(fit)
+    table = fit.rates
     first, second = table[one][name], table[other][name]
     return math.log(
         (sure * first + (1 - sure) * (1 - first)) / (sure * second + (1 - sure) * (1 - second))

@@ -41,7 +41,7 @@ def markdown(diagnosis: Diagnosis) -> str:
         )
         parts.append(_table("Simulated beside seen", ("figure", "seen", "simulated"), rows))
         effects = (
-            f"| {each.change} | {each.requests_per_s:.3g} | {each.ttft_p50_s:.3g} | "
+            f"| {each.change} | {each.requests_per_s:.3g} | {_known(each.ttft_p50_s)} | "
             f"{each.mean_wait_s:.3g} | {each.preemptions:,} |"
             for each in made.predictions
         )
@@ -55,6 +55,10 @@ def markdown(diagnosis: Diagnosis) -> str:
     given = [f"`{each.path}` ({each.format}, {each.items:,})" for each in diagnosis.given]
     parts.append(_list("From", given))
     return "\n".join(parts)
+
+
+def _known(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
 
 
 def _list(title: str, items: list[str]) -> str:

@@ -83,9 +83,11 @@ class Prediction(_Record):
 
     change: str
     requests_per_s: float
-    ttft_p50_s: float
+    ttft_p50_s: float | None
+    """None: a fixed number of clients, and nobody knows when they would have come."""
     preemptions: int
     mean_wait_s: float
+    """Until a request is admitted, on average (Little's law)."""
 
 
 class Fidelity(_Record):

@@ -88,7 +88,8 @@ def _prescribed(made: Prescription) -> list[str]:
     head = f"{'':30}{'requests/s':>11}{'TTFT p50':>11}{'mean wait':>11}{'preempted':>11}"
     said.append(f"  {head}")
     for row in made.predictions:
-        figures = f"{row.requests_per_s:>11.3g}{row.ttft_p50_s:>9.3g} s{row.mean_wait_s:>9.3g} s"
+        ttft = "-" if row.ttft_p50_s is None else f"{row.ttft_p50_s:.3g} s"
+        figures = f"{row.requests_per_s:>11.3g}{ttft:>11}{row.mean_wait_s:>9.3g} s"
         said.append(f"  {row.change:30}{figures}{row.preemptions:>11,}")
     return said
 

@@ -21,6 +21,7 @@ from bench.diagnose.record import (
     Figure,
     Given,
     Moment,
+    Prescription,
     Ruled,
 )
 from bench.diagnose.replicas import replica_statistics
@@ -48,8 +49,8 @@ class Examined:
     posterior: Posterior
 
 
-def diagnose(observed: Observed, fit: Fitted | None = None) -> Diagnosis:
-    """Say what is wrong, as far as it can be told."""
+def diagnose(observed: Observed, fit: Fitted | None = None, *, simulate: bool = False) -> Diagnosis:
+    """Say what is wrong, as far as it can be told; with `simulate` also what changes would do."""
     fit = fit or fitted()
     examined = examine(observed, fit)
     together = _together(examined)
@@ -68,6 +69,7 @@ def diagnose(observed: Observed, fit: Fitted | None = None) -> Diagnosis:
         "timeline": _timeline(examined, observed),
         "holes": [holes.says for holes in worst(observed.free_maps)],
         "unseen": unseen(examined, observed, told=told),
+        "prescription": _prescription(causes, examined) if simulate and told else None,
     }
     if causes and told:
         made = [_cause(mode, together, examined, fit) for mode in causes]
@@ -111,6 +113,15 @@ def diagnose(observed: Observed, fit: Fitted | None = None) -> Diagnosis:
         deciding=_deciding([each.mode for each in candidates], examined, fit),
         **common,
     )
+
+
+def _prescription(causes: list[str], examined: list[Examined]) -> Prescription:
+    """Of the engine that has the first cause most, or of the busiest."""
+    from bench.diagnose.prescribe import prescribe
+
+    if causes:
+        return prescribe(max(examined, key=lambda e: e.posterior.causes[causes[0]]).window)
+    return prescribe(max(examined, key=lambda e: e.window.gained("finished") or 0.0).window)
 
 
 def examine(observed: Observed, fit: Fitted) -> list[Examined]:

@@ -116,32 +116,30 @@ class Window:
 
     def histogram(self, name: str, start: int = 0, end: int | None = None) -> Gain | None:
         """What a histogram gained, from one sample of `times_s` to another."""
-        found = [each for each in self.series(name) if each.kind == "histogram"]
         counts = self.gains(name)
-        if not found or counts is None:
+        if counts is None:
             return None
         chosen = slice(start, end)
         sums = self.sums(name)
         total = math.nan if sums is None else float(sums[chosen].sum())
-        first = found[0]
-        alike = [
-            each
-            for each in found
-            if each.bounds is not None
-            and first.bounds is not None
-            and np.array_equal(each.bounds, first.bounds)
+        bounds, each = self.buckets(name)
+        upto = np.cumsum(each[chosen].sum(axis=0))
+        return Gain(float(counts[chosen].sum()), total, bounds, upto)
+
+    def buckets(self, name: str) -> tuple[Floats, Floats]:
+        """Upper bounds of a histogram's buckets [b], and what each gained between samples [n, b].
+
+        Nothing of either where it has none, or several series of it disagree on them.
+        """
+        found = [each for each in self.series(name) if each.bounds is not None]
+        bounds = found[0].bounds if found else None
+        if bounds is None or any(not np.array_equal(e.bounds, bounds) for e in found):  # type: ignore[arg-type]
+            return np.empty(0), np.empty((max(self.samples - 1, 0), 0))
+        upto = [
+            _sum([self._steps(e, e.buckets[:, at]) for e in found if e.buckets is not None])
+            for at in range(len(bounds))
         ]
-        columns = [
-            sum(
-                self._steps(each, each.buckets[:, at])[chosen].sum()
-                for each in alike
-                if each.buckets is not None
-            )
-            for at in range(0 if first.bounds is None else len(first.bounds))
-        ]
-        bounds = np.empty(0) if first.bounds is None or not alike else first.bounds
-        upto = np.array(columns, dtype=np.float64)
-        return Gain(float(counts[chosen].sum()), total, bounds, upto if len(bounds) else bounds)
+        return bounds, np.diff(np.stack(upto, axis=1), axis=1, prepend=0)
 
     def _steps(self, series: Series, values: Floats) -> Floats:
         raw = np.diff(values)
