@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Final
@@ -96,12 +98,19 @@ def _moment(line: Line, failed: list[float]) -> float:
 
 
 def placed(line: Line, samples: Samples) -> Place | None:
-    """Where a series seen for the first time goes, as the client library reads the line."""
+    """Where a series seen for the first time goes. Raises TraceError: the line is malformed."""
+    try:
+        name, labels = _named(line.text.rpartition(" ")[0])
+    except Exception:  # whatever the library stumbles over: it promises no kind of error
+        raise line.error(found=shown(line.text), expected="a line of Prometheus' format") from None
+    return samples.place(name, labels)
+
+
+@lru_cache(2**15)
+def _named(series: str) -> tuple[str, Mapping[str, str]]:
+    """Name and labels, as the client library reads them; scrapes in files of their own repeat."""
     from prometheus_client.parser import text_string_to_metric_families
 
-    try:
-        (family,) = text_string_to_metric_families(line.text + "\n")
-        (sample,) = family.samples
-    except Exception:  # whatever it stumbles over: it promises no kind of error
-        raise line.error(found=shown(line.text), expected="a line of Prometheus' format") from None
-    return samples.place(sample.name, sample.labels)
+    (family,) = text_string_to_metric_families(f"{series} 0\n")
+    (sample,) = family.samples
+    return sample.name, sample.labels
