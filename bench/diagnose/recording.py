@@ -184,15 +184,20 @@ Take = Callable[[threading.Event], None]
 def record(wanted: Wanted, stop: threading.Event, tell: Callable[[str], None]) -> Recording:
     """Record until `stop` is set, the time is over or the limit is reached.
 
-    Raises BadInput: the folder is taken, something cannot be opened, or nothing ever came.
+    Raises BadInput: the folder is taken, something cannot be opened, or nothing ever came; then
+    nothing is left of it.
     """
+    with _folder(wanted.folder):
+        return _recorded(wanted, stop, tell)
+
+
+def _recorded(wanted: Wanted, stop: threading.Event, tell: Callable[[str], None]) -> Recording:
     budget = Budget(wanted.max_bytes)
-    start_s = time.time()
+    start_s, began_s = time.time(), time.monotonic()
     over = threading.Event()
     broken: list[Exception] = []
     ended: Ended = "recording"
-    with _folder(wanted.folder):
-        inputs, takers = _prepared(wanted, budget)
+    inputs, takers = _prepared(wanted, budget)
 
     def state() -> Recording:
         return Recording(
@@ -220,7 +225,7 @@ def record(wanted: Wanted, stop: threading.Event, tell: Callable[[str], None]) -
                 ended = "stopped"
             elif budget.full.is_set():
                 ended = "size"
-            elif wanted.last_s is not None and time.time() - start_s >= wanted.last_s:
+            elif wanted.last_s is not None and time.monotonic() - began_s >= wanted.last_s:
                 ended = "time"
             tell(said(state()))
             if time.monotonic() - saved_s >= FLUSH_S:
@@ -237,7 +242,7 @@ def record(wanted: Wanted, stop: threading.Event, tell: Callable[[str], None]) -
     if broken:
         raise broken[0]
     if not any(each.taken for each in inputs):
-        raise BadInput(_nothing(result, wanted.folder))
+        raise BadInput(_nothing(result))
     return result
 
 
@@ -298,16 +303,25 @@ def _prepared(wanted: Wanted, budget: Budget) -> tuple[list[Input], list[Take]]:
 
 @contextmanager
 def _folder(folder: Path) -> Iterator[None]:
-    """Make the folder; take it away where what follows is refused."""
+    """Make the folder, and take it away where what follows is refused: it can be tried again."""
+    existed = folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise BadInput(f"-o {folder}: it is not empty; name a folder of the recording's own")
-        yield
+        taken = any(folder.iterdir())
     except OSError as error:
         raise BadInput(
             f"-o {folder}: {error.strerror or error}; name a folder that can be written"
         ) from None
+    if taken:
+        raise BadInput(f"-o {folder}: it is not empty; name a folder of the recording's own")
+    try:
+        yield
+    except BadInput:
+        for ours in folder.iterdir():
+            ours.unlink()
+        if not existed:
+            folder.rmdir()
+        raise
 
 
 def _save(folder: Path, state: Recording) -> None:
@@ -338,10 +352,10 @@ def _without_secrets(address: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-def _nothing(state: Recording, folder: Path) -> str:
+def _nothing(state: Recording) -> str:
     reasons = [
         f"{each.of}: {each.last_failure or 'nothing came'}"
         for each in state.inputs
         if not each.taken
     ]
-    return f"nothing was recorded in {folder}: {'; '.join(reasons)}; is the server running?"
+    return f"nothing was recorded: {'; '.join(reasons)}; is the server running?"

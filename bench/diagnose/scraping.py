@@ -10,6 +10,7 @@ from base64 import b64encode
 from collections.abc import Iterator
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Final
+from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Scraper:
                 if over.is_set():
                     return
                 failures += 1
-                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                reason = _said(error)
                 self._entry.fail(reason)
                 self._entry.file.add(f"# scrape {moment:.3f} FAILED {reason}\n")
             wait_s = self._every_s
@@ -134,3 +135,12 @@ def fetch(address: str, over: threading.Event) -> str:
             if time.monotonic() > end_s or over.is_set():
                 raise TimeoutError(f"the answer took over {TIMEOUT_S:.0f} s")
     return b"".join(parts).decode("utf-8", "replace")
+
+
+def _said(error: Exception) -> str:
+    """Why there is no page, on one line."""
+    inner = getattr(error, "reason", error)  # urllib wraps what the socket says
+    said = getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
+    if isinstance(error, HTTPError):
+        said = f"HTTP {error.code} {said}"
+    return " ".join(str(said).split())[:200]

@@ -96,7 +96,7 @@ def test_a_failure_leaves_a_mark_and_attempts_become_rare(tmp_path):
     lines = text(tmp_path / "made" / "metrics.prom.gz").splitlines()
     marks = [line for line in lines if "FAILED" in line]
     assert len(marks) == made.inputs[0].failed
-    assert "500" in marks[0]
+    assert "FAILED HTTP 500 Internal Server Error" in marks[0]
     assert 2 <= len(marks) <= 6, "ten attempts at twenty a second without backing off"
     assert len(read_all([tmp_path / "made"]).failed_s) == len(marks)
 
@@ -119,8 +119,10 @@ def test_a_page_without_metrics_is_no_recording(tmp_path):
 
 
 def test_nobody_there_is_said_with_the_address(tmp_path):
-    with pytest.raises(BadInput, match=r"127\.0\.0\.1:1/metrics.*is the server running"):
+    said = r"127\.0\.0\.1:1/metrics: Connection refused; is the server running"
+    with pytest.raises(BadInput, match=said):
         recorded(tmp_path / "made", metrics=("127.0.0.1:1",))
+    assert not (tmp_path / "made").exists(), "it is to be tried again with the same words"
 
 
 def test_what_was_flushed_can_be_read_while_it_is_written(tmp_path, monkeypatch):
