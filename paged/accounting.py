@@ -29,8 +29,10 @@ end, so a request with a prompt of `i` tokens is seen with `i + 1` tokens first 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Final
+from operator import attrgetter
+from typing import Final, Generic, Protocol, TypeVar
 
 from paged.latency import Service
 
@@ -122,10 +124,10 @@ class Counters:
 
     def __post_init__(self) -> None:
         """Raises IdentityBroken: the classes do not add up, or a figure is negative."""
-        negative = [field.name for field in fields(self) if getattr(self, field.name) < 0]
-        if negative:
+        if min(_all(self)) < 0:
+            negative = [field.name for field in fields(self) if getattr(self, field.name) < 0]
             raise IdentityBroken(f"negative: {', '.join(negative)} in {self!r}")
-        counted = sum(getattr(self, name) for name in SLOT_CLASSES)
+        counted = sum(_classes(self))
         if counted != self.slot_steps:
             raise IdentityBroken(
                 f"{counted} slot-steps are in a class, {self.slots} slots * {self.steps} steps are "
@@ -200,6 +202,8 @@ class Counters:
         )
 
 
+_all: Final = attrgetter(*(field.name for field in fields(Counters)))
+_classes: Final = attrgetter(*SLOT_CLASSES)
 _CUMULATIVE: Final = tuple(field.name for field in fields(Counters) if field.name != "slots")
 
 
@@ -207,7 +211,15 @@ MAX_SERIES: Final = 1024
 """Most moments that a `Series` keeps."""
 
 
-class Series:
+class _Moment(Protocol):
+    @property
+    def steps(self) -> int: ...
+
+
+MomentT = TypeVar("MomentT", bound=_Moment)
+
+
+class Series(Generic[MomentT]):
     """Moments of a run, counters from the first step on, evenly spaced however long it becomes.
 
     `Counters` are cumulative, so leaving out every other moment loses resolution and nothing else:
@@ -218,12 +230,12 @@ class Series:
     __slots__ = ("_stride", "due", "moments")
 
     def __init__(self) -> None:
-        self.moments: list[Counters] = []
+        self.moments: list[MomentT] = []
         self._stride = 1
         self.due = 1
         """The step from which on the next moment is to be added."""
 
-    def add(self, moment: Counters) -> None:
+    def add(self, moment: MomentT) -> None:
         """Add a moment; the next one is due a stride later."""
         self.moments.append(moment)
         if len(self.moments) > MAX_SERIES:
@@ -258,7 +270,7 @@ class Serving:
     def of(
         cls,
         total: Counters,
-        series: Series,
+        series: Sequence[Counters],
         *,
         warm: Counters | None,
         done: Counters | None,
@@ -272,6 +284,4 @@ class Serving:
             loaded = Counters(slots=total.slots)
         else:
             loaded = done - warm
-        return cls(
-            total=total, loaded=loaded, series=tuple(series.moments), service=service, **peaks
-        )
+        return cls(total=total, loaded=loaded, series=tuple(series), service=service, **peaks)

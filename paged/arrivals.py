@@ -20,7 +20,7 @@ class Request(NamedTuple):
     """Nanoseconds after the start; None: as soon as the server takes it."""
     keys: tuple[int, ...] = ()
     """One for each full block of the prompt. Equal keys stand for equal tokens in the block and
-    before it."""
+    before it. An array, for `paged.counting` alone, has numbers from 0 on."""
     tenant: int = 0
     """Whose request it is."""
 

@@ -14,10 +14,17 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from math import ceil
+from operator import mul
 from typing import Final
+
+import numpy as np
 
 from paged.clock import PS_PER_NS
 from paged.errors import BadSize
+
+_FEW: Final = 32
+_MANY: Final = 512
+"""Times that go into classes one by one, and all at once."""
 
 _BITS: Final = 9
 """Leading binary digits that a class keeps of a time."""
@@ -72,9 +79,10 @@ class Service:
 class Histogram:
     """Times in classes 1/256 of their size wide."""
 
-    __slots__ = ("_counts", "_largest", "_sum", "count")
+    __slots__ = ("_counts", "_largest", "_later", "_sum", "count")
 
     def __init__(self) -> None:
+        self._later: list[int] = []
         self._counts: defaultdict[int, int] = defaultdict(int)
         self._sum = self._largest = self.count = 0
 
@@ -88,9 +96,38 @@ class Histogram:
 
     def add_all(self, times: dict[int, int]) -> None:
         """Add each time as often as is said there, and forget them there."""
-        for ps, often in times.items():
-            self.add(ps, often)
+        self._add_many(list(times), list(times.values()))
         times.clear()
+
+    def add_later(self, ps: int) -> None:
+        """Add a time, at the latest when somebody asks."""
+        self._later.append(ps)
+        if len(self._later) >= _MANY:
+            self._settle()
+
+    def _settle(self) -> None:
+        self._add_many(self._later, [1] * len(self._later))
+        self._later.clear()
+
+    def _add_many(self, times: list[int], often: list[int]) -> None:
+        if not times:
+            return
+        largest = max(times)
+        if len(times) < _FEW or largest >= 2**62:
+            for ps, many in zip(times, often, strict=True):
+                self.add(ps, many)
+            return
+        all_ = np.array(times)
+        # Of 64 bits a float keeps 53: those that the length of what is left depends on.
+        shift = np.maximum(0, np.frexp(all_ >> _BITS)[1])
+        keys, place = np.unique((shift << _BITS) + (all_ >> shift), return_inverse=True)
+        sums = np.zeros(keys.size, np.int64)
+        np.add.at(sums, place, often)
+        for key, many in zip(keys.tolist(), sums.tolist(), strict=True):
+            self._counts[key] += many
+        self._sum += sum(map(mul, times, often))
+        self.count += sum(often)
+        self._largest = max(self._largest, largest)
 
     def add_run(self, ps: int, more: int, runs: int, times: int = 1) -> None:
         """Add `ps`, `ps + more`, ... , `runs` of them in all, each so many times."""
@@ -109,6 +146,7 @@ class Histogram:
 
     def quantile_ns(self, share: float) -> int:
         """Return a time that so large a share of those added does not exceed."""
+        self._settle()
         wanted, seen, key = max(1, ceil(share * self.count)), 0, 0
         for key in sorted(self._counts):
             seen += self._counts[key]
@@ -120,6 +158,7 @@ class Histogram:
 
     def quantiles(self) -> Quantiles | None:
         """Sum up; None where nothing was added."""
+        self._settle()
         if not self.count:
             return None
         return Quantiles(
@@ -148,7 +187,7 @@ class Watch:
     def begin(self, request: int, arrival_ns: int | None, now: int) -> None:
         """Note a request's first token, or the first after it was preempted."""
         if request in self._begun:
-            self.itl.add(now - self._left.pop(request))
+            self.itl.add_later(now - self._left.pop(request))
             return
         if arrival_ns is None:
             self._begun[request] = (-1, now)
@@ -157,7 +196,7 @@ class Watch:
         if self._start is None:
             self._start = arrival
         self._begun[request] = (arrival, now)
-        self.ttft.add(now - arrival)
+        self.ttft.add_later(now - arrival)
 
     def go_on(self, ps: int, requests: int) -> None:
         """Note a step of which so many requests got a token that had got one in the step before."""
@@ -178,9 +217,9 @@ class Watch:
         tpot = 0
         if output_tokens > 1:
             tpot = (now - first) // (output_tokens - 1)
-            self.tpot.add(tpot)
+            self.tpot.add_later(tpot)
         if arrival >= 0:
-            self.e2e.add(now - arrival)
+            self.e2e.add_later(now - arrival)
         slo = self.slo
         if slo is not None and not (
             (slo.ttft_ns is not None and first - arrival > slo.ttft_ns * PS_PER_NS)

@@ -87,13 +87,11 @@ class PagedPolicy:
 
     @property
     def by_counts(self) -> bool:
-        """Whether block counts decide everything, so that `paged.counting` can serve it."""
+        """Whether block counts, and who reads which key, decide everything: `paged.counting`."""
         return (
-            self.look_ahead == 0
-            and self.token_budget is None
-            and self.samples == 1
-            and not self.prefix_caching
+            self.samples == 1
             and self.sliding_window is None
+            and not (self.prefix_caching and (self.eviction != "lru" or self.tenant_quotas))
         )
 
     def watermark_blocks(self, num_blocks: int) -> int:

@@ -485,7 +485,7 @@ def serve(
     is empty.
     """
     scheduler = Scheduler(requests, policy, slots=slots, time=time, clients=clients, slo=slo)
-    series = Series()
+    series: Series[Counters] = Series()
     warm = scheduler.moment() if warmup == 0 else None
     done = None
     while scheduler.alive:
@@ -500,7 +500,7 @@ def serve(
             observe(scheduler)
     return Serving.of(
         scheduler.moment(),
-        series,
+        series.moments,
         warm=warm,
         done=done,
         service=scheduler.watch.service(),

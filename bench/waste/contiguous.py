@@ -163,7 +163,7 @@ def serve_contiguous(
             time_ns=now // PS_PER_NS,
         )
 
-    series = Series()
+    series: Series[Counters] = Series()
     series_due = series.due
     picture_due = NEVER if observe is None else observe_every
     warm_at = warmup or NEVER
@@ -300,7 +300,7 @@ def serve_contiguous(
     total = so_far()
     return Serving.of(
         total,
-        series,
+        series.moments,
         warm=warm,
         # Where the last request is refused while nobody runs, no step follows.
         done=done or total,

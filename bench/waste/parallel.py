@@ -27,9 +27,9 @@ from reference.errors import BadInput
 
 REQUESTS_PER_S: Final = {
     "contiguous": 100_000,
-    "counts": 60_000,
-    "blocks": 6_000,
-    "prefix caching": 1_000,
+    "counts": 40_000,
+    "keys": 5_000,
+    "blocks": 1_000,
 }
 """Requests that one core simulates in a second, in round figures: what the order of the jobs, and
 whether processes are worth their start, is decided by. Nothing that is reported depends on it."""
@@ -62,12 +62,8 @@ class Job:
         policy = self.policy
         if isinstance(policy, ContiguousPolicy):
             return self.requests / REQUESTS_PER_S["contiguous"]
-        if policy.by_counts:
-            return self.requests / REQUESTS_PER_S["counts"]
-        kind = "prefix caching" if policy.prefix_caching else "blocks"
-        # Each step that admits nobody looks at everybody whom it may admit.
-        looks = 1 + policy.look_ahead / 2
-        return self.requests / REQUESTS_PER_S[kind] * looks
+        kind = "keys" if policy.prefix_caching else "counts"
+        return self.requests / REQUESTS_PER_S[kind if policy.by_counts else "blocks"]
 
 
 Results = Generator[tuple[int, WasteRow | str]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, repeat, starmap
 
 import numpy as np
@@ -47,19 +47,11 @@ def simulate(
         return serve_contiguous(
             lengths_of(source), policy, slots=slots, warmup=warmup, time=time or StepTime(), slo=slo
         )
-    if policy.by_counts:
-        return serve_by_counts(
-            requests_of(source),
-            policy,
-            slots=slots,
-            warmup=warmup,
-            time=time,
-            clients=clients,
-            slo=slo,
-        )
     key_block_size = policy.block_size if policy.prefix_caching else None
-    requests = requests_of(source, key_block_size=key_block_size)
-    return serve(requests, policy, slots=slots, warmup=warmup, time=time, clients=clients, slo=slo)
+    server: Callable[..., Serving] = serve_by_counts if policy.by_counts else serve
+    read = _counted if policy.by_counts else requests_of
+    requests = read(source, key_block_size=key_block_size)
+    return server(requests, policy, slots=slots, warmup=warmup, time=time, clients=clients, slo=slo)
 
 
 def num_requests(source: StreamSource) -> int:
@@ -74,6 +66,24 @@ def requests_of(source: StreamSource, *, key_block_size: int | None = None) -> I
     if key_block_size is None:
         return starmap(Request, lengths_of(source))
     return chain.from_iterable(_with_keys(part, key_block_size) for part in source.chunks())
+
+
+def _counted(source: StreamSource, *, key_block_size: int | None) -> Iterator[Request]:
+    """Requests with their keys as arrays of small numbers, which are counted many at once."""
+    if key_block_size is None:
+        yield from starmap(Request, lengths_of(source))
+        return
+    numbers: dict[int, int] = {}
+    for part in source.chunks():
+        tenants: Iterable[int] = repeat(0) if part.tenant is None else part.tenant.tolist()
+        prefix = None if part.prefix is None else part.prefix.renumbered(numbers)
+        keys = np.empty(0, np.int64)
+        for at, ((prompt, output, arrival_ns), tenant) in enumerate(
+            zip(_lengths(part), tenants, strict=False)
+        ):
+            if prefix is not None:
+                keys = prefix.keys(at, key_block_size, prompt)
+            yield Request(prompt, output, arrival_ns, keys, tenant)  # type: ignore[arg-type]
 
 
 def lengths_of(source: StreamSource) -> Iterator[tuple[int, int, int | None]]:

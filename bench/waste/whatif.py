@@ -129,7 +129,8 @@ def variations(base: PagedPolicy, *, prefixes: bool) -> list[Variation]:
             policy = replace(base, **changes)
         except BadSize:
             continue
-        slow = not policy.by_counts and policy.block_size < SMALLEST_SHARED
+        shared = policy.prefix_caching or policy.samples > 1
+        slow = shared and policy.block_size < SMALLEST_SHARED
         if policy != base and not (slow and group == "block size"):
             found.setdefault(policy, Variation(group=group, label=label, policy=policy))
     return list(found.values())

@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+_SMALL: Final = 2**20
 _MAX_ID: Final = int(np.iinfo(np.int64).max)
 
 
@@ -87,6 +88,17 @@ class PrefixBlocks:
             return (ids[:, None] * per_id + np.arange(per_id)).ravel()[:blocks]
         first = np.broadcast_to(self.offsets[request], blocks)
         return self._key(first, np.arange(blocks), block_size)
+
+    def renumbered(self, numbers: dict[int, int]) -> PrefixBlocks:
+        """Number the ids that are no small numbers; `numbers` goes on from a part to the next."""
+        large = self.ids >= _SMALL
+        if not large.any():
+            return self
+        different, place = np.unique(self.ids[large], return_inverse=True)
+        small = [numbers.setdefault(each, len(numbers)) for each in different.tolist()]
+        ids = self.ids.copy()
+        ids[large] = _SMALL + np.array(small, dtype=np.int64)[place]
+        return replace(self, ids=ids)
 
     def refined(self, tokens_per_block: int, prompt_tokens: NDArray[np.int64]) -> PrefixBlocks:
         """Say the same in blocks of fewer tokens, for prompts of these lengths, int64 [n]."""

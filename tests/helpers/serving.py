@@ -86,6 +86,17 @@ def plain_policies(draw: st.DrawFn) -> PagedPolicy:
 
 
 @st.composite
+def counted_policies(draw: st.DrawFn) -> PagedPolicy:
+    """What counts decide, and what keys do."""
+    return replace(
+        draw(plain_policies()),
+        look_ahead=draw(st.sampled_from([0, 0, 1, 3])),
+        token_budget=draw(st.none() | st.integers(1, 30)),
+        prefix_caching=draw(st.booleans()),
+    )
+
+
+@st.composite
 def policies(draw: st.DrawFn) -> PagedPolicy:
     """Everything that the server can do."""
     policy = replace(
@@ -114,8 +125,9 @@ def policies(draw: st.DrawFn) -> PagedPolicy:
 
 AGREEMENT = {
     "requests": streams(),
-    "policy": plain_policies(),
+    "policy": counted_policies(),
     "slots": SLOTS,
+    "forks": FORKS,
     "warmup": st.integers(0, 3),
     "clients": st.none() | st.integers(1, 4),
     # As in a long run: a moment at every step would leave no step to be taken with others.
@@ -129,6 +141,7 @@ def check_agreement(
     requests: list[Request],
     policy: PagedPolicy,
     slots: int,
+    forks: list[tuple[int, int]],
     warmup: int,
     clients: int | None,
     stride: int,
@@ -143,6 +156,8 @@ def check_agreement(
     assume(slots >= policy.block_size)
     if requests[0].arrival_ns is not None:
         clients = None
+    if policy.prefix_caching:
+        requests = with_prefixes(requests, forks, policy.block_size)
     kwargs = {"slots": slots, "warmup": warmup, "time": TIME, "clients": clients, "slo": SLO}
     results = []
     for server in (servers.serve_by_counts, servers.serve):
@@ -150,6 +165,7 @@ def check_agreement(
             results.append(server(requests, policy, **kwargs))
     counted, moved = results
     event(f"preemptions: {min(counted.total.preemptions, 3)}")
+    event(f"evictions: {counted.total.evictions > 0}, ghosts: {counted.total.ghost_hits > 0}")
     assert counted == moved
 
 

@@ -15,7 +15,14 @@ from helpers.planted import bugs_beside, changed_module, until_found
 from helpers.serving import AGREEMENT, TABLES, Servers, check_agreement, check_tables
 
 # In order of import: what comes later is loaded with what came before.
-MODULES = ("paged.arrivals", "paged.group", "paged.scheduler", "paged.counting")
+MODULES = (
+    "paged.arrivals",
+    "paged.group",
+    "paged.scheduler",
+    "paged.keyed_blocks",
+    "paged.counted",
+    "paged.counting",
+)
 # The rarest bug takes 4 to 370 from one seed to the next; what Hypothesis draws also depends on
 # which modules are loaded.
 MAX_EXAMPLES = 4000

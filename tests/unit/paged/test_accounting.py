@@ -75,8 +75,8 @@ def at(step: int) -> Counters:
     return Counters(slots=1, steps=step, token=step)
 
 
-def filled(steps: int) -> Series:
-    series = Series()
+def filled(steps: int) -> Series[Counters]:
+    series: Series[Counters] = Series()
     for step in range(1, steps + 1):
         if step >= series.due:
             series.add(at(step))
@@ -103,7 +103,7 @@ def test_the_loaded_part_lies_between_warm_up_and_last_admission(
 ) -> None:
     served = Serving.of(
         at(9),
-        Series(),
+        [],
         warm=None if warm is None else at(warm),
         done=None if done is None else at(done),
         peak_running=1,

@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 
 from paged.errors import BadSize
@@ -84,3 +85,16 @@ def test_good_is_what_meets_every_limit(slo: Slo, good: int) -> None:
 def test_a_limit_is_above_nothing() -> None:
     with pytest.raises(BadSize, match="tpot_ns = 0"):
         Slo(tpot_ns=0)
+
+
+def test_times_that_are_added_at_once_go_into_the_classes_of_single_ones() -> None:
+    random = np.random.default_rng(0)
+    times = [int(2**power) for power in random.uniform(0, 61.9, 900)]
+    times += [511, 512, 513, 1023, 1024, 2**53 - 1, 2**53, 2**54 - 1, 2**61 + 1, 2**62]
+    one, many = Histogram(), Histogram()
+    for ps in times:
+        one.add(ps)
+        many.add_later(ps)
+    for share in np.linspace(0, 1, 101):
+        assert many.quantile_ns(share) == one.quantile_ns(share)
+    assert many.quantiles() == one.quantiles()

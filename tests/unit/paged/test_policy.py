@@ -43,10 +43,9 @@ def test_bad_options_are_refused_with_their_value(options: dict[str, Any], messa
 @pytest.mark.parametrize(
     "options",
     [
-        {"look_ahead": 1},
-        {"token_budget": 64},
         {"samples": 2},
-        {"prefix_caching": True},
+        {"prefix_caching": True, "eviction": "lfu"},
+        {"prefix_caching": True, "tenant_quotas": ((0, 9),)},
         {"sliding_window": 64},
     ],
 )

@@ -1,0 +1,108 @@
+"""What `paged.counting` holds of a request, and of a moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from paged.accounting import Counters
+from paged.clock import PS_PER_NS
+from paged.keyed_blocks import Keys
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """A request that has been admitted, or is about to be."""
+
+    prompt: int
+    output: int
+    arrival: int | None
+    keys: Keys
+    number: int = -1
+    """Its place in the order of first admission; -1 before that."""
+    place: int = -1
+    """Its name while it runs: names rise in the order of admission."""
+    generated: int = 0
+    computed: int = 0
+    lost: int = 0
+    """Tokens: output when it last began to run; computed so far, until it decodes; that had been
+    computed when it was preempted."""
+    base: int = 0
+    last: int = -1
+    """While it decodes: it has `base + step` tokens after a step, and ends with `last`."""
+    blocks: int = 0
+    filled: int = 0
+    """Blocks for what is computed, until it decodes; keys that it has read or published."""
+    own: tuple[Keys, ...] = ()
+    """Keys whose blocks it reads; its other blocks are nobody else's."""
+
+
+COUNTS: Final = (
+    "admitted",
+    "preemptions",
+    "swapped_out",
+    "swapped_in",
+    "prompt_tokens",
+    "recomputed_tokens",
+    "queried_tokens",
+    "hit_tokens",
+    "ghost_hits",
+)
+"""Counters that are kept by name."""
+
+
+class Snapshot(NamedTuple):
+    """Sums from the first step on, in blocks where slots are held."""
+
+    steps: int
+    token: int
+    duplicate: int
+    free: int
+    idle: int
+    running: int
+    prefilling: int
+    queued: int
+    computed: int
+    waiting_free: int
+    clock: int
+    completed: int
+    evictions: int
+    arrived: int
+    refused: int
+    waits: tuple[int, ...]
+    counts: tuple[int, ...]
+
+    def counters(self, *, slots: int, num_blocks: int, size: int) -> Counters:
+        """Return what was counted up to the moment, in a pool of blocks of `size` slots."""
+        idle = self.idle * size
+        allocated = (num_blocks * self.steps - self.free) * size - idle
+        token = self.token - self.duplicate * size
+        _, short, watermark, limit, budget = self.waits
+        remainder = slots - num_blocks * size
+        free_short = self.waiting_free * size + remainder * (short + watermark)
+        generated = self.running - self.prefilling
+        return Counters(
+            slots=slots,
+            steps=self.steps,
+            token=token,
+            internal=allocated - token,
+            free_short=free_short,
+            free_idle=slots * self.steps - allocated - free_short - idle,
+            cached_idle=idle,
+            logical_token=self.token,
+            running=self.running,
+            running_requests=self.running,
+            queued=self.queued,
+            waiting_short=short,
+            waiting_watermark=watermark,
+            waiting_limit=limit,
+            waiting_budget=budget,
+            arrived=self.arrived,
+            refused=self.refused,
+            completed=self.completed,
+            computed_tokens=self.computed + generated,
+            generated_tokens=generated,
+            evictions=self.evictions,
+            time_ns=self.clock // PS_PER_NS,
+            **dict(zip(COUNTS, self.counts, strict=True)),
+        )

@@ -1,0 +1,40 @@
+"""Blocks by key: against the allocator that moves them, and where the line runs full."""
+
+import random
+
+import numpy as np
+
+from paged.allocator import PagedAllocator
+from paged.keyed_blocks import KeyedBlocks
+from paged.prefix import KeyedPrompt
+
+
+def test_keys_are_held_found_and_given_up_as_the_allocator_does() -> None:
+    # 600 prompts of 20 blocks fill the line three times.
+    draw = random.Random(0)
+    allocator, blocks = PagedAllocator(120, 1, prefix_caching=True), KeyedBlocks(120)
+    running: dict[int, list[np.ndarray]] = {}
+    ghosts = 0
+    for number in range(600):
+        family, shared = draw.randrange(9), draw.randrange(1, 20)
+        keys = [family * 100 + at for at in range(shared)]
+        keys += [10_000 + number * 100 + at for at in range(shared, 20)]
+        numbered = blocks.numbered(keys)
+        hits, _ = blocks.look(numbered[:19])
+        prompt = KeyedPrompt(20, keys)
+        assert hits == allocator.cached_tokens(prompt)
+        if len(running) == 4:
+            gone = draw.choice(list(running))
+            allocator.free(gone)
+            blocks.release(np.concatenate(running.pop(gone)))
+        hits, _ = blocks.look(numbered[:19])
+        allocator.admit(number, prompt)
+        ghosts += blocks.ghosts(numbered[hits:19])
+        blocks.hold(numbered[:hits])
+        own = [numbered[:hits], blocks.publish(numbered[hits:])]
+        running[number] = own
+        while blocks.idle > allocator.num_cached_idle:
+            blocks.evict(min(blocks.idle - allocator.num_cached_idle, draw.randrange(1, 30)))
+        assert blocks.idle == allocator.num_cached_idle
+        assert blocks.evictions == allocator.num_evictions
+    assert ghosts == allocator.num_ghost_hits > 0
