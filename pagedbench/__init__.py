@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from reference.attention.problem import AttentionProblem as AttentionProblem
     from reference.attention.problem import InvalidProblem as InvalidProblem
     from reference.attention.problem import Request as Request
+    from reference.system.contract import System as System
     from subjects.allocators.resolve import open_allocator as open_allocator
 
 _HOMES = {
@@ -66,6 +67,7 @@ _HOMES = {
         "Counts",
         "declares_allocator",
     ),
+    "reference.system.contract": ("System",),
     "subjects.allocators.resolve": ("open_allocator",),
     "kernels.cascade": ("cascade_attention",),
     "kernels.shared_prefix": ("PrefixGroups", "SharedPrefix", "find_prefix_groups"),

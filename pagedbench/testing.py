@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from kernels.interpreter.memory import watch_attention as watch_attention
     from kernels.interpreter.memory import watch_memory as watch_memory
     from kernels.interpreter.memory import write_roles as write_roles
-    from reference.allocator.machine import run_program as run_program
     from reference.allocator.programs import Pool as Pool
     from reference.allocator.programs import Program as Program
     from reference.allocator.programs import Step as Step
+    from reference.system.driving import run_program as run_program
     from subjects.allocators.resolve import open_allocator as open_allocator
 
 _HOMES = {
@@ -53,8 +53,8 @@ _HOMES = {
         "watch_memory",
         "write_roles",
     ),
-    "reference.allocator.machine": ("run_program",),
     "reference.allocator.programs": ("Pool", "Program", "Step"),
+    "reference.system.driving": ("run_program",),
     "subjects.allocators.resolve": ("open_allocator",),
 }
 __all__, __getattr__, __dir__ = _offering(__name__, _HOMES)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from reference.allocator.contract import AllocatorCapabilities
 
 DEFAULT_EXAMPLES: Final = 2000
+SYSTEM_EXAMPLES: Final = 200
+"""Of a system, whose attention is computed after every step."""
 
 FUZZ_HELP: Final = """
 Draws programs of calls for a KV-cache allocator, hostile ones among them, runs each from an empty
@@ -49,9 +51,14 @@ a hang is a finding like any other.
 
   paged                                ours
 
+  paged-system, torch-flex             systems: ours, and torch's FlexAttention
+
   vllm, sglang, transformers, torch    engines' own, once 'make engines' has built what they need
 
   module:factory, file.py:factory      yours; docs/allocator-contract.md says what it is asked
+
+Of a system, which holds keys and values as well and computes attention, the attention of every
+sequence is compared with float64 over a contiguous cache after every call.
 
 [bold]Databases[/]
 
@@ -88,7 +95,9 @@ def fuzz(
     ] = None,
     examples: Annotated[
         int | None,
-        typer.Option(min=1, help="Programs to run. Default: 2000, or no limit with --time."),
+        typer.Option(
+            min=1, help="Programs to run. Default: 2000, of a system 200, or no limit with --time."
+        ),
     ] = None,
     time: Annotated[
         float | None, typer.Option(min=0.1, help="Seconds to spend.", metavar="SECONDS")
@@ -178,6 +187,7 @@ def fuzz(
                 name, python=engine_python, in_process=in_process, time_limit_s=time_limit
             ) as subject:
                 can = _narrowed(name, subject.capabilities, pool, frozenset(block_size or ()))
+                default = SYSTEM_EXAMPLES if can.system else DEFAULT_EXAMPLES
                 campaign = Campaign(
                     allocator=Subject(
                         name=name, engine_python=engine_python, version=subject.version
@@ -185,7 +195,7 @@ def fuzz(
                     factory=subject.factory,
                     kill=subject.kill,
                     capabilities=can,
-                    examples=examples if examples or time else DEFAULT_EXAMPLES,
+                    examples=examples if examples or time else default,
                     seconds=time,
                     seed=seed,
                     database=kept,
@@ -227,7 +237,7 @@ def _replay(
 ) -> int:
     from bench.fuzz.record import read_trace, to_run
     from bench.fuzz.report import show_replay
-    from reference.allocator.machine import run_program
+    from reference.system.driving import run_program
     from subjects.allocators.resolve import open_allocator
 
     trace = read_trace(path)

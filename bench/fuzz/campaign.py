@@ -29,16 +29,10 @@ from bench.search.drawing import draw_each, only_our_constants, still_wrong
 from bench.search.lanes import Enough, abandoning
 from bench.search.shrink import SHRINK_LIMIT_S, Shrinking
 from reference.allocator.contract import HOSTILE_CALLS, AllocatorCapabilities, AllocatorFactory
-from reference.allocator.machine import (
-    CHECKS,
-    NEEDS,
-    AllocatorMachine,
-    Finding,
-    find_fault,
-    run_program,
-)
+from reference.allocator.machine import NEEDS, AllocatorMachine, Finding, find_fault
 from reference.allocator.moves import MAX_MOVES, Drawn, drawn_programs, run_drawn
 from reference.allocator.programs import Program
+from reference.system.driving import checks_of, machine_of, run_program
 
 ROUND: Final = 2000
 """Examples that Hypothesis draws at a time: it remembers all of them, and that takes memory."""
@@ -53,6 +47,7 @@ EXIT_CODES: Final[Mapping[Verdict, int]] = {
 }
 
 SHOWN_BY: Final[Mapping[str, frozenset[str]]] = {
+    "attention": frozenset({"a written sequence"}),
     "content": frozenset({"a written sequence"}),
     "table": frozenset({"a sequence"}),
     "ownership": frozenset({"a written sequence"}),
@@ -306,7 +301,13 @@ class _Loop:
             finally:
                 calls.update(machine.calls)
 
-        return find_fault(self.campaign.factory, drawn.pool, run, capabilities=self._can)
+        return find_fault(
+            self.campaign.factory,
+            drawn.pool,
+            run,
+            capabilities=self._can,
+            machine=machine_of(self._can),
+        )
 
     def _saw(self, machine: AllocatorMachine) -> None:
         """Remember what a program has come to: its last step did no harm."""
@@ -388,7 +389,7 @@ def checks_run(capabilities: AllocatorCapabilities, tally: Tally) -> dict[str, s
     failed = {trace.check for trace in tally.found}
     return {
         check: "failed" if check in failed else _passed(check, capabilities, tally.shown)
-        for check in CHECKS
+        for check in checks_of(capabilities)
     }
 
 
@@ -420,7 +421,11 @@ def campaign_record(campaign: Campaign, tally: Tally, findings: list[FindingReco
         states=len(tally.states),
         calls=dict(tally.calls.most_common()),
         checks=checks_run(campaign.capabilities, tally),
-        not_asked=[call for call in HOSTILE_CALLS if call not in campaign.capabilities.hostile],
+        not_asked=[
+            call
+            for call in HOSTILE_CALLS
+            if not (campaign.capabilities.system or call in campaign.capabilities.hostile)
+        ],
         known=[
             KnownRecord(file=file, check=campaign.known[file].check, still_shows=still)
             for file, still in tally.known.items()

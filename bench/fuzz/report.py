@@ -9,6 +9,7 @@ from bench.command.tables import say
 from bench.command.words import plural
 from bench.fuzz.record import FindingRecord, FuzzRecord, Trace
 from reference.allocator.machine import CHECKS, Finding
+from reference.system import contract as system
 
 
 def show(record: FuzzRecord, console: Console) -> None:
@@ -58,7 +59,8 @@ def show_finding(found: FindingRecord, console: Console) -> None:
     """Print a finding, its steps and what to do with it."""
     trace = found.trace
     title = Text(trace.check, style="bold red")
-    title.append(f": {CHECKS.get(trace.check, '')}", style="not bold default")
+    law = {**system.CHECKS, **CHECKS}.get(trace.check, "")
+    title.append(f": {law}", style="not bold default")
     console.print(title)
     _show_steps(trace.finding, console)
     if not trace.repeats:

@@ -35,6 +35,12 @@ HOSTILE_CALLS: Final = (
 )
 """Calls that make no sense. They may raise or do nothing; either way they must change nothing."""
 
+_NOT_OF_A_SYSTEM: Final[dict[str, Any]] = {
+    "hostile": frozenset(), "batching": False, "swap": False, "commit": False, "eviction": None,
+    "can_admit": False, "finds_every_prefix": False, "sliding_window": False,
+}  # fmt: skip
+"""Capabilities that say nothing of a system, whatever it declares."""
+
 EvictionOrder = Literal["lru", "leaf", "all"]
 """In which order cached blocks without an owner lose their content when room is needed.
 
@@ -193,6 +199,9 @@ class AllocatorCapabilities:
     """
     window_slack: int = 0
     """Blocks that may be held behind the window, at most."""
+    system: bool = False
+    """Whether it is a `reference.system.contract.System`: it holds keys and values, and computes
+    attention. It is then asked for neither tables nor counts, nor what makes no sense."""
 
     def __post_init__(self) -> None:
         for declared in dataclasses.fields(self):
@@ -217,6 +226,9 @@ class AllocatorCapabilities:
             )
         if self.eviction not in (None, "lru", "leaf", "all"):
             raise ValueError(f"capability eviction: {self.eviction!r}; use lru, leaf, all or None")
+        for name, none in _NOT_OF_A_SYSTEM.items():
+            if self.system:
+                object.__setattr__(self, name, none)
         for name in ("min_blocks", "spare_blocks", "window_slack"):
             if getattr(self, name) < (name == "min_blocks"):
                 raise ValueError(f"capability {name}: {getattr(self, name)} is too small")

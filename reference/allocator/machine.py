@@ -117,8 +117,12 @@ class AllocatorMachine:
                 window=pool.window,
             )
         )
+        self._watch()
+
+    def _watch(self) -> None:
+        """Look at the allocator for the first time."""
         self._observer = Observer(
-            self._allocator, pool, self.can, self.lives, self.shadow, self._origins
+            self._allocator, self.pool, self.can, self.lives, self.shadow, self._origins
         )
 
     # What is asked of it from outside
@@ -521,6 +525,10 @@ class AllocatorMachine:
         life.written = len(life.tokens)
 
 
+Machine = type[AllocatorMachine]
+"""What drives an allocator, or what is built on it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """What a program shows."""
@@ -546,15 +554,19 @@ def run_program(
     program: Program,
     *,
     capabilities: AllocatorCapabilities | None = None,
+    machine: Machine = AllocatorMachine,
 ) -> Finding | None:
-    """Run a program, and return what it shows, if anything. What makes no sense is left out."""
+    """Run a program, and return what it shows, if anything. What makes no sense is left out.
 
-    def run(machine: AllocatorMachine) -> None:
+    `machine` drives it: of a system, `reference.system.SystemMachine`.
+    """
+
+    def run(made: AllocatorMachine) -> None:
         for step in program.steps:
-            machine.run(step)
-        machine.finish()
+            made.run(step)
+        made.finish()
 
-    return find_fault(factory, program.pool, run, capabilities=capabilities)
+    return find_fault(factory, program.pool, run, capabilities=capabilities, machine=machine)
 
 
 def find_fault(
@@ -563,14 +575,15 @@ def find_fault(
     run: Callable[[AllocatorMachine], None],
     *,
     capabilities: AllocatorCapabilities | None = None,
+    machine: Machine = AllocatorMachine,
 ) -> Finding | None:
     """Make a machine, let `run` run it, and return what the allocator got wrong, if anything."""
-    machine = None
+    made = None
     try:
-        machine = AllocatorMachine(factory, pool, capabilities=capabilities)
-        run(machine)
+        made = machine(factory, pool, capabilities=capabilities)
+        run(made)
     except CheckFailed as failed:
-        steps = tuple(machine.steps) if machine is not None else ()
-        ending = machine is not None and machine.ending
+        steps = tuple(made.steps) if made is not None else ()
+        ending = made is not None and made.ending
         return Finding(failed.check, failed.message, Program(pool, steps), ending)
     return None

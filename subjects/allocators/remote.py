@@ -12,6 +12,7 @@ from reference.allocator.contract import (
     AllocatorDied,
     AllocatorRaised,
 )
+from reference.system import System
 from subjects.loading import SubjectError
 from subjects.process import SubjectDied, SubjectProcess
 from subjects.starting import HOME, PREFIX, start_of
@@ -139,7 +140,7 @@ class RemoteAllocator:
 
     def __getattr__(self, call: str) -> Any:
         """Every other call of the contract is made there."""
-        if not hasattr(Allocator, call):
+        if not (hasattr(Allocator, call) or hasattr(System, call)):
             raise AttributeError(call)
         return functools.partial(self._call, call)
 

@@ -37,6 +37,8 @@ BUILT_IN: Final = {
     "sglang-pages": BuiltIn(f"{ADAPTERS / 'sglang_radix_cache.py'}:make_pages", "sglang"),
     "transformers": BuiltIn(f"{ADAPTERS / 'transformers_paged_cache.py'}:make", "transformers"),
     "torch": BuiltIn(f"{ADAPTERS / 'torch_paged_attention.py'}:make"),
+    "paged-system": BuiltIn(f"{PREFIX}paged.system:paged_system"),
+    "torch-flex": BuiltIn(f"{ADAPTERS / 'torch_flex_system.py'}:make"),
 }
 """Ours and the engines', on equal terms with everybody's: run by the same code."""
 
@@ -63,6 +65,8 @@ class AllocatorSubject:
         """`mixed_stream.serve`, in the allocator's own process. Raises AllocatorDied,
         AllocatorRaised.
         """
+        if self.capabilities.system:
+            raise SubjectError(f"{self.name} is a system, not an allocator: `fuzz` takes it")
         if not isinstance(self.factory, RemoteFactory):
             raise SubjectError(f"{self.name} runs in this process: open it without in_process")
         answer = self.factory.ask({"serve": question})

@@ -127,7 +127,7 @@ class Desk:
 
 def _plain(value: Any) -> Any:
     """What JSON can say: engines answer with numbers of numpy and torch, and with tuples."""
-    if value is None or type(value) in (bool, int, str):
+    if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, list | tuple | set | frozenset):
         if all(type(each) is int for each in value):
