@@ -15,7 +15,7 @@ import hashlib
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from packaging.utils import canonicalize_name
 from bench.command.project import Project
 from bench.command.words import plural
 from bench.gate.record import ContestantRecord
-from bench.gate.trees import NoContestant, snapshot, top_of, worktree
+from bench.gate.trees import NoContestant, digest_of, is_code, snapshot, top_of, worktree
 from bench.machine.facts import ROOT, commit_of, git, has_changes
 from subjects.interpreters import (
     exact_requirements,
@@ -74,6 +74,11 @@ class Side:
     def ours(self) -> bool:
         """Whether it is a tree of pagedbench itself, which is measured with its own rooms."""
         return (self.tree / "bench" / "gate").is_dir()
+
+
+def same_code(sides: Iterable[Side]) -> bool:
+    """Whether all sides run the same code in the same interpreter."""
+    return len({(side.python, digest_of(side.tree, only=is_code)) for side in sides}) == 1
 
 
 def find(contestant: Contestant, *, root: Path = ROOT) -> Found:

@@ -22,12 +22,11 @@ from bench.command.progress import Progress
 from bench.command.project import Project
 from bench.command.words import one_line
 from bench.gate.benchmark import Benchmark, Count
-from bench.gate.contestant import Side
+from bench.gate.contestant import Side, same_code
 from bench.gate.counters import compare_counters, compare_outputs
 from bench.gate.machine_code import compiled_counters, could_differ, subject_counters
 from bench.gate.record import CounterRecord, OutputRecord, TruthRecord
 from bench.gate.temporary import temporary_folder
-from bench.gate.trees import digest_of
 from bench.gate.truth import Court, truth_at_a_point, with_points
 from bench.gate.turns import (
     SIDES,
@@ -281,7 +280,7 @@ class Exact:
                 problems[each.subject].append(each.problem)
         # A benchmark of ours may be interpreted and of no subject.
         problems.pop("", None)
-        same = len({(side.python, digest_of(side.tree)) for side in sides.values()}) == 1
+        same = same_code(sides.values())
         if not problems or self._plan.compiled is False or (same and not self._plan.compiled):
             return
         self._progress.begin("machine code of subjects", len(SIDES))

@@ -90,12 +90,23 @@ def worktree(commit: str, *, root: Path) -> Iterator[Path]:
             )
 
 
-def digest_of(tree: Path, patterns: Sequence[str] = ("**/*",)) -> str:
+NO_CODE: Final = frozenset({"docs", ".github", "CHANGELOG.md", "changelog.d"})
+"""At the top of a tree: what no program runs, nor do files that end in .md or .rst."""
+
+
+def is_code(file: Path) -> bool:
+    """Whether a file, relative to its tree, may change what a program does."""
+    return file.parts[0] not in NO_CODE and file.suffix not in {".md", ".rst"}
+
+
+def digest_of(
+    tree: Path, patterns: Sequence[str] = ("**/*",), *, only: Callable[[Path], bool] = bool
+) -> str:
     """Names and contents of a tree's files, without those of git, in a number."""
     found = hashlib.sha256()
     for file in sorted({file for pattern in patterns for file in tree.glob(pattern)}):
         name = file.relative_to(tree)
-        if name.parts[0] == ".git" or "__pycache__" in name.parts:
+        if name.parts[0] == ".git" or "__pycache__" in name.parts or not only(name):
             continue
         if file.is_symlink():
             found.update(f"{name} -> {os.readlink(file)}\n".encode())

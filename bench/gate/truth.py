@@ -19,10 +19,9 @@ from bench.command.exit_codes import INTERRUPTED, RIGHT, USAGE, WRONG
 from bench.command.project import Project
 from bench.gate.benchmark import Benchmark
 from bench.gate.children import QUIET, our_command, run_child
-from bench.gate.contestant import Side
+from bench.gate.contestant import Side, same_code
 from bench.gate.record import SideTruth, SubjectKind, TruthRecord
 from bench.gate.temporary import temporary_folder
-from bench.gate.trees import digest_of
 from bench.gate.turns import GateFailure, environment_of
 
 FROM_THE_TREE: Final = (
@@ -69,7 +68,7 @@ class Court:
 
         Raises GateFailure: a command failed, which is no finding about a subject.
         """
-        alike = len({(side.python, digest_of(side.tree)) for side in sides.values()}) == 1
+        alike = same_code(sides.values())
         # Head first: it is what is judged, and the base only explains it.
         head = self._side(sides["head"], keep=True)
         base = head if alike else self._side(sides["base"], keep=False)

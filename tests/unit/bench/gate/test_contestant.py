@@ -13,14 +13,17 @@ from bench.gate.contestant import (
     Contestant,
     Found,
     NoContestant,
+    Side,
     built,
     check_holds,
     find,
     is_there,
+    same_code,
     standing,
 )
 from bench.gate.trees import snapshot, worktree
 from bench.machine.facts import commit_of, git
+from helpers import gate_records
 from reference.errors import BadInput
 from subjects.interpreters import ENVIRONMENTS_VARIABLE, NotBuilt
 
@@ -137,6 +140,19 @@ def test_a_subject_is_there_where_it_has_a_file(checkout: Path) -> None:
     there = {name: is_there(project, name) for name in ("bench:x", "bench.gone:x", "no.py:x")}
     assert there == {"bench:x": True, "bench.gone:x": False, "no.py:x": False}
     assert is_there(project, "torch"), "built in"
+
+
+def test_pages_are_no_code(tmp_path: Path) -> None:
+    sides = []
+    for name in ("one", "other"):
+        (tmp_path / name / "docs").mkdir(parents=True)
+        (tmp_path / name / "code.py").write_text("same")
+        (tmp_path / name / "README.md").write_text(name)
+        (tmp_path / name / "docs" / "figure.json").write_text(name)
+        sides.append(Side(gate_records.contestant(), tmp_path / name, "python", tmp_path / name))
+    assert same_code(sides)
+    (tmp_path / "one" / "code.py").write_text("changed")
+    assert not same_code(sides)
 
 
 def test_a_folder_without_anything_that_is_compared_is_no_contestant(
