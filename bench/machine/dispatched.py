@@ -37,6 +37,11 @@ class Dispatched(TorchDispatchMode):
         self.operations = 0
         self.bytes = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Else torch imports its compiler, to keep that from compiling this: more than a second."""
+        return False
+
     def __torch_dispatch__(
         self,
         func: Any,
