@@ -146,6 +146,10 @@ def compare(
         list[str] | None,
         typer.Option(help="With --kernel: judge every release at this one, too. May be repeated."),
     ] = None,
+    expected: Annotated[
+        Path | None,
+        typer.Option(help="With --kernel: TOML file of failures that are expected, with reasons."),
+    ] = None,
     target: Annotated[
         list[str] | None,
         typer.Option(help="With --kernel: GPU to compile for. May be repeated. Default: sm_90."),
@@ -169,7 +173,12 @@ def compare(
                     "--examples": examples,
                     "--rounds": rounds,
                 },
-                "--kernel": {"--problems": problems, "--problem": problem, "--target": target},
+                "--kernel": {
+                    "--problems": problems,
+                    "--problem": problem,
+                    "--expected": expected,
+                    "--target": target,
+                },
                 "--allocator or --kernel": {"--markdown": markdown},
             },
         )
@@ -194,6 +203,7 @@ def compare(
                 device=device_named(device),
                 targets=target,
                 also=problem,
+                expected=expected,
             )
         if allocator:
             _compare_allocators(
@@ -324,16 +334,21 @@ def _compare_kernels(
     markdown: Path | None,
     also: Sequence[str] | None,
     targets: Sequence[str] | None,
+    expected: Path | None,
     **asked: object,
 ) -> NoReturn:
     """Judge and compile releases of kernels; `asked` are fields of the settings, if given."""
     check_file("--markdown", markdown)
+    from bench.check.expected_file import read_expected
     from bench.gate.engines.kernel_record import KernelSettings
     from bench.gate.engines.kernel_report import page, show
     from bench.gate.engines.kernel_run import compare_kernels, plan_kernels
     from kernels.compiled.targets import find_target
     from reference.attention.problem import AttentionProblem
 
+    if expected is not None:
+        read_expected(expected)
+        asked["expected"] = expected.read_text(encoding="utf-8")
     asked["also"] = tuple(str(AttentionProblem.parse(spec)) for spec in also or ())
     asked["targets"] = tuple(find_target(name).name for name in targets or ()) or None
     plan = plan_kernels(

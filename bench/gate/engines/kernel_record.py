@@ -23,6 +23,8 @@ class KernelSettings(StrictRecord):
     """GPUs that are compiled for."""
     also: tuple[str, ...] = ()
     """Problems at which every release is judged besides."""
+    expected: str = ""
+    """Failures that are expected, in TOML as `pagedbench check --expected` takes it."""
 
 
 class Wrong(StrictRecord):

@@ -6,13 +6,11 @@ Both are children, told to use the release's environment. What was kept is not d
 from __future__ import annotations
 
 import json
-import platform
 import shlex
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +20,6 @@ from bench.command.progress import Progress
 from bench.gate.children import QUIET, our_command, run_child
 from bench.gate.engines.assigned import Assigned, assigned
 from bench.gate.engines.history import placed
-from bench.gate.engines.keeping import Store, adapter_digest
 from bench.gate.engines.kernel_record import (
     Checked,
     Code,
@@ -34,11 +31,11 @@ from bench.gate.engines.kernel_record import (
     Wrong,
 )
 from bench.gate.engines.record import Located
+from bench.gate.engines.work import Work
 from bench.gate.temporary import temporary_folder
 from bench.machine.facts import version_of
 from reference.errors import BadInput
 from subjects.attention.resolve import BUILT_IN, check_name
-from subjects.interpreters import interpreter_with
 
 WITH_ENGINES: Final = {name: known for name, known in BUILT_IN.items() if known.environment}
 """Kernels that an engine's environment is for; all others run in any that has none."""
@@ -86,32 +83,25 @@ class _Failed(Exception):
     """A command did not do its work; the message has its last words."""
 
 
-class _Work:
+class _Work(Work[KernelRelease]):
     """A comparison under way."""
 
     def __init__(self, plan: KernelsPlan, progress: Progress, stop: threading.Event) -> None:
+        super().__init__(
+            KernelRelease,
+            "kernel",
+            plan.entries,
+            BUILT_IN,
+            store=plan.store,
+            progress=progress,
+            stop=stop,
+        )
         self.plan = plan
-        self.progress = progress
-        self.stop = stop
-        self.store = Store(plan.store)
-        self.releases = {
-            each.name: KernelRelease(
-                name=each.name,
-                kernel=each.subject,
-                requirements=list(each.requirements),
-                adapter=adapter_digest(each.subject, BUILT_IN),
-            )
-            for each in plan.entries
-        }
 
     def all(self) -> None:
         """Every step, of every release."""
-        entries, settings = self.plan.entries, self.plan.settings
-        self.progress.begin("building environments", len(entries))
-        for entry in entries:
-            if entry.requirements:
-                interpreter_with(entry.requirements)
-            self.progress.advance(1)
+        entries, settings = self.entries, self.plan.settings
+        self.build()
         self.progress.begin("compiling", len(entries))
         for entry in entries:
             self._compile(entry)
@@ -149,14 +139,10 @@ class _Work:
             code = WRONG
         return KernelsRecord(
             settings=self.plan.settings,
-            releases=releases,
             located=self._located(),
             complete=complete,
-            python=platform.python_version(),
-            torch=version_of("torch"),
-            pagedbench=version_of("pagedbench"),
-            measured_on=(self.store.last or datetime.now(UTC)).date().isoformat(),
             exit_code=code,
+            **self.conditions(),
         )
 
     def _check(self, entry: Assigned) -> None:
@@ -181,12 +167,13 @@ class _Work:
             )
 
         try:
-            checked = self.store.once("checked", entry.name, self._key(entry, **asked), Checked, do)
+            key = self.key(entry, **asked, **self._expecting)
+            checked = self.store.once("checked", entry.name, key, Checked, do)
         except _Failed as failed:
-            self._trouble(entry, "check", failed)
+            self.trouble(entry, "check", failed)
         else:
             wrong_at = {checked.wrong.problem: True} if checked.wrong is not None else {}
-            self._update(entry, checked=checked, wrong_at=wrong_at)
+            self.update(entry, checked=checked, wrong_at=wrong_at)
 
     def _judge(self, entry: Assigned, problem: str) -> None:
         device = self.plan.settings.device
@@ -198,15 +185,15 @@ class _Work:
                 raise _Failed(said)
             return Judged(wrong={RIGHT: False, WRONG: True}.get(code))
 
-        key = self._key(entry, problem=problem, device=device)
+        key = self.key(entry, problem=problem, device=device, **self._expecting)
         try:
             judged = self.store.once("judged", entry.name, key, Judged, do)
         except _Failed as failed:
-            self._trouble(entry, f"check at {problem}", failed)
+            self.trouble(entry, f"check at {problem}", failed)
             return
         if judged.wrong is not None:
             known = self.releases[entry.name].wrong_at
-            self._update(entry, wrong_at={**known, problem: judged.wrong})
+            self.update(entry, wrong_at={**known, problem: judged.wrong})
 
     def _compile(self, entry: Assigned) -> None:
         targets = self.plan.settings.targets
@@ -215,15 +202,15 @@ class _Work:
             options = [f"--target={target}" for target in targets]
             return _compiled(self._record("compile", entry, [*options, "--no-compare"]))
 
-        key = self._key(entry, targets=targets, triton=version_of("triton"))
+        key = self.key(entry, targets=targets, triton=version_of("triton"))
         try:
             compiled = self.store.once("compiled", entry.name, key, Compiled, do)
         except (_Failed, BadInput) as failed:
             # A kernel without Triton, or one that declines these problems, can be right all the
             # same; one that is refused, check refuses next.
-            self._trouble(entry, "compile", failed)
+            self.trouble(entry, "compile", failed)
         else:
-            self._update(entry, compiled=compiled)
+            self.update(entry, compiled=compiled)
 
     def _record(
         self, command: str, entry: Assigned, options: Sequence[str], *, save: bool = False
@@ -254,6 +241,9 @@ class _Work:
             file = folder / "record.json"
             words += ["--json", str(file)] if json_too else []
             words += ["--save", str(folder / "saved")] if save else []
+            if command == "check" and (text := self.plan.settings.expected):
+                (folder / "expected.toml").write_text(text, encoding="utf-8")
+                words += ["--expected", str(folder / "expected.toml")]
             ended = run_child(
                 our_command(*words),
                 folder=Path.cwd(),
@@ -266,23 +256,11 @@ class _Work:
             found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
             return ended.code, ended.said, found
 
-    def _key(self, entry: Assigned, **more: Any) -> dict[str, Any]:
-        """What every result of a release depends on."""
-        return {
-            "kernel": entry.subject,
-            "requirements": entry.requirements,
-            "adapter": self.releases[entry.name].adapter,
-            "python": platform.python_version(),
-            "torch": version_of("torch"),
-            **more,
-        }
-
-    def _update(self, entry: Assigned, **found: Any) -> None:
-        self.releases[entry.name] = self.releases[entry.name].model_copy(update=found)
-
-    def _trouble(self, entry: Assigned, step: str, why: Exception) -> None:
-        known = self.releases[entry.name].trouble
-        self._update(entry, trouble={**known, step: str(why)})
+    @property
+    def _expecting(self) -> dict[str, str]:
+        """Part of a key: what is expected, where something is."""
+        text = self.plan.settings.expected
+        return {"expected": text} if text else {}
 
     def _problems(self, kernel: str) -> dict[str, str]:
         """Problems that a release of a kernel was found wrong at, and by which check."""

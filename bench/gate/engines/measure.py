@@ -7,11 +7,11 @@ import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Final
 
 from bench.fuzz.campaign import Campaign, Tally, checks_run, run_campaign
 from bench.fuzz.record import Subject, Trace
+from bench.gate.engines.assigned import Assigned
 from bench.gate.engines.record import (
     Counted,
     Counts,
@@ -34,30 +34,15 @@ CALL_LIMIT_S: Final = 30.0
 """For a call of the fuzzer's: releases are compared on machines that do other things, too."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """A release that takes part."""
-
-    name: str
-    allocator: str
-    requirements: tuple[str, ...] = ()
-    """None: it runs as it is installed."""
-
-    @property
-    def subject(self) -> Subject:
-        """How to get at it, in a trace."""
-        return Subject(name=self.allocator, engine_python=",".join(self.requirements) or None)
-
-
 @contextmanager
-def opened(entry: Entry, *, limit_s: float = CALL_LIMIT_S) -> Iterator[AllocatorSubject]:
+def opened(entry: Assigned, *, limit_s: float = CALL_LIMIT_S) -> Iterator[AllocatorSubject]:
     """A release in its interpreter, which is built if it is not there yet."""
     python = ",".join(entry.requirements) or None
-    with open_allocator(entry.allocator, python=python, time_limit_s=limit_s) as subject:
+    with open_allocator(entry.subject, python=python, time_limit_s=limit_s) as subject:
         yield subject
 
 
-def introduce(entry: Entry) -> Introduced:
+def introduce(entry: Assigned) -> Introduced:
     """Ask an allocator what it is."""
     with opened(entry) as subject:
         can = subject.capabilities
@@ -70,11 +55,15 @@ def introduce(entry: Entry) -> Introduced:
 
 
 def fuzz(
-    entry: Entry, settings: Settings, *, tell: Callable[[Tally], None], stop: threading.Event
+    entry: Assigned, settings: Settings, *, tell: Callable[[Tally], None], stop: threading.Event
 ) -> Fuzzed:
     """Run a campaign. Raises KeyboardInterrupt: it was stopped before its end."""
     with opened(entry) as subject:
-        said = entry.subject.model_copy(update={"version": subject.version})
+        said = Subject(
+            name=entry.subject,
+            engine_python=",".join(entry.requirements) or None,
+            version=subject.version,
+        )
         campaign = Campaign(
             allocator=said,
             factory=subject.factory,
@@ -95,7 +84,7 @@ def fuzz(
     )
 
 
-def shown(entry: Entry, traces: Sequence[Trace]) -> dict[str, bool]:
+def shown(entry: Assigned, traces: Sequence[Trace]) -> dict[str, bool]:
     """By check of these traces: whether the release fails it in one of them."""
     shows = dict.fromkeys((trace.check for trace in traces), False)
     with opened(entry) as subject:
@@ -129,7 +118,7 @@ def raced_passes(settings: Settings, can: Introduced) -> list[Pass]:
 
 
 def count(
-    entry: Entry, settings: Settings, can: Introduced, *, advance: Callable[[int], None]
+    entry: Assigned, settings: Settings, can: Introduced, *, advance: Callable[[int], None]
 ) -> Counts:
     """Serve every pass once, and short ones with every bytecode counted."""
     bytecodes, counted = [], []
@@ -154,8 +143,8 @@ def count(
 
 
 def race(
-    entry: Entry,
-    anchor: Entry,
+    entry: Assigned,
+    anchor: Assigned,
     settings: Settings,
     cans: tuple[Introduced, Introduced],
     *,

