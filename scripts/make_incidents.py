@@ -6,6 +6,10 @@ is a folder: metrics.prom.gz, kv_events.jsonl.gz, server.log.gz, and beside them
 diagnosis may read: truth.json and client_requests.csv.gz. Every third seed is held out: its pools,
 rates, lengths and intervals are from bands that no other seed takes them from.
 
+With --changed the same incidents are recorded with other arguments of the engine, such as
+--changed="--watermark 0.05": arrivals, lengths and clients stay as they are, so what differs is
+what the change does.
+
 What is done is not made again: end it at any time. 2 s of processor time a recording.
 
 Exit codes: 0 all are made, 2 cannot start, 4 some failed.
@@ -14,6 +18,7 @@ Exit codes: 0 all are made, 2 cannot start, 4 some failed.
 import argparse
 import ast
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -34,8 +39,8 @@ TABLES = ("SINGLE", "HEALTHY", "PAIRS")
 """Of scripts/incidents/setups.py: one cause each, none, two."""
 
 FIXTURES = (
-    *("healthy_high_load", "nothing_shared", "pool_too_small", "head_of_line", "engine_slowed"),
-    *("max_num_seqs_cap", "template_change", "prefix_evicted", "restart", "start_refused"),
+    *("healthy_low", "nothing_shared", "pool_too_small", "head_of_line", "engine_slowed"),
+    *("max_num_seqs_cap", "template_change", "working_set_too_big", "restart", "start_refused"),
     "max_num_seqs_cap+varying_prefix",
 )
 """What the tests of the diagnosis need."""
@@ -91,6 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=9, help="recordings of each; default 9")
     parser.add_argument("--lanes", type=int, default=1, help="processes; default 1")
     parser.add_argument("--fixtures", action="store_true", help="those of the tests, and no other")
+    parser.add_argument("--changed", type=shlex.split, default=[], help="the engine's arguments")
     options = parser.parse_args(arguments)
 
     names = known()
@@ -112,7 +118,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         asked, seeds, into = list(FIXTURES), 1, ROOT / "tests" / "data" / "incidents"
     # Seeds without: a few of each soon, more of each later.
     jobs = [
-        {"name": name, "seed": seed, "held_out": seed % 3 == 2, "folder": f"{into}/{name}-{seed}"}
+        {
+            "name": name,
+            "seed": seed,
+            "held_out": seed % 3 == 2,
+            "folder": f"{into}/{name}-{seed}",
+            "changed": options.changed,
+        }
         for seed in range(seeds)
         for name in asked
     ]

@@ -19,6 +19,7 @@ from bench.waste.plan import WastePlan
 from bench.waste.policies import format_policy
 from bench.waste.record import TypedPolicy
 from bench.waste.simulate import requests_of, simulate
+from bench.waste.whatif import NOTHING
 from bench.workloads.record import ServedStream
 from bench.workloads.source import StreamSource
 from paged.accounting import Counters, Serving
@@ -29,9 +30,6 @@ from paged.latency import Service, Watch
 from paged.policy import PagedPolicy
 from reference.errors import BadInput
 from subjects.servers.remote import EngineServer, Served
-
-ALIKE: Final = 0.002
-"""Difference of requests a second, as a share, up to which two changes count as equally good."""
 
 PARTS: Final = 10
 """Stretches of time that a run is shown in."""
@@ -197,7 +195,7 @@ class BesideRecord(Record):
 
 
 def _sign(one: float, other: float) -> int:
-    if abs(one - other) <= ALIKE * max(one, other):
+    if abs(one - other) <= NOTHING * max(one, other):
         return 0
     return 1 if one > other else -1
 

@@ -1,6 +1,7 @@
 """Make recordings, one after the other, in the engine's environment: JSON lines of what on stdin.
 
-`scripts/make_incidents.py` starts it. Each line is {"name", "seed", "held_out", "folder"}; each is
+`scripts/make_incidents.py` starts it. Each line is {"name", "seed", "held_out", "folder",
+"changed"}, where `changed` are arguments of the engine in place of those that were drawn; each is
 answered with a line when it is done.
 """
 
@@ -27,6 +28,8 @@ for line in sys.stdin:
     job = json.loads(line)
     began = cpu_s()
     setup = drawn(job["name"], job["seed"], held_out=job["held_out"])
+    # Of an argument that is given twice, the last one holds.
+    setup.arguments += job.get("changed", [])
     said = {"folder": job["folder"]}
     try:
         record(setup, job["seed"], Path(job["folder"]), held_out=job["held_out"])

@@ -461,7 +461,9 @@ def working_set_too_big(dice: Dice, ranks: int = 1) -> Setup:
 
 
 def round_robin_replicas(dice: Dice) -> Setup:
-    return working_set_too_big(dice, ranks=dice.of("ranks", 2, 3))
+    made = working_set_too_big(dice, ranks=dice.of("ranks", 2, 3))
+    made.also = ("working_set_too_big",)
+    return made
 
 
 def hot_replica(dice: Dice) -> Setup:

@@ -134,6 +134,7 @@ class World:
     def __init__(self, setup: Setup, seed: int) -> None:
         self.setup = setup
         self.rng = random.Random(f"{setup.name} {seed}")
+        random.seed(f"{setup.name} {seed}")  # which blocks vLLM samples
         self.clock = Clock()
         self.clock.rule()
         self.clock.ps = self.rng.randrange(10**5) * PS_PER_S
@@ -456,15 +457,13 @@ def record(setup: Setup, seed: int, folder: Path, *, held_out: bool) -> None:
 
 def _run(world: World) -> bool:
     """Run; True where the engine refused to start."""
-    import traceback
-
     try:
         world.run()
-    except ValueError:
+    except ValueError as error:
         if world.engines or world.setup.modes != ("start_refused",):
             raise
         print("(EngineCore pid=100) ERROR EngineCore failed to start.")
-        print(traceback.format_exc())
+        print(f"(EngineCore pid=100) ERROR ValueError: {error}")
         for scrape in range(20):
             at = world.clock.unix_s + scrape * world.setup.every
             world.scrapes.append(f"# scrape {at:.3f} FAILED ClientConnectorError")

@@ -272,8 +272,9 @@ class Engine:
             Path(folder, "config.json").write_text(
                 json.dumps({**MODEL, "max_position_embeddings": 1 << 30})
             )
-            fixed = ("--load-format", "dummy", "--enforce-eager", "--dtype", "float32")
-            typed = ["--model", folder, "--skip-tokenizer-init", *fixed, *arguments]
+            fixed = ["--load-format", "dummy", "--enforce-eager", "--dtype", "float32"]
+            fixed += ["--served-model-name", "model", "--skip-tokenizer-init"]
+            typed = ["--model", folder, *fixed, *arguments]
             self.arguments = EngineArgs.from_cli_args(parser.parse_args(typed))
             if log_stats:
                 log_non_default_args(self.arguments)  # as `vllm serve` begins its log
