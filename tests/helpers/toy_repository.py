@@ -172,7 +172,8 @@ FILES = {
     "toy/pool.py": POOL,
 }
 
-# What each commit changes: a file, a text of it, and what becomes of that.
+# What each commit changes: a file, a text of it, and what becomes of that; and on top of whom.
+ON_TOP_OF = {"lost-mask": "wrong-numbers"}
 CHANGES = {
     "unchanged": ("toy/__init__.py", "", "# Nothing that anybody would notice.\n"),
     "wrong-numbers": ("toy/torch_kernel.py", "* batch.scale", "* batch.scale * 1.01"),
@@ -226,7 +227,7 @@ def make(folder: Path) -> Path:
     git(root, "init", "--quiet", "--initial-branch=main")
     commit(root, "first")
     for name, (file, old, new) in CHANGES.items():
-        git(root, "checkout", "--quiet", "-b", name, "main")
+        git(root, "checkout", "--quiet", "-b", name, ON_TOP_OF.get(name, "main"))
         text = (root / file).read_text()
         assert text.count(old) == 1 or not old, (name, text.count(old))
         (root / file).write_text(text.replace(old, new) if old else new)
