@@ -4,6 +4,7 @@ Triton reads its mode when it is imported, and everything that tests import come
 Set PAGEDBENCH_TEST_GPU=1 for the GPU tests; nothing else is run then.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -25,6 +26,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # in which tests press it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Until all tests are collected nothing is garbage; looking for it takes a quarter of that time.
+gc.disable()
 
 import pytest  # noqa: E402 - the environment above has to be set before anything can import triton
 import torch  # noqa: E402
@@ -55,6 +59,12 @@ def pytest_configure(config: pytest.Config) -> None:
             "triton was imported before tests/conftest.py could set TRITON_INTERPRET=1: "
             "set it in the environment, or leave out the plugin that imports triton"
         )
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage again, and pass over what stays until the end."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

@@ -182,14 +182,14 @@ class Capabilities:
             return f"block size {problem.block_size}"
         if self.group_sizes is not None and problem.group_size not in self.group_sizes:
             return f"group size {problem.group_size}"
-        missing = variants_of(problem) - self.variants
-        if missing:
+        needed = variants_of(problem)
+        if missing := needed - self.variants:
             return f"variant {', '.join(sorted(missing))}"
         if declined := declinable_of(problem) & self.declines:
             return f"declined: {', '.join(sorted(declined))}"
-        shown = variants_of(problem) | {
-            f"{name}={getattr(problem, name)}" for name in SIZES_AND_DTYPES
-        }
+        if not self.never_together:
+            return None
+        shown = needed | {f"{name}={getattr(problem, name)}" for name in SIZES_AND_DTYPES}
         at_once = [
             words for words in sorted(self.never_together) if shown.issuperset(words.split())
         ]

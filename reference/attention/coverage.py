@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 
 from reference.attention.checks import CHECKS, Check
 from reference.attention.contract import Capabilities
@@ -136,6 +137,7 @@ def _state(
     return CellState.SHOWN_BY_NONE
 
 
+@cache
 def can_show(check: Check, capabilities: Capabilities, *features: Feature) -> bool:
     """Whether a problem within capabilities, that has these features, can show a check."""
     return any(check.applies(problem) for problem in witnesses(capabilities, features))
