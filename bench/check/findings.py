@@ -16,6 +16,7 @@ from bench.check.record import Failure
 from reference.attention.checks import FREE_SLOTS
 from reference.attention.features import features_of
 from reference.attention.problem import AttentionProblem
+from reference.attention.strategies import BLOCK_SIZES, HEAD_DIMS
 from reference.attention.verdict import Verdict, parts_of
 
 _PLACE = re.compile(r"\(at (\S+:\d+)\)$")
@@ -24,12 +25,9 @@ _LINE = re.compile(r"^(.*? in \S+:\d+),")
 FLOAT8: Final = "float8"
 """A need: a cache of either type."""
 
-_GIVEN: Final = ("dtype=", "inputs=", "heads=", "kv_dtype=")
-_KINDS_OF_PREFILL: Final = frozenset({"mixed", "chunked", "short_query"})
-_SIMPLEST: Final = frozenset(
-    {"head_dim=16", "head_dim=32", "head_dim=64", "block_size=16", "decode", "lse"}
-)
-"""What the smallest problems have, whether it matters or not."""
+_GIVEN: Final = ("dtype=", "inputs=", "heads=", "kv_dtype=", "head_dim=", "block_size=")
+_NO_NEED: Final = frozenset({"decode", "lse", "mixed", "chunked", "short_query"})
+"""What the smallest problems have, whether it matters or not; and kinds of prefill."""
 
 
 def kind_of(findings: Sequence[str]) -> str:
@@ -56,11 +54,19 @@ def _kind(failure: Failure) -> tuple[str, str, str]:
 
 
 def _needs(failure: Failure) -> frozenset[str]:
-    """What its problem has that a smaller one might lack: variants, places, sizes, rows."""
+    """What its problem has that a smaller one might lack: variants, places, sizes, rows.
+
+    None, where a line of a source or its cause says already what it is.
+    """
+    first = failure.findings[0] if failure.findings else ""
+    if _PLACE.search(first) or _LINE.match(first) or FREE_SLOTS in first:
+        return frozenset()
     problem = AttentionProblem.parse(failure.problem)
     shown = {name for name in features_of(problem) if not name.startswith(_GIVEN)}
+    larger = {f"head_dim>{size}" for size in HEAD_DIMS if 64 <= size < problem.head_dim}
+    larger |= {f"block_size>{size}" for size in BLOCK_SIZES if 16 <= size < problem.block_size}
     cache = {FLOAT8} if problem.quantised else set()
-    return frozenset(shown | cache) - _SIMPLEST - _KINDS_OF_PREFILL
+    return frozenset(shown | larger | cache) - _NO_NEED
 
 
 def told_apart(verdict: Verdict) -> list[Verdict]:

@@ -15,6 +15,7 @@ from bench.check.record import Failure
 from bench.search.lanes import Enough
 from bench.search.shrink import Shrinking
 from reference.attention.problem import AttentionProblem, InvalidProblem, Request
+from reference.attention.strategies import BLOCK_SIZES, HEAD_DIMS
 
 BY_CHANCE: Final = "the same problem did not fail again: it depends on earlier calls, or on chance"
 """A finding more, where it does."""
@@ -112,10 +113,11 @@ def _fields(problem: AttentionProblem) -> Iterator[dict[str, Any]]:
     for name in _PLAIN:
         if getattr(problem, name) != _DEFAULTS[name]:
             yield {name: _DEFAULTS[name]}
-    for name, least in (("group_size", (1, 2)), ("head_dim", (16, 32, 64))):
-        value = getattr(problem, name)
-        yield from ({name: size} for size in least if size < value)
+    yield from ({"group_size": size} for size in (1, 2) if size < problem.group_size)
+    yield from ({"head_dim": size} for size in HEAD_DIMS if size < problem.head_dim)
     yield {"block_size": 16}  # the usual one, also where it is smaller
+    larger = (size for size in sorted(BLOCK_SIZES) if 16 < size < problem.block_size)
+    yield from ({"block_size": size} for size in larger)
     if problem.num_kv_heads > 2:
         yield {"num_kv_heads": 2}
     for name in problem.strides:

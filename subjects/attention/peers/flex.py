@@ -44,7 +44,6 @@ def _prepare(_: str) -> None:
     Capabilities(
         kv_dtypes=frozenset(),
         variants=frozenset({"prefill", "noncausal", "window", "softcap", "alibi", "lse"}),
-        needs_finite_cache=True,
         declines=frozenset({"pool"}),
     )
 )

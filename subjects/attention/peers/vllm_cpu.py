@@ -40,7 +40,6 @@ def _prepare(device: str) -> None:
         never_together=frozenset(
             f"kv_dtype={kv} head_dim={size}" for kv in ("e4m3", "e5m2") for size in (80, 112)
         ),
-        needs_finite_cache=True,
         declines=frozenset({"pool", "strides=table"}),
     )
 )

@@ -72,8 +72,13 @@ def test_a_failure_is_explained_by_a_known_one_unless_it_lacks_what_that_needs()
     assert found.add(failing("(q1 k9) d16 b16 bf16 softcap=3.0"))
     assert found.add(failing("(q1 k0) d16 b16 bf16", check="alone"))
     assert found.add(failing("(q1 k9) d16 b16 bf16 window=3", UNMASKED))
-    assert [each.seen for each in found.failures] == [2, 1, 1, 1]
+    # A line says what it is, whatever its problem needs.
+    assert not found.add(failing("(q1 k9) d256 b16 bf16 softcap=3.0", UNMASKED))
+    assert [each.seen for each in found.failures] == [2, 1, 1, 2]
     assert found.kinds == 3
+    assert found.add(failing("(q1 k9) d16 b32 bf16 alibi"))
+    assert not found.add(failing("(q1 k9) d16 b64 bf16 alibi"))
+    assert found.add(failing("(q1 k9) d16 b16 bf16 alibi"))
     # One that there was no time to make smaller may need nothing of what it has.
     cut = Found()
     cut.add(failing("(q1 k9) d16 b16 bf16 window=3", cut_short=True))
