@@ -35,7 +35,7 @@ def hints(inputs: Inputs, truth: Truth, batch: PagedBatch) -> list[str]:
     if right:
         return []
     for factor, name in _factors(inputs):
-        if _fits(inputs, out, factor):
+        if _fits(inputs, truth, out, factor):
             return [f"it is the right answer to logits times {factor:.4g} ({name})"]
     if inputs.problem.dtype == "fp32" and _tf32(inputs, truth, out):
         return [
@@ -53,7 +53,7 @@ def _factors(inputs: Inputs) -> Iterator[tuple[float, str]]:
     yield math.log(2), "log 2"
 
 
-def _fits(inputs: Inputs, out: Tensor, factor: float) -> bool:
+def _fits(inputs: Inputs, truth: Truth, out: Tensor, factor: float) -> bool:
     problem = inputs.problem
     cost = sum(r.query_len * r.seq_len for r in problem.requests) * problem.num_q_heads
     if cost > MAX_COST:
@@ -61,7 +61,9 @@ def _fits(inputs: Inputs, out: Tensor, factor: float) -> bool:
     scaled = replace(inputs, problem=problem.replace(scale=problem.softmax_scale * factor))
     cpu = {name: getattr(scaled, name).cpu() for name in ("query", "keys", "values")}
     other = attend(replace(scaled, **cpu))
-    return _within(out, other.out, out_allowance(scaled.problem, other))
+    allowed = out_allowance(scaled.problem, other)
+    # Where both truths allow it, as where one weight is all, it says nothing.
+    return _within(out, other.out, allowed) and not _within(out, truth.out, allowed)
 
 
 def _tf32(inputs: Inputs, truth: Truth, out: Tensor) -> bool:

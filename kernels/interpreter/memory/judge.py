@@ -376,9 +376,11 @@ class Judge:
     ) -> None:
         region, element = origin.region, int(wrong[0])
         shape = " x ".join(map(str, region.shape))
-        held = f"element {element:,} of {shape}"
+        place, held = region.place(element), f"element {element:,} of {shape}"
         within = 0 <= element < region.span and (region.inside is None or region.inside[element])
-        if within and region.role.contents is not None:
+        if fault is Fault.OUT_OF_BOUNDS and origin.itemsize == region.itemsize:
+            place, held = origin.beyond(element)
+        elif within and region.role.contents is not None:
             held = region.role.contents(region.row(element))
         self._report(
             fault,
@@ -386,7 +388,7 @@ class Judge:
             origin.name,
             lanes=wrong.size,
             of_lanes=of_lanes,
-            place=region.place(element),
+            place=place,
             held=held + note,
             line=line,
         )

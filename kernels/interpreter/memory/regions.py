@@ -114,23 +114,18 @@ class Region:
         as_strided(part, tensor.shape, tensor.stride())[...] = True
 
     def place(self, element: int) -> str:
-        """Where an element lies, in the words of the role's axes; it may lie outside."""
-        index = self.index(element)
-        names = self.role.axes or tuple(f"index {axis}" for axis in range(len(self.shape)))
-        return ", ".join(f"{name} {at:,}" for name, at in zip(names, index, strict=False))
+        """Where an element lies, in the words of the role's axes."""
+        return self.words(_index(element, self.shape, self.strides))
 
-    def index(self, element: int) -> list[int]:
-        """Index of an element by dimension; one outside the tensor has an index outside."""
-        order = sorted(range(len(self.shape)), key=lambda axis: -self.strides[axis])
-        index, rest = [0] * len(self.shape), element
-        for axis in order:
-            if self.strides[axis] and self.shape[axis] > 1:
-                index[axis], rest = divmod(rest, self.strides[axis])
-        return index
+    def words(self, index: list[int]) -> str:
+        """An index in the words of the role's axes, if it has so many."""
+        axes = self.role.axes if len(index) == len(self.shape) else ()
+        names = axes or tuple(f"index {axis}" for axis in range(len(index)))
+        return ", ".join(f"{name} {at:,}" for name, at in zip(names, index, strict=False))
 
     def row(self, element: int) -> int:
         """The row of an element as `Owned` counts them; of a cache its slot."""
-        index = self.index(element)
+        index = _index(element, self.shape, self.strides)
         return index[0] * self.shape[1] + index[1] if self._rows_are_slots else index[0]
 
     @property
@@ -173,6 +168,17 @@ class Origin:
     first: int
     end: int
     """Elements of the region between which the tensor lies."""
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    """Of the tensor, which may be a view of a part of the region."""
+    itemsize: int
+
+    def beyond(self, element: int) -> tuple[str, str]:
+        """Where an element of the region is that is none of this tensor, and what it is of it."""
+        inside = element - self.first
+        shape = " x ".join(map(str, self.shape))
+        place = self.region.words(_index(inside, self.shape, self.strides))
+        return place, f"element {inside:,} of {shape}"
 
 
 @dataclass(slots=True)
@@ -237,6 +243,9 @@ class AddressBook:
             delta=np.uint64((real - virtual) % 2**64),
             first=first,
             end=first + -(-span // region.itemsize),
+            shape=tuple(tensor.shape),
+            strides=tuple(tensor.stride()),
+            itemsize=tensor.element_size(),
         )
         self.origins.append(origin)
         return origin
@@ -263,6 +272,16 @@ class AddressBook:
         empty = storage.data_ptr() in self._empty
         role = Role(name, whole, (), "both", written=not empty)
         return Region(role, known=False)
+
+
+def _index(element: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> list[int]:
+    """Index of an element by dimension; one outside the tensor has an index outside."""
+    order = sorted(range(len(shape)), key=lambda axis: -strides[axis])
+    index, rest = [0] * len(shape), element
+    for axis in order:
+        if strides[axis] and (shape[axis] > 1 or axis == order[-1]):
+            index[axis], rest = divmod(rest, strides[axis])
+    return index
 
 
 def _span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:

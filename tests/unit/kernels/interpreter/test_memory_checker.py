@@ -242,6 +242,15 @@ def test_two_launches_do_not_race() -> None:
     assert memory.findings == []
 
 
+def test_what_is_outside_is_said_of_the_view_that_the_kernel_was_given() -> None:
+    table, target = torch.zeros(2, 5), torch.empty(12)
+    role = Role("table", table, ("sequence", "column"), "read")
+    memory = watched(copy_kernel, 1, table[:, :3], target, 9, 0, BLOCK=16, roles=[role])
+    assert (only(memory).place, only(memory).held) == ("sequence 1, column 3", "element 8 of 2 x 3")
+    memory = watched(copy_kernel, 1, table[:1, :1], target, 2, 0, BLOCK=16, roles=[role])
+    assert (only(memory).place, only(memory).held) == ("sequence 0, column 1", "element 1 of 1 x 1")
+
+
 def test_lanes_of_one_store_at_one_address() -> None:
     memory = watched(duplicate_kernel, 1, torch.zeros(16, dtype=torch.int32), BLOCK=16)
     assert only(memory).fault is Fault.DUPLICATE_LANES
