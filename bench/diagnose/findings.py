@@ -90,6 +90,14 @@ FINDINGS: Final[Mapping[str, Finding]] = {
     "filled": Finding(
         "usage_top", 0.9, "the cache is up to {:.0f} % in use", scale=100, usual=0.25
     ),
+    "spare": Finding(
+        "usage_mean",
+        0.5,
+        "{:.0f} % of the cache is in use on average",
+        below=True,
+        scale=100,
+        usual=0.6,
+    ),
     "filling": Finding("usage_growth", 1.8, "use of the cache grows {:.1f} times", usual=0.1),
     "larger": Finding(
         "usage_per_request_growth", 1.6, "what a running request holds grows {:.1f} times"
@@ -99,7 +107,7 @@ FINDINGS: Final[Mapping[str, Finding]] = {
         0.02,
         "{:.0f} % of the cache is held while nobody runs or waits",
         scale=100,
-        usual=0.01,
+        usual=0.003,
         symptom=True,
     ),
     "big_prompt": Finding(
@@ -122,7 +130,7 @@ FINDINGS: Final[Mapping[str, Finding]] = {
         usual=0.08,
         symptom=True,
     ),
-    "giant_steps": Finding("largest_step", 2500.0, "steps have up to {:.0f} tokens"),
+    "giant_steps": Finding("largest_step", 4300.0, "steps have up to {:.0f} tokens"),
     "slower": Finding(
         "slowdown",
         1.7,
@@ -140,17 +148,27 @@ FINDINGS: Final[Mapping[str, Finding]] = {
         symptom=True,
     ),
     "refused": Finding(
-        "refused_share", 0.05, "{:.0f} % of the answers are HTTP 4xx", scale=100, symptom=True
+        "refused_share",
+        0.05,
+        "{:.0f} % of the answers are HTTP 4xx",
+        scale=100,
+        symptom=True,
+        usual=0.003,
     ),
     "turned_away": Finding(
-        "rejected_share", 0.02, "{:.0f} % are turned away at the door", scale=100, symptom=True
+        "rejected_share",
+        0.02,
+        "{:.0f} % are turned away at the door",
+        scale=100,
+        symptom=True,
+        usual=0.003,
     ),
-    "restarted": Finding("restarts", 0.5, "counters begin anew {:.0f} time(s)", usual=0.01),
+    "restarted": Finding("restarts", 0.5, "counters begin anew {:.0f} time(s)", usual=0.003),
     "stuck": Finding(
         "stuck_samples",
         2.5,
         "nobody runs while requests wait, for {:.0f} samples on end",
-        usual=0.01,
+        usual=0.003,
         symptom=True,
     ),
     "deferred": Finding(
@@ -166,6 +184,14 @@ FINDINGS: Final[Mapping[str, Finding]] = {
         below=True,
         scale=100,
         usual=0.45,
+    ),
+    "missed": Finding(
+        "hit_rate",
+        0.6,
+        "{:.0f} % of the prompts' tokens were found in the cache",
+        below=True,
+        scale=100,
+        usual=0.5,
     ),
     "no_hits": Finding(
         "hit_rate",
@@ -183,15 +209,15 @@ FINDINGS: Final[Mapping[str, Finding]] = {
         0.02,
         "the prefix cache was asked for {:.2f} of the tokens",
         below=True,
-        usual=0.02,
+        usual=0.003,
     ),
-    "off": Finding("caching_off", 0.5, "prefix caching is off", usual=0.02, input="configuration"),
+    "off": Finding("caching_off", 0.5, "prefix caching is off", usual=0.003, input="configuration"),
     "short_prompts": Finding(
         "prompt_blocks",
         3.2,
         "half of the prompts have at most {:.1f} blocks",
         below=True,
-        usual=0.3,
+        usual=0.003,
     ),
     "again": Finding(
         "stored_again",
@@ -275,7 +301,7 @@ FINDINGS: Final[Mapping[str, Finding]] = {
         "log_pool_too_small",
         0.5,
         "the engine refused to start",
-        usual=0.001,
+        usual=0.003,
         input="log",
         symptom=True,
     ),
@@ -284,7 +310,7 @@ FINDINGS: Final[Mapping[str, Finding]] = {
         0.1,
         "{:.0f} % of the pool is free, and no hole holds the request",
         scale=100,
-        usual=0.02,
+        usual=0.003,
         symptom=True,
     ),
 }

@@ -31,12 +31,18 @@ FITTED: Final = Path(__file__).with_name("fitted.json")
 PRIOR_WEIGHT: Final = 4.0
 """Recordings that the roles of a mode count for beside those that were made."""
 
+LEAST: Final = 0.005
+"""Least rate of a finding in a healthy server, and of the opposite of one."""
+
+UNUSUAL: Final = 0.02
+"""The same under a cause: there are more kinds of servers than were recorded."""
+
 _ROLES: Final = (("requires", 0.95), ("expects", 0.8), ("allows", 0.25), ("forbids", 0.02))
 _OTHER: Final = "other"
 """What none of the modes explains: any symptom may hold."""
 
 _HEALTHY_PRIOR: Final = 0.25
-_PAIR: Final = 0.02
+_PAIR: Final = 0.15
 """Probability of a pair of causes, beside that of either alone."""
 
 
@@ -73,7 +79,8 @@ class Fitted:
                 held, shown = rows.get(name, (0.0, 0.0))
                 prior = roles.get(name, finding.usual)
                 rate = (held + PRIOR_WEIGHT * prior) / (shown + PRIOR_WEIGHT)
-                result[mode][name] = min(max(rate, 0.005), 0.995)
+                least = LEAST if mode == HEALTHY else UNUSUAL
+                result[mode][name] = min(max(rate, least), 1 - least)
         result[_OTHER] = {
             name: 0.35 if finding.symptom else max(finding.usual, 0.2)
             for name, finding in FINDINGS.items()
@@ -157,6 +164,11 @@ def infer(holds: Mapping[str, float], fit: Fitted) -> Posterior:
         () if best == (_OTHER,) else best,
         dict(holds),
     )
+
+
+def hits_open(holds: Mapping[str, float]) -> bool:
+    """Whether many prompts are computed anew and nobody can know if they had to be."""
+    return holds.get("missed", 0.0) > 0.5 and holds.get("off", 0.0) < 0.5 and "again" not in holds
 
 
 def visible(mode: str, holds: Mapping[str, float]) -> bool:

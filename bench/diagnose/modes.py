@@ -44,7 +44,7 @@ MODES: Final[Mapping[str, Mode]] = {
         requires=("preempting", "preempting_some", "filled"),
         expects=("queue", "full", "again", "roots_again", "queue_seldom"),
         allows=("big_output", "burst", "mixed_outputs", "low_hits", "mostly_again"),
-        forbids=("roomy", "pinned"),
+        forbids=("roomy", "pinned", "spare"),
         unlike={"healthy": "preempting", "max_num_seqs_cap": "full", "load_growth": "arrivals_up"},
         remedy="fewer max_num_seqs, a watermark, more blocks (fp8 cache, more memory, a replica)",
         alert="rate(vllm:num_preemptions_total) > 0.1 * rate(vllm:request_success_total)",
@@ -161,6 +161,7 @@ MODES: Final[Mapping[str, Mode]] = {
     "bursts": Mode(
         says="requests arrive in bursts: a queue for seconds, and little to do on the whole",
         requires=("burst", "queue_seldom"),
+        expects=("spare",),
         allows=("full", "filled", "preempting_some", "again", "arrivals_up", "roomy", "pinned"),
         forbids=("queue", "many_steps", "big_prompt"),
         unlike={"pool_too_small": "burst", "max_num_seqs_cap": "queue"},

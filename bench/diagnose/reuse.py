@@ -29,7 +29,7 @@ class Reuse(NamedTuple):
     """First blocks of a prompt."""
     roots_again: int
     known: int
-    """Stored for the first time, with a digest of their tokens."""
+    """Of prompts, stored for the first time, with a digest of their tokens."""
     elsewhere: int
     """Of those, how many have tokens that an earlier block has behind other tokens."""
     salted: int
@@ -84,13 +84,15 @@ def reuse(events: Events) -> Reuse | None:
                 goes_on = parent in alone and len(children[parent]) <= 2
                 turns += goes_on and waited > 0 and (alone[parent] or waited > PAUSE_S)
             if content:
-                known += 1
+                # What is generated is nobody's to share.
+                asked = size[mine] > 1 or not parent
+                known += asked
                 path = path_of[block] = hash((path_of.get(parent, 0), content))
                 salt = salt_of[block] = extra or salt_of.get(parent, 0)
                 if salts_at[path] - {salt}:
-                    salted += 1
+                    salted += asked
                 elif paths_to[content] - {path}:
-                    elsewhere += 1
+                    elsewhere += asked
                 salts_at[path].add(salt)
                 paths_to[content].add(path)
     if stored < LEAST_BLOCKS:

@@ -10,7 +10,7 @@ from typing import Final
 from bench.diagnose.changes import Change
 from bench.diagnose.findings import FINDINGS
 from bench.diagnose.holes import worst
-from bench.diagnose.inference import Fitted, Posterior, fitted, infer, ratio, seen
+from bench.diagnose.inference import Fitted, Posterior, fitted, hits_open, infer, ratio, seen
 from bench.diagnose.modes import HEALTHY, MODES
 from bench.diagnose.observed import Observed
 from bench.diagnose.record import (
@@ -83,7 +83,8 @@ def diagnose(observed: Observed, fit: Fitted | None = None, *, simulate: bool = 
             deciding="",
             **common,
         )
-    if healthy >= SAID and told:
+    open_ = any(hits_open(each.posterior.holds) for each in examined)
+    if healthy >= SAID and told and not open_:
         shares = {m: together[m] for m, mode in MODES.items() if mode.healthy}
         likeliest = max(shares, key=shares.__getitem__)
         says = MODES[likeliest].says if shares[likeliest] > 0.15 else "healthy"
@@ -105,7 +106,7 @@ def diagnose(observed: Observed, fit: Fitted | None = None, *, simulate: bool = 
     ]
     return Diagnosis(
         verdict="cannot tell",
-        says=_cannot(candidates, told=told),
+        says=_cannot(candidates, told=told, hits=open_ and healthy >= SAID),
         confidence=0.0,
         causes=[],
         consequences=[],
@@ -278,9 +279,11 @@ def _words(mode: str) -> str:
     return "healthy" if mode == HEALTHY else MODES[mode].says
 
 
-def _cannot(candidates: list[Candidate], *, told: bool) -> str:
+def _cannot(candidates: list[Candidate], *, told: bool, hits: bool) -> str:
     if not told:
         return "too little to tell from: one look at a counter says nothing of now"
+    if hits:
+        return "nothing waits or is lost; whether more could be reused cannot be told from this"
     if candidates and candidates[0].mode == "other":
         return "something is wrong, and it is none of the causes that are known here"
     return "it cannot be told which of these it is"

@@ -22,6 +22,10 @@ FEW: Final = 4
 """Samples of a window below which its shares and changes are not told."""
 
 
+SLOWEST: Final = 0.998
+"""Quantile of what is rare and felt: one step in a few seconds."""
+
+
 class Stat(NamedTuple):
     """One figure of one window."""
 
@@ -291,16 +295,16 @@ def _speed(made: _Made) -> None:
     steps = window.histogram("step_tokens")
     if latency is not None and latency.samples >= 20:
         made.put("token_latency", latency.mean, "itl_s")
-        (_, p50), (p99, _) = latency.quantile(0.5), latency.quantile(0.99)
-        ratio = latency.middle(0.99) / max(latency.middle(0.5), 1e-6)
-        made.put("latency_spread", ratio, "itl_s", p99 / max(p50, 1e-6), ratio)
+        (_, usual), (least, _) = latency.quantile(0.5), latency.quantile(SLOWEST)
+        ratio = latency.middle(SLOWEST) / max(latency.middle(0.5), 1e-6)
+        made.put("latency_spread", ratio, "itl_s", least / max(usual, 1e-6), ratio)
     if first is not None:
         made.put("first_token_latency", first.mean, "ttft_s")
     if queue is not None and first is not None and first.mean > 0:
         made.put("queue_of_first_token", queue.mean / first.mean, "queue_s")
     if steps is not None and steps.samples:
         made.put("step_tokens", steps.mean, "step_tokens")
-        made.quantile("largest_step", steps, 0.99, "step_tokens")
+        made.quantile("largest_step", steps, SLOWEST, "step_tokens")
     if prefill is not None and latency is not None and latency.mean > 0:
         made.put("prefill_steps", prefill.mean / latency.mean, "prefill_s")
         length = window.histogram("computed_length") or window.histogram("prompt_length")
@@ -384,6 +388,8 @@ def _lost(made: _Made) -> None:
     held = np.diff(running if waiting is None else running + waiting)
     for name, labels in (("ttft_s", {}), ("http", {"status": "2xx"})):
         came = window.gains(name, **labels)
+        if name == "http" and not window.alone:
+            continue  # of all engines behind one door
         if came is None or came.sum() < 5:
             continue
         lost = came - finished - (held if name == "ttft_s" else 0.0)

@@ -79,6 +79,11 @@ class Window:
         return times[(times >= self.start_s) & (times <= self.end_s)]
 
     @property
+    def alone(self) -> bool:
+        """Whether no other engine is seen."""
+        return len({each.engine for each in self.observed.named("running")}) < 2
+
+    @property
     def samples(self) -> int:
         """How many they are."""
         return len(self.times_s)
