@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.diagnose.inference import FITTED, Fitted, hits_open, infer, read_fitted, seen
+from bench.diagnose.inference import FITTED, Fitted, hits_open, infer, proven, read_fitted, seen
 from bench.diagnose.modes import HEALTHY, MODES
 from bench.diagnose.observed import Observed, merge
 from bench.diagnose.readers import read
@@ -222,6 +222,8 @@ def _judged(recordings: Sequence[Recording], fit: Fitted, what: str) -> list[str
         family = bool(true & HIT_FAMILY or set(recording.modes) & HIT_FAMILY)
         told = found[first] >= SAID
         if first == HEALTHY and any(map(hits_open, recording.holds[what])):
+            told = False
+        if first in MODES and not any(proven(first, holds) for holds in recording.holds[what]):
             told = False
         tally["all"] += 1
         tally["first"] += first in true

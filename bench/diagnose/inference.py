@@ -171,6 +171,11 @@ def hits_open(holds: Mapping[str, float]) -> bool:
     return holds.get("missed", 0.0) > 0.5 and holds.get("off", 0.0) < 0.5 and "again" not in holds
 
 
+def proven(mode: str, holds: Mapping[str, float]) -> bool:
+    """Whether what makes a mode this one, and no look-alike, could be seen."""
+    return not MODES[mode].requires or MODES[mode].requires[0] in holds
+
+
 def visible(mode: str, holds: Mapping[str, float]) -> bool:
     """Whether anything that a mode requires could be seen; else nothing speaks of it."""
     return not holds.keys().isdisjoint(MODES[mode].requires)

@@ -80,7 +80,6 @@ MODES: Final[Mapping[str, Mode]] = {
         leads_to=("pool_too_small",),
         remedy="restart to recover; upgrade the engine (leaks after aborted transfers are known)",
         alert="vllm:kv_cache_usage_perc > 0.02 and vllm:num_requests_running == 0",
-        recorded=False,
     ),
     "head_of_line": Mode(
         says="a long prompt that does not fit waits first, short ones behind it; blocks are free",
@@ -293,11 +292,11 @@ MODES: Final[Mapping[str, Mode]] = {
     "round_robin_replicas": Mode(
         says="the same prompts go to every replica in turn, and each keeps them all",
         requires=("alike_roots",),
-        expects=("low_hits",),
+        expects=("low_hits", "no_hits", "again", "mostly_again", "roots_again"),
         unlike={"nothing_shared": "alike_roots", "working_set_too_big": "alike_roots"},
+        leads_to=("working_set_too_big",),
         remedy="sticky or KV-aware routing",
         alert="the hit rate of all replicas is low and alike",
-        recorded=False,
     ),
     "hot_replica": Mode(
         says="one replica has the queue, others are idle",
@@ -307,7 +306,6 @@ MODES: Final[Mapping[str, Mode]] = {
         unlike={"max_num_seqs_cap": "uneven"},
         remedy="bound the affinity of the router",
         alert="max - min of vllm:num_requests_waiting over replicas > half of the sum",
-        recorded=False,
     ),
     "noisy_tenant": Mode(
         says="one tenant floods the server, and the others wait behind it",

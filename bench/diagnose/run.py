@@ -10,7 +10,16 @@ from typing import Final
 from bench.diagnose.changes import Change
 from bench.diagnose.findings import FINDINGS
 from bench.diagnose.holes import worst
-from bench.diagnose.inference import Fitted, Posterior, fitted, hits_open, infer, ratio, seen
+from bench.diagnose.inference import (
+    Fitted,
+    Posterior,
+    fitted,
+    hits_open,
+    infer,
+    proven,
+    ratio,
+    seen,
+)
 from bench.diagnose.modes import HEALTHY, MODES
 from bench.diagnose.observed import Observed
 from bench.diagnose.record import (
@@ -71,7 +80,8 @@ def diagnose(observed: Observed, fit: Fitted | None = None, *, simulate: bool = 
         "unseen": unseen(examined, observed, told=told),
         "prescription": _prescription(causes, examined) if simulate and told else None,
     }
-    if causes and told:
+    bare = [m for m in causes if not any(proven(m, each.posterior.holds) for each in examined)]
+    if causes and told and not bare:
         made = [_cause(mode, together, examined, fit) for mode in causes]
         return Diagnosis(
             verdict="found",
@@ -99,10 +109,11 @@ def diagnose(observed: Observed, fit: Fitted | None = None, *, simulate: bool = 
             **common,
         )
     rest = {"healthy": healthy, **ill, "other": together["other"]}
+    alike = {other for mode in bare for other in MODES[mode].unlike}
     candidates = [
         Candidate(mode=mode, says=_words(mode), probability=probability)
         for mode, probability in sorted(rest.items(), key=lambda each: -each[1])
-        if probability >= MAYBE and told
+        if told and (probability >= MAYBE or mode in alike)
     ]
     return Diagnosis(
         verdict="cannot tell",

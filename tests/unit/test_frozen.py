@@ -56,6 +56,7 @@ RECORDS = {
 COMMANDS = [
     "pagedbench",
     "check",
+    "diagnose",
     "waste",
     "fuzz",
     "compile",
