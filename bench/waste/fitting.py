@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +34,7 @@ from bench.workloads.trace_columns import moment_s, names_of, plain, records, ro
 from bench.workloads.trace_lines import lines_of
 from paged.arrivals import Request
 from paged.clock import PS_PER_NS, StepTime
+from paged.counting import CountingServer
 from paged.latency import Watch
 from paged.policy import PagedPolicy
 from paged.scheduler import Scheduler
@@ -226,11 +228,20 @@ def serve_stamped(
     enough: Callable[[_Stamps], bool] = lambda stamps: False,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Serve a log's requests; first and last tokens in seconds, NaN where there was none yet."""
-    server = Scheduler(requests, policy, slots=slots, time=time)
-    server.watch = stamps = _Stamps()
-    while server.alive and not (server.step % 64 == 0 and enough(stamps)):
-        server.take_step()
-        if server.time_ns > until_s * 1e9:
+    stamps = _Stamps()
+    server = (CountingServer if policy.by_counts else Scheduler)(
+        requests, policy, slots=slots, time=time, clients=None, slo=None
+    )
+    server.watch = stamps
+    for at in count():
+        if isinstance(server, CountingServer):
+            if server.take_steps(sys.maxsize) is None:
+                break
+        elif server.alive:
+            server.take_step()
+        else:
+            break
+        if server.time_ns > until_s * 1e9 or (at % 32 == 0 and enough(stamps)):
             break
     both = []
     for noted in (stamps.first, stamps.last):

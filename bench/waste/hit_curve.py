@@ -17,12 +17,43 @@ from rich.console import Console
 from rich.text import Text
 
 from bench.command.tables import table
+from bench.command.words import seconds
 from bench.waste.prefix_replay import ReplayOrder, prompts_of, replay, tokens_per_block
-from bench.workloads.source import StreamSource
+from bench.workloads.source import StreamSource, Wrapped, read_all
+from bench.workloads.traces import TraceSource
 
 ORDERS: Final[tuple[ReplayOrder, ...]] = ("lru", "lfu", "fifo", "belady")
 SHARES: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 """Sizes that are tried, as shares of the different blocks of the stream."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tier:
+    """Memory behind the pool, as `host=64GiB,read=25GB` says it, and what a token is worth."""
+
+    name: str
+    slots: int
+    """Tokens that it holds."""
+    pool_slots: int
+    """Tokens that the pool in front of it holds."""
+    load_ns: float
+    """To copy a token from there, nanoseconds."""
+    prompt_ns: float
+    """To compute it instead."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierWorth:
+    """What a tier would have saved over a stream, by LRU: what it has is what the pool gave up."""
+
+    tier: Tier
+    found_tokens: int
+    """Prompt tokens that the tier has and the pool has not."""
+    stored_tokens: int
+    """Tokens that are copied to it: each that the pool gave up, once."""
+    saved_s: float
+    loading_s: float
+    """To compute them, and to load them instead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +72,8 @@ class HitCurve:
     """By order of eviction, one for each size; `belady` is the optimum, which knows the future."""
     limit: float
     """Without a limit."""
+    tier: TierWorth | None = None
+    """What a tier behind the pool would be worth; None: nobody asked."""
 
 
 class _Depths:
@@ -106,9 +139,15 @@ def lru_tokens(source: StreamSource) -> tuple[dict[int, int], int, int, int]:
 
 
 def hit_curve(
-    source: StreamSource, label: str, *, done: Callable[[], None] = lambda: None
+    source: StreamSource,
+    label: str,
+    *,
+    tier: Tier | None = None,
+    done: Callable[[], None] = lambda: None,
 ) -> HitCurve:
     """Compute the curves of a stream; `done` is called after each part of the work."""
+    if isinstance(source, Wrapped | TraceSource):
+        source = read_all(source)  # once, not for each curve
     found, requests, prompt_tokens, unique = lru_tokens(source)
     size = tokens_per_block(source)
     done()
@@ -129,6 +168,23 @@ def hit_curve(
         sizes=tuple(many * size for many in blocks),
         rates=rates,
         limit=sums[-1] / prompt_tokens,
+        tier=None if tier is None else _worth(tier, source, depths, sums),
+    )
+
+
+def _worth(
+    tier: Tier, source: StreamSource, depths: Sequence[int], sums: Sequence[int]
+) -> TierWorth:
+    size = tokens_per_block(source)
+    pool, both = tier.pool_slots // size, (tier.pool_slots + tier.slots) // size
+    found = sums[bisect_right(depths, both)] - sums[bisect_right(depths, pool)]
+    stored = replay(source, max(1, pool) * size, "lru").evictions * size
+    return TierWorth(
+        tier=tier,
+        found_tokens=found,
+        stored_tokens=stored,
+        saved_s=found * tier.prompt_ns / 1e9,
+        loading_s=found * tier.load_ns / 1e9,
     )
 
 
@@ -167,3 +223,23 @@ def _show(curve: HitCurve, console: Console) -> None:
     else:
         said = f"LRU finds half of what can be found with {curve.sizes[half]:,} tokens of cache."
     console.print(Text(said))
+    if curve.tier is not None:
+        console.print(Text(tier_words(curve.tier, curve.prompt_tokens)))
+
+
+def tier_words(worth: TierWorth, prompt_tokens: int) -> str:
+    """Say what a tier would be worth."""
+    tier = worth.tier
+    said = (
+        f"{tier.name} holds {tier.slots:,} tokens behind a pool of {tier.pool_slots:,}: it finds "
+        f"{worth.found_tokens:,} prompt tokens more, {worth.found_tokens / prompt_tokens:.1%}; "
+        f"computing them takes {seconds(worth.saved_s)}, loading them {seconds(worth.loading_s)}. "
+    )
+    if worth.found_tokens == 0:
+        return said + "It is not worth it: it finds nothing."
+    if worth.loading_s >= worth.saved_s:
+        return said + "It is not worth it: loading takes as long as computing, or longer."
+    return (
+        said + f"It is worth it: {seconds(worth.saved_s - worth.loading_s)} less. Storing copies "
+        f"{worth.stored_tokens:,} tokens the other way, beside the computing."
+    )

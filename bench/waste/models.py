@@ -93,6 +93,10 @@ class Model:
             total += self._bytes([group]) * (-(-kept // block_size) * block_size)
         return -int(-total // 1)
 
+    def group_bytes(self, group: LayerGroup) -> int:
+        """Bytes of a token in the layers of a group, on one GPU."""
+        return -int(-self._bytes([group]) // 1)
+
     def _bytes(self, groups: Sequence[LayerGroup]) -> Fraction:
         elements = sum(group.elements_per_token(ranks=self.ranks) for group in groups)
         return elements * self.element_bytes

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bench.waste.clocks import Clock
 from bench.waste.gpus import read_bytes
+from bench.waste.models import Model
 from bench.waste.parallel import Job
 from bench.waste.policies import DEFAULT_POLICIES, Policy, expand_policies
 from bench.waste.record import Rank
@@ -51,6 +52,8 @@ class WastePlan:
     """As for `bench.waste.parallel.run_jobs`."""
     whatif: bool
     """Whether one paged policy is varied."""
+    model: Model | None = None
+    """Whose cache it is; None: only the bytes of a slot are known."""
 
     def check(self) -> None:
         """Raise BadInput for what is no policy, or cannot be varied, or asked of these streams."""

@@ -13,6 +13,7 @@ from pydantic import Field, PlainSerializer, PlainValidator, computed_field, mod
 
 from bench.machine.environment import WasteEnvironment
 from bench.machine.record import Record
+from bench.waste.capacity import CapacityRecord
 from bench.waste.policies import Policy, format_policy, parse_policy
 from bench.workloads.record import ServedStream
 from paged.accounting import SLOT_CLASSES, Counters, Serving
@@ -297,6 +298,8 @@ class WasteRecord(Record):
     """What counts as good; None: nobody asked."""
     rank: Rank = "steps"
     """What changes are ranked by."""
+    capacity: CapacityRecord | None = None
+    """What the pool holds of the model; None: only the bytes of a slot are known."""
 
     @model_validator(mode="after")
     def _refers_to_what_it_has(self) -> Self:

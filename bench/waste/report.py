@@ -14,6 +14,7 @@ from rich.text import Text
 
 from bench.command.tables import table
 from bench.command.words import one_line
+from bench.waste.capacity import capacity_words
 from bench.waste.policies import policy_name, policy_words
 from bench.waste.record import WasteRecord, WasteRow
 from bench.waste.service_report import clock_line, latency_table, slo_words
@@ -238,7 +239,8 @@ def _nothing_found(row: WasteRow) -> str:
     if not total.queried_tokens or total.hit_tokens:
         return ""
     why = f"no two prompts share a whole block of {size:,} tokens, which is what is kept"
-    if total.ghost_hits:
+    # Who was preempted looks for its own blocks when it comes back.
+    if total.ghost_hits and not total.preemptions:
         why = f"{total.ghost_hits:,} blocks were evicted before they were asked for again"
     return (
         f"{policy_words(row.policy)}: 0 % of {total.queried_tokens:,} prompt tokens found: {why}."
@@ -303,6 +305,8 @@ def _show_end(record: WasteRecord, console: Console) -> None:
         said = Text("incomplete: ", style="bold yellow").append(said)
     if record.rows:
         console.print(Text(clock_line(record)))
+    if record.capacity is not None:
+        console.print(Text(capacity_words(record.capacity)))
     if good := slo_words(record):
         console.print(Text(f"good: {good}"))
     console.print(said.append(f", pagedbench {machine.pagedbench}, {machine.cpu}", style="dim"))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bench.command.progress import Progress
 from bench.machine.environment import WasteEnvironment
+from bench.waste.capacity import capacity
 from bench.waste.parallel import run_jobs
 from bench.waste.plan import WastePlan
 from bench.waste.record import ClockRecord, PoolRecord, WasteRecord, WasteRow
@@ -55,6 +56,13 @@ def run_waste(plan: WastePlan, progress: Progress) -> WasteRecord:
         ),
         slo=plan.slo,
         rank=plan.rank,
+        capacity=None
+        if plan.model is None
+        else capacity(
+            plan.model,
+            plan.slots * plan.bytes_per_token,
+            block_size=plan.first_paged.block_size,
+        ),
     )
 
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, get_args
 
-from bench.waste.clocks import ROUND_FIGURES, Clock, read_clock, read_slo, roofline
+from bench.waste.clocks import (
+    HOST_BYTES_PER_S,
+    ROUND_FIGURES,
+    Clock,
+    read_clock,
+    read_slo,
+    roofline,
+)
 from bench.waste.gpus import Gpu, cache_bytes, read_bytes, read_gpu
+from bench.waste.hit_curve import Tier
 from bench.waste.models import Model, read_model
 from bench.waste.plan import pool_slots
 from bench.waste.record import Rank
@@ -78,6 +87,25 @@ def read_server(
         slo=None if slo is None else read_slo(slo),
         model=model,
         gpu=gpu,
+    )
+
+
+def read_tier(text: str, server: Server) -> Tier:
+    """Read --tier, as host=64GiB,read=25GB: its size, and bytes that are read a second."""
+    parts = re.fullmatch(r"(\w+)=([^,]+)(?:,read=([^,]+?)(?:/s)?)?", text.strip())
+    if parts is None:
+        raise BadInput(
+            f"--tier {text}: give its name, size and bytes a second: host=64GiB,read=25GB"
+        )
+    rate = HOST_BYTES_PER_S if parts[3] is None else read_bytes("--tier", parts[3])
+    if rate <= 0:
+        raise BadInput(f"--tier {text}: give more than 0 bytes a second")
+    return Tier(
+        name=parts[1],
+        slots=read_bytes("--tier", parts[2]) // server.bytes_per_token,
+        pool_slots=server.slots,
+        load_ns=server.bytes_per_token / rate * 1e9,
+        prompt_ns=server.clock.time.prefill_ns_per_token,
     )
 
 

@@ -1,10 +1,11 @@
 """Hit curves: one pass for all sizes of an LRU cache finds what a replay of each finds."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
-from bench.waste.hit_curve import ORDERS, hit_curve, lru_tokens
+from bench.waste.hit_curve import ORDERS, Tier, hit_curve, lru_tokens, tier_words
 from bench.waste.prefix_replay import replay
 from bench.workloads.prefix import PrefixBlocks
 from bench.workloads.source import StreamSource, head
@@ -66,3 +67,29 @@ def test_a_published_trace_is_judged_by_its_own_curve() -> None:
     for blocks in (500, 4000):
         below = sum(each for depth, each in found.items() if depth <= blocks)
         assert below / tokens == pytest.approx(replay(source, blocks * 512, "lru").hit_rate)
+
+
+def test_a_tier_is_worth_what_loading_saves() -> None:
+    # Three prompts of two blocks, three times round; the pool holds two of the three.
+    prompts = [[number * 10, number * 10 + 1] for number in range(3)] * 3
+    source = RequestStream(
+        name="round",
+        source="a test",
+        prompt_tokens=[2 * SIZE] * 9,
+        output_tokens=[1] * 9,
+        prefix=PrefixBlocks.of_lists(prompts, SIZE),
+    )
+    host = Tier(name="host", slots=2 * SIZE, pool_slots=4 * SIZE, load_ns=10, prompt_ns=1000)
+    worth = hit_curve(source, "round", tier=host).tier
+    assert worth is not None
+    # LRU finds nothing in the pool, and everything but the first round in both.
+    assert worth.found_tokens == 6 * 2 * SIZE
+    assert worth.stored_tokens == 7 * 2 * SIZE
+    assert worth.saved_s == pytest.approx(worth.found_tokens * 1e-6)
+    assert worth.loading_s == pytest.approx(worth.found_tokens * 1e-8)
+    assert "It is worth it" in tier_words(worth, 9 * 2 * SIZE)
+    slow = replace(worth, loading_s=1.0)
+    assert "not worth it: loading" in tier_words(slow, 9 * 2 * SIZE)
+    small = hit_curve(source, "round", tier=replace(host, slots=SIZE - 1)).tier
+    assert small is not None
+    assert "it finds nothing" in tier_words(small, 9 * 2 * SIZE)
