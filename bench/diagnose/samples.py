@@ -6,7 +6,8 @@ For every reader whose format has samples: name, labels, time, value.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -112,3 +113,16 @@ def _built(key: _Key, places: dict[str, Place]) -> Series | None:
 
 def _bound(text: str) -> bool:
     return text not in {"", "count", "sum"}
+
+
+def source_of(path: Path, what: str, times_s: Iterable[float]) -> Source:
+    """What a file of samples is, with the median time between them."""
+    moments = np.array(sorted(times_s))
+    return Source(
+        path=str(path),
+        format=what,
+        start_s=float(moments[0]) if len(moments) else math.nan,
+        end_s=float(moments[-1]) if len(moments) else math.nan,
+        items=len(moments),
+        interval_s=float(np.median(np.diff(moments))) if len(moments) > 1 else None,
+    )

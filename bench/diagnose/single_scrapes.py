@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
 from bench.diagnose.observed import Observed, merge
+from bench.diagnose.samples import source_of
 from reference.errors import BadInput
 
 SINGLE: Final = "scrape"
@@ -25,29 +24,18 @@ def gathered(parts: Sequence[Observed]) -> list[Observed]:
     single = [part for part in parts if _is_single(part)]
     if not single:
         return list(parts)
-    folder = str(Path(single[0].sources[0].path).parent)
+    first = Path(single[0].sources[0].path)
     others = [part for part in parts if not _is_single(part)]
     timed = any(source.interval_s is not None for part in others for source in part.sources)
     if timed:
         return [*others, *(Observed(config=part.config) for part in single)]
-    times = np.array(sorted(part.sources[0].start_s for part in single))
-    gaps = np.diff(times)
-    if len(gaps) and gaps.min() == 0:
+    times = [part.sources[0].start_s for part in single]
+    if len(set(times)) < len(times):
         raise BadInput(
-            f"{folder}: several scrapes have the time {times[int(gaps.argmin())]:.0f}; name each "
-            f"file after its own, as in metrics@1796044005.prom"
+            f"{first.parent}: several scrapes have the same time; name each file after its own, as "
+            f"in metrics@1796044005.prom"
         )
-    source = (
-        single[0]
-        .sources[0]
-        ._replace(
-            path=folder if len(single) > 1 else single[0].sources[0].path,
-            start_s=float(times[0]),
-            end_s=float(times[-1]),
-            items=len(times),
-            interval_s=float(np.median(gaps)) if len(gaps) else None,
-        )
-    )
+    source = source_of(first.parent if len(single) > 1 else first, SINGLE, times)
     return [*others, replace(merge(single), sources=(source,))]
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from bench.diagnose.observed import Observed, Source
-from bench.diagnose.samples import Samples
+from bench.diagnose.observed import Observed
+from bench.diagnose.samples import Samples, source_of
 from bench.workloads.trace_lines import shown
 from reference.errors import BadInput
 
@@ -59,16 +59,7 @@ def of(path: Path, documents: Iterator[Document]) -> Observed | None:
         raise BadInput(
             f"{path}: none of {nameless} series has a name, as after rate() or sum(); {_ASK}"
         )
-    moments = np.array(sorted(times))
-    gaps = np.diff(moments)
-    source = Source(
-        path=str(path),
-        format="prometheus",
-        start_s=float(moments[0]) if len(moments) else math.nan,
-        end_s=float(moments[-1]) if len(moments) else math.nan,
-        items=len(moments),
-        interval_s=float(np.median(gaps)) if len(gaps) else None,
-    )
+    source = source_of(path, "prometheus", times)
     left = (f"{path}: {nameless} series without a name are left out",) if nameless else ()
     return replace(samples.observed(source), failed_s=np.array(sorted(failed)), notes=left)
 

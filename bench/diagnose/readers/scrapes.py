@@ -6,7 +6,6 @@ of the client library takes ten times as long over a line as over all the rest.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -19,8 +18,8 @@ from typing import Final
 import numpy as np
 
 from bench.diagnose.aliases import ALIASES, INFO
-from bench.diagnose.observed import Observed, Source
-from bench.diagnose.samples import Place, Samples
+from bench.diagnose.observed import Observed
+from bench.diagnose.samples import Place, Samples, source_of
 from bench.diagnose.single_scrapes import SINGLE
 from bench.workloads.trace_lines import Line, lines_of, shown
 
@@ -75,15 +74,8 @@ def read(path: Path) -> Observed | None:
                 place.add(moment, float(number))
             except ValueError:
                 raise line.error(found=shown(text), expected="a metric and its value") from None
-    gaps = np.diff(np.array(sorted(times)))
-    source = Source(
-        path=str(path),
-        format="scrapes" if _MARK.match(head[-1].text) else SINGLE,
-        start_s=min(times, default=math.nan),
-        end_s=max(times, default=math.nan),
-        items=len(times),
-        interval_s=float(np.median(gaps)) if len(gaps) else None,
-    )
+    what = "scrapes" if _MARK.match(head[-1].text) else SINGLE
+    source = source_of(path, what, times)
     return replace(samples.observed(source), failed_s=np.array(failed))
 
 

@@ -14,11 +14,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
-from bench.diagnose.observed import Observed, Source
+from bench.diagnose.observed import Observed
 from bench.diagnose.readers.scrapes import KNOWN, placed
-from bench.diagnose.samples import Place, Samples
+from bench.diagnose.samples import Place, Samples, source_of
 from bench.workloads.trace_lines import Line, lines_of, shown
 
 _SAMPLE: Final = re.compile(
@@ -70,18 +68,7 @@ def _gathered(path: Path, lines: Iterator[Line]) -> Observed:
         times.add(moment)
         if not math.isnan(value):
             place.add(moment, value)
-    moments = np.array(sorted(times))
-    gaps = np.diff(moments)
-    return samples.observed(
-        Source(
-            path=str(path),
-            format="samples",
-            start_s=float(moments[0]) if len(moments) else math.nan,
-            end_s=float(moments[-1]) if len(moments) else math.nan,
-            items=len(moments),
-            interval_s=float(np.median(gaps)) if len(gaps) else None,
-        )
-    )
+    return samples.observed(source_of(path, "samples", times))
 
 
 def _place(line: Line, series: str, samples: Samples) -> Place | None:
