@@ -66,6 +66,9 @@ class Digests:
         """
         named = _named(raw)
         event = {key: named[key] for key in ("type", *_PLAIN) if named.get(key) is not None}
+        size = event.get("block_size", 1)
+        if not set(map(type, event.values())) <= {str, int} or type(size) is not int or size < 1:
+            raise ValueError("its fields are not what they should be")
         if event["type"] == "AllBlocksCleared":
             return event
         hashes = _listed(named, "block_hashes")
@@ -80,9 +83,8 @@ class Digests:
         event["parent_block_hash"] = None if parent is None else self.of(parent)
         if "token_ids" in named:
             tokens = _listed(named, "token_ids")
-            size = named.get("block_size")
-            if type(size) is not int or size < 1:
-                raise ValueError(f"its block_size is {size!r}")
+            if "block_size" not in event:
+                raise ValueError("it has no block_size")
             event["num_tokens"] = len(tokens)
             blocks = (tokens[at : at + size] for at in range(0, len(tokens), size))
             event["content"] = [self.of(block) for block in blocks]

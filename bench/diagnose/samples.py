@@ -42,7 +42,10 @@ class Samples:
         self._series: dict[_Key, dict[str, Place]] = {}
 
     def place(self, sample: str, labels: Mapping[str, str]) -> Place | None:
-        """Where the samples of this name and these labels go. None: they are not used here."""
+        """Where the samples of this name and these labels go. None: they are not used here.
+
+        Raises ValueError: the bound of a bucket is no number.
+        """
         if info := INFO.get(sample):
             self.config["engine"] = sample.partition(":")[0]
             said = {new: _value(labels[old]) for old, new in info.items() if old in labels}
@@ -59,6 +62,8 @@ class Samples:
         kept = ((alias.label, labels[alias.label]),) if labels.get(alias.label) else ()
         places = self._series.setdefault((alias, engine, kept), {})
         part = labels.get("le", "") if found.part == "bucket" else found.part
+        if found.part == "bucket":
+            float(part)
         return places.setdefault(part, Place())
 
     def observed(self, source: Source) -> Observed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Final
 
 from bench.diagnose.observed import Observed, merge
 from bench.diagnose.single_scrapes import gathered
+from bench.workloads.trace_formats import MAX_SECONDS
 from bench.workloads.trace_lines import lines_of
 from reference.errors import BadInput
 
@@ -30,9 +32,21 @@ def read(path: Path) -> Observed | None:
     """What a file shows. None: no reader knows its format. Raises BadInput: malformed."""
     for reader in readers():
         if (seen := reader(path)) is not None:
+            _check_times(path, seen)
             return seen
     empty = next(lines_of(str(path)), None) is None
     return Observed(notes=(f"{path} is empty",)) if empty else None
+
+
+def _check_times(path: Path, seen: Observed) -> None:
+    moments = [*seen.failed_s.tolist()]
+    for source in seen.sources:
+        moments += [source.start_s, source.end_s]
+    for moment in moments:
+        if not math.isnan(moment) and not 0 <= moment <= MAX_SECONDS:
+            raise BadInput(
+                f"{path}: it has the time {moment:.16g}; Unix times in seconds are wanted"
+            )
 
 
 def read_all(paths: Iterable[Path]) -> Observed:

@@ -57,7 +57,7 @@ def _map(document: Document) -> FreeMap:
     slots, wanted = said["slots"], said.get("wanted")
     if type(slots) is not int or not 1 <= slots <= MAX_SLOTS:
         raise _wrong(document, f"slots = {shown(slots)}", "a whole number from 1")
-    if wanted is not None and (type(wanted) is not int or wanted < 1):
+    if wanted is not None and (type(wanted) is not int or not 1 <= wanted <= MAX_SLOTS):
         raise _wrong(document, f"wanted = {shown(wanted)}", "a whole number of slots from 1")
     if "free" in said:
         starts, ends = _runs(document, said["free"], slots)

@@ -50,7 +50,14 @@ def of(path: Path, documents: Iterator[Document]) -> Observed | None:
             named += 1
             if name == "up":
                 failed |= {moment for moment, value in values if value == 0}
-            elif (place := samples.place(name, labels)) is not None:
+                continue
+            try:
+                place = samples.place(name, labels)
+            except ValueError:
+                raise document.line.error(
+                    found=f"the labels {shown(dict(labels))}", expected="a bucket with a bound"
+                ) from None
+            if place is not None:
                 times |= {moment for moment, _ in values}
                 for moment, value in values:
                     if not math.isnan(value):
@@ -93,6 +100,8 @@ def _series(document: Document, result: Any) -> tuple[Mapping[str, str], list[tu
     try:
         labels = {str(name): str(value) for name, value in result["metric"].items()}
         values = [(float(moment), float(value)) for moment, value in result.get("values", ())]
+        if not all(math.isfinite(moment) for moment, _ in values):
+            raise ValueError("no time")
     except (TypeError, ValueError, KeyError, AttributeError):
         raise document.line.error(
             found=shown(result), expected="a series with metric and values of [time, value]"

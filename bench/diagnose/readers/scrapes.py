@@ -92,10 +92,9 @@ def _moment(line: Line, failed: list[float]) -> float:
 def placed(line: Line, samples: Samples) -> Place | None:
     """Where a series seen for the first time goes. Raises TraceError: the line is malformed."""
     try:
-        name, labels = _named(line.text.rpartition(" ")[0])
+        return samples.place(*_named(line.text.rpartition(" ")[0]))
     except Exception:  # whatever the library stumbles over: it promises no kind of error
         raise line.error(found=shown(line.text), expected="a line of Prometheus' format") from None
-    return samples.place(name, labels)
 
 
 @lru_cache(2**15)

@@ -54,17 +54,21 @@ def _spans(content: Any) -> list[tuple[Mapping[str, Any], str]] | None:
         )
         return [(content, "")] if is_span else None
     found = []
-    for resource in resources if isinstance(resources, list) else ():
+    for resource in _listed(resources):
         if not isinstance(resource, Mapping):
             continue
         about = resource.get("resource")
         named = _attributes(about.get("attributes") if isinstance(about, Mapping) else None)
         instance = str(named.get("service.instance.id", ""))
         for name in ("scopeSpans", "scope_spans", "instrumentationLibrarySpans"):
-            for scope in resource.get(name) or ():
-                spans = scope.get("spans") if isinstance(scope, Mapping) else None
-                found += [(span, instance) for span in spans or () if isinstance(span, Mapping)]
+            for scope in _listed(resource.get(name)):
+                spans = _listed(scope.get("spans") if isinstance(scope, Mapping) else None)
+                found += [(span, instance) for span in spans if isinstance(span, Mapping)]
     return found
+
+
+def _listed(said: Any) -> list[Any]:
+    return said if isinstance(said, list) else []
 
 
 def _row(span: Mapping[str, Any], instance: str) -> Row | None:
@@ -116,7 +120,7 @@ def _attributes(said: Any) -> dict[str, Any]:
     if isinstance(said, Mapping):
         return {str(name): value for name, value in said.items()}
     found: dict[str, Any] = {}
-    for each in said if isinstance(said, list) else ():
+    for each in _listed(said):
         if isinstance(each, Mapping) and isinstance(each.get("key"), str):
             found[each["key"]] = _value(each.get("value"))
     return found
@@ -126,5 +130,5 @@ def _value(said: Any) -> Any:
     if not isinstance(said, Mapping):
         return said
     if isinstance(several := said.get("arrayValue"), Mapping):
-        return [_value(each) for each in several.get("values") or ()]
+        return [_value(each) for each in _listed(several.get("values"))]
     return next(iter(said.values()), None)

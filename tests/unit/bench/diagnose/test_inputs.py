@@ -81,6 +81,9 @@ def test_a_large_answer_is_one_line(put):
             "line 1",
         ),
         ('{"status":"success","data":{"resultType":"matr', "line 1"),
+        (matrix(num_requests_running=[[float("nan"), "7"]]), "line 1"),
+        (matrix(num_requests_running=[[1796044005000, "7"]]), "Unix times"),
+        (matrix(time_to_first_token_seconds_bucket=[[1796044005, "7"]]), "a bucket with a bound"),
     ],
 )
 def test_answers_that_cannot_be_used_are_refused_with_a_remedy(put, answer, said):
@@ -237,6 +240,24 @@ def test_free_lists(put):
 def test_free_lists_that_cannot_be_are_refused(put, broken, said):
     with pytest.raises(BadInput, match=said):
         read_all([put("free.json", broken)])
+
+
+BROKEN = [
+    '{"resourceSpans": [{"resource": {"attributes": []}, "scopeSpans": true}]}\n"x"',
+    '{"ts": 1, "events": [{"type": "BlockStored", "block_hashes": [1], "medium": []}]}',
+    '{"ts": 1, "events": [{"type": "BlockStored", "block_hashes": [1], "block_size": "0"}]}',
+    '# TYPE vllm:x gauge\nvllm:time_to_first_token_seconds_bucket{le="0.@"} 3',
+    '{"slots": 100, "free": [[0, 10]], "wanted": 1000000000000000000000}',
+    "# scrape 1796044005\n# TYPE vllm:x gauge\n# scrape 179604400600000 FAILED x",
+    "time,prompt_tokens\n1e300,5",
+]
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_values_that_cannot_be_are_refused(put, text):
+    """What mutated samples stumbled over once."""
+    with pytest.raises(BadInput, match="input"):
+        read_all([put("input", text)])
 
 
 def test_one_file_a_scrape(tmp_path):
