@@ -67,6 +67,11 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    """Let go of everything: a library says what of its own is left when the process ends."""
+    gc.unfreeze()
+
+
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Say under which conditions the results below were obtained."""
     active = settings()
