@@ -128,16 +128,32 @@ def test_the_right_one_is_run_to_the_end_of_the_budget() -> None:
     assert tally.shrinking == 0
 
 
-def test_the_search_goes_on_for_another_finding_until_they_are_enough() -> None:
-    wrong = made_of(RefusesForksAndLongAppends)
-    tally = run_campaign(campaign(factory=wrong, examples=150))
+@pytest.fixture(scope="module")
+def kept() -> tuple[Tally, InMemoryExampleDatabase]:
+    """A campaign in which two things are found, and what it keeps."""
+    database = InMemoryExampleDatabase()
+    plan = campaign(
+        allocator=Subject(name="mine"),
+        factory=made_of(RefusesForksAndLongAppends),
+        database=database,
+    )
+    return run_campaign(plan), database
+
+
+def test_the_search_goes_on_for_another_finding_until_they_are_enough(
+    kept: tuple[Tally, InMemoryExampleDatabase],
+) -> None:
+    tally, _ = kept
     calls = [found.finding.program.steps[-1].call for found in tally.found]
     assert sorted(calls) == ["append", "fork"]
     assert {found.finding.check for found in tally.found} == {"refusal"}
     first, second = tally.found
     assert first.examples < second.examples <= tally.examples == 150
     assert tally.complete
-    enough = run_campaign(campaign(factory=wrong, examples=150, max_findings=1))
+    wrong = made_of(RefusesForksAndLongAppends)
+    enough = run_campaign(
+        campaign(allocator=Subject(name="mine"), factory=wrong, examples=150, max_findings=1)
+    )
     assert enough.found == [first]
     assert enough.examples == first.examples
     assert enough.complete
@@ -366,19 +382,22 @@ class Clock:
 # What is kept for the next time
 
 
-def test_the_next_campaign_finds_it_with_the_first_program(tmp_path: Path) -> None:
-    wrong = made_of(RefusesForksAndLongAppends)
-    first, second = (
-        run_campaign(
-            campaign(
-                factory=wrong,
-                examples=150,
-                database=open_database(str(tmp_path / "examples")),
-                seed=seed,
-            )
-        )
-        for seed in (0, 99)
+def test_the_next_campaign_finds_it_with_the_first_program(
+    kept: tuple[Tally, InMemoryExampleDatabase], tmp_path: Path
+) -> None:
+    first, database = kept
+    stored = open_database(str(tmp_path / "examples"))
+    assert stored is not None
+    for key, values in database.data.items():
+        for value in values:
+            stored.save(key, value)
+    plan = campaign(
+        allocator=Subject(name="mine"),
+        factory=made_of(RefusesForksAndLongAppends),
+        database=open_database(str(tmp_path / "examples")),
+        seed=99,
     )
+    second = run_campaign(plan)
     assert [found.examples > 1 for found in first.found] == [True, True]
     assert second.found[0].examples == 1
     kinds = [
@@ -392,23 +411,25 @@ def test_the_next_campaign_finds_it_with_the_first_program(tmp_path: Path) -> No
 
 def test_what_is_kept_is_run_first_and_then_the_search_goes_on() -> None:
     database = InMemoryExampleDatabase()
-    run_campaign(campaign(factory=made_of(RefusesForks), examples=150, database=database))
+    run_campaign(campaign(factory=made_of(RefusesForks), max_findings=1, database=database))
     mended = run_campaign(campaign(examples=40, database=database))
     assert (mended.found, mended.examples) == ([], 40)
 
 
-def test_each_allocator_and_each_finding_has_a_drawer_of_its_own() -> None:
-    database = InMemoryExampleDatabase()
-    wrong = made_of(RefusesForksAndLongAppends)
-    usual = {"factory": wrong, "examples": 150, "database": database}
-    run_campaign(campaign(allocator=Subject(name="mine"), **usual))
+def test_each_allocator_and_each_finding_has_a_drawer_of_its_own(
+    kept: tuple[Tally, InMemoryExampleDatabase],
+) -> None:
+    _, database = kept
     names = {
         key.removesuffix(b".secondary").removesuffix(b".pareto")
         for key in database.data
         if key.startswith(b"pagedbench")
     }
     assert names == {b"pagedbench fuzz mine 0", b"pagedbench fuzz mine 1"}
-    other = campaign(allocator=Subject(name="other"), **usual, max_findings=1, seed=5)
+    wrong = made_of(RefusesForksAndLongAppends)
+    other = campaign(
+        allocator=Subject(name="other"), factory=wrong, database=database, max_findings=1, seed=5
+    )
     assert run_campaign(other).found[0].examples > 1
 
 
