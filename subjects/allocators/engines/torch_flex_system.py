@@ -114,6 +114,17 @@ def make(
     return TorchSystem(num_blocks, block_size)
 
 
+def _warm_up() -> None:
+    """What the first call imports takes seconds, and a fork of this process would do it again."""
+    system = TorchSystem(1, 1)
+    row = [[[0.0, 0.0]]]
+    system.admit("first", [0], num_tokens=1, salt="")
+    system.write("first", start=0, keys=row, values=row)
+    system.attend(["first"], queries=row)
+
+
+_warm_up()
+
 make.version = f"{DISTRIBUTION} {importlib.metadata.version(DISTRIBUTION)}"  # type: ignore[attr-defined]
 make.capabilities = {  # type: ignore[attr-defined]
     "system": True,
