@@ -109,11 +109,19 @@ class ApartKernel:
     """A kernel that runs in a process of its own.
 
     `start` is given the descriptor of the file to share. `time_limit_s` is for all calls of one
-    check. Calls raise RaisedElsewhere, NoRoom, or Gone.
+    check. `declared` is what the kernel said before, and has to say again. Calls raise
+    RaisedElsewhere, NoRoom, or Gone.
     """
 
-    def __init__(self, start: Callable[[int], SubjectProcess], *, time_limit_s: float) -> None:
+    def __init__(
+        self,
+        start: Callable[[int], SubjectProcess],
+        *,
+        time_limit_s: float,
+        declared: Capabilities | None = None,
+    ) -> None:
         self._limit_s = time_limit_s
+        self._declared = declared
         self._file = memory_file()
         self._process = start(self._file)
         self._bytes = torch.empty(0, dtype=torch.uint8)
@@ -144,6 +152,10 @@ class ApartKernel:
             self.capabilities = CAPABILITIES.validate_python(said.get("capabilities"))
         except ValidationError:
             raise self._violated(said) from None
+        self._declared = self._declared or self.capabilities
+        if self.capabilities != self._declared:
+            self.close()
+            raise Gone("declares other capabilities than it did before", timed_out=False)
         self.watchable = self.watchable or said.get("watchable") is True
         return None
 

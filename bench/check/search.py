@@ -121,7 +121,13 @@ class SearchPlan(AskedOfAll):
 
     def start(self) -> SubjectProcess:
         """A child that runs the kernel."""
-        return start(self.kernel, self.device, time_limit_s=self.time_limit_s, python=self.python)
+        return start(
+            self.kernel,
+            self.device,
+            time_limit_s=self.time_limit_s,
+            python=self.python,
+            declared=self.capabilities,
+        )
 
     def failures(self, problem: AttentionProblem, verdict: Verdict) -> list[Failure]:
         """What is kept of a verdict that the kernel is to blame for."""
@@ -174,10 +180,11 @@ def start(
     time_limit_s: float = TIME_LIMIT_S,
     python: str | None = None,
     judged: bool = True,
+    declared: Capabilities | None = None,
 ) -> SubjectProcess:
     """A child that judges a kernel, which runs in a child of that one; or that child by itself.
 
-    Kernels are interpreted on the CPU and compiled on a GPU.
+    Kernels are interpreted on the CPU and compiled on a GPU. What it `declared` it has to stand by.
     """
     environment = {
         "OMP_NUM_THREADS": "1",
@@ -189,6 +196,8 @@ def start(
         return kernel_process(kernel, device, python=python, environment=environment)
     command = [sys.executable, "-u", "-P", "-c", start_of("bench.check.worker") + "ours.main()"]
     command += [kernel, device, python, str(time_limit_s)]
+    if declared is not None:
+        command.append(CAPABILITIES.dump_json(declared, warnings=False).decode())
     # The judge minds the kernel's time, and starts it again where it died.
     limit_s = time_limit_s + 2 * START_LIMIT_S + JUDGING_LIMIT_S
     return JudgeProcess(command, environment=environment, time_limit_s=limit_s)

@@ -2,11 +2,12 @@
 
 The truth, the canaries and the verdict are here, and nothing of the kernel is: what it replaces or
 overwrites is not what judges it. It is started with the kernel's name, the device, the kernel's
-interpreter and the seconds for a check. Questions and answers are JSON lines; see
-`subjects.process`. The question {"check": NAME, "problem": SPEC} is answered with a verdict;
-{"moved": SPEC} with {"moved": ...}, the bytes that the kernel moves of each tensor, null where
-nobody can see. Other answers are {"died": HOW, "timed_out": ...} of the kernel's process, {"error":
-...} where its name leads to no kernel, and {"harness": TRACEBACK} where what went wrong is ours.
+interpreter, the seconds for a check and, where that is known, what the kernel declared. Questions
+and answers are JSON lines; see `subjects.process`. The question {"check": NAME, "problem": SPEC} is
+answered with a verdict; {"moved": SPEC} with {"moved": ...}, the bytes that the kernel moves of
+each tensor, null where nobody can see. Other answers are {"died": HOW, "timed_out": ...} of the
+kernel's process, {"error": ...} where its name leads to no kernel, and {"harness": TRACEBACK} where
+what went wrong is ours.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ def _moved(kernel: ApartKernel, problem: AttentionProblem) -> dict[str, dict[str
 
 def main() -> None:
     """Answer until standard input ends."""
-    name, device, python, limit_s = sys.argv[1:]
+    name, device, python, limit_s, *declared = sys.argv[1:]
+    able = CAPABILITIES.validate_json(declared[0]) if declared else None
     torch.set_num_threads(1)
     end_with_parent()
     speak_when_dying()
@@ -93,7 +95,9 @@ def main() -> None:
     start = partial(kernel_process, name, device, python=python)
     with (
         open_answers() as answers,
-        ApartKernel(lambda file: start(file=file), time_limit_s=float(limit_s)) as kernel,
+        ApartKernel(
+            lambda file: start(file=file), time_limit_s=float(limit_s), declared=able
+        ) as kernel,
     ):
         answers.write("{}\n")
         answer_questions(answers, questions, partial(answer, kernel))

@@ -66,6 +66,7 @@ def raises(batch: PagedBatch) -> None:
     paged_attention(batch)
 
 
+@declares(NARROW)
 def segfaults(batch: PagedBatch) -> None:
     if batch.max_seq_len > SHORT:
         sys.stdout.write("about to crash\n")
@@ -73,6 +74,7 @@ def segfaults(batch: PagedBatch) -> None:
     paged_attention(batch)
 
 
+@declares(NARROW)
 def hangs(batch: PagedBatch) -> None:
     if batch.max_seq_len > SHORT:
         time.sleep(3600)

@@ -12,6 +12,7 @@ from paged.attention import paged_attention
 from reference.attention import far
 from reference.attention.caches import bits_of
 from reference.attention.checks import CHECKS, TRUTH, run_check
+from reference.attention.contract import Capabilities
 from reference.attention.inputs import make_inputs
 from reference.attention.placement import place
 from reference.attention.problem import LAYOUTS, AttentionProblem
@@ -211,3 +212,10 @@ def test_a_kernel_that_does_not_introduce_itself_has_broken_the_protocol():
     with ApartKernel(lambda file: Strange(paged_attention, file), time_limit_s=1.0) as apart:
         said = worker.answer(apart, {"check": "truth", "problem": SPECS[0]})
     assert said["died"].startswith("broke the protocol: {'capabilities'")
+
+
+def test_a_kernel_that_can_do_less_than_it_said_is_found_out():
+    with apart_here(named("narrow")) as apart:
+        apart._declared = Capabilities()
+        said = worker.answer(apart, {"check": "truth", "problem": SPECS[0]})
+    assert said["died"] == "declares other capabilities than it did before"

@@ -388,7 +388,7 @@ def test_what_is_outside_its_capabilities_is_not_asked_of_a_kernel(asked):
 )
 def test_a_crash_and_a_hang_of_a_real_child_are_findings(kernel_name, time_limit_s, how):
     record = run(
-        kernel=named(kernel_name), capabilities=NARROW, problems=20, time_limit_s=time_limit_s
+        kernel=named(kernel_name), capabilities=NARROW, problems=8, time_limit_s=time_limit_s
     )
     assert record.failure.status is Status.CRASHED
     assert AttentionProblem.parse(record.failure.problem).max_seq_len > SHORT
@@ -435,10 +435,11 @@ def test_a_replay_counts_the_bytes_that_a_triton_kernel_moves():
     assert moved["out"]["stored"] == 2 * 4 * 32 * 2
 
 
-def test_a_worker_ends_with_its_parent_even_in_a_kernel_that_hangs(tmp_path):
-    """The worker's way of listening; what it is to answer takes seconds to import."""
+@pytest.mark.parametrize("hears", ["ours.listen()", "ours.end_with_parent()"])
+def test_a_worker_ends_with_its_parent_even_in_a_kernel_that_hangs(hears, tmp_path):
+    """The worker's ways of noticing; what it is to answer takes seconds to import."""
     mark = tmp_path / "mark"
-    hangs = "ours.listen(); import pathlib, time; "
+    hangs = f"{hears}; import pathlib, time; "
     hangs += f"pathlib.Path({str(mark)!r}).touch(); time.sleep(3600)"
     command = [sys.executable, "-c", starting.start_of("bench.search.child") + hangs]
     source = (

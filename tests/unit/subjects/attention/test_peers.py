@@ -263,7 +263,10 @@ def test_a_peer_finds_its_environment_by_itself(monkeypatch, tmp_path):
     (tmp_path / "vllm" / STAMP).touch()
     assert python_of("vllm-unified") == str(engine_python("vllm")) == str(python)
     assert start("vllm-unified", "cpu", judged=False)._command[0] == str(python)
-    assert start("vllm-unified", "cpu", python="/mine")._command[0] == "/mine"
+    assert start("vllm-unified", "cpu", python="/mine", judged=False)._command[0] == "/mine"
+    judge = start("vllm-unified", "cpu")._command
+    assert judge[0] == sys.executable
+    assert str(python) in judge
 
 
 def test_ours_and_a_users_kernel_need_no_other_interpreter():
