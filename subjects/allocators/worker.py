@@ -172,6 +172,7 @@ def introduction(name: str) -> tuple[Any, dict[str, Any]]:
         if not callable(factory):
             raise SubjectError(f"{name} is {type(factory).__name__}, not callable: name a factory")
         declared = getattr(factory, "capabilities", None)
+        getattr(factory, "prepare", lambda: None)()  # before this process is forked
     except SubjectError as error:
         return None, {"error": str(error)}
     if dataclasses.is_dataclass(declared) and not isinstance(declared, type):

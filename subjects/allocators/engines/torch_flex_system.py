@@ -123,8 +123,7 @@ def _warm_up() -> None:
     system.attend(["first"], queries=row)
 
 
-_warm_up()
-
+make.prepare = _warm_up  # type: ignore[attr-defined]
 make.version = f"{DISTRIBUTION} {importlib.metadata.version(DISTRIBUTION)}"  # type: ignore[attr-defined]
 make.capabilities = {  # type: ignore[attr-defined]
     "system": True,
