@@ -62,6 +62,7 @@ def shrunk(
             "first_problem": first.first_problem,
             "findings": findings,
             "seen": first.seen,
+            "seed": first.seed,
             "cut_short": cut_short,
         }
     )

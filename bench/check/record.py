@@ -135,6 +135,8 @@ class CheckRecord(Record):
     started_at: str
     elapsed_s: float
     seed: int
+    last_seed: int | None = None
+    """Of a campaign, which began with `seed`."""
     max_len: int
     """With the kernels' `asked` and the stream, what decides which problems are drawn."""
     environment: Environment

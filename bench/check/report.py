@@ -35,7 +35,8 @@ def show(record: CheckRecord, console: Console) -> None:
     """Print a record."""
     for kernel in record.kernels:
         for failure in kernel.failures:
-            console.print(failure_panel(kernel.name, failure))
+            campaign = record.last_seed is not None
+            console.print(failure_panel(kernel.name, failure, campaign=campaign))
             # Outside the frame and never wrapped: it is there to be copied.
             console.print(Text("replay it:\n  ").append(failure.replay), soft_wrap=True)
             console.print()
@@ -45,10 +46,15 @@ def show(record: CheckRecord, console: Console) -> None:
     colour = {"right": "green", "wrong": "red"}.get(record.verdict, "yellow")
     console.print(
         Text(record.verdict, style=f"bold {colour}").append(
-            f" in {record.elapsed_s:.0f} s, seed {record.seed}, exit code {record.exit_code}",
+            f" in {record.elapsed_s:.0f} s, {_seeds(record)}, exit code {record.exit_code}",
             style="not bold default",
         )
     )
+
+
+def _seeds(record: CheckRecord) -> str:
+    last = record.last_seed
+    return f"seed {record.seed}" if last is None else f"seeds {record.seed} to {last}"
 
 
 def show_replay(kernel: str, replayed: Replay, console: Console) -> None:
@@ -86,7 +92,7 @@ def _show_moved(moved: dict[str, dict[str, int]], console: Console) -> None:
     console.print()
 
 
-def failure_panel(kernel: str, failure: Failure) -> Panel:
+def failure_panel(kernel: str, failure: Failure, *, campaign: bool = False) -> Panel:
     """What a wrong kernel did, on the smallest problem that shows it."""
     lines = Table.grid(padding=(0, 2))
     lines.add_column(style="dim", no_wrap=True)
@@ -97,6 +103,8 @@ def failure_panel(kernel: str, failure: Failure) -> Panel:
     lines.add_row("problem", Text(failure.problem))
     if failure.first_problem != failure.problem:
         lines.add_row("drawn as", Text(failure.first_problem))
+    if campaign and failure.seed is not None:
+        lines.add_row("seed", f"{failure.seed} shows it first")
     if failure.seen > 1:
         lines.add_row("met in", plural(failure.seen, "problem"))
     lines.add_row("saved to", Text(failure.saved_to or "nowhere: the folder cannot be written"))

@@ -91,6 +91,7 @@ def run_check(plan: CheckPlan, *, progress: Progress, stop: threading.Event) -> 
         started_at=started.isoformat(timespec="seconds"),
         elapsed_s=time.monotonic() - clock,
         seed=plan.seed,
+        last_seed=plan.last_seed,
         max_len=plan.max_len,
         environment=describe_environment(plan.device),
         stream=stream_record(plan.stream),
@@ -157,7 +158,9 @@ def _cross_checked(
     for kernel, capabilities in declared.items():
         saved = plan.store.load(kernel)
         record = KernelRecord.not_run(
-            kernel, capabilities or Capabilities(), asked=plan.problems + len(saved)
+            kernel,
+            capabilities or Capabilities(),
+            asked=plan.problems * len(plan.seeds) + len(saved),
         )
         if capabilities is not None and not stop.is_set():
             search_plan = SearchPlan(

@@ -59,8 +59,8 @@ MAX_HANGS: Final = 2
 MAX_QUOTED: Final = 200
 """Characters of an answer that is none."""
 
-Task = tuple[AttentionProblem, list[str]]
-"""A problem, and the checks that are to be run on it."""
+Task = tuple[AttentionProblem, list[str], int | None]
+"""A problem, the checks that are to be run on it, and the seed that drew it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +84,16 @@ class AskedOfAll:
     device: str
     """`cpu` or `cuda`."""
     problems: int
-    """How many to draw. Two thirds have awkward lengths, one third those of the stream."""
+    """How many to draw with each seed. Two thirds have awkward lengths, one third those of the
+    stream."""
     max_len: int
     """Longest context of a problem with the stream's lengths, tokens."""
     lanes: int
     """Children that run one kernel at once."""
     seed: int
     """The same seed draws the same problems."""
+    last_seed: int | None = None
+    """Of a campaign, which draws with all from the first to this one."""
     time_limit_s: float = TIME_LIMIT_S
     """Seconds for one check of one problem."""
     expected: tuple[ExpectedFailure, ...] = ()
@@ -99,6 +102,11 @@ class AskedOfAll:
     """Interpreter to run the kernels with; None for the one that each needs."""
     findings: int = FINDINGS
     """Different ones after which to end the search of a kernel."""
+
+    @property
+    def seeds(self) -> range:
+        """Those to draw with, one after the other."""
+        return range(self.seed, (self.seed if self.last_seed is None else self.last_seed) + 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +125,7 @@ class SearchPlan(AskedOfAll):
     @property
     def asked(self) -> int:
         """Problems that are to be run."""
-        return self.problems + len(self.saved)
+        return self.problems * len(self.seeds) + len(self.saved)
 
     def start(self) -> SubjectProcess:
         """A child that runs the kernel."""
@@ -129,10 +137,11 @@ class SearchPlan(AskedOfAll):
             declared=self.capabilities,
         )
 
-    def failures(self, problem: AttentionProblem, verdict: Verdict) -> list[Failure]:
+    def failures(
+        self, problem: AttentionProblem, verdict: Verdict, *, seed: int | None = None
+    ) -> list[Failure]:
         """What is kept of a verdict that the kernel is to blame for."""
         replay = replay_command(self.kernel, self.device, str(problem), python=self.python)
-        seed = None if problem in self.saved else self.seed
         return [Failure.of(problem, part, replay=replay, seed=seed) for part in told_apart(verdict)]
 
 
@@ -357,12 +366,16 @@ class _Loop:
         turns = Turns()
         try:
             for problem in self._plan.saved:
-                self._put((problem, [c.name for c in CHECKS if c.applies(problem)]))
-            _draw(self._plan, lambda problem: self._put((problem, turns.checks_for(problem))))
+                self._put((problem, [c.name for c in CHECKS if c.applies(problem)], None))
+            for seed in self._plan.seeds:
+                _draw(self._plan, seed, partial(self._put_drawn, turns, seed))
             self._all_drawn = True
             self._put(None)
         except Enough:
             pass
+
+    def _put_drawn(self, turns: Turns, seed: int, problem: AttentionProblem) -> None:
+        self._put((problem, turns.checks_for(problem), seed))
 
     def work(self, lane: Lane) -> None:
         while (task := self._take()) is not None:
@@ -412,7 +425,9 @@ class _Loop:
             return
         raise Enough
 
-    def _run(self, lane: Lane, problem: AttentionProblem, checks: list[str]) -> None:
+    def _run(
+        self, lane: Lane, problem: AttentionProblem, checks: list[str], seed: int | None
+    ) -> None:
         seen = False
         for check in checks:
             began = time.monotonic()
@@ -420,9 +435,9 @@ class _Loop:
             with self._lock:
                 verdict = self._saw(problem, verdict)
                 seen = seen or verdict.status not in (Status.NOT_RUN, Status.NOT_SUPPORTED)
-                self._keep(
-                    problem, verdict, hung=time.monotonic() - began > self._plan.time_limit_s
-                )
+                failures = self._plan.failures(problem, verdict, seed=seed)
+                hung = time.monotonic() - began > self._plan.time_limit_s
+                self._keep(failures, verdict, hung=hung)
             if _spoils_the_rest(verdict):
                 break
         with self._lock:
@@ -430,9 +445,9 @@ class _Loop:
             self._supported += seen
         self._advance(1)
 
-    def _keep(self, problem: AttentionProblem, verdict: Verdict, *, hung: bool) -> None:
+    def _keep(self, failures: list[Failure], verdict: Verdict, *, hung: bool) -> None:
         """Remember what is new of a verdict; the search ends where no more is to be had of it."""
-        for failure in self._plan.failures(problem, verdict):
+        for failure in failures:
             self._found.add(failure)
         self._crashes[hung] += verdict.status is Status.CRASHED
         enough = self._found.kinds >= self._plan.findings
@@ -460,8 +475,8 @@ def _spoils_the_rest(verdict: Verdict) -> bool:
     )
 
 
-def _draw(plan: SearchPlan, example: Callable[[AttentionProblem], None]) -> None:
-    """Call `example` with each problem of a search, always the same and in the same order."""
+def _draw(plan: SearchPlan, seed: int, example: Callable[[AttentionProblem], None]) -> None:
+    """Call `example` with each problem of a seed, always the same and in the same order."""
     awkward = -(-2 * plan.problems // 3) if plan.lengths else plan.problems
     seen: set[str] = set()
     halves: list[tuple[int, dict[str, Any]]] = [
@@ -475,7 +490,7 @@ def _draw(plan: SearchPlan, example: Callable[[AttentionProblem], None]) -> None
                 draw_each(
                     strategy,
                     count=count,
-                    seed_of_draw=2 * plan.seed + number,
+                    seed_of_draw=2 * seed + number,
                     seen=seen,
                     example=example,
                 )

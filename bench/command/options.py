@@ -62,6 +62,20 @@ def check_asv(folder: Path | None) -> None:
         )
 
 
-def default_lanes() -> int:
-    """One child for each core that this process may use, four at most."""
-    return min(len(os.sched_getaffinity(0)), 4)
+def default_lanes(*, most: int = 4) -> int:
+    """One child for each core that this process may use, so many at most."""
+    return min(len(os.sched_getaffinity(0)), most)
+
+
+MAX_SEED: Final = 2**32 - 1
+
+SEEDS_HELP: Final = "Campaign: seeds A..B, each as many, spread over the cores."
+
+
+def seeds_of(text: str) -> range:
+    """The seeds of A..B, both included."""
+    first, dots, last = text.partition("..")
+    digits = first.isascii() and last.isascii() and first.isdecimal() and last.isdecimal()
+    if not (dots and digits and len(last) <= 10 and int(first) <= int(last) <= MAX_SEED):
+        raise BadInput(f"--seeds {text}: give the first and the last, as in 0..99")
+    return range(int(first), int(last) + 1)

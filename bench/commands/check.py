@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from bench.command.options import Json, default_lanes, present_device
+from bench.command.options import SEEDS_HELP, Json, default_lanes, present_device, seeds_of
 from bench.command.project import subjects_under_test
 from bench.command.session import check_file, check_readable, session
 from reference.errors import BadInput
@@ -33,6 +33,8 @@ both need in memory.
   pagedbench check --kernel my_kernel.py:attention --problems 2000
 
   pagedbench check --kernel my_kernel.py:attention --expected expected.toml --coverage
+
+  pagedbench check --kernel my_kernel.py:attention --seeds 0..99 --findings 20
 
   pagedbench check --kernel triton --problem "(q1 k129) g4 d80 b16 bf16"
 
@@ -72,6 +74,7 @@ def check(
     seed: Annotated[
         int, typer.Option(min=0, max=2**32 - 1, help="The same seed draws the same problems.")
     ] = 0,
+    seeds: Annotated[str | None, typer.Option(help=SEEDS_HELP, metavar="A..B")] = None,
     device: Annotated[
         str, typer.Option(help="cpu (Triton is interpreted), cuda, or auto.")
     ] = "auto",
@@ -139,6 +142,7 @@ def check(
                     show=lambda kernel, replayed: show_replay(kernel, replayed, it.out),
                 )
             it.end(code)
+        campaign = None if seeds is None else seeds_of(seeds)
         _check_writable(json, save)
         check_file("--coverage-md", coverage_md)
         lengths = _stream(trace, stream)
@@ -157,9 +161,10 @@ def check(
             stream=lengths,
             problems=problems,
             max_len=max_len,
-            seed=seed,
+            seed=seed if campaign is None else campaign[0],
+            last_seed=None if campaign is None else campaign[-1],
             device=where,
-            lanes=lanes or default_lanes(),
+            lanes=lanes or (default_lanes() if campaign is None else default_lanes(most=256)),
             store=FailureStore(save / "failures"),
             timed=STEP if timing else None,
             time_limit_s=time_limit,

@@ -1,5 +1,6 @@
 """What is told apart: checks, lines, kinds, and what a smaller problem turns out to need."""
 
+import itertools
 import threading
 
 import pytest
@@ -184,3 +185,23 @@ def test_a_record_of_the_time_when_a_search_ended_at_its_first_failure_is_read()
     read = KernelRecord.model_validate(old)
     assert read.failure == read.failures[0]
     assert KernelRecord.model_validate_json(read.model_dump_json()) == read
+
+
+def test_a_campaign_draws_seed_after_seed_and_says_which_shows_a_finding_first(kernel) -> None:
+    alone = []
+    for seed in range(3):
+        kernel.asked.clear()
+        run(problems=6, seed=seed)
+        alone.append(kernel.specs())
+    only = next(spec for spec in alone[2] if spec not in (*alone[0], *alone[1]))
+    kernel.asked.clear()
+    kernel.reply = lambda check, problem: (
+        {"status": "failed", "findings": [OFF]}
+        if check == "truth" and str(problem) == only
+        else PASSED
+    )
+    record = run(problems=6, seed=0, last_seed=2, lanes=2)
+    assert set(kernel.specs()) == set(itertools.chain(*alone))
+    assert (record.asked, record.problems, record.complete) == (18, 18, True)
+    (failure,) = record.failures
+    assert (failure.problem, failure.seed) == (only, 2)

@@ -216,6 +216,11 @@ REPORTS = {
     ),
     "how a search ends": record(kernels=[kernel(name, **how) for name, how in ENDS.items()]),
     "times keep three digits": record(**timed(*map(times, (0.06121, 1.616, 13.37, 1320.2)))),
+    "a campaign": record(
+        kernels=[kernel("k.py:f", failures=[failure(seed=7, seen=41)])],
+        verdict="wrong",
+        last_seed=99,
+    ),
     "interrupted": record(verdict="incomplete", exit_code=130, decode=None),
     "as expected": record(
         kernels=[WAIVED], verdict="as expected", warnings=["k.py:f alone no longer fails"]
