@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from bench.command.exit_codes import RIGHT, WRONG
-from bench.command.options import Json
+from bench.command.options import SEEDS_HELP, Json, default_lanes, seeds_of
 from bench.command.project import subjects_under_test
 from bench.command.session import Session, check_file, session
 from reference.errors import BadInput
@@ -18,7 +17,6 @@ from reference.errors import BadInput
 # --help is quick: what takes time to import is imported where it is used. Never torch.
 if TYPE_CHECKING:
     from bench.fuzz.campaign import Tally
-    from reference.allocator.contract import AllocatorCapabilities
 
 DEFAULT_EXAMPLES: Final = 2000
 SYSTEM_EXAMPLES: Final = 200
@@ -44,6 +42,8 @@ a hang is a finding like any other.
   pagedbench fuzz --allocator my_engine.adapter:make --engine-python /opt/engine/bin/python
 
   pagedbench fuzz --allocator vllm --known findings/
+
+  pagedbench fuzz --allocator my_pool.py:make --seeds 0..99
 
   pagedbench fuzz --replay .pagedbench/findings/my-pool-make-content-1a2b3c4d.json
 
@@ -110,6 +110,17 @@ def fuzz(
             help="The same seed draws the same programs. Default: a new one, which is printed.",
         ),
     ] = None,
+    seeds: Annotated[str | None, typer.Option(help=SEEDS_HELP, metavar="A..B")] = None,
+    ray: Annotated[
+        bool,
+        typer.Option(
+            "--ray",
+            help="Run --seeds on a Ray cluster: that of RAY_ADDRESS, or one started here.",
+        ),
+    ] = False,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Address of that cluster; implies --ray.", metavar="ADDRESS")
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Moves of a program, at most.")] = 40,
     block_size: Annotated[
         list[int] | None,
@@ -162,12 +173,15 @@ def fuzz(
             )
             it.end(code)
         check_file("--json", json)
-        from bench.fuzz.campaign import Campaign, campaign_record, run_campaign
+        campaign = None if seeds is None else seeds_of(seeds)
+        if campaign is None and (ray or ray_address is not None):
+            raise BadInput("--ray: one seed runs on one core; give several with --seeds")
+        from bench.fuzz.campaign import campaign_record, run_campaign
         from bench.fuzz.databases import open_database
-        from bench.fuzz.record import Subject, read_known
+        from bench.fuzz.record import read_known
         from bench.fuzz.report import show
         from bench.fuzz.saving import saved
-        from subjects.allocators.resolve import open_allocator
+        from bench.fuzz.seeds import Asked, run_seeds
 
         names = subjects_under_test("allocators", allocator and [allocator]) or ("paged",)
         if json is not None and len(names) > 1:
@@ -176,42 +190,52 @@ def fuzz(
                 f"{', '.join(names)}"
             )
         fixed = {"num_blocks": num_blocks, "prefix_caching": prefix_caching}
-        pool = {key: value for key, value in fixed.items() if value is not None}
-        kept = open_database(database or str(save / "examples"), local=save / "examples")
+        local = save / "examples"
+        open_database(database or str(local), local=local)
         seed = random.getrandbits(32) if seed is None else seed
 
         def search(name: str) -> int:
             """Fuzz one allocator, show what came of it, and return its exit code."""
-            expected = read_known(known or [], name)
-            with open_allocator(
-                name, python=engine_python, in_process=in_process, time_limit_s=time_limit
-            ) as subject:
-                can = _narrowed(name, subject.capabilities, pool, frozenset(block_size or ()))
-                default = SYSTEM_EXAMPLES if can.system else DEFAULT_EXAMPLES
-                campaign = Campaign(
-                    allocator=Subject(
-                        name=name, engine_python=engine_python, version=subject.version
-                    ),
-                    factory=subject.factory,
-                    kill=subject.kill,
-                    capabilities=can,
-                    examples=examples if examples or time else default,
-                    seconds=time,
-                    seed=seed,
-                    database=kept,
-                    max_findings=findings,
-                    max_moves=steps,
-                    pool=pool,
-                    known=expected,
-                )
-                with it.work() as progress:
-                    progress.begin("starting")
+            asked = Asked(
+                allocator=name,
+                engine_python=engine_python,
+                in_process=in_process,
+                time_limit_s=time_limit,
+                block_sizes=frozenset(block_size or ()),
+                database=database or str(local),
+                local=local,
+                examples=examples if examples or time else DEFAULT_EXAMPLES,
+                seconds=time,
+                seed=seed if campaign is None else campaign[0],
+                max_findings=findings,
+                max_moves=steps,
+                pool={key: value for key, value in fixed.items() if value is not None},
+                known=read_known(known or [], name),
+            )
+            with asked.opened() as plan, it.work() as progress:
+                progress.begin("starting")
+                if campaign is None:
                     tally = run_campaign(
-                        campaign, tell=lambda tally: progress.tell(_said(tally)), stop=it.stop
+                        plan, tell=lambda tally: progress.tell(_said(tally)), stop=it.stop
+                    )
+                else:
+                    tally = run_seeds(
+                        asked,
+                        campaign,
+                        tell=lambda tally, done: progress.tell(
+                            f"{done:,} of {len(campaign):,} seeds, {_said(tally)}"
+                        ),
+                        stop=it.stop,
+                        workers=default_lanes(most=256),
+                        ray=ray or ray_address is not None,
+                        address=ray_address,
                     )
             kept_in = save / "findings"
             record = campaign_record(
-                campaign, tally, [saved(trace, kept_in) for trace in tally.found]
+                plan,
+                tally,
+                [saved(trace, kept_in) for trace in tally.found],
+                last_seed=None if campaign is None else campaign[-1],
             )
             it.report(record, json, lambda: show(record, it.out))
             if tally.trouble is not None:
@@ -246,28 +270,6 @@ def _replay(
         shown = run_program(subject.factory, trace.program, capabilities=subject.capabilities)
     show_replay(trace, shown, it.out)
     return RIGHT if shown is None else WRONG
-
-
-def _narrowed(
-    name: str, can: AllocatorCapabilities, pool: dict[str, int | bool], block_sizes: frozenset[int]
-) -> AllocatorCapabilities:
-    """What is to be asked of an allocator, if it does that at all."""
-    from reference.allocator.moves import AMPLE_BLOCKS, BLOCK_SIZES, MAX_BLOCKS
-    from reference.allocator.programs import Pool
-
-    if can.block_sizes is not None and not block_sizes <= can.block_sizes:
-        wrong = min(block_sizes - can.block_sizes)
-        does = ", ".join(map(str, sorted(can.block_sizes)))
-        raise BadInput(f"--block-size {wrong}: {name} does {does}")
-    largest = max(can.min_blocks + MAX_BLOCKS, *AMPLE_BLOCKS)
-    sizes = block_sizes or can.block_sizes or BLOCK_SIZES
-    Pool(num_blocks=pool.get("num_blocks", largest), block_size=max(sizes))
-    blocks = pool.get("num_blocks")
-    if blocks is not None and blocks < can.min_blocks:
-        raise BadInput(f"--num-blocks {blocks}: {name} needs {can.min_blocks}")
-    if pool.get("prefix_caching") and not can.prefix_caching:
-        raise BadInput(f"--prefix-caching: {name} declares none")
-    return replace(can, block_sizes=block_sizes) if block_sizes else can
 
 
 def _said(tally: Tally) -> str:

@@ -22,7 +22,7 @@ from hypothesis.database import ExampleDatabase
 
 from bench.command.exit_codes import INTERRUPTED, RIGHT, WRONG
 from bench.fuzz.databases import Drawer
-from bench.fuzz.minimise import minimise
+from bench.fuzz.minimise import minimise, size_of
 from bench.fuzz.record import FindingRecord, FuzzRecord, KnownRecord, Subject, Trace, Verdict
 from bench.machine.environment import FuzzEnvironment
 from bench.search.drawing import draw_each, only_our_constants, still_wrong
@@ -129,6 +129,24 @@ class Tally:
     """Whether the budget was spent, or enough was found."""
     trouble: Exception | None = None
     """What ended the search and is ours; findings before it stand."""
+
+    def add(self, other: Tally) -> None:
+        """Take in what was done with another seed: a finding once, as the first seed shows it."""
+        kinds = {_kind(trace.finding) for trace in self.found}
+        for trace in other.found:
+            if _kind(trace.finding) not in kinds:
+                kinds.add(_kind(trace.finding))
+                self.found.append(trace)
+        self.examples += other.examples
+        self.steps += other.steps
+        self.seconds += other.seconds
+        self.calls += other.calls
+        self.states |= other.states
+        self.shown |= other.shown
+        for name, shows in other.known.items():
+            self.known[name] = self.known.get(name, False) or shows
+        self.complete &= other.complete
+        self.trouble = self.trouble or other.trouble
 
     @property
     def steps_per_s(self) -> float:
@@ -240,6 +258,7 @@ class _Loop:
         return Shrinking(
             self._smaller,
             same=self._same,
+            size=lambda finding: size_of(finding.program),
             attempts=math.inf,
             seconds=self.campaign.shrink_limit_s,
             stopped=self.stop.is_set,
@@ -402,7 +421,13 @@ def _passed(check: str, capabilities: AllocatorCapabilities, shown: set[str]) ->
     return "passed"
 
 
-def campaign_record(campaign: Campaign, tally: Tally, findings: list[FindingRecord]) -> FuzzRecord:
+def campaign_record(
+    campaign: Campaign,
+    tally: Tally,
+    findings: list[FindingRecord],
+    *,
+    last_seed: int | None = None,
+) -> FuzzRecord:
     """Put a campaign down."""
     verdict: Verdict = "no finding"
     if findings:
@@ -412,6 +437,7 @@ def campaign_record(campaign: Campaign, tally: Tally, findings: list[FindingReco
     return FuzzRecord(
         allocator=campaign.allocator,
         seed=campaign.seed,
+        last_seed=last_seed,
         asked_examples=campaign.examples,
         asked_seconds=campaign.seconds,
         examples=tally.examples,

@@ -30,14 +30,14 @@ def minimise(
                 return program
             left -= 1
             shown = still_shows(simpler)
-            if shown is not None and _size(shown) < _size(program):
+            if shown is not None and size_of(shown) < size_of(program):
                 program = shown
                 improved = True
                 break
     return program
 
 
-def _size(program: Program) -> tuple[int, ...]:
+def size_of(program: Program) -> tuple[int, ...]:
     """What is to be small, in this order: steps, what is special about the pool, tokens, names."""
     pool = program.pool
     return (

@@ -112,6 +112,8 @@ class FuzzRecord(StrictRecord):
 
     allocator: Subject
     seed: int
+    last_seed: int | None = None
+    """Of a campaign, which began with `seed`."""
     asked_examples: int | None
     asked_seconds: float | None
     """The budget."""

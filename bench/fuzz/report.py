@@ -16,6 +16,8 @@ def show(record: FuzzRecord, console: Console) -> None:
     """Print a record."""
     for found in record.findings:
         show_finding(found, console)
+        if record.last_seed is not None:
+            say(console, f"  seed {found.trace.seed} shows it first\n")
     version = f" ({record.allocator.version})" if record.allocator.version else ""
     say(
         console,
@@ -50,9 +52,14 @@ def show(record: FuzzRecord, console: Console) -> None:
     said = plural(len(record.findings), "finding") if record.findings else record.verdict
     console.print(
         Text(said, style=f"bold {colour}").append(
-            f", seed {record.seed}, exit code {record.exit_code}", style="not bold default"
+            f", {_seeds(record)}, exit code {record.exit_code}", style="not bold default"
         )
     )
+
+
+def _seeds(record: FuzzRecord) -> str:
+    last = record.last_seed
+    return f"seed {record.seed}" if last is None else f"seeds {record.seed} to {last}"
 
 
 def show_finding(found: FindingRecord, console: Console) -> None:

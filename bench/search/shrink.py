@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from hypothesis.errors import Flaky
 
@@ -30,7 +30,8 @@ class Shrinking(Generic[Example, Seen]):
     """The attempts at making one failure smaller.
 
     `run` gives what is seen of an example, None where nothing is wrong with it. What is seen of a
-    smaller one has to be the `same` as what was seen first.
+    smaller one has to be the `same` as what was seen first; of several the one of the least `size`
+    is kept, or the last.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Shrinking(Generic[Example, Seen]):
         run: Callable[[Example], Seen | None],
         *,
         same: Callable[[Seen, Seen], bool] = lambda first, seen: True,
+        size: Callable[[Seen], Any] | None = None,
         attempts: float | None = None,
         seconds: float | None = None,
         stopped: Callable[[], bool] = lambda: False,
@@ -50,6 +52,7 @@ class Shrinking(Generic[Example, Seen]):
         """False where the same example did not show it again."""
         self._run = run
         self._same = same
+        self._size = size
         self._most = MAX_SHRINKS if attempts is None else attempts
         self._limit_s = SHRINK_LIMIT_S if seconds is None else seconds
         self._stopped = stopped
@@ -74,9 +77,12 @@ class Shrinking(Generic[Example, Seen]):
         if self._stopped():
             raise Enough  # what was seen may be that the subject was ended
         assert self.first is not None
+        assert self.smallest is not None
         if seen is None or not self._same(self.first, seen):
             return False
-        self.smallest = seen
+        # What Hypothesis calls simpler may be larger: it knows choices, and not what they come to.
+        if self._size is None or self._size(seen) <= self._size(self.smallest):
+            self.smallest = seen
         return True
 
     @contextmanager

@@ -6,16 +6,13 @@ integers. So what comes out does not depend on where, or in which order, the job
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
 import time
-import warnings
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Final
 
+from bench.machine.spread import in_processes, on_ray
 from bench.waste.contiguous import ContiguousPolicy
 from bench.waste.policies import Policy, format_policy
 from bench.waste.record import WasteRow
@@ -66,8 +63,6 @@ class Job:
         return self.requests / REQUESTS_PER_S[kind if policy.by_counts else "blocks"]
 
 
-Results = Generator[tuple[int, WasteRow | str]]
-
 Done = tuple[int, WasteRow]
 """A job's place among the jobs, and what came of it."""
 
@@ -97,12 +92,13 @@ def run_jobs(
     if workers is not None and workers < 1:
         raise ValueError(f"workers = {workers}: use 1 or more")
     order = sorted(range(len(jobs)), key=lambda index: -jobs[index].expected_s)
+    calls = [(index, jobs[index]) for index in order]
     if ray:
-        results = _on_ray(jobs, order, address=address, cpus=workers)
+        results = on_ray(run, calls, address=address, cpus=workers)
     elif (workers := workers or default_workers(jobs)) == 1 or len(jobs) < 2:
-        results = (run(index, jobs[index]) for index in order)
+        results = (run(*call) for call in calls)
     else:
-        results = _in_processes(jobs, order, workers=min(workers, len(jobs)))
+        results = in_processes(run, calls, workers=min(workers, len(jobs)))
     with closing(results):
         for index, row in results:
             if isinstance(row, str):
@@ -128,72 +124,3 @@ def run(index: int, job: Job) -> tuple[int, WasteRow | str]:
         return index, f"{format_policy(job.policy)} on {job.source.name}: {error}"
     seconds = time.perf_counter() - began
     return index, WasteRow.of(job.stream, job.policy, serving, seconds=seconds)
-
-
-def _in_processes(jobs: Sequence[Job], order: list[int], *, workers: int) -> Results:
-    from joblib import Parallel, delayed
-    from joblib.externals.loky import get_reusable_executor
-
-    # Being interrupted is no reason for advice.
-    warnings.filterwarnings("ignore", r"\d+ tasks (have been|which were)", UserWarning)
-    try:
-        with _deaf_to(signal.SIGINT, signal.SIGTERM):
-            done = Parallel(n_jobs=workers, return_as="generator_unordered")(
-                delayed(run)(index, jobs[index]) for index in order
-            )
-        with closing(done):
-            yield from done
-    finally:
-        # joblib keeps them for the next call. Here there is none, and whoever reads what the
-        # command prints waits until nobody holds its output open.
-        get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
-
-
-def _on_ray(
-    jobs: Sequence[Job], order: list[int], *, address: str | None, cpus: int | None
-) -> Results:
-    # joblib's own Ray backend hands out its results all at once, at the end; so Ray is asked
-    # directly.
-    try:
-        import ray
-    except ImportError:
-        raise BadInput(
-            'Ray is not installed: pip install "pagedbench[ray]", or leave out --ray to use the '
-            "cores of this machine"
-        ) from None
-    # A connection that was there before is not ours to end.
-    ours = not ray.is_initialized()
-    try:
-        if ours:
-            address = address or os.environ.get("RAY_ADDRESS")
-            starts = address is None
-            with _deaf_to(signal.SIGINT):  # by SIGTERM Ray ends them
-                ray.init(
-                    address="local" if starts else address,
-                    num_cpus=cpus if starts else None,
-                    include_dashboard=False if starts else None,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                )
-        remote = ray.remote(num_cpus=1)(run)
-        pending = [remote.remote(index, jobs[index]) for index in order]
-        while pending:
-            done, pending = ray.wait(pending, num_returns=1)
-            yield from ray.get(done)
-    finally:
-        if ours:
-            ray.shutdown()
-
-
-@contextmanager
-def _deaf_to(*numbers: signal.Signals) -> Iterator[None]:
-    """Start processes that signals to the whole job do not reach.
-
-    What Ctrl-C means is for the first process to say. A signal that is blocked stays so in the
-    processes that are started meanwhile, from their first moment on; here it comes afterwards.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

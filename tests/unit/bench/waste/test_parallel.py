@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from bench.waste import parallel
+from bench.machine import spread
 from bench.waste.parallel import Job, default_workers, run_jobs
 from bench.waste.record import WasteRow
 from helpers.waste_records import job
@@ -105,6 +105,6 @@ def interrupted() -> int:
 
 def test_ctrl_c_does_not_reach_processes_that_are_started() -> None:
     assert interrupted() != 0
-    with parallel._deaf_to(signal.SIGINT):
+    with spread.deaf_to(signal.SIGINT):
         assert interrupted() == 0
     assert interrupted() != 0
