@@ -82,7 +82,7 @@ class Shelf:
 
     def put_back(self, number: int) -> None:
         """Bring into the file what the kernel left of a call elsewhere."""
-        for copy, shared in self._copies.get(number, []):
+        for copy, shared in self._copies[number] if number in self._batches else ():
             shared.copy_(copy)
 
     def _part(

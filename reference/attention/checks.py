@@ -112,6 +112,8 @@ class Subject:
                 # A launch returns at once: without this an illegal access would surface later, in
                 # a problem that has nothing to do with it.
                 torch.cuda.synchronize()
+        except NoRoom as reason:  # where the kernel runs, which may be another process
+            raise NotRun(f"the pool does not fit here: {reason}") from None
         except Exception as error:
             if far and lacked_memory(error):
                 raise NotRun(

@@ -118,6 +118,19 @@ def test_a_kernel_that_copies_a_far_pool_is_not_run_on_it(in_files):
     assert "a copy of the pool" in said["findings"][0]
 
 
+def test_a_pool_that_does_not_fit_where_the_kernel_runs_is_not_run(in_files, monkeypatch):
+    def room_for(*_):
+        raise far.NoRoom("17 GB, and the GPU has 3 GB free")
+
+    monkeypatch.setattr(other_side, "room_for", room_for)
+    with apart_here(paged_attention) as apart:
+        said = worker.answer(apart, {"check": "truth", "problem": FAR})
+    assert said == {
+        "status": "not run",
+        "findings": ["the pool does not fit here: 17 GB, and the GPU has 3 GB free"],
+    }
+
+
 def test_on_another_device_a_kernel_works_on_copies_that_are_put_back():
     addresses = set()
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from paged.subject import PagedSubject, paged_allocator
+from paged.system import CAPABILITIES
 from reference.allocator.contract import AllocatorCapabilities, capabilities_of_factory
 from reference.allocator.machine import run_program
 from reference.allocator.programs import Pool, Program, Step
+from reference.system import driving
 from subjects.allocators.remote import RemoteFactory
 from subjects.allocators.resolve import ADAPTERS, BUILT_IN, open_allocator
 from subjects.environments import STAMP, engine_python
@@ -54,6 +56,14 @@ def test_ours_is_known_by_name(*, in_process: bool) -> None:
         assert finding is None
         assert (subject.factory is paged_allocator) == in_process
         assert isinstance(subject.factory, RemoteFactory) != in_process
+
+
+def test_a_system_answers_from_its_own_process_and_serves_no_stream() -> None:
+    with open_allocator("paged-system") as subject:
+        assert subject.capabilities == CAPABILITIES
+        assert driving.run_program(subject.factory, PROGRAM, capabilities=CAPABILITIES) is None
+        with pytest.raises(SubjectError, match="paged-system is a system, not an allocator"):
+            subject.serve(requests=1, pool={})
 
 
 def test_the_built_in_names_lead_somewhere() -> None:
