@@ -173,7 +173,8 @@ def hits_open(holds: Mapping[str, float]) -> bool:
 
 def proven(mode: str, holds: Mapping[str, float]) -> bool:
     """Whether what makes a mode this one, and no look-alike, could be seen."""
-    return not MODES[mode].requires or MODES[mode].requires[0] in holds
+    about = MODES[mode]
+    return about.provable and about.requires[0] in holds
 
 
 def visible(mode: str, holds: Mapping[str, float]) -> bool:

@@ -32,6 +32,9 @@ class Mode:
     """What to watch, as a condition on series of vLLM."""
     healthy: bool = False
     """Nothing is to be mended in the server."""
+    provable: bool = True
+    """False: nothing that can be given tells it from a look-alike; it is named, never the verdict.
+    """
     recorded: bool = True
     """False: no recording has it, and nothing of it was fitted."""
 
@@ -228,6 +231,7 @@ MODES: Final[Mapping[str, Mode]] = {
         expects=("no_hits",),
         forbids=("again", "elsewhere", "salted", "off"),
         unlike={"nothing_shared": "short_prompts", "varying_prefix": "elsewhere"},
+        provable=False,
         remedy="a smaller block, or a longer shared prompt",
         alert="prompt length p50 < 3 blocks with a hit rate of 0",
     ),

@@ -9,7 +9,7 @@ from typing import Final
 from rich.console import Console
 from rich.text import Text
 
-from bench.diagnose.record import Cause, Diagnosis, Evidence, Prescription
+from bench.diagnose.record import Cause, Diagnosis, Evidence, Prediction, Prescription
 
 WIDTH: Final = 96
 _COLOURS: Final = {"healthy": "bold green", "found": "bold red", "cannot tell": "bold yellow"}
@@ -87,11 +87,22 @@ def _prescribed(made: Prescription) -> list[str]:
     said.append("what a change would do, by simulation")
     head = f"{'':30}{'requests/s':>11}{'TTFT p50':>11}{'mean wait':>11}{'preempted':>11}"
     said.append(f"  {head}")
-    for row in made.predictions:
+    first, *others = made.predictions
+    idle = [row.change for row in others if _same(row, first)]
+    for row in [first, *(row for row in others if row.change not in idle)]:
         ttft = "-" if row.ttft_p50_s is None else f"{row.ttft_p50_s:.3g} s"
         figures = f"{row.requests_per_s:>11.3g}{ttft:>11}{row.mean_wait_s:>9.3g} s"
         said.append(f"  {row.change:30}{figures}{row.preemptions:>11,}")
-    return said
+    return said + (_item(f"no effect: {', '.join(idle)}") if idle else [])
+
+
+def _same(row: Prediction, other: Prediction) -> bool:
+    """Whether a change comes to nothing that is felt."""
+    return (
+        abs(row.requests_per_s - other.requests_per_s) < 0.02 * other.requests_per_s
+        and abs(row.mean_wait_s - other.mean_wait_s) < max(0.05 * other.mean_wait_s, 0.01)
+        and abs(row.preemptions - other.preemptions) < max(0.1 * other.preemptions, 1)
+    )
 
 
 def clock(time_s: float) -> str:

@@ -44,6 +44,9 @@ SAID: Final = 0.5
 BESIDE: Final = 0.35
 """Probability from which it is said beside another."""
 
+SLIGHT: Final = 0.2
+"""Change of a level, as a share of it, that is not worth a line."""
+
 MAYBE: Final = 0.08
 """Probability from which it is named where nothing can be told."""
 
@@ -81,7 +84,8 @@ def diagnose(observed: Observed, fit: Fitted | None = None, *, simulate: bool = 
         "prescription": _prescription(causes, examined) if simulate and told else None,
     }
     bare = [m for m in causes if not any(proven(m, each.posterior.holds) for each in examined)]
-    if causes and told and not bare:
+    causes = [mode for mode in causes if mode not in bare]
+    if causes and told:
         made = [_cause(mode, together, examined, fit) for mode in causes]
         return Diagnosis(
             verdict="found",
@@ -89,7 +93,7 @@ def diagnose(observed: Observed, fit: Fitted | None = None, *, simulate: bool = 
             confidence=made[0].confidence,
             causes=made,
             consequences=[MODES[mode].says for mode in consequences],
-            candidates=[],
+            candidates=[_candidate(mode, together[mode]) for mode in bare],
             deciding="",
             **common,
         )
@@ -111,7 +115,7 @@ def diagnose(observed: Observed, fit: Fitted | None = None, *, simulate: bool = 
     rest = {"healthy": healthy, **ill, "other": together["other"]}
     alike = {other for mode in bare for other in MODES[mode].unlike}
     candidates = [
-        Candidate(mode=mode, says=_words(mode), probability=probability)
+        _candidate(mode, probability)
         for mode, probability in sorted(rest.items(), key=lambda each: -each[1])
         if told and (probability >= MAYBE or mode in alike)
     ]
@@ -239,15 +243,16 @@ def _cause(
         name: sum(ratio(name, sure, mode, rival, fit) for rival in rivals)
         for name, sure in holds.items()
     }
+    about = MODES[mode]
+    own = {*about.requires, *about.expects}
     evidence: list[Evidence] = []
-    for name in sorted(weights, key=lambda each: -weights[each]):
+    for name in sorted(own & weights.keys(), key=lambda each: -weights[each]):
         stat = worst.stats[FINDINGS[name].stat]
         known = {each.figure for each in evidence}
         if holds[name] > 0.5 and weights[name] > 0 and _figure(stat) not in known:
             weight = ratio(name, holds[name], mode, HEALTHY, fit)
             says = FINDINGS[name].sentence(stat)
             evidence.append(Evidence(finding=name, says=says, figure=_figure(stat), weight=weight))
-    about = MODES[mode]
     likely = [each.window.engine for each in examined if each.posterior.causes[mode] >= BESIDE]
     return Cause(
         mode=mode,
@@ -284,6 +289,10 @@ def _not_this(
     return result
 
 
+def _candidate(mode: str, probability: float) -> Candidate:
+    return Candidate(mode=mode, says=_words(mode), probability=probability)
+
+
 def _words(mode: str) -> str:
     if mode == "other":
         return "something that is not known here"
@@ -305,6 +314,8 @@ def _deciding(candidates: list[str], examined: list[Examined], fit: Fitted) -> s
     modes = [mode for mode in candidates if mode in {HEALTHY, *MODES}]
     if len(modes) < 2 or not examined:
         return ""
+    if any(mode in MODES and not MODES[mode].provable for mode in modes[:1]):
+        return INPUTS["prompts"]
     weights: dict[str, float] = {}
     for name, finding in FINDINGS.items():
         if all(name not in each.posterior.holds for each in examined):
@@ -323,6 +334,7 @@ INPUTS: Final = {
     "metrics": "metrics with the series that are missing, scraped every 1 to 2 s",
     "events": "block events (--kv-events-config, `pagedbench record --events`)",
     "requests": "a request log with tenants and the digest of each prompt's first block",
+    "prompts": "the prompts: whether they begin alike",
     "log": "the server's log, from its start",
     "configuration": "the start line of the server's log, or vllm:cache_config_info",
     "replicas": "the same from every replica",
@@ -335,7 +347,9 @@ def _timeline(examined: list[Examined], observed: Observed) -> list[Moment]:
     for each in examined:
         begun: set[str] = set()
         for change in each.changes:
-            if change.series in begun:
+            if change.series in begun or abs(change.after - change.before) < SLIGHT * max(
+                abs(change.before), abs(change.after)
+            ):
                 continue
             begun.add(change.series)
             name = change.series.replace("_", " ")
