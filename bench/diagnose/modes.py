@@ -356,6 +356,7 @@ MODES: Final[Mapping[str, Mode]] = {
         unlike={"head_of_line": "stuck"},
         remedy="max_model_len no larger than the pool; abort the request at the head",
         alert="vllm:num_requests_running == 0 and vllm:num_requests_waiting > 0 for 30s",
+        recorded=False,
     ),
     "start_refused": Mode(
         says="the engine did not start: its pool is smaller than one request of max_model_len",
