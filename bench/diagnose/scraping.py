@@ -22,8 +22,9 @@ TIMEOUT_S: Final = 10.0
 MAX_ANSWER_BYTES: Final = 2**24
 """The longest page that we know, of eight engines, has half a megabyte."""
 
-BACK_OFF_S: Final = 30.0
-"""Longest wait between two attempts at a server that does not answer, or the interval if longer."""
+BACK_OFF_S: Final = 5.0
+"""Longest wait between two attempts at a server that does not answer, or the interval if longer.
+More would miss what a server does first after a restart."""
 
 KNOWN: Final = (
     "vllm:",

@@ -25,6 +25,7 @@ import pytest
 from bench.diagnose.observed import STORED
 from bench.diagnose.readers import read_all
 from bench.diagnose.recording import Wanted, record
+from bench.diagnose.scraping import BACK_OFF_S
 
 PYTHON = os.environ.get("PAGEDBENCH_VLLM", "")
 pytestmark = [
@@ -109,6 +110,7 @@ def test_a_live_server_is_recorded_and_read(tmp_path: Path) -> None:
                 break
             except OSError:
                 time.sleep(1)
+        time.sleep(BACK_OFF_S + 1)  # the recorder has found it, too
         shared = list(range(100, 100 + 2 * BLOCK))
         for number in range(6):
             completion(port, [*shared, *range(200 + 40 * number, 240 + 40 * number)])
