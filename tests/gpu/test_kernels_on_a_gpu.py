@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.check.search import replay
 from helpers.profiles import examples
 from kernels import cache_ops
 from kernels.attention import paged_attention
@@ -44,6 +45,16 @@ def test_truth(problem):
 def test_laws(problem):
     for law in applicable(problem):
         passes(law, problem)
+
+
+@pytest.mark.parametrize("pool", ["", " pool=134217728"], ids=["near", "far"])
+def test_a_kernel_is_right_that_is_judged_from_another_process(pool):
+    """Its memory crosses by way of the host."""
+    problem = AttentionProblem.parse("(q1 k129) (q3 k40) h2 g4 d64 b16 bf16 strides=out,lse" + pool)
+    verdicts = replay("triton", "cuda", problem).verdicts
+    wrong = [verdict for verdict in verdicts if verdict.wrong]
+    assert not wrong, wrong
+    assert pool or sum(verdict.status is Status.PASSED for verdict in verdicts) > 5
 
 
 @pytest.mark.parametrize("num_splits", [1, 2, 7, 64])
