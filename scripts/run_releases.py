@@ -1,8 +1,8 @@
-"""Measure the allocators and kernels of released engines, and write docs/releases.md: `make releases`.
+"""Measure allocators and kernels of released engines, for docs/releases.md: `make releases`.
 
 It may be ended at any time: what is done is kept in `.pagedbench/releases`, and the next run goes
-on from there. `allocators` or `kernels` as first argument measures one of the two; others are passed
-on to `pagedbench compare`.
+on from there. `allocators` or `kernels` as first argument measures one of the two; others are
+passed on to `pagedbench compare`.
 
 Exit codes: the worst of `pagedbench compare`; a part of the page is written after 0 and 1.
 """
@@ -45,14 +45,16 @@ def commands() -> dict[str, list[str]]:
     kernels += [f"--env={release}" for release in KERNEL_RELEASES]
     kernels += [f"--problem={problem}" for problem in KNOWN_BUGS]
     return {
-        part: ["compare", *asked, f"--store={RECORDS}", f"--json={RECORDS / part}.json"]
-        + [f"--markdown={RECORDS / part}.md"]
+        part: [
+            *("compare", *asked, f"--store={RECORDS}"),
+            *(f"--json={RECORDS / part}.json", f"--markdown={RECORDS / part}.md"),
+        ]
         for part, asked in {"allocators": allocators, "kernels": kernels}.items()
     }
 
 
 def write_page(part: str) -> None:
-    """Put the tables of a part in place of the last ones; allocators' traces go to docs/findings."""
+    """Put tables in place of the last ones; traces of allocators' findings go to docs/findings."""
     tables = (ROOT / RECORDS / f"{part}.md").read_text(encoding="utf-8")
     if part == "allocators":
         shutil.rmtree(ROOT / FINDINGS, ignore_errors=True)

@@ -91,6 +91,28 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def gate_once(start: list[object], folder: Path) -> None:
+    """The gate of the repository that `init` set up, without time for a launch."""
+    with (folder / "pyproject.toml").open("a") as table:
+        table.write("problems = 3\n")
+    git = ("git", "-c", "user.name=Test", "-c", "user.email=test@example.org")
+    for words in (("init", "--quiet"), ("add", "."), ("commit", "--quiet", "--message=first")):
+        ran(*git, *words, cwd=folder)
+    asked = (*start, "gate", "HEAD", "--benchmark", "pool", "--time-limit", "0.1")
+    run = subprocess.run(
+        [str(part) for part in asked],
+        cwd=folder,
+        env={name: os.environ[name] for name in os.environ if name not in LEFT_OUT},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 3, run.stdout + run.stderr
+    assert "against the truth: 1 of 1 subject right" in run.stdout
+    assert "outputs: 1 of 1 are the same bits" in run.stdout
+    assert "not decided: allocator/paged_example.pool:make[" in run.stdout
+
+
 def packages_of(environment: Path) -> Path:
     base = {"base": str(environment), "platbase": str(environment)}
     return Path(sysconfig.get_path("purelib", vars=base))
@@ -113,6 +135,7 @@ def test_commands_run_beside_a_package_called_kernels(installed: Path, tmp_path:
     assert "no finding" in ran(*start, "fuzz", "--examples", "5", cwd=tmp_path)
     assert "written   pyproject.toml" in ran(*start, "init", cwd=tmp_path)
     assert "paged_example.pool:make: 5" in ran(*start, "fuzz", "--examples", "5", cwd=tmp_path)
+    gate_once(start, tmp_path)
     short = ("--batch", "1x16", "--subject", "torch", "--rounds", "1", "--no-compile")
     assert "right in" in ran(*start, "throughput", *short, cwd=tmp_path)
     compiled = ran(*start, "compile", "--target", "sm_90", "--kernel", "copy", cwd=tmp_path)
