@@ -24,7 +24,7 @@ from paged.arrivals import Arrivals, Request
 from paged.clock import PS_PER_NS, StepTime, steps_within, taken_ps
 from paged.counted import COUNTS, Group, Snapshot
 from paged.errors import BadSize, checked_size
-from paged.keyed_blocks import KeyedBlocks, Keys
+from paged.keyed_blocks import KEYED, Keys
 from paged.latency import Service, Slo, Watch
 from paged.policy import PagedPolicy
 
@@ -70,7 +70,7 @@ class CountingServer:
         self._watermark = policy.watermark_blocks(self.num_blocks)
         self._max_running = policy.max_running or self.num_blocks
         self._swapping = policy.preemption == "swap"
-        self._cache = KeyedBlocks(self.num_blocks) if policy.prefix_caching else None
+        self._cache = KEYED[policy.eviction](self.num_blocks) if policy.prefix_caching else None
 
         # In order of admission. Those whose prompt is being computed are in both.
         self._running: dict[int, Group] = {}

@@ -88,11 +88,7 @@ class PagedPolicy:
     @property
     def by_counts(self) -> bool:
         """Whether block counts, and who reads which key, decide everything: `paged.counting`."""
-        return (
-            self.samples == 1
-            and self.sliding_window is None
-            and not (self.prefix_caching and (self.eviction != "lru" or self.tenant_quotas))
-        )
+        return self.samples == 1 and self.sliding_window is None and not self.tenant_quotas
 
     def watermark_blocks(self, num_blocks: int) -> int:
         """Blocks that an admission has to leave free in a pool of `num_blocks`."""

@@ -93,6 +93,7 @@ def counted_policies(draw: st.DrawFn) -> PagedPolicy:
         look_ahead=draw(st.sampled_from([0, 0, 1, 3])),
         token_budget=draw(st.none() | st.integers(1, 30)),
         prefix_caching=draw(st.booleans()),
+        eviction=draw(st.sampled_from(["lru", "lfu", "fifo"])),
     )
 
 

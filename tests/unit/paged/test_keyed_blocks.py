@@ -1,18 +1,25 @@
 """Blocks by key: against the allocator that moves them, and where the line runs full."""
 
 import random
+from collections.abc import Callable
 
 import numpy as np
+import pytest
 
 from paged.allocator import PagedAllocator
-from paged.keyed_blocks import KeyedBlocks
+from paged.eviction import FIFO, LFU, LRU, EvictionOrder
+from paged.keyed_blocks import KEYED
 from paged.prefix import KeyedPrompt
 
 
-def test_keys_are_held_found_and_given_up_as_the_allocator_does() -> None:
+@pytest.mark.parametrize("eviction", [LRU, LFU, FIFO])
+def test_keys_are_held_found_and_given_up_as_the_allocator_does(
+    eviction: Callable[[], EvictionOrder],
+) -> None:
     # 600 prompts of 20 blocks fill the line three times.
     draw = random.Random(0)
-    allocator, blocks = PagedAllocator(120, 1, prefix_caching=True), KeyedBlocks(120)
+    allocator = PagedAllocator(120, 1, prefix_caching=True, eviction=eviction())
+    blocks = KEYED[eviction.__name__.lower()](120)  # type: ignore[attr-defined]
     running: dict[int, list[np.ndarray]] = {}
     ghosts = 0
     for number in range(600):
@@ -31,10 +38,9 @@ def test_keys_are_held_found_and_given_up_as_the_allocator_does() -> None:
         allocator.admit(number, prompt)
         ghosts += blocks.ghosts(numbered[hits:19])
         blocks.hold(numbered[:hits])
-        own = [numbered[:hits], blocks.publish(numbered[hits:])]
-        running[number] = own
         while blocks.idle > allocator.num_cached_idle:
             blocks.evict(min(blocks.idle - allocator.num_cached_idle, draw.randrange(1, 30)))
+        running[number] = [numbered[:hits], blocks.publish(numbered[hits:])]
         assert blocks.idle == allocator.num_cached_idle
         assert blocks.evictions == allocator.num_evictions
     assert ghosts == allocator.num_ghost_hits > 0

@@ -44,7 +44,6 @@ def test_bad_options_are_refused_with_their_value(options: dict[str, Any], messa
     "options",
     [
         {"samples": 2},
-        {"prefix_caching": True, "eviction": "lfu"},
         {"prefix_caching": True, "tenant_quotas": ((0, 9),)},
         {"sliding_window": 64},
     ],
