@@ -250,8 +250,11 @@ def witnesses(
 
     Where none of them shows something that a check needs, no drawn problem does either.
     """
+    known = [name for name in LAYOUTS if f"layout={name}" not in capabilities.declines]
+    usual = "" if {"together", "apart"}.issubset(known) else next(iter(known), "")
     for dtype, block_size, head_dim in _bases(capabilities):
-        for problem in _candidates(dtype, block_size, head_dim, features):
+        for candidate in _candidates(dtype, block_size, head_dim, features):
+            problem = candidate.replace(layout=candidate.layout or usual) if usual else candidate
             if capabilities.refusal(problem) is None and all(f.shown_by(problem) for f in features):
                 yield problem
 

@@ -6,10 +6,12 @@ from inspect import signature
 from bench.check.coverage import LEGEND
 from bench.check.expected_file import read_expected
 from bench.check.testing import parametrize_with_checks
-from bench.check.trial import PROBLEMS
+from bench.check.trial import PROBLEMS, Trial, run_trial
 from helpers.places import DOCS
 from reference.attention.checks import CHECKS
+from reference.attention.expected import Expectations
 from reference.attention.features import FEATURES
+from reference.attention.verdict import Status
 
 CONTRACT = (DOCS / "contract.md").read_text()
 CONFORMANCE = (DOCS / "conformance.md").read_text()
@@ -57,3 +59,32 @@ def test_each_sign_of_the_matrix_is_explained():
         mark = re.sub(r"\d+", "N", sign)
         words = "no problem with it" if state == "no problem shows it" else state
         assert f"{mark} {words}" in legend
+
+
+THEIRS = """
+import torch
+
+def paged_decode(query, keys, values, table, lengths):
+    assert len(query) == len(lengths) and bool((lengths > 0).all())
+    rows = []
+    for row, blocks, length in zip(query, table, lengths):
+        blocks = blocks[: -(-int(length) // 16)].long()
+        k, v = (cache[blocks].flatten(0, 1)[:length].float() for cache in (keys, values))
+        k, v = (each.repeat_interleave(query.shape[1] // each.shape[1], 1) for each in (k, v))
+        weights = (torch.einsum("hd,nhd->hn", row.float(), k) * row.shape[-1] ** -0.5).softmax(1)
+        rows.append(torch.einsum("hn,nhd->hd", weights, v))
+    return torch.stack(rows).to(query.dtype)
+"""
+
+
+def test_somebody_elses_kernel_is_right_without_expected_failures(tmp_path, monkeypatch):
+    shown = re.search(r"```python\n(.*?)```", section("Somebody else's kernel"), re.S)[1]
+    assert len(shown.splitlines()) < 20
+    (tmp_path / "their_kernels.py").write_text(THEIRS)
+    monkeypatch.syspath_prepend(tmp_path)
+    adapter = {}
+    exec(shown, adapter)
+    for check in (each for each in CHECKS if each.name in ("truth", "history", "alone")):
+        trial = Trial(kernel=adapter["attention"], check=check, problems=4)
+        outcome = run_trial(trial, Expectations())
+        assert (outcome.failure, outcome.counts) == (None, {Status.PASSED: 5})
