@@ -306,11 +306,13 @@ def _predicted(change: str, server: Rebuilt, served: Serving) -> Prediction:
     ttft = service.ttft
     span = max(done.time_ns / 1e9, 1e-9)
     servers = 2 if change == _REPLICA else 1
+    # Clients that are served faster ask more: the requests of the window end before it does.
+    longer = server.seconds / span if server.clients is not None else 1.0
     return Prediction(
         change=change,
         requests_per_s=servers * done.completed / span,
         ttft_p50_s=None if ttft is None or server.clients else ttft.p50_ns / 1e9,
-        preemptions=servers * done.preemptions,
+        preemptions=round(servers * longer * done.preemptions),
         mean_wait_s=_queue(server, done) * span / max(done.completed, 1),
     )
 

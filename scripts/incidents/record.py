@@ -1,8 +1,8 @@
 """Make recordings, one after the other, in the engine's environment: JSON lines of what on stdin.
 
 `scripts/make_incidents.py` starts it. Each line is {"name", "seed", "held_out", "folder",
-"changed"}, where `changed` are arguments of the engine in place of those that were drawn; each is
-answered with a line when it is done.
+"changed", "drain"}, where `changed` are arguments of the engine in place of those that were drawn,
+and `drain` seconds in which what is left may end; each is answered with a line when it is done.
 """
 
 import json
@@ -28,6 +28,7 @@ for line in sys.stdin:
     job = json.loads(line)
     began = cpu_s()
     setup = drawn(job["name"], job["seed"], held_out=job["held_out"])
+    setup.drain = job.get("drain", setup.drain)
     # Of an argument that is given twice, the last one holds.
     setup.arguments += job.get("changed", [])
     said = {"folder": job["folder"]}

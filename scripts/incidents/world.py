@@ -71,6 +71,8 @@ class Setup:
     """Seconds of load, and between scrapes."""
     load: Callable[[World], Client]
     ranks: int = 1
+    drain: float = 8.0
+    """Most seconds that requests may still take when the load has ended."""
     restart_at: float | None = None
     down: float = 20.0
     """Seconds that the server is away then."""
@@ -209,7 +211,7 @@ class World:
         self._at(LEAD_S, lambda: self.start(self.setup.load(self)))
         if self.setup.restart_at is not None:
             self._at(LEAD_S + self.setup.restart_at, self._crash)
-        self._at(LEAD_S + self.setup.duration + 11, self._end)
+        self._at(LEAD_S + self.setup.duration + 8, self._end)
         while not self._over:
             self._advance()
 
@@ -251,6 +253,9 @@ class World:
                 scheduler_stats=each.scheduler_stats, iteration_stats=stats, engine_idx=rank
             )
             for output in each.outputs:
+                if output.new_token_ids and output.request_id in self._waiting:
+                    row = self._waiting[output.request_id][1]
+                    row.setdefault("ttft_s", self.now - row["t"])
                 if output.finish_reason is not None:
                     self._answer(output.request_id, 200)
 
@@ -286,6 +291,12 @@ class World:
         self._at(self.setup.down, self._boot)
 
     def _end(self) -> None:
+        if self._waiting and self.now < self.setup.duration + self.setup.drain:
+            self._at(1, self._end)
+            return
+        self._at(3, self._stop)
+
+    def _stop(self) -> None:
         self._over = True
         for name in list(self._waiting):
             self._answer(name, "cancelled_at_end")
@@ -418,7 +429,7 @@ def record(setup: Setup, seed: int, folder: Path, *, held_out: bool) -> None:
     log.unlink()
     for pattern, plain in ((r"/tmp/tmp\w+", "model"), (r"pid=\d+", "pid=100")):
         told = re.sub(pattern, plain, told)
-    columns = ("t", "tenant", "prompt_tokens", "max_tokens", "status", "e2e_s")
+    columns = ("t", "tenant", "prompt_tokens", "max_tokens", "status", "ttft_s", "e2e_s")
     rows = [",".join(columns)]
     for row in world.clients:
         rows.append(",".join(_cell(row.get(column)) for column in columns))
@@ -472,7 +483,7 @@ def _run(world: World) -> bool:
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return f"{value:.3f}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 def _write(file: Path, lines: list[str]) -> None:
