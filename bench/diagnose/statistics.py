@@ -327,6 +327,10 @@ def _slowdown(window: Window) -> float | None:
     means, running = _means(window, "itl_s"), window.gauge("running")
     if means is None or running is None or window.samples < 7:
         return None
+    drafts, accepted = window.gains("drafts"), window.gains("accepted_tokens")
+    if drafts is not None and accepted is not None:
+        # With speculative decoding a step gives more than one token, and how many is no speed.
+        means = means * (1 + accepted / np.maximum(drafts, 1))
     level = (running[1:] + running[:-1]) / 2
     known = np.isfinite(means) & (means > 0)
     means, level = means[known], level[known]

@@ -34,7 +34,7 @@ def unseen(examined: Sequence[Examined], observed: Observed, *, told: bool) -> l
     for window in [each.window for each in examined]:
         gauges = [window.gauge(name) for name in ("running", "waiting")]
         still = sum(float(gauge[-1]) for gauge in gauges if gauge is not None)
-        if still >= 5 and window.series("e2e_s"):
+        if still >= 5 and (window.series("e2e_s") or window.series("output_length")):
             said.append(f"{still:.0f} requests that still run or wait are in no histogram")
             break
     said += observed.notes

@@ -160,11 +160,40 @@ def test_a_slower_engine_is_the_cause_of_the_queue_that_follows():
         itl_s=latency,
         ttft_s=histogram("ttft_s", np.r_[np.full(22, 2.0), np.ones(18)], 0.05),
         waiting=gauge("waiting", np.r_[np.zeros(22), np.arange(18.0)]),
-        running=gauge("running", 7.0 + np.arange(40) % 3),
+        running=gauge("running", np.r_[np.full(20, 4.0), 12.0 + np.arange(20) % 4]),
+        usage=gauge("usage", np.r_[np.full(20, 0.3), np.full(20, 0.9)]),
     )
     found = diagnose(seen)
     assert found.causes[0].mode == "engine_slowed"
     assert found.causes[0].since_s == pytest.approx(START + 20)
+
+
+def test_fewer_accepted_drafts_are_no_slower_engine():
+    """With speculative decoding the time of a token has in it how many a step gives."""
+    each = np.r_[np.full(20, 0.01), np.full(20, 0.03)]
+    made = histogram("itl_s", np.full(40, 50.0), 0.02)
+    seen = server(
+        itl_s=replace(made, sums=np.cumsum(50.0 * each)),
+        drafts=counter("drafts", np.full(40, 20.0)),
+        accepted=counter("accepted_tokens", 20 * np.r_[np.full(20, 2.0), np.zeros(20)]),
+    )
+    assert stats(seen)["slowdown"].value == pytest.approx(1)
+
+
+def test_who_waits_and_never_began_is_in_no_histogram():
+    found = diagnose(server(waiting=gauge("waiting", np.full(40, 30.0))))
+    assert any("in no histogram" in each for each in found.unseen)
+
+
+def test_what_is_computed_again_shows_in_the_events_alone():
+    rows = [
+        (float(t), kind, 7 + b, 6 + b if b else 0, 0, 0)
+        for t in range(12)
+        for kind in (0, 1)
+        for b in range(4)
+    ]
+    seen = stats(replace(server(), events=events(rows)))
+    assert seen["stored_again"].value == pytest.approx(44 / 48)
 
 
 def test_growth_is_the_cause_and_preemption_its_consequence():
