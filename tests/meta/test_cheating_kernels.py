@@ -20,7 +20,7 @@ SAID = {
     "later_threads": NOT_WRITTEN,
     "forged_answer": "broke the protocol",
     "half_a_line": "broke the protocol",
-    "ahead_of_the_answer": NOT_WRITTEN,
+    "ahead_of_the_answer": "broke the protocol",  # its second answer, whenever it was written
     "early_return": "ended with code 0",
 }
 
