@@ -386,7 +386,11 @@ def test_what_is_outside_its_capabilities_is_not_asked_of_a_kernel(asked):
         ("hangs", 1.0, "gave no answer within 1 s: "),
     ],
 )
-def test_a_crash_and_a_hang_of_a_real_child_are_findings(kernel_name, time_limit_s, how):
+def test_a_crash_and_a_hang_of_a_real_child_are_findings(
+    kernel_name, time_limit_s, how, monkeypatch
+):
+    # Each attempt costs the start of another child; that shrinking goes on is tried without any.
+    monkeypatch.setattr("bench.search.shrink.MAX_SHRINKS", 2)
     record = run(
         kernel=named(kernel_name), capabilities=NARROW, problems=8, time_limit_s=time_limit_s
     )
