@@ -35,6 +35,8 @@ def kind_of(findings: Sequence[str]) -> str:
     line, which exception, which answer.
     """
     first = findings[0] if findings else ""
+    if FREE_SLOTS in first:
+        return f"NaN {FREE_SLOTS}"
     if first.startswith("raised "):
         place = _PLACE.search(first)
         return first.split(":")[0] + (f" at {place[1]}" if place else "")

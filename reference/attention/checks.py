@@ -227,7 +227,7 @@ def run_check(
     try:
         findings = check.run(subject, problem)
         if findings and check.name != "memory" and (row := _nan_from_free_slots(subject, problem)):
-            through = f"NaN {FREE_SLOTS} comes through to {row}, though their weight is 0"
+            through = f"{row} is nan, of NaN {FREE_SLOTS}: with finite numbers there it is not"
             findings = [through] if check.name == "truth" else []
             findings += check.run(subject.with_a_finite_cache(), problem)
     except KernelRaised as error:

@@ -19,7 +19,7 @@ from reference.attention.verdict import Status, Verdict
 OFF = "out[token 0, head 3] is 1.25, the truth is 1: off by 0.25, allowed 0.0098"
 UNMASKED = "outside the tensor: load of block_table in theirs.py:429, attend program (0, 0, 0), 1"
 RACE = "race between programs: store of out in theirs.py:512, attend program (0, 0, 0), 1 lane"
-THROUGH = f"NaN {FREE_SLOTS} comes through to out[token 0, head 0], though their weight is 0"
+THROUGH = f"out[token 0, head 0] is nan, of NaN {FREE_SLOTS}: with finite numbers there it is not"
 
 
 def failing(spec: str, *findings: str, check: str = "truth", **changes: object) -> Failure:
@@ -50,6 +50,7 @@ def found_by(**changes: object) -> KernelRecord:
         (UNMASKED, "outside the tensor: load of block_table in theirs.py:429"),
         ("raised ValueError: no tile for 41 (at k.py:12)", "raised ValueError at k.py:12"),
         ("the kernel's process was killed by SIGSEGV: Fatal", "the kernel's process was killed by"),
+        (THROUGH, f"NaN {FREE_SLOTS}"),
         ("", ""),
     ],
 )

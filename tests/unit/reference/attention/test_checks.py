@@ -783,7 +783,7 @@ def lets_nan_through_and_scales(batch: PagedBatch) -> None:
 
 def test_nan_from_free_slots_has_its_own_words_and_hides_nothing() -> None:
     problem = AttentionProblem.parse("(q1 k21) (q2 k9) g2 d16 b4 fp32")
-    said = f"NaN {FREE_SLOTS} comes through to out[token 0, head 0], though their weight is 0"
+    said = f"out[token 0, head 0] is nan, of NaN {FREE_SLOTS}: with finite numbers there it is not"
     verdict = run_check(TRUTH, lets_nan_through, problem)
     assert verdict.findings == (said,)
     through, off = run_check(TRUTH, lets_nan_through_and_scales, problem).findings
