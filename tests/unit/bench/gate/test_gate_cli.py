@@ -130,14 +130,18 @@ def test_an_interrupted_run_leaves_no_worker_and_no_tree(tmp_path: Path, places:
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as run:
         assert run.stderr is not None
-        for line in run.stderr:
-            if line.startswith("after 0 launches"):
-                break
-        of_the_first = two_children(run.pid, other_than=set())
-        workers = two_children(run.pid, other_than=of_the_first)
-        assert list(places.glob("pagedbench-gate-*"))
-        run.send_signal(signal.SIGTERM)
-        run.stderr.read()
+        try:
+            for line in run.stderr:
+                if line.startswith("after 0 launches"):
+                    break
+            of_the_first = two_children(run.pid, other_than=set())
+            workers = two_children(run.pid, other_than=of_the_first)
+            assert list(places.glob("pagedbench-gate-*"))
+            run.send_signal(signal.SIGTERM)
+            run.communicate(timeout=60)
+        except BaseException:
+            run.kill()  # or it is waited for until its own time is up, nine minutes
+            raise
     assert run.returncode == 130
     assert list(places.iterdir()) == []
     for worker in workers:
