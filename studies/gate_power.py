@@ -36,7 +36,7 @@ from asv_runner import __version__ as asv_runner_version
 from pydantic import ValidationError
 
 from bench.gate.record import GateRecord
-from studies.resample import Resampled, Share, resample, share
+from studies.resample import Resampled, ResampleError, Share, resample, share
 
 ROOT: Final = Path(__file__).parents[1]
 
@@ -81,7 +81,11 @@ def main(arguments: Sequence[str]) -> int:
     if git("status", "--porcelain"):
         print("note: the benchmarks are those of the checkout as it stands, the code the commit's")
     failed = [job.name for job in jobs(options) if not done(job, folder)]
-    summary = sum_up(folder, options)
+    try:
+        summary = sum_up(folder, options)
+    except ResampleError as error:
+        print(f"nothing can be drawn anew: {error}; runs are kept in {folder}", file=sys.stderr)
+        return NO_RESULT
     file = folder / "gate-power.json"
     file.write_text(laid_out(summary) + "\n", encoding="utf-8")
     show(summary)

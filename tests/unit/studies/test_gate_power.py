@@ -7,6 +7,7 @@ import pytest
 from bench.gate.verdict import judge
 from helpers.gate_records import contestant, failing, gate_record
 from studies import gate_power
+from studies.resample import ResampleError
 
 SAME = {"base": contestant("b" * 40), "head": contestant("b" * 40)}
 
@@ -92,6 +93,16 @@ def test_only_what_is_missing_is_run(folder, monkeypatch):
     assert summary["asv"]["runs"] == 2
     run(folder)
     assert started == ["asv"]
+
+
+def test_runs_of_too_few_launches_are_no_result(folder, monkeypatch, capsys):
+    def too_few(*_, **__):
+        raise ResampleError("record more")
+
+    monkeypatch.setattr(gate_power, "resample", too_few)
+    fill(folder)
+    assert run(folder) == (gate_power.NO_RESULT, None)
+    assert "record more" in capsys.readouterr().err
 
 
 def test_alarm_on_identical_code_misses_the_bar(folder):
