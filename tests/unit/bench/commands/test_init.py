@@ -172,7 +172,7 @@ REFUSED = {
     "broken": ({"pyproject.toml": "[tool\n"}, (), "pyproject.toml is no TOML"),
     "inline": ({"pyproject.toml": "tool = {}\n"}, (), "no table can be added at its end"),
     "empty table": ({"pyproject.toml": "[tool.pagedbench]\n"}, (), "names no subject"),
-    "unknown key": ({"pyproject.toml": "[tool.pagedbench]\nkernel = 1\n"}, (), "kernel: there is no such key"),
+    "unknown key": ({"pyproject.toml": "[tool.pagedbench]\nkernel = 1\n"}, (), "no such key"),
     "another subject": (
         {"pyproject.toml": "[tool.pagedbench]\nkernels = ['a:b']\n"},
         ("--kernel", "c:d"),
