@@ -40,6 +40,8 @@ def test_a_reason_is_a_url_or_a_sentence(reason: str) -> None:
         ({"when": ("windows",)}, "'windows' is no feature of a problem; use one of dtype=fp32"),
         ({"when": "window"}, r"when='window': features are a list, such as \['window'\]"),
         ({"when": ("window", "noncausal")}, "no problem has all of these and can show truth"),
+        ({"line": "k.py"}, "line='k.py': write FILE:LINE"),
+        ({"message": "a ("}, r"message='a \(' is no regular expression"),
         ({"check": "growth", "when": ("decode",)}, "no problem has all of these and can show"),
     ],
 )
@@ -123,6 +125,20 @@ def test_each_state_is_said_with_what_to_do() -> None:
         expectations.met[0].said
         == f"k.py:f truth [kv_dtype=e5m2] fails 1 of 2 problems, as expected: {URL}"
     )
+
+
+def test_a_line_or_a_message_waives_what_it_names_and_nothing_beside_it() -> None:
+    at = "outside the tensor: load of block_table in k.py:42, attend program (0, 0, 0)"
+    other = at.replace("k.py:42", "k.py:429")
+    hint = "it is the right answer to logits times 2"
+    seen = Verdict("truth", Status.FAILED, (other, at, hint))
+    left = Expectations.of([waiver(line="k.py:42")], "k.py:f").judge(PLAIN, seen)
+    assert left == Verdict("truth", Status.FAILED, (other,))
+    both = [waiver(message=r"k\.py:42\d"), waiver(message="block_table in k.py:42,")]
+    expectations = Expectations.of(both, "k.py:f")
+    assert expectations.judge(PLAIN, seen).status is Status.EXPECTED
+    assert [met.finding for met in expectations.met] == [other, f"{at}; {hint}"]
+    assert not expectations.cover("truth", PLAIN)
 
 
 def test_those_of_other_kernels_are_found() -> None:
