@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from bench.diagnose.record import Diagnosis
-from bench.diagnose.report import clock
+from bench.diagnose.report import clock, confidence
 
 
 def markdown(diagnosis: Diagnosis) -> str:
     """Timeline, evidence, cause, consequence, remedy, alert."""
     parts = [f"# {diagnosis.verdict}: {diagnosis.says}\n"]
     if diagnosis.confidence:
-        parts.append(f"Confidence: {diagnosis.confidence:.0%}.\n")
+        parts.append(f"Confidence: {confidence(diagnosis.confidence)}.\n")
     if diagnosis.timeline:
         rows = (f"| {clock(m.time_s)} | {m.says} | {m.engine} |" for m in diagnosis.timeline)
         parts.append(_table("Timeline (UTC)", ("time", "what", "engine"), rows))

@@ -17,7 +17,7 @@ _COLOURS: Final = {"healthy": "bold green", "found": "bold red", "cannot tell": 
 
 def show(diagnosis: Diagnosis, console: Console) -> None:
     """Print it."""
-    sure = f" ({diagnosis.confidence:.0%})" if diagnosis.confidence else ""
+    sure = f" ({confidence(diagnosis.confidence)})" if diagnosis.confidence else ""
     console.print(Text(f"{diagnosis.verdict}{sure}", style=_COLOURS[diagnosis.verdict]))
     for line in lines(diagnosis):
         console.print(Text(line), soft_wrap=True)
@@ -103,6 +103,11 @@ def _same(row: Prediction, other: Prediction) -> bool:
         and abs(row.mean_wait_s - other.mean_wait_s) < max(0.05 * other.mean_wait_s, 0.01)
         and abs(row.preemptions - other.preemptions) < max(0.1 * other.preemptions, 1)
     )
+
+
+def confidence(probability: float) -> str:
+    """As it is said: what was fitted on a few hundred recordings is never certain."""
+    return "over 99 %" if probability > 0.99 else f"{100 * probability:.0f} %"
 
 
 def clock(time_s: float) -> str:

@@ -61,8 +61,9 @@ def read_all(paths: Iterable[Path]) -> Observed:
                 seen = read(file)
                 if seen is None and inside is None:
                     raise BadInput(
-                        f"{file}: neither metrics nor a log nor events that are known here "
-                        f"({', '.join(FORMATS)}); name one of those"
+                        f"{file}: none of the forms that are known here: scrapes, answers of "
+                        f"Prometheus, logs of vLLM or SGLang, block events, request logs, spans, "
+                        f"free lists; `pagedbench record` writes a folder of them"
                     )
                 parts += [] if seen is None else [seen]
         except OSError as error:

@@ -44,7 +44,9 @@ def read(path: Path) -> Observed | None:
             return None
     else:
         return None
-    if not (_MARK.match(head[-1].text) or any("# TYPE" in each.text for each in head)):
+    first = head[-1].text
+    ours = _MARK.match(first) or first.startswith(KNOWN)
+    if not (ours or any("# TYPE" in each.text for each in head)):
         return None
     named = _TIME.search(path.name)
     moment = float(named[1]) if named else os.path.getmtime(path)

@@ -310,3 +310,9 @@ def test_hostile_files_are_refused_in_bounded_time(tmp_path, what):
     with pytest.raises(BadInput, match="input"):
         read_all([file])
     assert time.process_time() - began < 5
+
+
+def test_one_scrape_without_help_is_a_scrape(put):
+    seen = read_all([put("now.txt", 'vllm:num_requests_running{engine="0"} 3\n')])
+    (running,) = seen.named("running")
+    assert running.values.tolist() == [3]
