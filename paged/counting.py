@@ -99,7 +99,7 @@ class CountingServer:
         # have to be free before it is worth a look.
         self._why = _NOBODY
         self._floor = self._blocked = 0
-        self._gave_way = self._admitted = False
+        self._gave_way = self._admitted = self._spent = False
         self._places = 0
 
         # Sums over the steps.
@@ -322,6 +322,7 @@ class CountingServer:
         size, cache, ahead = self._size, self._cache, self._ahead
         self._why = _NOBODY
         self._blocked = 0
+        self._spent = False
         self.arrivals.now_ns = self._clock // PS_PER_NS
         prefill = at = hits = idle_hits = 0
         while at <= ahead:
@@ -360,6 +361,7 @@ class CountingServer:
                     if why != _SHORT:
                         self._floor = needed + (0 if why == _WATERMARK else self._watermark)
                 if why >= _LIMIT:
+                    self._spent = why == _BUDGET
                     break
                 at += 1
                 continue
@@ -495,11 +497,12 @@ class CountingServer:
             return 0
         if why := self._why:
             # The head may not have been looked at last; what it needs may change with its hits; and
-            # what prompts took of the budget in this step is there again in the next.
+            # what prompts took of the budget in this step is there again in the next, for the head
+            # or for whoever was looked at behind it.
             if (
                 (self._ahead and (self._admitted or self._gave_way))
                 or (self._cache is not None and (self._gave_way or why != _SHORT))
-                or (why == _BUDGET and self._decoding < (self._budget or 0))
+                or (self._spent and self._decoding < (self._budget or 0))
             ):
                 return 0
         elif self._admitted and self.draining:

@@ -6,6 +6,7 @@ import torch
 from bench.check import subject as other_side
 from bench.check import worker
 from bench.check.apart import LATE, ApartKernel, Gone
+from bench.check.watching import watcher
 from helpers.apart import InThisProcess, apart_here
 from helpers.wrong_kernels import named
 from paged.attention import paged_attention
@@ -68,7 +69,7 @@ def test_verdicts_are_those_of_a_kernel_in_this_process(kernel):
             problem = AttentionProblem.parse(spec)
             for check in CHECKS:
                 if check.applies(problem):
-                    verdict = run_check(check, here, problem)
+                    verdict = run_check(check, here, problem, watch=watcher())
                     said = worker.answer(apart, {"check": check.name, "problem": spec})
                     assert said == {
                         "status": verdict.status.value,
