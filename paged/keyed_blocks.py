@@ -251,8 +251,9 @@ class KeyedByAge(KeyedBlocks):
             # What was found again, or has a younger block now, is in another run or in the line.
             still = (self._state[run] < 0) & (self._since[run] == since)
             run, since = run[still], since[still]
-            older = int(np.searchsorted(since, self._runs[0][0])) if self._runs else run.size
-            taken = max(min(older, count), min(1, run.size))
+            # Of what is left the first may be younger than another run's. A key may be in two runs.
+            last = self._runs[0][0] if self._runs else self._published
+            taken = min(int(np.searchsorted(since, last, side="right")), count)
             self._give_up(run[:taken])
             count -= taken
             self._keep(run[taken:], since[taken:])
