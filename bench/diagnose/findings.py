@@ -26,6 +26,10 @@ class Finding:
     """The sentence, with the figure in it."""
     below: bool = False
     """Which side counts."""
+    plain: str = ""
+    """The sentence for figures that read badly as a number: none, once, no more than before."""
+    plain_for: tuple[float, float] = (0.0, 0.0)
+    """From and to which figure it is said."""
     scale: float = 1.0
     """Of the figure in the sentence."""
     usual: float = 0.04
@@ -46,10 +50,17 @@ class Finding:
 
     def sentence(self, stat: Stat) -> str:
         """Say what was found."""
-        return self.says.format(stat.value * self.scale)
+        low, high = self.plain_for
+        if self.plain and low <= stat.value <= high:
+            return self.plain
+        shown = stat.value * self.scale
+        said = self.says.format(shown)
+        return said.replace("0 %", "under 1 %") if 0 < shown < 0.5 else said
 
 
 _TINY: Final = 1e-3
+_NO_MORE: Final = (0.0, 1.05)
+"""Of growth, what is none."""
 
 FINDINGS: Final[Mapping[str, Finding]] = {
     "queue": Finding(
@@ -69,7 +80,8 @@ FINDINGS: Final[Mapping[str, Finding]] = {
     "roomy": Finding(
         "usage_while_waiting",
         0.78,
-        "only {:.0f} % of the cache is in use while requests wait",
+        "{:.0f} % of the cache is in use while requests wait",
+        plain="none of the cache is in use while requests wait",
         below=True,
         scale=100,
         usual=0.4,
@@ -82,10 +94,17 @@ FINDINGS: Final[Mapping[str, Finding]] = {
         usual=0.2,
     ),
     "preempting": Finding(
-        "preemptions_per_request", 0.12, "{:.2f} preemptions for each request", symptom=True
+        "preemptions_per_request",
+        0.12,
+        "{:.2g} preemptions for each request",
+        plain="no request is preempted",
+        symptom=True,
     ),
     "preempting_some": Finding(
-        "preemptions_per_request", 0.015, "{:.2f} preemptions for each request"
+        "preemptions_per_request",
+        0.015,
+        "{:.2g} preemptions for each request",
+        plain="no request is preempted",
     ),
     "filled": Finding(
         "usage_top", 0.9, "the cache is up to {:.0f} % in use", scale=100, usual=0.25
@@ -98,9 +117,20 @@ FINDINGS: Final[Mapping[str, Finding]] = {
         scale=100,
         usual=0.6,
     ),
-    "filling": Finding("usage_growth", 1.8, "use of the cache grows {:.1f} times", usual=0.1),
+    "filling": Finding(
+        "usage_growth",
+        1.8,
+        "{:.1f} times as much of the cache is in use as before",
+        plain="no more of the cache is in use than before",
+        plain_for=_NO_MORE,
+        usual=0.1,
+    ),
     "larger": Finding(
-        "usage_per_request_growth", 1.6, "what a running request holds grows {:.1f} times"
+        "usage_per_request_growth",
+        1.6,
+        "a running request holds {:.1f} times as much as before",
+        plain="a running request holds no more than before",
+        plain_for=_NO_MORE,
     ),
     "held_idle": Finding(
         "usage_at_idle",
@@ -135,10 +165,17 @@ FINDINGS: Final[Mapping[str, Finding]] = {
         "slowdown",
         1.7,
         "a token takes {:.1f} times as long as before, with as many running",
+        plain="a token takes no longer than before, with as many running",
+        plain_for=_NO_MORE,
         symptom=True,
     ),
     "arrivals_up": Finding(
-        "arrivals_growth", 1.5, "requests arrive {:.1f} times as often as before", usual=0.08
+        "arrivals_growth",
+        1.5,
+        "requests arrive {:.1f} times as often as before",
+        plain="requests arrive no more often than before",
+        plain_for=_NO_MORE,
+        usual=0.08,
     ),
     "lost": Finding(
         "lost_share",
@@ -163,7 +200,14 @@ FINDINGS: Final[Mapping[str, Finding]] = {
         symptom=True,
         usual=0.003,
     ),
-    "restarted": Finding("restarts", 0.5, "counters begin anew {:.0f} time(s)", usual=0.003),
+    "restarted": Finding(
+        "restarts",
+        0.5,
+        "counters begin anew {:.0f} times",
+        plain="counters begin anew once",
+        plain_for=(1.0, 1.0),
+        usual=0.003,
+    ),
     "stuck": Finding(
         "stuck_samples",
         2.5,
@@ -181,6 +225,7 @@ FINDINGS: Final[Mapping[str, Finding]] = {
         "hit_rate",
         0.3,
         "{:.0f} % of the prompts' tokens were found in the cache",
+        plain="none of the prompts' tokens was found in the cache",
         below=True,
         scale=100,
         usual=0.45,
@@ -189,6 +234,7 @@ FINDINGS: Final[Mapping[str, Finding]] = {
         "hit_rate",
         0.6,
         "{:.0f} % of the prompts' tokens were found in the cache",
+        plain="none of the prompts' tokens was found in the cache",
         below=True,
         scale=100,
         usual=0.5,
@@ -197,18 +243,27 @@ FINDINGS: Final[Mapping[str, Finding]] = {
         "hit_rate",
         0.07,
         "{:.0f} % of the prompts' tokens were found in the cache",
+        plain="none of the prompts' tokens was found in the cache",
         below=True,
         scale=100,
         usual=0.4,
     ),
     "hits_fell": Finding(
-        "hit_rate_change", 0.55, "the hit rate falls to {:.2f} of what it was", below=True
+        "hit_rate_change",
+        0.55,
+        "the hit rate falls to {:.0f} % of what it was",
+        plain="the hit rate does not fall",
+        plain_for=(0.95, math.inf),
+        below=True,
+        scale=100,
     ),
     "unqueried": Finding(
         "queried",
         0.02,
-        "the prefix cache was asked for {:.2f} of the tokens",
+        "the prefix cache was asked for {:.0f} % of the tokens",
+        plain="the prefix cache was asked for none of the tokens",
         below=True,
+        scale=100,
         usual=0.003,
     ),
     "off": Finding("caching_off", 0.5, "prefix caching is off", usual=0.003, input="configuration"),
@@ -223,6 +278,7 @@ FINDINGS: Final[Mapping[str, Finding]] = {
         "stored_again",
         0.05,
         "{:.0f} % of the blocks had been stored before and removed",
+        plain="none of the blocks had been stored before and removed",
         scale=100,
         usual=0.05,
         input="events",
@@ -231,6 +287,7 @@ FINDINGS: Final[Mapping[str, Finding]] = {
         "stored_again",
         0.45,
         "{:.0f} % of the blocks had been stored before and removed",
+        plain="none of the blocks had been stored before and removed",
         scale=100,
         usual=0.02,
         input="events",
@@ -255,6 +312,7 @@ FINDINGS: Final[Mapping[str, Finding]] = {
         "turns",
         0.08,
         "{:.0f} % of the prompts go on where an earlier request ended",
+        plain="none of the prompts goes on where an earlier request ended",
         scale=100,
         usual=0.15,
         input="events",
@@ -263,6 +321,7 @@ FINDINGS: Final[Mapping[str, Finding]] = {
         "stored_elsewhere",
         0.12,
         "{:.0f} % of the blocks hold tokens that lie behind other tokens, too",
+        plain="none of the blocks holds tokens that lie behind other tokens, too",
         scale=100,
         input="events",
     ),
@@ -270,6 +329,7 @@ FINDINGS: Final[Mapping[str, Finding]] = {
         "stored_salted",
         0.12,
         "{:.0f} % of the blocks differ from others in their salt alone",
+        plain="none of the blocks differs from others in its salt alone",
         scale=100,
         input="events",
     ),
@@ -277,7 +337,11 @@ FINDINGS: Final[Mapping[str, Finding]] = {
         "residence", 0.8, "a block stays {:.1f} times as long as its reuse takes", below=True
     ),
     "conservative": Finding(
-        "new_token_ratio", 0.75, "room is kept for {:.2f} of the longest outputs", usual=0.2
+        "new_token_ratio",
+        0.75,
+        "room is kept for {:.0f} % of the longest outputs",
+        scale=100,
+        usual=0.2,
     ),
     "one_tenant": Finding(
         "largest_tenant",
@@ -288,7 +352,13 @@ FINDINGS: Final[Mapping[str, Finding]] = {
         input="requests",
     ),
     "uneven": Finding(
-        "uneven_replicas", 0.5, "queues of the replicas differ by {:.1f} of them", input="replicas"
+        "uneven_replicas",
+        0.5,
+        "of all that wait, {:.0f} % more do so at one replica than at another",
+        plain="all that wait do so at one replica",
+        plain_for=(0.995, 1.0),
+        scale=100,
+        input="replicas",
     ),
     "alike_roots": Finding(
         "shared_roots",

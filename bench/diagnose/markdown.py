@@ -30,7 +30,7 @@ def markdown(diagnosis: Diagnosis) -> str:
     if diagnosis.consequences:
         parts.append(_list("Consequences", diagnosis.consequences))
     if diagnosis.candidates:
-        likely = [f"{each.probability:.0%} {each.says}" for each in diagnosis.candidates]
+        likely = [f"{confidence(each.probability)}: {each.says}" for each in diagnosis.candidates]
         parts.append(_list("It may be", likely))
     if diagnosis.deciding:
         parts.append(f"## What would decide\n\n{diagnosis.deciding}\n")

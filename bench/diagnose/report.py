@@ -26,21 +26,22 @@ def show(diagnosis: Diagnosis, console: Console) -> None:
 def lines(diagnosis: Diagnosis) -> list[str]:
     """What stands under the verdict."""
     said: list[str] = []
-    if not diagnosis.causes:
+    if not diagnosis.causes and diagnosis.says != diagnosis.verdict:
         said += _wrapped(diagnosis.says)
     for cause in diagnosis.causes:
-        said += _of(cause)
+        said += _of(cause, several=len(diagnosis.figures) > 1)
     if diagnosis.consequences:
         said.append("what follows from it")
         said += [line for each in diagnosis.consequences for line in _item(each)]
     if diagnosis.candidates:
         said.append("it may be")
         for candidate in diagnosis.candidates:
-            said += _item(f"{candidate.probability:4.0%}  {candidate.mode}: {candidate.says}")
+            named = "" if candidate.says == candidate.mode else f"{candidate.mode}: "
+            said += _item(f"{confidence(candidate.probability):>9}  {named}{candidate.says}")
     if diagnosis.deciding:
         said += ["what would decide", *_item(diagnosis.deciding)]
     if diagnosis.timeline and diagnosis.causes:
-        said.append("what changed")
+        said.append("what changed (UTC)")
         several = len({moment.engine for moment in diagnosis.timeline}) > 1
         for moment in diagnosis.timeline[:8]:
             where = f"  engine {moment.engine}" if several and moment.engine else ""
@@ -56,10 +57,10 @@ def lines(diagnosis: Diagnosis) -> list[str]:
     return said
 
 
-def _of(cause: Cause) -> list[str]:
+def _of(cause: Cause, *, several: bool) -> list[str]:
     since = f", since {clock(cause.since_s)}" if cause.since_s is not None else ""
     engines = [name for name in cause.engines if name]
-    where = f", engine {', '.join(engines)}" if len(engines) > 1 else ""
+    where = f", engine {', '.join(engines)}" if several and engines else ""
     untested = "" if cause.tested else " (no recording has it: not tested)"
     said = _wrapped(f"{cause.mode}: {cause.says}{since}{where}{untested}")
     said += [line for each in cause.evidence for line in _item(_figure(each))]
@@ -73,8 +74,9 @@ def _of(cause: Cause) -> list[str]:
 def _figure(evidence: Evidence) -> str:
     figure = evidence.figure
     interval = f" ({figure.low:.3g} to {figure.high:.3g})" if figure.low != figure.high else ""
-    when = f"{clock(figure.start_s)} to {clock(figure.end_s)}"
-    return f"{evidence.says}{interval} [{figure.series}, {when}]"
+    when = dict.fromkeys(clock(at) for at in (figure.start_s, figure.end_s) if at > 0)
+    source = ", ".join(filter(None, (figure.series, " to ".join(when))))
+    return f"{evidence.says}{interval} [{source}]"
 
 
 def _prescribed(made: Prescription) -> list[str]:
@@ -107,7 +109,9 @@ def _same(row: Prediction, other: Prediction) -> bool:
 
 def confidence(probability: float) -> str:
     """As it is said: what was fitted on a few hundred recordings is never certain."""
-    return "over 99 %" if probability > 0.99 else f"{100 * probability:.0f} %"
+    if 0.01 <= probability <= 0.99:
+        return f"{100 * probability:.0f} %"
+    return "over 99 %" if probability > 0.99 else "under 1 %"
 
 
 def clock(time_s: float) -> str:

@@ -35,7 +35,7 @@ from bench.diagnose.record import (
 )
 from bench.diagnose.replicas import replica_statistics
 from bench.diagnose.statistics import FEW, Stat, Stats, changes, statistics
-from bench.diagnose.unseen import unseen
+from bench.diagnose.unseen import missing, unseen
 from bench.diagnose.window import Window, windows
 
 SAID: Final = 0.5
@@ -98,7 +98,8 @@ def diagnose(observed: Observed, fit: Fitted | None = None, *, simulate: bool = 
             **common,
         )
     open_ = any(hits_open(each.posterior.holds) for each in examined)
-    if healthy >= SAID and told and not open_:
+    blank = _blank(examined)
+    if healthy >= SAID and told and not open_ and not blank:
         shares = {m: together[m] for m, mode in MODES.items() if mode.healthy}
         likeliest = max(shares, key=shares.__getitem__)
         says = MODES[likeliest].says if shares[likeliest] > 0.15 else "healthy"
@@ -117,11 +118,12 @@ def diagnose(observed: Observed, fit: Fitted | None = None, *, simulate: bool = 
     candidates = [
         _candidate(mode, probability)
         for mode, probability in sorted(rest.items(), key=lambda each: -each[1])
-        if told and (probability >= MAYBE or mode in alike)
+        if told and (probability >= MAYBE or mode in alike) and not (blank and mode == "healthy")
     ]
     return Diagnosis(
         verdict="cannot tell",
-        says=_cannot(candidates, told=told, hits=open_ and healthy >= SAID),
+        says=(blank if told and healthy >= SAID else "")
+        or _cannot(candidates, examined, told=told, hits=open_ and healthy >= SAID),
         confidence=0.0,
         causes=[],
         consequences=[],
@@ -189,11 +191,11 @@ def _ordered(found: list[str], examined: list[Examined]) -> tuple[list[str], lis
     causes = [mode for mode in found if mode not in followed]
     if not causes:  # two that lead to each other
         return found, []
-    followed |= {
+    followed = {
         led
         for mode in causes
         for led in MODES[mode].leads_to
-        if any(_shows(led, each.posterior.holds) for each in examined)
+        if led in found or any(_shows(led, each.posterior.holds) for each in examined)
     }
     starts = {mode: _since(mode, examined) for mode in causes}
     known = sorted(starts.values(), key=lambda t: t if t is not None else math.inf)
@@ -203,8 +205,11 @@ def _ordered(found: list[str], examined: list[Examined]) -> tuple[list[str], lis
 
 
 def _shows(mode: str, holds: Mapping[str, float]) -> bool:
-    """Whether all that a mode requires was seen to hold."""
-    return all(holds.get(name, 0.0) > 0.5 for name in MODES[mode].requires)
+    """Whether all that a mode requires was seen to hold; without a symptom nothing forbids it."""
+    about = MODES[mode]
+    felt = any(FINDINGS[name].symptom for name in about.requires)
+    against = not felt and any(holds.get(name, 0.0) > 0.5 for name in about.forbids)
+    return not against and all(holds.get(name, 0.0) > 0.5 for name in about.requires)
 
 
 def _before(mode: str, led: str, examined: list[Examined]) -> bool:
@@ -281,12 +286,27 @@ def _not_this(
     for other in alike:
         holds = worst.posterior.holds
         named = MODES[mode].unlike[other]
-        weighed = {name: ratio(name, sure, mode, other, fit) for name, sure in holds.items()}
+        if named not in holds and other != HEALTHY and not proven(other, holds):
+            continue  # nothing that would show it could be seen
+        of_either = _roles(mode) | _roles(other) | {named}
+        weighed = {
+            name: ratio(name, sure, mode, other, fit)
+            for name, sure in holds.items()
+            if name in of_either
+        }
+        if not weighed:
+            continue
         best = named if weighed.get(named, 0) > 0.5 else max(weighed, key=weighed.__getitem__)
         if weighed[best] > 0.3 and other != HEALTHY:
             finding, stat = FINDINGS[best], worst.stats[FINDINGS[best].stat]
             result.append(Ruled(mode=other, why=finding.sentence(stat)))
     return result
+
+
+def _roles(mode: str) -> set[str]:
+    """Findings that somebody who knows the mode would name."""
+    about = MODES.get(mode)
+    return set() if about is None else {*about.requires, *about.expects, *about.forbids}
 
 
 def _candidate(mode: str, probability: float) -> Candidate:
@@ -299,9 +319,35 @@ def _words(mode: str) -> str:
     return "healthy" if mode == HEALTHY else MODES[mode].says
 
 
-def _cannot(candidates: list[Candidate], *, told: bool, hits: bool) -> str:
+def _blank(examined: list[Examined]) -> str:
+    """Why a server on which nothing is wrong cannot be called healthy either. Empty: it can."""
+    windows = [each.window for each in examined]
+    if not any(_ABOUT_THE_CACHE & each.stats.keys() for each in examined):
+        return "nothing waits or is lost, but nothing that was given is about the cache"
+    came = [window.gained(name) for window in windows for name in _WORK]
+    gauges = [gauge for w in windows if (gauge := w.gauge("running")) is not None]
+    if (gauges or any(gain is not None for gain in came)) and not (
+        any(came) or any((gauge > 0).any() for gauge in gauges)
+    ):
+        return "nobody asked the server for anything: record it while it works"
+    return ""
+
+
+_WORK: Final = ("ttft_s", "finished", "prompt_tokens", "generation_tokens")
+_ABOUT_THE_CACHE: Final = frozenset(
+    {"preemptions_per_request", "usage_top", "hit_rate", "stored_again"}
+)
+
+
+def _cannot(
+    candidates: list[Candidate], examined: list[Examined], *, told: bool, hits: bool
+) -> str:
     if not told:
-        return "too little to tell from: one look at a counter says nothing of now"
+        samples = max((each.window.samples for each in examined), default=0)
+        if samples == 1:
+            return "too little to tell from: one look at a counter says nothing of now"
+        given = f"{samples} samples" if samples else "no sample of a known metric"
+        return f"too little to tell from: {given}; record at least a minute"
     if hits:
         return "nothing waits or is lost; whether more could be reused cannot be told from this"
     if candidates and candidates[0].mode == "other":
@@ -327,11 +373,14 @@ def _deciding(candidates: list[str], examined: list[Examined], fit: Fitted) -> s
             )
             weights[finding.input] = max(weights.get(finding.input, 0.0), far)
     best = max(weights, key=weights.__getitem__, default="")
-    return INPUTS.get(best, "") if weights.get(best, 0) > 1 else ""
+    if weights.get(best, 0) <= 1:
+        return ""
+    lacking = missing([each.window for each in examined])
+    return INPUTS[best].format(missing=f" ({', '.join(lacking)})" if lacking else "")
 
 
 INPUTS: Final = {
-    "metrics": "metrics with the series that are missing, scraped every 1 to 2 s",
+    "metrics": "metrics with the series that are missing{missing}, scraped every 1 to 2 s",
     "events": "block events (--kv-events-config, `pagedbench record --events`)",
     "requests": "a request log with tenants and the digest of each prompt's first block",
     "prompts": "the prompts: whether they begin alike",

@@ -449,8 +449,9 @@ def _configured(made: _Made) -> None:
         if (per := made.found.get("prefill_tokens_per_step")) is not None:
             made.put("budget_used", per.value / budget, "prefill_s")
     for name in {fact.name for fact in made.window.observed.facts}:
-        count = sum(fact.name == name for fact in made.window.observed.facts)
-        made.put(f"log_{name}", float(count), "log")
+        times = [fact.time_s for fact in made.window.observed.facts if fact.name == name]
+        count = float(len(times))
+        made.found[f"log_{name}"] = Stat(count, count, count, "log", min(times), max(times))
     for free in made.window.observed.free_maps:
         hole, whole = float(free.holes.max(initial=0)), float(free.holes.sum())
         if free.wanted is not None and hole < free.wanted <= whole:

@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from bench.diagnose.observed import Observed
 
 if TYPE_CHECKING:
     from bench.diagnose.run import Examined
+    from bench.diagnose.window import Window
 
 COARSE_S = 4.0
 """Time between scrapes from which a queue of seconds goes unseen."""
+
+
+_SERIES: Final = {
+    "requests that run": ("running",),
+    "requests that wait": ("waiting",),
+    "use of the cache": ("usage",),
+    "preemptions": ("preemptions", "retracted_tokens"),
+    "hits of the prefix cache": ("prefix_hits", "hit_rate"),
+    "time to first token": ("ttft_s",),
+    "time between tokens": ("itl_s",),
+}
+"""What each diagnosis looks at, and the series that any engine has for it."""
+
+
+def missing(windows: Sequence[Window]) -> list[str]:
+    """What no engine gave a series of. Empty, too, where none gave any."""
+    lacking = [
+        said
+        for said, names in _SERIES.items()
+        if not any(window.series(name) for window in windows for name in names)
+    ]
+    return lacking if len(lacking) < len(_SERIES) else []
 
 
 def unseen(examined: Sequence[Examined], observed: Observed, *, told: bool) -> list[str]:
@@ -31,11 +54,14 @@ def unseen(examined: Sequence[Examined], observed: Observed, *, told: bool) -> l
         said.append(f"what lasts less than the {max(gaps):g} s between scrapes, such as a burst")
     if "max_num_seqs" not in observed.config:
         said.append("max_num_seqs and the token budget: they are in the start line of the log only")
+    if lacking := missing([each.window for each in examined]):
+        said.append(f"{', '.join(lacking)}: no such series was given")
+    still = 0.0
     for window in [each.window for each in examined]:
-        gauges = [window.gauge(name) for name in ("running", "waiting")]
-        still = sum(float(gauge[-1]) for gauge in gauges if gauge is not None)
-        if still >= 5 and (window.series("e2e_s") or window.series("output_length")):
-            said.append(f"{still:.0f} requests that still run or wait are in no histogram")
-            break
+        if window.series("e2e_s") or window.series("output_length"):
+            gauges = [window.gauge(name) for name in ("running", "waiting")]
+            still += sum(float(gauge[-1]) for gauge in gauges if gauge is not None)
+    if still >= 5:
+        said.append(f"{still:.0f} requests still run or wait, in no histogram of finished ones")
     said += observed.notes
     return said

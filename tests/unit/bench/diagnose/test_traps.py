@@ -5,9 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from bench.diagnose.findings import FINDINGS
 from bench.diagnose.observed import Fact, FreeMap, Observed, merge
+from bench.diagnose.report import lines
 from bench.diagnose.run import diagnose
-from bench.diagnose.statistics import statistics
+from bench.diagnose.statistics import Stat, statistics
 from bench.diagnose.window import windows
 from helpers.seen import START, counter, events, gauge, histogram, server
 
@@ -76,6 +78,56 @@ def test_what_is_absent_is_unknown_and_never_zero():
     assert not stats(seen).keys() & {"preemptions_per_request", "usage_top", "hit_rate"}
 
 
+def test_what_is_absent_is_named():
+    found = diagnose(server(preemptions=None, waiting=gauge("waiting", np.full(40, 9.0))))
+    assert "preemptions: no such series was given" in found.unseen
+
+
+def test_nothing_about_the_cache_is_no_healthy_cache():
+    names = ("preemptions", "usage", "prefix_queries", "prefix_hits")
+    found = diagnose(server(**dict.fromkeys(names)))
+    assert found.verdict == "cannot tell"
+    assert "about the cache" in found.says
+
+
+def test_a_server_that_nobody_asked_is_not_called_healthy():
+    found = diagnose(server(busy=0))
+    assert found.verdict == "cannot tell"
+    assert "nobody asked" in found.says
+
+
+@pytest.mark.parametrize(("n", "says"), [(0, "no sample"), (2, "2 samples")])
+def test_too_little_is_said_to_be_what_it_is(n, says):
+    assert says in diagnose(server(n) if n else Observed()).says
+
+
+@pytest.mark.parametrize(
+    ("finding", "value", "says"),
+    [
+        ("preempting", 0.0, "no request is preempted"),
+        ("preempting", 0.003, "0.003 preemptions for each request"),
+        ("arrivals_up", 1.0, "requests arrive no more often than before"),
+        ("hits_fell", 1.3, "the hit rate does not fall"),
+        ("hits_fell", 0.04, "the hit rate falls to 4 % of what it was"),
+        ("restarted", 1.0, "counters begin anew once"),
+        ("queue", 0.004, "requests wait in under 1 % of the samples"),
+    ],
+)
+def test_figures_are_said_as_a_person_would(finding, value, says):
+    figure = Stat(value, value, value, "", 0.0, 0.0)
+    assert FINDINGS[finding].sentence(figure) == says
+
+
+def test_what_cannot_be_seen_is_not_ruled_out():
+    """No metric has a label for tenants."""
+    capped = server(
+        waiting=gauge("waiting", np.full(40, 9.0)), running=gauge("running", np.full(40, 8.0))
+    )
+    (cause,) = diagnose(capped).causes
+    assert cause.mode == "max_num_seqs_cap"
+    assert "noisy_tenant" not in [each.mode for each in cause.not_this]
+
+
 def test_a_pool_whose_size_is_not_known_has_no_share_of_it():
     seen = replace(server(), config={})
     assert "longest_prompt" not in stats(seen)
@@ -94,6 +146,7 @@ def test_engines_are_told_apart_never_summed():
     assert found.figures["1"]["usage_top"].value == pytest.approx(0.98)
     pool = next(cause for cause in found.causes if cause.mode == "pool_too_small")
     assert pool.engines == ["1"]
+    assert any(line.endswith("engine 1") for line in lines(found))
 
 
 def test_one_scrape_says_nothing_of_now():
@@ -209,6 +262,7 @@ def test_growth_is_the_cause_and_preemption_its_consequence():
     found = diagnose(seen)
     assert found.causes[0].mode == "load_growth"
     assert any("preempted" in each for each in found.consequences)
+    assert not any("the cache has room" in each for each in found.consequences)
 
 
 def test_tokens_of_no_latency_do_not_divide():
@@ -241,12 +295,14 @@ def test_blocks_that_nobody_holds_are_a_leak():
     usage = np.r_[np.full(20, 0.5), np.full(20, 0.2)]
     found = diagnose(server(40, busy=20, usage=gauge("usage", usage)))
     assert found.causes[0].mode == "block_leak"
+    assert found.consequences == []  # no request was preempted
 
 
 def test_a_refused_start_needs_no_metrics():
     fact = Fact("pool_too_small", START, 2048.0, "server.log, line 9")
     found = diagnose(Observed(facts=(fact,)))
     assert [cause.mode for cause in found.causes] == ["start_refused"]
+    assert found.causes[0].evidence[0].figure.start_s == START
 
 
 def test_free_memory_in_holes_is_fragmentation():
