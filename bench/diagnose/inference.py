@@ -168,7 +168,8 @@ def infer(holds: Mapping[str, float], fit: Fitted) -> Posterior:
 
 def hits_open(holds: Mapping[str, float]) -> bool:
     """Whether many prompts are computed anew and nobody can know if they had to be."""
-    return holds.get("missed", 0.0) > 0.5 and holds.get("off", 0.0) < 0.5 and "again" not in holds
+    anew = max(holds.get("missed", 0.0), holds.get("unqueried", 0.0))
+    return anew > 0.5 and holds.get("off", 0.0) < 0.5 and "again" not in holds
 
 
 def proven(mode: str, holds: Mapping[str, float]) -> bool:

@@ -47,6 +47,9 @@ BESIDE: Final = 0.35
 SLIGHT: Final = 0.2
 """Change of a level, as a share of it, that is not worth a line."""
 
+SILENT: Final = 3
+"""Scrapes without an answer at the end from which a server is thought to be gone."""
+
 MAYBE: Final = 0.08
 """Probability from which it is named where nothing can be told."""
 
@@ -98,8 +101,9 @@ def diagnose(observed: Observed, fit: Fitted | None = None, *, simulate: bool = 
             **common,
         )
     open_ = any(hits_open(each.posterior.holds) for each in examined)
-    blank = _blank(examined)
-    if healthy >= SAID and told and not open_ and not blank:
+    blank = _blank(examined, observed)
+    sure = fit.confidence(healthy) >= SAID
+    if healthy >= SAID and sure and told and not open_ and not blank:
         shares = {m: together[m] for m, mode in MODES.items() if mode.healthy}
         likeliest = max(shares, key=shares.__getitem__)
         says = MODES[likeliest].says if shares[likeliest] > 0.15 else "healthy"
@@ -319,9 +323,15 @@ def _words(mode: str) -> str:
     return "healthy" if mode == HEALTHY else MODES[mode].says
 
 
-def _blank(examined: list[Examined]) -> str:
+def _blank(examined: list[Examined], observed: Observed) -> str:
     """Why a server on which nothing is wrong cannot be called healthy either. Empty: it can."""
     windows = [each.window for each in examined]
+    last_s = max(
+        (float(each.times_s[-1]) for each in observed.series if len(each.times_s)), default=0.0
+    )
+    silent = observed.failed_s[observed.failed_s > last_s]
+    if len(silent) >= SILENT:
+        return f"it stopped answering: the last {len(silent)} scrapes failed, see its log"
     if not any(_ABOUT_THE_CACHE & each.stats.keys() for each in examined):
         return "nothing waits or is lost, but nothing that was given is about the cache"
     came = [window.gained(name) for window in windows for name in _WORK]
@@ -363,8 +373,9 @@ def _deciding(candidates: list[str], examined: list[Examined], fit: Fitted) -> s
     if any(mode in MODES and not MODES[mode].provable for mode in modes[:1]):
         return INPUTS["prompts"]
     weights: dict[str, float] = {}
+    of_either = {name for mode in modes[:2] for name in _roles(mode)}
     for name, finding in FINDINGS.items():
-        if all(name not in each.posterior.holds for each in examined):
+        if name in of_either and all(name not in each.posterior.holds for each in examined):
             far = max(
                 abs(ratio(name, sure, one, two, fit))
                 for sure in (0.0, 1.0)
@@ -409,7 +420,8 @@ def _timeline(examined: list[Examined], observed: Observed) -> list[Moment]:
             for time_s in each.window.resets_s
         ]
     if len(observed.failed_s):
-        says = f"no answer to {len(observed.failed_s)} scrapes from here on"
+        count = len(observed.failed_s)
+        says = "no answer to a scrape" if count == 1 else f"no answer to {count} scrapes, from here"
         moments.append(Moment(time_s=float(observed.failed_s[0]), says=says, engine=""))
     return sorted(moments, key=lambda moment: moment.time_s)
 

@@ -54,6 +54,8 @@ def unseen(examined: Sequence[Examined], observed: Observed, *, told: bool) -> l
         said.append(f"what lasts less than the {max(gaps):g} s between scrapes, such as a burst")
     if "max_num_seqs" not in observed.config:
         said.append("max_num_seqs and the token budget: they are in the start line of the log only")
+    if failed := len(observed.failed_s):
+        said.append(f"what happened while {failed} scrape{'s' * (failed > 1)} had no answer")
     if lacking := missing([each.window for each in examined]):
         said.append(f"{', '.join(lacking)}: no such series was given")
     still = 0.0

@@ -53,11 +53,15 @@ def read(path: Path) -> Observed | None:
     samples = Samples()
     places: dict[str, Place | None] = {}
     times: list[float] = []
+    before: set[float] = set()
+    taken: set[Place] = set()
     failed: list[float] = []
     for line in chain(head, lines):
         text = line.text
         if text[0] == "#":
             if text.startswith("# scrape"):
+                before.update(times[-1:])
+                taken.clear()
                 moment = _moment(line, failed)
                 if not failed or failed[-1] != moment:
                     times.append(moment)
@@ -72,6 +76,13 @@ def read(path: Path) -> Observed | None:
         except KeyError:
             place = places[series] = placed(line, samples)
         if place is not None:
+            if moment in before:
+                if moment in place.points and place not in taken:
+                    raise line.error(
+                        found=f"a second scrape at {moment:.3f} with the same metrics",
+                        expected="one for each time, and a file of its own for each server",
+                    )
+                taken.add(place)
             try:
                 place.add(moment, float(number))
             except ValueError:

@@ -40,6 +40,15 @@ def test_the_labels_of_a_series_are_parsed_once_and_unknown_metrics_never(tmp_pa
     assert seen.sources[0].interval_s == 1
 
 
+def test_two_scrapes_of_one_time_are_refused_never_added_up(tmp_path):
+    file = tmp_path / "metrics.prom"
+    file.write_text(scrape(0, 3) + scrape(1, 3) + scrape(0, 3))
+    with pytest.raises(BadInput, match=r"line 17: read a second scrape at 1700000000\.000"):
+        read(file)
+    file.write_text(scrape(0, 3) + scrape(0, 4).replace('engine="0"', 'engine="1"'))
+    assert [each.values.tolist() for each in read(file).named("running")] == [[3], [4]]
+
+
 def test_a_server_that_did_not_answer_is_a_failure_not_a_zero(tmp_path):
     file = tmp_path / "metrics.prom"
     file.write_text(scrape(0, 3) + "# scrape 1700000001 FAILED refused\n" + scrape(2, 4))

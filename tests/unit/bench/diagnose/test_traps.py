@@ -64,6 +64,27 @@ def test_counters_that_begin_anew_lose_nothing_and_say_so():
     assert statistics(window)["restarts"].value == 1
 
 
+def test_a_scrape_without_an_answer_is_no_restart():
+    found = diagnose(replace(server(), failed_s=np.array([START + 9.5])))
+    assert found.verdict == "healthy"
+    assert [each.says for each in found.timeline] == ["no answer to a scrape"]
+    assert "what happened while 1 scrape had no answer" in found.unseen
+
+
+def test_a_server_that_is_gone_at_the_end_is_not_called_healthy():
+    found = diagnose(replace(server(), failed_s=START + 40 + np.arange(5.0)))
+    assert found.verdict == "cannot tell"
+    assert "the last 5 scrapes failed" in found.says
+
+
+def test_a_cache_that_is_never_asked_is_not_called_healthy():
+    never = np.zeros(40)
+    seen = server(
+        prefix_hits=counter("prefix_hits", never), prefix_queries=counter("prefix_queries", never)
+    )
+    assert diagnose(seen).verdict != "healthy"
+
+
 def test_a_series_that_appears_late_has_gained_all_of_it():
     late = replace(
         counter("http", [3.0, 2.0], labels=(("status", "4xx"),)),
