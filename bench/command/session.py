@@ -163,3 +163,17 @@ def check_file(option: str, file: Path | None) -> None:
             raise BadInput(f"{option} {file}: no permission to write there; choose another file")
     except OSError as error:
         raise BadInput(f"{option} {file}: {error.strerror}; choose another file") from None
+
+
+def check_folder(option: str, folder: Path | None) -> None:
+    """Raise BadInput, before the work is done, where a folder of results could not be made."""
+    if folder is None:
+        return
+    try:
+        there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+        if not there.is_dir():
+            raise BadInput(f"{option} {folder}: {there} is a file; name a folder")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise BadInput(f"{option} {folder}: no permission to write there; choose another")
+    except OSError as error:
+        raise BadInput(f"{option} {folder}: {error.strerror}; choose another folder") from None

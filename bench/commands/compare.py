@@ -13,7 +13,7 @@ import typer
 
 from bench.command.options import AsvFolder, OrderSeed, TimedDevice, check_asv, check_chart
 from bench.command.project import present_project
-from bench.command.session import Session, check_file, session
+from bench.command.session import Session, check_file, check_folder, session
 from bench.gate.timers import device_named
 from reference.errors import BadInput
 
@@ -158,6 +158,7 @@ def compare(
     """Compare releases side by side."""
     with session(about="the releases") as it:
         check_file("--json", json)
+        check_folder("--store", store)
         releases_of = {
             option: given
             for option, given in {"--allocator": allocator, "--kernel": kernel}.items()

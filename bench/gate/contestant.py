@@ -28,6 +28,7 @@ from bench.command.words import plural
 from bench.gate.record import ContestantRecord
 from bench.gate.trees import NoContestant, digest_of, is_code, snapshot, top_of, worktree
 from bench.machine.facts import ROOT, commit_of, git, has_changes
+from subjects.environments import no_interpreter
 from subjects.interpreters import (
     exact_requirements,
     interpreter_with,
@@ -95,6 +96,8 @@ def find(contestant: Contestant, *, root: Path = ROOT) -> Found:
         if python:
             raise NoContestant(f"{asked}: an environment has its own interpreter; leave {python}")
         return Found(folder=root, requirements=exact_requirements(asked))
+    if python and (complaint := no_interpreter(python)):
+        raise NoContestant(f"{python} {complaint}; give the path of a python")
     top = top_of(root)
     if (commit := _commit(asked, top)) is not None:
         return Found(commit=commit)

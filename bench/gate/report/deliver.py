@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from bench.command.options import check_asv
-from bench.command.session import Session, check_file
+from bench.command.session import Session, check_file, check_folder
 from bench.gate.importing import store_record
 from bench.gate.record import GateRecord
 from bench.machine.facts import ROOT
@@ -36,6 +36,7 @@ class Outputs:
         for option in ("json", "markdown", "junit"):
             check_file(f"--{option}", getattr(self, option))
         check_asv(self.asv)
+        check_folder("--store", self.store)
 
 
 def deliver_reports(record: GateRecord, it: Session, outputs: Outputs) -> None:

@@ -61,6 +61,16 @@ def test_file_in_a_missing_folder_is_refused_before_the_work(tmp_path, option):
         Outputs(**{option: tmp_path / "gone" / "file"}).check()
 
 
+@pytest.mark.parametrize("option", ["asv", "store"])
+def test_folder_that_cannot_be_made_is_refused_before_the_work(tmp_path, option):
+    Outputs(**{option: tmp_path / "to" / "be" / "made"}).check()
+    file = tmp_path / "file"
+    file.touch()
+    for folder in (file, file / "below"):
+        with pytest.raises(BadInput, match=f"--{option} .*is a file; name a folder"):
+            Outputs(**{option: folder}).check()
+
+
 def test_asv_that_is_not_installed_is_refused_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr("bench.command.options.find_spec", lambda name: None)
     with pytest.raises(BadInput, match="asv is not installed"):
