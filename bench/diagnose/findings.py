@@ -96,14 +96,14 @@ FINDINGS: Final[Mapping[str, Finding]] = {
     "preempting": Finding(
         "preemptions_per_request",
         0.12,
-        "{:.2g} preemptions for each request",
+        "{:.3g} preemptions for each request",
         plain="no request is preempted",
         symptom=True,
     ),
     "preempting_some": Finding(
         "preemptions_per_request",
         0.015,
-        "{:.2g} preemptions for each request",
+        "{:.3g} preemptions for each request",
         plain="no request is preempted",
     ),
     "filled": Finding(

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from bench.diagnose.run import Examined
     from bench.diagnose.window import Window
 
+SHORT_S: Final = 30.0
+"""Length of a window up to which it is said that it is short."""
+
 COARSE_S = 4.0
 """Time between scrapes from which a queue of seconds goes unseen."""
 
@@ -42,6 +45,9 @@ def unseen(examined: Sequence[Examined], observed: Observed, *, told: bool) -> l
     said: list[str] = []
     if not told:
         said.append("a window: one scrape, or too few of them; record at least a minute")
+    longest_s = max((each.window.seconds for each in examined), default=0.0)
+    if told and 0 < longest_s < SHORT_S:
+        said.append(f"what takes longer than the {longest_s:.0f} s in which it worked")
     if observed.events is None:
         said.append(
             "block events: why a hit rate is low (salts, varying prefixes, eviction, nothing "

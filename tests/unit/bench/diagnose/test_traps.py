@@ -170,6 +170,11 @@ def test_engines_are_told_apart_never_summed():
     assert any(line.endswith("engine 1") for line in lines(found))
 
 
+def test_a_few_seconds_are_said_to_be_few():
+    assert any("than the 5 s" in each for each in diagnose(server(6)).unseen)
+    assert not any("longer than" in each for each in diagnose(server(60)).unseen)
+
+
 def test_one_scrape_says_nothing_of_now():
     found = diagnose(server(1))
     assert found.verdict == "cannot tell"
