@@ -263,6 +263,8 @@ def _cause(
             says = FINDINGS[name].sentence(stat)
             evidence.append(Evidence(finding=name, says=says, figure=_figure(stat), weight=weight))
     likely = [each.window.engine for each in examined if each.posterior.causes[mode] >= BESIDE]
+    if about.requires[0] == "uneven":  # a figure of all: the one with the queue
+        likely = [max(examined, key=_queued).window.engine]
     return Cause(
         mode=mode,
         says=about.says,
@@ -275,6 +277,11 @@ def _cause(
         remedy=about.remedy,
         alert=about.alert,
     )
+
+
+def _queued(examined: Examined) -> float:
+    gauge = examined.window.gauge("waiting")
+    return 0.0 if gauge is None else float(gauge.mean())
 
 
 def _not_this(

@@ -168,6 +168,7 @@ def test_engines_are_told_apart_never_summed():
     pool = next(cause for cause in found.causes if cause.mode == "pool_too_small")
     assert pool.engines == ["1"]
     assert any(line.endswith("engine 1") for line in lines(found))
+    assert [cause.engines for cause in found.causes if cause.mode == "hot_replica"] in ([], [["1"]])
 
 
 def test_a_few_seconds_are_said_to_be_few():
