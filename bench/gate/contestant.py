@@ -117,6 +117,8 @@ def _commit(asked: str, top: Path) -> str | None:
 def _remedy(asked: str, top: Path) -> str:
     if asked.startswith("-"):
         return "it begins as options do: './' before it makes it a folder's name"
+    if _commit("HEAD", top) is None:
+        return "nothing is committed here; commit, or name a folder with the code to compare with"
     if git("rev-parse", "--is-shallow-repository", folder=top) == "true":
         name = re.split(r"[~^@]", asked)[0]
         what = "--unshallow" if _commit(name, top) else f"--depth=1 origin {asked}"

@@ -127,6 +127,14 @@ def test_what_cannot_be_had_says_what_to_do(checkout: Path, asked: str, words: s
         find(Contestant(asked=asked), root=checkout)
 
 
+def test_where_nothing_is_committed_nothing_is_fetched(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"is no checkout.*nothing is committed here; commit"):
+        find(Contestant(asked="HEAD"), root=tmp_path)
+    run(tmp_path, "init", "--quiet")
+    with pytest.raises(BadInput, match="nothing is committed here; commit"):
+        find(Contestant(asked="HEAD~1"), root=tmp_path)
+
+
 def test_in_a_shallow_clone_more_is_fetched(checkout: Path, tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     run(checkout, "clone", "--quiet", "--depth", "1", f"file://{checkout}", str(clone))
