@@ -5,7 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from bench.diagnose import run
 from bench.diagnose.findings import FINDINGS
+from bench.diagnose.inference import fitted
 from bench.diagnose.observed import Fact, FreeMap, Observed, merge
 from bench.diagnose.report import lines
 from bench.diagnose.run import diagnose
@@ -144,9 +146,11 @@ def test_what_cannot_be_seen_is_not_ruled_out():
     capped = server(
         waiting=gauge("waiting", np.full(40, 9.0)), running=gauge("running", np.full(40, 8.0))
     )
-    (cause,) = diagnose(capped).causes
-    assert cause.mode == "max_num_seqs_cap"
-    assert "noisy_tenant" not in [each.mode for each in cause.not_this]
+    fit = fitted()
+    (examined,) = run.examine(capped, fit)
+    ruled = [each.mode for each in run._not_this("max_num_seqs_cap", {}, examined, fit)]
+    assert "head_of_line" in ruled
+    assert "noisy_tenant" not in ruled
 
 
 def test_a_pool_whose_size_is_not_known_has_no_share_of_it():
