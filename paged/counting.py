@@ -31,8 +31,6 @@ from paged.policy import PagedPolicy
 MOST_GAPS = 4096
 """Different durations of steps that are held before they go into classes."""
 _NO_KEYS: Keys = np.empty(0, np.int64)
-
-
 _NOBODY, _SHORT, _WATERMARK, _LIMIT, _BUDGET = range(5)
 
 
@@ -497,8 +495,7 @@ class CountingServer:
             return 0
         if why := self._why:
             # The head may not have been looked at last; what it needs may change with its hits; and
-            # what prompts took of the budget in this step is there again in the next, for the head
-            # or for whoever was looked at behind it.
+            # what prompts took of the budget is there again in the next step, for whoever wants it.
             if (
                 (self._ahead and (self._admitted or self._gave_way))
                 or (self._cache is not None and (self._gave_way or why != _SHORT))
