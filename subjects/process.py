@@ -68,7 +68,8 @@ class SubjectProcess:
     descriptor that the environment variable PAGEDBENCH_ANSWERS names, so that a subject may print.
     On SIGUSR1 it may write to standard error where it is; it is killed right after. `environment`:
     added to this process's own. `time_limit_s`: seconds for one answer.
-    `pass_fds`: descriptors that the child gets under the same numbers.
+    `pass_fds`: descriptors that the child gets under the same numbers. `own_session`: whether what
+    the child starts ends with it; else it ends with this process's own group.
     """
 
     def __init__(
@@ -78,7 +79,9 @@ class SubjectProcess:
         environment: Mapping[str, str] | None = None,
         time_limit_s: float = 120.0,
         pass_fds: Sequence[int] = (),
+        own_session: bool = True,
     ) -> None:
+        self._own_session = own_session
         self._command = list(command)
         self._pass_fds = tuple(pass_fds)
         self._environment = dict(environment or {})
@@ -148,7 +151,7 @@ class SubjectProcess:
         with self._lock:
             self._killed = True
             if self._child is not None:
-                _kill_group(self._child)
+                self._kill(self._child)
 
     def close(self) -> None:
         """End the child, if there is one."""
@@ -156,7 +159,7 @@ class SubjectProcess:
             child, self._child = self._child, None
         if child is None:
             return
-        _kill_group(child)
+        self._kill(child)
         child.wait()
         if child.stdin is not None:
             with suppress(BrokenPipeError):
@@ -184,13 +187,21 @@ class SubjectProcess:
                     stderr=self._log,
                     env=environment,
                     pass_fds=[write_end, *self._pass_fds],
-                    start_new_session=True,  # Ctrl-C is the parent's to handle
+                    start_new_session=self._own_session,  # Ctrl-C is the parent's to handle
                 )
             except OSError as error:
                 self._let_go()
                 raise NotStarted(f"{' '.join(self._command)}: {error}") from error
             finally:
                 os.close(write_end)
+
+    def _kill(self, child: subprocess.Popen[bytes]) -> None:
+        if not self._own_session:
+            child.kill()
+            return
+        # The child leads a group of its own: what it started, a compiler for one, ends with it.
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
 
     def _let_go(self) -> None:
         os.close(self._answers)
@@ -272,12 +283,6 @@ def _last_words(log: IO[bytes]) -> str:
     # The interpreter ends its report of a crash with the name of every extension module.
     told = "\n".join(line for line in lines if not line.startswith("Extension modules: "))
     return told.strip()[-STDERR_TAIL:]
-
-
-def _kill_group(child: subprocess.Popen[bytes]) -> None:
-    # The child leads a group of its own: what it started, a compiler for one, ends with it.
-    with suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
 
 
 def _signal_name(number: int) -> str:

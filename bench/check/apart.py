@@ -59,7 +59,10 @@ def kernel_process(
     command = [python, "-u", "-P", "-c", start_of("bench.check.subject") + "ours.main()"]
     shared = [] if file is None else [file]
     command += [name, device, *map(str, shared)]
-    return SubjectProcess(command, environment=environment, pass_fds=shared)
+    # What a kernel forked ends with the judge, in whose session it is, whoever ends first.
+    return SubjectProcess(
+        command, environment=environment, pass_fds=shared, own_session=file is None
+    )
 
 
 class Gone(BaseException):
