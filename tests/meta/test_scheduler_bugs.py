@@ -12,7 +12,15 @@ from hypothesis import given
 
 from helpers.mutants import Mutant
 from helpers.planted import bugs_beside, changed_module, until_found
-from helpers.serving import AGREEMENT, TABLES, Servers, check_agreement, check_tables
+from helpers.serving import (
+    AGREEMENT,
+    BEHIND_THE_HEAD,
+    NOT_THE_OLDEST,
+    TABLES,
+    Servers,
+    check_agreement,
+    check_tables,
+)
 
 # In order of import: what comes later is loaded with what came before.
 MODULES = (
@@ -55,8 +63,13 @@ def test_the_check_rejects(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def search(**drawn: Any) -> None:
         (check_tables if tables else check_agreement)(servers, **drawn)
 
-    with pytest.raises(Exception) as caught:  # noqa: PT011 - by an assertion, or by the identity
+    def hunt() -> None:
+        for known in () if tables else (BEHIND_THE_HEAD, NOT_THE_OLDEST):
+            check_agreement(servers, **known)
         search()
+
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - by an assertion, or by the identity
+        hunt()
     assert not isinstance(caught.value, TypeError | NameError), "the bug does not even run"
 
 
