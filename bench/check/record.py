@@ -98,6 +98,7 @@ class KernelRecord(Record):
             data = {"failures": [] if only is None else [only], **data}
         return data
 
+    # mypy knows no decorated property.
     @computed_field  # type: ignore[prop-decorator]
     @property
     def failure(self) -> Failure | None:

@@ -45,19 +45,20 @@ class Series:
     """Sum of a histogram's samples, since start [n]."""
 
 
+@dataclass(frozen=True)
 class _Columns:
     """Columns of equal length, one row each for what happened."""
 
     def rows(self, chosen: Any) -> Self:
         """The same columns of the chosen rows."""
-        parts = {each.name: getattr(self, each.name)[chosen] for each in fields(self)}  # type: ignore[arg-type]
+        parts = {each.name: getattr(self, each.name)[chosen] for each in fields(self)}
         return type(self)(**parts)
 
     @classmethod
     def joined(cls, parts: Iterable[Self], order: str) -> Self:
         """All rows, sorted by the column `order`; rows of one moment stay as they came."""
         parts = list(parts)
-        names = [each.name for each in fields(cls)]  # type: ignore[arg-type]
+        names = [each.name for each in fields(cls)]
         whole = cls(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in names})
         return whole.rows(np.argsort(getattr(whole, order), kind="stable"))
 

@@ -13,6 +13,7 @@ import os
 import random
 import re
 import sys
+import tempfile
 import zlib
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
@@ -427,7 +428,10 @@ def record(setup: Setup, seed: int, folder: Path, *, held_out: bool) -> None:
         os.close(kept)
     told = log.read_text()
     log.unlink()
-    for pattern, plain in ((r"/tmp/tmp\w+", "model"), (r"pid=\d+", "pid=100")):
+    for pattern, plain in (
+        (re.escape(tempfile.gettempdir()) + r"/tmp\w+", "model"),
+        (r"pid=\d+", "pid=100"),
+    ):
         told = re.sub(pattern, plain, told)
     columns = ("t", "tenant", "prompt_tokens", "max_tokens", "status", "ttft_s", "e2e_s")
     rows = [",".join(columns)]
