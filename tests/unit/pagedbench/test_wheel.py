@@ -92,7 +92,11 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def gate_once(start: list[object], folder: Path) -> None:
-    """The gate of the repository that `init` set up, without time for a launch."""
+    """The gate of the repository that `init` set up: it gets as far as a verdict on time.
+
+    Which verdict depends on the machine: in six seconds identical code passes on a quiet one, and
+    stays open on a busy one.
+    """
     with (folder / "pyproject.toml").open("a") as table:
         table.write("problems = 3\n")
     git = ("git", "-c", "user.name=Test", "-c", "user.email=test@example.org")
@@ -107,10 +111,11 @@ def gate_once(start: list[object], folder: Path) -> None:
         text=True,
         check=False,
     )
-    assert run.returncode == 3, run.stdout + run.stderr
+    ends = {0: "pass: none of 1 benchmark is worse", 3: "not decided: allocator/paged_example.pool"}
+    assert run.returncode in ends, run.stdout + run.stderr
+    assert ends[run.returncode] in run.stdout
     assert "against the truth: 1 of 1 subject right" in run.stdout
     assert "outputs: 1 of 1 are the same bits" in run.stdout
-    assert "not decided: allocator/paged_example.pool:make[" in run.stdout
 
 
 def packages_of(environment: Path) -> Path:
