@@ -71,6 +71,16 @@ def _needs(failure: Failure) -> frozenset[str]:
     return frozenset(shown | larger | cache) - _NO_NEED
 
 
+def _alike(known: frozenset[str], other: frozenset[str]) -> bool:
+    """Whether two needs are of one fault.
+
+    No shrink takes float8 away: it was no need where the same shows without it. What shows in far
+    pools, say, of a prefill and of several decodes needs neither.
+    """
+    both = known & other
+    return known - {FLOAT8} == other or bool(both and known ^ other <= {FLOAT8, "prefill"})
+
+
 def told_apart(verdict: Verdict) -> list[Verdict]:
     """A verdict for each thing that a wrong verdict is about: each line of a source, and what comes
     of slots that nobody owns, is one; what else was seen at once comes of one fault, as a rule.
@@ -110,8 +120,7 @@ class Found:
         if self.explain(failure):
             return False
         for at, known in enumerate(self.failures):
-            # No shrink takes float8 away: it was no need where the same shows without it.
-            if same_kind(known, failure) and _needs(known) - {FLOAT8} == _needs(failure):
+            if same_kind(known, failure) and _alike(_needs(known), _needs(failure)):
                 self._count(at, failure, known)
                 return False
         self.failures.append(failure)

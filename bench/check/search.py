@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -84,8 +84,8 @@ class AskedOfAll:
     device: str
     """`cpu` or `cuda`."""
     problems: int
-    """How many to draw with each seed. Two thirds have awkward lengths, one third those of the
-    stream."""
+    """How many to draw with each seed. A tenth has tight tables and small blocks and comes first;
+    two thirds have awkward lengths in all, one third those of the stream."""
     max_len: int
     """Longest context of a problem with the stream's lengths, tokens."""
     lanes: int
@@ -478,19 +478,20 @@ def _spoils_the_rest(verdict: Verdict) -> bool:
 def _draw(plan: SearchPlan, seed: int, example: Callable[[AttentionProblem], None]) -> None:
     """Call `example` with each problem of a seed, always the same and in the same order."""
     awkward = -(-2 * plan.problems // 3) if plan.lengths else plan.problems
+    tight = plan.problems // 10
     seen: set[str] = set()
-    halves: list[tuple[int, dict[str, Any]]] = [
-        (awkward, {"lengths": None, "max_len": MAX_AWKWARD_LEN}),
-        (plan.problems - awkward, {"lengths": plan.lengths, "max_len": plan.max_len}),
+    shares: list[tuple[int, Hashable, dict[str, Any]]] = [
+        (tight, f"tight {seed}", {"max_len": MAX_AWKWARD_LEN, "tight": True}),
+        (awkward - tight, 2 * seed, {"max_len": MAX_AWKWARD_LEN, "extremes": True}),
+        (plan.problems - awkward, 2 * seed + 1, {"lengths": plan.lengths, "max_len": plan.max_len}),
     ]
     with only_our_constants():
-        for number, (count, limits) in enumerate(halves):
+        for count, seed_of_draw, limits in shares:
             if count:
-                strategy = problems(capabilities=plan.capabilities, extremes=True, **limits)
                 draw_each(
-                    strategy,
+                    problems(capabilities=plan.capabilities, **limits),
                     count=count,
-                    seed_of_draw=2 * seed + number,
+                    seed_of_draw=seed_of_draw,
                     seen=seen,
                     example=example,
                 )

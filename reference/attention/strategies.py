@@ -58,6 +58,9 @@ _EMPTY: Final = st.sampled_from((False,) * 9 + (True,))
 SHORT_QUERY: Final = 8
 """Most tokens of a query as a speculative decoder has it."""
 
+SMALL_BLOCKS: Final = 32
+"""Largest of a block of which a kernel's tile holds several."""
+
 CROWD: Final = 64
 LONG_BLOCKS: Final = (128, 256)
 LONG_LENGTHS: Final = (4097, 4608)
@@ -121,6 +124,7 @@ def problems(
     max_kv_heads: int = 2,
     lengths: Sequence[tuple[int, int]] | None = None,
     extremes: bool = False,
+    tight: bool = False,
 ) -> AttentionProblem:
     """Problems that a kernel of these capabilities must solve.
 
@@ -128,6 +132,7 @@ def problems(
     token; by default they are in about half of the batches. `lengths` are (prompt tokens, output
     tokens) of real requests: contexts are theirs then, instead of lengths near boundaries.
     With `extremes` some batches have many sequences, or long blocks and a context of thousands.
+    `tight` are small blocks that fill no tile, and a table that ends with the longest sequence.
     """
     variants = capabilities.variants
     kind = draw(_BATCHES) if prefill is None else "mixed" if prefill else "decode"
@@ -138,7 +143,9 @@ def problems(
     if extreme == "long" and not long:
         extreme = ""
     dtype = draw(_among(QUERY_DTYPES, capabilities.dtypes, "dtypes"))
-    block_size = draw(_among(BLOCK_SIZES, capabilities.block_sizes, "block_sizes"))
+    block_size = draw(
+        st.sampled_from(_small_blocks(able)) if tight else _among(BLOCK_SIZES, able, "block_sizes")
+    )
     head_dim = draw(st.sampled_from(_head_dims(capabilities)))
     kv_heads = st.integers(1, max_kv_heads)
     groups = _among(GROUP_SIZES, capabilities.group_sizes, "group_sizes", declared=True)
@@ -154,6 +161,8 @@ def problems(
         one = stream_requests(lengths=lengths, max_len=max_len, prefill=kind != "decode")
         batches = st.lists(one, min_size=1, max_size=max_seqs)
     batch = _declined(draw(batches), capabilities.declines)
+    if tight:
+        batch = [_fills_no_tile(request, block_size) for request in batch]
     longest = max(request.seq_len for request in batch)
     fields: dict[str, Any] = draw(_variant(variants, often=extreme == "crowd"))
     if fields.get("window") is not None and draw(st.integers(0, 3)):
@@ -164,7 +173,8 @@ def problems(
     if len(batch) > 1:
         fields["shared_prefix"] = draw(st.just(0) | st.integers(0, longest))
     fields.update(draw(_places(capabilities.declines)))
-    far = draw(_FAR) and "pool" not in capabilities.declines and not extreme
+    fields["spare"] = 0 if tight else fields["spare"]
+    far = draw(_FAR) and "pool" not in capabilities.declines and not extreme and not tight
     if fields["spare"] is not None:
         # What is read past the longest sequence's blocks is past the table's memory.
         batch.append(batch.pop([r.seq_len for r in batch].index(longest)))
@@ -215,6 +225,21 @@ def _declined(batch: list[Request], declines: frozenset[str]) -> list[Request]:
     if "empty" in declines and all(r.query_len == 0 for r in batch):
         batch = [Request(1, max(batch[0].seq_len, 1)), *batch[1:]]
     return batch
+
+
+def _fills_no_tile(request: Request, block_size: int) -> Request:
+    """The request with an odd number of blocks: a tile of an even number ends past the last."""
+    blocks = -(-request.seq_len // block_size)
+    if blocks % 2 or not blocks:
+        return request
+    shorter = request.seq_len - block_size
+    longer = request.seq_len + block_size
+    return Request(request.query_len, shorter if shorter >= request.query_len else longer)
+
+
+def _small_blocks(able: frozenset[int] | None) -> list[int]:
+    sizes = [size for size in BLOCK_SIZES if able is None or size in able]
+    return [size for size in sizes if size <= SMALL_BLOCKS] or [min(able or BLOCK_SIZES)]
 
 
 @cache

@@ -99,6 +99,17 @@ def test_a_float8_cache_that_no_shrink_takes_away_makes_no_finding_of_its_own() 
     assert plainest_first([float8, plain]) == [plain, float8]
 
 
+def test_a_fault_of_prefills_and_of_decodes_is_one_where_both_need_the_same() -> None:
+    found = Found()
+    far = "d32 b16 fp32 pool=2359296"
+    found.add(failing(f"(q4 k4) {far}"))
+    assert not found.add(failing(f"4x(q1 k1) {far} kv=e5m2"))
+    # Nothing in common: two faults.
+    apart = Found()
+    apart.add(failing("(q4 k4) d32 b16 fp32"))
+    assert apart.add(failing("(q1 k1) d32 b16 fp32 kv=e5m2"))
+
+
 def padding_and_windows(check: str, problem: AttentionProblem) -> dict:
     """Two faults that look alike: of padding rows, and of windows."""
     wrong = any(request.seq_len == 0 for request in problem.requests) or problem.window

@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from bench.check import search as cross_check
 from bench.check import worker
 from bench.check.record import Failure, replay_command
+from bench.check.run import stream_lengths
 from bench.check.search import Turns, search, shrink
 from bench.search import lanes as children
 from bench.search.lanes import HarnessError
+from bench.workloads.builtin import builtin_stream
 from helpers.apart import apart_here
 from helpers.check_scenarios import (
     PASSED,
@@ -31,7 +33,7 @@ from helpers.check_scenarios import (
 )
 from helpers.wrong_kernels import NARROW, PATH, SHORT, named
 from reference.attention.checks import CHECKS, LAWS
-from reference.attention.contract import variants_of
+from reference.attention.contract import Capabilities, variants_of
 from reference.attention.coverage import CellState
 from reference.attention.problem import AttentionProblem
 from reference.attention.verdict import Status, Verdict
@@ -137,6 +139,25 @@ def test_a_third_of_the_contexts_are_the_streams(kernel):
     run(problems=30, lengths=[], capabilities=NARROW)
     assert len(kernel.specs()) == 30
     assert all(AttentionProblem.parse(spec).max_seq_len <= 150 for spec in kernel.specs())
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_nearly_every_pair_of_what_is_active_meets(kernel, seed):
+    lengths = stream_lengths(builtin_stream("azure-conv"))
+    record = run(problems=300, max_len=1024, seed=seed, lengths=lengths)
+    assert record.pairs.met >= 0.95 * record.pairs.asked > 150, record.pairs.missed
+
+
+def test_tight_tables_come_first_with_small_blocks_that_fill_no_tile(kernel):
+    declared = Capabilities(block_sizes=frozenset({16, 64}), kv_dtypes=frozenset())
+    run(problems=100, capabilities=declared)
+    first = [AttentionProblem.parse(spec) for spec in kernel.specs()[:10]]
+    for problem in first:
+        assert (problem.spare, problem.block_size, problem.pool) == (0, 16, None)
+        last = problem.requests[-1].seq_len
+        assert last == problem.max_seq_len
+        assert -(-last // 16) % 2 or not last
+    assert sum(problem.max_query_len > 1 for problem in first) > 2
 
 
 def test_nothing_is_drawn_that_the_kernel_does_not_declare(kernel):
