@@ -18,6 +18,7 @@ class Group:
     output: int
     arrival: int | None
     keys: Keys
+    tenant: int = 0
     number: int = -1
     """Its place in the order of first admission; -1 before that."""
     place: int = -1

@@ -96,9 +96,8 @@ class CountingServer:
         # Why the head of the queue waits; blocks that have to be had for it to be that; blocks that
         # have to be free before it is worth a look.
         self._why = _NOBODY
-        self._floor = self._blocked = 0
+        self._floor = self._blocked = self._places = 0
         self._gave_way = self._admitted = self._spent = False
-        self._places = 0
 
         # Sums over the steps.
         self._token_sum = self._duplicate_sum = self._free_sum = self._idle_sum = 0
@@ -329,9 +328,9 @@ class CountingServer:
                 group = preempted[-1 - at]
             elif nth < len(waiting):
                 if nth == len(looked):
-                    prompt, output, arrival, keys, _ = waiting[nth]
+                    prompt, output, arrival, keys, tenant = waiting[nth]
                     numbered = _NO_KEYS if cache is None else cache.numbered(keys)
-                    looked.append(Group(prompt, output, arrival, numbered))
+                    looked.append(Group(prompt, output, arrival, numbered, tenant))
                 group = looked[nth]
             else:
                 break
@@ -386,6 +385,7 @@ class CountingServer:
             if self._cache is not None:
                 counts["queried_tokens"] += group.prompt
                 counts["hit_tokens"] += computed
+                self.watch.look_up(group.tenant, group.prompt, computed)
         elif self._swapping:
             computed = max(computed, group.lost)
             counts["swapped_in"] += (blocks := -(-computed // size) - hits)
@@ -423,7 +423,7 @@ class CountingServer:
             self._note_gap(spent, going)
         if beginning:
             for group in beginning:
-                self.watch.begin(group.number, group.arrival, now)
+                self.watch.begin(group.number, group.arrival, now, group.tenant)
             beginning.clear()
         count, free = len(self._running), self._free
         idle = 0 if cache is None else cache.idle

@@ -12,6 +12,7 @@ percentile is off by 0.2 % at most. Integers: two simulators that agree on the s
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from operator import mul
@@ -25,6 +26,12 @@ from paged.errors import BadSize
 _FEW: Final = 32
 _MANY: Final = 512
 """Times that go into classes one by one, and all at once."""
+
+MOST_TENANTS: Final = 64
+"""Tenants that are watched one by one; those behind them, in order of appearance, are one more."""
+
+OTHERS: Final = -1
+"""The tenant that they are."""
 
 _BITS: Final = 9
 """Leading binary digits that a class keeps of a time."""
@@ -58,6 +65,23 @@ class Quantiles:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TenantService:
+    """What a run was like for the requests of one tenant; as in `Service`."""
+
+    tenant: int
+    """Whose; `OTHERS` for all beyond `MOST_TENANTS`."""
+    completed: int
+    output_tokens: int
+    good: int | None
+    queried_tokens: int
+    hit_tokens: int
+    """Prompt tokens looked up in the prefix cache, and found there."""
+    ttft: Quantiles | None
+    tpot: Quantiles | None
+    e2e: Quantiles | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
     """What a run was like for those who waited for it; every request of the run counts."""
 
@@ -74,6 +98,8 @@ class Service:
     e2e: Quantiles | None
     """None where there is no such time: in a backlog nobody arrives, and a single token has none
     behind it."""
+    tenants: tuple[TenantService, ...] = ()
+    """Of each tenant, by number; none where there is but one."""
 
 
 class Histogram:
@@ -144,6 +170,15 @@ class Histogram:
             self._largest = max(self._largest, now + (alike - 1) * more)
             done += alike
 
+    def add_histogram(self, other: Histogram) -> None:
+        """Add all that another one holds."""
+        other._settle()
+        for key, many in other._counts.items():
+            self._counts[key] += many
+        self._sum += other._sum
+        self.count += other.count
+        self._largest = max(self._largest, other._largest)
+
     def quantile_ns(self, share: float) -> int:
         """Return a time that so large a share of those added does not exceed."""
         self._settle()
@@ -171,32 +206,73 @@ class Histogram:
         )
 
 
+class _Tally:
+    """What was noted of one tenant."""
+
+    __slots__ = ("completed", "e2e", "good", "hits", "queried", "tokens", "tpot", "ttft")
+
+    def __init__(self) -> None:
+        self.completed = self.tokens = self.good = self.queried = self.hits = 0
+        self.ttft, self.tpot, self.e2e = Histogram(), Histogram(), Histogram()
+
+    @classmethod
+    def of(cls, parts: Sequence[_Tally]) -> _Tally:
+        """Put together what was noted of several."""
+        if len(parts) == 1:
+            return parts[0]
+        whole = cls()
+        for each in parts:
+            whole.completed += each.completed
+            whole.tokens += each.tokens
+            whole.good += each.good
+            whole.ttft.add_histogram(each.ttft)
+            whole.tpot.add_histogram(each.tpot)
+            whole.e2e.add_histogram(each.e2e)
+        return whole
+
+
 class Watch:
     """A stopwatch for every request that has begun. All moments are in picoseconds."""
 
     def __init__(self, slo: Slo | None = None) -> None:
         self.slo = slo
-        self.ttft, self.tpot, self.itl, self.e2e = (Histogram() for _ in range(4))
-        self._completed = self._tokens = self._good = 0
+        self.itl = Histogram()
         self._start: int | None = None
         self._end = 0
-        # By request: arrival, -1 for none, and first token; the last token of those preempted.
-        self._begun: dict[int, tuple[int, int]] = {}
+        self._tallies: dict[int, _Tally] = {}
+        # By request: arrival, -1 for none, first token and whose it is; the last token of those
+        # preempted.
+        self._begun: dict[int, tuple[int, int, _Tally]] = {}
         self._left: dict[int, int] = {}
 
-    def begin(self, request: int, arrival_ns: int | None, now: int) -> None:
+    def _tally(self, tenant: int) -> _Tally:
+        found = self._tallies.get(tenant)
+        if found is None:
+            if len(self._tallies) >= MOST_TENANTS:
+                tenant = OTHERS
+            found = self._tallies.setdefault(tenant, _Tally())
+        return found
+
+    def look_up(self, tenant: int, prompt: int, hits: int) -> None:
+        """Note how much of a prompt was found in the prefix cache."""
+        tally = self._tally(tenant)
+        tally.queried += prompt
+        tally.hits += hits
+
+    def begin(self, request: int, arrival_ns: int | None, now: int, tenant: int = 0) -> None:
         """Note a request's first token, or the first after it was preempted."""
         if request in self._begun:
             self.itl.add_later(now - self._left.pop(request))
             return
+        tally = self._tally(tenant)
         if arrival_ns is None:
-            self._begun[request] = (-1, now)
+            self._begun[request] = (-1, now, tally)
             return
         arrival = arrival_ns * PS_PER_NS
         if self._start is None:
             self._start = arrival
-        self._begun[request] = (arrival, now)
-        self.ttft.add_later(now - arrival)
+        self._begun[request] = (arrival, now, tally)
+        tally.ttft.add_later(now - arrival)
 
     def go_on(self, ps: int, requests: int) -> None:
         """Note a step of which so many requests got a token that had got one in the step before."""
@@ -210,33 +286,50 @@ class Watch:
 
     def end(self, request: int, now: int, output_tokens: int) -> None:
         """Note a request's last token."""
-        arrival, first = self._begun.pop(request)
-        self._completed += 1
-        self._tokens += output_tokens
+        arrival, first, tally = self._begun.pop(request)
+        tally.completed += 1
+        tally.tokens += output_tokens
         self._end = now
         tpot = 0
         if output_tokens > 1:
             tpot = (now - first) // (output_tokens - 1)
-            self.tpot.add_later(tpot)
+            tally.tpot.add_later(tpot)
         if arrival >= 0:
-            self.e2e.add_later(now - arrival)
+            tally.e2e.add_later(now - arrival)
         slo = self.slo
         if slo is not None and not (
             (slo.ttft_ns is not None and first - arrival > slo.ttft_ns * PS_PER_NS)
             or (slo.tpot_ns is not None and tpot > slo.tpot_ns * PS_PER_NS)
             or (slo.e2e_ns is not None and now - arrival > slo.e2e_ns * PS_PER_NS)
         ):
-            self._good += 1
+            tally.good += 1
 
     def service(self) -> Service:
         """Sum up."""
+        tallies = self._tallies
+        whole = _Tally.of(list(tallies.values()))
         return Service(
-            completed=self._completed,
-            output_tokens=self._tokens,
+            completed=whole.completed,
+            output_tokens=whole.tokens,
             makespan_ns=max(0, self._end - (self._start or 0)) // PS_PER_NS,
-            good=None if self.slo is None else self._good,
-            ttft=self.ttft.quantiles(),
-            tpot=self.tpot.quantiles(),
+            good=None if self.slo is None else whole.good,
+            ttft=whole.ttft.quantiles(),
+            tpot=whole.tpot.quantiles(),
             itl=self.itl.quantiles(),
-            e2e=self.e2e.quantiles(),
+            e2e=whole.e2e.quantiles(),
+            tenants=tuple(
+                TenantService(
+                    tenant=tenant,
+                    completed=each.completed,
+                    output_tokens=each.tokens,
+                    good=None if self.slo is None else each.good,
+                    queried_tokens=each.queried,
+                    hit_tokens=each.hits,
+                    ttft=each.ttft.quantiles(),
+                    tpot=each.tpot.quantiles(),
+                    e2e=each.e2e.quantiles(),
+                )
+                for tenant, each in sorted(tallies.items())
+                if len(tallies) > 1
+            ),
         )

@@ -392,6 +392,7 @@ class Scheduler:
             if policy.prefix_caching:
                 sums["queried_tokens"] += group.request.prompt_tokens
                 sums["hit_tokens"] += hits
+                self.watch.look_up(group.request.tenant, group.request.prompt_tokens, hits)
         elif policy.preemption == "swap":
             computed = max(hits, group.lost)
             sums["swapped_in"] += group.blocks_for(computed) - hits // policy.block_size
@@ -422,7 +423,7 @@ class Scheduler:
         beginning = self._beginning
         watch.go_on(spent, len(self._running) - len(self._prefilling) - len(beginning))
         for group in beginning:
-            watch.begin(group.number, group.request.arrival_ns, now)
+            watch.begin(group.number, group.request.arrival_ns, now, group.request.tenant)
         beginning.clear()
 
     # -- what is counted -------------------------------------------------------------------------

@@ -109,7 +109,8 @@ class Side(Record):
         sums, watch = served.sums, Watch()
         timed = requests[0].arrival_ns is not None
         for number, arrival_ps, first_ps, _ in sorted(served.requests):
-            watch.begin(number, arrival_ps // 1000 if timed else None, first_ps)
+            arrival_ns = arrival_ps // 1000 if timed else None
+            watch.begin(number, arrival_ns, first_ps, requests[number].tenant)
         for number, _, _, last_ps in served.requests:
             watch.end(number, last_ps, requests[number].output_tokens)
         service, steps = watch.service(), sums["steps"]

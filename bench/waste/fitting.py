@@ -209,9 +209,9 @@ class _Stamps(Watch):
         self.first: dict[int, int] = {}
         self.last: dict[int, int] = {}
 
-    def begin(self, request: int, arrival_ns: int | None, now: int) -> None:
+    def begin(self, request: int, arrival_ns: int | None, now: int, tenant: int = 0) -> None:
         self.first.setdefault(request, now)
-        super().begin(request, arrival_ns, now)
+        super().begin(request, arrival_ns, now, tenant)
 
     def end(self, request: int, now: int, output_tokens: int) -> None:
         self.last[request] = now

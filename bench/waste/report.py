@@ -17,7 +17,7 @@ from bench.command.words import one_line
 from bench.waste.capacity import capacity_words
 from bench.waste.policies import policy_name, policy_words
 from bench.waste.record import WasteRecord, WasteRow
-from bench.waste.service_report import clock_line, latency_table, slo_words
+from bench.waste.service_report import clock_line, latency_table, slo_words, tenant_tables
 from bench.waste.whatif import compare, served_alike
 from bench.waste.whatif_report import show_whatif
 from bench.workloads.record import ServedStream
@@ -61,9 +61,12 @@ def show(record: WasteRecord, console: Console) -> None:
             console.print(Text("nothing was run", style="yellow"))
         elif record.base is None:
             console.print(memory_table(rows))
-            console.print(service_table(rows))
+            for made in service_tables(rows, console):
+                console.print(made)
             if (waited := latency_table(rows)) is not None:
                 console.print(waited)
+            for made in tenant_tables(rows, stream):
+                console.print(made)
             for line in reading(rows, record):
                 console.print(Text(line))
         else:
@@ -93,8 +96,11 @@ def memory_table(rows: list[WasteRow]) -> Table:
     return made
 
 
-def service_table(rows: list[WasteRow]) -> Table:
-    """What the memory does: requests completed, and what is done twice or waited for."""
+def service_tables(rows: list[WasteRow], console: Console) -> list[Table]:
+    """What the memory does: requests completed, and what is done twice or waited for.
+
+    One table, or two where the console is too narrow for it.
+    """
     timed = any(row.requests_per_s for row in rows)
     steps = ("done/1k", lambda row: row.completed_per_1000_steps, ",.1f", "done in 1,000 steps")
     rates: list[_Column] = [
@@ -121,17 +127,31 @@ def service_table(rows: list[WasteRow]) -> Table:
         for column in columns
         if any(column[1](row) or (column[0] == "hits" and _looks_up(row)) for row in rows)
     ]
+    first = [column for column in columns if column in rates or column is steps]
+    whole = _service_table(rows, columns, waits=True)
+    wide = console.options.update(max_width=1000)
+    if console.measure(whole, options=wide).maximum <= console.width:
+        return [whole]
+    return [
+        _service_table(rows, first, waits=False),
+        _service_table(rows, columns[len(first) :], waits=True),
+    ]
+
+
+def _service_table(rows: list[WasteRow], columns: list[_Column], *, waits: bool) -> Table:
     made = _table(head for head, *_ in columns)
-    made.add_column("waits for")
+    if waits:
+        made.add_column("waits for")
     for row in rows:
         cells = [
             format(of(row), style) if of(row) or (head == "hits" and _looks_up(row)) else "-"
             for head, of, style, _ in columns
         ]
-        made.add_row(_policy_cell(row), *cells, _waits(row))
+        made.add_row(_policy_cell(row), *cells, *([_waits(row)] if waits else []))
     said = "; ".join(meaning for head, _, _, meaning in columns)
-    made.caption = Text(f"{said}; waits for: why the head of the queue does, share of the steps.")
-    made.caption_justify = "left"
+    if waits:
+        said += "; waits for: why the head of the queue does, share of the steps"
+    made.caption, made.caption_justify = Text(f"{said}."), "left"
     return made
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
 
 from rich.table import Table
 from rich.text import Text
 
 from bench.command.tables import table
-from bench.command.words import seconds
+from bench.command.words import one_line, seconds
 from bench.waste.clocks import clock_words
-from bench.waste.policies import policy_name
+from bench.waste.policies import policy_name, policy_words
 from bench.waste.record import WasteRecord, WasteRow
+from bench.workloads.record import ServedStream
+from paged.latency import OTHERS, Quantiles, TenantService
 
 TIMES = {
     "ttft": "TTFT",
@@ -20,6 +23,9 @@ TIMES = {
     "e2e": "end to end",
 }
 """The distributions of `paged.latency.Service`, and what they are called."""
+
+SHOWN_TENANTS = 8
+"""Most tenants that are shown, those with most requests; the record has more."""
 
 
 def latency_table(rows: Sequence[WasteRow]) -> Table | None:
@@ -49,6 +55,71 @@ def latency_table(rows: Sequence[WasteRow]) -> Table | None:
     )
     made.caption_justify = "left"
     return made
+
+
+def tenant_tables(rows: Sequence[WasteRow], stream: ServedStream) -> Iterator[Table]:
+    """What each tenant gets, a table for each policy."""
+    for row in rows:
+        service = row.service
+        if service is None or not service.tenants:
+            continue
+        shown = sorted(service.tenants, key=lambda each: (-each.completed, each.tenant))
+        columns = [
+            (head, [written(each, service.makespan_ns) for each in shown])
+            for head, written in _TENANT_COLUMNS.items()
+        ]
+        columns = [(head, cells) for head, cells in columns if any(cells)]
+        made = table(
+            "tenant",
+            (head for head, _ in columns),
+            name_width=20,
+            collapse_padding=True,
+            title=policy_words(row.policy),
+            title_justify="left",
+            title_style="",
+        )
+        made.columns[0].min_width = 14
+        for at, each in enumerate(shown[:SHOWN_TENANTS]):
+            made.add_row(
+                Text(tenant_name(each.tenant, stream)), *(cells[at] or "-" for _, cells in columns)
+            )
+        said = "By tenant, over the whole run. req/s: completed a second of the span."
+        if len(shown) > SHOWN_TENANTS:
+            said += f" {len(shown) - SHOWN_TENANTS} more, with fewer requests, are in the record."
+        made.caption, made.caption_justify = Text(said), "left"
+        yield made
+
+
+def tenant_name(tenant: int, stream: ServedStream) -> str:
+    """What a tenant is called."""
+    if tenant == OTHERS:
+        return "all others"
+    known = stream.tenants
+    return one_line(known[tenant], limit=40) if tenant < len(known) else str(tenant)
+
+
+def _rate(count: int | None, span_ns: int) -> str:
+    return f"{count / span_ns * 1e9:.3g}" if count is not None and span_ns else ""
+
+
+def _hits(each: TenantService, span_ns: int) -> str:
+    return f"{each.hit_tokens / each.queried_tokens:.1%}" if each.queried_tokens else ""
+
+
+def _time(found: Quantiles | None, name: str) -> str:
+    return "" if found is None else seconds(getattr(found, name) / 1e9)
+
+
+_TENANT_COLUMNS: Final[dict[str, Callable[[TenantService, int], str]]] = {
+    "done": lambda each, span_ns: f"{each.completed:,}",
+    "req/s": lambda each, span_ns: _rate(each.completed, span_ns),
+    "good/s": lambda each, span_ns: _rate(each.good, span_ns),
+    "hits": _hits,
+    "TTFT\np50": lambda each, span_ns: _time(each.ttft, "p50_ns"),
+    "TTFT\np99": lambda each, span_ns: _time(each.ttft, "p99_ns"),
+    "TPOT\np99": lambda each, span_ns: _time(each.tpot, "p99_ns"),
+    "e2e\np99": lambda each, span_ns: _time(each.e2e, "p99_ns"),
+}
 
 
 def clock_line(record: WasteRecord) -> str:

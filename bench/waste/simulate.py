@@ -64,22 +64,21 @@ def num_requests(source: StreamSource) -> int:
 def requests_of(source: StreamSource, *, key_block_size: int | None = None) -> Iterator[Request]:
     """Yield the requests of a stream, with keys for blocks of `key_block_size` tokens or none."""
     if key_block_size is None:
-        return starmap(Request, lengths_of(source))
+        return chain.from_iterable(map(_keyless, source.chunks()))
     return chain.from_iterable(_with_keys(part, key_block_size) for part in source.chunks())
 
 
 def _counted(source: StreamSource, *, key_block_size: int | None) -> Iterator[Request]:
     """Requests with their keys as arrays of small numbers, which are counted many at once."""
     if key_block_size is None:
-        yield from starmap(Request, lengths_of(source))
+        yield from chain.from_iterable(map(_keyless, source.chunks()))
         return
     numbers: dict[int, int] = {}
     for part in source.chunks():
-        tenants: Iterable[int] = repeat(0) if part.tenant is None else part.tenant.tolist()
         prefix = None if part.prefix is None else part.prefix.renumbered(numbers)
         keys = np.empty(0, np.int64)
         for at, ((prompt, output, arrival_ns), tenant) in enumerate(
-            zip(_lengths(part), tenants, strict=False)
+            zip(_lengths(part), _tenants(part), strict=False)
         ):
             if prefix is not None:
                 keys = prefix.keys(at, key_block_size, prompt)
@@ -98,10 +97,20 @@ def _lengths(part: RequestStream) -> Iterator[tuple[int, int, int | None]]:
     return zip(part.prompt_tokens.tolist(), part.output_tokens.tolist(), arrivals, strict=False)
 
 
+def _tenants(part: RequestStream) -> Iterable[int]:
+    return repeat(0) if part.tenant is None else part.tenant.tolist()
+
+
+def _keyless(part: RequestStream) -> Iterator[Request]:
+    if part.tenant is None:
+        return starmap(Request, _lengths(part))
+    lengths = zip(_lengths(part), _tenants(part), strict=False)
+    return (Request(*each, tenant=tenant) for each, tenant in lengths)
+
+
 def _with_keys(part: RequestStream, block_size: int) -> Iterator[Request]:
     prefix = part.prefix
-    tenants: Iterable[int] = repeat(0) if part.tenant is None else part.tenant.tolist()
     lengths = enumerate(_lengths(part))
-    for (at, (prompt, output, arrival_ns)), tenant in zip(lengths, tenants, strict=False):
+    for (at, (prompt, output, arrival_ns)), tenant in zip(lengths, _tenants(part), strict=False):
         keys = () if prefix is None else tuple(prefix.keys(at, block_size, prompt).tolist())
         yield Request(prompt, output, arrival_ns, keys, tenant)

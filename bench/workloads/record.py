@@ -48,6 +48,8 @@ class ServedStream(StreamRecord):
     """Requests that `max_len` left out."""
     ignored: list[str] = []
     """Columns of the trace that are not read."""
+    tenants: list[str] = []
+    """Whose the requests are, by number; none where nobody says."""
 
 
 def stream_record(stream: RequestStream) -> NamedStream:
@@ -65,6 +67,7 @@ def served_stream(source: StreamSource, *, label: str) -> ServedStream:
     """Read a stream once and describe it, requests without output apart."""
     requests = without = prompt = output = longest = 0
     prefixes = False
+    tenants: tuple[str, ...] = ()
     for part in source.chunks():
         generates = part.output_tokens > 0
         requests += int(np.count_nonzero(generates))
@@ -73,6 +76,7 @@ def served_stream(source: StreamSource, *, label: str) -> ServedStream:
         output += int(part.output_tokens.sum())
         longest = max(longest, int(part.final_tokens[generates].max(initial=0)))
         prefixes = prefixes or part.prefix is not None
+        tenants = part.tenant_names
     dropped = _dropped(source)
     if not requests:
         raise ValueError(
@@ -91,6 +95,7 @@ def served_stream(source: StreamSource, *, label: str) -> ServedStream:
         without_output=without + dropped["without"],
         too_long=dropped["long"],
         ignored=_ignored(source),
+        tenants=list(tenants),
     )
 
 

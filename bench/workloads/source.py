@@ -174,7 +174,7 @@ def concatenated(chunks: list[RequestStream], *, name: str, source: str) -> Requ
         arrival_s=np.concatenate(arrivals) if arrivals else None,
         prefix=_joined(prefixes) if prefixes else None,
         tenant=np.concatenate(tenants) if tenants else None,
-        tenant_names=chunks[0].tenant_names,
+        tenant_names=chunks[-1].tenant_names,
     )
 
 

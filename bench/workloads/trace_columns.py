@@ -21,6 +21,7 @@ ALIASES: Final = {
         "num_decode_tokens response_tokens output num_output_tokens"
     ),
     "time": "timestamp arrived_at arrival_time arrival arrival_s time start_time created",
+    "tenant": "tenant tenant_id tenant_name user_id client_id customer customer_id",
 }
 """What a column may be called, whatever its letters' size and what stands between its words."""
 

@@ -34,6 +34,7 @@ class Row(NamedTuple):
     output: int
     arrival_s: float | None = None
     prefix_ids: list[int] | None = None
+    tenant: str | None = None
 
 
 def _always(first: Line) -> bool:
@@ -230,7 +231,8 @@ def by_columns(
             seconds = moment_s(said)
             seconds = math.inf if seconds is None else seconds * scale
             arrival_s = clock.since_start(line, said, _checked_seconds(line, time, said, seconds))
-        yield Row(lengths[0], lengths[1], arrival_s)
+        tenant = str(record.get(roles["tenant"])) if "tenant" in roles else None
+        yield Row(lengths[0], lengths[1], arrival_s, tenant=tenant)
 
 
 def has_times(first: Line, given: Mapping[str, str] | None = None) -> bool:

@@ -118,12 +118,13 @@ class TraceSource:
                 requests = _first_turns(requests)
             requests = islice(requests, self.limit)
             rows = list(islice(requests, CHUNK_REQUESTS))
+            tenants: dict[str, int] = {}
             if not rows:
                 raise first.error(
                     found="a header and nothing after it", expected="at least one request"
                 )
             while rows:
-                yield self._stream(rows, size)
+                yield self._stream(rows, size, tenants)
                 rows = list(islice(requests, CHUNK_REQUESTS))
 
     def _begin(self, lines: Iterator[Line]) -> tuple[Line, Format]:
@@ -134,8 +135,14 @@ class TraceSource:
             return first, FORMATS["columns"]
         return first, FORMATS[self.format or detect(first)]
 
-    def _stream(self, rows: list[Row], tokens_per_block: int | None) -> RequestStream:
-        prompts, outputs, arrivals, ids = zip(*rows, strict=True)
+    def _stream(
+        self, rows: list[Row], tokens_per_block: int | None, tenants: dict[str, int]
+    ) -> RequestStream:
+        """Make a chunk of rows; `tenants` are numbered as they appear, from chunk to chunk."""
+        prompts, outputs, arrivals, ids, owners = zip(*rows, strict=True)
+        owned = None
+        if owners[0] is not None:
+            owned = np.array([tenants.setdefault(owner, len(tenants)) for owner in owners])
         prefix = None
         if tokens_per_block is not None:
             prefix = PrefixBlocks.of_lists(ids, tokens_per_block)
@@ -146,6 +153,8 @@ class TraceSource:
             output_tokens=np.array(outputs, dtype=np.int64),
             arrival_s=None if arrivals[0] is None else np.array(arrivals),
             prefix=prefix,
+            tenant=owned,
+            tenant_names=tuple(tenants),
         )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from paged.errors import BadSize
-from paged.latency import Histogram, Slo, Watch
+from paged.latency import MOST_TENANTS, OTHERS, Histogram, Slo, Watch
 
 
 def test_a_percentile_is_off_by_a_256th_at_most() -> None:
@@ -98,3 +98,36 @@ def test_times_that_are_added_at_once_go_into_the_classes_of_single_ones() -> No
     for share in np.linspace(0, 1, 101):
         assert many.quantile_ns(share) == one.quantile_ns(share)
     assert many.quantiles() == one.quantiles()
+
+
+def test_tenants_are_watched_apart_and_add_up() -> None:
+    watch = Watch(Slo(tpot_ns=5))
+    for number, (tenant, tpot) in enumerate([(3, 4), (0, 6), (3, 8)]):
+        watch.look_up(tenant, 100, 10 * tenant)
+        watch.begin(number, 0, 1000 * (number + 1), tenant)
+        watch.end(number, 1000 * (number + 1) + 1000 * tpot, 2)
+    service = watch.service()
+    zero, three = service.tenants
+    assert (zero.tenant, zero.completed, zero.good, zero.hit_tokens) == (0, 1, 0, 0)
+    assert (three.tenant, three.completed, three.good, three.hit_tokens) == (3, 2, 1, 60)
+    assert three.queried_tokens == 200
+    assert three.ttft is not None
+    assert three.tpot is not None
+    assert zero.e2e is not None
+    assert (three.ttft.max_ns, three.tpot.mean_ns, zero.e2e.max_ns) == (3, 6, 8)
+    assert service.ttft is not None
+    assert (service.completed, service.good, service.ttft.count) == (3, 1, 3)
+
+
+def test_one_tenant_is_not_told_apart_and_many_are_bounded() -> None:
+    watch = Watch()
+    watch.begin(0, None, 1, 7)
+    watch.end(0, 2, 1)
+    assert watch.service().tenants == ()
+    for number in range(1, 3 * MOST_TENANTS):
+        watch.begin(number, None, 1, 100 + number)
+        watch.end(number, 2, 1)
+    found = watch.service().tenants
+    assert len(found) == MOST_TENANTS + 1
+    assert found[0].tenant == OTHERS
+    assert sum(each.completed for each in found) == 3 * MOST_TENANTS

@@ -16,9 +16,13 @@ from bench.waste.policies import format_policy, parse_policy, policy_name
 from bench.waste.record import WasteRecord, WasteRow
 from bench.waste.report import show
 from bench.waste.whatif import variations
+from bench.workloads.record import served_stream
+from bench.workloads.source import head
+from bench.workloads.spec import parse_source
 from helpers.places import ROOT
 from helpers.snapshots import assert_as_stored
 from helpers.waste_records import job, simulated, waste_record
+from paged.latency import Slo
 
 STREAM = "alpaca-fit:requests=200,system=64,prompts=2"
 POLICIES = ("max/buddy", "oracle/first-fit", "paged", "paged:prefix=lru,watermark=0.05")
@@ -138,3 +142,35 @@ def test_a_name_is_text_and_fits(name: str) -> None:
     text = printed(show, renamed)
     assert name in text.replace("\n", "")
     assert max(cell_len(line) for line in text.splitlines()) <= 80
+
+
+TENANTS = "sharegpt-fit:system=512,prompts=8+azure-code-fit:share=0.2,system=256+:rate=4"
+
+
+def test_each_tenant_is_shown_under_each_policy_and_sums_to_the_whole() -> None:
+    source = head(parse_source(TENANTS), 120)
+    rows = [
+        simulated(job(policy, source, slots=30_000, slo=Slo(ttft_ns=10**9)))
+        for policy in ("paged", "paged:prefix=lru", "paged:prefix=lru,quota=0:5,samples=2")
+    ]
+    for row in rows:
+        assert row.service is not None
+        first, second = row.service.tenants
+        assert first.completed + second.completed == row.service.completed == 120
+        assert (first.good or 0) + (second.good or 0) == row.service.good
+        assert first.hit_tokens + second.hit_tokens == row.total.hit_tokens
+    described = served_stream(source, label="s")
+    record = waste_record(*rows).model_copy(update={"streams": [described]})
+    text = printed(show, record)
+    assert text.count("azure-code-fit") == len(rows)
+    assert max(cell_len(line) for line in text.splitlines()) <= 80
+    assert text.count("waits for: why") == 1  # nothing is cut
+
+
+def test_a_table_that_is_too_wide_is_two() -> None:
+    row = rows_of("paged:prefix=lru,watermark=0.05,max-running=6")[0]
+    waits = {"waiting_short": 9, "waiting_limit": 9, "waiting_watermark": 9}
+    wide = with_counters(row, preemptions=9, recomputed_tokens=99, **waits)
+    text = printed(show, waste_record(wide, stream=STREAM))
+    for cause in ("memory", "watermark", "max-running"):
+        assert f"{cause} {9 / row.total.steps:.0%}" in text

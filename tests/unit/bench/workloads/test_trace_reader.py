@@ -4,6 +4,7 @@ import gzip
 import json
 import pickle
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -439,3 +440,18 @@ def test_trace_errors_travel_between_processes():
     error = TraceError("file", 3, "this", "that")
     copy = pickle.loads(pickle.dumps(error))
     assert str(copy) == str(error) == "file, line 3: read this; expected that"
+
+
+def test_a_tenant_column_is_whose_the_requests_are(tmp_path: Path) -> None:
+    file = tmp_path / "t.csv"
+    rows = ["prompt_tokens,output_tokens,tenant", *(f"9,1,{name}" for name in "baab")]
+    file.write_text("\n".join(rows))
+    stream = read_trace(file)
+    assert stream.tenant_names == ("b", "a")
+    assert stream.tenant is not None
+    assert stream.tenant.tolist() == [0, 1, 1, 0]
+    file.write_text("\n".join(rows).replace("tenant", "whose"))
+    named = (("prompt", "prompt_tokens"), ("output", "output_tokens"), ("tenant", "whose"))
+    assert TraceSource(file, columns=named).ignored() == []
+    (part,) = TraceSource(file, columns=named).chunks()
+    assert part.tenant_names == ("b", "a")
