@@ -118,6 +118,9 @@ class Counters:
     ghost_hits: int = 0
     """Blocks that were looked up in vain and had been evicted shortly before, within as many
     evictions as the pool has blocks: the sign of a cache that is too small."""
+    loaded_tokens: int = 0
+    stored_tokens: int = 0
+    """Prompt tokens that were copied from a tier behind the pool (`paged.tiers`), and to one."""
     time_ns: int = 0
     """Nanoseconds by the server's clock (`paged.clock`), idle ones included. 0 in records that are
     older than the clock."""
@@ -246,6 +249,19 @@ class Series(Generic[MomentT]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TierUse:
+    """What a tier behind the pool did in a run (`paged.tiers`)."""
+
+    name: str
+    loaded_tokens: int
+    stored_tokens: int
+    """Tokens copied from it, and to it, those of swapped requests included."""
+    load_ns: int
+    store_ns: int
+    """How long that takes by itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
     """What became of a stream of requests in a pool."""
 
@@ -265,6 +281,8 @@ class Serving:
     """Most slots that were allocated at once, used or not."""
     service: Service | None = None
     """What it was like for those who waited, over the whole run; None where nobody looked."""
+    tiers: tuple[TierUse, ...] = ()
+    """What each tier behind the pool did, over the whole run."""
 
     @classmethod
     def of(
@@ -275,6 +293,7 @@ class Serving:
         warm: Counters | None,
         done: Counters | None,
         service: Service | None = None,
+        tiers: tuple[TierUse, ...] = (),
         **peaks: int,
     ) -> Serving:
         """Put together what a simulator has counted; `loaded` is between the moments `warm` and
@@ -284,4 +303,11 @@ class Serving:
             loaded = Counters(slots=total.slots)
         else:
             loaded = done - warm
-        return cls(total=total, loaded=loaded, series=tuple(series), service=service, **peaks)
+        return cls(
+            total=total,
+            loaded=loaded,
+            series=tuple(series),
+            service=service,
+            tiers=tiers,
+            **peaks,
+        )

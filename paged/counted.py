@@ -28,6 +28,8 @@ class Group:
     lost: int = 0
     """Tokens: output when it last began to run; computed so far, until it decodes; that had been
     computed when it was preempted."""
+    host: int = 0
+    """Blocks that were moved to the host when it was last preempted."""
     base: int = 0
     last: int = -1
     """While it decodes: it has `base + step` tokens after a step, and ends with `last`."""
@@ -48,6 +50,8 @@ COUNTS: Final = (
     "queried_tokens",
     "hit_tokens",
     "ghost_hits",
+    "loaded_tokens",
+    "stored_tokens",
 )
 """Counters that are kept by name."""
 
@@ -107,3 +111,35 @@ class Snapshot(NamedTuple):
             time_ns=self.clock // PS_PER_NS,
             **dict(zip(COUNTS, self.counts, strict=True)),
         )
+
+
+def falling(
+    growing: list[int], step: int, span: int, available: int, idle: int, floor: int, running: int
+) -> tuple[int, int, int, int]:
+    """Let those who run grow for `span` steps, or as long as there are blocks enough.
+
+    Returns how many steps that are, the blocks that are free or idle behind them, and the sums
+    over the steps of these, and of those that are free.
+    """
+    size = len(growing)
+    if span > size // 4 and available - running * (span // size + 1) >= max(floor, idle):
+        total, end = span * available, available
+        for phase, many in enumerate(growing):
+            if many and (after := span - (phase - step - 1) % size) > 0:
+                # These begin a block so many times, first with `after` steps to come.
+                times = (after - 1) // size + 1
+                end -= many * times
+                total -= many * (times * after - size * (times * (times - 1) // 2))
+        return span, end, total, total - span * idle
+    total = total_free = 0
+    phase = step % size
+    for taken in range(span):
+        phase = phase + 1 if phase + 1 < size else 0
+        after = available - growing[phase]
+        if after < floor:
+            return taken, available, total, total_free
+        available = after
+        total += after
+        if after > idle:
+            total_free += after - idle
+    return span, available, total, total_free

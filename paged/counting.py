@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from paged.accounting import Counters, Series, Serving
+from paged.accounting import Counters, Series, Serving, TierUse
 from paged.arrivals import Arrivals, Request
 from paged.clock import PS_PER_NS, StepTime, steps_within, taken_ps
-from paged.counted import COUNTS, Group, Snapshot
+from paged.counted import COUNTS, Group, Snapshot, falling
 from paged.errors import BadSize, checked_size
 from paged.keyed_blocks import KEYED, Keys
 from paged.latency import Service, Slo, Watch
@@ -148,6 +148,10 @@ class CountingServer:
         self.watch.itl.add_all(self._gaps)
         return self.watch.service()
 
+    def uses(self) -> tuple[TierUse, ...]:
+        """What each tier behind the pool did."""
+        return ()
+
     def take_steps(self, due: int) -> bool | None:
         """Take a step, and at once those behind it that are alike, until before `due`.
 
@@ -248,8 +252,7 @@ class CountingServer:
             self._counts["preemptions"] += 1
             self.watch.give_way(group.number, self._clock)
             if self._swapping:
-                self._counts["swapped_out"] += (blocks := -(-held // self._size))
-                self._swapped += blocks
+                group.host = self._to_host(-(-held // self._size))
             self._release(group, held)
         self._blocked = 0
 
@@ -377,7 +380,7 @@ class CountingServer:
     def _start(self, group: Group, hits: int, left: int | None) -> int:
         """Admit a request that found so many blocks; return the tokens computed of it."""
         counts, size = self._counts, self._size
-        computed = hits * size
+        computed = self._found(group, hits)
         if group.number < 0:
             group.number = counts["admitted"]
             counts["admitted"] += 1
@@ -386,7 +389,7 @@ class CountingServer:
                 counts["queried_tokens"] += group.prompt
                 counts["hit_tokens"] += computed
                 self.watch.look_up(group.tenant, group.prompt, computed)
-        elif self._swapping:
+        elif group.host:
             computed = max(computed, group.lost)
             counts["swapped_in"] += (blocks := -(-computed // size) - hits)
             self._swapped += blocks
@@ -409,6 +412,22 @@ class CountingServer:
         self._compute(group, chunk)
         return chunk
 
+    # -- what is moved to the host and back ------------------------------------------------------
+
+    def _found(self, group: Group, hits: int) -> int:
+        """Tokens of a request that are in the cache, the pool having so many blocks of it."""
+        return hits * self._size
+
+    def _to_host(self, blocks: int) -> int:
+        """Move blocks to the host; return how many it takes, all or none."""
+        self._counts["swapped_out"] += blocks
+        self._swapped += blocks
+        return blocks
+
+    def _moved_ps(self, spent: int) -> int:
+        """Picoseconds by which the moves of this step make it longer than `spent`."""
+        return self._swapped * self._size * self._time.swap_ns_per_token * PS_PER_NS
+
     # -- how long it took, and what is counted ---------------------------------------------------
 
     def _settle(self, prefill: int, due: int) -> None:
@@ -416,7 +435,7 @@ class CountingServer:
         tokens, beginning, cache = self._tokens, self._beginning, self._cache
         spent = self._step_ps + prefill * self._prompt_ps + tokens * self._read_ps
         if self._swapped:
-            spent += self._swapped * self._size * self._time.swap_ns_per_token * PS_PER_NS
+            spent += self._moved_ps(spent)
         self._clock = now = self._clock + spent
         self._computed += prefill
         if going := self._decoding - len(beginning):
@@ -435,7 +454,9 @@ class CountingServer:
         if finished is None and count and not self._prefilling:
             span = self._alike(count, due)
             if span > 0:
-                span, available, fell, fell_free = self._falling(span, available, idle)
+                span, available, fell, fell_free = falling(
+                    self._growing, self.step, span, available, idle, self._floor, count
+                )
                 steps += span
                 sum_available += fell
                 sum_free += fell_free
@@ -520,37 +541,6 @@ class CountingServer:
             self._note_gap(first, span * count)
         self._clock += taken_ps(span, first, longer)
 
-    def _falling(self, span: int, available: int, idle: int) -> tuple[int, int, int, int]:
-        """Let those who run grow for `span` steps, or as long as there are blocks enough.
-
-        Returns how many steps that are, the blocks that are free or idle behind them, and the sums
-        over the steps of these, and of those that are free.
-        """
-        size, growing, floor, step = self._size, self._growing, self._floor, self.step
-        if span > size // 4 and available - len(self._running) * (span // size + 1) >= max(
-            floor, idle
-        ):
-            total, end = span * available, available
-            for phase, many in enumerate(growing):
-                if many and (after := span - (phase - step - 1) % size) > 0:
-                    # These begin a block so many times, first with `after` steps to come.
-                    times = (after - 1) // size + 1
-                    end -= many * times
-                    total -= many * (times * after - size * (times * (times - 1) // 2))
-            return span, end, total, total - span * idle
-        total = total_free = 0
-        phase = step % size
-        for taken in range(span):
-            phase = phase + 1 if phase + 1 < size else 0
-            after = available - growing[phase]
-            if after < floor:
-                return taken, available, total, total_free
-            available = after
-            total += after
-            if after > idle:
-                total_free += after - idle
-        return span, available, total, total_free
-
 
 def serve_by_counts(
     requests: Iterable[Request],
@@ -561,19 +551,19 @@ def serve_by_counts(
     time: StepTime | None = None,
     clients: int | None = None,
     slo: Slo | None = None,
+    kind: Callable[..., CountingServer] = CountingServer,
 ) -> Serving:
     """Serve a stream of requests, as `paged.scheduler.serve` does; `policy.by_counts` has to hold.
 
     Keys that come as an int64 array are taken to be numbers from 0 on, of which few are left out.
+    `kind` makes the server: one that does more than the usual one.
 
     Raises BadSize: the policy needs blocks to be told apart, a number is out of range, the arrivals
     fall or some are missing, or the stream is empty.
     """
     if not policy.by_counts:
         raise BadSize(f"{policy}: counts do not decide this policy; use paged.scheduler")
-    server = CountingServer(
-        requests, policy, slots=slots, time=time or StepTime(), clients=clients, slo=slo
-    )
+    server = kind(requests, policy, slots=slots, time=time or StepTime(), clients=clients, slo=slo)
     series: Series[Snapshot] = Series()
     warm = server.snapshot() if warmup == 0 else None
     done = None
@@ -594,6 +584,7 @@ def serve_by_counts(
         warm=None if warm is None else counters(warm),
         done=None if done is None else counters(done),
         service=server.service(),
+        tiers=server.uses(),
         peak_running=server.peak_running,
         peak_requests=server.peak_running,
         peak_allocated=server.peak_allocated,

@@ -7,7 +7,7 @@ block a key's tokens are in, and without quotas. All operations are of many keys
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
@@ -52,6 +52,8 @@ class KeyedBlocks:
         self._gone = np.zeros(_FIRST, np.int32)
         self._line = _Line()
         self._numbers: dict[int, int] = {}
+        self.given_up: Callable[[Keys], None] | None = None
+        """Hears of blocks before they are given up, those first that go first."""
 
     def numbered(self, keys: Sequence[int] | Keys) -> Keys:
         """Make room for keys. Those that come as an array are taken to be few and small."""
@@ -105,7 +107,7 @@ class KeyedBlocks:
     def evict(self, count: int) -> None:
         """Give up so many idle blocks, those first that are first in the order."""
         self.idle -= count
-        if count <= _FEW:
+        if count <= _FEW and self.given_up is None:
             line, state = self._line, self._state
             while count:
                 key = line.keys[line.begin]
@@ -158,6 +160,8 @@ class KeyedBlocks:
         return 0
 
     def _give_up(self, keys: NDArray[np.integer]) -> None:
+        if self.given_up is not None:
+            self.given_up(keys.astype(np.int64))
         self._state[keys] = 0
         self._gone[keys] = np.arange(self.evictions + 1, self.evictions + 1 + keys.size)
         self.evictions += keys.size

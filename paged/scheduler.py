@@ -505,5 +505,6 @@ def serve(
         warm=warm,
         done=done,
         service=scheduler.watch.service(),
+        tiers=(),
         **scheduler.peaks,
     )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from bench.waste.clocks import Clock
     from bench.waste.figures.figure import Figure
-    from bench.waste.hit_curve import Tier
+    from bench.waste.hit_curve import Behind
     from bench.waste.plan import WastePlan
     from bench.waste.record import WasteRecord
     from bench.waste.server import Server
@@ -311,10 +311,11 @@ def waste(
         ),
     ] = None,
     tier: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="With --hits: memory behind the pool, its size and the bytes that are read from "
-            "it a second, as host=64GiB,read=25GB. Says whether it is worth it, in seconds.",
+            help="Memory behind the pool, its size and the bytes read from it and written to it a "
+            "second, as host=64GiB,read=25GB,write=20GB. Says whether it is worth it, in seconds. "
+            "May be repeated.",
             metavar="SPEC",
         ),
     ] = None,
@@ -329,7 +330,7 @@ def waste(
         if figure is not None:
             it.end(_figure(figure, trace or [], json, it, quiet=quiet))
         from bench.waste.plan import WastePlan, read_columns, read_streams
-        from bench.waste.server import Sizes, read_rank, read_server, read_tier
+        from bench.waste.server import Sizes, read_rank, read_server, read_tiers
 
         check_chart(plot)
         server = read_server(
@@ -349,9 +350,9 @@ def waste(
             prefill_rate=prefill_rate,
             slo=slo,
         )
-        if tier is not None and not hits:
-            raise BadInput(f"--tier {tier}: it goes with --hits, and the size of a pool")
-        behind = None if tier is None else read_tier(tier, server)
+        tiers = read_tiers(tier or [], server)
+        if tiers and beside is not None:
+            raise BadInput(f"--tier {tiers[0].name} with --server {beside}: leave out one of them")
         specs = stream or ([] if trace else [DEFAULT_STREAM])
         plan = WastePlan(
             streams=(),
@@ -370,6 +371,7 @@ def waste(
             ray_address=ray_address,
             whatif=whatif,
             model=server.model,
+            tiers=() if hits else tiers,
         )
         # A long trace takes a while to read: what is wrong besides is said before.
         if ray_address is not None and not ray_address.strip():
@@ -384,7 +386,11 @@ def waste(
             closed=clients is not None,
         )
         if hits:
-            it.end(_hits(streams, json, it, quiet=quiet, tier=behind))
+            from bench.waste.hit_curve import behind_pool
+
+            prompt_ns = server.clock.time.prefill_ns_per_token
+            behind = behind_pool(tiers, pool_slots=server.slots, prompt_ns=prompt_ns)
+            it.end(_hits(streams, json, it, quiet=quiet, tiers=behind))
         plan = replace(plan, streams=streams)
         if server.fit is not None:
             plan = replace(plan, clock=_fitted(server, server.fit, plan, it, quiet=quiet))
@@ -429,7 +435,7 @@ def _hits(
     it: Session,
     *,
     quiet: bool,
-    tier: Tier | None,
+    tiers: Sequence[Behind],
 ) -> int:
     from pydantic import TypeAdapter
 
@@ -445,7 +451,7 @@ def _hits(
     with it.work(quiet=quiet, raising=True) as progress:
         progress.begin("replays", len(streams) * (1 + len(SHARES) * (len(ORDERS) - 1)))
         for source, stream in streams:
-            curve = hit_curve(source, stream.label, tier=tier, done=lambda: progress.advance(1))
+            curve = hit_curve(source, stream.label, tiers=tiers, done=lambda: progress.advance(1))
             curves.append(curve)
     it.write(
         "--json",

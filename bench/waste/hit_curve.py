@@ -21,6 +21,7 @@ from bench.command.words import seconds
 from bench.waste.prefix_replay import ReplayOrder, prompts_of, replay, tokens_per_block
 from bench.workloads.source import StreamSource, Wrapped, read_all
 from bench.workloads.traces import TraceSource
+from paged.tiers import Tier
 
 ORDERS: Final[tuple[ReplayOrder, ...]] = ("lru", "lfu", "fifo", "belady")
 SHARES: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
@@ -28,29 +29,25 @@ SHARES: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tier:
-    """Memory behind the pool, as `host=64GiB,read=25GB` says it, and what a token is worth."""
+class Behind:
+    """A tier, and what is in front of it."""
 
-    name: str
-    slots: int
-    """Tokens that it holds."""
+    tier: Tier
     pool_slots: int
-    """Tokens that the pool in front of it holds."""
-    load_ns: float
-    """To copy a token from there, nanoseconds."""
-    prompt_ns: float
-    """To compute it instead."""
+    """Tokens that the pool in front of it, and the tiers between them, hold."""
+    prompt_ns: int
+    """To compute a token instead of loading it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TierWorth:
     """What a tier would have saved over a stream, by LRU: what it has is what the pool gave up."""
 
-    tier: Tier
+    behind: Behind
     found_tokens: int
-    """Prompt tokens that the tier has and the pool has not."""
+    """Prompt tokens that the tier has, and what is in front of it has not."""
     stored_tokens: int
-    """Tokens that are copied to it: each that the pool gave up, once."""
+    """Tokens that are copied to it: each that what is in front of it gave up, once."""
     saved_s: float
     loading_s: float
     """To compute them, and to load them instead."""
@@ -72,8 +69,8 @@ class HitCurve:
     """By order of eviction, one for each size; `belady` is the optimum, which knows the future."""
     limit: float
     """Without a limit."""
-    tier: TierWorth | None = None
-    """What a tier behind the pool would be worth; None: nobody asked."""
+    tiers: tuple[TierWorth, ...] = ()
+    """What each tier behind the pool would be worth."""
 
 
 class _Depths:
@@ -138,11 +135,20 @@ def lru_tokens(source: StreamSource) -> tuple[dict[int, int], int, int, int]:
     return found, requests, prompt_tokens, len(stack)
 
 
+def behind_pool(tiers: Sequence[Tier], *, pool_slots: int, prompt_ns: int) -> list[Behind]:
+    """Tiers one behind the other."""
+    sums = accumulate((tier.slots for tier in tiers), initial=pool_slots)
+    return [
+        Behind(tier=tier, pool_slots=front, prompt_ns=prompt_ns)
+        for tier, front in zip(tiers, sums, strict=False)
+    ]
+
+
 def hit_curve(
     source: StreamSource,
     label: str,
     *,
-    tier: Tier | None = None,
+    tiers: Sequence[Behind] = (),
     done: Callable[[], None] = lambda: None,
 ) -> HitCurve:
     """Compute the curves of a stream; `done` is called after each part of the work."""
@@ -168,23 +174,24 @@ def hit_curve(
         sizes=tuple(many * size for many in blocks),
         rates=rates,
         limit=sums[-1] / prompt_tokens,
-        tier=None if tier is None else _worth(tier, source, depths, sums),
+        tiers=tuple(_worth(each, source, depths, sums) for each in tiers),
     )
 
 
 def _worth(
-    tier: Tier, source: StreamSource, depths: Sequence[int], sums: Sequence[int]
+    behind: Behind, source: StreamSource, depths: Sequence[int], sums: Sequence[int]
 ) -> TierWorth:
     size = tokens_per_block(source)
-    pool, both = tier.pool_slots // size, (tier.pool_slots + tier.slots) // size
+    front, tier = behind.pool_slots, behind.tier
+    pool, both = front // size, (front + tier.slots) // size
     found = sums[bisect_right(depths, both)] - sums[bisect_right(depths, pool)]
     stored = replay(source, max(1, pool) * size, "lru").evictions * size
     return TierWorth(
-        tier=tier,
+        behind=behind,
         found_tokens=found,
         stored_tokens=stored,
-        saved_s=found * tier.prompt_ns / 1e9,
-        loading_s=found * tier.load_ns / 1e9,
+        saved_s=found * behind.prompt_ns / 1e9,
+        loading_s=found * tier.load_ps_per_token / 1e12,
     )
 
 
@@ -223,15 +230,15 @@ def _show(curve: HitCurve, console: Console) -> None:
     else:
         said = f"LRU finds half of what can be found with {curve.sizes[half]:,} tokens of cache."
     console.print(Text(said))
-    if curve.tier is not None:
-        console.print(Text(tier_words(curve.tier, curve.prompt_tokens)))
+    for worth in curve.tiers:
+        console.print(Text(tier_words(worth, curve.prompt_tokens)))
 
 
 def tier_words(worth: TierWorth, prompt_tokens: int) -> str:
     """Say what a tier would be worth."""
-    tier = worth.tier
+    tier, front = worth.behind.tier, worth.behind.pool_slots
     said = (
-        f"{tier.name} holds {tier.slots:,} tokens behind a pool of {tier.pool_slots:,}: it finds "
+        f"{tier.name} holds {tier.slots:,} tokens behind a pool of {front:,}: it finds "
         f"{worth.found_tokens:,} prompt tokens more, {worth.found_tokens / prompt_tokens:.1%}; "
         f"computing them takes {seconds(worth.saved_s)}, loading them {seconds(worth.loading_s)}. "
     )

@@ -20,6 +20,7 @@ from bench.waste.simulate import simulate
 from bench.workloads.source import StreamSource
 from paged.clock import StepTime
 from paged.latency import Slo
+from paged.tiers import Tier
 from reference.errors import BadInput
 
 REQUESTS_PER_S: Final = {
@@ -51,6 +52,7 @@ class Job:
     time: StepTime | None = None
     clients: int | None = None
     slo: Slo | None = None
+    tiers: tuple[Tier, ...] = ()
     """As for `bench.waste.simulate.simulate`."""
 
     @property
@@ -118,6 +120,7 @@ def run(index: int, job: Job) -> tuple[int, WasteRow | str]:
             time=job.time,
             clients=job.clients,
             slo=job.slo,
+            tiers=job.tiers,
         )
     except ValueError as error:
         # As a value: an exception looks different after each way of being sent.

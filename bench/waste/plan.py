@@ -10,9 +10,9 @@ from bench.waste.clocks import Clock
 from bench.waste.gpus import read_bytes
 from bench.waste.models import Model
 from bench.waste.parallel import Job
-from bench.waste.policies import DEFAULT_POLICIES, Policy, expand_policies
+from bench.waste.policies import DEFAULT_POLICIES, Policy, expand_policies, format_policy
 from bench.waste.record import Rank
-from bench.waste.simulate import WARMUP_SHARE
+from bench.waste.simulate import WARMUP_SHARE, takes_tiers, without_tiers
 from bench.waste.whatif import variations
 from bench.workloads.record import ServedStream, served_stream
 from bench.workloads.source import StreamSource, head, saturated
@@ -20,6 +20,7 @@ from bench.workloads.spec import parse_source
 from bench.workloads.trace_columns import ROLES
 from paged.latency import Slo
 from paged.policy import PagedPolicy
+from paged.tiers import Tier
 from reference.errors import BadInput
 
 
@@ -54,6 +55,8 @@ class WastePlan:
     """Whether one paged policy is varied."""
     model: Model | None = None
     """Whose cache it is; None: only the bytes of a slot are known."""
+    tiers: tuple[Tier, ...] = ()
+    """Behind the pool: policies are served without them and with them, variations with them."""
 
     def check(self) -> None:
         """Raise BadInput for what is no policy, or cannot be varied, or asked of these streams."""
@@ -72,6 +75,13 @@ class WastePlan:
         """Raise BadInput for what is no policy, or cannot be varied."""
         if self.base is None:
             expand_policies(self.policies, block_sizes=self.block_sizes, max_model_len=1)
+        policies = [self.base] if self.base is not None else self._read(1)
+        if self.tiers and (wrong := [each for each in policies if not takes_tiers(each)]):
+            raise BadInput(
+                f"--tier with {format_policy(wrong[0])}: a tier keeps the blocks of a prefix "
+                f"cache, or of preempted requests; give --policy paged:prefix=lru, or "
+                f"preempt=swap, without samples, window and quota"
+            )
 
     def jobs(self) -> list[Job]:
         """Every policy on every stream, in the order of the record's rows."""
@@ -80,15 +90,17 @@ class WastePlan:
                 stream=stream.label,
                 source=source,
                 requests=stream.requests,
-                policy=policy,
+                policy=policy if tiers or not self.tiers else without_tiers(policy),
                 slots=self.slots,
                 warmup=int(WARMUP_SHARE * stream.requests) if self.warmup is None else self.warmup,
                 time=self.clock.time,
                 clients=self.clients,
                 slo=self.slo,
+                tiers=tiers,
             )
             for source, stream in self.streams
             for policy in self._policies_for(stream)
+            for tiers in ([self.tiers] if self.whatif or not self.tiers else [(), self.tiers])
         ]
 
     @property
@@ -116,14 +128,18 @@ class WastePlan:
     def _policies_for(self, stream: ServedStream) -> tuple[Policy, ...]:
         """Read the policies, with reservations that provide for the longest request."""
         if (base := self.base) is not None:
-            return (base, *(v.policy for v in variations(base, prefixes=stream.prefixes)))
+            found = (base, *(v.policy for v in variations(base, prefixes=stream.prefixes)))
+            return tuple(each for each in found if not self.tiers or takes_tiers(each))
         longest = 1 << (stream.longest_request - 1).bit_length()
         # Reservations are not for closed loops.
+        return self._read(self.max_model_len or longest)
+
+    def _read(self, max_model_len: int) -> tuple[Policy, ...]:
         default = DEFAULT_POLICIES if self.clients is None else ("paged",)
         return expand_policies(
             self.policies or default,
             block_sizes=self.block_sizes,
-            max_model_len=self.max_model_len or longest,
+            max_model_len=max_model_len,
         )
 
 

@@ -14,11 +14,12 @@ from pydantic import Field, PlainSerializer, PlainValidator, computed_field, mod
 from bench.machine.environment import WasteEnvironment
 from bench.machine.record import Record
 from bench.waste.capacity import CapacityRecord
-from bench.waste.policies import Policy, format_policy, parse_policy
+from bench.waste.policies import Policy, format_policy, parse_policy, policy_name
 from bench.workloads.record import ServedStream
-from paged.accounting import SLOT_CLASSES, Counters, Serving
+from paged.accounting import SLOT_CLASSES, Counters, Serving, TierUse
 from paged.clock import StepTime
 from paged.latency import Service, Slo
+from paged.tiers import Tier
 
 SCHEMA_VERSION: Final = 1
 """Raised when a field changes its meaning."""
@@ -139,6 +140,8 @@ class WasteRow(Record):
     """How long the simulation took."""
     service: Service | None = None
     """What it was like for those who waited, over the whole run; None in older records."""
+    tiers: tuple[TierUse, ...] = ()
+    """What each tier behind the pool did; none: there was none."""
 
     @classmethod
     def of(cls, stream: str, policy: Policy, serving: Serving, *, seconds: float) -> Self:
@@ -154,6 +157,7 @@ class WasteRow(Record):
             series=SeriesRecord.of(serving),
             seconds=seconds,
             service=serving.service,
+            tiers=serving.tiers,
         )
 
     @model_validator(mode="after")
@@ -169,6 +173,11 @@ class WasteRow(Record):
     def name(self) -> str:
         """Policy and stream, as a message has them."""
         return f"{format_policy(self.policy)} on {self.stream}"
+
+    @property
+    def typed(self) -> str:
+        """The policy as it is typed, and the tiers behind the pool."""
+        return " + ".join([policy_name(self.policy), *(tier.name for tier in self.tiers)])
 
     @property
     def judged(self) -> Counters:
@@ -300,6 +309,8 @@ class WasteRecord(Record):
     """What changes are ranked by."""
     capacity: CapacityRecord | None = None
     """What the pool holds of the model; None: only the bytes of a slot are known."""
+    tiers: tuple[Tier, ...] = ()
+    """Behind the pool."""
 
     @model_validator(mode="after")
     def _refers_to_what_it_has(self) -> Self:

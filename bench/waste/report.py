@@ -15,9 +15,10 @@ from rich.text import Text
 from bench.command.tables import table
 from bench.command.words import one_line
 from bench.waste.capacity import capacity_words
-from bench.waste.policies import policy_name, policy_words
+from bench.waste.policies import policy_words
 from bench.waste.record import WasteRecord, WasteRow
 from bench.waste.service_report import clock_line, latency_table, slo_words, tenant_tables
+from bench.waste.tier_report import tier_lines, tiers_line
 from bench.waste.whatif import compare, served_alike
 from bench.waste.whatif_report import show_whatif
 from bench.workloads.record import ServedStream
@@ -157,6 +158,8 @@ def _service_table(rows: list[WasteRow], columns: list[_Column], *, waits: bool)
 
 def reading(rows: list[WasteRow], record: WasteRecord) -> list[str]:
     """Say what the tables come to."""
+    tiered = list(tier_lines(rows, record))
+    rows = [row for row in rows if not row.tiers]
     lines = [_comparison(rows, record)] if len(rows) > 1 else []
     lines += [
         f"{policy_words(row.policy)}: {row.total.refused:,} of {row.total.arrived:,} requests were "
@@ -170,7 +173,7 @@ def reading(rows: list[WasteRow], record: WasteRecord) -> list[str]:
         lines.append(
             f"{'; '.join(unloaded)}: never loaded after the warm-up; judged by the whole run."
         )
-    return lines
+    return lines + tiered
 
 
 def _comparison(rows: list[WasteRow], record: WasteRecord) -> str:
@@ -282,7 +285,7 @@ def _filled(row: WasteRow) -> float:
 
 def _policy_cell(row: WasteRow) -> Text:
     # Wrapped between options, not within one.
-    return Text(policy_name(row.policy).replace(",", ", "))
+    return Text(row.typed.replace(",", ", "))
 
 
 def _stream_title(stream: ServedStream, record: WasteRecord) -> str:
@@ -325,6 +328,8 @@ def _show_end(record: WasteRecord, console: Console) -> None:
         said = Text("incomplete: ", style="bold yellow").append(said)
     if record.rows:
         console.print(Text(clock_line(record)))
+    if record.tiers:
+        console.print(Text(tiers_line(record.tiers)))
     if record.capacity is not None:
         console.print(Text(capacity_words(record.capacity)))
     if good := slo_words(record):

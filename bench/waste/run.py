@@ -63,6 +63,7 @@ def run_waste(plan: WastePlan, progress: Progress) -> WasteRecord:
             plan.slots * plan.bytes_per_token,
             block_size=plan.first_paged.block_size,
         ),
+        tiers=plan.tiers,
     )
 
 

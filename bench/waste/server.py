@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, get_args
@@ -16,15 +17,21 @@ from bench.waste.clocks import (
     roofline,
 )
 from bench.waste.gpus import Gpu, cache_bytes, read_bytes, read_gpu
-from bench.waste.hit_curve import Tier
 from bench.waste.models import Model, read_model
 from bench.waste.plan import pool_slots
 from bench.waste.record import Rank
+from paged.clock import PS_PER_NS
 from paged.latency import Slo
+from paged.tiers import Tier
 from reference.errors import BadInput
 
 FIT: Final = "fit:"
 """What --clock begins with where a file follows."""
+
+_TIER_WORDS: Final = (
+    "give its name and size, and bytes that are read and written a second: "
+    "host=64GiB,read=25GB,write=20GB, and overlap=1 if reads are hidden behind the computing"
+)
 
 DEFAULT_POOL: Final = "12GiB"
 DEFAULT_BYTES_PER_TOKEN: Final = 819_200
@@ -90,22 +97,36 @@ def read_server(
     )
 
 
-def read_tier(text: str, server: Server) -> Tier:
-    """Read --tier, as host=64GiB,read=25GB: its size, and bytes that are read a second."""
-    parts = re.fullmatch(r"(\w+)=([^,]+)(?:,read=([^,]+?)(?:/s)?)?", text.strip())
-    if parts is None:
-        raise BadInput(
-            f"--tier {text}: give its name, size and bytes a second: host=64GiB,read=25GB"
-        )
-    rate = HOST_BYTES_PER_S if parts[3] is None else read_bytes("--tier", parts[3])
-    if rate <= 0:
+def read_tiers(texts: Sequence[str], server: Server) -> tuple[Tier, ...]:
+    """Read --tier, as host=64GiB,read=25GB,write=20GB,overlap=1, one for each tier."""
+    return tuple(_tier(text, server.bytes_per_token) for text in texts)
+
+
+def _tier(text: str, slot_bytes: int) -> Tier:
+    (name, size), *options = (
+        [word.strip() for word in part.partition("=")[::2]] for part in text.split(",")
+    )
+    given = dict(options)
+    if not (name.isidentifier() and size) or len(given) < len(options):
+        raise BadInput(f"--tier {text}: {_TIER_WORDS}")
+    if wrong := [each for each in given if each not in ("read", "write", "overlap")]:
+        raise BadInput(f"--tier {text}: {wrong[0]!r} is unknown; {_TIER_WORDS}")
+    rates = dict.fromkeys(("read", "write"), HOST_BYTES_PER_S)
+    for way in rates:
+        said = given.get(way, given.get("read"))
+        if said is not None:
+            rates[way] = read_bytes("--tier", said.removesuffix("/s"))
+    if min(rates.values()) <= 0:
         raise BadInput(f"--tier {text}: give more than 0 bytes a second")
+    overlap = given.get("overlap", "0")
+    if re.fullmatch(r"0|1|[01]?\.\d+", overlap) is None or float(overlap) > 1:
+        raise BadInput(f"--tier {text}: overlap={overlap}; give a share from 0 to 1")
     return Tier(
-        name=parts[1],
-        slots=read_bytes("--tier", parts[2]) // server.bytes_per_token,
-        pool_slots=server.slots,
-        load_ns=server.bytes_per_token / rate * 1e9,
-        prompt_ns=server.clock.time.prefill_ns_per_token,
+        name=name,
+        slots=read_bytes("--tier", size) // slot_bytes,
+        load_ps_per_token=round(slot_bytes / rates["read"] * 1e9 * PS_PER_NS),
+        store_ps_per_token=round(slot_bytes / rates["write"] * 1e9 * PS_PER_NS),
+        overlap=float(overlap),
     )
 
 

@@ -11,7 +11,7 @@ from rich.text import Text
 from bench.command.tables import table
 from bench.command.words import one_line, seconds
 from bench.waste.clocks import clock_words
-from bench.waste.policies import policy_name, policy_words
+from bench.waste.policies import policy_words
 from bench.waste.record import WasteRecord, WasteRow
 from bench.workloads.record import ServedStream
 from paged.latency import OTHERS, Quantiles, TenantService
@@ -38,7 +38,7 @@ def latency_table(rows: Sequence[WasteRow]) -> Table | None:
     for row in rows:
         if row.service is None:
             continue
-        name = Text(policy_name(row.policy).replace(",", ", "))
+        name = Text(row.typed.replace(",", ", "))
         for field, words in TIMES.items():
             found = getattr(row.service, field)
             if found is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import chain, repeat, starmap
 
 import numpy as np
@@ -16,7 +18,9 @@ from paged.arrivals import Request
 from paged.clock import StepTime
 from paged.counting import serve_by_counts
 from paged.latency import Slo
+from paged.policy import PagedPolicy
 from paged.scheduler import serve
+from paged.tiers import Tier, TieredServer
 
 WARMUP_SHARE = 0.1
 """Share of the requests whose completion ends the warm-up, where nothing else is asked for."""
@@ -33,11 +37,13 @@ def simulate(
     time: StepTime | None = None,
     clients: int | None = None,
     slo: Slo | None = None,
+    tiers: Sequence[Tier] = (),
 ) -> Serving:
     """Serve a stream from a pool and account for every slot.
 
     Paging is simulated by counts where counts decide it, and block by block elsewhere: the figures
-    are the same. `warmup` of None is a tenth of the stream's requests; `slo` is what is good.
+    are the same. `warmup` of None is a tenth of the stream's requests; `slo` is what is good;
+    `tiers` are behind the pool, for policies that `takes_tiers`.
     """
     if warmup is None:
         warmup = int(WARMUP_SHARE * num_requests(source))
@@ -49,9 +55,26 @@ def simulate(
         )
     key_block_size = policy.block_size if policy.prefix_caching else None
     server: Callable[..., Serving] = serve_by_counts if policy.by_counts else serve
+    if tiers:
+        server = partial(serve_by_counts, kind=partial(TieredServer, tiers=tiers))
     read = _counted if policy.by_counts else requests_of
     requests = read(source, key_block_size=key_block_size)
     return server(requests, policy, slots=slots, warmup=warmup, time=time, clients=clients, slo=slo)
+
+
+def takes_tiers(policy: Policy) -> bool:
+    """Whether it has something to keep in a tier, and is simulated with one."""
+    return (
+        isinstance(policy, PagedPolicy)
+        and policy.by_counts
+        and (policy.prefix_caching or policy.preemption == "swap")
+    )
+
+
+def without_tiers(policy: Policy) -> Policy:
+    """The policy where there is no tier: who is preempted has nowhere to be copied to."""
+    assert isinstance(policy, PagedPolicy)
+    return replace(policy, preemption="recompute")
 
 
 def num_requests(source: StreamSource) -> int:

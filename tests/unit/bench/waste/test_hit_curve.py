@@ -5,13 +5,14 @@ from dataclasses import replace
 
 import pytest
 
-from bench.waste.hit_curve import ORDERS, Tier, hit_curve, lru_tokens, tier_words
+from bench.waste.hit_curve import ORDERS, behind_pool, hit_curve, lru_tokens, tier_words
 from bench.waste.prefix_replay import replay
 from bench.workloads.prefix import PrefixBlocks
 from bench.workloads.source import StreamSource, head
 from bench.workloads.stream import RequestStream
 from bench.workloads.traces import TraceSource
 from helpers.published import published_file
+from paged.tiers import Tier
 
 SIZE = 16
 
@@ -79,9 +80,11 @@ def test_a_tier_is_worth_what_loading_saves() -> None:
         output_tokens=[1] * 9,
         prefix=PrefixBlocks.of_lists(prompts, SIZE),
     )
-    host = Tier(name="host", slots=2 * SIZE, pool_slots=4 * SIZE, load_ns=10, prompt_ns=1000)
-    worth = hit_curve(source, "round", tier=host).tier
-    assert worth is not None
+    host = Tier(name="host", slots=2 * SIZE, load_ps_per_token=10_000, store_ps_per_token=10_000)
+    small = replace(host, slots=SIZE - 1)
+    # Behind the small one, which has no room for a block, the other is what it is alone.
+    behind = behind_pool([small, host], pool_slots=4 * SIZE, prompt_ns=1000)
+    nothing, worth = hit_curve(source, "round", tiers=behind).tiers
     # LRU finds nothing in the pool, and everything but the first round in both.
     assert worth.found_tokens == 6 * 2 * SIZE
     assert worth.stored_tokens == 7 * 2 * SIZE
@@ -90,6 +93,4 @@ def test_a_tier_is_worth_what_loading_saves() -> None:
     assert "It is worth it" in tier_words(worth, 9 * 2 * SIZE)
     slow = replace(worth, loading_s=1.0)
     assert "not worth it: loading" in tier_words(slow, 9 * 2 * SIZE)
-    small = hit_curve(source, "round", tier=replace(host, slots=SIZE - 1)).tier
-    assert small is not None
-    assert "it finds nothing" in tier_words(small, 9 * 2 * SIZE)
+    assert "it finds nothing" in tier_words(nothing, 9 * 2 * SIZE)
