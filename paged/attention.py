@@ -11,15 +11,26 @@ from reference.attention.chunked import CHUNK_TOKENS, attend_in_chunks
 from reference.attention.contract import Capabilities, PagedBatch, declares
 
 
-@declares(Capabilities(promises=frozenset({"deterministic", "relabelling"})))
+@declares(
+    Capabilities(
+        promises=frozenset({"deterministic", "relabelling"}),
+        max_head_dim=576,
+        also=frozenset({"value_size", "cross", "chunk", "query_mask"}),
+    )
+)
 def paged_attention(batch: PagedBatch) -> None:
     """Fill `batch.out` and `batch.lse`, vectorised over the batch, in float32.
 
     The blocks of a chunk are gathered with one `index_select` for all sequences. Spare columns of
     the block table are never used as an index.
     """
+    attend_to(batch, batch.key_cache, batch.value_cache)
+
+
+def attend_to(batch: PagedBatch, *paged: Tensor) -> None:
+    """The same over these caches: keys and values, or a latent one that is both."""
     block_size = batch.block_size
-    caches = _gatherable(batch.key_cache), _gatherable(batch.value_cache)
+    caches = [_gatherable(cache) for cache in paged]
     table = _without_spare_columns(batch)
 
     def fetch(sequences: Tensor, start: int, stop: int) -> Iterator[Tensor]:

@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from bench.check.subject import CAPABILITIES
-from reference.attention.checks import Findings
+from reference.attention.comparing import Findings
 from reference.attention.contract import Capabilities, PagedBatch
 from reference.attention.far import NoRoom, memory_file, touched
 from reference.attention.raised import RaisedElsewhere

@@ -44,7 +44,7 @@ def show_coverage(record: CheckRecord, console: Console) -> None:
 
 def matrix(kernel: KernelRecord) -> list[Text]:
     """The lines of one kernel's matrix."""
-    names = [check.name for check in CHECKS]
+    names = checks_of(kernel)
     lines = [Text(f"{kernel.name}: problems by what they show and by check", style="bold")]
     lines += _header(names)
     for group, rows in groupby(kernel.coverage, key=lambda row: row.group):
@@ -57,6 +57,12 @@ def matrix(kernel: KernelRecord) -> list[Text]:
     lines += _missed(kernel)
     lines += [Text(f"{check}: not run: {why}", "yellow") for check, why in kernel.unseen.items()]
     return lines + [Text(line, style="dim") for line in LEGEND]
+
+
+def checks_of(kernel: KernelRecord) -> list[str]:
+    """The checks of its matrix: some are there only for kernels that say that they can do more."""
+    shown = {name for row in kernel.coverage for name in row.cells}
+    return [check.name for check in CHECKS if check.name in shown]
 
 
 def _missed(kernel: KernelRecord) -> list[Text]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from bench.check.coverage import checks_of
 from bench.check.record import CheckRecord, KernelRecord
-from reference.attention.checks import CHECKS
 from reference.attention.coverage import Cell
 from reference.attention.verdict import Status
 
@@ -21,7 +21,7 @@ def markdown(record: CheckRecord) -> str:
 
 
 def _kernel(kernel: KernelRecord) -> str:
-    names = [check.name for check in CHECKS]
+    names = checks_of(kernel)
     lines = [
         f"### `{kernel.name}`",
         "",

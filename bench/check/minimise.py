@@ -14,6 +14,7 @@ from bench.check.findings import same_kind
 from bench.check.record import Failure
 from bench.search.lanes import Enough
 from bench.search.shrink import Shrinking
+from reference.attention.additions import RECORDS
 from reference.attention.problem import AttentionProblem, InvalidProblem, Request
 from reference.attention.strategies import BLOCK_SIZES, HEAD_DIMS
 
@@ -21,6 +22,7 @@ BY_CHANCE: Final = "the same problem did not fail again: it depends on earlier c
 """A finding more, where it does."""
 
 _PLAIN: Final = (
+    "topk", "query_mask", "chunk", "value_dim", "cross",
     "pool", "strides", "layout", "spare", "window", "softcap", "alibi", "sinks", "scale",
     "k_scale", "v_scale", "causal", "shared_prefix", "num_kv_heads",
 )  # fmt: skip
@@ -115,7 +117,15 @@ def _fields(problem: AttentionProblem) -> Iterator[dict[str, Any]]:
         if getattr(problem, name) != _DEFAULTS[name]:
             yield {name: _DEFAULTS[name]}
     yield from ({"group_size": size} for size in (1, 2) if size < problem.group_size)
-    yield from ({"head_dim": size} for size in HEAD_DIMS if size < problem.head_dim)
+    if problem.rope is None:
+        yield from ({"head_dim": size} for size in HEAD_DIMS if size < problem.head_dim)
+    else:
+        smaller = (each for each in sorted(RECORDS) if each[0] < problem.head_dim)
+        yield from ({"head_dim": size, "rope": rope} for size, rope in smaller)
+    if problem.topk is not None and problem.topk > 1:
+        yield {"topk": problem.topk // 2}
+    if problem.cross:
+        yield {"cross": False, "causal": True}
     yield {"block_size": 16}  # the usual one, also where it is smaller
     larger = (size for size in sorted(BLOCK_SIZES) if 16 < size < problem.block_size)
     yield from ({"block_size": size} for size in larger)

@@ -63,7 +63,9 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Caches:
-    """Keys and values, [blocks, block_size, heads, dim], and what is to be kept of their memory."""
+    """Keys and values, [blocks, block_size, heads, dim], and what is to be kept of their memory.
+    Values of a latent cache are a view of the keys.
+    """
 
     keys: Tensor
     values: Tensor
@@ -126,29 +128,44 @@ def far_caches(
 
 def _views(problem: AttentionProblem, layout: str, blocks: int, new: New) -> tuple[Tensor, Tensor]:
     """Keys and values as views of the memory that a layout asks for."""
-    size, heads, dim = problem.block_size, problem.num_kv_heads, problem.head_dim
+    size, heads = problem.block_size, problem.num_kv_heads
+    if problem.kind == "latent":
+        keys, _ = _separate(layout, blocks, size, heads, problem.head_dim, problem.head_dim, new)
+        return keys, keys[..., : problem.value_size]
+    sizes = problem.head_dim, problem.value_size
+    return _separate(layout, blocks, size, heads, *sizes, new)
+
+
+def _separate(
+    layout: str, blocks: int, size: int, heads: int, key_dim: int, value_dim: int, new: New
+) -> tuple[Tensor, Tensor]:
+    dim, sizes = max(key_dim, value_dim), (key_dim, value_dim)
     if layout == "together":
-        keys, values = new((blocks, 2, size, heads, dim)).unbind(1)
+        both = new((blocks, 2, size, heads, dim)).unbind(1)
     elif layout == "apart":
-        keys = new((blocks, size, heads, dim))
-        values = new((blocks, size, heads + 1, dim))[:, :, :heads]
+        both = (
+            new((blocks, size, heads, key_dim)),
+            new((blocks, size, heads + 1, value_dim))[:, :, :heads],
+        )
     elif layout == "head-major":
-        keys, values = (new((blocks, heads, size, dim)).transpose(1, 2) for _ in "kv")
+        keys, values = (new((blocks, heads, size, each)).transpose(1, 2) for each in sizes)
+        both = keys, values
     elif layout == "packed":
-        both = new((blocks, size, heads, 2 * dim))
-        keys, values = both[..., :dim], both[..., dim:]
+        both = new((blocks, size, heads, key_dim + value_dim)).split(sizes, -1)
     elif layout == "layers":
-        keys, values = new((blocks, 3, 2, size, heads, dim))[:, 1].unbind(1)
+        both = new((blocks, 3, 2, size, heads, dim))[:, 1].unbind(1)
     elif layout == "keys-first":
-        keys, values = new((2, blocks, size, heads, dim)).unbind(0)
+        both = new((2, blocks, size, heads, dim)).unbind(0)
     elif layout == "heads-first":
-        keys, values = (new((heads, blocks, size, dim)).permute(1, 2, 0, 3) for _ in "kv")
+        keys, values = (new((heads, blocks, size, each)).permute(1, 2, 0, 3) for each in sizes)
+        both = keys, values
     else:
         keys, values = (
-            new((blocks, size + more, heads + 1, dim + more * PAD))[:, :size, :heads, :dim]
-            for more in (1, 2)
+            new((blocks, size + more, heads + 1, each + more * PAD))[:, :size, :heads]
+            for more, each in zip((1, 2), sizes, strict=True)
         )
-    return keys, values
+        both = keys, values
+    return both[0][..., :key_dim], both[1][..., :value_dim]
 
 
 def _filler(problem: AttentionProblem, poison: Poison, device: torch.device) -> Tensor:

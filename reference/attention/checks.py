@@ -19,6 +19,15 @@ import torch
 from torch import Tensor
 
 from reference.attention.caches import LARGE, bytes_or_self
+from reference.attention.chosen_laws import all_chosen, chain_mask, chosen_order, siblings
+from reference.attention.comparing import (
+    Findings,
+    changed_bits,
+    close,
+    close_lse,
+    same,
+    to_device,
+)
 from reference.attention.contract import (
     AttentionKernel,
     Capabilities,
@@ -31,15 +40,12 @@ from reference.attention.inputs import Inputs, make_inputs
 from reference.attention.placement import CANARY, Placement, Poison, place, unwritten
 from reference.attention.problem import AttentionProblem, Request
 from reference.attention.raised import said_of
-from reference.attention.tolerance import lse_allowance, out_allowance, worst_excess
+from reference.attention.tolerance import worst_excess
 from reference.attention.truth import Truth, attend
 from reference.attention.verdict import Status, Verdict
 
 MAX_GROWTH: Final = 5
 """Tokens that the growth law feeds one at a time."""
-
-
-Findings = list[str]
 
 
 class KernelRaised(Exception):
@@ -204,6 +210,8 @@ class Check:
     """Whether a problem can show it."""
     run: Callable[[Subject, AttentionProblem], Findings]
     """What is wrong, one sentence each; empty if nothing."""
+    needs: str = ""
+    """One of `contract.ADDITIONS`: it says nothing of kernels without it."""
 
 
 def run_check(
@@ -279,7 +287,7 @@ def _memory(subject: Subject, problem: AttentionProblem) -> Findings:
 
 def _truth(subject: Subject, problem: AttentionProblem) -> Findings:
     inputs = make_inputs(problem)
-    placement = subject.answer(_to(inputs, subject.device))
+    placement = subject.answer(to_device(inputs, subject.device))
     truth = attend(inputs)
     findings = judge(problem, truth, placement)
     return [*findings, *hints(inputs, truth, placement.batch)] if findings else []
@@ -288,7 +296,7 @@ def _truth(subject: Subject, problem: AttentionProblem) -> Findings:
 def _history(subject: Subject, problem: AttentionProblem) -> Findings:
     """Two calls before this one: a larger one of poison, and one in the same tensors."""
     inputs = make_inputs(problem)
-    placement = subject.place(_to(inputs, subject.device))
+    placement = subject.place(to_device(inputs, subject.device))
     batch = placement.batch
     twice = problem.replace(requests=problem.requests * 2, pool=None, spare=None)
     larger = _inputs(subject, twice)
@@ -307,7 +315,9 @@ def _history(subject: Subject, problem: AttentionProblem) -> Findings:
     placement.reset()
     subject.call(batch, far=far)
     seen = judge(problem, attend(inputs), placement)
-    if not seen or judge(problem, attend(inputs), subject.answer(_to(inputs, subject.device))):
+    if not seen or judge(
+        problem, attend(inputs), subject.answer(to_device(inputs, subject.device))
+    ):
         return []  # what is wrong by itself is no matter of earlier calls
     return [f"after calls on another batch and other lengths: {finding}" for finding in seen]
 
@@ -317,14 +327,14 @@ def _relabelled(subject: Subject, problem: AttentionProblem) -> Findings:
     one = subject.answer(inputs, seed=problem.seed)
     other = subject.answer(inputs, seed=problem.seed + 1, spare_blocks=5)
     bits = subject.promises("relabelling")
-    return _same(inputs, one, other, "after the pages were relabelled", bits=bits)
+    return same(inputs, one, other, "after the pages were relabelled", bits=bits)
 
 
 def _repeated(subject: Subject, problem: AttentionProblem) -> Findings:
     inputs = _inputs(subject, problem)
     one, other = subject.answer(inputs), subject.answer(inputs)
     bits = subject.promises("deterministic")
-    return _same(inputs, one, other, "when called again", bits=bits)
+    return same(inputs, one, other, "when called again", bits=bits)
 
 
 def _without_lse(subject: Subject, problem: AttentionProblem) -> Findings:
@@ -335,7 +345,7 @@ def _without_lse(subject: Subject, problem: AttentionProblem) -> Findings:
     if bool((without.guarded_lse != CANARY).any()):
         return ["wrote a log-sum-exp that was not asked for"]
     bits = subject.promises("deterministic")
-    return _same(inputs, with_lse, without, "without a log-sum-exp", bits=bits)
+    return same(inputs, with_lse, without, "without a log-sum-exp", bits=bits)
 
 
 def _shared_prefix(subject: Subject, problem: AttentionProblem) -> Findings:
@@ -343,7 +353,7 @@ def _shared_prefix(subject: Subject, problem: AttentionProblem) -> Findings:
     shared = subject.answer(inputs)
     private = subject.answer(inputs, share_prefix=False)
     bits = subject.promises("relabelling")
-    return _same(inputs, shared, private, "with private copies of the shared prefix", bits=bits)
+    return same(inputs, shared, private, "with private copies of the shared prefix", bits=bits)
 
 
 def _alone(subject: Subject, problem: AttentionProblem) -> Findings:
@@ -358,9 +368,10 @@ def _alone(subject: Subject, problem: AttentionProblem) -> Findings:
             what = f"sequence {index} alone and in its batch"
             if subject.promises("batch_invariant"):
                 part = subject.answer(single).batch
-                findings += _bits("out", together.out[rows], part.out, f"{ALONE} {index}")
+                findings += changed_bits("out", together.out[rows], part.out, f"{ALONE} {index}")
                 if part.lse is not None and together.lse is not None:
-                    findings += _bits("lse", together.lse[rows], part.lse, f"{ALONE} {index}")
+                    lse = together.lse[rows]
+                    findings += changed_bits("lse", lse, part.lse, f"{ALONE} {index}")
             else:
                 findings += _close_rows(subject, single, together, rows, what)
     return findings
@@ -401,23 +412,16 @@ def _scaled_values(subject: Subject, problem: AttentionProblem) -> Findings:
     else:
         doubled = replace(inputs, values=2 * inputs.values)
     twice = subject.answer(doubled).batch
-    findings = _close(doubled, twice.out, None, 2 * plain.out, None, "twice the values")
+    findings = close(doubled, twice.out, None, 2 * plain.out, None, "twice the values")
     if plain.lse is not None and twice.lse is not None and subject.promises("deterministic"):
-        findings += _bits("lse", plain.lse, twice.lse, "with twice the values")
+        findings += changed_bits("lse", plain.lse, twice.lse, "with twice the values")
     elif plain.lse is not None and twice.lse is not None:
-        findings += _close_lse(doubled, twice.lse, plain.lse, "twice the values")
+        findings += close_lse(doubled, twice.lse, plain.lse, "twice the values")
     return findings
 
 
 def _inputs(subject: Subject, problem: AttentionProblem) -> Inputs:
     return make_inputs(problem, device=subject.device)
-
-
-def _to(inputs: Inputs, device: str) -> Inputs:
-    names = ("query", "keys", "values", "alibi_slopes", "sinks")
-    tensors = {name: getattr(inputs, name) for name in names}
-    moved = {name: each.to(device) for name, each in tensors.items() if each is not None}
-    return replace(inputs, **moved)
 
 
 def _close_rows(
@@ -426,73 +430,7 @@ def _close_rows(
     """The kernel's answer to a part of a problem, and those rows of its answer to the whole."""
     part = subject.answer(single).batch
     lse = None if whole.lse is None else whole.lse[rows]
-    return _close(single, part.out, part.lse, whole.out[rows], lse, what)
-
-
-def _same(inputs: Inputs, one: Placement, other: Placement, when: str, *, bits: bool) -> Findings:
-    """Two answers to one problem: the same bits, or within rounding of each other."""
-    answers = [("out", one.batch.out, other.batch.out)]
-    if one.batch.lse is not None and other.batch.lse is not None:
-        answers.append(("lse", one.batch.lse, other.batch.lse))
-    findings = []
-    for name, first, second in answers:
-        changed = _bits(name, first, second, when)
-        if changed and not bits:
-            close = _close_out if name == "out" else _close_lse
-            changed = changed if close(inputs, first, second, when) else []
-        findings += changed
-    return findings
-
-
-def _bits(what: str, one: Tensor, other: Tensor, when: str) -> Findings:
-    """NaN is NaN: that it is wrong is for `truth` to say."""
-    differ = (one != other) & ~(one.isnan() & other.isnan())
-    if not bool(differ.any()):
-        return []
-    row = differ.reshape(one.shape[0], one.shape[1], -1).any(-1).nonzero()[0].tolist()
-    return [
-        f"{what} changed {when}: {int(differ.sum())} elements, the first in token {row[0]}, "
-        f"head {row[1]}"
-    ]
-
-
-def _close(
-    inputs: Inputs,
-    out: Tensor,
-    lse: Tensor | None,
-    other: Tensor,
-    other_lse: Tensor | None,
-    what: str,
-) -> Findings:
-    """Two answers to one problem may differ by what both are allowed."""
-    findings = _close_out(inputs, out, other, what)
-    if lse is not None and other_lse is not None:
-        findings += _close_lse(inputs, lse, other_lse, what)
-    return findings
-
-
-def _close_out(inputs: Inputs, out: Tensor, other: Tensor, what: str) -> Findings:
-    allowed = 2 * out_allowance(inputs.problem, attend(_to(inputs, "cpu"))).unsqueeze(-1)
-    gap = _gap(out, other)
-    if bool((gap <= allowed).all()):
-        return []
-    worst = float(gap.nan_to_num(nan=torch.inf).max())
-    return [f"{what}: outputs differ by {worst:.3g}, more than rounding explains"]
-
-
-def _close_lse(inputs: Inputs, lse: Tensor, other: Tensor, what: str) -> Findings:
-    gap = _gap(lse, other)
-    if bool((gap <= 2 * lse_allowance(attend(_to(inputs, "cpu")))).all()):
-        return []
-    worst = float(gap.nan_to_num(nan=torch.inf).max())
-    return [f"{what}: log-sum-exps differ by {worst:.3g}"]
-
-
-def _gap(one: Tensor, other: Tensor) -> Tensor:
-    """How far apart two answers are; infinities and NaN are no distance from themselves."""
-    first, second = one.cpu().double(), other.cpu().double()
-    same = (first == second) | (first.isnan() & second.isnan())
-    return torch.where(same, 0.0, (first - second).abs())
+    return close(single, part.out, part.lse, whole.out[rows], lse, what)
 
 
 def _filled(tensor: Tensor, value: float) -> Tensor:
@@ -508,7 +446,19 @@ def _has_rows(problem: AttentionProblem) -> bool:
 
 
 def _has_prefill(problem: AttentionProblem) -> bool:
-    return problem.causal and problem.max_query_len > 1
+    return problem.causal and problem.max_query_len > 1 and not problem.query_mask
+
+
+def _scales_alone(problem: AttentionProblem) -> bool:
+    return _has_rows(problem) and problem.kind == "attention"
+
+
+def _masks(problem: AttentionProblem) -> bool:
+    return bool(problem.query_mask) and problem.max_query_len > 1
+
+
+def _chooses(problem: AttentionProblem) -> bool:
+    return problem.topk is not None and _has_rows(problem)
 
 
 MEMORY: Final = Check(
@@ -542,7 +492,23 @@ LAWS: Final = (
     ),
     Check(
         "scaled-values", "Twice the values give twice the output and the same log-sum-exp.",
-        _has_rows, _scaled_values,
+        _scales_alone, _scaled_values,
+    ),
+    Check(
+        "chain-mask", "A mask that is a chain gives what causal attention gives.",
+        _masks, chain_mask, needs="query_mask",
+    ),
+    Check(
+        "siblings", "Tokens of a tree in another order give their rows in that order.",
+        _masks, siblings, needs="query_mask",
+    ),
+    Check(
+        "chosen-order", "The order of the chosen keys changes nothing.",
+        _chooses, chosen_order, needs="sparse",
+    ),
+    Check(
+        "all-chosen", "All keys chosen give what attention to all of them gives.",
+        _chooses, all_chosen, needs="sparse",
     ),
 )  # fmt: skip
 

@@ -23,8 +23,9 @@ in float32, which stay in a CPU's cache between gathering and use; 256 took twic
 
 Fetch = Callable[[Tensor, int, int], Iterable[Tensor]]
 """(sequences [n] int64, start, stop) -> keys, then values, each of the cache's dtype and of shape
-[n, stop - start, num_kv_heads, head_dim]. Rows past a sequence's end may hold anything. Values are
-asked for once the keys have been copied: what is gathered is used while a CPU's cache has it."""
+[n, stop - start, num_kv_heads, head_dim or value_dim]. Rows past a sequence's end may hold
+anything. Values are asked for once the keys have been copied: what is gathered is used while a
+CPU's cache has it. Of a latent cache there are keys alone."""
 
 
 @dataclass(slots=True)
@@ -32,6 +33,7 @@ class _Rows:
     """The running softmax of some sequences that have the same number of query tokens."""
 
     query: Tensor  # [n, heads, query_len * group, head_dim] float32
+    token: Tensor  # [n, query_len] of the query tokens in the batch
     position: Tensor  # [n, query_len] of the query tokens in their sequence
     acc: Tensor
     denominator: Tensor
@@ -66,14 +68,18 @@ def _attend_group(
     count = int(call.query_start_loc[group[0] + 1] - call.query_start_loc[group[0]])
     token = first.unsqueeze(1) + torch.arange(count, device=device)
     position = (seq_len - count).unsqueeze(1) + torch.arange(count, device=device)
-    rows = _start(call.query[token].float(), position, heads)
+    rows = _start(call, token, position, heads)
 
-    oldest = (position[:, 0] - (call.window or 1) + 1).clamp(min=0)
-    first_key = oldest if call.window else torch.zeros_like(seq_len)
+    first_key = torch.zeros_like(seq_len)
+    if call.window:
+        first_key = (position[:, 0] - call.window + 1).clamp(min=0)
+    elif call.chunk:
+        first_key = position[:, 0].clamp(min=0) // call.chunk * call.chunk
     # Room for a chunk in float32, used again by every one: memory that a CPU's allocator gives back
     # to the system is zeroed page by page when it is asked for again.
-    shape = (len(group), heads, chunk, call.query.shape[2])
-    room = tuple(torch.empty(shape, device=device).flatten() for _ in "kv")
+    shape = (len(group), heads, chunk)
+    sizes = (call.query.shape[2], call.out.shape[2])
+    room = tuple(torch.empty((*shape, size), device=device).flatten() for size in sizes)
     begin = int(first_key.min()) // chunk * chunk
     for start in range(begin, int(seq_len.max()), chunk):
         stop = min(start + chunk, int(seq_len.max()))
@@ -84,19 +90,22 @@ def _attend_group(
             continue  # a gap between the windows of a long and a short sequence
         active = slice(since, until)
         fetched = fetch(sequences[active], start, stop)
-        keys, values = (_heads_first(*each) for each in zip(fetched, room, strict=True))
+        copies = [_heads_first(*each) for each in zip(fetched, room, strict=False)]
+        keys, values = copies[0], copies[-1][..., : sizes[1]]
         _fold(call, rows, active, start, keys, values, seq_len[active], first_key[active])
     _store(call, rows, token, heads)
 
 
-def _start(query: Tensor, position: Tensor, heads: int) -> _Rows:
+def _start(call: AttentionCall, token: Tensor, position: Tensor, heads: int) -> _Rows:
+    query = call.query[token].float()
     n, count, q_heads, head_dim = query.shape
     grouped = query.view(n, count, heads, q_heads // heads, head_dim).transpose(1, 2)
     flat = grouped.reshape(n, heads, count * (q_heads // heads), head_dim)
     return _Rows(
         query=flat,
+        token=token,
         position=position,
-        acc=torch.zeros_like(flat),
+        acc=flat.new_zeros((*flat.shape[:3], call.out.shape[2])),
         denominator=torch.zeros_like(flat[..., 0]),
         maximum=torch.full_like(flat[..., 0], -torch.inf),
     )
@@ -133,10 +142,18 @@ def _fold(
         slopes = call.alibi_slopes.view(1, heads, 1, -1, 1)
         per_token -= slopes * distance.view(n, 1, count, 1, length)
     seen = owned.unsqueeze(1)
-    if call.causal:
+    if call.query_mask is not None:
+        # What is before this step all of it sees.
+        step = key_at - position[:, :1]
+        of_step = call.query_mask[rows.token[active]]
+        within = step.clamp(0, of_step.shape[2] - 1).unsqueeze(1).expand(-1, count, -1)
+        seen = seen & ((step < 0).unsqueeze(1) | of_step.gather(2, within))
+    elif call.causal:
         seen = seen & (key_at <= position.unsqueeze(2))
     if call.window is not None:
         seen = seen & (key_at > position.unsqueeze(2) - call.window)
+    if call.chunk is not None:
+        seen = seen & (key_at // call.chunk == position.unsqueeze(2) // call.chunk)
     if not bool(seen.all()):
         per_token.masked_fill_(~seen.view(n, 1, -1, 1, length), -torch.inf)
 

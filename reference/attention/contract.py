@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
 from reference.attention.problem import (
     FP8_DTYPES,
+    LARGEST_HEAD_DIM,
     LAYOUTS,
     MAX_HEAD_DIM,
     QUERY_DTYPES,
@@ -36,7 +37,7 @@ class AttentionCall:
     query_start_loc: Tensor
     """[num_seqs + 1] int32, running total of the query lengths."""
     out: Tensor
-    """As query, filled with NaN."""
+    """[num_tokens, num_q_heads, value_dim], the query's dtype, filled with NaN."""
     lse: Tensor | None
     """[num_tokens, num_q_heads] float32, filled with NaN; natural log. None if not asked for."""
     scale: float
@@ -47,6 +48,10 @@ class AttentionCall:
     sinks: Tensor | None = None
     k_scale: float = 1.0
     v_scale: float = 1.0
+    chunk: int | None = None
+    query_mask: Tensor | None = None
+    """[num_tokens, max_query_len] bool, of each token which of its sequence's tokens of this step
+    it sees, all of the earlier ones besides. In place of `causal`."""
     """The variant, as in `reference.attention.problem.AttentionProblem`; slopes and sinks are
     [num_q_heads] float32."""
 
@@ -65,8 +70,9 @@ class PagedBatch(AttentionCall):
 
     key_cache: Tensor
     value_cache: Tensor
-    """[num_blocks, block_size, num_kv_heads, head_dim], the query's dtype or float8. The last
-    dimension is contiguous; the others may have any stride. Slots that no sequence owns hold NaN.
+    """[num_blocks, block_size, num_kv_heads, head_dim or value_dim], the query's dtype or float8.
+    The last dimension is contiguous; the others may have any stride. Slots that no sequence owns
+    hold NaN. Of a latent cache the values are a view of the first elements of the records.
     """
     block_table: Tensor
     """[num_seqs, max_blocks_per_seq] int32, any strides. Columns past a sequence's blocks hold an
@@ -74,11 +80,21 @@ class PagedBatch(AttentionCall):
     max_query_len: int
     max_seq_len: int
     """On the host, so that a launch needs no synchronisation."""
+    rope: int | None = None
+    """The cache is latent: `key_cache` [num_blocks, block_size, 1, latent + rope] has all of it."""
+    indices: Tensor | None = None
+    """[num_tokens, 1, topk] int32: the positions in its sequence that a token sees, in any order,
+    none twice, -1 anywhere between them. A latent cache only; None: all up to the token's own."""
 
     @property
     def block_size(self) -> int:
         """Tokens in one block."""
         return self.key_cache.shape[1]
+
+    @property
+    def value_dim(self) -> int:
+        """Elements of a value."""
+        return self.value_cache.shape[3]
 
     @property
     def num_kv_heads(self) -> int:
@@ -99,13 +115,22 @@ Kernel = TypeVar("Kernel", bound=Callable[..., object])
 VARIANTS: Final = ("prefill", "noncausal", "window", "softcap", "alibi", "sinks", "lse")
 """What a kernel may be unable to do besides causal decode. `prefill` is any query longer than 1."""
 
+KINDS: Final = ("attention", "latent")
+"""Sorts of kernels: over keys and values, or over records of which the value is a part."""
+
+ADDITIONS: Final = ("value_size", "cross", "chunk", "query_mask", "sparse")
+"""What a kernel may be able to do besides, and has to say. `value_size`: values of another size
+than keys. `cross`: queries beyond the keys. `chunk`: chunked local attention. `query_mask`: a mask
+among a step's tokens. `sparse`: chosen keys of a latent cache."""
+
 DECLINABLE: Final = (
-    "padding", "waiting", "empty", "scale", "mixed_lengths", "pool",
+    "dense", "padding", "waiting", "empty", "scale", "mixed_lengths", "pool",
     *(f"layout={name}" for name in LAYOUTS), *(f"strides={name}" for name in STRIDED),
 )  # fmt: skip
-"""What a kernel may decline by name: rows of sequences without tokens (q1 k0), sequences without a
-query (q0), batches without any query token, a scale other than 1 / sqrt(head_dim), query lengths
-that differ in a batch, pools of more than 2^31 elements, and where tensors lie in memory."""
+"""What a kernel may decline by name: a latent cache without chosen keys, rows of sequences without
+tokens (q1 k0), sequences without a query (q0), batches without any query token, a scale other than
+1 / sqrt(head_dim), query lengths that differ in a batch, pools of more than 2^31 elements, and
+where tensors lie in memory."""
 
 PROMISES: Final = ("deterministic", "relabelling", "batch_invariant")
 """Bits that a kernel may promise. `deterministic`: the same call gives the same, with or without a
@@ -148,14 +173,25 @@ class Capabilities:
     """Members of `PROMISES`."""
     lse_base: Literal["e", "2"] = "e"
     """Base of the logarithm that the kernel returns."""
+    kind: Literal["attention", "latent"] = "attention"
+    """One of `KINDS`. Of a latent kernel `head_dims` are sizes of a record, up to 576."""
+    also: frozenset[str] = frozenset()
+    """Members of `ADDITIONS`. Nothing of it is asked of a kernel that does not name it."""
+    value_dims: frozenset[int] | None = None
+    """The sizes of a value that work, where it is not the head's; None for all."""
 
     def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"capability kind: {self.kind!r} is unknown; use {', '.join(KINDS)}")
+        if self.kind == "latent" and self.max_head_dim == MAX_HEAD_DIM:
+            object.__setattr__(self, "max_head_dim", LARGEST_HEAD_DIM)
         for field, known in (
             ("dtypes", QUERY_DTYPES),
             ("kv_dtypes", FP8_DTYPES),
             ("variants", VARIANTS),
             ("declines", DECLINABLE),
             ("promises", PROMISES),
+            ("also", ADDITIONS),
         ):
             for name in getattr(self, field) - set(known):
                 raise ValueError(f"capability {field}: {name!r} is unknown; use {', '.join(known)}")
@@ -171,6 +207,8 @@ class Capabilities:
 
     def refusal(self, problem: AttentionProblem) -> str | None:
         """Why the kernel cannot solve a problem, or None if it can."""
+        if problem.kind != self.kind:
+            return f"kind {problem.kind}"
         if problem.dtype not in self.dtypes:
             return f"dtype {problem.dtype}"
         if problem.quantised and problem.kv_dtype not in self.kv_dtypes:
@@ -185,6 +223,11 @@ class Capabilities:
         needed = variants_of(problem)
         if missing := needed - self.variants:
             return f"variant {', '.join(sorted(missing))}"
+        if missing := additions_of(problem) - self.also:
+            return f"not said to do {', '.join(sorted(missing))}"
+        odd = problem.value_size != problem.head_dim
+        if odd and self.value_dims is not None and problem.value_size not in self.value_dims:
+            return f"value size {problem.value_size}"
         if declined := declinable_of(problem) & self.declines:
             return f"declined: {', '.join(sorted(declined))}"
         if not self.never_together:
@@ -196,9 +239,19 @@ class Capabilities:
         return f"{at_once[0]} together" if at_once else None
 
 
+def everything(kind: str = "attention") -> Capabilities:
+    """All that a kernel of a kind can be asked for."""
+    if kind == "latent":
+        return Capabilities(kind="latent", also=frozenset(ADDITIONS) - {"value_size"})
+    return Capabilities(max_head_dim=LARGEST_HEAD_DIM, also=frozenset(ADDITIONS) - {"sparse"})
+
+
 def options_of(problem: AttentionProblem) -> dict[str, Any]:
     """The fields of a `PagedBatch` that are no tensors, as a problem has them."""
-    names = ("max_query_len", "max_seq_len", "causal", "window", "softcap", "k_scale", "v_scale")
+    names = (
+        *("max_query_len", "max_seq_len", "causal", "window", "softcap", "k_scale", "v_scale"),
+        *("chunk", "rope"),
+    )
     return {name: getattr(problem, name) for name in names} | {"scale": problem.softmax_scale}
 
 
@@ -206,7 +259,7 @@ def variants_of(problem: AttentionProblem) -> frozenset[str]:
     """The members of `VARIANTS` that a problem needs."""
     needs = {
         "prefill": problem.max_query_len > 1,
-        "noncausal": not problem.causal,
+        "noncausal": not problem.causal and not problem.cross,
         "window": problem.window is not None,
         "softcap": problem.softcap is not None,
         "alibi": problem.alibi,
@@ -215,10 +268,23 @@ def variants_of(problem: AttentionProblem) -> frozenset[str]:
     return frozenset(name for name, needed in needs.items() if needed)
 
 
+def additions_of(problem: AttentionProblem) -> frozenset[str]:
+    """The members of `ADDITIONS` that a problem needs."""
+    needs = {
+        "value_size": problem.value_dim is not None,
+        "cross": problem.cross,
+        "chunk": problem.chunk is not None,
+        "query_mask": bool(problem.query_mask),
+        "sparse": problem.topk is not None,
+    }
+    return frozenset(name for name, needed in needs.items() if needed)
+
+
 def declinable_of(problem: AttentionProblem) -> frozenset[str]:
     """The members of `DECLINABLE` that a problem needs."""
     lengths = {request.query_len for request in problem.requests}
     needs = {
+        "dense": problem.kind == "latent" and problem.topk is None,
         "padding": Request(1, 0) in problem.requests,
         "waiting": 0 in lengths,
         "empty": lengths == {0},

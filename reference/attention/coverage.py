@@ -14,13 +14,11 @@ from enum import StrEnum
 from functools import cache
 
 from reference.attention.checks import CHECKS, Check
-from reference.attention.contract import Capabilities
+from reference.attention.contract import Capabilities, everything
 from reference.attention.features import Feature, features_for, features_of, witnesses
 from reference.attention.pairs import pairs_for, pairs_of
 from reference.attention.problem import AttentionProblem
 from reference.attention.verdict import Status, Verdict
-
-_EVERYTHING = Capabilities()
 
 
 class CellState(StrEnum):
@@ -101,11 +99,12 @@ class Coverage:
     def matrix(self, capabilities: Capabilities) -> list[Row]:
         """Every feature under every check, for a kernel of these capabilities."""
         seen = {name for name, _, _ in self.counts}
+        checks = [each for each in CHECKS if not each.needs or each.needs in capabilities.also]
         return [
             Row(
                 feature.name,
                 feature.group,
-                {check.name: self._cell(feature, check, capabilities) for check in CHECKS},
+                {check.name: self._cell(feature, check, capabilities) for check in checks},
             )
             for feature in features_for(capabilities, seen)
         ]
@@ -132,7 +131,7 @@ def _state(
         return CellState.PASSED
     if can_show(check, capabilities, feature):
         return CellState.NOT_RUN
-    if can_show(check, _EVERYTHING, feature):
+    if can_show(check, everything(capabilities.kind), feature):
         return CellState.NOT_SUPPORTED
     return CellState.SHOWN_BY_NONE
 

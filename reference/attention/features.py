@@ -13,13 +13,14 @@ from functools import cache
 from itertools import product
 from typing import Any, Final
 
+from reference.attention.additions import records_of
 from reference.attention.contract import Capabilities
 from reference.attention.problem import (
     FP8_DTYPES,
     INPUT_KINDS,
+    LARGEST_HEAD_DIM,
     LAYOUTS,
     MAX_BLOCK_SIZE,
-    MAX_HEAD_DIM,
     MIN_HEAD_DIM,
     QUERY_DTYPES,
     STRIDED,
@@ -128,6 +129,31 @@ def _strided(name: str) -> Feature:
     )
 
 
+def _addition(
+    name: str, shown_by: Callable[[AttentionProblem], bool], fields: Mapping[str, Any]
+) -> Feature:
+    return Feature(name, "addition", shown_by, lambda able: name in able.also, fields)
+
+
+RECORD: Final = {"num_kv_heads": 1, "head_dim": 48, "rope": 16, "value_dim": None}
+"""Fields of a small latent cache."""
+
+ADDED: Final = (
+    Feature(
+        "latent",
+        "addition",
+        lambda problem: problem.kind == "latent",
+        lambda able: able.kind == "latent",
+        RECORD,
+    ),
+    _addition("value_size", lambda p: p.value_dim is not None, {"value_dim": 32}),
+    _addition("cross", lambda p: p.cross, {"cross": True}),
+    _addition("chunk", lambda p: p.chunk is not None, {"chunk": 5}),
+    _addition("query_mask", lambda p: bool(p.query_mask), {"query_mask": "tree"}),
+    _addition("sparse", lambda p: p.topk is not None, {"topk": 16, **RECORD}),
+)
+"""What is counted for kernels that say that they can do it, and for nobody else."""
+
 FEATURES: Final = (
     *(_equal("dtype", name) for name in QUERY_DTYPES),
     Feature(
@@ -140,7 +166,9 @@ FEATURES: Final = (
     *(_equal("kv_dtype", name) for name in FP8_DTYPES),
     *(_equal("head_dim", size) for size in HEAD_DIMS),
     *(_equal("block_size", size) for size in sorted(BLOCK_SIZES)),
-    _variant("noncausal", lambda problem: not problem.causal, {"causal": False}),
+    _variant(
+        "noncausal", lambda problem: not problem.causal and not problem.cross, {"causal": False}
+    ),
     _variant("window", lambda problem: problem.window is not None, {"window": 5}),
     _variant("softcap", lambda problem: problem.softcap is not None, {"softcap": 30.0}),
     _variant("alibi", lambda problem: problem.alibi, {"alibi": True}),
@@ -201,7 +229,8 @@ beside it, `chunked` a prefill with earlier tokens in the cache, `short_query` o
 table without spare columns, `pool` one of more than 2^31 elements.
 """
 
-_BY_NAME: Final = {feature.name: feature for feature in FEATURES}
+_ALL: Final = (*FEATURES, *ADDED)
+_BY_NAME: Final = {feature.name: feature for feature in _ALL}
 
 
 @cache
@@ -212,7 +241,7 @@ def feature(name: str) -> Feature:
     kind, _, size = name.partition("=")
     if kind in {"head_dim", "block_size"} and size.isascii() and size.isdecimal():
         number = int(size)
-        if kind == "head_dim" and MIN_HEAD_DIM <= number <= MAX_HEAD_DIM and number % 8 == 0:
+        if kind == "head_dim" and MIN_HEAD_DIM <= number <= LARGEST_HEAD_DIM and number % 8 == 0:
             return _equal(kind, number)
         if kind == "block_size" and 1 <= number <= MAX_BLOCK_SIZE and not number & (number - 1):
             return _equal(kind, number)
@@ -224,7 +253,7 @@ def feature(name: str) -> Feature:
 
 def features_of(problem: AttentionProblem) -> frozenset[str]:
     """Names of all features that a problem shows."""
-    shown = {feature.name for feature in FEATURES if feature.shown_by(problem)}
+    shown = {feature.name for feature in _ALL if feature.shown_by(problem)}
     sizes = {f"head_dim={problem.head_dim}", f"block_size={problem.block_size}"}
     return frozenset(shown | sizes)
 
@@ -233,14 +262,15 @@ def features_for(capabilities: Capabilities, seen: Iterable[str] = ()) -> list[F
     """All features to report for a kernel, group by group, those that problems showed included."""
     declared = {f"head_dim={size}" for size in capabilities.head_dims or ()}
     declared |= {f"block_size={size}" for size in capabilities.block_sizes or ()}
-    others = [feature(name) for name in {*declared, *seen} - _BY_NAME.keys()]
-    groups = {feature.group: number for number, feature in reversed([*enumerate(FEATURES)])}
+    usual = [*FEATURES, *(each for each in ADDED if each.supported_by(capabilities))]
+    others = [feature(name) for name in {*declared, *seen} - {each.name for each in usual}]
+    groups = {feature.group: number for number, feature in reversed([*enumerate(_ALL)])}
 
     def place(feature: Feature) -> tuple[int, int]:
         value = feature.name.partition("=")[2]
         return groups[feature.group], int(value) if value.isdecimal() else 0
 
-    return sorted([*FEATURES, *others], key=place)
+    return sorted([*usual, *others], key=place)
 
 
 def witnesses(
@@ -253,7 +283,7 @@ def witnesses(
     known = [name for name in LAYOUTS if f"layout={name}" not in capabilities.declines]
     usual = "" if {"together", "apart"}.issubset(known) else next(iter(known), "")
     for dtype, block_size, head_dim in _bases(capabilities):
-        for candidate in _candidates(dtype, block_size, head_dim, features):
+        for candidate in _candidates(dtype, block_size, head_dim, capabilities.kind, features):
             problem = candidate.replace(layout=candidate.layout or usual) if usual else candidate
             if capabilities.refusal(problem) is None and all(f.shown_by(problem) for f in features):
                 yield problem
@@ -273,14 +303,18 @@ def _bases(capabilities: Capabilities) -> Iterator[tuple[str, int, int]]:
     # In the order in which they are drawn, the usual ones first.
     blocks = BLOCK_SIZES if capabilities.block_sizes is None else sorted(capabilities.block_sizes)
     heads = HEAD_DIMS if capabilities.head_dims is None else sorted(capabilities.head_dims)
+    if capabilities.kind == "latent":
+        return product(dtypes[:1], [*blocks][:1], records_of(capabilities))
     return product(some("dtype", dtypes), some("block_size", [*blocks]), some("head_dim", [*heads]))
 
 
 @cache
 def _candidates(
-    dtype: str, block_size: int, head_dim: int, features: tuple[Feature, ...]
+    dtype: str, block_size: int, head_dim: Any, kind: str, features: tuple[Feature, ...]
 ) -> tuple[AttentionProblem, ...]:
     fields: dict[str, Any] = {"dtype": dtype, "block_size": block_size, "head_dim": head_dim}
+    if kind == "latent":
+        fields |= {"head_dim": head_dim[0], "rope": head_dim[1]}
     for wanted in features:
         fields |= wanted.fields
     size = int(fields["block_size"])

@@ -8,6 +8,7 @@ from typing import Final, Self
 import torch
 from torch import Tensor
 
+from reference.attention.chosen import Chosen, choose
 from reference.attention.problem import AttentionProblem, InvalidProblem, Request
 from reference.attention.size import check_reference
 
@@ -35,11 +36,16 @@ class Inputs:
     """[num_tokens, num_q_heads, head_dim], the problem's dtype."""
     keys: Tensor
     values: Tensor
-    """[cache_tokens, num_kv_heads, head_dim], the cache's dtype, sequence after sequence. A float8
-    cache holds the true value divided by `problem.k_scale` or `v_scale`."""
+    """[cache_tokens, num_kv_heads, head_dim or value_size], the cache's dtype, sequence after
+    sequence. A float8 cache holds the true value divided by `problem.k_scale` or `v_scale`. Of a
+    latent cache the values are the first elements of the records, once more."""
     alibi_slopes: Tensor | None
     sinks: Tensor | None
     """[num_q_heads] float32, or None."""
+    query_mask: Tensor | None = None
+    """[num_tokens, max_query_len] bool, as in `PagedBatch`; or None."""
+    indices: Tensor | None = None
+    """[num_tokens, 1, topk] int32, as in `PagedBatch`; or None."""
 
     def select(self, picks: list[tuple[int, Request]]) -> Self:
         """Part of the batch: for each pick, a sequence's index and the request that replaces it.
@@ -49,6 +55,7 @@ class Inputs:
         """
         query, keys, values = [], [], []
         none = self.query[:0]
+        rows: list[int] = []
         q_starts, k_starts = self.problem.query_starts, self.problem.cache_starts
         for index, request in picks:
             old = self.problem.requests[index]
@@ -56,13 +63,18 @@ class Inputs:
             lacks_query = request.query_len and last - request.query_len < q_starts[index]
             if request.seq_len > old.seq_len or lacks_query:
                 raise ValueError(f"{request} asks for tokens that sequence {index}, {old}, lacks")
+            rows += range(last - request.query_len, last)
             query.append(self.query[last - request.query_len : last] if request.query_len else none)
             span = slice(k_starts[index], k_starts[index] + request.seq_len)
             keys.append(self.keys[span])
             values.append(self.values[span])
+        problem = self.problem.replace(requests=tuple(request for _, request in picks))
+        mask, indices = self.query_mask, self.indices
         return replace(
             self,
-            problem=self.problem.replace(requests=tuple(request for _, request in picks)),
+            problem=problem,
+            query_mask=None if mask is None else mask[rows, : problem.max_query_len],
+            indices=None if indices is None else indices[rows],
             query=torch.cat(query),
             keys=_cat(keys),
             values=_cat(values),
@@ -77,14 +89,18 @@ def make_inputs(problem: AttentionProblem, *, device: str = "cpu") -> Inputs:
     check_reference(problem)
     rng = torch.Generator().manual_seed(problem.seed)
     heads, head_dim = problem.num_kv_heads, problem.head_dim
-    keys, values = (_cache_contents(problem, rng) for _ in range(2))
+    sizes = (head_dim, problem.value_size)
+    keys, values = (_cache_contents(problem, rng, size) for size in sizes)
     if problem.inputs == "sunken":
         keys += SUNKEN_OFFSET
     keys = _store(keys, problem, problem.k_scale)
     values = _store(values, problem, problem.v_scale)
+    if problem.kind == "latent":
+        values = keys[..., : problem.value_size].clone()
+    chosen = choose(problem)
     query = torch.randn(problem.num_tokens, heads, problem.group_size, head_dim, generator=rng)
     if problem.inputs == "needle":
-        query = _point_at_keys(problem, keys.float() * problem.k_scale, rng)
+        query = _point_at_keys(problem, keys.float() * problem.k_scale, rng, chosen)
     elif problem.inputs == "sunken":
         # Every key has a part along (1, 1, ...), and the query points the other way.
         offset = SUNKEN_LOGIT / (problem.softmax_scale * SUNKEN_OFFSET * head_dim)
@@ -109,6 +125,8 @@ def make_inputs(problem: AttentionProblem, *, device: str = "cpu") -> Inputs:
         values=values.to(device),
         alibi_slopes=slopes.to(device) if problem.alibi else None,
         sinks=sinks.to(device) if problem.sinks else None,
+        query_mask=None if chosen.query_mask is None else chosen.query_mask.to(device),
+        indices=None if chosen.indices is None else chosen.indices.to(device),
     )
 
 
@@ -118,8 +136,8 @@ def quantise(tensor: Tensor, dtype: torch.dtype, scale: float) -> Tensor:
     return (tensor.float() / scale).clamp(-largest, largest).to(dtype)
 
 
-def _cache_contents(problem: AttentionProblem, rng: torch.Generator) -> Tensor:
-    shape = (problem.cache_tokens, problem.num_kv_heads, problem.head_dim)
+def _cache_contents(problem: AttentionProblem, rng: torch.Generator, size: int) -> Tensor:
+    shape = (problem.cache_tokens, problem.num_kv_heads, size)
     contents = torch.randn(shape, generator=rng)
     longest = min(problem.shared_prefix, problem.max_seq_len)
     prefix = torch.randn((longest, *shape[1:]), generator=rng)
@@ -135,7 +153,9 @@ def _store(tensor: Tensor, problem: AttentionProblem, scale: float) -> Tensor:
     return tensor.to(problem.torch_kv_dtype)
 
 
-def _point_at_keys(problem: AttentionProblem, keys: Tensor, rng: torch.Generator) -> Tensor:
+def _point_at_keys(
+    problem: AttentionProblem, keys: Tensor, rng: torch.Generator, chosen: Chosen
+) -> Tensor:
     """Queries that each pick out one visible key, mostly one where addressing errs.
 
     Favoured are the first and the last visible key and the two sides of a block boundary: off by
@@ -143,8 +163,8 @@ def _point_at_keys(problem: AttentionProblem, keys: Tensor, rng: torch.Generator
     """
     shape = (problem.num_kv_heads, problem.group_size)
     rows = []
-    for start, request in zip(problem.cache_starts, problem.requests, strict=False):
-        count = request.query_len
+    for index, request in enumerate(problem.requests):
+        start, count = problem.cache_starts[index], request.query_len
         kind = torch.randint(0, 5, (count, *shape), generator=rng)
         share = torch.rand((count, *shape), generator=rng)
         if request.seq_len == 0:
@@ -158,9 +178,13 @@ def _point_at_keys(problem: AttentionProblem, keys: Tensor, rng: torch.Generator
         anywhere = (first + (share * (last - first + 1)).long()).clamp(max=last)
         boundary = anywhere // problem.block_size * problem.block_size
         before, behind = ((boundary - off).clamp(min=first) for off in (0, 1))
+        if problem.chunk is not None:
+            first = last // problem.chunk * problem.chunk
+            anywhere, before, behind = (x.clamp(min=first) for x in (anywhere, before, behind))
         choices = [first, last, before, behind, anywhere]
         target = torch.stack([c.expand(count, *shape) for c in choices])
         target = target.gather(0, kind.unsqueeze(0)).squeeze(0)
+        target = chosen.seen_instead(problem, index, target)
         head = torch.arange(problem.num_kv_heads).view(1, -1, 1)
         key = keys[start + target, head]
         norm = key.square().sum(-1, keepdim=True).clamp(min=1e-6)

@@ -47,7 +47,8 @@ CANARY: Final = -24576.0
 """What guards of `out` and `lse` hold; exact in every dtype."""
 
 WATCHED: Final = (
-    "query", "block_table", "seq_lens", "query_start_loc", "alibi_slopes", "sinks",
+    "query", "block_table", "seq_lens", "query_start_loc", "alibi_slopes", "sinks", "query_mask",
+    "indices",
 )  # fmt: skip
 """Inputs of a call that a kernel may not change, besides the caches."""
 
@@ -185,6 +186,8 @@ def place(
         lse=_within(guarded_lse, problem) if with_lse else None,
         alibi_slopes=_copy(inputs.alibi_slopes),
         sinks=_copy(inputs.sinks),
+        query_mask=_copy(inputs.query_mask),
+        indices=_copy(inputs.indices),
         **options_of(problem),
     )
     inputs_before = {name: getattr(batch, name) for name in WATCHED}
@@ -258,7 +261,7 @@ def _guarded(
     rows = problem.num_tokens + 2 * GUARD_ROWS
     # Wider than a row of the fused query: whatever stride a kernel assumes, it hits a canary.
     width = problem.num_q_heads + 2 * problem.num_kv_heads + 1
-    shape = (rows, width, *((problem.head_dim,) if name == "out" else ()))
+    shape = (rows, width, *((problem.value_size,) if name == "out" else ()))
     dtype = problem.torch_dtype if name == "out" else torch.float32
     order = (1, 0, *range(2, len(shape))) if name in problem.strides else tuple(range(len(shape)))
     if far:

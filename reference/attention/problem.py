@@ -47,8 +47,20 @@ STRIDED: Final = ("table", "lse", "out", "query")
 """Tensors that can be given with their dimensions in another order: `table` by columns, the others
 head after head."""
 
+QUERY_MASKS: Final = ("chain", "tree")
+"""Which tokens of its own step a query sees, besides itself: all before it, or its ancestors in a
+tree that the seed decides."""
+
 MIN_HEAD_DIM: Final = 16
 MAX_HEAD_DIM: Final = 256
+"""Head sizes that everybody is asked for who does not say otherwise."""
+
+LARGEST_HEAD_DIM: Final = 576
+"""Of any problem: the record of a latent cache with its rotary part."""
+
+MAX_TOPK: Final = 8192
+"""Most keys that are chosen for a query."""
+
 MAX_BLOCK_SIZE: Final = 256
 MAX_REQUESTS: Final = 2**16
 MAX_LENGTH: Final = 2**31 - 1
@@ -89,11 +101,6 @@ class Request:
                 f"request (q{self.query_len} k{self.seq_len}): kernels take lengths in 32 bits; "
                 f"give k up to {MAX_LENGTH:,}"
             )
-        if self.query_len > max(self.seq_len, 1):
-            raise InvalidProblem(
-                f"request (q{self.query_len} k{self.seq_len}): the query tokens are already in the "
-                f"cache, so k must be at least q (only the padding row q1 k0 is exempt)"
-            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +114,15 @@ class AttentionProblem:
     """Key/value heads, and query heads for each of them (1: MHA; more: GQA; one KV head: MQA).
     Query head `h` reads KV head `h // group_size`."""
     head_dim: int = 64
-    """Elements of one head, 16 to 256."""
+    """Elements of one head, 16 to 576; of a latent cache those of a record."""
+    value_dim: int | None = None
+    """Elements of a value, 16 to 576; `head_dim` if None."""
+    rope: int | None = None
+    """The cache is latent: one record for each token, of which the last `rope` elements count for
+    the logits alone, and the others are the value as well. One KV head. None: keys and values."""
+    topk: int | None = None
+    """Of a latent cache each query token sees up to so many positions, which `indices` names, and
+    no others. None: all that the mask leaves."""
     block_size: int = 16
     """Tokens in one block of the paged cache, a power of two from 1 to 256."""
     dtype: str = "bf16"
@@ -115,6 +130,14 @@ class AttentionProblem:
     """Names in `QUERY_DTYPES`; the cache may also be one of `FP8_DTYPES`."""
     causal: bool = True
     """A query sees no later token."""
+    cross: bool = False
+    """The keys are of another text than the queries, which may then be longer; no mask."""
+    chunk: int | None = None
+    """Chunked local: a query at position p sees no key before p // chunk * chunk. Needs `causal`.
+    """
+    query_mask: str = ""
+    """One of `QUERY_MASKS`: what a query sees of its own step, as when a tree of drafts is
+    verified; of the tokens before it sees all. None of them, where it is empty: `causal` says."""
     window: int | None = None
     """Sliding window: a query at position p sees the keys p - window + 1 .. p. Needs `causal`."""
     softcap: float | None = None
@@ -156,6 +179,14 @@ class AttentionProblem:
             if value is not None:
                 object.__setattr__(self, name, convert(value))
         given = (self.strides,) if isinstance(self.strides, str) else tuple(self.strides)
+        if self.rope is not None:
+            # The value is a part of the record, and has its scale and what is left of its size.
+            object.__setattr__(self, "v_scale", self.k_scale)
+            object.__setattr__(self, "value_dim", None)
+        elif self.value_dim == self.head_dim:
+            object.__setattr__(self, "value_dim", None)
+        if self.cross:
+            object.__setattr__(self, "causal", False)
         known = [name for name in STRIDED if name in given]
         object.__setattr__(self, "strides", (*known, *(n for n in given if n not in STRIDED)))
         for complaint in self._complaints():
@@ -166,9 +197,13 @@ class AttentionProblem:
             yield "a batch needs at least one request, such as (q1 k16)"
         if self.num_kv_heads < 1 or self.group_size < 1:
             yield f"h{self.num_kv_heads} g{self.group_size}: heads and group size start at 1"
-        if not MIN_HEAD_DIM <= self.head_dim <= MAX_HEAD_DIM or self.head_dim % 8:
-            sizes = f"from {MIN_HEAD_DIM} to {MAX_HEAD_DIM}"
-            yield f"d{self.head_dim}: head sizes are multiples of 8 {sizes}"
+        for word, size in (("d", self.head_dim), ("dv=", self.value_size)):
+            if not MIN_HEAD_DIM <= size <= LARGEST_HEAD_DIM or size % 8:
+                yield (
+                    f"{word}{size}: head sizes are multiples of 8 from {MIN_HEAD_DIM} to "
+                    f"{LARGEST_HEAD_DIM}"
+                )
+                break
         if not 1 <= self.block_size <= MAX_BLOCK_SIZE or self.block_size & (self.block_size - 1):
             yield f"b{self.block_size}: block sizes are powers of two from 1 to {MAX_BLOCK_SIZE}"
         if self.dtype not in QUERY_DTYPES:
@@ -193,6 +228,35 @@ class AttentionProblem:
         if self.inputs not in INPUT_KINDS:
             yield f"inputs={self.inputs}: choose one of {', '.join(INPUT_KINDS)}"
         yield from self._complaints_of_places()
+        yield from self._complaints_of_kinds()
+
+    def _complaints_of_kinds(self) -> Iterator[str]:
+        for request in self.requests:
+            if request.query_len > max(request.seq_len, 1) and not self.cross:
+                yield (
+                    f"request (q{request.query_len} k{request.seq_len}): the query tokens are "
+                    f"already in the cache, so k must be at least q (only the padding row q1 k0 is "
+                    f"exempt, and cross attention)"
+                )
+        if self.cross and (self.alibi or self.query_mask):
+            yield "cross: queries have no position among the keys, so neither alibi nor mask="
+        if self.rope is not None and (self.rope < 0 or self.num_kv_heads != 1):
+            yield f"rope={self.rope} h{self.num_kv_heads}: a latent cache has one head, rope from 0"
+        if self.chunk is not None and not (
+            1 <= self.chunk <= MAX_LENGTH and self.causal and self.window is None
+        ):
+            yield f"chunk={self.chunk}: a chunk is 1 to {MAX_LENGTH:,}, causal and without a window"
+        if self.query_mask and self.query_mask not in QUERY_MASKS:
+            yield f"mask={self.query_mask}: choose one of {', '.join(QUERY_MASKS)}"
+        local = self.window is not None or self.chunk is not None
+        if self.query_mask and (local or self.alibi or not self.causal):
+            yield f"mask={self.query_mask}: needs causal, and no window, chunk or alibi"
+        if self.topk is not None and not 1 <= self.topk <= MAX_TOPK:
+            yield f"topk={self.topk}: 1 to {MAX_TOPK:,} keys are chosen"
+        if self.topk is not None and (
+            self.rope is None or local or self.query_mask or not self.causal
+        ):
+            yield f"topk={self.topk}: needs rope= and causal, and no window, chunk or mask="
 
     def _complaints_of_places(self) -> Iterator[str]:
         if self.layout and self.layout not in LAYOUTS:
@@ -207,6 +271,18 @@ class AttentionProblem:
                 f"pool={self.pool}: the sequences need {self.num_blocks:,} blocks, and a pool has "
                 f"at most {MAX_POOL:,}"
             )
+
+    @property
+    def kind(self) -> str:
+        """What sort of kernel it is for: `attention`, or `latent`."""
+        return "attention" if self.rope is None else "latent"
+
+    @property
+    def value_size(self) -> int:
+        """Elements of a value and of a row of the output."""
+        if self.rope is not None:
+            return self.head_dim - self.rope
+        return self.head_dim if self.value_dim is None else self.value_dim
 
     @property
     def quantised(self) -> bool:
@@ -292,9 +368,13 @@ class AttentionProblem:
         if self.kv_dtype != self.dtype:
             words.append(f"kv={self.kv_dtype}")
         numbers = {
+            "dv": self.value_dim,
+            "rope": self.rope,
+            "topk": self.topk,
             "kscale": None if self.k_scale == 1.0 else self.k_scale,
-            "vscale": None if self.v_scale == 1.0 else self.v_scale,
+            "vscale": None if self.v_scale == 1.0 or self.rope is not None else self.v_scale,
             "window": self.window,
+            "chunk": self.chunk,
             "softcap": self.softcap,
             "scale": self.scale,
             "shared": self.shared_prefix or None,
@@ -304,7 +384,9 @@ class AttentionProblem:
         words += [f"{key}={value!r}" for key, value in numbers.items() if value is not None]
         words += [f"layout={self.layout}"] if self.layout else []
         words += [f"strides={','.join(self.strides)}"] if self.strides else []
-        flags = {"noncausal": not self.causal, "alibi": self.alibi, "sinks": self.sinks}
+        words += [f"mask={self.query_mask}"] if self.query_mask else []
+        flags = {"cross": self.cross, "noncausal": not (self.causal or self.cross)}
+        flags |= {"alibi": self.alibi, "sinks": self.sinks}
         words += [flag for flag, on in flags.items() if on]
         if self.inputs != "flat":
             words.append(f"inputs={self.inputs}")
@@ -335,13 +417,15 @@ class AttentionProblem:
 
 
 GRAMMAR: Final = (
-    "[Nx](qQ kK) ... [hH] [gG] dD bB fp32|fp16|bf16 [kv=e4m3|e5m2] [kscale=X] [vscale=X] "
-    "[window=N] [softcap=X] [scale=X] [shared=N] [noncausal] [alibi] [sinks] "
+    "[Nx](qQ kK) ... [hH] [gG] dD bB fp32|fp16|bf16 [kv=e4m3|e5m2] [dv=N] [rope=N] [topk=N] "
+    "[kscale=X] [vscale=X] [window=N] [chunk=N] [softcap=X] [scale=X] [shared=N] "
+    "[mask=chain|tree] [cross] [noncausal] [alibi] [sinks] "
     "[inputs=flat|needle|loud|sunken] [layout=NAME] [strides=table,lse,out,query] [spare=N] "
     "[pool=N] [seed=N]"
 )
 """Words of a spec: requests (Q query tokens, K tokens in the cache), KV heads, group size, head
-size, block size, dtype, then the variant, and how all of it lies in memory."""
+size, block size, dtype, value size or rotary part, then the variant, and how all of it lies in
+memory."""
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -357,6 +441,11 @@ _SIZE_FIELDS: Final = {
 }  # fmt: skip
 _KEYS: Final[dict[str, tuple[str, Callable[[str], object]]]] = {
     "kv": ("kv_dtype", str),
+    "dv": ("value_dim", int),
+    "rope": ("rope", int),
+    "topk": ("topk", int),
+    "chunk": ("chunk", int),
+    "mask": ("query_mask", str),
     "kscale": ("k_scale", float),
     "vscale": ("v_scale", float),
     "window": ("window", int),
@@ -375,12 +464,18 @@ _KINDS: Final[dict[object, str]] = {int: "int", float: "float"}
 
 _NUMBER_FIELDS: Final[dict[str, Callable[[Any], int | float]]] = {
     **dict.fromkeys(
-        (*_SIZE_FIELDS.values(), "window", "shared_prefix", "spare", "pool", "seed"), operator.index
+        (
+            *_SIZE_FIELDS.values(),
+            *("value_dim", "rope", "topk", "chunk"),
+            *("window", "shared_prefix", "spare", "pool", "seed"),
+        ),
+        operator.index,
     ),
     **dict.fromkeys(("softcap", "scale", "k_scale", "v_scale"), float),
 }
 _FLAG_FIELDS: Final[dict[str, tuple[str, bool]]] = {
     "noncausal": ("causal", False),
+    "cross": ("cross", True),
     "alibi": ("alibi", True),
     "sinks": ("sinks", True),
 }

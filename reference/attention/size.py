@@ -33,8 +33,9 @@ def far_pool(problem: AttentionProblem) -> int:
 def call_bytes(problem: AttentionProblem) -> int:
     """Bytes of a call's tensors: query, out and log-sum-exp, the paged cache and its table."""
     rows = problem.num_tokens * problem.num_q_heads
-    cached = problem.cache_tokens * problem.num_kv_heads * problem.head_dim
-    query = rows * (2 * problem.head_dim * _ITEM_BYTES[problem.dtype] + 4)
+    widest = max(problem.head_dim, problem.value_size)
+    cached = problem.cache_tokens * problem.num_kv_heads * widest
+    query = rows * (2 * widest * _ITEM_BYTES[problem.dtype] + 4)
     return query + 2 * cached * _ITEM_BYTES[problem.kv_dtype] + 4 * problem.cache_tokens
 
 
@@ -44,7 +45,7 @@ def reference_bytes(problem: AttentionProblem) -> int:
     Keys and values are drawn in float32, stored, and laid out in pages; the truth has those of one
     sequence in float64, and three times its logits.
     """
-    width = problem.num_kv_heads * problem.head_dim
+    width = problem.num_kv_heads * max(problem.head_dim, problem.value_size)
     drawn = 8 * problem.cache_tokens * width + 12 * problem.num_tokens * width * problem.group_size
     stored = 2 * call_bytes(problem)
     truth = max(

@@ -15,12 +15,13 @@ from typing import Any, Final
 from hypothesis import reject
 from hypothesis import strategies as st
 
+from reference.attention.additions import additions
 from reference.attention.contract import Capabilities
 from reference.attention.problem import (
     FP8_DTYPES,
     INPUT_KINDS,
+    LARGEST_HEAD_DIM,
     LAYOUTS,
-    MAX_HEAD_DIM,
     MIN_HEAD_DIM,
     QUERY_DTYPES,
     STRIDED,
@@ -189,9 +190,12 @@ def problems(
         seed=draw(st.integers(0, 999)),
         **fields,
     )
+    if capabilities.also or capabilities.kind != "attention":
+        problem = draw(additions(problem, capabilities))
     if far:
         problem = problem.replace(pool=far_pool(problem))
-    if capabilities.never_together and capabilities.refusal(problem) is not None:
+    restricted = capabilities.never_together or capabilities.kind != "attention"
+    if restricted and capabilities.refusal(problem) is not None:
         reject()
     return problem
 
@@ -261,13 +265,15 @@ def _places(draw: st.DrawFn, declines: frozenset[str]) -> dict[str, Any]:
 def _head_dims(capabilities: Capabilities) -> list[int]:
     """Sizes that kernel and contract both allow: all that are declared, or the usual ones."""
     declared = HEAD_DIMS if capabilities.head_dims is None else sorted(capabilities.head_dims)
-    largest = min(capabilities.max_head_dim, MAX_HEAD_DIM)
+    if capabilities.kind == "latent":
+        return [*HEAD_DIMS]  # `additions` draws records
+    largest = min(capabilities.max_head_dim, LARGEST_HEAD_DIM)
     sizes = [size for size in declared if MIN_HEAD_DIM <= size <= largest and size % 8 == 0]
     if not sizes:
         raise ValueError(
             f"capabilities.head_dims={capabilities.head_dims} with capabilities.max_head_dim="
             f"{capabilities.max_head_dim} leaves nothing to draw: "
-            f"use multiples of 8 from {MIN_HEAD_DIM} to {MAX_HEAD_DIM}"
+            f"use multiples of 8 from {MIN_HEAD_DIM} to {LARGEST_HEAD_DIM}"
         )
     return sizes
 

@@ -20,7 +20,7 @@ class Truth:
     """The exact answer, as far as float64 carries."""
 
     out: Tensor
-    """[num_tokens, num_q_heads, head_dim] float64. A row that sees no key is zero."""
+    """[num_tokens, num_q_heads, value_dim] float64. A row that sees no key is zero."""
     lse: Tensor
     """[num_tokens, num_q_heads] float64, natural log of the softmax's denominator, the sink
     counted; -inf where there is nothing to sum."""
@@ -48,7 +48,7 @@ def positions(request: Request, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def visible(problem: AttentionProblem, request: Request, device: torch.device) -> Tensor:
-    """Which keys a query sees: [query_len, seq_len] bool."""
+    """Which keys a query sees by its position: [query_len, seq_len] bool."""
     query_at, key_at = positions(request, device)
     query_at = query_at.unsqueeze(1)
     seen = torch.ones(request.query_len, request.seq_len, dtype=torch.bool, device=device)
@@ -56,6 +56,27 @@ def visible(problem: AttentionProblem, request: Request, device: torch.device) -
         seen &= key_at <= query_at
     if problem.window is not None:
         seen &= key_at > query_at - problem.window
+    if problem.chunk is not None:
+        seen &= key_at // problem.chunk == query_at // problem.chunk
+    return seen
+
+
+def _seen(inputs: Inputs, index: int) -> Tensor:
+    """Which keys a query of a sequence sees, [query_len, seq_len] bool."""
+    problem = inputs.problem
+    request = problem.requests[index]
+    seen = visible(problem, request, inputs.query.device)
+    rows = slice(problem.query_starts[index], problem.query_starts[index + 1])
+    if inputs.query_mask is not None:
+        before = request.seq_len - request.query_len
+        seen = torch.ones_like(seen)
+        # One padding row, q1 k0, has a query and no key.
+        seen[:, max(before, 0) :] = inputs.query_mask[rows, : min(request.query_len, seen.shape[1])]
+    if inputs.indices is not None:
+        chosen = torch.zeros(len(seen), request.seq_len + 1, dtype=torch.bool, device=seen.device)
+        at = inputs.indices[rows, 0].long()
+        chosen.scatter_(1, torch.where(at < 0, request.seq_len, at), value=1)
+        seen &= chosen[:, :-1]
     return seen
 
 
@@ -84,7 +105,7 @@ def _attend_one(inputs: Inputs, index: int) -> tuple[Tensor, ...]:
         distance = (query_at.unsqueeze(1) - key_at).abs().to(logits)
         logits = logits - slopes * distance.view(request.query_len, 1, 1, request.seq_len)
         bound = bound + slopes.squeeze(-1) * request.seq_len
-    hidden = ~visible(problem, request, logits.device)
+    hidden = ~_seen(inputs, index)
     logits = logits.masked_fill(hidden.view(request.query_len, 1, 1, request.seq_len), -torch.inf)
 
     denominator = logits
@@ -105,7 +126,7 @@ def _attend_one(inputs: Inputs, index: int) -> tuple[Tensor, ...]:
     if request.seq_len:
         largest += values.abs().amax((0, 2)).view(1, heads, 1)
     return (
-        out.reshape(*rows, problem.head_dim),
+        out.reshape(*rows, problem.value_size),
         lse.reshape(rows),
         bound.reshape(rows),
         keys_seen,

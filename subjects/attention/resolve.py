@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from reference.attention.contract import AttentionKernel, Capabilities, capabilities_of
-from reference.attention.problem import MAX_BLOCK_SIZE, MAX_HEAD_DIM, MIN_HEAD_DIM
+from reference.attention.problem import LARGEST_HEAD_DIM, MAX_BLOCK_SIZE, MIN_HEAD_DIM
 from subjects.environments import BuiltIn, engine_python
 from subjects.loading import SubjectError, load, split
 from subjects.starting import PREFIX
 
 BUILT_IN: Final = {
     "torch": BuiltIn(f"{PREFIX}paged.attention:paged_attention"),
+    "torch-latent": BuiltIn(f"{PREFIX}paged.latent:paged_latent_attention"),
     "triton": BuiltIn(f"{PREFIX}kernels.attention:paged_attention"),
     "triton-cascade": BuiltIn(f"{PREFIX}kernels.cascade:paged_attention_with_cascade"),
     "sdpa": BuiltIn(f"{PREFIX}subjects.attention.peers.sdpa:attention"),
@@ -106,11 +107,11 @@ def _complaints(capabilities: Capabilities) -> Iterator[str]:
         yield f"max_head_dim is {largest!r}; the smallest head size is {MIN_HEAD_DIM}"
     head_dims = capabilities.head_dims
     if head_dims is not None and not _all(
-        lambda size: MIN_HEAD_DIM <= size <= MAX_HEAD_DIM and size % 8 == 0, head_dims
+        lambda size: MIN_HEAD_DIM <= size <= LARGEST_HEAD_DIM and size % 8 == 0, head_dims
     ):
         yield (
             f"head_dims is {_shown(head_dims)}; name multiples of 8 from {MIN_HEAD_DIM} to "
-            f"{MAX_HEAD_DIM}, or None for all"
+            f"{LARGEST_HEAD_DIM}, or None for all"
         )
     elif head_dims is not None and max(head_dims) > largest:
         yield f"head_dims has {max(head_dims)}, but max_head_dim is {largest}; raise or drop it"

@@ -93,6 +93,11 @@ def attention_roles(batch: PagedBatch) -> list[Role]:
     ]
     if batch.lse is not None:
         roles.append(_answer("lse", batch.lse, in_head[:2], answers, of_token))
+    if batch.query_mask is not None:
+        roles.append(Role("query_mask", batch.query_mask, ("token", "of step"), works_for=of_token))
+    if batch.indices is not None:
+        axes = ("token", "head", "chosen")
+        roles.append(Role("indices", batch.indices, axes, works_for=of_token))
     for name in ("alibi_slopes", "sinks"):
         tensor = getattr(batch, name)
         if tensor is not None:

@@ -157,7 +157,7 @@ def test_sizes_that_are_declared_or_were_seen_stand_among_the_others() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["windows", "head_dim=20", "head_dim=264", "block_size=3", "block_size=", "head_dim=²"]
+    "name", ["windows", "head_dim=20", "head_dim=584", "block_size=3", "block_size=", "head_dim=²"]
 )
 def test_a_name_that_is_no_feature_is_refused_with_those_that_are(name: str) -> None:
     with pytest.raises(UnknownFeature, match=r"is no feature of a problem; use one of dtype=fp32"):

@@ -75,6 +75,9 @@ def test_every_word_of_the_grammar_reaches_its_field() -> None:
         "spare": 0,
         "pool": 70000,
         "seed": 41,
+        **dict.fromkeys(("value_dim", "rope", "topk", "chunk"), None),
+        "cross": False,
+        "query_mask": "",
     }
     assert str(problem) == spec
 
@@ -210,10 +213,10 @@ COMPLAINTS = [
     ("d64 bf16", "a batch", "at least one request, such as (q1 k16)"),
     ("(q1 k16) h0", "h0", "start at 1"),
     ("(q1 k16) g0", "g0", "start at 1"),
-    ("(q1 k16) d8", "d8", "multiples of 8 from 16 to 256"),
-    ("(q1 k16) d0", "d0", "multiples of 8 from 16 to 256"),
-    ("(q1 k16) d20", "d20", "multiples of 8 from 16 to 256"),
-    ("(q1 k16) d264", "d264", "multiples of 8 from 16 to 256"),
+    ("(q1 k16) d8", "d8", "multiples of 8 from 16 to 576"),
+    ("(q1 k16) d0", "d0", "multiples of 8 from 16 to 576"),
+    ("(q1 k16) d20", "d20", "multiples of 8 from 16 to 576"),
+    ("(q1 k16) d584", "d584", "multiples of 8 from 16 to 576"),
     ("(q1 k16) b0", "b0", "powers of two from 1 to 256"),
     ("(q1 k16) b24", "b24", "powers of two from 1 to 256"),
     ("(q1 k16) b512", "b512", "powers of two from 1 to 256"),

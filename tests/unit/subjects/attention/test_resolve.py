@@ -108,9 +108,9 @@ def test_capabilities_of_another_type_are_refused():
     ("declared", "message"),
     [
         ({"dtypes": frozenset()}, "dtypes is empty"),
-        ({"head_dims": frozenset()}, r"head_dims is \[\]; name multiples of 8 from 16 to 256"),
+        ({"head_dims": frozenset()}, r"head_dims is \[\]; name multiples of 8 from 16 to 576"),
         ({"head_dims": frozenset({64, 20})}, r"head_dims is \[20, 64\]"),
-        ({"head_dims": frozenset({512}), "max_head_dim": 512}, r"head_dims is \[512\]"),
+        ({"head_dims": frozenset({584}), "max_head_dim": 584}, r"head_dims is \[584\]"),
         ({"head_dims": 64}, "head_dims is 64; name"),
         ({"head_dims": frozenset({"64"})}, r"head_dims is \['64'\]"),
         ({"head_dims": {64, 128}, "max_head_dim": 64}, "head_dims has 128, but max_head_dim is 64"),

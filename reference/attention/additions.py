@@ -1,0 +1,91 @@
+"""Draws what a kernel says that it can do besides: kinds and variants that nobody else is asked.
+
+They come after everything else was drawn, so that the problems of other kernels stay what they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from hypothesis import strategies as st
+
+from reference.attention.contract import Capabilities
+from reference.attention.problem import QUERY_MASKS, AttentionProblem, Request
+
+RECORDS: Final = ((48, 16), (576, 64), (32, 0), (128, 48), (320, 64))
+"""(record, rotary part) of latent caches; the second is everybody's."""
+
+LATENT_HEADS: Final = (1, 2, 16, 7, 24, 128)
+"""Query heads over a record."""
+
+VALUE_DIMS: Final = (64, 32, 16, 48, 128, 256)
+TOPKS: Final = (64, 16, 1, 128)
+CHUNKS: Final = (1, 3, 16, 17, 64)
+
+_OFTEN: Final = st.sampled_from((False, True))
+_HEADS: Final = st.sampled_from(LATENT_HEADS)
+
+
+def records_of(capabilities: Capabilities) -> list[tuple[int, int]]:
+    """(record, rotary part) of the latent caches that a kernel declares, or the usual ones.
+
+    Raises ValueError: it declares none.
+    """
+    sizes, values = capabilities.head_dims, capabilities.value_dims
+    found = [
+        (size, rope)
+        for size, rope in RECORDS
+        if (sizes is None or size in sizes) and (values is None or size - rope in values)
+    ]
+    if not found and sizes:
+        wanted = values or {max(size - 64, 16) for size in sizes}
+        found = [(size, size - each) for size in sorted(sizes) for each in wanted if size >= each]
+    if not found:
+        raise ValueError(
+            f"capabilities.head_dims={sizes} with capabilities.value_dims={values} leaves no latent"
+            f" record: name the size of a record, such as 576, and of its value, such as 512"
+        )
+    return found
+
+
+@st.composite
+def additions(
+    draw: st.DrawFn, problem: AttentionProblem, capabilities: Capabilities
+) -> AttentionProblem:
+    """A drawn problem, with what the kernel says that it can do besides."""
+    also = capabilities.also
+    fields: dict[str, Any] = {}
+    if capabilities.kind == "latent":
+        size, rope = draw(st.sampled_from(records_of(capabilities)))
+        fields |= {"num_kv_heads": 1, "head_dim": size, "rope": rope, "value_dim": None}
+        groups = capabilities.group_sizes
+        heads = _HEADS if groups is None else st.sampled_from(sorted(groups))
+        fields["group_size"] = draw(heads)
+    elif "value_size" in also and draw(_OFTEN):
+        fields["value_dim"] = draw(st.sampled_from(sorted(capabilities.value_dims or VALUE_DIMS)))
+    choices: list[str] = [name for name in ("cross", "chunk", "query_mask") if name in also]
+    if "sparse" in also:
+        choices = ["sparse", "sparse", *choices]
+    if "dense" not in capabilities.declines:
+        choices = ["", *choices]
+    chosen = draw(st.sampled_from(choices or [""]))
+    causal = {"causal": True, "cross": False, "window": None}
+    if chosen == "cross":
+        few = draw(st.integers(0, problem.max_query_len))
+        fields |= {"cross": True, "causal": False, "window": None, "alibi": False}
+        fields["requests"] = tuple(_longer(r, few) for r in problem.requests)
+    elif chosen == "chunk":
+        fields |= {**causal, "chunk": draw(st.sampled_from(CHUNKS))}
+    elif chosen == "query_mask":
+        mask = draw(st.sampled_from(tuple(reversed(QUERY_MASKS))))
+        fields |= {**causal, "query_mask": mask, "alibi": False}
+    elif chosen == "sparse":
+        fields |= {**causal, "topk": draw(st.sampled_from(TOPKS))}
+    return problem.replace(**fields)
+
+
+def _longer(request: Request, few: int) -> Request:
+    """The same with a query that may be longer than its keys."""
+    if request.query_len < 2:
+        return request
+    return Request(request.query_len, min(request.seq_len, few))

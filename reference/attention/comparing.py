@@ -1,0 +1,92 @@
+"""Two answers of a kernel to problems whose answers are related: the same bits, or near."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from reference.attention.inputs import Inputs
+from reference.attention.placement import Placement
+from reference.attention.tolerance import lse_allowance, out_allowance
+from reference.attention.truth import attend
+
+Findings = list[str]
+"""What is wrong, one sentence each; empty if nothing."""
+
+
+def to_device(inputs: Inputs, device: str) -> Inputs:
+    """The same tensors there."""
+    names = ("query", "keys", "values", "alibi_slopes", "sinks", "query_mask", "indices")
+    tensors = {name: getattr(inputs, name) for name in names}
+    moved = {name: each.to(device) for name, each in tensors.items() if each is not None}
+    return replace(inputs, **moved)
+
+
+def same(inputs: Inputs, one: Placement, other: Placement, when: str, *, bits: bool) -> Findings:
+    """Two answers to one problem: the same bits, or within rounding of each other."""
+    answers = [("out", one.batch.out, other.batch.out)]
+    if one.batch.lse is not None and other.batch.lse is not None:
+        answers.append(("lse", one.batch.lse, other.batch.lse))
+    findings = []
+    for name, first, second in answers:
+        changed = changed_bits(name, first, second, when)
+        if changed and not bits:
+            near = close_out if name == "out" else close_lse
+            changed = changed if near(inputs, first, second, when) else []
+        findings += changed
+    return findings
+
+
+def changed_bits(what: str, one: Tensor, other: Tensor, when: str) -> Findings:
+    """NaN is NaN: that it is wrong is for `truth` to say."""
+    differ = (one != other) & ~(one.isnan() & other.isnan())
+    if not bool(differ.any()):
+        return []
+    row = differ.reshape(one.shape[0], one.shape[1], -1).any(-1).nonzero()[0].tolist()
+    return [
+        f"{what} changed {when}: {int(differ.sum())} elements, the first in token {row[0]}, "
+        f"head {row[1]}"
+    ]
+
+
+def close(
+    inputs: Inputs,
+    out: Tensor,
+    lse: Tensor | None,
+    other: Tensor,
+    other_lse: Tensor | None,
+    what: str,
+) -> Findings:
+    """Two answers to one problem may differ by what both are allowed."""
+    findings = close_out(inputs, out, other, what)
+    if lse is not None and other_lse is not None:
+        findings += close_lse(inputs, lse, other_lse, what)
+    return findings
+
+
+def close_out(inputs: Inputs, out: Tensor, other: Tensor, what: str) -> Findings:
+    """Two outputs differ by no more than both are allowed."""
+    allowed = 2 * out_allowance(inputs.problem, attend(to_device(inputs, "cpu"))).unsqueeze(-1)
+    apart = _gap(out, other)
+    if bool((apart <= allowed).all()):
+        return []
+    worst = float(apart.nan_to_num(nan=torch.inf).max())
+    return [f"{what}: outputs differ by {worst:.3g}, more than rounding explains"]
+
+
+def close_lse(inputs: Inputs, lse: Tensor, other: Tensor, what: str) -> Findings:
+    """Two log-sum-exps differ by no more than both are allowed."""
+    apart = _gap(lse, other)
+    if bool((apart <= 2 * lse_allowance(attend(to_device(inputs, "cpu")))).all()):
+        return []
+    worst = float(apart.nan_to_num(nan=torch.inf).max())
+    return [f"{what}: log-sum-exps differ by {worst:.3g}"]
+
+
+def _gap(one: Tensor, other: Tensor) -> Tensor:
+    """How far apart two answers are; infinities and NaN are no distance from themselves."""
+    first, second = one.cpu().double(), other.cpu().double()
+    same = (first == second) | (first.isnan() & second.isnan())
+    return torch.where(same, 0.0, (first - second).abs())
