@@ -5,6 +5,7 @@
 and `drain` seconds in which what is left may end; each is answered with a line when it is done.
 """
 
+import gc
 import json
 import os
 import sys
@@ -36,4 +37,7 @@ for line in sys.stdin:
         record(setup, job["seed"], Path(job["folder"]), held_out=job["held_out"])
     except Exception:
         said["failed"] = traceback.format_exc()
+    # vLLM freezes what lives when an engine starts: without this no engine is ever collected.
+    gc.unfreeze()
+    gc.collect()
     print(json.dumps({**said, "cpu_s": round(cpu_s() - began, 2)}), flush=True)
