@@ -1,7 +1,7 @@
 """Make labelled recordings of servers with known faults: `make incidents`.
 
 vLLM's own engine on a virtual clock (`subjects/servers/vllm_engine.py`), loaded in the ways of
-`scripts/incidents/setups.py`, in configurations that are drawn anew for each seed. Each recording
+`scripts/incidents`, in configurations that are drawn anew for each seed. Each recording
 is a folder: metrics.prom.gz, kv_events.jsonl.gz, server.log.gz, and beside them the truth, which no
 diagnosis may read: truth.json and client_requests.csv.gz. Every third seed is held out: its pools,
 rates, lengths and intervals are from bands that no other seed takes them from.
@@ -16,7 +16,6 @@ Exit codes: 0 all are made, 2 cannot start, 4 some failed.
 """
 
 import argparse
-import ast
 import json
 import shlex
 import subprocess
@@ -29,14 +28,12 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from reference.errors import BadInput  # noqa: E402 - the checkout's own
+from scripts.incidents.setups import EVERY  # noqa: E402 - likewise
 from subjects.environments import engine_python  # noqa: E402 - likewise
 
 ALL_MADE = 0
 CANNOT_START = 2
 SOME_FAILED = 4
-
-TABLES = ("SINGLE", "HEALTHY", "PAIRS")
-"""Of scripts/incidents/setups.py: one cause each, none, two."""
 
 FIXTURES = (
     *("healthy_low", "nothing_shared", "pool_too_small", "head_of_line", "engine_slowed"),
@@ -44,18 +41,6 @@ FIXTURES = (
     "max_num_seqs_cap+varying_prefix",
 )
 """What the tests of the diagnosis need."""
-
-
-def known() -> list[str]:
-    """Names of the incidents, which only the engine's environment could import."""
-    tree = ast.parse((ROOT / "scripts" / "incidents" / "setups.py").read_text(encoding="utf-8"))
-    tables = [
-        node.value
-        for node in tree.body
-        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) in TABLES
-    ]
-    keys = [key for table in tables if isinstance(table, ast.Dict) for key in table.keys]
-    return [str(ast.literal_eval(key)) for key in keys if key is not None]
 
 
 def make(jobs: Sequence[dict[str, object]], python: str) -> list[str]:
@@ -100,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--changed", type=shlex.split, default=[], help="the engine's arguments")
     options = parser.parse_args(arguments)
 
-    names = known()
+    names = list(EVERY)
     if options.list:
         print("\n".join(names))
         return ALL_MADE

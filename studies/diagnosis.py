@@ -155,7 +155,7 @@ def write_fit(recordings: Sequence[Recording]) -> None:
     for temper in (0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0):
         total = 0.0
         for recording in recordings:
-            fit = Fitted(_without(held, recording), temper)  # type: ignore[arg-type]
+            fit = Fitted(_without(held, recording), temper)
             for what in INPUTS:
                 found = probabilities(recording, what, fit)
                 true = truths(recording)
@@ -167,7 +167,7 @@ def write_fit(recordings: Sequence[Recording]) -> None:
     temper = best[1]
     said = []
     for recording in recordings:
-        fit = Fitted(_without(held, recording), temper)  # type: ignore[arg-type]
+        fit = Fitted(_without(held, recording), temper)
         for what in INPUTS:
             found = probabilities(recording, what, fit)
             first = ranked(found)[0]

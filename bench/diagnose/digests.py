@@ -118,9 +118,11 @@ def batch_of(raw: object) -> tuple[float, list[object], int | None]:
     else:
         raise ValueError("it is no batch of events")
     time_s, events, rank = parts
-    if type(time_s) not in (int, float) or not isinstance(events, list):
-        raise ValueError("it has no time or no events")
-    return float(time_s), events, rank if type(rank) is int else None  # type: ignore[arg-type]
+    if isinstance(time_s, bool) or not isinstance(time_s, int | float):
+        raise ValueError("it has no time")
+    if not isinstance(events, list):
+        raise ValueError("it has no events")
+    return float(time_s), events, rank if type(rank) is int else None
 
 
 def _named(raw: object) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import combinations
@@ -50,7 +50,7 @@ _PAIR: Final = 0.15
 class Fitted:
     """What the recordings taught."""
 
-    held: Mapping[str, Mapping[str, tuple[float, float]]]
+    held: Mapping[str, Mapping[str, Sequence[float]]]
     """By mode and finding: in how many recordings it held, of how many that show it."""
     temper: float = 1.0
     calibration: tuple[tuple[float, float], ...] = ()
@@ -97,12 +97,8 @@ def fitted() -> Fitted:
 def read_fitted(path: Path) -> Fitted:
     """What a fit was written to."""
     read = json.loads(path.read_text(encoding="utf-8"))
-    held = {
-        mode: {name: (row[0], row[1]) for name, row in rows.items()}
-        for mode, rows in read["held"].items()
-    }
     steps = tuple((row[0], row[1]) for row in read["calibration"])
-    return Fitted(held, read["temper"], steps, read["recordings"])
+    return Fitted(read["held"], read["temper"], steps, read["recordings"])
 
 
 class Posterior(NamedTuple):

@@ -222,10 +222,10 @@ def _joined(all_series: Iterable[Series]) -> tuple[Series, ...]:
     for _, group in groupby(sorted(all_series, key=_identity), key=_identity):
         parts = list(group)
         times, first = np.unique(np.concatenate([p.times_s for p in parts]), return_index=True)
-        columns = {
+        columns: dict[str, Any] = {
             name: np.concatenate([getattr(p, name) for p in parts])[first]
             for name in ("values", "buckets", "sums")
             if all(getattr(p, name) is not None for p in parts)
         }
-        result.append(replace(parts[0], times_s=times, **columns))  # type: ignore[arg-type]
+        result.append(replace(parts[0], times_s=times, **columns))
     return tuple(result)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -320,8 +320,8 @@ def _predicted(change: str, server: Rebuilt, served: Serving) -> Prediction:
 def _changes(base: Rebuilt) -> dict[str, _Change]:
     """What can be changed, in words."""
 
-    def policy(**changes: object) -> _Change:
-        return lambda server: replace(server, policy=replace(server.policy, **changes))  # type: ignore[arg-type]
+    def policy(**changes: Any) -> _Change:
+        return lambda server: replace(server, policy=replace(server.policy, **changes))
 
     budget, limit = base.policy.token_budget or DEFAULT_BUDGET, base.policy.max_running
     changes: dict[str, _Change] = {

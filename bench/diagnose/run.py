@@ -21,7 +21,7 @@ from bench.diagnose.inference import (
     seen,
 )
 from bench.diagnose.modes import HEALTHY, MODES
-from bench.diagnose.observed import Observed
+from bench.diagnose.observed import Observed, Source
 from bench.diagnose.record import (
     Candidate,
     Cause,
@@ -433,8 +433,8 @@ def _timeline(examined: list[Examined], observed: Observed) -> list[Moment]:
     return sorted(moments, key=lambda moment: moment.time_s)
 
 
-def _given(source: object) -> Given:
-    values = source._asdict()  # type: ignore[attr-defined]
+def _given(source: Source) -> Given:
+    values = source._asdict()
     clean = {
         name: None if isinstance(value, float) and math.isnan(value) else value
         for name, value in values.items()

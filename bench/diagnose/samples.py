@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -87,12 +87,17 @@ def _value(text: str) -> Value:
 
 def _built(key: _Key, places: dict[str, Place]) -> Series | None:
     alias, engine, labels = key
-    common = {"name": alias.name, "kind": alias.kind, "engine": engine, "labels": labels}
+    common: dict[str, Any] = {
+        "name": alias.name,
+        "kind": alias.kind,
+        "engine": engine,
+        "labels": labels,
+    }
     if alias.kind != "histogram":
         points = places[""].points
         times = np.array(sorted(points))
         values = np.array([points[t] for t in times.tolist()]) * alias.scale
-        return Series(times_s=times, values=values, **common)  # type: ignore[arg-type]
+        return Series(times_s=times, values=values, **common)
     bounds = sorted((math.inf if le == "+Inf" else float(le), le) for le in places if _bound(le))
     count = places["count"].points if "count" in places else None
     if count is None and bounds and bounds[-1][0] == math.inf:
@@ -112,7 +117,7 @@ def _built(key: _Key, places: dict[str, Place]) -> Series | None:
         bounds=np.array([bound for bound, _ in bounds]) * alias.scale if bounds else None,
         buckets=np.array([column(le) for _, le in bounds]).T if bounds else None,
         sums=np.array(column("sum")) * alias.scale if "sum" in places else None,
-        **common,  # type: ignore[arg-type]
+        **common,
     )
 
 

@@ -136,15 +136,15 @@ class Window:
 
         Nothing of either where it has none, or several series of it disagree on them.
         """
-        found = [each for each in self.series(name) if each.bounds is not None]
-        bounds = found[0].bounds if found else None
-        if bounds is None or any(not np.array_equal(e.bounds, bounds) for e in found):  # type: ignore[arg-type]
+        found = self.series(name)
+        every = [each.bounds for each in found if each.bounds is not None]
+        if not every or any(not np.array_equal(each, every[0]) for each in every):
             return np.empty(0), np.empty((max(self.samples - 1, 0), 0))
         upto = [
             _sum([self._steps(e, e.buckets[:, at]) for e in found if e.buckets is not None])
-            for at in range(len(bounds))
+            for at in range(len(every[0]))
         ]
-        return bounds, np.diff(np.stack(upto, axis=1), axis=1, prepend=0)
+        return every[0], np.diff(np.stack(upto, axis=1), axis=1, prepend=0)
 
     def _steps(self, series: Series, values: Floats) -> Floats:
         raw = np.diff(values)

@@ -51,8 +51,9 @@ def _rows(result: Mapping[str, Any]) -> Iterator[Row]:
 
     def column(name: str) -> list[Any]:
         values = result.get(name)
-        same = isinstance(values, list) and len(values) == len(prompts)
-        return values if same else [None] * len(prompts)  # type: ignore[return-value]
+        if isinstance(values, list) and len(values) == len(prompts):
+            return values
+        return [None] * len(prompts)
 
     starts = [_number(each) for each in column("start_times")]
     first = min((each for each in starts if not math.isnan(each)), default=math.nan)

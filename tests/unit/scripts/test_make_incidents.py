@@ -11,12 +11,11 @@ from bench.diagnose.modes import MODES
 from bench.diagnose.readers import read_all
 from helpers.places import ROOT
 from scripts import make_incidents
-from scripts.incidents.setups import HEALTHY, PAIRS, SINGLE, Dice, drawn
+from scripts.incidents.drawing import Dice
+from scripts.incidents.setups import EVERY, drawn
 from scripts.make_incidents import ALL_MADE, CANNOT_START, SOME_FAILED, main
 from subjects.environments import engine_python
 from subjects.loading import SubjectError
-
-EVERY = [*SINGLE, *HEALTHY, *PAIRS]
 
 STAND_IN = """
 import json, pathlib, sys
@@ -34,8 +33,7 @@ for line in sys.stdin:
 """
 
 
-def test_the_list_is_read_without_the_engine() -> None:
-    assert make_incidents.known() == EVERY
+def test_what_the_tests_need_is_made() -> None:
     assert set(make_incidents.FIXTURES) <= set(EVERY)
 
 
@@ -70,7 +68,7 @@ def stand_in(monkeypatch, tmp_path):
     folder = tmp_path / "scripts" / "incidents"
     folder.mkdir(parents=True)
     (folder / "record.py").write_text(STAND_IN)
-    (folder / "setups.py").write_text('SINGLE: dict = {"bursts": 1, "restart": 2}\n')
+    monkeypatch.setattr(make_incidents, "EVERY", ("bursts", "restart"))
     monkeypatch.setattr(make_incidents, "ROOT", tmp_path)
     monkeypatch.setattr(make_incidents, "engine_python", lambda name: sys.executable)
     return tmp_path / "made"
