@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import IO, Any, Final, Self
 
@@ -69,7 +69,8 @@ class SubjectProcess:
     On SIGUSR1 it may write to standard error where it is; it is killed right after. `environment`:
     added to this process's own. `time_limit_s`: seconds for one answer.
     `pass_fds`: descriptors that the child gets under the same numbers. `own_session`: whether what
-    the child starts ends with it; else it ends with this process's own group.
+    the child starts ends with it; else it ends with this process's own group. `popen`: what starts
+    it in the place of `subprocess.Popen`.
     """
 
     def __init__(
@@ -80,7 +81,9 @@ class SubjectProcess:
         time_limit_s: float = 120.0,
         pass_fds: Sequence[int] = (),
         own_session: bool = True,
+        popen: Callable[..., Any] | None = None,
     ) -> None:
+        self._popen = popen
         self._own_session = own_session
         self._command = list(command)
         self._pass_fds = tuple(pass_fds)
@@ -180,7 +183,7 @@ class SubjectProcess:
             self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
             environment = {**os.environ, **self._environment, "PAGEDBENCH_ANSWERS": str(write_end)}
             try:
-                self._child = subprocess.Popen(
+                self._child = (self._popen or subprocess.Popen)(
                     self._command,
                     stdin=subprocess.PIPE,
                     stdout=self._log,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import mmap
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from bench.check.subject import CAPABILITIES
+from bench.search.nursery import Nursery
 from reference.attention.comparing import Findings
 from reference.attention.contract import Capabilities, PagedBatch
 from reference.attention.far import NoRoom, memory_file, touched
@@ -53,15 +55,23 @@ def kernel_process(
     python: str,
     environment: Mapping[str, str] | None = None,
     file: int | None = None,
+    nursery: Nursery | None = None,
 ) -> SubjectProcess:
-    """A kernel's own process; without a file it only introduces itself."""
+    """A kernel's own process; without a file it only introduces itself.
+
+    A nursery has this process's interpreter.
+    """
     # Unbuffered: what a kernel printed before it crashed is part of the finding.
     command = [python, "-u", "-P", "-c", start_of("bench.check.subject") + "ours.main()"]
     shared = [] if file is None else [file]
     command += [name, device, *map(str, shared)]
     # What a kernel forked ends with the judge, in whose session it is, whoever ends first.
     return SubjectProcess(
-        command, environment=environment, pass_fds=shared, own_session=file is None
+        command,
+        environment=environment,
+        pass_fds=shared,
+        own_session=file is None,
+        popen=nursery.popen if nursery is not None and python == sys.executable else None,
     )
 
 

@@ -27,6 +27,7 @@ from bench.check.record import Failure, KernelRecord, replay_command
 from bench.check.worker import CAPABILITIES, CHECK_BY_NAME, JudgeProcess
 from bench.search.drawing import draw_each, only_our_constants
 from bench.search.lanes import Enough, HarnessError, Lane, run_lanes
+from bench.search.nursery import DESCRIPTOR, nursery_of
 from reference.attention.checks import CHECKS, FREE_SLOTS, MEMORY, TRUTH, Check, applicable
 from reference.attention.contract import Capabilities
 from reference.attention.coverage import Coverage
@@ -201,15 +202,27 @@ def start(
         "TRITON_INTERPRET": "1" if device == "cpu" else "0",
     }
     python = python or python_of(kernel) or sys.executable
+    nursery = nursery_of("bench.check.subject", environment)
     if not judged:
-        return kernel_process(kernel, device, python=python, environment=environment)
+        return kernel_process(
+            kernel, device, python=python, environment=environment, nursery=nursery
+        )
     command = [sys.executable, "-u", "-P", "-c", start_of("bench.check.worker") + "ours.main()"]
     command += [kernel, device, python, str(time_limit_s)]
     if declared is not None:
         command.append(CAPABILITIES.dump_json(declared, warnings=False).decode())
     # The judge minds the kernel's time, and starts it again where it died.
     limit_s = time_limit_s + 2 * START_LIMIT_S + JUDGING_LIMIT_S
-    return JudgeProcess(command, environment=environment, time_limit_s=limit_s)
+    if nursery is None:
+        return JudgeProcess(command, environment=environment, time_limit_s=limit_s)
+    handed = {DESCRIPTOR: str(nursery.descriptor)}
+    return JudgeProcess(
+        command,
+        environment={**environment, **handed},
+        time_limit_s=limit_s,
+        pass_fds=[nursery.descriptor],
+        popen=nursery.popen,
+    )
 
 
 def verdict_of(child: SubjectProcess, check: str, problem: AttentionProblem) -> Verdict:
@@ -480,10 +493,12 @@ def _draw(plan: SearchPlan, seed: int, example: Callable[[AttentionProblem], Non
     awkward = -(-2 * plan.problems // 3) if plan.lengths else plan.problems
     tight = plan.problems // 10
     seen: set[str] = set()
+    # Long contexts cost the most: two at once are enough for what two can do to each other.
+    streams = {"lengths": plan.lengths, "max_len": plan.max_len, "max_seqs": 2}
     shares: list[tuple[int, Hashable, dict[str, Any]]] = [
         (tight, f"tight {seed}", {"max_len": MAX_AWKWARD_LEN, "tight": True}),
         (awkward - tight, 2 * seed, {"max_len": MAX_AWKWARD_LEN, "extremes": True}),
-        (plan.problems - awkward, 2 * seed + 1, {"lengths": plan.lengths, "max_len": plan.max_len}),
+        (plan.problems - awkward, 2 * seed + 1, streams),
     ]
     with only_our_constants():
         for count, seed_of_draw, limits in shares:

@@ -29,6 +29,7 @@ from bench.search.child import (
     open_answers,
     speak_when_dying,
 )
+from bench.search.nursery import Nursery
 from reference.attention.checks import CHECKS, run_check
 from reference.attention.far import keep_in_files
 from reference.attention.inputs import make_inputs
@@ -92,7 +93,8 @@ def main() -> None:
     speak_when_dying()
     keep_in_files()
     questions = listen()
-    start = partial(kernel_process, name, device, python=python)
+    nursery = Nursery.inherited()
+    start = partial(kernel_process, name, device, python=python, nursery=nursery)
     with (
         open_answers() as answers,
         ApartKernel(
