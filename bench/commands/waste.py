@@ -160,6 +160,12 @@ def waste(
     tensor_parallel: Annotated[
         int, typer.Option(metavar="N", min=1, help="GPUs that share each layer of the model.")
     ] = 1,
+    pipeline_parallel: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=1, help="Stages that the layers are parted into, one after the other."
+        ),
+    ] = 1,
     gpu: Annotated[
         str | None,
         typer.Option(
@@ -341,6 +347,7 @@ def waste(
                 model=model,
                 cache_dtype=cache_dtype,
                 tensor_parallel=tensor_parallel,
+                pipeline_parallel=pipeline_parallel,
                 gpu=gpu,
                 memory=memory,
                 utilization=utilization,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fractions import Fraction
@@ -22,9 +22,14 @@ CACHE_DTYPES: Final = {
     "int4": Fraction(1, 2),
     "nvfp4": Fraction(9, 16),
 }
-"""Bytes of an element of the cache. nvfp4 has a scale of a byte for every 16 elements; the scales
-of the other narrow types, one a token and head or fewer, are left out."""
+"""Bytes of an element of the cache. nvfp4 has a scale of a byte for every 16 elements, in here."""
 
+SCALE_BYTES: Final = {"int8": 4, "int4": 4}
+"""Bytes of the scale of each token's keys, and of its values, in a head. fp8 has one a tensor."""
+
+
+_Number = Callable[..., int]
+"""Reads the first of the keys of a configuration that is there."""
 
 WIDEST_HEAD: Final = 512
 """Elements of the largest attention head in use; MLA's latent has 576."""
@@ -43,11 +48,8 @@ class LayerGroup:
     """Latest tokens that are kept; None: all."""
     latent: bool = False
     """Whether it is MLA's latent, which tensor parallelism does not divide."""
-
-    def elements_per_token(self, *, ranks: int = 1) -> int:
-        """Elements that one of the ranks keeps of a token."""
-        heads = self.kv_heads if self.latent else max(1, -(-self.kv_heads // ranks))
-        return self.layers * heads * self.elements
+    state_bytes: int = 0
+    """Bytes of a state that a sequence has in each layer instead, however long it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +65,14 @@ class Model:
     """Bytes of the weights; None: two for each parameter."""
     element_bytes: Fraction = Fraction(2)
     """Bytes of an element of the cache."""
+    scale_bytes: int = 0
+    """Bytes of the scale of a token's keys, and of its values, in a head."""
     ranks: int = 1
-    """GPUs that share each layer (tensor parallelism); bytes are of one of them."""
+    """GPUs that share each layer (tensor parallelism); bytes are of one of them. Where they are
+    more than the heads that are kept, each head is on several."""
+    stages: int = 1
+    """Groups of GPUs that have their share of the layers (pipeline parallelism); bytes are of the
+    one with most."""
 
     @property
     def weights(self) -> float | None:
@@ -72,7 +80,7 @@ class Model:
         whole = self.weight_bytes
         if whole is None and self.parameters is not None:
             whole = 2 * self.parameters
-        return None if whole is None else whole / self.ranks
+        return None if whole is None else whole / self.ranks / self.stages
 
     @property
     def bytes_per_token(self) -> int:
@@ -85,25 +93,36 @@ class Model:
         lasting = [group for group in self.groups if group.window is None] or self.groups
         return -int(-self._bytes(lasting) // 1)
 
-    def bytes_of(self, tokens: int, *, block_size: int = 1) -> int:
-        """Bytes of a sequence on one GPU, in whole blocks, each group with its own window."""
-        total = Fraction(0)
-        for group in self.groups:
-            kept = tokens if group.window is None else min(tokens, group.window + block_size - 1)
-            total += self._bytes([group]) * (-(-kept // block_size) * block_size)
-        return -int(-total // 1)
+    def layers_of(self, group: LayerGroup) -> int:
+        """Layers of a group that a stage has, those of the one that has most."""
+        return -(-group.layers // self.stages)
+
+    def state_of(self, group: LayerGroup) -> int:
+        """Bytes of a sequence's state in a layer of a group, on one GPU."""
+        return -(-group.state_bytes // self.ranks)
+
+    def layer_bytes(self, group: LayerGroup) -> Fraction:
+        """Bytes of a token in a layer of a group, on one GPU."""
+        heads = group.kv_heads if group.latent else -(-group.kv_heads // self.ranks)
+        scales = (1 if group.latent else 2) * self.scale_bytes
+        return heads * (group.elements * self.element_bytes + scales)
 
     def group_bytes(self, group: LayerGroup) -> int:
         """Bytes of a token in the layers of a group, on one GPU."""
         return -int(-self._bytes([group]) // 1)
 
     def _bytes(self, groups: Sequence[LayerGroup]) -> Fraction:
-        elements = sum(group.elements_per_token(ranks=self.ranks) for group in groups)
-        return elements * self.element_bytes
+        return sum(
+            (self.layers_of(group) * self.layer_bytes(group) for group in groups), Fraction(0)
+        )
 
 
 def _plain(layers: int, kv_heads: int, head_dim: int, window: int | None = None) -> LayerGroup:
     return LayerGroup(layers=layers, kv_heads=kv_heads, elements=2 * head_dim, window=window)
+
+
+def _state(layers: int, state_bytes: int) -> LayerGroup:
+    return LayerGroup(layers=layers, kv_heads=0, elements=0, state_bytes=state_bytes)
 
 
 def _latent(layers: int, width: int) -> LayerGroup:
@@ -164,7 +183,7 @@ MODELS: Final = {
 """Models by name, in small letters; sizes as in their public configurations."""
 
 
-def read_model(text: str, *, cache_dtype: str = "auto", ranks: int = 1) -> Model:
+def read_model(text: str, *, cache_dtype: str = "auto", ranks: int = 1, stages: int = 1) -> Model:
     """Read --model: a name, a `config.json` or its folder, or a shape.
 
     A shape is layers x KV heads x head size [x bytes per element], as 32x8x128; of an MLA model
@@ -177,8 +196,12 @@ def read_model(text: str, *, cache_dtype: str = "auto", ranks: int = 1) -> Model
             raise BadInput(
                 f"--cache-dtype {cache_dtype}: choose auto or one of {', '.join(CACHE_DTYPES)}"
             )
-        model = replace(model, element_bytes=CACHE_DTYPES[cache_dtype])
-    return replace(model, ranks=ranks)
+        model = replace(
+            model,
+            element_bytes=CACHE_DTYPES[cache_dtype],
+            scale_bytes=SCALE_BYTES.get(cache_dtype, 0),
+        )
+    return replace(model, ranks=ranks, stages=stages)
 
 
 def _shape(text: str) -> Model | None:
@@ -252,46 +275,89 @@ def model_of_config(given: dict[str, Any], *, name: str) -> Model:
         groups: tuple[LayerGroup, ...] = (_latent(layers, width),)
     else:
         default = 1 if config.get("multi_query") else heads
-        kv_heads = number("num_key_value_heads", "num_kv_heads", "n_head_kv", default=default)
-        head_dim = number("head_dim", default=max(1, hidden // heads))
+        kv_heads = default
+        if not (config.get("multi_query") and not config.get("new_decoder_architecture")):
+            kv_heads = number("num_key_value_heads", "num_kv_heads", "n_head_kv", default=default)
+        head_dim = number("head_dim", "attention_head_dim", default=max(1, hidden // heads))
         groups = _by_window(config, name, layers, kv_heads, head_dim, number)
     parameters, active = _parameters(config, hidden, layers, heads, groups[0], number)
     return Model(name=name, groups=groups, parameters=parameters, active=active)
 
 
 def _by_window(
-    config: dict[str, Any], name: str, layers: int, kv_heads: int, head_dim: int, number: Any
+    config: dict[str, Any], name: str, layers: int, kv_heads: int, head_dim: int, number: _Number
 ) -> tuple[LayerGroup, ...]:
     """Part the layers by what they keep."""
-    # The last layers of some models read the keys and values of earlier ones.
-    layers -= number("num_kv_shared_layers", default=0) if config.get("num_kv_shared_layers") else 0
     window = number("sliding_window") if config.get("sliding_window") is not None else None
-    kinds = config.get("layer_types")
-    if isinstance(kinds, list):
-        kinds = kinds[:layers]
-        sliding = kinds.count("sliding_attention") if window is not None else 0
-        full = kinds.count("full_attention") + kinds.count("attention")
-    elif window is None or config.get("use_sliding_window") is False:
-        sliding, full = 0, layers
-    elif (every := config.get("sliding_window_pattern")) is not None:
-        full = layers // number("sliding_window_pattern") if every else 0
-        sliding = layers - full
-    elif config.get("model_type") == "gemma2":
-        sliding, full = layers - layers // 2, layers // 2
-    else:
-        sliding, full = layers, 0
+    kinds = _kinds(config, layers, window, number)
+    # Some layers read the keys and values of others: the last ones, or all but each N-th.
+    if config.get("num_kv_shared_layers"):
+        kinds = kinds[: layers - number("num_kv_shared_layers")]
+    if config.get("use_cla"):
+        kinds = kinds[:: number("cla_share_factor", default=2)]
+    counts = {kind: kinds.count(kind) for kind in ("full", "window", "state")}
     groups = []
-    if full:
-        groups.append(_plain(full, kv_heads, head_dim))
-    if sliding:
-        groups.append(_plain(sliding, kv_heads, head_dim, window))
+    if counts["full"]:
+        groups.append(_plain(counts["full"], kv_heads, head_dim))
+    if counts["window"]:
+        groups.append(_plain(counts["window"], kv_heads, head_dim, window))
     if not groups:
         raise BadInput(f"--model {name}: no layer of it keeps keys and values; name another model")
+    if counts["state"] and (state := _state_bytes(config, number)):
+        groups.append(_state(counts["state"], state))
     return tuple(groups)
 
 
+_KINDS: Final = {
+    "full_attention": "full",
+    "attention": "full",
+    "sliding_attention": "window",
+    "linear_attention": "state",
+    "mamba": "state",
+}
+
+
+def _kinds(config: dict[str, Any], layers: int, window: int | None, number: _Number) -> list[str]:
+    """What each layer keeps: everything, a window or a state."""
+    said = config.get("layer_types") or config.get("layers_block_type")
+    if isinstance(said, list):
+        kinds = [_KINDS.get(str(kind), "none") for kind in said[:layers]]
+        return [kind for kind in kinds if window is not None or kind != "window"]
+    if config.get("full_attention_interval"):
+        every = number("full_attention_interval")
+        return ["full" if (at + 1) % every == 0 else "state" for at in range(layers)]
+    if config.get("attn_layer_period"):
+        every, first = number("attn_layer_period"), config.get("attn_layer_offset", 0)
+        return ["full" if at % every == first else "state" for at in range(layers)]
+    if window is None or config.get("use_sliding_window") is False:
+        return ["full"] * layers
+    if (pattern := config.get("sliding_window_pattern")) is not None:
+        every = number("sliding_window_pattern") if pattern else layers + 1
+    elif config.get("model_type") == "gemma2":
+        every = 2
+    else:
+        return ["window"] * layers
+    return ["window" if (at + 1) % every else "full" for at in range(layers)]
+
+
+def _state_bytes(config: dict[str, Any], number: _Number) -> int:
+    """Bytes of a sequence's state in a layer, in 16 bits; 0 where its shape is not known."""
+    if config.get("linear_num_value_heads"):  # gated delta net
+        keys = number("linear_num_key_heads") * number("linear_key_head_dim")
+        heads, width = number("linear_num_value_heads"), number("linear_value_head_dim")
+        conv = (2 * keys + heads * width) * (number("linear_conv_kernel_dim", default=4) - 1)
+        return 2 * (conv + heads * width * number("linear_key_head_dim"))
+    if not config.get("mamba_d_state"):
+        return 0
+    inner = number("mamba_expand", default=2) * number("hidden_size")
+    state, kernel = number("mamba_d_state"), number("mamba_d_conv", default=4)
+    # Mamba 2 has heads, and convolves its groups as well.
+    more = 2 * number("mamba_n_groups", default=1) * state if config.get("mamba_n_heads") else 0
+    return 2 * ((inner + more) * (kernel - 1) + inner * state)
+
+
 def _parameters(
-    config: dict[str, Any], hidden: int, layers: int, heads: int, group: LayerGroup, number: Any
+    config: dict[str, Any], hidden: int, layers: int, heads: int, group: LayerGroup, number: _Number
 ) -> tuple[float, float]:
     """Parameters in all, and those that a token passes: gated MLPs, experts where there are."""
     vocabulary = number("vocab_size", default=1)

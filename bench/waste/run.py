@@ -62,6 +62,7 @@ def run_waste(plan: WastePlan, progress: Progress) -> WasteRecord:
             plan.model,
             plan.slots * plan.bytes_per_token,
             block_size=plan.first_paged.block_size,
+            in_flight=plan.first_paged.token_budget or 1,
         ),
         tiers=plan.tiers,
     )

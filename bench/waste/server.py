@@ -48,6 +48,7 @@ class Sizes:
     model: str | None
     cache_dtype: str
     tensor_parallel: int
+    pipeline_parallel: int
     gpu: str | None
     memory: str | None
     utilization: float
@@ -143,16 +144,22 @@ def read_rank(rank: str | None, slo: Slo | None) -> Rank:
 
 def _model(sizes: Sizes) -> Model | None:
     if sizes.model is None:
-        if sizes.cache_dtype != "auto" or sizes.tensor_parallel > 1:
+        if sizes.cache_dtype != "auto" or sizes.tensor_parallel * sizes.pipeline_parallel > 1:
             raise BadInput(
-                "--cache-dtype and --tensor-parallel: name the model, as in --model 32x8x128"
+                "--cache-dtype, --tensor-parallel and --pipeline-parallel: name the model, as in "
+                "--model 32x8x128"
             )
         return None
     if sizes.bytes_per_token is not None:
         raise BadInput(
             f"--bytes-per-token {sizes.bytes_per_token} and --model {sizes.model}: give one of them"
         )
-    return read_model(sizes.model, cache_dtype=sizes.cache_dtype, ranks=sizes.tensor_parallel)
+    return read_model(
+        sizes.model,
+        cache_dtype=sizes.cache_dtype,
+        ranks=sizes.tensor_parallel,
+        stages=sizes.pipeline_parallel,
+    )
 
 
 def _slots(sizes: Sizes, model: Model | None, gpu: Gpu | None, slot_bytes: int) -> int:

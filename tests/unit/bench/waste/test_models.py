@@ -106,12 +106,16 @@ def test_layers_are_parted_by_what_they_keep(
     assert counted == {False: full, True: windowed}
 
 
-def test_a_window_bounds_what_a_long_sequence_takes() -> None:
-    model = read_model("gpt-oss-20b")
-    layer = 2 * 8 * 64 * 2
-    assert model.bytes_of(64) == 24 * layer * 64
-    assert model.bytes_of(10_000) == 12 * layer * (10_000 + 128)
-    assert model.bytes_of(10_000, block_size=16) == 12 * layer * (10_000 + 144)
+def test_stages_have_their_share_of_each_group_and_narrow_types_their_scales() -> None:
+    whole = read_model("Gemma-3-27B")
+    part = read_model("Gemma-3-27B", stages=4)
+    # 10 layers that keep all and 52 that keep a window: at most 3 and 13 of them.
+    assert part.bytes_per_token == 16 * whole.bytes_per_token // 62
+    assert part.weights == pytest.approx(whole.weights / 4)
+    # A half byte for each element, and four bytes for a token's keys, and for its values.
+    int4 = read_model("Llama-3.1-8B", cache_dtype="int4")
+    assert int4.bytes_per_token == 32 * 8 * (2 * 64 + 2 * 4)
+    assert read_model("DeepSeek-V3", cache_dtype="int8").bytes_per_token == 61 * (576 + 4)
 
 
 def test_parameters_of_a_config_are_those_of_the_model() -> None:
