@@ -120,6 +120,7 @@ def _decode(batch: PagedBatch, launch: Launch, *, always_split: bool = False) ->
             HEAD_DIM=head_dim,
             BLOCK_D=triton.next_power_of_2(head_dim),
             BLOCK_SPLITS=SPLITS_AT_ONCE,
+            EMPTY=False,
         )
 
 

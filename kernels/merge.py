@@ -22,6 +22,7 @@ def merge_kernel(
     BLOCK_SPLITS: tl.constexpr,
     SINKS: tl.constexpr,
     WITH_LSE: tl.constexpr,
+    EMPTY: tl.constexpr,
 ):
     """Program (sequence, query head); ends at once where the sequence has one split or no query.
 
@@ -30,7 +31,7 @@ def merge_kernel(
     of each sequence and how many there are. The sink is counted here, once, and not in the splits.
 
     BLOCK_SPLITS of them are read at once, whatever their number: so the order of the sum depends
-    on nothing but the sequence.
+    on nothing but the sequence. With EMPTY all of the splits may have seen no key.
     """
     sequence = tl.program_id(0)
     head = tl.program_id(1)
@@ -58,12 +59,17 @@ def merge_kernel(
         parts_at = partial_out + row[:, None] * HEAD_DIM + dim[None, :]
         parts = tl.load(parts_at, mask=real[:, None] & (dim < HEAD_DIM)[None, :], other=0.0)
         new_maximum = tl.maximum(maximum, tl.max(lses, 0))
-        rescale = tl.exp2(maximum - new_maximum)
-        weights = tl.exp2(lses - new_maximum)
+        reference = new_maximum
+        if EMPTY:
+            reference = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
+        rescale = tl.exp2(maximum - reference)
+        weights = tl.exp2(lses - reference)
         denominator = denominator * rescale + tl.sum(weights, 0)
         acc = acc * rescale + tl.sum(parts * weights[:, None], 0)
         maximum = new_maximum
     result_at = out + token * stride_token_o + head * stride_head_o + dim
+    if EMPTY:
+        denominator = tl.where(denominator == 0.0, 1.0, denominator)
     result = acc / denominator
     tl.store(result_at, result.to(out.dtype.element_ty), mask=dim < HEAD_DIM)
     if WITH_LSE:

@@ -11,6 +11,7 @@ from typing import Final
 
 import torch
 
+from reference.attention.chosen import choose
 from reference.attention.contract import PagedBatch, options_of
 from reference.attention.problem import AttentionProblem
 from reference.attention.size import check_call
@@ -26,15 +27,16 @@ def engine_batch(problem: AttentionProblem, *, with_lse: bool = True) -> PagedBa
     """Tensors of a problem on the CPU, of the right shapes, strides and alignment.
 
     The query is the first part of a fused projection, keys and values lie together as [num_blocks,
-    2, block_size, num_kv_heads, head_dim], the outputs are contiguous. Queries, keys and values are
-    not written, and cost no memory.
+    2, block_size, num_kv_heads, head_dim], or are one latent record, the outputs are contiguous.
+    Queries, keys and values are not written, and cost no memory.
 
     Raises InvalidProblem: it is too large; see `reference.attention.size.check_call`.
     """
     check_call(problem)
-    heads, dim = problem.num_q_heads, problem.head_dim
+    heads, dim, latent = problem.num_q_heads, problem.head_dim, problem.kind == "latent"
     fused = torch.empty(
-        (problem.num_tokens, heads + 2 * problem.num_kv_heads, dim), dtype=problem.torch_dtype
+        (problem.num_tokens, heads + (0 if latent else 2 * problem.num_kv_heads), dim),
+        dtype=problem.torch_dtype,
     )
     blocks = [-(-request.seq_len // problem.block_size) for request in problem.requests]
     num_blocks = sum(blocks) + SPARE_BLOCKS
@@ -44,10 +46,8 @@ def engine_batch(problem: AttentionProblem, *, with_lse: bool = True) -> PagedBa
     for row, count in enumerate(blocks):
         table[row, :count] = torch.arange(first, first + count, dtype=torch.int32)
         first += count
-    cache = torch.empty(
-        (num_blocks, 2, problem.block_size, problem.num_kv_heads, dim), dtype=problem.torch_kv_dtype
-    )
-    keys, values = cache.unbind(1)
+    chosen = choose(problem)
+    keys, values = _caches(problem, num_blocks)
     return PagedBatch(
         query=fused[:, :heads],
         key_cache=keys,
@@ -55,9 +55,23 @@ def engine_batch(problem: AttentionProblem, *, with_lse: bool = True) -> PagedBa
         block_table=table,
         seq_lens=torch.tensor([r.seq_len for r in problem.requests], dtype=torch.int32),
         query_start_loc=torch.tensor(problem.query_starts, dtype=torch.int32),
-        out=torch.empty((problem.num_tokens, heads, dim), dtype=problem.torch_dtype),
+        out=torch.empty((problem.num_tokens, heads, problem.value_size), dtype=problem.torch_dtype),
         lse=torch.empty((problem.num_tokens, heads), dtype=torch.float32) if with_lse else None,
         alibi_slopes=torch.ones(heads) if problem.alibi else None,
         sinks=torch.ones(heads) if problem.sinks else None,
+        query_mask=chosen.query_mask,
+        indices=chosen.indices,
         **options_of(problem),
     )
+
+
+def _caches(problem: AttentionProblem, num_blocks: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values as an engine has them; of a latent cache records, and their first part."""
+    dtype, size = problem.torch_kv_dtype, problem.value_size
+    page = (problem.block_size, problem.num_kv_heads)
+    if problem.kind == "latent":
+        records = torch.empty((num_blocks, *page, problem.head_dim), dtype=dtype)
+        return records, records[..., :size]
+    both = torch.empty((num_blocks, 2, *page, max(problem.head_dim, size)), dtype=dtype)
+    keys, values = both.unbind(1)
+    return keys[..., : problem.head_dim], values[..., :size]

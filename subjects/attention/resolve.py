@@ -21,6 +21,7 @@ BUILT_IN: Final = {
     "torch": BuiltIn(f"{PREFIX}paged.attention:paged_attention"),
     "torch-latent": BuiltIn(f"{PREFIX}paged.latent:paged_latent_attention"),
     "triton": BuiltIn(f"{PREFIX}kernels.attention:paged_attention"),
+    "triton-latent": BuiltIn(f"{PREFIX}kernels.latent_attention:paged_latent_attention"),
     "triton-cascade": BuiltIn(f"{PREFIX}kernels.cascade:paged_attention_with_cascade"),
     "sdpa": BuiltIn(f"{PREFIX}subjects.attention.peers.sdpa:attention"),
     "flex": BuiltIn(f"{PREFIX}subjects.attention.peers.flex:attention"),

@@ -126,7 +126,7 @@ def plant(mutant: Mutant | None, folder: Path) -> Kernels:
     would test nothing, and SyntaxError if the changed source is not Python.
     """
     package = write_package(mutant, folder)
-    _import_package(package, folder / package)
+    import_package(package, folder / package)
     attention, cache_ops, launch = (
         importlib.import_module(f"{package}.{name}")
         for name in ("attention", "cache_ops", "launch")
@@ -172,7 +172,8 @@ def renamed(source: str, package: str) -> str:
     return re.sub(pattern, rf"\1\2 {package}", source, flags=re.MULTILINE)
 
 
-def _import_package(package: str, home: Path) -> None:
+def import_package(package: str, home: Path) -> None:
+    """Import a package from its folder."""
     spec = importlib.util.spec_from_file_location(
         package, home / "__init__.py", submodule_search_locations=[str(home)]
     )

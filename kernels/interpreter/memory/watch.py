@@ -100,6 +100,8 @@ def watch_attention(
 
 
 def _should_read(batch: PagedBatch) -> bool:
+    if batch.indices is not None:
+        return bool((batch.indices >= 0).any())
     asked = batch.query_start_loc.diff() > 0
     return bool((asked & (batch.seq_lens > 0)).any())
 

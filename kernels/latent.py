@@ -1,0 +1,213 @@
+"""Latent decode: one query token a sequence over records that are key and value at once.
+
+A tile of records is loaded once: its first elements are multiplied by the query for the logits and
+by the weights for the output, and the rotary part counts for the logits alone. Rows of a tile are
+query heads, which all read the same records. One loop over masked tiles: to peel the last one, as
+`kernels.sweep` does, costs registers that a tile of this width does not leave.
+"""
+
+import triton
+import triton.language as tl
+
+from kernels.decode import key_tiles, share_out
+from kernels.sweep import WEIGHT_SCALE, add_sink, finish
+
+
+@triton.jit
+def places(
+    position,
+    inside,
+    start,
+    table_row,
+    strides,
+    BLOCK_N: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    CHOSEN: tl.constexpr,
+):
+    """Where the records at positions lie in the cache, [BLOCK_N] elements from its first."""
+    stride_block, stride_slot = strides
+    if not CHOSEN and BLOCK_SIZE % BLOCK_N == 0:
+        block = tl.load(table_row + start // BLOCK_SIZE).to(tl.int64)
+        return block * stride_block + (start % BLOCK_SIZE + tl.arange(0, BLOCK_N)) * stride_slot
+    block = tl.load(table_row + position // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
+    # Rounded down, a position of -1 would have an offset before the block.
+    return block * stride_block + (position % BLOCK_SIZE) * stride_slot
+
+
+@triton.jit
+def latent_decode_kernel(
+    query,
+    cache,
+    block_table,
+    indices,
+    seq_lens,
+    query_start_loc,
+    out,
+    lse,
+    partial_out,
+    partial_lse,
+    plan,
+    slopes,
+    sinks,
+    factors,
+    splits,
+    num_heads,
+    topk,
+    query_strides,
+    cache_strides,
+    stride_seq_t,
+    stride_token_i,
+    answer_strides,
+    BLOCK_N: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_SEQS: tl.constexpr,
+    widths: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    ALIBI: tl.constexpr,
+    SINKS: tl.constexpr,
+    WITH_LSE: tl.constexpr,
+    CHOSEN: tl.constexpr,
+    SPLIT: tl.constexpr,
+    SHARED: tl.constexpr,
+):
+    """Program (item, tile of heads); items and splits are those of `kernels.decode`.
+
+    With CHOSEN the keys are those that `indices` [num_tokens, 1, topk] name, and splits are of
+    those. `factors` are those of the logits, of the soft-cap and of the values; `splits`
+    (num_seqs, parts, least_tiles, most_splits); strides of the query and of the cache are those of
+    the first two dimensions, `answer_strides` those of `out` and then of `lse`. `widths`
+    (LATENT, BLOCK_D, ROPE, BLOCK_R) are constants: elements of a value and of the rotary part, and
+    the powers of two that hold them.
+    """
+    LATENT: tl.constexpr = widths[0]
+    BLOCK_D: tl.constexpr = widths[1]
+    ROPE: tl.constexpr = widths[2]
+    BLOCK_R: tl.constexpr = widths[3]
+    logit_factor, cap_factor, value_scale = factors
+    num_seqs, parts, least_tiles, most_splits = splits
+    stride_token_q, stride_head_q = query_strides
+    stride_token_o, stride_head_o, stride_token_l, stride_head_l = answer_strides
+    item = tl.program_id(0)
+    if SHARED:
+        sequence, split, split_tiles = share_out(
+            item,
+            seq_lens,
+            query_start_loc,
+            num_seqs,
+            parts,
+            least_tiles,
+            most_splits,
+            BLOCK_N,
+            BLOCK_SEQS,
+            WINDOW,
+        )
+        if sequence >= num_seqs:
+            return
+    else:
+        sequence = item // most_splits
+        split = item % most_splits
+    first_token = tl.load(query_start_loc + sequence)
+    if tl.load(query_start_loc + sequence + 1) - first_token != 1:
+        return
+
+    seq_len = tl.load(seq_lens + sequence)
+    if CHOSEN:
+        end_key = topk
+        first_key, first_tile, end_tile = key_tiles(end_key, BLOCK_N, 0)
+    else:
+        end_key = seq_len
+        first_key, first_tile, end_tile = key_tiles(end_key, BLOCK_N, WINDOW)
+    begin = first_tile
+    end = end_tile
+    if SPLIT:
+        if not SHARED:
+            split_tiles = tl.maximum(tl.cdiv(end_tile - first_tile, parts), least_tiles)
+        begin = first_tile + split * split_tiles
+        end = tl.minimum(begin + split_tiles, end_tile)
+        if (split > 0) & (begin >= end_tile):
+            return
+
+    head = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    real = head < num_heads
+    dim = tl.arange(0, BLOCK_D)
+    turned = tl.arange(0, BLOCK_R)
+    token = first_token.to(tl.int64)
+    rows_at = query + token * stride_token_q + head[:, None] * stride_head_q
+    inner = real[:, None] & (dim < LATENT)[None, :]
+    rows = tl.load(rows_at + dim[None, :], mask=inner, other=0.0)
+    if ROPE > 0:
+        rope_real = (turned < ROPE)[None, :]
+        rope_rows = tl.load(
+            rows_at + LATENT + turned[None, :], mask=real[:, None] & rope_real, other=0.0
+        )
+    if ALIBI:
+        slope = tl.load(slopes + head, mask=real, other=0.0) * 1.4426950408889634
+    table_row = block_table + sequence.to(tl.int64) * stride_seq_t
+    acc = tl.zeros([BLOCK_H, BLOCK_D], dtype=tl.float32)
+    denominator = tl.zeros([BLOCK_H], dtype=tl.float32)
+    maximum = tl.full([BLOCK_H], float("-inf"), dtype=tl.float32)
+    for tile in range(begin, end):
+        start = tile * BLOCK_N
+        position = start + tl.arange(0, BLOCK_N)
+        inside = (position >= first_key) & (position < end_key)
+        if CHOSEN:
+            position = tl.load(indices + token * stride_token_i + position, mask=inside, other=-1)
+            inside = position >= 0
+        place = places(
+            position, inside, start, table_row, cache_strides, BLOCK_N, BLOCK_SIZE, CHOSEN
+        )
+        at = cache + place[:, None]
+        if LATENT == BLOCK_D:
+            records = tl.load(at + dim[None, :], mask=inside[:, None], other=0.0)
+        else:
+            held = inside[:, None] & (dim < LATENT)[None, :]
+            records = tl.load(at + dim[None, :], mask=held, other=0.0)
+        records = records.to(rows.dtype)
+        logits = tl.dot(rows, tl.trans(records), input_precision="ieee")
+        if ROPE > 0:
+            held = inside[:, None] & rope_real
+            rope = tl.load(at + LATENT + turned[None, :], mask=held, other=0.0).to(rows.dtype)
+            logits = tl.dot(rope_rows, tl.trans(rope), logits, input_precision="ieee")
+        logits *= logit_factor
+        if SOFTCAP:
+            logits = cap_factor - 2.0 * cap_factor / (1.0 + tl.exp2(logits))
+        if ALIBI:
+            distance = tl.abs(seq_len - 1 - position).to(tl.float32)
+            logits -= slope[:, None] * distance[None, :]
+        logits = tl.where(inside[None, :], logits, float("-inf"))
+        new_maximum = tl.maximum(maximum, tl.max(logits, 1))
+        # A row that has seen nothing yet: exp2(-inf - 0) is the zero that it needs, not NaN.
+        reference = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
+        weights = tl.exp2(logits - reference[:, None])
+        rescale = tl.exp2(maximum - reference)
+        denominator = denominator * rescale + tl.sum(weights, 1)
+        maximum = new_maximum
+        if rows.dtype == tl.float16:
+            weights *= WEIGHT_SCALE
+        acc = acc * rescale[:, None]
+        acc = tl.dot(weights.to(rows.dtype), records, acc, input_precision="ieee")
+    if rows.dtype == tl.float16:
+        acc *= 1.0 / WEIGHT_SCALE
+
+    if SPLIT:
+        num_splits = tl.maximum(tl.cdiv(end_tile - first_tile, split_tiles), 1)
+        if (split == 0) & (tl.program_id(1) == 0):
+            tl.store(plan + 2 * sequence, item)
+            tl.store(plan + 2 * sequence + 1, num_splits)
+        if num_splits > 1:
+            part, part_lse = finish(acc, denominator, maximum, value_scale)
+            row = item.to(tl.int64) * num_heads + head
+            tl.store(partial_out + row[:, None] * LATENT + dim[None, :], part, mask=inner)
+            tl.store(partial_lse + row, part_lse, mask=real)
+            return
+    if SINKS:
+        sink = tl.load(sinks + head, mask=real, other=0.0) * 1.4426950408889634
+        acc, denominator, maximum = add_sink(acc, denominator, maximum, sink)
+    result, row_lse = finish(acc, denominator, maximum, value_scale)
+    result_at = out + token * stride_token_o + head[:, None] * stride_head_o + dim[None, :]
+    tl.store(result_at, result.to(out.dtype.element_ty), mask=inner)
+    if WITH_LSE:
+        lse_at = lse + token * stride_token_l + head * stride_head_l
+        tl.store(lse_at, row_lse * 0.6931471805599453, mask=real)

@@ -1,0 +1,160 @@
+"""Attention over a paged latent cache on Triton kernels: decode, dense and to chosen records."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+import triton
+
+from kernels.attention import SPLITS_AT_ONCE, answer_arguments, shared_arguments
+from kernels.latent import latent_decode_kernel
+from kernels.launch import LEAST_TILES, MOST_SPLITS, Splits, Tiles, processors_of, shared_splits
+from kernels.merge import merge_kernel
+from reference.attention.contract import Capabilities, PagedBatch, declares
+
+SMALLEST: Final = 16
+"""Rows, and elements, that a product of tiles has at least."""
+
+
+@declares(
+    Capabilities(
+        kind="latent",
+        variants=frozenset({"window", "softcap", "alibi", "sinks", "lse"}),
+        also=frozenset({"sparse"}),
+        promises=frozenset({"deterministic", "relabelling"}),
+    )
+)
+def paged_latent_attention(
+    batch: PagedBatch, *, num_splits: int | None = None, tiles: Tiles | None = None
+) -> None:
+    """Fill `batch.out` and `batch.lse`, which may be None, for queries of one token.
+
+    Nothing is read back from the device, and grids depend on shapes and maxima alone, as those of
+    `kernels.attention.paged_attention`; splits are those of its decode, over tiles of heads
+    instead of KV heads. Of chosen keys each sequence is cut by itself.
+
+    Raises ValueError: for tensors that break the contract, with the shape or dtype at fault.
+    """
+    check_latent(batch, num_splits)
+    num_tokens, num_heads, width = batch.query.shape
+    if num_tokens == 0:
+        return
+    latent, num_seqs = batch.value_dim, batch.seq_lens.shape[0]
+    tiles = tiles or latent_tiles(is_float32=batch.query.dtype == torch.float32)
+    head_tiles = triton.cdiv(num_heads, tiles.block_m)
+    splits = _splits(batch, tiles, head_tiles, num_splits)
+    items = splits.items(num_seqs)
+    partial_out = partial_lse = plan = None
+    if splits.needed:
+        partial_out = batch.query.new_empty((items, num_heads, latent), dtype=torch.float32)
+        partial_lse = batch.query.new_empty((items, num_heads), dtype=torch.float32)
+        plan = batch.seq_lens.new_empty((num_seqs, 2))
+    partial = {"partial_out": partial_out, "partial_lse": partial_lse, "plan": plan}
+    shared, answer = shared_arguments(batch), answer_arguments(batch)
+    indices = batch.indices
+    topk = 0 if indices is None else indices.shape[2]
+    latent_decode_kernel[(items, head_tiles)](
+        **{name: shared[name] for name in _SHARED},
+        **{name: answer[name] for name in ("out", "lse", "SINKS", "WITH_LSE")},
+        **partial,
+        cache=batch.key_cache,
+        indices=indices,
+        factors=(shared["logit_factor"], shared["cap_factor"], batch.v_scale),
+        splits=(num_seqs, splits.parts, splits.least_tiles, splits.most_splits),
+        num_heads=num_heads,
+        topk=topk,
+        query_strides=batch.query.stride()[:2],
+        cache_strides=batch.key_cache.stride()[:2],
+        stride_token_i=topk if indices is None else indices.stride(0),
+        answer_strides=tuple(answer[name] for name in _ANSWER_STRIDES),
+        BLOCK_N=tiles.block_n,
+        BLOCK_SIZE=batch.block_size,
+        BLOCK_H=tiles.block_m,
+        BLOCK_SEQS=triton.next_power_of_2(num_seqs) if splits.shared else 1,
+        widths=(latent, _holding(latent), width - latent, _holding(width - latent)),
+        WINDOW=batch.window or 0,
+        SOFTCAP=batch.softcap is not None,
+        ALIBI=batch.alibi_slopes is not None,
+        CHOSEN=indices is not None,
+        SPLIT=splits.needed,
+        SHARED=splits.needed and splits.shared,
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
+    )
+    if splits.needed:
+        merge_kernel[(num_seqs, num_heads)](
+            **partial,
+            **answer,
+            query_start_loc=batch.query_start_loc,
+            sinks=batch.sinks,
+            HEAD_DIM=latent,
+            BLOCK_D=triton.next_power_of_2(latent),
+            BLOCK_SPLITS=SPLITS_AT_ONCE,
+            EMPTY=indices is not None,
+        )
+
+
+_SHARED: Final = (
+    "query", "block_table", "seq_lens", "query_start_loc", "slopes", "sinks", "stride_seq_t",
+)  # fmt: skip
+_ANSWER_STRIDES: Final = ("stride_token_o", "stride_head_o", "stride_token_l", "stride_head_l")
+
+
+def latent_tiles(*, is_float32: bool) -> Tiles:
+    """Tiles of 16 heads that spill on no target of `pagedbench compile`, at a record of 576."""
+    if is_float32:
+        return Tiles(block_n=16, block_m=16, num_warps=8, num_stages=1)
+    if _wavefronts():
+        return Tiles(block_n=32, block_m=16, num_warps=4, num_stages=2)
+    return Tiles(block_n=64, block_m=16, num_warps=8, num_stages=2)
+
+
+def _wavefronts() -> bool:
+    """Whether it is compiled for AMD, whose warps have 64 lanes."""
+    if triton.knobs.runtime.interpret:
+        return False
+    return bool(triton.runtime.driver.active.get_current_target().backend == "hip")
+
+
+def check_latent(batch: PagedBatch, num_splits: int | None) -> None:
+    """Raise ValueError for tensors that break the contract."""
+    query, cache = batch.query, batch.key_cache
+    if batch.max_query_len > 1:
+        raise ValueError(f"max_query_len={batch.max_query_len}: queries have one token here")
+    if num_splits is not None and num_splits < 1:
+        raise ValueError(f"num_splits={num_splits}: at least one program reads the records")
+    if cache.shape[2] != 1 or cache.shape[3] != query.shape[2]:
+        raise ValueError(
+            f"cache {tuple(cache.shape)}: records of one head and of the query's {query.shape[2]} "
+            f"elements"
+        )
+    for name, tensor in (("query", query), ("key_cache", cache)):
+        if tensor.stride(-1) != 1:
+            raise ValueError(f"{name} has stride {tensor.stride(-1)} within a head: must be 1")
+
+
+def _splits(batch: PagedBatch, tiles: Tiles, head_tiles: int, num_splits: int | None) -> Splits:
+    most = batch.max_seq_len
+    if batch.indices is not None:
+        most = batch.indices.shape[2]
+    elif batch.window:
+        most = min(most, batch.window + tiles.block_n)  # it may begin within a tile
+    most_tiles = max(triton.cdiv(most, tiles.block_n), 1)
+    if num_splits is not None:
+        return Splits(num_splits, most_splits=min(num_splits, most_tiles))
+    shared = shared_splits(
+        num_kv_heads=head_tiles,
+        most_tiles=most_tiles,
+        processors=processors_of(batch.query.device),
+    )
+    if batch.indices is None:
+        return shared
+    parts = min(max(shared.parts // batch.seq_lens.shape[0], 1), MOST_SPLITS)
+    most_splits = min(parts, triton.cdiv(most_tiles, LEAST_TILES))
+    return Splits(parts, least_tiles=LEAST_TILES, most_splits=most_splits)
+
+
+def _holding(size: int) -> int:
+    """The power of two that holds so many elements, as a product of tiles wants them."""
+    return max(int(triton.next_power_of_2(size)), SMALLEST)
