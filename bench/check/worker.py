@@ -29,6 +29,7 @@ from bench.search.child import (
     open_answers,
     speak_when_dying,
 )
+from bench.search.lanes import HarnessError
 from bench.search.nursery import Nursery
 from reference.attention.checks import CHECKS, run_check
 from reference.attention.far import keep_in_files
@@ -38,6 +39,8 @@ from reference.attention.problem import AttentionProblem
 from subjects.process import SubjectDied, SubjectProcess
 
 __all__ = ["CAPABILITIES", "CHECK_BY_NAME", "JudgeProcess", "answer"]
+
+_JUDGE_DIED = "memory ran out, or a kernel ended more than its own process: the judge's process"
 
 CHECK_BY_NAME = {check.name: check for check in CHECKS}
 
@@ -49,8 +52,16 @@ class JudgeProcess(SubjectProcess):
     """
 
     def ask(self, question: Mapping[str, Any], *, limit_s: float | None = None) -> dict[str, Any]:
-        """As of any process. Raises SubjectDied: also where the kernel's process died."""
-        said = super().ask(question, limit_s=limit_s)
+        """As of any process. Raises SubjectDied: the kernel's process died; HarnessError: the
+        judge's did, twice.
+        """
+        try:
+            said = super().ask(question, limit_s=limit_s)
+        except SubjectDied:
+            try:
+                said = super().ask(question, limit_s=limit_s)
+            except SubjectDied as death:
+                raise HarnessError(f"{_JUDGE_DIED} {death.how}") from None
         if "died" in said:
             raise SubjectDied(str(said["died"]), timed_out=bool(said["timed_out"]))
         return said

@@ -7,6 +7,7 @@ see `subjects.process`, which starts and ends it.
 from __future__ import annotations
 
 import ctypes
+import errno
 import faulthandler
 import json
 import os
@@ -14,6 +15,7 @@ import resource
 import signal
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import IO, Any, Final, NoReturn
 
@@ -56,8 +58,11 @@ def listen() -> SimpleQueue[str]:
     questions: SimpleQueue[str] = SimpleQueue()
 
     def read() -> None:
-        for line in mine:
-            questions.put(line)
+        try:
+            for line in mine:
+                questions.put(line)
+        except OSError:
+            _end_without_descriptors()
         os._exit(0)
 
     threading.Thread(target=read, daemon=True).start()
@@ -73,4 +78,20 @@ def answer_questions(
     while True:
         question = json.loads(questions.get())
         number = question.pop("question_number")
-        answers.write(json.dumps({**answer(question), "question_number": number}) + "\n")
+        try:
+            answers.write(json.dumps({**answer(question), "question_number": number}) + "\n")
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            _end_without_descriptors()
+
+
+_ending = threading.Lock()
+
+
+def _end_without_descriptors() -> NoReturn:
+    """End, saying why, whichever thread notices first."""
+    _ending.acquire()
+    with suppress(OSError):
+        os.write(2, b"a descriptor was closed that is not the subject's own")
+    os._exit(1)

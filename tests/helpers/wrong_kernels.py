@@ -75,6 +75,20 @@ def segfaults(batch: PagedBatch) -> None:
 
 
 @declares(NARROW)
+def closes_descriptors(batch: PagedBatch) -> None:
+    if batch.max_seq_len > SHORT:
+        os.closerange(3, 64)
+    paged_attention(batch)
+
+
+@declares(NARROW)
+def ends_its_judge(batch: PagedBatch) -> None:
+    if batch.max_seq_len > SHORT:
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+    paged_attention(batch)
+
+
+@declares(NARROW)
 def hangs(batch: PagedBatch) -> None:
     if batch.max_seq_len > SHORT:
         time.sleep(3600)

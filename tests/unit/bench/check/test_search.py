@@ -423,6 +423,19 @@ def test_a_crash_and_a_hang_of_a_real_child_are_findings(
     assert str(PATH) in finding
 
 
+def test_who_closes_descriptors_is_told_so_without_a_traceback():
+    problem = AttentionProblem.parse("(q1 k60) d32 b16 bf16")
+    verdict = cross_check.replay(named("closes_descriptors"), "cpu", problem).verdicts[1]
+    said = "ended with code 1: a descriptor was closed that is not the subject's own"
+    assert verdict.findings == (f"the kernel's process {said}",)
+
+
+def test_a_judge_that_dies_is_not_taken_for_the_kernel():
+    problem = AttentionProblem.parse("(q1 k60) d32 b16 bf16")
+    with pytest.raises(HarnessError, match="the judge's process was killed by SIGKILL"):
+        cross_check.replay(named("ends_its_judge"), "cpu", problem)
+
+
 def test_after_a_hang_no_other_check_is_replayed(kernel):
     def reply(check: str, problem: AttentionProblem) -> dict:
         if check == "truth":
