@@ -22,9 +22,9 @@ _BLOCK: Final = re.compile(
     r"```console(?P<latency> latency)?\n\$ pagedbench (?P<command>.*)\n(?:.*\n)*?```"
 )
 _CAPTIONS: Final = re.compile(
-    r"^(?:% of the slots|requests completed a second;|By the server's clock|By tenant|req/s: requests)"
-    r".*?(?:mean\s+and\s+peak|share\s+of\s+the\s+steps|TTFT\s+nor\s+end\s+to\s+end|too\s+slow|of\s+the\s+span)"
-    r"\.\n",
+    r"^(?:% of the slots|requests completed a second;|By the server's clock|By tenant|req/s: req)"
+    r".*?(?:mean\s+and\s+peak|share\s+of\s+the\s+steps|TTFT\s+nor\s+end\s+to\s+end|too\s+slow"
+    r"|of\s+the\s+span)\.\n",
     re.MULTILINE | re.DOTALL,
 )
 _LATENCY: Final = re.compile(
