@@ -291,6 +291,25 @@ def waste(
             help="Vary one paged policy on each stream, and say what would give back most.",
         ),
     ] = False,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=100,
+            help="Drawings of each stream that is drawn, with as many seeds from --seed on: gains "
+            "and times with their 95 % intervals. Default: 5 with --whatif, 1 without.",
+        ),
+    ] = None,
+    runs: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="With --whatif: most simulations for a stream. Single changes come first, then "
+            "pairs of the best, then drawings. Default: 60.",
+        ),
+    ] = None,
     hits: Annotated[
         bool,
         typer.Option(
@@ -335,7 +354,14 @@ def waste(
         check_file("--plot", plot)
         if figure is not None:
             it.end(_figure(figure, trace or [], json, it, quiet=quiet))
-        from bench.waste.plan import WastePlan, read_columns, read_streams
+        from bench.waste.plan import (
+            DEFAULT_DRAWINGS,
+            DEFAULT_RUNS,
+            WastePlan,
+            draw_again,
+            read_columns,
+            read_streams,
+        )
         from bench.waste.server import Sizes, read_rank, read_server, read_tiers
 
         check_chart(plot)
@@ -360,6 +386,8 @@ def waste(
         tiers = read_tiers(tier or [], server)
         if tiers and beside is not None:
             raise BadInput(f"--tier {tiers[0].name} with --server {beside}: leave out one of them")
+        if runs is not None and not whatif:
+            raise BadInput(f"--runs {runs}: it goes with --whatif, whose search it bounds")
         specs = stream or ([] if trace else [DEFAULT_STREAM])
         plan = WastePlan(
             streams=(),
@@ -377,6 +405,7 @@ def waste(
             ray=ray or ray_address is not None,
             ray_address=ray_address,
             whatif=whatif,
+            runs=runs or DEFAULT_RUNS,
             model=server.model,
             tiers=() if hits else tiers,
         )
@@ -398,7 +427,15 @@ def waste(
             prompt_ns = server.clock.time.prefill_ns_per_token
             behind = behind_pool(tiers, pool_slots=server.slots, prompt_ns=prompt_ns)
             it.end(_hits(streams, json, it, quiet=quiet, tiers=behind))
-        plan = replace(plan, streams=streams)
+        drawn = draw_again(
+            specs,
+            traces=len(trace or []),
+            requests=requests,
+            seed=seed,
+            drawings=seeds or (DEFAULT_DRAWINGS if whatif else 1),
+            closed=clients is not None,
+        )
+        plan = replace(plan, streams=streams, drawn=drawn)
         if server.fit is not None:
             plan = replace(plan, clock=_fitted(server, server.fit, plan, it, quiet=quiet))
         plan.check()

@@ -7,9 +7,10 @@ integers. So what comes out does not depend on where, or in which order, the job
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Hashable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from bench.machine.spread import in_processes, on_ray
@@ -17,7 +18,8 @@ from bench.waste.contiguous import ContiguousPolicy
 from bench.waste.policies import Policy, format_policy
 from bench.waste.record import WasteRow
 from bench.waste.simulate import simulate
-from bench.workloads.source import StreamSource
+from bench.workloads.source import StreamSource, Wrapped
+from bench.workloads.stream import RequestStream
 from paged.clock import StepTime
 from paged.latency import Slo
 from paged.tiers import Tier
@@ -31,6 +33,9 @@ REQUESTS_PER_S: Final = {
 }
 """Requests that one core simulates in a second, in round figures: what the order of the jobs, and
 whether processes are worth their start, is decided by. Nothing that is reported depends on it."""
+
+AT_HAND: Final = 50_000
+"""Most requests of a stream that are kept from one job to the next; longer ones are read again."""
 
 WORTH_PROCESSES_S: Final = 4.0
 """Estimated seconds of work from which on processes are started where nobody says how many."""
@@ -54,6 +59,8 @@ class Job:
     slo: Slo | None = None
     tiers: tuple[Tier, ...] = ()
     """As for `bench.waste.simulate.simulate`."""
+    drawing: int = 0
+    """Which drawing of the stream it is."""
 
     @property
     def expected_s(self) -> float:
@@ -101,19 +108,41 @@ def run_jobs(
         results = (run(*call) for call in calls)
     else:
         results = in_processes(run, calls, workers=min(workers, len(jobs)))
+    _at_hand.cache_clear()  # files may have changed
     with closing(results):
         for index, row in results:
             if isinstance(row, str):
                 raise BadInput(row)
             yield index, row
+    _at_hand.cache_clear()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Read(Wrapped):
+    """A source whose requests are at hand."""
+
+    parts: tuple[RequestStream, ...]
+    change: str = ""
+
+    def chunks(self) -> Iterator[RequestStream]:
+        yield from self.parts
+
+
+@lru_cache(maxsize=1)
+def _at_hand(source: StreamSource) -> StreamSource:
+    """Read a source once for all jobs that this process is sent, one after the other."""
+    return _Read(of=source, parts=tuple(source.chunks()))
 
 
 def run(index: int, job: Job) -> tuple[int, WasteRow | str]:
     """Run one job. Where it cannot be run: its place, and why."""
     began = time.perf_counter()
     try:
+        source = job.source
+        if job.requests <= AT_HAND and isinstance(source, Hashable):
+            source = _at_hand(source)
         serving = simulate(
-            job.source,
+            source,
             job.policy,
             slots=job.slots,
             warmup=job.warmup,
@@ -126,4 +155,4 @@ def run(index: int, job: Job) -> tuple[int, WasteRow | str]:
         # As a value: an exception looks different after each way of being sent.
         return index, f"{format_policy(job.policy)} on {job.source.name}: {error}"
     seconds = time.perf_counter() - began
-    return index, WasteRow.of(job.stream, job.policy, serving, seconds=seconds)
+    return index, WasteRow.of(job.stream, job.policy, serving, seconds=seconds, drawing=job.drawing)

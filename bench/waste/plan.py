@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
+from bench.waste.changes import Variation, variations
 from bench.waste.clocks import Clock
 from bench.waste.gpus import read_bytes
 from bench.waste.models import Model
@@ -13,7 +15,6 @@ from bench.waste.parallel import Job
 from bench.waste.policies import DEFAULT_POLICIES, Policy, expand_policies, format_policy
 from bench.waste.record import Rank
 from bench.waste.simulate import WARMUP_SHARE, takes_tiers, without_tiers
-from bench.waste.whatif import variations
 from bench.workloads.record import ServedStream, served_stream
 from bench.workloads.source import StreamSource, head, saturated
 from bench.workloads.spec import parse_source
@@ -22,6 +23,15 @@ from paged.latency import Slo
 from paged.policy import PagedPolicy
 from paged.tiers import Tier
 from reference.errors import BadInput
+
+DEFAULT_RUNS: Final = 60
+"""Most simulations of --whatif for a stream where nobody says."""
+
+MIXED: Final = 1000
+"""Seeds between one drawing and the next: the parts of a mix count theirs from the first on."""
+
+DEFAULT_DRAWINGS: Final = 5
+"""Drawings of a stream that --whatif serves where nobody says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +63,10 @@ class WastePlan:
     """As for `bench.waste.parallel.run_jobs`."""
     whatif: bool
     """Whether one paged policy is varied."""
+    drawn: Sequence[Sequence[StreamSource]] = ()
+    """More drawings of each stream, where it is drawn."""
+    runs: int = DEFAULT_RUNS
+    """Most simulations that --whatif takes for a stream."""
     model: Model | None = None
     """Whose cache it is; None: only the bytes of a slot are known."""
     tiers: tuple[Tier, ...] = ()
@@ -84,24 +98,47 @@ class WastePlan:
             )
 
     def jobs(self) -> list[Job]:
-        """Every policy on every stream, in the order of the record's rows."""
-        return [
-            Job(
-                stream=stream.label,
-                source=source,
-                requests=stream.requests,
-                policy=policy if tiers or not self.tiers else without_tiers(policy),
-                slots=self.slots,
-                warmup=int(WARMUP_SHARE * stream.requests) if self.warmup is None else self.warmup,
-                time=self.clock.time,
-                clients=self.clients,
-                slo=self.slo,
-                tiers=tiers,
-            )
-            for source, stream in self.streams
-            for policy in self._policies_for(stream)
-            for tiers in ([self.tiers] if self.whatif or not self.tiers else [(), self.tiers])
-        ]
+        """Every policy on every stream and drawing of it, in the order of the record's rows; of
+        --whatif every single change.
+        """
+        jobs = []
+        for at, (_, stream) in enumerate(self.streams):
+            for policy in self._policies_for(stream):
+                whole = self.job(at, policy)
+                if self.tiers and not self.whatif:
+                    jobs.append(replace(whole, policy=without_tiers(policy), tiers=()))
+                jobs.append(whole)
+                if not self.whatif:
+                    drawn = self.drawn[at] if self.drawn else ()
+                    jobs += [
+                        replace(whole, source=source, drawing=number)
+                        for number, source in enumerate(drawn, start=1)
+                    ]
+        return jobs
+
+    def job(self, at: int, policy: Policy) -> Job:
+        """A policy on the stream of that place."""
+        source, stream = self.streams[at]
+        return Job(
+            stream=stream.label,
+            source=source,
+            requests=stream.requests,
+            policy=policy,
+            slots=self.slots,
+            warmup=int(WARMUP_SHARE * stream.requests) if self.warmup is None else self.warmup,
+            time=self.clock.time,
+            clients=self.clients,
+            slo=self.slo,
+            tiers=self.tiers,
+        )
+
+    def variations(self, stream: ServedStream) -> list[Variation]:
+        """The single changes that are tried on a stream."""
+        assert self.base is not None
+        found = variations(
+            self.base, prefixes=stream.prefixes, slots=self.slots, tenants=len(stream.tenants)
+        )
+        return [each for each in found if not self.tiers or takes_tiers(each.policy)]
 
     @property
     def base(self) -> PagedPolicy | None:
@@ -128,8 +165,7 @@ class WastePlan:
     def _policies_for(self, stream: ServedStream) -> tuple[Policy, ...]:
         """Read the policies, with reservations that provide for the longest request."""
         if (base := self.base) is not None:
-            found = (base, *(v.policy for v in variations(base, prefixes=stream.prefixes)))
-            return tuple(each for each in found if not self.tiers or takes_tiers(each))
+            return (base, *(each.policy for each in self.variations(stream)))
         longest = 1 << (stream.longest_request - 1).bit_length()
         # Reservations are not for closed loops.
         return self._read(self.max_model_len or longest)
@@ -179,6 +215,31 @@ def read_streams(
         except (OSError, ValueError) as error:
             raise _refused(option, spec, error) from None
     return described
+
+
+def draw_again(
+    specs: Sequence[str],
+    *,
+    traces: int,
+    requests: int | None,
+    seed: int,
+    drawings: int,
+    closed: bool = False,
+) -> list[list[StreamSource]]:
+    """Open streams with other seeds, so often that all drawings are so many; what is the same with
+    any seed, and the traces behind them, is not drawn.
+    """
+    found: list[list[StreamSource]] = []
+    for spec in specs:
+        made = [
+            parse_source(spec, requests=requests, seed=seed + MIXED * number)
+            for number in range(drawings)
+        ]
+        more = [source for source in made[1:] if source != made[0]]
+        if closed:
+            more = [saturated(source) for source in more]
+        found.append([source if requests is None else head(source, requests) for source in more])
+    return found + [[] for _ in range(traces)]
 
 
 def read_columns(text: str | None) -> tuple[tuple[str, str], ...]:

@@ -142,9 +142,15 @@ class WasteRow(Record):
     """What it was like for those who waited, over the whole run; None in older records."""
     tiers: tuple[TierUse, ...] = ()
     """What each tier behind the pool did; none: there was none."""
+    drawing: int = 0
+    """Which drawing of the stream was served; 0 is that of --seed."""
+    inferred: bool = False
+    """Not simulated: what is changed of the base could not matter on this stream."""
 
     @classmethod
-    def of(cls, stream: str, policy: Policy, serving: Serving, *, seconds: float) -> Self:
+    def of(
+        cls, stream: str, policy: Policy, serving: Serving, *, seconds: float, drawing: int = 0
+    ) -> Self:
         """Make a row of a run."""
         return cls(
             stream=stream,
@@ -158,6 +164,7 @@ class WasteRow(Record):
             seconds=seconds,
             service=serving.service,
             tiers=serving.tiers,
+            drawing=drawing,
         )
 
     @model_validator(mode="after")
@@ -307,6 +314,8 @@ class WasteRecord(Record):
     """What counts as good; None: nobody asked."""
     rank: Rank = "steps"
     """What changes are ranked by."""
+    runs: int | None = None
+    """Most simulations for a stream; None: as many as there are policies."""
     capacity: CapacityRecord | None = None
     """What the pool holds of the model; None: only the bytes of a slot are known."""
     tiers: tuple[Tier, ...] = ()
@@ -338,5 +347,13 @@ class WasteRecord(Record):
         )
 
     def rows_of(self, stream: str) -> list[WasteRow]:
-        """Return the rows of one stream, in the order in which they were asked for."""
-        return [row for row in self.rows if row.stream == stream]
+        """Return the rows of one stream as --seed draws it, in the order in which they were run."""
+        return [row for row in self.rows if row.stream == stream and row.drawing == 0]
+
+    def drawings_of(self, stream: str) -> dict[int, dict[Policy, WasteRow]]:
+        """Return the rows of one stream by drawing and policy; there is a first drawing."""
+        found: dict[int, dict[Policy, WasteRow]] = {0: {}}
+        for row in self.rows:
+            if row.stream == stream:
+                found.setdefault(row.drawing, {})[row.policy] = row
+        return found

@@ -15,9 +15,15 @@ from rich.text import Text
 from bench.command.tables import table
 from bench.command.words import one_line
 from bench.waste.capacity import capacity_words
-from bench.waste.policies import policy_words
+from bench.waste.policies import policy_name, policy_words
 from bench.waste.record import WasteRecord, WasteRow
-from bench.waste.service_report import clock_line, latency_table, slo_words, tenant_tables
+from bench.waste.service_report import (
+    clock_line,
+    drawings_table,
+    latency_table,
+    slo_words,
+    tenant_tables,
+)
 from bench.waste.tier_report import tier_lines, tiers_line
 from bench.waste.whatif import compare, served_alike
 from bench.waste.whatif_report import show_whatif
@@ -68,6 +74,9 @@ def show(record: WasteRecord, console: Console) -> None:
                 console.print(waited)
             for made in tenant_tables(rows, stream):
                 console.print(made)
+            names = {row.policy: policy_name(row.policy) for row in rows}
+            if (drawn := drawings_table(names, stream, record)) is not None:
+                console.print(drawn)
             for line in reading(rows, record):
                 console.print(Text(line))
         else:
@@ -323,7 +332,8 @@ def _per_cent(share: float, *, judged: int) -> str:
 
 def _show_end(record: WasteRecord, console: Console) -> None:
     machine = record.machine
-    said = Text(f"{len(record.rows)} of {record.asked} simulations in {record.elapsed_s:.1f} s")
+    done = sum(not row.inferred for row in record.rows)
+    said = Text(f"{done} of {record.asked} simulations in {record.elapsed_s:.1f} s")
     if not record.complete:
         said = Text("incomplete: ", style="bold yellow").append(said)
     if record.rows:

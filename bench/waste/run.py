@@ -16,56 +16,69 @@ from bench.waste.capacity import capacity
 from bench.waste.parallel import run_jobs
 from bench.waste.plan import WastePlan
 from bench.waste.record import ClockRecord, PoolRecord, WasteRecord, WasteRow
+from bench.waste.rounds import rounds
 from bench.waste.whatif import compare
 
 
 def run_waste(plan: WastePlan, progress: Progress) -> WasteRecord:
     """Simulate every policy on every stream; after an interrupt the record has what is done."""
     began, started_at = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
-    jobs = plan.jobs()
-    rows: dict[int, WasteRow] = {}
-    progress.begin("simulations", len(jobs))
-    done = run_jobs(jobs, workers=plan.workers, ray=plan.ray, address=plan.ray_address)
-    complete = False
-    with suppress(KeyboardInterrupt), closing(done):
-        for index, row in done:
-            rows[index] = row
-            progress.advance(1)
-        complete = True
-    return WasteRecord(
-        started_at=started_at,
-        elapsed_s=time.perf_counter() - began,
-        command=sys.argv[1:],
-        complete=complete,
-        asked=len(jobs),
-        machine=WasteEnvironment.here(),
-        pool=PoolRecord(slots=plan.slots, bytes_per_token=plan.bytes_per_token),
-        warmup=plan.warmup,
-        clients=plan.clients,
-        step_ns=plan.clock.time.step_ns,
-        prefill_ns_per_token=plan.clock.time.prefill_ns_per_token,
-        base=plan.base,
-        streams=[described for _, described in plan.streams],
-        rows=[rows[index] for index in sorted(rows)],
-        clock=ClockRecord(
-            source=plan.clock.source,
-            kv_ps_per_token=plan.clock.time.kv_ps_per_token,
-            swap_ns_per_token=plan.clock.time.swap_ns_per_token,
-            error=plan.clock.error,
-            errors=plan.clock.errors,
-        ),
-        slo=plan.slo,
-        rank=plan.rank,
-        capacity=None
-        if plan.model is None
-        else capacity(
-            plan.model,
-            plan.slots * plan.bytes_per_token,
-            block_size=plan.first_paged.block_size,
-            in_flight=plan.first_paged.token_budget or 1,
-        ),
-        tiers=plan.tiers,
-    )
+    rows: list[WasteRow] = []
+    asked = 0
+
+    def found(*, complete: bool = False) -> WasteRecord:
+        """Make a record of what there is."""
+        return WasteRecord(
+            started_at=started_at,
+            elapsed_s=time.perf_counter() - began,
+            command=sys.argv[1:],
+            complete=complete,
+            asked=asked,
+            machine=WasteEnvironment.here(),
+            pool=PoolRecord(slots=plan.slots, bytes_per_token=plan.bytes_per_token),
+            warmup=plan.warmup,
+            clients=plan.clients,
+            step_ns=plan.clock.time.step_ns,
+            prefill_ns_per_token=plan.clock.time.prefill_ns_per_token,
+            base=plan.base,
+            streams=[described for _, described in plan.streams],
+            rows=list(rows),
+            clock=ClockRecord(
+                source=plan.clock.source,
+                kv_ps_per_token=plan.clock.time.kv_ps_per_token,
+                swap_ns_per_token=plan.clock.time.swap_ns_per_token,
+                error=plan.clock.error,
+                errors=plan.clock.errors,
+            ),
+            slo=plan.slo,
+            rank=plan.rank,
+            runs=plan.runs if plan.whatif else None,
+            capacity=None
+            if plan.model is None
+            else capacity(
+                plan.model,
+                plan.slots * plan.bytes_per_token,
+                block_size=plan.first_paged.block_size,
+                in_flight=plan.first_paged.token_budget or 1,
+            ),
+            tiers=plan.tiers,
+        )
+
+    for what, jobs in rounds(plan, found, rows.append):
+        asked = sum(not row.inferred for row in rows) + len(jobs)
+        if not jobs:
+            continue
+        done = run_jobs(jobs, workers=plan.workers, ray=plan.ray, address=plan.ray_address)
+        new: dict[int, WasteRow] = {}
+        progress.begin(what, len(jobs))
+        with suppress(KeyboardInterrupt), closing(done):
+            for index, row in done:
+                new[index] = row
+                progress.advance(1)
+        rows += [new[index] for index in sorted(new)]
+        if len(new) < len(jobs):
+            return found()
+    return found(complete=True)
 
 
 def draw_pools(
@@ -75,14 +88,14 @@ def draw_pools(
     from bench.waste.plot import MAX_MAPS, draw
     from bench.waste.pool_map import pool_map
 
-    jobs = plan.jobs()
-    for stream in record.streams:
-        mine = [job for job in jobs if job.stream == stream.label]
+    jobs = [] if record.base is not None else plan.jobs()
+    for at, stream in enumerate(record.streams):
+        mine = [job for job in jobs if job.stream == stream.label and not job.drawing]
         if record.base is not None:
             # Many, and alike but for one option: the base, and what gives back most.
             found = compare(record, stream.label)
-            wanted = {record.base, found.best.row.policy if found and found.best else None}
-            mine = [job for job in mine if job.policy in wanted]
+            best = [found.best.row.policy] if found and found.best else []
+            mine = [plan.job(at, policy) for policy in (record.base, *best)]
         mine = mine[:MAX_MAPS]
         maps = []
         progress.begin("occupancy maps", len(mine))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from rich.table import Table
@@ -11,7 +11,8 @@ from rich.text import Text
 from bench.command.tables import table
 from bench.command.words import one_line, seconds
 from bench.waste.clocks import clock_words
-from bench.waste.policies import policy_words
+from bench.waste.drawings import mean_words
+from bench.waste.policies import Policy, policy_words
 from bench.waste.record import WasteRecord, WasteRow
 from bench.workloads.record import ServedStream
 from paged.latency import OTHERS, Quantiles, TenantService
@@ -55,6 +56,66 @@ def latency_table(rows: Sequence[WasteRow]) -> Table | None:
     )
     made.caption_justify = "left"
     return made
+
+
+def drawings_table(
+    names: Mapping[Policy, str], stream: ServedStream, record: WasteRecord
+) -> Table | None:
+    """Figures of policies over all drawings of a stream; None where it was drawn but once."""
+    drawings = record.drawings_of(stream.label)
+    served = {
+        name: [rows[p] for rows in drawings.values() if p in rows] for p, name in names.items()
+    }
+    served = {name: rows for name, rows in served.items() if len(rows) > 1}
+    if not served:
+        return None
+    columns = [
+        (head, cells)
+        for head, of, write in _DRAWN_COLUMNS
+        if (head != "req/s" or record.slo is None)
+        and any(cells := [_over(rows, of, write) for rows in served.values()])
+    ]
+    made = table("", (head for head, _ in columns), name_width=20, collapse_padding=True)
+    made.columns[0].min_width = 16
+    for at, name in enumerate(served):
+        name_cell = Text(name.replace(",", ", "))
+        made.add_row(name_cell, *(cells[at] or "-" for _, cells in columns))
+    made.caption, made.caption_justify = (
+        Text(
+            f"Mean of {len(drawings)} drawings of the stream, each with its own seed, and its 95 % "
+            f"interval as a share."
+        ),
+        "left",
+    )
+    return made
+
+
+def _over(
+    rows: Sequence[WasteRow],
+    of: Callable[[WasteRow], float | None],
+    write: Callable[[float], str],
+) -> str:
+    found = [value for row in rows if (value := of(row)) is not None]
+    return mean_words(found, write) if len(found) == len(rows) else ""
+
+
+def _p90_s(name: str) -> Callable[[WasteRow], float | None]:
+    def of(row: WasteRow) -> float | None:
+        found = None if row.service is None else getattr(row.service, name)
+        return None if found is None else found.p90_ns / 1e9
+
+    return of
+
+
+_DRAWN_COLUMNS: Final[
+    tuple[tuple[str, Callable[[WasteRow], float | None], Callable[[float], str]], ...]
+] = (
+    ("req/s", lambda row: row.requests_per_s, "{:,.3g}".format),
+    ("good/s", lambda row: row.goodput_per_s, "{:,.3g}".format),
+    ("TTFT p90", _p90_s("ttft"), seconds),
+    ("TPOT p90", _p90_s("tpot"), seconds),
+    ("e2e p90", _p90_s("e2e"), seconds),
+)
 
 
 def tenant_tables(rows: Sequence[WasteRow], stream: ServedStream) -> Iterator[Table]:

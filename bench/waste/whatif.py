@@ -1,27 +1,22 @@
 """What another block size, a prefix cache or a watermark would give back.
 
-One paged policy is varied, one option at a time, on the same stream and pool. What is compared is
-what a server is for: requests completed a second by its clock, or those among them that met an SLO.
-Memory that is freed counts as far as requests run in it. What served other requests is not ranked.
+One paged policy is varied, one option at a time and then two, on the same stream and pool. What is
+compared is what a server is for: requests completed a second by its clock, or those among them that
+met an SLO. Memory that is freed counts as far as requests run in it. What served other requests is
+not ranked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
 
+from bench.waste.changes import PAIR, Variation, pairs, variations
+from bench.waste.drawings import margin
+from bench.waste.policies import Policy
 from bench.waste.record import Rank, WasteRecord, WasteRow
-from paged.errors import BadSize
 from paged.policy import PagedPolicy
-
-BLOCK_SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-SMALLEST_SHARED: Final = 8
-"""Smallest block size that is tried where the blocks themselves are simulated, not their number:
-the time that takes grows with the number of blocks of a prompt."""
-
-WATERMARKS: Final = (0.0, 0.01, 0.02, 0.05, 0.1)
-LOOK_AHEAD: Final = (0, 8)
 
 NOTHING: Final = 0.005
 """Gain in completed requests or tokens held, as a share, up to which a change is not called one.
@@ -73,17 +68,6 @@ UNITS: Final[dict[Rank, Unit]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Variation:
-    """A policy that differs from the base in one option."""
-
-    group: str
-    """The option."""
-    label: str
-    """Its value."""
-    policy: PagedPolicy
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Effect:
     """What a variation comes to, against the base; differences are variation minus base."""
 
@@ -99,10 +83,21 @@ class Effect:
     """Requests completed in 1,000 steps, difference."""
     value: float
     """What changes are ranked by, in its unit; of the variation itself."""
-    gain: float
+    first_gain: float
     """Difference of that, as a share of the base's."""
+    gain: float
+    """The mean of that over the drawings of the stream."""
+    drawings: int
+    """How many they are, each served by both."""
+    margin: float
+    """Half of the interval that the mean of endless drawings is in, 95 times in 100; 0 of one."""
     alike: bool
     """Whether the same requests were served; otherwise nothing follows from the rest."""
+    variation: Variation
+
+    def sure(self, error: float) -> bool:
+        """Whether it gains more than nothing, as far as the model and the drawings can tell."""
+        return self.alike and self.gain > error and self.gain > self.margin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,45 +113,15 @@ class WhatIf:
     """Gain, as a share, up to which a change is not called one."""
     best: Effect | None
     """The one that gives back most of those that served the same requests; None where none gives
-    back more than `error`."""
-
-
-def variations(base: PagedPolicy, *, prefixes: bool) -> list[Variation]:
-    """Vary each option of a policy, the others as they are; no two variations are the same."""
-    found: dict[PagedPolicy, Variation] = {}
-    for group, label, changes in _changes(prefixes=prefixes):
-        try:
-            policy = replace(base, **changes)
-        except BadSize:
-            continue
-        shared = policy.prefix_caching or policy.samples > 1
-        slow = shared and policy.block_size < SMALLEST_SHARED
-        if policy != base and not (slow and group == "block size"):
-            found.setdefault(policy, Variation(group=group, label=label, policy=policy))
-    return list(found.values())
-
-
-def _changes(*, prefixes: bool) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    for size in BLOCK_SIZES:
-        yield "block size", str(size), {"block_size": size}
-    if prefixes:
-        off = {"prefix_caching": False, "eviction": "lru", "tenant_quotas": ()}
-        yield "prefix caching", "off", off
-        for eviction in ("lru", "lfu", "fifo"):
-            yield "prefix caching", eviction, {"prefix_caching": True, "eviction": eviction}
-    for watermark in WATERMARKS:
-        yield "watermark", f"{watermark:.0%}", {"watermark": watermark}
-    for ahead in LOOK_AHEAD:
-        yield "look-ahead", str(ahead), {"look_ahead": ahead}
-    for preemption in ("recompute", "swap"):
-        yield "preemption", preemption, {"preemption": preemption}
+    back more than `error`, and more than drawings of the stream differ by."""
 
 
 def compare(record: WasteRecord, stream: str) -> WhatIf | None:
     """Hold every row of a stream against the base; None where the base itself was not run."""
     if record.base is None:
         raise ValueError("the record has no base; make it with --whatif")
-    rows = {row.policy: row for row in record.rows_of(stream)}
+    drawings = record.drawings_of(stream)
+    rows = drawings[0]
     if (base := rows.get(record.base)) is None:
         return None
     assert isinstance(base.policy, PagedPolicy)
@@ -166,44 +131,93 @@ def compare(record: WasteRecord, stream: str) -> WhatIf | None:
     unit = UNITS[rank]
     timed = rank in ("requests", "goodput") and record.clock is not None
     error = record.clock.error if timed and record.clock is not None else NOTHING
+    tenants = next(len(each.tenants) for each in record.streams if each.label == stream)
+    singles = variations(base.policy, prefixes=True, slots=record.pool.slots, tenants=tenants)
     effects = tuple(
-        _effect(variation, rows[variation.policy], base, unit)
-        for variation in variations(base.policy, prefixes=True)
+        _effect(variation, drawings, base, unit)
+        for variation in [*singles, *pairs(base.policy, singles)]
         if variation.policy in rows
     )
-    best = max(
-        (effect for effect in effects if effect.alike),
-        key=lambda effect: (effect.value, effect.token_share),
-        default=None,
+    return WhatIf(
+        base=base,
+        effects=effects,
+        unit=unit,
+        error=error,
+        best=_best(effects, error),
     )
-    if best is not None:
-        # Of values of an option that cannot be told apart, the usual one comes first.
-        best = next(
-            effect
-            for effect in effects
-            if effect.alike
-            and effect.group == best.group
-            and effect.value >= best.value * (1 - NOTHING)
-            and effect.token_share >= best.token_share - NOTHING
-        )
-    if best is not None and best.gain <= error:
-        best = None
-    return WhatIf(base=base, effects=effects, unit=unit, error=error, best=best)
 
 
-def _effect(variation: Variation, row: WasteRow, base: WasteRow, unit: Unit) -> Effect:
-    before, after = unit.of(base) or 0.0, unit.of(row) or 0.0
+def best_of_each(effects: Sequence[Effect]) -> list[Effect]:
+    """The best value of each option, best option first; of values that cannot be told apart, the
+    usual one, which comes first.
+    """
+    found: list[Effect] = []
+    for best in sorted(
+        (effect for effect in effects if effect.alike and effect.group != PAIR),
+        key=lambda effect: (-effect.gain, -effect.token_share),
+    ):
+        if all(effect.group != best.group for effect in found):
+            found.append(next(e for e in effects if e.group == best.group and _as_good(e, best)))
+    return found
+
+
+def _as_good(effect: Effect, best: Effect) -> bool:
+    return (
+        effect.alike
+        and 1 + effect.gain >= (1 + best.gain) * (1 - NOTHING)
+        and effect.token_share >= best.token_share - NOTHING
+    )
+
+
+def _best(effects: Sequence[Effect], error: float) -> Effect | None:
+    """The one to recommend: two changes only where they gain more than the better one alone."""
+    # What was served on one drawing is not held against what was served on many.
+    most = max((effect.drawings for effect in effects), default=1)
+    sure = [effect for effect in effects if effect.drawings == most and effect.sure(error)]
+    if not sure:
+        return None
+    both = max(sure, key=lambda effect: (effect.gain, effect.token_share))
+    singles = best_of_each(sure)
+    if singles and 1 + both.gain <= (1 + singles[0].gain) * (1 + error):
+        return singles[0]
+    return both
+
+
+def _effect(
+    variation: Variation,
+    drawings: Mapping[int, Mapping[Policy, WasteRow]],
+    base: WasteRow,
+    unit: Unit,
+) -> Effect:
+    row = drawings[0][variation.policy]
+    gains = [
+        _gain(unit.of(rows[variation.policy]) or 0.0, unit.of(rows[base.policy]) or 0.0)
+        for rows in drawings.values()
+        if variation.policy in rows and base.policy in rows
+    ]
     return Effect(
         group=variation.group,
         label=variation.label,
+        variation=variation,
         row=row,
         token_share=row.judged.token_fraction - base.judged.token_fraction,
         batch=row.mean_batch - base.mean_batch,
         completed=row.completed_per_1000_steps - base.completed_per_1000_steps,
-        value=after,
-        gain=(after - before) / before if before else 0.0,
-        alike=served_alike(row, base),
+        value=unit.of(row) or 0.0,
+        first_gain=gains[0],
+        gain=sum(gains) / len(gains),
+        drawings=len(gains),
+        margin=margin(gains),
+        alike=all(
+            served_alike(rows[variation.policy], rows[base.policy])
+            for rows in drawings.values()
+            if variation.policy in rows and base.policy in rows
+        ),
     )
+
+
+def _gain(after: float, before: float) -> float:
+    return (after - before) / before if before else 0.0
 
 
 def served_alike(one: WasteRow, other: WasteRow) -> bool:

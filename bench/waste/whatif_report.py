@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Set
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from bench.command.tables import table
-from bench.command.words import seconds
+from bench.command.words import plural, seconds
+from bench.waste.changes import PAIR
 from bench.waste.policies import policy_words
 from bench.waste.reasons import reason
 from bench.waste.record import WasteRecord, WasteRow
+from bench.waste.service_report import drawings_table
 from bench.waste.whatif import Effect, WhatIf
 
 UNLOADED: Final = 0.01
@@ -29,6 +31,12 @@ def show_whatif(whatif: WhatIf | None, record: WasteRecord, console: Console) ->
     words = policy_words(whatif.base.policy)
     console.print(Text(f"base: {words}; {held:.1f} % of the slots hold tokens"))
     console.print(whatif_table(whatif))
+    names = {whatif.base.policy: "base"}
+    if whatif.best is not None:
+        names[whatif.best.row.policy] = whatif.best.variation.words
+    stream = next(each for each in record.streams if each.label == whatif.base.stream)
+    if (drawn := drawings_table(names, stream, record)) is not None:
+        console.print(drawn)
     for line in whatif_reading(whatif, record):
         console.print(Text(line))
 
@@ -39,51 +47,62 @@ def whatif_table(whatif: WhatIf) -> Table:
     waited = base.service is not None
     late = {name: _p90(base, name) for name in ("ttft", "tpot") if waited}
     late = {name: value for name, value in late.items() if value}
-    held = len(late) < 2  # there is no room for everything
+    run = [effect for effect in whatif.effects if not effect.row.inferred]
+    drawings = max((effect.drawings for effect in run), default=1)
+    # There is no room for everything.
+    held, again = not late, len(late) < 2
+    batch = again or drawings == 1
     heads = (
         unit.head,
         "gain",
+        *([f"mean of\n{drawings} drawings"] if drawings > 1 else []),
         *(f"{name.upper()}\np90" for name in late),
         *(["token\npts"] if held else []),
-        "batch",
+        *(["batch"] if batch else []),
         "preempt",
-        "recomp",
+        *(["recomp"] if again else []),
         "saved",
     )
     made = table("change", heads, collapse_padding=True)
     made.columns[0].min_width = 16
+    run = [effect for effect in whatif.effects if not effect.row.inferred]
     made.add_row(
         "base",
         format(unit.of(base) or 0.0, unit.style),
         "",
+        *([""] if drawings > 1 else []),
         *(seconds(value) for value in late.values()),
         *([f"{100 * base.judged.token_fraction:.1f}"] if held else []),
-        f"{base.mean_batch:.2f}",
-        *_work(base),
+        *([f"{base.mean_batch:.2f}"] if batch else []),
+        *_work(base, again=again),
         style="bold",
     )
     group = ""
-    for effect in whatif.effects:
+    for effect in run:
         if effect.group != group:
             group = effect.group
             made.add_section()
         made.add_row(
-            Text(f"{effect.group} {effect.label}"),
+            Text(effect.variation.words),
             format(effect.value, unit.style),
-            f"{effect.gain:+.1%}" if effect.alike else "other",
+            f"{effect.first_gain:+.1%}" if effect.alike else "other",
+            *([_gain(effect) if effect.drawings > 1 else ""] if drawings > 1 else []),
             *(seconds(_p90(effect.row, name)) for name in late),
             *([f"{100 * effect.token_share:+.1f}"] if held else []),
-            f"{effect.batch:+.2f}",
-            *_work(effect.row),
+            *([f"{effect.batch:+.2f}"] if batch else []),
+            *_work(effect.row, again=again),
             style="green" if effect is whatif.best else None,
         )
-    said = f"{unit.head}: {unit.words}. {'token pts, ' * held}batch: against the base. "
+    against = "token pts, batch: against the base. " if held else "batch: against the base. "
+    said = f"{unit.head}: {unit.words}. {against if batch else ''}"
     if not all(effect.alike for effect in whatif.effects):
         said += "other: it did not serve the same requests, and is not ranked. "
+    if drawings > 1:
+        said += "±: 95 % interval, in points; all else is of the first drawing. "
     made.caption = Text(
-        f"{said}preempt, recomp (tokens computed again), saved (prompt tokens found in the prefix "
-        f"cache): in the loaded steps. Blocks below 8 are not tried where they are shared: too "
-        f"slow."
+        f"{said}preempt, {'recomp (tokens computed again), ' * again}saved (prompt tokens found in "
+        f"the prefix cache): in the loaded steps. Blocks below 8 are not tried where they are "
+        f"shared: too slow."
     )
     made.caption_justify = "left"
     return made
@@ -97,10 +116,18 @@ def _p90(row: WasteRow, name: str) -> float:
 def whatif_reading(whatif: WhatIf, record: WasteRecord) -> list[str]:
     """Say which change gives back most, why, and what it costs."""
     best, unit, base = whatif.best, whatif.unit, whatif.base
+    lines = [searched(whatif, record)] if record.runs is not None else []
     if best is None:
-        lines = [
+        lines.append(
             f"Keep it: nothing that was tried gives back more than {whatif.error:.1%} of the "
             f"{unit.words}, below which it cannot be told from nothing."
+        )
+        lines += [
+            f"{effect.variation.words}: {effect.gain:+.1%} in the mean of {effect.drawings} "
+            f"drawings, but between {effect.gain - effect.margin:+.1%} and "
+            f"{effect.gain + effect.margin:+.1%}: it cannot be told from nothing."
+            for effect in whatif.effects
+            if effect.alike and whatif.error < effect.gain <= effect.margin
         ]
         judged = base.judged
         waiting = (judged.waiting_short + judged.waiting_watermark) / max(1, judged.steps)
@@ -110,7 +137,18 @@ def whatif_reading(whatif: WhatIf, record: WasteRecord) -> list[str]:
                 f"is large enough. A stream with :saturated behind it asks what it could carry."
             )
         return lines
-    lines = [f"{best.group} {best.label} gives back most: {best.gain:+.1%} {unit.words}."]
+    within = ""
+    if best.drawings > 1:
+        within = f", {best.gain - best.margin:+.1%} to {best.gain + best.margin:+.1%}"
+        within += f" over {best.drawings} drawings"
+    lines.append(f"{best.variation.words} gives back most: {best.gain:+.1%} {unit.words}{within}.")
+    if best.group == PAIR:
+        alone = [
+            f"{effect.variation.words} {_gain(effect)}"
+            for effect in whatif.effects
+            if effect.group != PAIR and effect.variation.changes.items() <= _changed(best)
+        ]
+        lines.append(f"Alone: {'; '.join(alone)}.")
     if unit.head in ("req/s", "good/s"):
         lines.append(f"Why: {reason(best.row, base, record.time)}.")
     near = _as_good(whatif, best)
@@ -118,7 +156,7 @@ def whatif_reading(whatif: WhatIf, record: WasteRecord) -> list[str]:
         lines.append(f"As good, within {whatif.error:.1%}: {near}.")
     cost = _costs(best, base)
     lines.append(f"It costs {cost}." if cost else "It costs nothing that is counted here.")
-    if best.group == "block size":
+    if "block_size" in best.variation.changes:
         lines.append(
             "What a block size costs the kernel is not counted here: smaller blocks make longer "
             "block tables and more, shorter reads."
@@ -126,15 +164,38 @@ def whatif_reading(whatif: WhatIf, record: WasteRecord) -> list[str]:
     return lines
 
 
+def searched(whatif: WhatIf, record: WasteRecord) -> str:
+    """Say how many runs the search took, of what, and what could be left out."""
+    rows = [row for row in record.rows if row.stream == whatif.base.stream and not row.inferred]
+    effects = [effect for effect in whatif.effects if not effect.row.inferred]
+    both = sum(effect.group == PAIR for effect in effects)
+    again = sum(row.drawing > 0 for row in rows)
+    said = f"Searched: {plural(len(effects) - both, 'single change')}"
+    said += f", {plural(both, 'pair')} of the best" * bool(both)
+    if again:
+        drawings = max(row.drawing for row in rows) + 1
+        said += f", {plural(again, 'run')} on {drawings - 1} more drawings"
+    said += f"; {len(rows)} of at most {plural(record.runs or 0, 'run')}."
+    same = [effect.variation.words for effect in whatif.effects if effect.row.inferred]
+    if same:
+        said += f" Not run, as they cannot matter here: {', '.join(same)}."
+    return said
+
+
+def _changed(effect: Effect) -> Set[tuple[str, Any]]:
+    return effect.variation.changes.items()
+
+
 def _as_good(whatif: WhatIf, best: Effect) -> str:
     """Changes that cannot be told from the best one."""
     return ", ".join(
-        f"{effect.group} {effect.label}"
+        effect.variation.words
         for effect in whatif.effects
         if effect is not best
         and effect.alike
+        and effect.drawings == best.drawings
         and effect.gain > whatif.error
-        and effect.value >= best.value * (1 - whatif.error)
+        and 1 + effect.gain >= (1 + best.gain) * (1 - whatif.error)
     )
 
 
@@ -157,9 +218,15 @@ def _costs(best: Effect, base: WasteRow) -> str:
     return "; ".join(costs)
 
 
-def _work(row: WasteRow) -> Iterable[str]:
+def _gain(effect: Effect) -> str:
+    said = f"{effect.gain:+.1%}"
+    return said if effect.drawings == 1 else f"{said} ±{100 * effect.margin:.1f}"
+
+
+def _work(row: WasteRow, *, again: bool) -> Iterable[str]:
     judged = row.judged
-    return map(_count, (judged.preemptions, judged.recomputed_tokens, judged.hit_tokens))
+    recomputed = [judged.recomputed_tokens] if again else []
+    return map(_count, (judged.preemptions, *recomputed, judged.hit_tokens))
 
 
 def _count(value: int) -> str:

@@ -10,12 +10,12 @@ from pydantic import TypeAdapter
 from rich.cells import cell_len
 from rich.console import Console
 
+from bench.waste.changes import variations
 from bench.waste.figures.figure import Component, Figure
 from bench.waste.figures.report import show_figure
 from bench.waste.policies import format_policy, parse_policy, policy_name
 from bench.waste.record import WasteRecord, WasteRow
 from bench.waste.report import show
-from bench.waste.whatif import variations
 from bench.workloads.record import served_stream
 from bench.workloads.source import head
 from bench.workloads.spec import parse_source

@@ -1,34 +1,38 @@
 """What-if: one option at a time, held against the base, and honest where nothing helps."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
+from bench.waste.changes import pairs, variations
 from bench.waste.policies import format_policy, parse_policy
 from bench.waste.record import ClockRecord, WasteRecord, WasteRow
-from bench.waste.whatif import WhatIf, compare, variations
+from bench.waste.whatif import WhatIf, compare
+from bench.waste.whatif_report import whatif_reading
 from helpers.waste_records import waste_record
 from paged.accounting import Counters, Serving
 from paged.latency import Quantiles, Service
 from paged.policy import PagedPolicy
 
 BASE = PagedPolicy()
-OPTIONS = ("block_size", "watermark", "look_ahead", "preemption")
+OPTIONS = tuple(field.name for field in fields(BASE))
 
 
 def test_a_variation_differs_from_the_base_in_one_option():
     base = replace(BASE, watermark=0.02, max_running=9)
     varied = variations(base, prefixes=False)
-    assert {v.group for v in varied} == {"block size", "watermark", "look-ahead", "preemption"}
+    assert {v.group for v in varied} == {
+        *("block size", "watermark", "look-ahead", "preemption", "budget", "max-running")
+    }
     for variation in varied:
         differing = [
             name for name in OPTIONS if getattr(variation.policy, name) != getattr(base, name)
         ]
         assert len(differing) == 1, variation
-        assert variation.policy.max_running == 9
+        assert variation.policy.max_running == 9 or variation.group == "max-running"
     policies = [variation.policy for variation in varied]
     assert base not in policies
-    assert len(set(policies)) == len(policies) == 8 + 4 + 1 + 1
+    assert len(set(policies)) == len(policies) == 8 + 4 + 1 + 1 + 2 + 3
 
 
 def labels(base: PagedPolicy, group: str) -> list[str]:
@@ -49,7 +53,7 @@ def test_small_blocks_are_tried_only_where_their_number_is_all_that_counts():
     cached = replace(BASE, prefix_caching=True)
     assert set(labels(cached, "block size")) == {"8", "32", "64", "128", "256"}
     windowed = variations(replace(BASE, sliding_window=64), prefixes=True)
-    assert {v.group for v in windowed} == {"block size", "watermark", "look-ahead"}
+    assert "preemption" not in {v.group for v in windowed}
 
 
 def row(spec: str, *, completed: int, token: int, preemptions: int = 0, **changes: int) -> WasteRow:
@@ -187,3 +191,74 @@ def test_of_two_orders_of_eviction_the_usual_one_is_recommended():
         timed("paged:block=16,prefix=fifo", per_s=12.04),
     )
     assert found.best.label == "lru"
+
+
+def test_quotas_are_equal_shares_where_a_few_tenants_share_a_cache():
+    cached = replace(BASE, prefix_caching=True)
+    found = {v.group: v for v in variations(cached, prefixes=True, slots=1600, tenants=2)}
+    assert found["quotas"].policy.tenant_quotas == ((0, 50), (1, 50))
+    for base, tenants in ((BASE, 2), (cached, 1), (cached, 9)):
+        varied = variations(base, prefixes=True, slots=1600, tenants=tenants)
+        assert "quotas" not in {v.group for v in varied}
+
+
+SOME = ("block size 32", "block size 64", "prefix caching lru", "watermark 1%")
+
+
+def test_a_pair_is_two_options_and_nothing_that_is_there_alone():
+    singles = variations(BASE, prefixes=True)
+    some = [v for v in singles if v.words in SOME]
+    both = pairs(BASE, some)
+    assert [pair.label for pair in both] == [
+        "block size 32 + prefix caching lru",
+        "block size 32 + watermark 1%",
+        "block size 64 + prefix caching lru",
+        "block size 64 + watermark 1%",
+        "prefix caching lru + watermark 1%",
+    ]
+    assert both[0].policy == replace(BASE, block_size=32, prefix_caching=True)
+    assert not {pair.policy for pair in both} & {single.policy for single in singles}
+
+
+LRU, WATERMARK = "paged:block=16,prefix=lru", "paged:block=16,watermark=0.01"
+BOTH = "paged:block=16,watermark=0.01,prefix=lru"
+
+
+def test_two_changes_are_recommended_where_they_gain_more_than_one():
+    rows = timed("paged:block=16", per_s=10), timed(LRU, per_s=12), timed(WATERMARK, per_s=10.5)
+    assert ranked(*rows, timed(BOTH, per_s=12.1)).best.label == "lru"
+    found = ranked(*rows, timed(BOTH, per_s=13))
+    assert found.best.label == "prefix caching lru + watermark 1%"
+    said = whatif_reading(found, waste_record(*rows, base="paged:block=16", runs=9))
+    assert "Alone: prefix caching lru +20.0%; watermark 1% +5.0%." in said
+
+
+def drawn(*per_s: tuple[float, float]) -> list[WasteRow]:
+    """Base and watermark on several drawings."""
+    return [
+        timed(policy, per_s=rate).model_copy(update={"drawing": number})
+        for number, rates in enumerate(per_s)
+        for policy, rate in zip(("paged:block=16", WATERMARK), rates, strict=True)
+    ]
+
+
+def test_a_gain_that_drawings_do_not_agree_on_is_not_recommended():
+    sure = drawn((10, 11), (20, 21.8), (15, 16.6))
+    found = ranked(*sure)
+    assert found.best is not None
+    assert found.best.drawings == 3
+    assert found.best.gain == pytest.approx((0.1 + 0.09 + 1.6 / 15) / 3)
+    # Student's t of two degrees of freedom times the standard error.
+    assert found.best.margin == pytest.approx(4.303 * 0.00839 / 3**0.5, rel=0.01)
+    unsure = drawn((10, 11), (10, 9.7), (10, 11.5))
+    found = ranked(*unsure)
+    assert found.best is None
+    said = " ".join(whatif_reading(found, waste_record(*unsure, base="paged:block=16", runs=9)))
+    assert "Keep it" in said
+    assert "watermark 1%: +7.3% in the mean of 3 drawings, but between" in said
+
+
+def test_one_drawing_is_not_held_against_many():
+    once = timed(LRU, per_s=99)
+    found = ranked(*drawn((10, 11), (20, 21.8), (15, 16.6)), once)
+    assert found.best.label == "1%"
