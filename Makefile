@@ -61,7 +61,7 @@ bench: $(PROJECT) $(DEV) ## micro-benchmarks (pytest-benchmark)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --benchmark-enable --benchmark-only \
 		--benchmark-columns=min,median,iqr,rounds tests/benchmarks $(ARGS)
 
-asv: $(PROJECT) $(DEV) ## run bench/suite on the current commit and publish the history
+asv: $(PROJECT) $(DEV) ## run asv's suite on the current commit and publish the history
 	$(BIN)/python scripts/run_asv.py
 
 # Hours for the whole series: end it at any time, and it goes on where it was.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pagedbench import _room
 
 if TYPE_CHECKING:
-    from bench.suite.subjects import suite as suite
+    from bench.gate.discovered.subjects import suite as suite
 
 __all__ = ["suite"]
 
@@ -22,7 +22,7 @@ def __getattr__(name: str) -> Any:
     """Import what is asked for."""
     if name not in __all__:
         raise AttributeError(f"pagedbench.asv has no {name!r}; it has {', '.join(__all__)}")
-    return getattr(_room("bench.suite.subjects"), name)
+    return getattr(_room("bench.gate.discovered.subjects"), name)
 
 
 def __dir__() -> list[str]:

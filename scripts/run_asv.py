@@ -1,4 +1,4 @@
-"""Run bench/suite on the current commit and say from the stored results whether it was measured.
+"""Run asv's suite on the current commit and say from the stored results whether it was measured.
 
 asv's exit codes do not tell a failed benchmark from an environment that could not be built, and
 some of its commands exit with 1 on success. They are ignored here: what counts is that every
@@ -132,7 +132,7 @@ def main() -> int:
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     commit = git("rev-parse", "HEAD")
     if git("status", "--porcelain"):
-        print("note: bench/suite runs as it stands, against the last commit of everything else")
+        print("note: asv's suite runs as it stands, against the last commit of everything else")
 
     conf = Config.load()
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -149,7 +149,7 @@ def main() -> int:
         print(f"asv: describing this machine, {machine!r}, in ~/.asv-machine.json")
         asv("machine", "--yes", stdout=subprocess.DEVNULL)
 
-    # `asv run` lists what bench/suite has; what `pagedbench gate --asv` exported stays listed, too.
+    # `asv run` lists what its suite has; what `pagedbench gate --asv` exported stays listed, too.
     exported = gate_definitions(Path(conf.results_dir))
     started = time.time()
     chosen = [argument for name in environments for argument in ("-E", name)]

@@ -14,6 +14,10 @@ from reference.errors import BadInput
 
 Json = Annotated[Path | None, typer.Option(help="Write the record to this file.")]
 
+Html = Annotated[
+    Path | None, typer.Option(help="Write a page to look at to this file.", metavar="FILE")
+]
+
 OrderSeed = Annotated[
     int | None, typer.Option(min=0, help="Of all random orders. Default: another each time.")
 ]

@@ -25,6 +25,8 @@ from reference.errors import BadInput
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from bench.command.page.parts import Sheet
+
 SETTLING_S: Final = 1.0
 """After the first signal: one more is its echo, as `timeout` sends one to a process and one to its
 group. Later ones are meant."""
@@ -98,9 +100,21 @@ class Session:
             yield progress
         working = False
 
-    def report(self, record: BaseModel, json: Path | None, show: Callable[[], object]) -> None:
-        """Write a record to the file that --json names, and show it."""
+    def report(
+        self,
+        record: BaseModel,
+        json: Path | None,
+        show: Callable[[], object],
+        *,
+        html: Path | None = None,
+        sheet: Callable[[], Sheet] | None = None,
+    ) -> None:
+        """Write a record to the file of --json, its sheet to that of --html, and show it."""
         self.write("--json", json, lambda: record.model_dump_json(indent=2) + "\n")
+        if sheet is not None:
+            from bench.command.page.making import page
+
+            self.write("--html", html, lambda: page([sheet()]))
         self.deliver("standard output", show)
 
     def write(self, option: str, file: Path | None, text: Callable[[], str]) -> None:

@@ -17,6 +17,7 @@ from bench.commands.import_ import IMPORT_HELP, import_records
 from bench.commands.init import INIT_HELP, init
 from bench.commands.race import RACE_HELP, race
 from bench.commands.record import RECORD_HELP, record
+from bench.commands.report import REPORT_HELP, report
 from bench.commands.throughput import THROUGHPUT_HELP, throughput
 from bench.commands.waste import WASTE_HELP, waste
 
@@ -40,6 +41,8 @@ A test bench for paged-attention kernels and KV-cache allocators.
   pagedbench throughput --batch 8x1024
 
   pagedbench gate HEAD~1
+
+  pagedbench report check.json gate.json -o report.html
 
   pagedbench init
 
@@ -90,6 +93,7 @@ for command, name, words, short in (
     (diagnose, "diagnose", DIAGNOSE_HELP, "Say what is wrong with a server's KV cache."),
     (gate, "gate", GATE_HELP, "Decide whether a change made anything worse."),
     (compare, "compare", COMPARE_HELP, "Compare releases side by side."),
+    (report, "report", REPORT_HELP, "Make a page of records to look at."),
     (history, "history", HISTORY_HELP, "List the steps in stored results."),
     (import_records, "import", IMPORT_HELP, "Take in records of another machine."),
     (init, "init", INIT_HELP, "Set up a repository of your own."),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from bench.command.options import SEEDS_HELP, Json, default_lanes, present_device, seeds_of
+from bench.command.options import SEEDS_HELP, Html, Json, default_lanes, present_device, seeds_of
 from bench.command.project import subjects_under_test
 from bench.command.session import check_file, check_readable, session
 from reference.errors import BadInput
@@ -101,6 +101,7 @@ def check(
         Path | None, typer.Option(help="Write that to this file, as markdown.", metavar="FILE")
     ] = None,
     json: Json = None,
+    html: Html = None,
     save: Annotated[
         Path, typer.Option(help="Where failing problems are kept for the next run.")
     ] = Path(".pagedbench"),
@@ -113,7 +114,7 @@ def check(
             check_name(name)
         check_readable(expected)
         if problem is not None:
-            recorded = {"--json": json, "--coverage-md": coverage_md}
+            recorded = {"--json": json, "--html": html, "--coverage-md": coverage_md}
             for option in (name for name, file in recorded.items() if file is not None):
                 raise BadInput(
                     f"{option} {recorded[option]}: --problem prints, and makes no record; drop one"
@@ -144,6 +145,7 @@ def check(
             it.end(code)
         campaign = None if seeds is None else seeds_of(seeds)
         _check_writable(json, save)
+        check_file("--html", html)
         check_file("--coverage-md", coverage_md)
         lengths = _stream(trace, stream)
         where = present_device(device)
@@ -153,6 +155,7 @@ def check(
         from bench.check.coverage_markdown import markdown
         from bench.check.decode import STEP
         from bench.check.failures import FailureStore
+        from bench.check.page import sheet
         from bench.check.report import show
         from bench.check.run import CheckPlan, run_check
 
@@ -180,7 +183,9 @@ def check(
         if coverage:
             it.deliver("standard output", lambda: show_coverage(record, it.out))
         it.write("--coverage-md", coverage_md, lambda: markdown(record))
-        it.report(record, json, lambda: show(record, it.out))
+        it.report(
+            record, json, lambda: show(record, it.out), html=html, sheet=lambda: sheet(record)
+        )
         it.end(record.exit_code)
 
 

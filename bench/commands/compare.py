@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
 from pathlib import Path
@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, cast, get_arg
 
 import typer
 
-from bench.command.options import AsvFolder, OrderSeed, TimedDevice, check_asv, check_chart
+from bench.command.options import AsvFolder, Html, OrderSeed, TimedDevice, check_asv, check_chart
 from bench.command.project import present_project
 from bench.command.session import Session, check_file, check_folder, session
 from bench.gate.timers import device_named
 from reference.errors import BadInput
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bench.command.page.parts import Sheet
     from bench.gate.contestant import Contestant
+    from bench.gate.engines.kernel_record import KernelsRecord
     from bench.gate.engines.record import EnginesRecord
     from bench.gate.releases import Pairs
     from bench.gate.run import GatePlan
@@ -118,6 +122,7 @@ def compare(
         Path | None, typer.Option(help="Keep each pair's record in this folder.")
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Write the chain to this file.")] = None,
+    html: Html = None,
     markdown: Annotated[
         Path | None,
         typer.Option(help="With --allocator or --kernel: write the tables to this file."),
@@ -158,6 +163,7 @@ def compare(
     """Compare releases side by side."""
     with session(about="the releases") as it:
         check_file("--json", json)
+        check_file("--html", html)
         check_folder("--store", store)
         releases_of = {
             option: given
@@ -198,6 +204,7 @@ def compare(
                 env or [],
                 store=store or STORE,
                 json=json,
+                html=html,
                 markdown=markdown,
                 problems=problems,
                 seed=seed,
@@ -214,6 +221,7 @@ def compare(
                 anchor=anchor,
                 store=store or STORE,
                 json=json,
+                html=html,
                 markdown=markdown,
                 plot=plot,
                 asv=asv,
@@ -234,11 +242,14 @@ def compare(
                 f"{' and '.join(chosen) or 'none of them'}"
             )
         if record:
+            if html is not None:
+                raise BadInput(f"--html {html}: pagedbench report takes the records; drop it")
             if json is not None:
                 raise BadInput(f"--json {json}: the records are JSON already; drop it")
             _show_records(record, it)
             return
         from bench.gate.importing import store_record
+        from bench.gate.page import chain_sheet
         from bench.gate.releases import NamedRun, chain, plan_pairs
         from bench.gate.report.releases import show_chain
 
@@ -267,7 +278,13 @@ def compare(
             if store is not None:
                 it.deliver(f"--store {store}", partial(store_record, found, store))
         result = chain(runs, names, first)
-        it.report(result, json, lambda: show_chain(result, it.out))
+        it.report(
+            result,
+            json,
+            lambda: show_chain(result, it.out),
+            html=html,
+            sheet=lambda: chain_sheet(result),
+        )
         it.end(result.exit_code)
 
 
@@ -279,6 +296,7 @@ def _compare_allocators(
     anchor: str | None,
     store: Path,
     json: Path | None,
+    html: Path | None,
     markdown: Path | None,
     plot: Path | None,
     asv: Path | None,
@@ -304,7 +322,13 @@ def _compare_allocators(
     )
     with it.work(raising=True) as progress:
         found = compare_engines(plan, progress=progress, stop=it.stop)
-    it.report(found, json, lambda: show(found, it.out, explain=explain))
+    it.report(
+        found,
+        json,
+        lambda: show(found, it.out, explain=explain),
+        html=html,
+        sheet=partial(_sheet, found, show),
+    )
     it.write("--markdown", markdown, lambda: page(found))
     if plot is not None:
         from bench.gate.engines.plot import draw
@@ -332,6 +356,7 @@ def _compare_kernels(
     *,
     store: Path,
     json: Path | None,
+    html: Path | None,
     markdown: Path | None,
     also: Sequence[str] | None,
     targets: Sequence[str] | None,
@@ -362,9 +387,23 @@ def _compare_kernels(
     )
     with it.work(raising=True) as progress:
         found = compare_kernels(plan, progress=progress, stop=it.stop)
-    it.report(found, json, lambda: show(found, it.out))
+    it.report(
+        found,
+        json,
+        lambda: show(found, it.out),
+        html=html,
+        sheet=partial(_sheet, found, show),
+    )
     it.write("--markdown", markdown, lambda: page(found))
     it.end(found.exit_code)
+
+
+def _sheet(found: EnginesRecord | KernelsRecord, show: Callable[[Any, Console], object]) -> Sheet:
+    from bench.command.page.parts import plain_sheet
+
+    names = ", ".join(release.name for release in found.releases)
+    shown = found.model_dump(mode="json")
+    return plain_sheet("compare", names, shown, lambda console: show(found, console))
 
 
 def _export(found: EnginesRecord, folder: Path, it: Session) -> None:

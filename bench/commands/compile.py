@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from bench.command.exit_codes import INTERRUPTED, RIGHT, WRONG
-from bench.command.options import Json, default_lanes
+from bench.command.options import Html, Json, default_lanes
 from bench.command.project import is_foreign, subjects_under_test
 from bench.command.session import Session, check_file, session
 from reference.errors import BadInput
@@ -103,14 +103,17 @@ def compile_kernels(
     ] = 120.0,
     lanes: Annotated[int, typer.Option(min=0, help="Processes; 0: one a core, four at most.")] = 0,
     json: Json = None,
+    html: Html = None,
 ) -> None:
     """Compile kernels ahead of time and compare what comes out."""
     with session(about="the kernel") as it:
         check_file("--json", json)
+        check_file("--html", html)
         check_file("--save", save)
         if compare is False and baseline is not None:
             raise BadInput(f"--no-compare --baseline {baseline}: drop one of the two")
 
+        from bench.compile.page import sheet
         from bench.compile.report import show
         from bench.compile.run import Plan, run_compile, triton_of
         from kernels.compiled.baseline import write_baseline
@@ -140,7 +143,9 @@ def compile_kernels(
         )
         with it.work() as progress:
             record, troubles = run_compile(plan, progress=progress, stop=it.stop)
-        it.report(record, json, lambda: show(record, it.out))
+        it.report(
+            record, json, lambda: show(record, it.out), html=html, sheet=lambda: sheet(record)
+        )
         if troubles:
             raise troubles[0]
         if not record.complete:

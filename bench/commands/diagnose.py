@@ -8,7 +8,7 @@ from typing import Annotated, Final
 import typer
 
 from bench.command.exit_codes import INCONCLUSIVE, RIGHT, WRONG
-from bench.command.options import Json, check_chart
+from bench.command.options import Html, Json, check_chart
 from bench.command.session import check_file, session
 
 DIAGNOSE_HELP: Final = """
@@ -46,6 +46,7 @@ def diagnose(
         typer.Option("--simulate", help="Try changes on a simulation of the server that was seen."),
     ] = False,
     json: Json = None,
+    html: Html = None,
     markdown: Annotated[Path | None, typer.Option(help="Write a post-mortem to this file.")] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw the series and their changes (png, svg, pdf).")
@@ -54,9 +55,16 @@ def diagnose(
     """Say what is wrong with a server's KV cache."""
     with session(about="the server") as it:
         check_chart(plot)
-        for option, file in (("--json", json), ("--markdown", markdown), ("--plot", plot)):
+        for option, file in (
+            ("--json", json),
+            ("--html", html),
+            ("--markdown", markdown),
+            ("--plot", plot),
+        ):
             check_file(option, file)
         from bench.diagnose.markdown import markdown as as_markdown
+        from bench.diagnose.page import sheet
+        from bench.diagnose.plot import draw, figure_of
         from bench.diagnose.readers import read_all
         from bench.diagnose.report import show
         from bench.diagnose.run import diagnose as run
@@ -65,8 +73,12 @@ def diagnose(
         found = run(observed, simulate=simulate)
         it.write("--markdown", markdown, lambda: as_markdown(found))
         if plot is not None:
-            from bench.diagnose.plot import draw
-
             it.deliver(f"--plot {plot}", lambda: draw(observed, plot))
-        it.report(found, json, lambda: show(found, it.out))
+        it.report(
+            found,
+            json,
+            lambda: show(found, it.out),
+            html=html,
+            sheet=lambda: sheet(found, figure_of(observed)),
+        )
         it.end(_CODES[found.verdict])

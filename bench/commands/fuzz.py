@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from bench.command.exit_codes import RIGHT, WRONG
-from bench.command.options import SEEDS_HELP, Json, default_lanes, seeds_of
+from bench.command.options import SEEDS_HELP, Html, Json, default_lanes, seeds_of
 from bench.command.project import subjects_under_test
 from bench.command.session import Session, check_file, session
 from reference.errors import BadInput
@@ -162,33 +162,41 @@ def fuzz(
         Path | None, typer.Option(help="Run a saved finding again, and nothing else.")
     ] = None,
     json: Json = None,
+    html: Html = None,
 ) -> None:
     """Fuzz a KV-cache allocator."""
     with session(about="the allocator") as it:
         if replay is not None:
-            if json is not None:
-                raise BadInput(f"--json {json}: --replay prints, and makes no record; drop one")
+            for option, file in {"--json": json, "--html": html}.items():
+                if file is not None:
+                    raise BadInput(
+                        f"{option} {file}: --replay prints, and makes no record; drop one"
+                    )
             code = _replay(
                 replay, allocator, engine_python, it, in_process=in_process, limit=time_limit
             )
             it.end(code)
         check_file("--json", json)
+        check_file("--html", html)
         campaign = None if seeds is None else seeds_of(seeds)
         if campaign is None and (ray or ray_address is not None):
             raise BadInput("--ray: one seed runs on one core; give several with --seeds")
         from bench.fuzz.campaign import campaign_record, run_campaign
         from bench.fuzz.databases import open_database
+        from bench.fuzz.film import film
+        from bench.fuzz.page import sheet
         from bench.fuzz.record import read_known
         from bench.fuzz.report import show
         from bench.fuzz.saving import saved
         from bench.fuzz.seeds import Asked, run_seeds
 
         names = subjects_under_test("allocators", allocator and [allocator]) or ("paged",)
-        if json is not None and len(names) > 1:
-            raise BadInput(
-                f"--json {json}: a record is of one allocator; name one with --allocator: "
-                f"{', '.join(names)}"
-            )
+        for option, file in {"--json": json, "--html": html}.items():
+            if file is not None and len(names) > 1:
+                raise BadInput(
+                    f"{option} {file}: a record is of one allocator; name one with --allocator: "
+                    f"{', '.join(names)}"
+                )
         fixed = {"num_blocks": num_blocks, "prefix_caching": prefix_caching}
         local = save / "examples"
         open_database(database or str(local), local=local)
@@ -230,14 +238,24 @@ def fuzz(
                         ray=ray or ray_address is not None,
                         address=ray_address,
                     )
+                filmed = (json or html) and not it.stop.is_set()
+                reels = [
+                    film(plan.factory, trace.program, plan.capabilities) if filmed else None
+                    for trace in tally.found
+                ]
             kept_in = save / "findings"
             record = campaign_record(
                 plan,
                 tally,
-                [saved(trace, kept_in) for trace in tally.found],
+                [
+                    saved(trace, kept_in, film=reel)
+                    for trace, reel in zip(tally.found, reels, strict=True)
+                ],
                 last_seed=None if campaign is None else campaign[-1],
             )
-            it.report(record, json, lambda: show(record, it.out))
+            it.report(
+                record, json, lambda: show(record, it.out), html=html, sheet=lambda: sheet(record)
+            )
             if tally.trouble is not None:
                 it.failed(tally.trouble)
             return record.exit_code

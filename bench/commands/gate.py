@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from bench.command.options import AsvFolder, Json, OrderSeed, TimedDevice
+from bench.command.options import AsvFolder, Html, Json, OrderSeed, TimedDevice
 from bench.command.project import present_project
 from bench.command.session import check_file, session
 from bench.gate.timers import device_named
@@ -129,6 +129,7 @@ def gate(
         ),
     ] = None,
     json: Json = None,
+    html: Html = None,
     markdown: Annotated[
         Path | None, typer.Option(help="Write a report for a pull request to this file.")
     ] = None,
@@ -152,6 +153,7 @@ def gate(
         project = present_project()
         outputs = Outputs(
             json=json,
+            html=html,
             markdown=markdown,
             junit=junit,
             github=github,

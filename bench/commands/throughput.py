@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from bench.command.options import AsvFolder, Json, check_asv, check_chart, present_device
+from bench.command.options import AsvFolder, Html, Json, check_asv, check_chart, present_device
 from bench.command.project import is_foreign, subjects_under_test
 from bench.command.session import Session, check_file, session
 from reference.errors import BadInput
@@ -118,6 +118,7 @@ def throughput(
         ),
     ] = 180.0,
     json: Json = None,
+    html: Html = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw the roofline to this file: png, svg or pdf.")
     ] = None,
@@ -126,6 +127,7 @@ def throughput(
     """Time attention kernels against each other and against the device."""
     with session(about="any kernel") as it:
         check_file("--json", json)
+        check_file("--html", html)
         check_file("--plot", plot)
         check_asv(asv)
         check_chart(plot)
@@ -161,6 +163,7 @@ def throughput(
         from bench.machine.timing import device_of
         from bench.throughput.candidates import DEFAULT
         from bench.throughput.loops import loop_figures
+        from bench.throughput.page import sheet
         from bench.throughput.report import show
         from bench.throughput.run import ThroughputPlan, run_throughput
 
@@ -196,7 +199,9 @@ def throughput(
             it.deliver(f"--plot {plot}", lambda: draw(record, plot))
         if asv is not None:
             it.deliver(f"--asv {asv}", lambda: _export(record, asv, it))
-        it.report(record, json, lambda: show(record, it.out))
+        it.report(
+            record, json, lambda: show(record, it.out), html=html, sheet=lambda: sheet(record)
+        )
         it.end(record.exit_code)
 
 

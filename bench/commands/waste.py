@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from bench.command.exit_codes import INTERRUPTED, RIGHT, WRONG
-from bench.command.options import check_chart
+from bench.command.options import Html, check_chart
 from bench.command.session import Session, check_file, session
 from reference.errors import BadInput
 
 # --help is quick: what takes time to import is imported where it is used. Never torch.
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from bench.waste.clocks import Clock
     from bench.waste.figures.figure import Figure
     from bench.waste.hit_curve import Behind
     from bench.waste.plan import WastePlan
+    from bench.waste.pool_map import PoolMap
     from bench.waste.record import WasteRecord
     from bench.waste.server import Server
     from bench.workloads.record import ServedStream
@@ -272,6 +273,7 @@ def waste(
     json: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the record to this file.")
     ] = None,
+    html: Html = None,
     plot: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Draw the pool to this file: png, svg or pdf."),
@@ -351,9 +353,10 @@ def waste(
     """Account for every slot of a KV cache."""
     with session(about="the policies") as it:
         check_file("--json", json)
+        check_file("--html", html)
         check_file("--plot", plot)
         if figure is not None:
-            it.end(_figure(figure, trace or [], json, it, quiet=quiet))
+            it.end(_figure(figure, trace or [], json, html, it, quiet=quiet))
         from bench.waste.plan import (
             DEFAULT_DRAWINGS,
             DEFAULT_RUNS,
@@ -426,7 +429,7 @@ def waste(
 
             prompt_ns = server.clock.time.prefill_ns_per_token
             behind = behind_pool(tiers, pool_slots=server.slots, prompt_ns=prompt_ns)
-            it.end(_hits(streams, json, it, quiet=quiet, tiers=behind))
+            it.end(_hits(streams, json, html, it, quiet=quiet, tiers=behind))
         drawn = draw_again(
             specs,
             traces=len(trace or []),
@@ -440,8 +443,8 @@ def waste(
             plan = replace(plan, clock=_fitted(server, server.fit, plan, it, quiet=quiet))
         plan.check()
         if beside is not None:
-            it.end(_beside(plan, beside, engine_python, json, it, quiet=quiet))
-        it.end(_waste(plan, json, plot, it, quiet=quiet))
+            it.end(_beside(plan, beside, engine_python, json, html, it, quiet=quiet))
+        it.end(_waste(plan, json, html, plot, it, quiet=quiet))
 
 
 def _fitted(server: Server, file: Path, plan: WastePlan, it: Session, *, quiet: bool) -> Clock:
@@ -460,15 +463,26 @@ def _fitted(server: Server, file: Path, plan: WastePlan, it: Session, *, quiet: 
         )
 
 
-def _figure(name: str, traces: list[Path], json: Path | None, it: Session, *, quiet: bool) -> int:
+def _figure(
+    name: str,
+    traces: list[Path],
+    json: Path | None,
+    html: Path | None,
+    it: Session,
+    *,
+    quiet: bool,
+) -> int:
+    from bench.command.page.making import page
     from bench.waste.figures.catalogue import compute
     from bench.waste.figures.report import show_figure
+    from bench.waste.page import figure_sheet
 
     with it.work(quiet=quiet, raising=True) as progress:
         progress.begin(name, 1)
         figure = compute(name, traces)
         progress.advance(1)
     it.write("--json", json, lambda: _as_json(figure))
+    it.write("--html", html, lambda: page([figure_sheet(figure)]))
     it.deliver("standard output", lambda: show_figure(figure, it.out))
     return RIGHT if figure.met else WRONG
 
@@ -476,6 +490,7 @@ def _figure(name: str, traces: list[Path], json: Path | None, it: Session, *, qu
 def _hits(
     streams: Sequence[tuple[StreamSource, ServedStream]],
     json: Path | None,
+    html: Path | None,
     it: Session,
     *,
     quiet: bool,
@@ -483,7 +498,9 @@ def _hits(
 ) -> int:
     from pydantic import TypeAdapter
 
+    from bench.command.page.making import page
     from bench.waste.hit_curve import ORDERS, SHARES, HitCurve, hit_curve, show_curves
+    from bench.waste.page import hits_sheet
 
     for _, stream in streams:
         if not stream.prefixes:
@@ -502,6 +519,7 @@ def _hits(
         json,
         lambda: TypeAdapter(list[HitCurve]).dump_json(curves, indent=2).decode() + "\n",
     )
+    it.write("--html", html, lambda: page([hits_sheet(curves)]))
     it.deliver("standard output", lambda: show_curves(curves, it.out))
     return RIGHT
 
@@ -511,16 +529,24 @@ def _beside(
     server: str,
     python: str | None,
     json: Path | None,
+    html: Path | None,
     it: Session,
     *,
     quiet: bool,
 ) -> int:
     from bench.waste.engine import side_by_side
     from bench.waste.engine_report import show_beside
+    from bench.waste.page import beside_sheet
 
     with it.work(quiet=quiet, raising=True) as progress:
         record = side_by_side(plan, server, python, progress)
-    it.report(record, json, lambda: show_beside(record, it.out))
+    it.report(
+        record,
+        json,
+        lambda: show_beside(record, it.out),
+        html=html,
+        sheet=lambda: beside_sheet(record),
+    )
     return RIGHT if record.complete else INTERRUPTED
 
 
@@ -531,24 +557,36 @@ def _as_json(figure: Figure) -> str:
 
 
 def _waste(
-    plan: WastePlan, json: Path | None, plot: Path | None, it: Session, *, quiet: bool
+    plan: WastePlan,
+    json: Path | None,
+    html: Path | None,
+    plot: Path | None,
+    it: Session,
+    *,
+    quiet: bool,
 ) -> int:
+    from bench.command.page.making import page
+    from bench.waste.page import sheet
     from bench.waste.report import show
-    from bench.waste.run import run_waste
+    from bench.waste.run import pool_maps, run_waste
 
     with it.work(quiet=quiet, raising=True) as progress:
         record = run_waste(plan, progress)
     it.report(record, json, lambda: show(record, it.out))
+    maps = {}
+    if record.complete and (plot is not None or html is not None):
+        with it.work(quiet=quiet, raising=True) as progress:
+            maps = dict(pool_maps(plan, record, progress))
+    it.write("--html", html, lambda: page([sheet(record, maps)]))
     if not record.complete:
         return INTERRUPTED
     if plot is not None:
-        it.deliver(f"--plot {plot}", lambda: _draw(plan, record, plot, it, quiet=quiet))
+        it.deliver(f"--plot {plot}", lambda: _draw(record, maps, plot, it))
     return RIGHT
 
 
-def _draw(plan: WastePlan, record: WasteRecord, plot: Path, it: Session, *, quiet: bool) -> None:
+def _draw(record: WasteRecord, maps: Mapping[str, list[PoolMap]], plot: Path, it: Session) -> None:
     from bench.waste.run import draw_pools
 
-    with it.work(quiet=quiet, raising=True) as progress:
-        for file in draw_pools(plan, record, plot, progress):
-            it.out.say(f"drawn to {file}")
+    for file in draw_pools(record, maps, plot):
+        it.out.say(f"drawn to {file}")

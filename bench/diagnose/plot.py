@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from bench.diagnose.inference import fitted
 from bench.diagnose.observed import Observed
 from bench.diagnose.run import examine
 from bench.diagnose.statistics import signals
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 
 
 def draw(observed: Observed, file: Path) -> None:
-    """Draw a row for each signal, a line for each engine."""
+    """Draw the series to a file."""
+    figure_of(observed).savefig(file, dpi=150)
+
+
+def figure_of(observed: Observed) -> Figure:
+    """A row for each signal, a line for each engine."""
     from matplotlib.figure import Figure
 
     examined = examine(observed, fitted())
@@ -40,4 +48,4 @@ def draw(observed: Observed, file: Path) -> None:
     axes[-1].set_xlabel("seconds; dotted: the level changes")
     if len(shown) > 1 and names:
         axes[0].legend(fontsize=7, ncols=4)
-    figure.savefig(file, dpi=150)
+    return figure

@@ -11,6 +11,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 
+from bench.fuzz.film import Reel
 from bench.machine.environment import FuzzEnvironment
 from bench.machine.record import StrictRecord
 from reference.allocator.machine import Finding
@@ -94,6 +95,8 @@ class FindingRecord(StrictRecord):
     """Files that it was written to; None where that failed."""
     replay: str | None
     """The command that shows it again, to be typed in the same folder."""
+    film: Reel | None = None
+    """The pool after each step; None where nobody asked, and in older records."""
 
 
 class KnownRecord(StrictRecord):

@@ -15,6 +15,7 @@ from bench.throughput.record import TIMED, PointRecord, ThroughputRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours; a marker for each subject as well, for those who see no colours.
 LOOKS: Final = (
@@ -31,8 +32,13 @@ PANELS: Final = (("uniform batches", False), ("ragged batches", True))
 
 
 def draw(record: ThroughputRecord, file: Path) -> None:
-    """Draw the points of a record, uniform and ragged batches apart."""
+    """Draw the roofline to a file."""
     check_chart(file)
+    figure_of(record).savefig(file, dpi=160)
+
+
+def figure_of(record: ThroughputRecord) -> Figure:
+    """The points of a record, uniform and ragged batches apart."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -63,7 +69,7 @@ def draw(record: ThroughputRecord, file: Path) -> None:
         axes.set_ylabel("GB/s of keys and values")
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=8, loc="best")
-    figure.savefig(file, dpi=160)
+    return figure
 
 
 def _points(axes: Axes, points: list[PointRecord], looks: dict[str, tuple[str, str]]) -> None:

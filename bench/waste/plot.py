@@ -97,11 +97,11 @@ def draw(record: WasteRecord, stream: str, maps: list[PoolMap], file: Path) -> N
         x=0.01,
         ha="left",
     )
-    _bars(figure.add_subplot(grid[0, 0]), rows)
-    _batches(figure.add_subplot(grid[0, 1]), rows)
+    bars(figure.add_subplot(grid[0, 0]), rows)
+    batches(figure.add_subplot(grid[0, 1]), rows)
     for index, pool in enumerate(maps):
         axes = figure.add_subplot(grid[1 + index // 2, index % 2])
-        _map(axes, pool)
+        pool_through_time(axes, pool)
     if seen := {kind for pool in maps for kind in np.unique(pool.classes).tolist()}:
         from matplotlib.patches import Patch
 
@@ -123,7 +123,8 @@ def draw(record: WasteRecord, stream: str, maps: list[PoolMap], file: Path) -> N
     figure.savefig(file, dpi=200)
 
 
-def _bars(axes: Axes, rows: list[WasteRow]) -> None:
+def bars(axes: Axes, rows: list[WasteRow]) -> None:
+    """Where the slots are, a bar for each policy."""
     names = [policy_name(row.policy) for row in rows]
     places = np.arange(len(rows))
     begin = np.zeros(len(rows))
@@ -162,7 +163,8 @@ def _bars(axes: Axes, rows: list[WasteRow]) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-def _batches(axes: Axes, rows: list[WasteRow]) -> None:
+def batches(axes: Axes, rows: list[WasteRow]) -> None:
+    """Requests that run at once, a line for each policy."""
     for index, row in enumerate(rows):
         steps, batch = row.series.mean_batch()
         axes.plot(
@@ -184,7 +186,8 @@ def _batches(axes: Axes, rows: list[WasteRow]) -> None:
         axes.spines[side].set_visible(False)
 
 
-def _map(axes: Axes, pool: PoolMap) -> None:
+def pool_through_time(axes: Axes, pool: PoolMap) -> None:
+    """An occupancy map."""
     axes.set_title(policy_name(pool.policy), loc="left", fontsize=10)
     if not len(pool.steps):
         axes.set_axis_off()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.command.progress import Progress
 from bench.machine.environment import WasteEnvironment
@@ -18,6 +19,9 @@ from bench.waste.plan import WastePlan
 from bench.waste.record import ClockRecord, PoolRecord, WasteRecord, WasteRow
 from bench.waste.rounds import rounds
 from bench.waste.whatif import compare
+
+if TYPE_CHECKING:
+    from bench.waste.pool_map import PoolMap
 
 
 def run_waste(plan: WastePlan, progress: Progress) -> WasteRecord:
@@ -81,11 +85,11 @@ def run_waste(plan: WastePlan, progress: Progress) -> WasteRecord:
     return found(complete=True)
 
 
-def draw_pools(
-    plan: WastePlan, record: WasteRecord, file: Path, progress: Progress
-) -> Iterator[Path]:
-    """Draw a picture for each stream, and yield the name of each when it is drawn."""
-    from bench.waste.plot import MAX_MAPS, draw
+def pool_maps(
+    plan: WastePlan, record: WasteRecord, progress: Progress
+) -> Iterator[tuple[str, list[PoolMap]]]:
+    """Maps of the pools of each stream, by its label."""
+    from bench.waste.plot import MAX_MAPS
     from bench.waste.pool_map import pool_map
 
     jobs = [] if record.base is not None else plan.jobs()
@@ -102,7 +106,17 @@ def draw_pools(
         for job in mine:
             maps.append(pool_map(job, mean_output_tokens=stream.mean_output_tokens))
             progress.advance(1)
+        yield stream.label, maps
+
+
+def draw_pools(
+    record: WasteRecord, maps: Mapping[str, list[PoolMap]], file: Path
+) -> Iterator[Path]:
+    """Draw a picture for each stream, and yield the name of each when it is drawn."""
+    from bench.waste.plot import draw
+
+    for stream in record.streams:
         name = re.sub(r"[^\w.-]+", "-", stream.label).strip("-")
         one = file if len(record.streams) == 1 else file.with_stem(f"{file.stem}-{name}")
-        draw(record, stream.label, maps, one)
+        draw(record, stream.label, maps[stream.label], one)
         yield one

@@ -67,6 +67,7 @@ COMMANDS = [
     "import",
     "race",
     "record",
+    "report",
     "init",
 ]
 SEEDS = range(20)

@@ -32,7 +32,6 @@ LIGHT_ROOMS = ("reference", "subjects", "paged")
 BENCH_FLOORS = (
     ("cli",),
     ("commands",),
-    ("suite",),
     ("gate", "throughput", "diagnose"),
     ("waste",),
     ("check", "fuzz", "compile", "asv"),

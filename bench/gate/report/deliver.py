@@ -19,6 +19,7 @@ class Outputs:
     """Reports besides the terminal's; None where one was not asked for."""
 
     json: Path | None = None
+    html: Path | None = None
     markdown: Path | None = None
     junit: Path | None = None
     """Files."""
@@ -33,7 +34,7 @@ class Outputs:
 
     def check(self) -> None:
         """Raise BadInput where one could not be written. Before the work, not after it."""
-        for option in ("json", "markdown", "junit"):
+        for option in ("json", "html", "markdown", "junit"):
             check_file(f"--{option}", getattr(self, option))
         check_asv(self.asv)
         check_folder("--store", self.store)
@@ -41,11 +42,18 @@ class Outputs:
 
 def deliver_reports(record: GateRecord, it: Session, outputs: Outputs) -> None:
     """Show a record and write every report, each even if another one cannot be written."""
+    from bench.gate.page import sheet
     from bench.gate.report.junit import junit
     from bench.gate.report.markdown import markdown
     from bench.gate.report.terminal import show
 
-    it.report(record, outputs.json, lambda: show(record, it.out))
+    it.report(
+        record,
+        outputs.json,
+        lambda: show(record, it.out),
+        html=outputs.html,
+        sheet=lambda: sheet(record),
+    )
     it.write("--markdown", outputs.markdown, lambda: markdown(record))
     it.write("--junit", outputs.junit, lambda: junit(record))
     if outputs.store is not None:

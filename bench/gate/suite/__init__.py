@@ -1,7 +1,7 @@
 """The one catalogue of benchmarks: timed on the CPU or on a GPU, and counted.
 
-The gate takes those that are `gated`; `bench.suite` makes of all of them what asv discovers, and
-`tests/benchmarks` what `make bench` runs.
+The gate takes those that are `gated`; `bench.gate.discovered` makes of all of them what asv
+discovers, and `tests/benchmarks` what `make bench` runs.
 
 The definitions are those of the checkout that runs the gate, for both sides; all that they call is
 each side's own. So nothing here is imported from the rooms before a benchmark is prepared.

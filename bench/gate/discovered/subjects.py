@@ -19,12 +19,12 @@ import torch
 
 from bench.command.project import Project, find_project
 from bench.gate.benchmark import Benchmark, Count, Prepared
+from bench.gate.discovered import Group
 from bench.gate.needs import Declined, Missing
 from bench.gate.observing import observed
 from bench.gate.subject_benchmarks import subject_benchmarks
 from bench.gate.subjects import subjects_of
 from bench.gate.timers import DEVICES, Device
-from bench.suite import Group
 from reference.errors import BadInput
 
 COUNTERS: Final[Mapping[str, Mapping[str, str]]] = {

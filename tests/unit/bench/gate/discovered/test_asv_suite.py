@@ -1,4 +1,4 @@
-"""bench/suite: what asv finds is the catalogue, it runs as asv runs it, and its names are known."""
+"""What asv finds is the catalogue, it runs as asv runs it, and its names are known."""
 
 import json
 import os
@@ -74,7 +74,13 @@ ABSENT = ("hypothesis", "typer", "rich", "click", "pytest", "asv")
 def probe(absent: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """In a process of its own and from another folder."""
     return subprocess.run(
-        [sys.executable, "-c", PROBE, str(ROOT / "bench" / "suite"), ",".join(absent)],
+        [
+            sys.executable,
+            "-c",
+            PROBE,
+            str(ROOT / "bench" / "gate" / "discovered"),
+            ",".join(absent),
+        ],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         cwd=ROOT / "tests",
         capture_output=True,
@@ -108,7 +114,8 @@ def test_importing_the_suite_brings_in_neither_triton_nor_cuda(said: Any) -> Non
 
 
 def series() -> dict[str, Any]:
-    return {each.name.removeprefix("suite."): each for each in disc_benchmarks("bench.suite")}
+    found = disc_benchmarks("bench.gate.discovered")
+    return {each.name.removeprefix("gate.discovered."): each for each in found}
 
 
 def test_every_series_has_a_version_a_unit_and_keys_of_the_catalogue() -> None:
@@ -156,7 +163,7 @@ def test_configuration_has_no_word_that_asv_does_not_know() -> None:
     # Two that asv reads with a default of their own.
     known = {*vars(Config()), "version", "environment_type", "build_cache_size"}
     assert set(vars(conf)) - known == set()
-    assert (ROOT / conf.benchmark_dir).samefile(ROOT / "bench" / "suite")
+    assert (ROOT / conf.benchmark_dir).samefile(ROOT / "bench" / "gate" / "discovered")
     assert conf.launch_method == "forkserver"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.command.project import Project
-from bench.suite.subjects import groups_of, suite
+from bench.gate.discovered.subjects import groups_of, suite
 from helpers import toy_repository
 from reference.errors import BadInput
 

@@ -1,0 +1,297 @@
+"""`pagedbench waste` on a page: where the slots went, who waited, and the pool through time."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shlex
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from rich.console import Console
+
+from bench.command.page.parts import (
+    WIDTH,
+    Command,
+    Lines,
+    Map,
+    Part,
+    Picture,
+    Piece,
+    Sheet,
+    Table,
+    flat,
+    plain_sheet,
+    terminal,
+)
+from bench.command.page.pictures import COLOURS, as_svg, new_figure, plain_numbers
+from bench.command.words import plural
+from bench.waste.plot import KINDS, LINE_COLOURS, TOKEN_SHADES, bars, batches, pool_through_time
+from bench.waste.policies import policy_name
+from bench.waste.pool_map import PoolMap
+from bench.waste.record import WasteRecord, WasteRow
+from bench.waste.report import CLASSES, memory_table, reading, service_tables, show
+from bench.waste.service_report import latency_table
+from bench.waste.whatif import WhatIf, compare
+from bench.waste.whatif_report import whatif_reading, whatif_table
+from bench.workloads.record import ServedStream
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from bench.waste.engine import BesideRecord
+    from bench.waste.figures.figure import Figure
+    from bench.waste.hit_curve import HitCurve
+
+MOST: Final = 8
+"""Policies of one plot."""
+
+
+def sheet(record: WasteRecord, maps: Mapping[str, Sequence[PoolMap]] | None = None) -> Sheet:
+    """A record on a page; it holds no maps of the pool, which the command itself hands on."""
+    ran = [stream for stream in record.streams if record.rows_of(stream.label)]
+    said = [_reading(stream, record) for stream in ran]
+    first = [lines[0] for lines in said if lines] or ["Nothing was run."]
+    return Sheet(
+        kind="waste",
+        name=", ".join(stream.label for stream in record.streams),
+        verdict=" ".join(first) if len(first) < 4 else f"{len(first)} streams were served.",
+        tone="" if record.complete else "unsure",
+        parts=[
+            *(
+                part
+                for stream, lines in zip(ran, said, strict=True)
+                for part in _stream(stream, lines, record, (maps or {}).get(stream.label))
+            ),
+            terminal(lambda console: show(record, console)),
+        ],
+        facts={
+            "started": record.started_at,
+            "took": f"{record.elapsed_s:.1f} s",
+            "pool": f"{record.pool.slots:,} slots, {record.pool.gibibytes:.4g} GiB",
+            "clock": record.clock.source if record.clock else "steps alone",
+            **{stream.label: stream.source for stream in record.streams},
+            **flat("", record.machine.model_dump()),
+        },
+        commands=[Command(shlex.join(["pagedbench", *record.command]))],
+    )
+
+
+def hits_sheet(curves: Sequence[HitCurve]) -> Sheet:
+    """Hit curves on a page."""
+    from bench.waste.hit_curve import show_curves
+
+    pieces: list[Piece] = []
+    for curve in curves:
+        figure = new_figure(5.2, 3.4)
+        axes = figure.subplots()
+        for number, (order, rates) in enumerate(curve.rates.items()):
+            axes.plot(
+                curve.sizes,
+                [100 * rate for rate in rates],
+                ("-o", "--s", ":^", "-.D")[number % 4],
+                color=COLOURS[number % len(COLOURS)],
+                label=order,
+            )
+        axes.axhline(100 * curve.limit, color="#000000", linewidth=0.8, linestyle=":")
+        axes.set_xscale("log")
+        plain_numbers(axes)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("size of the cache, tokens; dotted: without a limit")
+        axes.set_ylabel("prompt tokens found, %")
+        axes.legend(frameon=False, fontsize=8)
+        words = f"{curve.stream}: prompt tokens that a cache of each size would have found."
+        pieces.append(Picture(as_svg(figure, said=words), words))
+    best = [f"{curve.stream}: {curve.limit:.1%} of the prompt tokens at most" for curve in curves]
+    return Sheet(
+        kind="waste --hits",
+        name=", ".join(curve.stream for curve in curves),
+        verdict="A prefix cache would have found: " + "; ".join(best) + ".",
+        tone="",
+        parts=[
+            Part(title="Hit curves", pieces=pieces),
+            terminal(lambda console: show_curves(curves, console)),
+        ],
+        facts={curve.stream: plural(curve.requests, "request") for curve in curves},
+    )
+
+
+def figure_sheet(figure: Figure) -> Sheet:
+    """A published figure, reproduced, on a page."""
+    from bench.waste.figures.report import show_figure
+
+    name = f"{figure.title}: {'reproduced' if figure.met else 'missed'}"
+    facts = {"source": figure.source, "setup": figure.setup}
+    made = plain_sheet("waste --figure", name, facts, lambda console: show_figure(figure, console))
+    return replace(made, tone="good" if figure.met else "bad")
+
+
+def beside_sheet(record: BesideRecord) -> Sheet:
+    """An engine's scheduler beside ours on a page."""
+    from bench.waste.engine_report import show_beside
+
+    facts = {"slots": record.slots, "clock": record.clock}
+    return plain_sheet(
+        "waste --server", record.engine, facts, lambda console: show_beside(record, console)
+    )
+
+
+def _reading(stream: ServedStream, record: WasteRecord) -> list[str]:
+    rows = record.rows_of(stream.label)
+    if record.base is None:
+        return reading(rows, record) or [_where(rows)]
+    found = compare(record, stream.label)
+    return ["The base was not run."] if found is None else whatif_reading(found, record)
+
+
+def _where(rows: Sequence[WasteRow]) -> str:
+    row = rows[0]
+    lost = max((name for name in CLASSES if name != "token"), key=lambda name: row.shares[name])
+    return (
+        f"{policy_name(row.policy)}: {row.shares['token']:.1%} of the slots hold tokens; most of "
+        f"the rest, {row.shares[lost]:.1%}, is {CLASSES[lost][1]}."
+    )
+
+
+def _stream(
+    stream: ServedStream,
+    lines: Sequence[str],
+    record: WasteRecord,
+    maps: Sequence[PoolMap] | None,
+) -> Iterator[Part]:
+    rows = record.rows_of(stream.label)
+    found = compare(record, stream.label) if record.base is not None else None
+    shown = rows[:MOST]
+    if found is not None:
+        shown = [found.base, *([found.best.row] if found.best else [])]
+    pieces: list[Piece] = [Lines(lines)]
+    if found is not None:
+        pieces.append(_ranked(found))
+    pieces += [
+        _plot("Where the slots are, averaged over what is judged.", shown, _bars),
+        _plot("Requests that run at once.", shown, batches),
+        _plot("Requests that wait.", shown, _queue),
+    ]
+    if any(row.service for row in shown):
+        pieces.append(_plot("How long users wait: percentiles.", shown, _latency))
+    yield Part(title=f"{stream.label}: {plural(stream.requests, 'request')}", pieces=pieces)
+    yield Part(title="The pool through time", pieces=list(_maps(maps)))
+    tables = (
+        [whatif_table(found)]
+        if found is not None
+        else [
+            memory_table(rows),
+            *service_tables(rows, Console(width=WIDTH)),
+            *filter(None, [latency_table(rows)]),
+        ]
+    )
+    yield Part(title="All figures", pieces=[Table.like(each) for each in tables], folded=True)
+
+
+def _plot(
+    words: str, rows: list[WasteRow], draw: Callable[[Axes, list[WasteRow]], None]
+) -> Picture:
+    figure = new_figure(5.6, 3.6)
+    draw(figure.subplots(), rows)
+    return Picture(as_svg(figure, said=words), words)
+
+
+def _bars(axes: Axes, rows: list[WasteRow]) -> None:
+    bars(axes, rows)
+    axes.set_title("")
+
+
+def _queue(axes: Axes, rows: list[WasteRow]) -> None:
+    for number, row in enumerate(rows):
+        steps = np.array([0, *row.series.steps])
+        queued = np.diff([0, *row.series.queued]) / np.diff(steps)
+        colour = LINE_COLOURS[number % len(LINE_COLOURS)]
+        axes.plot(steps[1:], queued, color=colour, label=policy_name(row.policy))
+    axes.set_xlabel("steps")
+    axes.set_ylabel("requests in the queue")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _latency(axes: Axes, rows: list[WasteRow]) -> None:
+    shares = (50, 90, 99, 100)
+    for number, row in enumerate(rows):
+        for name, style in (("ttft", "-o"), ("tpot", "--s"), ("e2e", ":^")):
+            found = None if row.service is None else getattr(row.service, name)
+            if found is None:
+                continue
+            times = (found.p50_ns, found.p90_ns, found.p99_ns, found.max_ns)
+            colour = LINE_COLOURS[number % len(LINE_COLOURS)]
+            label = f"{name.upper()}, {policy_name(row.policy)}"
+            axes.plot(range(4), [t / 1e9 for t in times], style, color=colour, label=label)
+    axes.set_xticks(range(4), [f"p{share}" if share < 100 else "longest" for share in shares])
+    axes.set_yscale("log")
+    plain_numbers(axes)
+    axes.set_ylabel("seconds")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=7)
+
+
+def _ranked(found: WhatIf) -> Picture:
+    effects = sorted((each for each in found.effects if each.alike), key=lambda each: -each.gain)
+    figure = new_figure(5.6, 0.24 * len(effects) + 1.1)
+    axes = figure.subplots()
+    axes.axvspan(-100 * found.error, 100 * found.error, color="#888888", alpha=0.25, linewidth=0)
+    for at, each in enumerate(effects):
+        told = abs(each.gain) > found.error
+        colour = COLOURS[2 if each.gain > 0 else 1] if told else "#888888"
+        axes.barh(at, 100 * each.gain, color=colour, xerr=100 * found.error, ecolor="#000000")
+    axes.set_yticks(range(len(effects)), [f"{each.group} {each.label}" for each in effects])
+    axes.invert_yaxis()
+    axes.set_xlabel(f"gain in {found.unit.words}, %")
+    words = (
+        f"What each change would give, the best first. The band, and the lines on the bars, are "
+        f"{found.error:.1%}, below which a change cannot be told from none."
+    )
+    return Picture(as_svg(figure, said=words), words)
+
+
+def _maps(maps: Sequence[PoolMap] | None) -> Iterator[Piece]:
+    if maps is None:
+        yield Lines(
+            ["The record holds no map: the command below draws them with --html FILE."], "dim"
+        )
+        return
+    kinds = dict.fromkeys(int(kind) for pool in maps for kind in np.unique(pool.classes))
+    yield _legend([KINDS[kind] for kind in kinds])
+    for pool in maps:
+        figure = new_figure(5.6, 3.0)
+        pool_through_time(figure.subplots(), pool)
+        words = f"{policy_name(pool.policy)}: what is in each slot, step by step."
+        yield Map(svg=as_svg(figure, said=words), caption=words, data=_data(pool))
+
+
+def _legend(kinds: Sequence[tuple[str, str]]) -> Picture:
+    from matplotlib.patches import Patch
+
+    figure = new_figure(5.6, 0.3 * -(-len(kinds) // 2) + 0.2)
+    handles = [Patch(facecolor=colour, edgecolor="#888888", label=name) for colour, name in kinds]
+    figure.legend(handles=handles, loc="center", frameon=False, fontsize=8, ncols=2)
+    words = "Colours of the maps."
+    return Picture(as_svg(figure, said=words), words)
+
+
+def _data(pool: PoolMap) -> dict[str, Any]:
+    """A map as runs along its rows: [first column, class, owner] wherever one of both changes."""
+    rows = []
+    for classes, owners in zip(pool.classes, pool.owners, strict=True):
+        changed = (np.diff(classes.astype(int)) != 0) | (np.diff(owners) != 0)
+        starts = [0, *(np.flatnonzero(changed) + 1).tolist()] if len(classes) else []
+        rows.append([[at, int(classes[at]), int(owners[at])] for at in starts])
+    runs = zlib.compress(json.dumps(rows, separators=(",", ":")).encode(), 9)
+    return {
+        "runs": base64.b64encode(runs).decode(),
+        "steps": pool.steps.tolist(),
+        "slots": pool.slots,
+        "slotsPerRow": pool.slots_per_row,
+        "kinds": {str(kind): [colour, words] for kind, (colour, words) in KINDS.items()},
+        "shades": list(TOKEN_SHADES),
+    }
