@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
@@ -103,6 +103,8 @@ class AskedOfAll:
     """Interpreter to run the kernels with; None for the one that each needs."""
     findings: int = FINDINGS
     """Different ones after which to end the search of a kernel."""
+    ray: bool = False
+    """Whether judges run on the Ray cluster that this process is connected to."""
 
     @property
     def seeds(self) -> range:
@@ -130,6 +132,10 @@ class SearchPlan(AskedOfAll):
 
     def start(self) -> SubjectProcess:
         """A child that runs the kernel."""
+        if self.ray:
+            from bench.check.cluster import JudgeOnRay
+
+            return JudgeOnRay(replace(self, ray=False))
         return start(
             self.kernel,
             self.device,

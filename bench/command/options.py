@@ -73,6 +73,26 @@ def default_lanes(*, most: int = 4) -> int:
     return min(len(os.sched_getaffinity(0)), most)
 
 
+Ray = Annotated[
+    bool,
+    typer.Option(
+        "--ray", help="Run --seeds on a Ray cluster: that of RAY_ADDRESS, or one started here."
+    ),
+]
+
+RayAddress = Annotated[
+    str | None, typer.Option(help="Address of that cluster; implies --ray.", metavar="ADDRESS")
+]
+
+
+def on_a_cluster(*, ray: bool, address: str | None, campaign: range | None) -> bool:
+    """Whether a campaign runs on a Ray cluster. Raises BadInput where there is no campaign."""
+    asked = ray or address is not None
+    if asked and campaign is None:
+        raise BadInput("--ray: one seed runs on this machine; give several with --seeds")
+    return asked
+
+
 MAX_SEED: Final = 2**32 - 1
 
 SEEDS_HELP: Final = "Campaign: seeds A..B, each as many, spread over the cores."

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from bench.command.options import SEEDS_HELP, Html, Json, default_lanes, present_device, seeds_of
+from bench.command.options import (
+    SEEDS_HELP,
+    Html,
+    Json,
+    Ray,
+    RayAddress,
+    default_lanes,
+    on_a_cluster,
+    present_device,
+    seeds_of,
+)
 from bench.command.project import subjects_under_test
 from bench.command.session import check_file, check_readable, session
 from reference.errors import BadInput
@@ -16,6 +29,7 @@ from subjects.attention.resolve import check_name
 
 # torch takes seconds to import: what needs it is imported where it is used; --help is quick.
 if TYPE_CHECKING:
+    from bench.check.run import CheckPlan
     from bench.workloads.stream import RequestStream
     from reference.attention.expected import ExpectedFailure
 
@@ -75,6 +89,8 @@ def check(
         int, typer.Option(min=0, max=2**32 - 1, help="The same seed draws the same problems.")
     ] = 0,
     seeds: Annotated[str | None, typer.Option(help=SEEDS_HELP, metavar="A..B")] = None,
+    ray: Ray = False,
+    ray_address: RayAddress = None,
     device: Annotated[
         str, typer.Option(help="cpu (Triton is interpreted), cuda, or auto.")
     ] = "auto",
@@ -144,6 +160,7 @@ def check(
                 )
             it.end(code)
         campaign = None if seeds is None else seeds_of(seeds)
+        cluster = on_a_cluster(ray=ray, address=ray_address, campaign=campaign)
         _check_writable(json, save)
         check_file("--html", html)
         check_file("--coverage-md", coverage_md)
@@ -174,11 +191,12 @@ def check(
             python=engine_python,
             expected=_expected(expected),
             findings=findings,
+            ray=cluster,
         )
         # With several threads every small operation waits for the slowest one: times of a busy
         # machine are then of its other work. The children have one thread anyway.
         torch.set_num_threads(1)
-        with it.work() as progress:
+        with it.work() as progress, _cluster(plan, ray_address) as plan:
             record = run_check(plan, progress=progress, stop=it.stop)
         if coverage:
             it.deliver("standard output", lambda: show_coverage(record, it.out))
@@ -187,6 +205,18 @@ def check(
             record, json, lambda: show(record, it.out), html=html, sheet=lambda: sheet(record)
         )
         it.end(record.exit_code)
+
+
+@contextmanager
+def _cluster(plan: CheckPlan, address: str | None) -> Iterator[CheckPlan]:
+    """The plan, with a lane for each core of the cluster that it is to run on, if any."""
+    if not plan.ray:
+        yield plan
+        return
+    from bench.machine.spread import ray_cluster
+
+    with ray_cluster(address=address, cpus=plan.lanes) as ray:
+        yield replace(plan, lanes=max(int(ray.cluster_resources().get("CPU", 1)), 1))
 
 
 def _expected(file: Path | None) -> tuple[ExpectedFailure, ...]:

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from bench.command.exit_codes import RIGHT, WRONG
-from bench.command.options import SEEDS_HELP, Html, Json, default_lanes, seeds_of
+from bench.command.options import (
+    SEEDS_HELP,
+    Html,
+    Json,
+    Ray,
+    RayAddress,
+    default_lanes,
+    on_a_cluster,
+    seeds_of,
+)
 from bench.command.project import subjects_under_test
 from bench.command.session import Session, check_file, session
 from reference.errors import BadInput
@@ -111,16 +120,8 @@ def fuzz(
         ),
     ] = None,
     seeds: Annotated[str | None, typer.Option(help=SEEDS_HELP, metavar="A..B")] = None,
-    ray: Annotated[
-        bool,
-        typer.Option(
-            "--ray",
-            help="Run --seeds on a Ray cluster: that of RAY_ADDRESS, or one started here.",
-        ),
-    ] = False,
-    ray_address: Annotated[
-        str | None, typer.Option(help="Address of that cluster; implies --ray.", metavar="ADDRESS")
-    ] = None,
+    ray: Ray = False,
+    ray_address: RayAddress = None,
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Moves of a program, at most.")] = 40,
     block_size: Annotated[
         list[int] | None,
@@ -179,8 +180,7 @@ def fuzz(
         check_file("--json", json)
         check_file("--html", html)
         campaign = None if seeds is None else seeds_of(seeds)
-        if campaign is None and (ray or ray_address is not None):
-            raise BadInput("--ray: one seed runs on one core; give several with --seeds")
+        cluster = on_a_cluster(ray=ray, address=ray_address, campaign=campaign)
         from bench.fuzz.campaign import campaign_record, run_campaign
         from bench.fuzz.databases import open_database
         from bench.fuzz.film import film
@@ -235,7 +235,7 @@ def fuzz(
                         ),
                         stop=it.stop,
                         workers=default_lanes(most=256),
-                        ray=ray or ray_address is not None,
+                        ray=cluster,
                         address=ray_address,
                     )
                 filmed = (json or html) and not it.stop.is_set()

@@ -58,6 +58,22 @@ def on_ray(
     """
     # joblib's own Ray backend hands out its results all at once, at the end; so Ray is asked
     # directly.
+    with ray_cluster(address=address, cpus=cpus) as ray:
+        remote = ray.remote(num_cpus=1)(call)
+        pending = [remote.remote(*arguments) for arguments in calls]
+        end = float("inf")
+        while pending and time.monotonic() < end:
+            done, pending = ray.wait(pending, num_returns=1, timeout=1.0)
+            yield from ray.get(done)
+            if over():
+                end = min(end, time.monotonic() + GRACE_S)
+
+
+@contextmanager
+def ray_cluster(*, address: str | None, cpus: int | None) -> Iterator[Any]:
+    """Ray, connected to the cluster at `address` or RAY_ADDRESS, or to one of so many cores that
+    is started and ended here.
+    """
     try:
         import ray
     except ImportError:
@@ -79,14 +95,7 @@ def on_ray(
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                 )
-        remote = ray.remote(num_cpus=1)(call)
-        pending = [remote.remote(*arguments) for arguments in calls]
-        end = float("inf")
-        while pending and time.monotonic() < end:
-            done, pending = ray.wait(pending, num_returns=1, timeout=1.0)
-            yield from ray.get(done)
-            if over():
-                end = min(end, time.monotonic() + GRACE_S)
+        yield ray
     finally:
         if ours:
             ray.shutdown()
