@@ -39,9 +39,8 @@ run: $(PROJECT) ## cross-check, time and account: pagedbench check
 	$(BIN)/pagedbench check $(ARGS)
 
 # The interpreter's work is single-threaded numpy on small tiles: more threads only get into each other's way.
-# Hundreds of short processes are started: what one compiled of our sources, the next ones find.
 test: $(PROJECT) $(DEV) ## every test but the micro-benchmarks
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal \
 		--ignore tests/benchmarks $(TESTS) $(ARGS)
 
 test-long: override ARGS += --hypothesis-profile=long

@@ -21,6 +21,9 @@ os.environ["TRITON_DEFAULT_FP_FUSION"] = "1"
 # Interpreted tiles are small: numpy's BLAS threads cost several times what they save.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Hundreds of short processes are started: what one compiled of our sources, the next ones find.
+os.environ["PYTHONDONTWRITEBYTECODE"] = ""
+sys.dont_write_bytecode = False
 
 # A run in the background of a shell is started with Ctrl-C ignored, and so would be the processes
 # in which tests press it.
