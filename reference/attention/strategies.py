@@ -226,7 +226,7 @@ def _declined(batch: list[Request], declines: frozenset[str]) -> list[Request]:
     if "padding" in declines:
         batch = [r if r != Request(1, 0) else Request(1, 1) for r in batch]
     if "waiting" in declines:
-        batch = [Request(max(r.query_len, 1), max(r.seq_len, 1)) for r in batch]
+        batch = [r if r.query_len else Request(1, max(r.seq_len, 1)) for r in batch]
     if "mixed_lengths" in declines:
         # As many as the one that has fewest: whatever the length, each sequence has that many.
         fewest = min((r.query_len for r in batch if r.query_len), default=0)

@@ -14,7 +14,7 @@ import sys
 from enum import IntEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, Final
 
 import torch
@@ -44,6 +44,10 @@ class Platform:
     def fp8_dtype(self) -> torch.dtype:
         """The type of quantised queries."""
         return torch.float8_e4m3fn
+
+    def is_rocm(self) -> bool:
+        """Whether it is an AMD GPU."""
+        return torch.version.hip is not None
 
     def is_device_capability_family(self, capability: int) -> bool:
         """Whether the GPU is of a family, 100 for Blackwell."""
@@ -87,6 +91,17 @@ def load_unified_attention() -> ModuleType:
     """Import vLLM's `triton_unified_attention` from the wheel. Raises SubjectError: it, or Triton,
     lacks.
     """
+    # Before 0.20 there are no helpers.
+    return _load_ops("triton_attention_helpers", "triton_unified_attention")
+
+
+def load_decode_attention() -> ModuleType:
+    """Import vLLM's `triton_decode_attention` likewise: decode over keys and values, or latent."""
+    return _load_ops("triton_decode_attention")
+
+
+def _load_ops(*names: str) -> ModuleType:
+    """The last of the files of `ops`, of those that are there, with stand-ins for its imports."""
     folder = root() / "v1" / "attention" / "ops"
     try:
         import triton
@@ -113,10 +128,18 @@ def load_unified_attention() -> ModuleType:
             setattr(sys.modules[parent], attribute, sys.modules[name])
     for name, members in stand_ins.items():
         vars(sys.modules[name]).update(members)
-    for name in ("triton_attention_helpers", "triton_unified_attention"):
-        if (folder / f"{name}.py").is_file():  # before 0.20 there are no helpers
+    if importlib.util.find_spec("packaging") is None:
+        # Asked for Triton's version alone.
+        sys.modules["packaging"] = ModuleType("packaging")
+        vars(sys.modules["packaging"])["version"] = SimpleNamespace(parse=_numbers)
+    for name in names:
+        if (folder / f"{name}.py").is_file():
             _run(f"vllm.v1.attention.ops.{name}", folder / f"{name}.py")
-    return sys.modules["vllm.v1.attention.ops.triton_unified_attention"]
+    return sys.modules[f"vllm.v1.attention.ops.{names[-1]}"]
+
+
+def _numbers(release: str) -> list[int]:
+    return [int(each) for each in re.findall(r"\d+", release)]
 
 
 def load_cpu_kernels() -> Any:
