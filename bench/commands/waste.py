@@ -274,6 +274,10 @@ def waste(
         Path | None, typer.Option(metavar="FILE", help="Write the record to this file.")
     ] = None,
     html: Html = None,
+    markdown: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write what is shown to this file, as markdown."),
+    ] = None,
     plot: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Draw the pool to this file: png, svg or pdf."),
@@ -355,6 +359,7 @@ def waste(
         check_file("--json", json)
         check_file("--html", html)
         check_file("--plot", plot)
+        check_file("--markdown", markdown)
         if figure is not None:
             it.end(_figure(figure, trace or [], json, html, it, quiet=quiet))
         from bench.waste.plan import (
@@ -444,7 +449,7 @@ def waste(
         plan.check()
         if beside is not None:
             it.end(_beside(plan, beside, engine_python, json, html, it, quiet=quiet))
-        it.end(_waste(plan, json, html, plot, it, quiet=quiet))
+        it.end(_waste(plan, json, html, markdown, plot, it, quiet=quiet))
 
 
 def _fitted(server: Server, file: Path, plan: WastePlan, it: Session, *, quiet: bool) -> Clock:
@@ -560,6 +565,7 @@ def _waste(
     plan: WastePlan,
     json: Path | None,
     html: Path | None,
+    markdown: Path | None,
     plot: Path | None,
     it: Session,
     *,
@@ -567,11 +573,12 @@ def _waste(
 ) -> int:
     from bench.command.page.making import page
     from bench.waste.page import sheet
-    from bench.waste.report import show
+    from bench.waste.report import markdown_of, show
     from bench.waste.run import pool_maps, run_waste
 
     with it.work(quiet=quiet, raising=True) as progress:
         record = run_waste(plan, progress)
+    it.write("--markdown", markdown, lambda: markdown_of(record))
     it.report(record, json, lambda: show(record, it.out))
     maps = {}
     if record.complete and (plot is not None or html is not None):

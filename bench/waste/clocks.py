@@ -49,6 +49,11 @@ class Clock:
 ROUND_FIGURES: Final = Clock(time=StepTime(), source="round figures, not a measurement")
 
 
+def at_part(option: str, text: str, part: str) -> str:
+    """Begin a refusal of an option, with the part of its value that is wrong where it has more."""
+    return f"{option} {text}: " + ("" if part.strip() == text.strip() else f"{part!r}; ")
+
+
 def read_clock(text: str) -> Clock:
     """Read `base=25ms,prompt=89us,kv=0.1us,swap=5us`; what is left out takes no time."""
     found: dict[str, int] = {}
@@ -57,7 +62,7 @@ def read_clock(text: str) -> Clock:
         number = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+) ?(s|ms|us|µs|ns|ps)", value)
         if name not in _PARTS or not equals or number is None or name in found:
             raise BadInput(
-                f"--clock {text}: {part!r}; give {', '.join(_PARTS)} once each, as in "
+                f"{at_part('--clock', text, part)}give {', '.join(_PARTS)} once each, as in "
                 f"base=25ms,prompt=89us,kv=0.1us: a step, and for each prompt token, cached token "
                 f"read and token swapped"
             )
@@ -137,8 +142,8 @@ def read_slo(text: str) -> Slo:
         number = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+) ?(s|ms)?", value)
         if name not in ("ttft", "tpot", "e2e") or not equals or number is None or name in found:
             raise BadInput(
-                f"--slo {text}: {part!r}; give ttft, tpot or e2e once each, in seconds, as in "
-                f"ttft=2,tpot=0.05"
+                f"{at_part('--slo', text, part)}give ttft, tpot or e2e once each, in seconds, as "
+                f"in ttft=2,tpot=0.05"
             )
         found[name] = round(float(number[1]) * (1e6 if number[2] == "ms" else 1e9))
     try:

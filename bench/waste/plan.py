@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.waste.changes import Variation, variations
-from bench.waste.clocks import Clock
+from bench.waste.clocks import Clock, at_part
 from bench.waste.gpus import read_bytes
 from bench.waste.models import Model
 from bench.waste.parallel import Job
@@ -245,11 +245,13 @@ def draw_again(
 def read_columns(text: str | None) -> tuple[tuple[str, str], ...]:
     """Read --columns, as prompt=NAME,output=NAME,time=NAME."""
     found: dict[str, str] = {}
-    for part in text.split(",") if text is not None else []:
+    if text is None:
+        return ()
+    for part in text.split(","):
         role, _, column = (word.strip() for word in part.partition("="))
         if role not in ROLES or not column or role in found:
             raise BadInput(
-                f"--columns {text}: {part!r}; give {', '.join(ROLES)} once each, as in "
+                f"{at_part('--columns', text, part)}give {', '.join(ROLES)} once each, as in "
                 f"prompt=in_tokens,output=out_tokens,time=arrived"
             )
         found[role] = column

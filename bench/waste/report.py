@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bench.command.tables import table
+from bench.command.tables import MarkdownPage, table
 from bench.command.words import one_line
 from bench.waste.capacity import capacity_words
 from bench.waste.policies import policy_name, policy_words
@@ -83,6 +83,13 @@ def show(record: WasteRecord, console: Console) -> None:
             show_whatif(compare(record, stream.label), record, console)
         console.print()
     _show_end(record, console)
+
+
+def markdown_of(record: WasteRecord) -> str:
+    """What `show` prints, as markdown."""
+    page = MarkdownPage()
+    show(record, page)
+    return page.text()
 
 
 def memory_table(rows: list[WasteRow]) -> Table:

@@ -116,7 +116,8 @@ def _p90(row: WasteRow, name: str) -> float:
 def whatif_reading(whatif: WhatIf, record: WasteRecord) -> list[str]:
     """Say which change gives back most, why, and what it costs."""
     best, unit, base = whatif.best, whatif.unit, whatif.base
-    lines = [searched(whatif, record)] if record.runs is not None else []
+    lines: list[str] = []
+    end = [searched(whatif, record)] if record.runs is not None else []
     if best is None:
         lines.append(
             f"Keep it: nothing that was tried gives back more than {whatif.error:.1%} of the "
@@ -136,7 +137,7 @@ def whatif_reading(whatif: WhatIf, record: WasteRecord) -> list[str]:
                 f"Somebody waited for memory in {waiting:.1%} of the steps: at this load the pool "
                 f"is large enough. A stream with :saturated behind it asks what it could carry."
             )
-        return lines
+        return lines + end
     within = ""
     if best.drawings > 1:
         within = f", {best.gain - best.margin:+.1%} to {best.gain + best.margin:+.1%}"
@@ -161,7 +162,7 @@ def whatif_reading(whatif: WhatIf, record: WasteRecord) -> list[str]:
             "What a block size costs the kernel is not counted here: smaller blocks make longer "
             "block tables and more, shorter reads."
         )
-    return lines
+    return lines + end
 
 
 def searched(whatif: WhatIf, record: WasteRecord) -> str:

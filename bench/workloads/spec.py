@@ -170,6 +170,8 @@ def _part(text: str) -> _Part:
             name, _, keys = (
                 bare.rpartition(":") if "=" in bare.rpartition(":")[2] else (bare, "", "")
             )
+        if os.path.exists(name) and not os.path.isfile(name):
+            raise ValueError(f"{name!r} is a folder or a device; name a file, plain or gzip")
         if not os.path.isfile(name):
             raise ValueError(
                 f"{name!r} is neither a file nor a source; use the path of a trace, or one of "

@@ -194,6 +194,10 @@ def test_a_figure_that_is_missed_exits_1(monkeypatch, measured, code, verdict):
         (("--whatif", "--policy", "max/buddy"), "--whatif with max/buddy: give one paged"),
         (("--whatif", "--block-size", "8", "--block-size", "16"), "give one paged policy"),
         (("--slots", "8"), "slots = 8"),
+        (("--clock", "base=nan"), "--clock base=nan: give base, prompt"),
+        (("--clock", "base=3ms,kv=nan"), "--clock base=3ms,kv=nan: 'kv=nan'; give base"),
+        (("--trace", os.devnull), f"--trace {os.devnull}: '{os.devnull}' is a folder or a device"),
+        (("--runs", "5"), "--runs 5: it goes with --whatif"),
     ],
 )
 def test_what_cannot_be_met_exits_2_with_a_remedy(monkeypatch, options, said):
@@ -335,3 +339,19 @@ def test_nothing_heavy_is_imported_for_nothing():
     came = imported("waste", *SMALL, "--plot", "w.svg", "--whatif")
     assert "matplotlib" in came
     assert not {"torch", "triton", "scipy"} & came
+
+
+def test_markdown_has_what_the_screen_has():
+    result = succeeds(
+        *("--stream", "sharegpt-fit:system=512+alpaca-fit:share=0.5", "--requests", "60"),
+        *("--slots", "9000", "--policy", "paged:prefix=lru", "--seeds", "2", "--markdown", "w.md"),
+    )
+    page = Path("w.md").read_text()
+    assert "| policy | token |" in page
+    assert "| alpaca-fit | 3" in page
+    assert "| policy | req/s | tok/s |" in page
+    assert "Mean of 2 drawings of the stream" in page
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    assert len(rows) == 5 * 2 + 3 + 4
+    assert {line[-2:] for line in rows} == {" |"}
+    assert page.splitlines()[0][:60] in words(result)
