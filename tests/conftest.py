@@ -4,6 +4,7 @@ Triton reads its mode when it is imported, and everything that tests import come
 Set PAGEDBENCH_TEST_GPU=1 for the GPU tests; nothing else is run then.
 """
 
+import functools
 import gc
 import os
 import signal
@@ -35,11 +36,14 @@ gc.disable()
 
 import pytest  # noqa: E402 - the environment above has to be set before anything can import triton
 import torch  # noqa: E402
+import typer.testing  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 from helpers import profiles  # noqa: E402
 
 torch.set_num_threads(1)
+# Building the commands takes forty milliseconds, running one of them a few: build them once.
+typer.testing._get_command = functools.cache(typer.testing._get_command)  # type: ignore[attr-defined]
 profiles.register_profiles()
 
 GPU_TESTS = Path(__file__).parent / "gpu"

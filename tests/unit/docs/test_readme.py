@@ -218,7 +218,7 @@ def with_this_environment(command, venv):
 @pytest.mark.parametrize(
     ("command", "environment"),
     [
-        ("make run", {"ARGS": "--problems 4 --no-timing --lanes 1 --kernel torch"}),
+        ("make run", {"ARGS": "--problems 1 --no-timing --lanes 1 --kernel torch"}),
         ("make test", {"TESTS": "tests/unit/paged/test_errors.py", "ARGS": "-n 0"}),
     ],
 )

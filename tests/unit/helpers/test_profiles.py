@@ -74,7 +74,7 @@ def test_make_test_long_runs_everything_with_the_long_profile() -> None:
         check=True,
     ).stdout
     assert shown.endswith("--ignore tests/benchmarks tests -x --hypothesis-profile=long\n")
-    assert shown.startswith("PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 go/bin/python -m pytest")
+    assert shown.startswith("OMP_NUM_THREADS=1 go/bin/python -m pytest")
 
 
 def test_ci_variable_brings_neither_fixed_examples_nor_a_forgotten_database() -> None:

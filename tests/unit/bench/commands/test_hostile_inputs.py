@@ -225,14 +225,17 @@ SAID = {
 }
 
 PROBE = """
-import json, shlex, sys
+import functools, json, shlex, sys
 sys.path.insert(0, sys.argv.pop(1))
-from typer.testing import CliRunner
+import typer.testing
 from bench.cli import app
+typer.testing._get_command = functools.cache(typer.testing._get_command)
+heavy = {"torch", "triton", "numpy", "hypothesis"}
 said = {}
 for line in json.loads(sys.argv.pop(1)):
-    result = CliRunner().invoke(app, shlex.split(line))
-    said[line] = [result.exit_code, result.stdout, result.stderr, list(sys.modules)]
+    result = typer.testing.CliRunner().invoke(app, shlex.split(line))
+    here = sorted(heavy & set(sys.modules))
+    said[line] = [result.exit_code, result.stdout, result.stderr, here]
 print(json.dumps(said))
 """
 
