@@ -494,6 +494,13 @@ def _spoils_the_rest(verdict: Verdict) -> bool:
     )
 
 
+def drawn(plan: SearchPlan, seed: int) -> list[AttentionProblem]:
+    """All problems of a seed, in the order in which they are run."""
+    problems_of_seed: list[AttentionProblem] = []
+    _draw(plan, seed, problems_of_seed.append)
+    return problems_of_seed
+
+
 def _draw(plan: SearchPlan, seed: int, example: Callable[[AttentionProblem], None]) -> None:
     """Call `example` with each problem of a seed, always the same and in the same order."""
     awkward = -(-2 * plan.problems // 3) if plan.lengths else plan.problems
