@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
+from bench.check.lost_key import lost_key
 from bench.check.record import CheckRecord, Failure, KernelRecord
 from bench.check.report import LAWS, expected_lines, show, table
 from bench.command.page.parts import (
@@ -142,8 +143,12 @@ def drawn(spec: str, findings: Sequence[str]) -> Iterator[Piece]:
     from reference.attention.inputs import make_inputs
     from reference.attention.placement import place
 
-    inputs = make_inputs(problem)
-    batch = place(inputs).batch
+    batch = place(make_inputs(problem)).batch
+    lost = lost_key(problem, findings)
+    if lost is not None:
+        yield Lines(
+            [f"What was seen is what the row is without the key at position {lost[1]}."], "bad"
+        )
     said = " ".join(findings)
     token = next((int(at) for at in _TOKEN.findall(said)), None)
     foreign = {int(number) for number in _FOREIGN.findall(said)}
@@ -155,7 +160,15 @@ def drawn(spec: str, findings: Sequence[str]) -> Iterator[Piece]:
             Strip(
                 name=f"sequence {number}: q{request.query_len} k{request.seq_len}",
                 blocks=[
-                    _block(problem, request, at, block, seen, foreign)
+                    _block(
+                        problem,
+                        request,
+                        at,
+                        block,
+                        seen,
+                        foreign,
+                        lost[1] if lost is not None and lost[0] == number else None,
+                    )
                     for at, block in enumerate(batch.block_table[number, :blocks].tolist())
                 ],
                 note=_note(request, seen, token),
@@ -169,6 +182,7 @@ def drawn(spec: str, findings: Sequence[str]) -> Iterator[Piece]:
         legend=[
             ("seen", "holds keys that the wrong row has to see"),
             ("unseen", "not to be seen by it"),
+            *([("lost", "has the key that was lost")] if lost is not None else []),
             *([("lost", "named by the finding")] if foreign else []),
         ],
     )
@@ -195,14 +209,17 @@ def _block(
     block: int,
     seen: Tensor | None,
     foreign: set[int],
+    lost: int | None,
 ) -> Block:
     first = at * problem.block_size
     last = min(first + problem.block_size, request.seq_len) - 1
+    gone = lost is not None and first <= lost <= last
     keys = 0 if seen is None else int(((seen >= first) & (seen <= last)).sum())
     return Block(
         label=str(block),
-        state="lost" if block in foreign else "seen" if keys else "unseen",
+        state="lost" if gone or block in foreign else "seen" if keys else "unseen",
         owner=f"{first}\u2013{last}" if last > first else str(first),
+        changed=gone,
         hint=f"block {block}: positions {first} to {last}, of which the row sees {keys}",
     )
 

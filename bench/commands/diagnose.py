@@ -79,6 +79,6 @@ def diagnose(
             json,
             lambda: show(found, it.out),
             html=html,
-            sheet=lambda: sheet(found, figure_of(observed)),
+            sheet=lambda: sheet(found, figure_of(observed, found)),
         )
         it.end(_CODES[found.verdict])

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 TONES: Final[dict[str, Tone]] = {"healthy": "good", "found": "bad", "cannot tell": "unsure"}
 SERIES: Final = "The series that were read. Dotted: the level changes."
+MARKED: Final = " Shaded: what decides; thick: since when the cause is seen."
 
 
 def sheet(found: Diagnosis, series: Figure | None = None) -> Sheet:
@@ -74,12 +75,9 @@ def _cause(cause: Cause) -> Part:
 
 def _series(found: Diagnosis, series: Figure | None) -> Iterator[Part]:
     if series is not None:
-        starts = [given.start_s for given in found.given if given.start_s is not None]
-        for cause in found.causes:
-            if cause.since_s is not None and starts:
-                for axes in series.axes:
-                    axes.axvline(cause.since_s - min(starts), color=COLOURS[1], linewidth=1.5)
-        words = SERIES + " Thick: since when the cause is seen." * bool(found.causes)
+        words = SERIES + " Shaded: what decides; thick: since when the cause is seen." * bool(
+            found.causes
+        )
         yield Part(title="Series", pieces=[Picture(as_svg(series, said=words), words, wide=True)])
     else:
         lines = ["The record holds no series: pagedbench diagnose PATH --html FILE draws them."]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from bench.diagnose.inference import fitted
 from bench.diagnose.observed import Observed
+from bench.diagnose.record import Diagnosis
 from bench.diagnose.run import examine
 from bench.diagnose.statistics import signals
 
@@ -21,8 +22,8 @@ def draw(observed: Observed, file: Path) -> None:
     figure_of(observed).savefig(file, dpi=150)
 
 
-def figure_of(observed: Observed) -> Figure:
-    """A row for each signal, a line for each engine."""
+def figure_of(observed: Observed, found: Diagnosis | None = None) -> Figure:
+    """A row for each signal, a line for each engine; and the evidence of causes that were found."""
     from matplotlib.figure import Figure
 
     examined = examine(observed, fitted())
@@ -42,6 +43,13 @@ def figure_of(observed: Observed) -> Figure:
             for change in each.changes:
                 if change.series == name:
                     axis.axvline(change.time_s - start, color=colour, linestyle=":", linewidth=1)
+        for cause in found.causes if found is not None else ():
+            if cause.since_s is not None:
+                axis.axvline(cause.since_s - start, color=COLOURS[1], linewidth=1.5)
+            for decides in (evidence.figure for evidence in cause.evidence):
+                if decides.series == name:
+                    span = (decides.start_s - start, decides.end_s - start)
+                    axis.axvspan(*span, color=COLOURS[4], alpha=0.2, linewidth=0)
         axis.set_ylabel(name.replace("_", "\n"), rotation=0, ha="right", va="center", fontsize=8)
         axis.set_ylim(bottom=0)
         axis.tick_params(labelsize=7)

@@ -31,7 +31,7 @@ from bench.command.page.pictures import COLOURS, as_svg, new_figure, plain_numbe
 from bench.command.words import plural
 from bench.waste.plot import KINDS, LINE_COLOURS, TOKEN_SHADES, bars, batches, pool_through_time
 from bench.waste.policies import policy_name
-from bench.waste.pool_map import PoolMap
+from bench.waste.pool_map import TOKEN, PoolMap
 from bench.waste.record import WasteRecord, WasteRow
 from bench.waste.report import CLASSES, memory_table, reading, service_tables, show
 from bench.waste.service_report import latency_table
@@ -202,6 +202,8 @@ def _plot(
 def _bars(axes: Axes, rows: list[WasteRow]) -> None:
     bars(axes, rows)
     axes.set_title("")
+    if axes.get_legend() is not None:
+        axes.legend(loc="upper left", bbox_to_anchor=(-0.3, -0.2), frameon=False, fontsize=8)
 
 
 def _queue(axes: Axes, rows: list[WasteRow]) -> None:
@@ -241,15 +243,16 @@ def _ranked(found: WhatIf) -> Picture:
     axes = figure.subplots()
     axes.axvspan(-100 * found.error, 100 * found.error, color="#888888", alpha=0.25, linewidth=0)
     for at, each in enumerate(effects):
-        told = abs(each.gain) > found.error
+        told = abs(each.gain) > max(found.error, each.margin)
         colour = COLOURS[2 if each.gain > 0 else 1] if told else "#888888"
-        axes.barh(at, 100 * each.gain, color=colour, xerr=100 * found.error, ecolor="#000000")
+        axes.barh(at, 100 * each.gain, color=colour, xerr=100 * each.margin, ecolor="#000000")
     axes.set_yticks(range(len(effects)), [f"{each.group} {each.label}" for each in effects])
     axes.invert_yaxis()
     axes.set_xlabel(f"gain in {found.unit.words}, %")
     words = (
-        f"What each change would give, the best first. The band, and the lines on the bars, are "
-        f"{found.error:.1%}, below which a change cannot be told from none."
+        f"What each change would give, the best first. The band is {found.error:.1%}, below which "
+        f"a change cannot be told from none; the lines are the 95 % intervals over drawings of the "
+        f"stream. Grey: not told from none."
     )
     return Picture(as_svg(figure, said=words), words)
 
@@ -261,12 +264,12 @@ def _maps(maps: Sequence[PoolMap] | None) -> Iterator[Piece]:
         )
         return
     kinds = dict.fromkeys(int(kind) for pool in maps for kind in np.unique(pool.classes))
-    yield _legend([KINDS[kind] for kind in kinds])
     for pool in maps:
         figure = new_figure(5.6, 3.0)
         pool_through_time(figure.subplots(), pool)
         words = f"{policy_name(pool.policy)}: what is in each slot, step by step."
         yield Map(svg=as_svg(figure, said=words), caption=words, data=_data(pool))
+    yield _legend([KINDS[kind] for kind in kinds])
 
 
 def _legend(kinds: Sequence[tuple[str, str]]) -> Picture:
@@ -294,4 +297,5 @@ def _data(pool: PoolMap) -> dict[str, Any]:
         "slotsPerRow": pool.slots_per_row,
         "kinds": {str(kind): [colour, words] for kind, (colour, words) in KINDS.items()},
         "shades": list(TOKEN_SHADES),
+        "token": TOKEN,
     }

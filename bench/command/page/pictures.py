@@ -43,6 +43,7 @@ def plain_numbers(axes: Axes) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         if axis.get_scale() == "log":
             axis.set_major_formatter(lambda value, _: f"{value:g}")
+            axis.set_minor_formatter(lambda value, _: "")
 
 
 def as_svg(figure: Figure, *, said: str) -> str:

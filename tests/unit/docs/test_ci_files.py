@@ -29,7 +29,7 @@ INPUTS = {name: each.get("default", "") for name, each in ACTION_FILE["inputs"].
 STAND_IN = """#!/usr/bin/env bash
 printf '%s\\n' "$@" > arguments
 while [ $# -gt 0 ]; do
-  case "$1" in --json|--markdown|--junit) echo "report of $1" > "$2"; shift ;; esac
+  case "$1" in --json|--html|--markdown|--junit) echo "report of $1" > "$2"; shift ;; esac
   shift
 done
 exit "$CODE"
@@ -156,6 +156,8 @@ def test_comment_edits_the_last_one(folder):
     report = folder / "pagedbench" / "gate.md"
     said = shlex.split(f"pr comment 7 --edit-last --create-if-none --body-file {report}")
     assert (folder / "said").read_text().split() == said
+    assert report.read_text().endswith("\n[The page to look at](7)\n")
+    assert list(STEPS).index("Keep the record") < list(STEPS).index("Comment")
 
 
 def test_reports_are_kept_whatever_the_verdict(folder):
@@ -163,7 +165,7 @@ def test_reports_are_kept_whatever_the_verdict(folder):
         assert "always()" in STEPS[name]["if"]
     gate("github", folder, code=1)
     pattern = STEPS["Keep the record"]["with"]["path"].replace("${{ runner.temp }}/", "")
-    assert {file.suffix for file in folder.glob(pattern)} == {".json", ".md", ".xml"}
+    assert {file.suffix for file in folder.glob(pattern)} == {".json", ".html", ".md", ".xml"}
 
 
 def test_no_text_of_a_pull_request_is_written_into_a_script():
