@@ -362,14 +362,7 @@ def waste(
         check_file("--markdown", markdown)
         if figure is not None:
             it.end(_figure(figure, trace or [], json, html, it, quiet=quiet))
-        from bench.waste.plan import (
-            DEFAULT_DRAWINGS,
-            DEFAULT_RUNS,
-            WastePlan,
-            draw_again,
-            read_columns,
-            read_streams,
-        )
+        from bench.waste.plan import DEFAULT_RUNS, WastePlan, draw_again, read_columns, read_streams
         from bench.waste.server import Sizes, read_rank, read_server, read_tiers
 
         check_chart(plot)
@@ -394,6 +387,8 @@ def waste(
         tiers = read_tiers(tier or [], server)
         if tiers and beside is not None:
             raise BadInput(f"--tier {tiers[0].name} with --server {beside}: leave out one of them")
+        if seeds is not None and (hits or beside is not None):
+            raise BadInput(f"--seeds {seeds} with --hits or --server: leave it out")
         if runs is not None and not whatif:
             raise BadInput(f"--runs {runs}: it goes with --whatif, whose search it bounds")
         specs = stream or ([] if trace else [DEFAULT_STREAM])
@@ -440,7 +435,8 @@ def waste(
             traces=len(trace or []),
             requests=requests,
             seed=seed,
-            drawings=seeds or (DEFAULT_DRAWINGS if whatif else 1),
+            seeds=seeds,
+            whatif=whatif,
             closed=clients is not None,
         )
         plan = replace(plan, streams=streams, drawn=drawn)

@@ -223,12 +223,14 @@ def draw_again(
     traces: int,
     requests: int | None,
     seed: int,
-    drawings: int,
+    seeds: int | None,
+    whatif: bool,
     closed: bool = False,
 ) -> list[list[StreamSource]]:
-    """Open streams with other seeds, so often that all drawings are so many; what is the same with
-    any seed, and the traces behind them, is not drawn.
+    """Open streams with other seeds, as many as --seeds says with the first; what is the same with
+    any seed, and the traces behind them, is not drawn. Raises BadInput: nothing is.
     """
+    drawings = seeds or (DEFAULT_DRAWINGS if whatif else 1)
     found: list[list[StreamSource]] = []
     for spec in specs:
         made = [
@@ -239,6 +241,8 @@ def draw_again(
         if closed:
             more = [saturated(source) for source in more]
         found.append([source if requests is None else head(source, requests) for source in more])
+    if seeds is not None and seeds > 1 and not any(found):
+        raise BadInput(f"--seeds {seeds}: no stream is drawn; leave it out")
     return found + [[] for _ in range(traces)]
 
 

@@ -6,6 +6,7 @@ Everything fits 80 columns. Shares are of all slots of the pool, over the loaded
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from statistics import mean
 from typing import Final
 
 from rich.console import Console
@@ -15,12 +16,14 @@ from rich.text import Text
 from bench.command.tables import MarkdownPage, table
 from bench.command.words import one_line
 from bench.waste.capacity import capacity_words
+from bench.waste.drawings import margin
 from bench.waste.policies import policy_name, policy_words
 from bench.waste.record import WasteRecord, WasteRow
 from bench.waste.service_report import (
     clock_line,
     drawings_table,
     latency_table,
+    quota_lines,
     slo_words,
     tenant_tables,
 )
@@ -184,6 +187,9 @@ def reading(rows: list[WasteRow], record: WasteRecord) -> list[str]:
         if row.total.refused
     ]
     lines += [said for row in rows if (said := _limited(row) or _nothing_found(row))]
+    stream = next(each for each in record.streams if each.label == rows[0].stream) if rows else None
+    if stream is not None and stream.tenants:
+        lines += quota_lines(rows, stream)
     unloaded = [policy_words(row.policy) for row in rows if not row.loaded.steps]
     if unloaded:
         lines.append(
@@ -220,6 +226,8 @@ def _comparison(rows: list[WasteRow], record: WasteRecord) -> str:
                 f"All complete the same requests a second within {record.clock.error:.0%}, which "
                 f"is what the clock cannot tell apart."
             )
+        if unsure := _drawings_differ(best, worst, record):
+            return unsure
         said = (
             f"{policy_words(best.policy)}, completes {ratio:.3g}x the requests a second that "
             f"{policy_words(worst.policy)}, completes in the same pool"
@@ -231,6 +239,22 @@ def _comparison(rows: list[WasteRow], record: WasteRecord) -> str:
     return (
         f"{policy_words(best.policy)}, holds {best.judged.token_fraction / least:.1f}x the tokens "
         f"that {policy_words(worst.policy)}, holds in the same pool: {more:.2f} GiB more."
+    )
+
+
+def _drawings_differ(best: WasteRow, worst: WasteRow, record: WasteRecord) -> str:
+    """Say that one policy is the faster on some drawings of the stream only; or nothing."""
+    gains = [
+        _rate(rows[best.policy]) / _rate(rows[worst.policy]) - 1
+        for rows in record.drawings_of(best.stream).values()
+        if best.policy in rows and worst.policy in rows and _rate(rows[worst.policy])
+    ]
+    if not gains or (middle := mean(gains)) > (half := margin(gains)):
+        return ""
+    return (
+        f"{policy_words(best.policy)}, completes {middle:+.1%} requests a second against "
+        f"{policy_words(worst.policy)}, in the mean of {len(gains)} drawings, but between "
+        f"{middle - half:+.1%} and {middle + half:+.1%}: it cannot be told from nothing."
     )
 
 

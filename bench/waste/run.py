@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 def run_waste(plan: WastePlan, progress: Progress) -> WasteRecord:
     """Simulate every policy on every stream; after an interrupt the record has what is done."""
     began, started_at = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
+    machine = WasteEnvironment.here()
     rows: list[WasteRow] = []
     asked = 0
 
@@ -38,7 +39,7 @@ def run_waste(plan: WastePlan, progress: Progress) -> WasteRecord:
             command=sys.argv[1:],
             complete=complete,
             asked=asked,
-            machine=WasteEnvironment.here(),
+            machine=machine,
             pool=PoolRecord(slots=plan.slots, bytes_per_token=plan.bytes_per_token),
             warmup=plan.warmup,
             clients=plan.clients,
@@ -68,21 +69,22 @@ def run_waste(plan: WastePlan, progress: Progress) -> WasteRecord:
             tiers=plan.tiers,
         )
 
-    for what, jobs in rounds(plan, found, rows.append):
-        asked = sum(not row.inferred for row in rows) + len(jobs)
-        if not jobs:
-            continue
-        done = run_jobs(jobs, workers=plan.workers, ray=plan.ray, address=plan.ray_address)
-        new: dict[int, WasteRow] = {}
-        progress.begin(what, len(jobs))
-        with suppress(KeyboardInterrupt), closing(done):
-            for index, row in done:
-                new[index] = row
-                progress.advance(1)
-        rows += [new[index] for index in sorted(new)]
-        if len(new) < len(jobs):
-            return found()
-    return found(complete=True)
+    with suppress(KeyboardInterrupt):
+        for what, jobs in rounds(plan, found, rows.append):
+            asked = sum(not row.inferred for row in rows) + len(jobs)
+            done = run_jobs(jobs, workers=plan.workers, ray=plan.ray, address=plan.ray_address)
+            new: dict[int, WasteRow] = {}
+            if jobs:
+                progress.begin(what, len(jobs))
+            try:
+                with closing(done):
+                    for index, row in done:
+                        new[index] = row
+                        progress.advance(1)
+            finally:
+                rows += [new[index] for index in sorted(new)]
+        return found(complete=True)
+    return found()
 
 
 def pool_maps(

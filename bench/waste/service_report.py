@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from rich.table import Table
@@ -16,6 +17,7 @@ from bench.waste.policies import Policy, policy_words
 from bench.waste.record import WasteRecord, WasteRow
 from bench.workloads.record import ServedStream
 from paged.latency import OTHERS, Quantiles, TenantService
+from paged.policy import PagedPolicy
 
 TIMES = {
     "ttft": "TTFT",
@@ -24,6 +26,9 @@ TIMES = {
     "e2e": "end to end",
 }
 """The distributions of `paged.latency.Service`, and what they are called."""
+
+FEW_TENANTS = 4
+"""Most tenants that a sentence is about."""
 
 SHOWN_TENANTS = 8
 """Most tenants that are shown, those with most requests; the record has more."""
@@ -149,6 +154,36 @@ def tenant_tables(rows: Sequence[WasteRow], stream: ServedStream) -> Iterator[Ta
             said += f" {len(shown) - SHOWN_TENANTS} more, with fewer requests, are in the record."
         made.caption, made.caption_justify = Text(said), "left"
         yield made
+
+
+def quota_lines(rows: Sequence[WasteRow], stream: ServedStream) -> Iterator[str]:
+    """Say what quotas do for each tenant, against the same policy without them."""
+    plain = {row.policy: row for row in rows}
+    for row in rows:
+        if not isinstance(row.policy, PagedPolicy) or not row.policy.tenant_quotas:
+            continue
+        without = plain.get(replace(row.policy, tenant_quotas=()))
+        if without is not None:
+            yield f"{policy_words(row.policy)}: {tenants_words(row, without, stream)}."
+
+
+def tenants_words(row: WasteRow, base: WasteRow, stream: ServedStream) -> str:
+    """What the tenants with most requests find in the prefix cache, and wait, against a base."""
+    if row.service is None or base.service is None:
+        return "nobody looked"
+    before = {each.tenant: each for each in base.service.tenants}
+    said = []
+    for each in sorted(row.service.tenants, key=lambda each: -each.completed)[:FEW_TENANTS]:
+        was = before.get(each.tenant)
+        if was is None:
+            continue
+        words = f"{tenant_name(each.tenant, stream)} finds {_hits(each, 0) or '0%'} of its prompt"
+        words += f" tokens instead of {_hits(was, 0) or '0%'}"
+        if each.ttft is not None and was.ttft is not None:
+            words += f", TTFT p90 {_time(each.ttft, 'p90_ns')} instead of "
+            words += _time(was.ttft, "p90_ns")
+        said.append(words)
+    return "; ".join(said)
 
 
 def tenant_name(tenant: int, stream: ServedStream) -> str:

@@ -15,7 +15,7 @@ from bench.waste.changes import PAIR
 from bench.waste.policies import policy_words
 from bench.waste.reasons import reason
 from bench.waste.record import WasteRecord, WasteRow
-from bench.waste.service_report import drawings_table
+from bench.waste.service_report import drawings_table, tenants_words
 from bench.waste.whatif import Effect, WhatIf
 
 UNLOADED: Final = 0.01
@@ -152,6 +152,9 @@ def whatif_reading(whatif: WhatIf, record: WasteRecord) -> list[str]:
         lines.append(f"Alone: {'; '.join(alone)}.")
     if unit.head in ("req/s", "good/s"):
         lines.append(f"Why: {reason(best.row, base, record.time)}.")
+    stream = next(each for each in record.streams if each.label == base.stream)
+    if stream.tenants and base.service is not None:
+        lines.append(f"By tenant: {tenants_words(best.row, base, stream)}.")
     near = _as_good(whatif, best)
     if near:
         lines.append(f"As good, within {whatif.error:.1%}: {near}.")

@@ -16,6 +16,7 @@ from bench.waste.figures.report import show_figure
 from bench.waste.policies import format_policy, parse_policy, policy_name
 from bench.waste.record import WasteRecord, WasteRow
 from bench.waste.report import show
+from bench.waste.service_report import quota_lines
 from bench.workloads.record import served_stream
 from bench.workloads.source import head
 from bench.workloads.spec import parse_source
@@ -165,6 +166,38 @@ def test_each_tenant_is_shown_under_each_policy_and_sums_to_the_whole() -> None:
     assert text.count("azure-code-fit") == len(rows)
     assert max(cell_len(line) for line in text.splitlines()) <= 80
     assert text.count("waits for: why") == 1  # nothing is cut
+    quotas = [
+        replace_policy(row, policy)
+        for row, policy in zip(
+            rows[1:], ("paged:prefix=lru", "paged:prefix=lru,quota=0:5"), strict=True
+        )
+    ]
+    (line,) = quota_lines(quotas, described)
+    assert line.startswith("paged, block 16, prefix=lru, quota=0:5: sharegpt-fit finds ")
+    assert "azure-code-fit finds" in line
+    assert list(quota_lines(rows[:2], described)) == []
+
+
+def replace_policy(row: WasteRow, policy: str) -> WasteRow:
+    return row.model_copy(update={"policy": parse_policy(policy)})
+
+
+def test_policies_that_drawings_do_not_tell_apart_are_said_not_to_be():
+    row = with_counters(rows_of("paged", slots=600)[0])
+    other = replace_policy(row, "paged:block=8")
+    drawn = [
+        faster.model_copy(update={"drawing": number})
+        for number, share in enumerate((1.2, 0.9, 1.1))
+        for faster in (row, at_rate(other, share))
+    ]
+    text = " ".join(printed(show, waste_record(*drawn, stream=STREAM)).split())
+    assert "block 8, completes" in text
+    assert "in the mean of 3 drawings, but between" in text
+
+
+def at_rate(row: WasteRow, share: float) -> WasteRow:
+    """The same row on a clock that is so much faster."""
+    return with_counters(row, time_ns=round(row.total.time_ns / share))
 
 
 def test_a_table_that_is_too_wide_is_two() -> None:

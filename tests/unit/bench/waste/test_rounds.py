@@ -15,6 +15,7 @@ from bench.waste.record import WasteRecord, WasteRow
 from bench.waste.run import run_waste
 from bench.waste.whatif import compare
 from helpers.waste_records import job, simulated
+from reference.errors import BadInput
 
 CALM = "azure-fit:rate=2,requests=60,system=64,prompts=2,max_len=2000"
 
@@ -63,7 +64,7 @@ def plan(spec: str, *, drawings: int = 3, **changes: Any) -> WastePlan:
     return WastePlan(
         **{
             "streams": read_streams([spec], [], requests=60, seed=0),
-            "drawn": draw_again([spec], traces=0, requests=60, seed=0, drawings=drawings),
+            "drawn": draw_again([spec], traces=0, requests=60, seed=0, seeds=drawings, whatif=True),
             "policies": ("paged",),
             "block_sizes": (16,),
             "slots": 5000,
@@ -121,10 +122,14 @@ def test_what_is_drawn_is_drawn_again_and_nothing_else(tmp_path: Any) -> None:
     file = tmp_path / "t.csv"
     file.write_text("prompt_tokens,output_tokens\n9,1\n")
     specs = ["sharegpt-fit", "sharegpt-fit:seed=7", str(file)]
-    drawn = draw_again(specs, traces=1, requests=5, seed=3, drawings=4)
+    drawn = draw_again(specs, traces=1, requests=5, seed=3, seeds=4, whatif=False)
     assert [len(sources) for sources in drawn] == [3, 0, 0, 0]
     first, second, _ = ([p.prompt_tokens.tolist() for p in s.chunks()] for s in drawn[0])
     assert first != second
+    with pytest.raises(BadInput, match="--seeds 4: no stream is drawn"):
+        draw_again(specs[1:], traces=1, requests=5, seed=3, seeds=4, whatif=False)
+    usual = draw_again(specs[:2], traces=0, requests=5, seed=3, seeds=None, whatif=True)
+    assert [len(sources) for sources in usual] == [4, 0]
 
 
 def test_policies_side_by_side_are_served_on_every_drawing() -> None:
@@ -135,3 +140,23 @@ def test_policies_side_by_side_are_served_on_every_drawing() -> None:
     ]
     record = searched(asked)
     assert len(record.rows_of(record.streams[0].label)) == 2
+
+
+class Impatient(Silence):
+    """Somebody who presses Ctrl-C after so many simulations."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def advance(self, count: int) -> None:
+        self.left -= count
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("after", [1, 14])
+def test_an_interrupt_keeps_what_was_simulated_in_any_round(after: int) -> None:
+    record = run_waste(plan("sharegpt-fit"), Impatient(after))
+    assert not record.complete
+    assert sum(not row.inferred for row in record.rows) == after < record.asked
+    assert compare(record, record.streams[0].label) is not None
