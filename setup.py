@@ -45,7 +45,7 @@ class BuildRooms(build_py):
             return
         package = Path(self.build_lib, "pagedbench")
         for file in (file for room in ROOMS for file in sorted(Path(room).rglob("*"))):
-            if file.suffix not in {".py", ".json", ".txt", ".yml", ".html", ".css", ".js"}:
+            if file.suffix not in {".py", ".c", ".json", ".txt", ".yml", ".html", ".css", ".js"}:
                 continue
             target = package / file
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import operator
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, SupportsIndex
+from typing import Final, NamedTuple, SupportsIndex
 
 from paged.errors import BadSize, checked_size
+
+LATEST_NS: Final = 2**62
+"""Moments from there on are refused."""
 
 
 class Request(NamedTuple):
@@ -53,6 +56,11 @@ def checked_requests(requests: Iterable[Request]) -> Iterator[Request]:
                 f"all requests a time from 0 on, never falling, or none"
             )
         last_ns = arrival_ns or 0
+        if last_ns >= LATEST_NS:
+            raise BadSize(
+                f"request {number} of the stream arrives at {arrival_ns} ns; give less than 2**62, "
+                f"146 years"
+            )
         yield request
 
 
@@ -63,6 +71,29 @@ def _integer(number: int, name: str, value: SupportsIndex) -> int:
         raise BadSize(
             f"request {number} of the stream: {name} = {value!r}; give an integer"
         ) from None
+
+
+def opened(
+    requests: Iterable[Request], clients: int | None
+) -> tuple[Request, Iterator[Request], bool]:
+    """Return the first request of a stream, those behind it, and whether they have times of
+    arrival.
+
+    Raises BadSize: there is no request, or one is not as it has to be; or `clients` make no sense.
+    """
+    if clients is not None:
+        checked_size("clients", clients, at_least=1)
+    source = checked_requests(requests)
+    first = next(source, None)
+    if first is None:
+        raise BadSize("the stream is empty: give at least one request")
+    timed = first.arrival_ns is not None
+    if timed and clients is not None:
+        raise BadSize(
+            f"clients = {clients} with arrival times: leave out one of the two; it says when "
+            f"requests arrive"
+        )
+    return first, source, timed
 
 
 class Arrivals:
@@ -84,29 +115,18 @@ class Arrivals:
         depth: int = 1,
         fits: Callable[[Request], bool] = lambda request: True,
     ) -> None:
-        if clients is not None:
-            checked_size("clients", clients, at_least=1)
+        first, self._source, self.timed = opened(requests, clients)
         self._clients = clients
         self.closed = clients is not None
         """Whether the next may have to wait for another to be completed: call `taken` then, too."""
         self._depth = checked_size("depth", depth, at_least=1)
         self._fits = fits
-        self._source = checked_requests(requests)
         self.waiting: deque[Request] = deque()
         """Requests that have arrived, in order. Whoever takes one calls `taken`."""
         self.now_ns = 0
         """Moment at which whoever comes in a closed loop has arrived; set it before `taken`."""
         self.count = self.refused = 0
         """Requests that have arrived, those turned away included; and those."""
-        first = next(self._source, None)
-        if first is None:
-            raise BadSize("the stream is empty: give at least one request")
-        self.timed = first.arrival_ns is not None
-        if self.timed and clients is not None:
-            raise BadSize(
-                f"clients = {clients} with arrival times: leave out one of the two; it says when "
-                f"requests arrive"
-            )
         self.more = True
         """Whether requests have yet to arrive."""
         self._next = first

@@ -22,6 +22,7 @@ import numpy as np
 from paged.accounting import Counters, Series, Serving, TierUse
 from paged.arrivals import Arrivals, Request
 from paged.clock import PS_PER_NS, StepTime, steps_within, taken_ps
+from paged.compiled import CompiledServer, Moment, can_serve
 from paged.counted import COUNTS, Group, Snapshot, falling
 from paged.errors import BadSize, checked_size
 from paged.keyed_blocks import KEYED, Keys
@@ -152,7 +153,7 @@ class CountingServer:
         """What each tier behind the pool did."""
         return ()
 
-    def take_steps(self, due: int) -> bool | None:
+    def take_steps(self, due: int, _completed: int | None = None) -> bool | None:
         """Take a step, and at once those behind it that are alike, until before `due`.
 
         Returns whether a request was admitted in the first; None: there is nothing more to do.
@@ -563,11 +564,15 @@ def serve_by_counts(
     """
     if not policy.by_counts:
         raise BadSize(f"{policy}: counts do not decide this policy; use paged.scheduler")
-    server = kind(requests, policy, slots=slots, time=time or StepTime(), clients=clients, slo=slo)
-    series: Series[Snapshot] = Series()
+    time = time or StepTime()
+    make: Callable[..., CountingServer | CompiledServer] = kind
+    if kind is CountingServer and can_serve(policy, slots=slots, time=time):
+        make = CompiledServer
+    server = make(requests, policy, slots=slots, time=time, clients=clients, slo=slo)
+    series: Series[Snapshot | Moment] = Series()
     warm = server.snapshot() if warmup == 0 else None
     done = None
-    while (admitted := server.take_steps(series.due)) is not None:
+    while (admitted := server.take_steps(series.due, warmup if warm is None else None)) is not None:
         if admitted and server.draining:
             done = server.snapshot()
         if warm is None and server.completed >= warmup:
@@ -575,7 +580,7 @@ def serve_by_counts(
         if server.step >= series.due:
             series.add(server.snapshot())
 
-    def counters(moment: Snapshot) -> Counters:
+    def counters(moment: Snapshot | Moment) -> Counters:
         return moment.counters(slots=slots, num_blocks=server.num_blocks, size=policy.block_size)
 
     return Serving.of(

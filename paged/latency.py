@@ -19,6 +19,7 @@ from operator import mul
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from paged.clock import PS_PER_NS
 from paged.errors import BadSize
@@ -111,6 +112,15 @@ class Histogram:
         self._later: list[int] = []
         self._counts: defaultdict[int, int] = defaultdict(int)
         self._sum = self._largest = self.count = 0
+
+    @classmethod
+    def of(cls, classes: NDArray[np.int64], count: int, total: int, largest: int) -> Histogram:
+        """Times that were put into the same classes elsewhere."""
+        made = cls()
+        for key in np.flatnonzero(classes).tolist():
+            made._counts[key] = int(classes[key])
+        made.count, made._sum, made._largest = count, total, largest
+        return made
 
     def add(self, ps: int, times: int = 1) -> None:
         """Add a time, in picoseconds, so many times."""
@@ -206,7 +216,7 @@ class Histogram:
         )
 
 
-class _Tally:
+class Tally:
     """What was noted of one tenant."""
 
     __slots__ = ("completed", "e2e", "good", "hits", "queried", "tokens", "tpot", "ttft")
@@ -216,7 +226,7 @@ class _Tally:
         self.ttft, self.tpot, self.e2e = Histogram(), Histogram(), Histogram()
 
     @classmethod
-    def of(cls, parts: Sequence[_Tally]) -> _Tally:
+    def of(cls, parts: Sequence[Tally]) -> Tally:
         """Put together what was noted of several."""
         if len(parts) == 1:
             return parts[0]
@@ -239,23 +249,24 @@ class Watch:
         self.itl = Histogram()
         self._start: int | None = None
         self._end = 0
-        self._tallies: dict[int, _Tally] = {}
+        self._tallies: dict[int, Tally] = {}
         # By request: arrival, -1 for none, first token and whose it is; the last token of those
         # preempted.
-        self._begun: dict[int, tuple[int, int, _Tally]] = {}
+        self._begun: dict[int, tuple[int, int, Tally]] = {}
         self._left: dict[int, int] = {}
 
-    def _tally(self, tenant: int) -> _Tally:
+    def tally(self, tenant: int) -> Tally:
+        """What was noted of a tenant, or of all beyond `MOST_TENANTS`."""
         found = self._tallies.get(tenant)
         if found is None:
             if len(self._tallies) >= MOST_TENANTS:
                 tenant = OTHERS
-            found = self._tallies.setdefault(tenant, _Tally())
+            found = self._tallies.setdefault(tenant, Tally())
         return found
 
     def look_up(self, tenant: int, prompt: int, hits: int) -> None:
         """Note how much of a prompt was found in the prefix cache."""
-        tally = self._tally(tenant)
+        tally = self.tally(tenant)
         tally.queried += prompt
         tally.hits += hits
 
@@ -264,7 +275,7 @@ class Watch:
         if request in self._begun:
             self.itl.add_later(now - self._left.pop(request))
             return
-        tally = self._tally(tenant)
+        tally = self.tally(tenant)
         if arrival_ns is None:
             self._begun[request] = (-1, now, tally)
             return
@@ -306,12 +317,16 @@ class Watch:
 
     def service(self) -> Service:
         """Sum up."""
+        return self.between(self._start or 0, self._end)
+
+    def between(self, start: int, end: int) -> Service:
+        """Sum up a run from its first arrival to its last token."""
         tallies = self._tallies
-        whole = _Tally.of(list(tallies.values()))
+        whole = Tally.of(list(tallies.values()))
         return Service(
             completed=whole.completed,
             output_tokens=whole.tokens,
-            makespan_ns=max(0, self._end - (self._start or 0)) // PS_PER_NS,
+            makespan_ns=max(0, end - start) // PS_PER_NS,
             good=None if self.slo is None else whole.good,
             ttft=whole.ttft.quantiles(),
             tpot=whole.tpot.quantiles(),
