@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import types
@@ -49,6 +50,7 @@ def campaign(**changes: Any) -> Campaign:
         "capabilities": PAGED,
         "examples": 150,
         "max_moves": 12,
+        "shrink_limit_s": math.inf,
     }
     return Campaign(**(usual | changes))
 

@@ -73,7 +73,7 @@ def test_a_build_ends_with_the_gate(side: Callable[..., Side], tmp_path: Path) -
     child = tmp_path / "child"
     command = f"sh -c 'echo $$ > {child}; exec sleep 60' & sleep 60"
     assert build(side("one"), command, stopped=child.exists) is None
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 55
     assert gone(Path("/proc", child.read_text().strip(), "cmdline"))
 
 
@@ -88,7 +88,7 @@ def test_what_a_build_detaches_ends_with_it(side: Callable[..., Side], tmp_path:
 
 def gone(command: Path) -> bool:
     """Whether a process that was killed ends, which takes it a moment."""
-    for _ in range(100):
+    for _ in range(600):
         try:
             if "sleep" not in command.read_text():
                 return True

@@ -77,7 +77,7 @@ def test_a_child_that_is_handed_it_has_children_that_end_with_it(nursery) -> Non
     with child(nursery, starts, environment=handed, pass_fds=[nursery.descriptor]) as one:
         said = one.ask({})
         assert said["group"] == one.introduce()["pid"]
-    for _ in range(100):
+    for _ in range(600):
         try:
             os.kill(said["own"], 0)
         except ProcessLookupError:

@@ -116,8 +116,8 @@ def test_an_allocator_introduces_itself_and_runs(tmp_path: Path) -> None:
         ("os._exit(0)", "^ended with code 0$", 20.0),
         ("os.abort()", "^was killed by SIGABRT", 20.0),
         ("raise SystemExit(2)", "^ended with code ", 20.0),
-        ("time.sleep(3600)", r"^gave no answer within 0.3 s: (.|\n)*append", 0.3),
-        ("while True: pass", r"^gave no answer within 0.3 s: (.|\n)*append", 0.3),
+        ("time.sleep(3600)", r"^gave no answer within 1 s: (.|\n)*append", 1.0),
+        ("while True: pass", r"^gave no answer within 1 s: (.|\n)*append", 1.0),
     ],
 )
 def test_a_death_is_a_finding_and_the_next_program_runs(
@@ -125,7 +125,8 @@ def test_a_death_is_a_finding_and_the_next_program_runs(
 ) -> None:
     with RemoteFactory(written(tmp_path, does), time_limit_s=time_limit_s) as factory:
         factory.introduce()
-        for _ in range(3):
+        # Whoever hangs does so once: a busy machine needs the second for the answers of the others.
+        for _ in range(3 if time_limit_s > 1 else 1):
             finding = run(factory, UNLUCKY)
             assert finding is not None
             assert (finding.check, finding.program, finding.at_the_end) == ("died", UNLUCKY, False)
@@ -137,7 +138,8 @@ def test_a_death_is_a_finding_and_the_next_program_runs(
 
 def test_a_hang_is_told_from_a_crash(tmp_path: Path) -> None:
     for does, timed_out in (("time.sleep(3600)", True), ("os._exit(1)", False)):
-        with RemoteFactory(written(tmp_path, does), time_limit_s=0.3) as factory:
+        limit_s = 1.0 if timed_out else 20.0
+        with RemoteFactory(written(tmp_path, does), time_limit_s=limit_s) as factory:
             allocator = factory(4, 2, prefix_caching=False, window=None)
             allocator.admit("a", [1], num_tokens=1, salt="")
             with pytest.raises(AllocatorDied) as died:
