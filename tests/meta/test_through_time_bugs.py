@@ -111,7 +111,7 @@ def hunt(factory, **options):
         capabilities=capabilities_of_factory(factory),
         examples=SYSTEM_EXAMPLES,
         max_findings=1,
-        shrink_limit_s=2.0,
+        shrink_limit_s=0.0,
         **options,
     )
     (found,) = run_campaign(campaign).found

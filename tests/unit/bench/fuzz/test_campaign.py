@@ -55,6 +55,10 @@ def campaign(**changes: Any) -> Campaign:
     return Campaign(**(usual | changes))
 
 
+AS_DRAWN = {"shrink_limit_s": 0.0}
+"""For whoever does not ask how small a finding becomes."""
+
+
 def made_of(kind: type[PagedSubject]) -> Callable[..., PagedSubject]:
     def make(
         num_blocks: int, block_size: int, *, prefix_caching: bool, window: int | None
@@ -176,7 +180,7 @@ def test_a_call_that_makes_no_sense_and_does_damage_is_not_made_again() -> None:
                 self.last = self.allocator._tables[sequence].held()
                 self.allocator.free(sequence)
 
-    tally = run_campaign(campaign(factory=made_of(FreesTwice)))
+    tally = run_campaign(campaign(factory=made_of(FreesTwice), **AS_DRAWN))
     calls = [found.finding.program.steps[-1].call for found in tally.found]
     assert calls
     assert len(set(calls)) == len(calls)
@@ -328,7 +332,7 @@ def test_a_fault_of_ours_leaves_what_was_found_before_it() -> None:
         if tally.found:
             raise ZeroDivisionError
 
-    tally = run_campaign(campaign(factory=made_of(RefusesForks)), tell=tell)
+    tally = run_campaign(campaign(factory=made_of(RefusesForks), **AS_DRAWN), tell=tell)
     assert [trace.check for trace in tally.found] == ["refusal"]
     assert isinstance(tally.trouble, ZeroDivisionError)
     assert not tally.complete
@@ -340,7 +344,7 @@ def test_an_allocator_that_exits_in_this_process_has_died(call: str) -> None:
         sys.exit(0)
 
     leaving = type("Leaving", (PagedSubject,), {call: leave})
-    trace = run_campaign(campaign(factory=made_of(leaving), examples=60)).found[0]
+    trace = run_campaign(campaign(factory=made_of(leaving), examples=60, **AS_DRAWN)).found[0]
     assert (trace.check, trace.message) == ("died", "ended the process with code 0")
 
 
@@ -413,7 +417,8 @@ def test_the_next_campaign_finds_it_with_the_first_program(
 
 def test_what_is_kept_is_run_first_and_then_the_search_goes_on() -> None:
     database = InMemoryExampleDatabase()
-    run_campaign(campaign(factory=made_of(RefusesForks), max_findings=1, database=database))
+    wrong = campaign(factory=made_of(RefusesForks), max_findings=1, database=database, **AS_DRAWN)
+    assert run_campaign(wrong).found
     mended = run_campaign(campaign(examples=40, database=database))
     assert (mended.found, mended.examples) == ([], 40)
 
@@ -439,7 +444,7 @@ def test_nothing_is_left_behind_without_a_database(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run_campaign(campaign(factory=made_of(RefusesForks), max_findings=1))
+    run_campaign(campaign(factory=made_of(RefusesForks), max_findings=1, **AS_DRAWN))
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
