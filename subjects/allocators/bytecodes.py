@@ -1,7 +1,8 @@
 """Bytecodes that an allocator's calls execute: what they cost, without any noise.
 
-The interpreter tells a trace function of each one (`sys.settrace`): the same calls under the same
-Python come to the same numbers on any machine. Work inside of C, as in torch, is one bytecode.
+The interpreter tells of each one, from Python 3.12 on by `sys.monitoring` (a trace function misses
+the first call of a function there), before by `sys.settrace`: the same calls under the same Python
+come to the same numbers on any machine. Work inside of C, as in torch, is one bytecode.
 
 The standard library only: it runs in the interpreter of whatever is under test.
 """
@@ -19,6 +20,9 @@ ADAPTERS: Final = str(Path(__file__).parent / "engines")
 """What lies here plays the part of an engine's scheduler, and counts as `ADAPTER`."""
 
 ADAPTER: Final = "adapter"
+
+TOOL: Final = 4
+"""Its number among the tools of `sys.monitoring`: debuggers and profilers have others."""
 
 CALLS: Final = ("admit", "append", "append_each", "commit", "free")
 """Methods of an allocator that are counted."""
@@ -54,18 +58,43 @@ class CountedAllocator:
             # What the collector calls when it happens to run is nobody's.
             collects = gc.isenabled()
             gc.disable()
-            sys.settrace(self._enter)
+            self._begin()
             try:
                 return method(*given, **named)
             finally:
-                sys.settrace(None)
+                self._end()
                 if collects:
                     gc.enable()
 
         return call
 
+    def _begin(self) -> None:
+        if sys.version_info < (3, 12):
+            sys.settrace(self._enter)
+            return
+        told = sys.monitoring
+        told.use_tool_id(TOOL, __name__)
+        told.register_callback(TOOL, told.events.INSTRUCTION, self._executed)
+        told.set_events(TOOL, told.events.INSTRUCTION)
+
+    def _end(self) -> None:
+        if sys.version_info < (3, 12):
+            sys.settrace(None)
+            return
+        sys.monitoring.set_events(TOOL, 0)
+        sys.monitoring.free_tool_id(TOOL)
+
+    def _executed(self, code: CodeType, offset: int) -> None:
+        if code.co_filename == __file__:
+            return  # around the call
+        if code not in self._modules:
+            self._modules[code] = str(sys._getframe(1).f_globals.get("__name__"))
+        self._counts[code] += 1
+
     def _enter(self, frame: FrameType, event: str, argument: Any) -> Any:
         """The trace function of whoever is called."""
+        if frame.f_code.co_filename == __file__:
+            return None  # the end of a call
         frame.f_trace_lines = False
         frame.f_trace_opcodes = True
         self._modules.setdefault(frame.f_code, str(frame.f_globals.get("__name__")))

@@ -23,6 +23,7 @@ HUGGING_FACE = (
     "httpx2==2.16.2",
     "httpcore2==2.16.2",
     "h11==0.16.0",
+    "idna==3.20",
     "truststore==0.10.5",
     "tqdm==4.70.1",
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import gzip
+import importlib.metadata
 import json
 import os
 import resource
@@ -221,7 +222,7 @@ BOUNDED = rows("Once torch may be there, within bounds of memory and time")
 SAID = {
     "--help": "pagedbench check --kernel my_kernel.py:attention",
     "check --help": '--problem "(q1 k129) g4 d80 b16 bf16"',
-    "--version": f"torch {torch.__version__}",
+    "--version": f"torch {importlib.metadata.version('torch')}",
 }
 
 PROBE = """
