@@ -9,8 +9,9 @@ import torch
 from kernels.attention import batch_invariant_attention, paged_attention
 from kernels.cache_ops import copy_blocks, write_slots
 from kernels.cascade import cascade_attention
+from kernels.latent_attention import paged_latent_attention
 from kernels.shared_prefix import PrefixGroups, SharedPrefix, choose_cascade
-from reference.attention.contract import PagedBatch
+from reference.attention.contract import PagedBatch, capabilities_of, declares
 
 SPLITS = 8
 
@@ -52,6 +53,21 @@ def cascade(batch: PagedBatch) -> None:
     )
     launch = replace(choose_cascade(batch, groups), prefix_splits=SPLITS, suffix_splits=1)
     cascade_attention(batch, groups=groups, launch=launch)
+
+
+_as_latent = declares(capabilities_of(paged_latent_attention))
+
+
+@_as_latent
+def latent(batch: PagedBatch) -> None:
+    """Latent decode in one split."""
+    paged_latent_attention(batch, num_splits=1)
+
+
+@_as_latent
+def ragged_latent(batch: PagedBatch) -> None:
+    """Latent decode as it is launched by default, and the merge of its splits."""
+    paged_latent_attention(batch)
 
 
 def write(batch: PagedBatch) -> None:

@@ -1,7 +1,7 @@
 """What is compiled by default: our kernels, each for the problems that make it another kernel.
 
 The shapes are those of Llama-3-8B (8 KV heads, 4 query heads each, head size 128) unless a name
-says otherwise.
+says otherwise, and of a latent cache those of DeepSeek-V3 (128 heads, records of 512 + 64).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Variant:
 
     @property
     def group(self) -> str:
-        """First word of the name: decode, prefill, cascade, write, copy."""
+        """First word of the name: decode, prefill, cascade, latent, write, copy."""
         return self.name.partition(" ")[0]
 
     def refusal(self, target: str) -> str | None:
@@ -35,6 +35,7 @@ class Variant:
 
 _DECODE: Final = "16x(q1 k1024) h8 g4"
 _PREFILL: Final = "16x(q512 k1024) h8 g4"
+_LATENT: Final = "16x(q1 k1024) g128 d576"
 _ALL: Final = "window=100 softcap=30.0 alibi"
 _NO_E4M3: Final = (("sm_80", "e4m3 needs sm_89 or newer"),)
 
@@ -64,6 +65,10 @@ _OURS: Final = (
     ("cascade bf16, cache e4m3", "cascade", f"{_DECODE} d128 b16 bf16 kv=e4m3"),
     ("cascade bf16, all", "cascade", f"{_DECODE} d128 b16 bf16 softcap=30.0 alibi sinks"),
     ("cascade bf16, prefill", "cascade", "4x(q64 k1024) h8 g4 d128 b16 bf16"),
+    ("latent bf16", "latent", f"{_LATENT} b64 bf16 rope=64"),
+    ("latent bf16, ragged, block 16", "ragged_latent", f"{_LATENT} b16 bf16 rope=64"),
+    ("latent bf16, cache e4m3", "latent", f"{_LATENT} b64 bf16 kv=e4m3 rope=64"),
+    ("latent bf16, chosen", "ragged_latent", f"{_LATENT} b64 bf16 rope=64 topk=1024"),
     ("write bf16", "write", f"{_DECODE} d128 b16 bf16"),
     ("write e4m3", "write", f"{_DECODE} d128 b16 bf16 kv=e4m3"),
     ("write e5m2", "write", f"{_DECODE} d128 b16 bf16 kv=e5m2"),
