@@ -72,9 +72,11 @@ def _in_bytes(batch: PagedBatch, *, rows: int, keys: int) -> AttentionBytes:
     num_tokens, num_q_heads, head_dim = batch.query.shape
     row = num_q_heads * head_dim * batch.query.element_size()
     slot = batch.num_kv_heads * head_dim * batch.key_cache.element_size()
-    return AttentionBytes(
-        query=rows * row, keys=keys * slot, values=keys * slot, out=num_tokens * row
-    )
+    size = batch.key_cache.element_size()
+    # A latent record is key and value at once.
+    values = 0 if batch.rope is not None else keys * batch.num_kv_heads * batch.value_dim * size
+    out = num_tokens * num_q_heads * batch.value_dim * batch.out.element_size()
+    return AttentionBytes(query=rows * row, keys=keys * slot, values=values, out=out)
 
 
 def _lengths(batch: PagedBatch) -> list[tuple[int, int]]:

@@ -81,7 +81,9 @@ def throughput(
     heads: Annotated[
         str, typer.Option(help="KV heads x query heads for each, as in 8x4,1x32.")
     ] = "8x4",
-    head_dim: Annotated[str, typer.Option(help="Head sizes, as in 64,128.")] = "128",
+    head_dim: Annotated[
+        str, typer.Option(help="Head sizes, as in 64,128; 512+64 is a latent record.")
+    ] = "128",
     dtype: Annotated[str, typer.Option(help="Of the query: bf16, fp16, fp32.")] = "bf16",
     kv_dtype: Annotated[
         str, typer.Option(help="Of the cache: same, e4m3, e5m2; as in same,e4m3.")
@@ -148,7 +150,7 @@ def throughput(
             prefills=tuple(prefill or ()),
             block_sizes=_numbers("--block-size", block_size),
             heads=[_pair(part) for part in _parts(heads)],
-            head_dims=_numbers("--head-dim", head_dim),
+            head_dims=_head_sizes(head_dim),
             dtypes=_parts(dtype),
             kv_dtypes=["" if part == "same" else part for part in _parts(kv_dtype)],
             seed=seed,
@@ -161,7 +163,7 @@ def throughput(
         import torch
 
         from bench.machine.timing import device_of
-        from bench.throughput.candidates import DEFAULT
+        from bench.throughput.candidates import default_names
         from bench.throughput.loops import loop_figures
         from bench.throughput.page import sheet
         from bench.throughput.report import show
@@ -180,7 +182,7 @@ def throughput(
         _check_sizes(points, where)
         plan = ThroughputPlan(
             points=points,
-            names=own if subject else (*own, *DEFAULT[where]),
+            names=own if subject else (*own, *default_names(points, where)),
             splits=split_counts,
             device=where,
             rounds=rounds or ROUNDS[where],
@@ -234,6 +236,14 @@ def _numbers(option: str, text: str) -> list[int]:
         if not part.isdecimal() or len(part) > 9:
             raise BadInput(f"{option} {text}: {part!r} is no number; give them as in 16,32")
     return [int(part) for part in _parts(text)]
+
+
+def _head_sizes(text: str) -> list[int | tuple[int, int]]:
+    sizes: list[int | tuple[int, int]] = []
+    for part in _parts(text):
+        latent, *rope = _numbers("--head-dim", part.replace("+", ",", 1))
+        sizes.append((latent, rope[0]) if rope else latent)
+    return sizes
 
 
 def _pair(text: str) -> tuple[int, int]:

@@ -13,8 +13,9 @@ from functools import partial
 from typing import Any, Final
 
 from bench.machine.timing import Call
+from bench.throughput.points import Point
 from reference.attention.contiguous import contiguous_attention
-from reference.attention.contract import AttentionKernel, Capabilities, PagedBatch
+from reference.attention.contract import AttentionKernel, Capabilities, PagedBatch, everything
 from reference.attention.layout import contiguous_of
 from reference.attention.problem import AttentionProblem
 from subjects.attention.resolve import resolve_kernel
@@ -28,6 +29,9 @@ DEFAULT: Final = {
     "cpu": ("torch", "contiguous", "flex"),
 }
 """Ours first, then all that can be there."""
+
+LATENT: Final = {"cuda": ("triton-latent", "vllm-mla"), "cpu": ("torch-latent", "contiguous")}
+"""The same, where all points are of a latent cache."""
 
 CONTIGUOUS: Final = "contiguous"
 """torch over a contiguous cache, with the arithmetic of our paged torch: what paging costs."""
@@ -55,6 +59,8 @@ class Candidate:
             return "prefill has no splits"
         if self.subject == CONTIGUOUS and problem.max_query_len > 1:
             return "is the baseline of decode"
+        if self.subject == CONTIGUOUS:
+            return everything(problem.kind).refusal(problem) or ""
         return self.capabilities.refusal(problem) or ""
 
 
@@ -71,6 +77,12 @@ class Absent:
 Found = list[tuple[Candidate, Planner]]
 
 
+def default_names(points: Sequence[Point], device: str) -> tuple[str, ...]:
+    """Who is timed where nothing is named."""
+    latent = all(point.problem.kind == "latent" for point in points)
+    return (LATENT if latent else DEFAULT)[device]
+
+
 def find_candidates(
     name: str, *, device: str, splits: Sequence[int | None] = (None,)
 ) -> Found | Absent:
@@ -78,7 +90,7 @@ def find_candidates(
     if name == CONTIGUOUS:
         candidate = Candidate(name=name, subject=name, capabilities=Capabilities())
         return [(candidate, _contiguous)]
-    if name == "triton" and device == "cpu":
+    if name in {"triton", "triton-latent"} and device == "cpu":
         why = "is compiled for GPUs, and interpreted here: its time means nothing"
         return Absent(name=name, why=why)
     try:

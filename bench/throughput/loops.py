@@ -21,6 +21,7 @@ TARGET: Final = "sm_90"
 SUBJECTS: Final = {
     "decode": f"{PREFIX}kernels.compiled.hosts:ragged_decode",
     "prefill": f"{PREFIX}kernels.compiled.hosts:prefill",
+    "latent": f"{PREFIX}kernels.compiled.hosts:ragged_latent",
 }
 """As the kernels are launched by default, which is what is timed on a GPU."""
 
@@ -34,7 +35,7 @@ def loop_figures(
     """Compile our decode and prefill for the sizes of the points."""
     target = find_target(TARGET)
     variants = dict.fromkeys(
-        (point.kind, str(point.problem.replace(requests=REQUESTS[point.kind], seed=0)))
+        (_host(point), str(point.problem.replace(requests=REQUESTS[point.kind], seed=0)))
         for point in points
     )
     progress.begin(f"compiling for {TARGET}", len(variants))
@@ -48,6 +49,10 @@ def loop_figures(
             for launch in figures.launches:
                 yield _record(spec, launch)
             progress.advance(1)
+
+
+def _host(point: Point) -> str:
+    return "latent" if point.problem.kind == "latent" else point.kind
 
 
 def _record(spec: str, launch: LaunchFigures) -> LoopRecord:

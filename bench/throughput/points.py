@@ -45,14 +45,17 @@ class Point:
         """All that tells it from other points, `decode 64x4096 h8 g4 d128 b16 bf16`."""
         problem = self.problem
         sizes = f"h{problem.num_kv_heads} g{problem.group_size} d{problem.head_dim}"
+        if problem.rope is not None:
+            sizes += f" rope={problem.rope}"
         name = f"{self.kind} {self.batch} {sizes} b{problem.block_size} {problem.dtype}"
         return f"{name} kv={problem.kv_dtype}" if problem.quantised else name
 
     @property
     def bytes_per_token(self) -> int:
-        """Of the keys and values of one token."""
+        """Of the keys and values of one token; a latent record is both, and counts once."""
         problem = self.problem
-        return 2 * problem.num_kv_heads * problem.head_dim * problem.torch_kv_dtype.itemsize
+        elements = problem.num_kv_heads * problem.head_dim * problem.torch_kv_dtype.itemsize
+        return elements if problem.kind == "latent" else 2 * elements
 
     @property
     def kv_bytes(self) -> int:
@@ -67,7 +70,8 @@ class Point:
             request.query_len * (2 * request.seq_len - request.query_len + 1) // 2
             for request in self.problem.requests
         )
-        return 4 * self.problem.num_q_heads * self.problem.head_dim * seen
+        sizes = self.problem.head_dim + self.problem.value_size
+        return 2 * self.problem.num_q_heads * sizes * seen
 
     @property
     def intensity(self) -> float:
@@ -115,7 +119,8 @@ class Grid:
     block_sizes: Sequence[int] = (16,)
     heads: Sequence[tuple[int, int]] = ((8, 4),)
     """(KV heads, query heads for each)."""
-    head_dims: Sequence[int] = (128,)
+    head_dims: Sequence[int | tuple[int, int]] = (128,)
+    """Head sizes, or of a latent record the value and the rotary part."""
     dtypes: Sequence[str] = ("bf16",)
     kv_dtypes: Sequence[str] = ("",)
     """As in `AttentionProblem`; a cache dtype is empty for the query's."""
@@ -133,12 +138,14 @@ class Grid:
         for (batch, requests), (heads, head_dim, dtype, kv, block) in product(
             batches, product(*sizes)
         ):
+            latent, rope = head_dim if isinstance(head_dim, tuple) else (head_dim, None)
             try:
                 problem = AttentionProblem(
                     requests=requests,
                     num_kv_heads=heads[0],
                     group_size=heads[1],
-                    head_dim=head_dim,
+                    head_dim=latent + (rope or 0),
+                    rope=rope,
                     block_size=block,
                     dtype=dtype,
                     kv_dtype=kv,

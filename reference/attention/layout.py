@@ -28,7 +28,9 @@ def usual(problem: AttentionProblem, *, device: str, seed: int) -> PagedBatch:
         return numbers.normal_(generator=rng)
 
     query = normal(problem.num_tokens, problem.num_q_heads, problem.head_dim)
-    tokens = [normal(sum(lens), problem.num_kv_heads, problem.head_dim) for _ in "kv"]
+    heads, latent = problem.num_kv_heads, problem.kind == "latent"
+    sizes = [problem.head_dim] if latent else [problem.head_dim, problem.value_size]
+    tokens = [normal(sum(lens), heads, each) for each in sizes]
     physical = torch.randperm(sum(counts), generator=rng, device=device)
     table = torch.zeros(len(counts), max(counts), dtype=torch.int32, device=device)
     slots = []
@@ -36,20 +38,23 @@ def usual(problem: AttentionProblem, *, device: str, seed: int) -> PagedBatch:
         table[row, : len(blocks)] = blocks
         within = torch.arange(size, device=device)
         slots.append((blocks[:, None] * size + within).flatten()[:seq_len])
-    pages = (sum(counts), size, problem.num_kv_heads, problem.head_dim)
-    keys, values = (_placed(each.to(problem.torch_kv_dtype), slots, pages) for each in tokens)
+    pages = (sum(counts), size, problem.num_kv_heads)
+    caches = [
+        _placed(each.to(problem.torch_kv_dtype), slots, (*pages, each.shape[-1])) for each in tokens
+    ]
     return PagedBatch(
         query=query,
-        key_cache=keys,
-        value_cache=values,
+        key_cache=caches[0],
+        value_cache=caches[-1][..., : problem.value_size],
         block_table=table,
         seq_lens=torch.tensor(lens, dtype=torch.int32, device=device),
         query_start_loc=torch.tensor(problem.query_starts, dtype=torch.int32, device=device),
-        out=torch.empty_like(query),
+        out=query.new_empty((*query.shape[:2], problem.value_size)),
         lse=None,
         max_query_len=problem.max_query_len,
         max_seq_len=problem.max_seq_len,
         scale=problem.softmax_scale,
+        rope=problem.rope,
     )
 
 
@@ -72,7 +77,7 @@ def tokens_of(cache: Tensor, batch: PagedBatch, sequence: int, seq_len: int) -> 
 def contiguous_of(batch: PagedBatch) -> ContiguousBatch:
     """The same tokens, each sequence in a row of its own."""
     caches = []
-    for cache in (batch.key_cache, batch.value_cache):
+    for cache in [batch.key_cache, batch.value_cache][: 2 if batch.rope is None else 1]:
         shape = (len(batch.seq_lens), batch.max_seq_len, *cache.shape[2:])
         rows = torch.zeros(shape, dtype=cache.dtype, device=cache.device)
         for index, seq_len in enumerate(batch.seq_lens.tolist()):
@@ -81,7 +86,7 @@ def contiguous_of(batch: PagedBatch) -> ContiguousBatch:
     return ContiguousBatch(
         query=batch.query,
         key_cache=caches[0],
-        value_cache=caches[1],
+        value_cache=caches[-1][..., : batch.value_dim],
         seq_lens=batch.seq_lens,
         query_start_loc=batch.query_start_loc,
         out=batch.out,

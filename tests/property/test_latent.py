@@ -12,6 +12,7 @@ from helpers.profiles import examples
 from kernels.interpreter.memory import watch_attention
 from kernels.latent_attention import paged_latent_attention
 from kernels.launch import Tiles
+from kernels.traffic import needed_bytes
 from paged.latent import paged_latent_attention as torch_latent_attention
 from reference.attention.checks import LAWS, MEMORY, TRUTH, applicable, run_check
 from reference.attention.contract import AttentionKernel, capabilities_of, declares
@@ -67,6 +68,8 @@ def test_a_record_is_loaded_once_for_keys_and_values(heads, block_m, times):
     tiles = Tiles(block_n=64, block_m=block_m)
     moved = bytes_moved(partial(paged_latent_attention, num_splits=1, tiles=tiles), batch)
     records = 2 * 576 * (130 + 65)
+    assert needed_bytes(batch).keys == records
+    assert needed_bytes(batch).values == 0
     assert moved["key_cache"]["loaded"] == times * records
     assert moved["key_cache"]["loaded_distinct"] == records
     assert moved["value_cache"]["loaded"] == 0

@@ -136,3 +136,12 @@ def test_the_bars_need_these_points_and_no_others():
         "prefill 16x2048 h8 g4 d128 b16 bf16",
     ]
     assert [each.name for each in bar_points("cpu")] == ["decode azure-conv:32 h8 g4 d128 b16 bf16"]
+
+
+def test_a_latent_record_counts_once_in_bytes_and_twice_in_work():
+    grid = Grid(batches=("2x100",), heads=((1, 16),), head_dims=((512, 64),), block_sizes=(64,))
+    (point,) = grid.points()
+    assert point.name == "decode 2x100 h1 g16 d576 rope=64 b64 bf16"
+    assert point.problem.value_size == 512
+    assert point.kv_bytes == 2 * 100 * 576 * 2
+    assert point.flops == 2 * 100 * 16 * 2 * (576 + 512)
