@@ -268,7 +268,7 @@ def _maps(maps: Sequence[PoolMap] | None) -> Iterator[Piece]:
         figure = new_figure(5.6, 3.0)
         pool_through_time(figure.subplots(), pool)
         words = f"{policy_name(pool.policy)}: what is in each slot, step by step."
-        yield Map(svg=as_svg(figure, said=words), caption=words, data=_data(pool))
+        yield Map(svg=as_svg(figure, said=words), caption=words, data=runs_of(pool))
     yield _legend([KINDS[kind] for kind in kinds])
 
 
@@ -282,7 +282,7 @@ def _legend(kinds: Sequence[tuple[str, str]]) -> Picture:
     return Picture(as_svg(figure, said=words), words)
 
 
-def _data(pool: PoolMap) -> dict[str, Any]:
+def runs_of(pool: PoolMap) -> dict[str, Any]:
     """A map as runs along its rows: [first column, class, owner] wherever one of both changes."""
     rows = []
     for classes, owners in zip(pool.classes, pool.owners, strict=True):

@@ -128,9 +128,10 @@ def test_the_only_name_that_is_installed_is_ours(wheel: Path) -> None:
     names = ZipFile(wheel).namelist()
     assert {name.partition("/")[0] for name in names if "dist-info" not in name} == {"pagedbench"}
     assert "pagedbench/kernels/compiled/baselines/triton-3.9.0.json" in names
-    templates = {file.name for file in (ROOT / "bench" / "command" / "templates").iterdir()}
-    within = "pagedbench/bench/command/templates/"
-    assert {name.removeprefix(within) for name in names if name.startswith(within)} == templates
+    for folder in ("bench/command/templates", "bench/command/page/assets"):
+        files = {file.name for file in (ROOT / folder).iterdir()}
+        within = f"pagedbench/{folder}/"
+        assert {name.removeprefix(within) for name in names if name.startswith(within)} == files
     assert not [name for name in names if "tests" in name or "studies" in name]
 
 
@@ -138,7 +139,10 @@ def test_commands_run_beside_a_package_called_kernels(installed: Path, tmp_path:
     start = [installed / "bin" / "python", "-m", "pagedbench"]
     assert "--problems" in ran(*start, "check", "--help", cwd=tmp_path, COLUMNS="100")
     assert "paged:block=16" in ran(*start, "waste", "--requests", "50", cwd=tmp_path)
-    assert "no finding" in ran(*start, "fuzz", "--examples", "5", cwd=tmp_path)
+    fuzz = ("fuzz", "--examples", "5", "--json", "fuzz.json")
+    assert "no finding" in ran(*start, *fuzz, cwd=tmp_path)
+    assert "report.html: fuzz" in ran(*start, "report", "fuzz.json", cwd=tmp_path)
+    assert "paged: no finding in 5 programs." in (tmp_path / "report.html").read_text()
     assert "written   pyproject.toml" in ran(*start, "init", cwd=tmp_path)
     assert "paged_example.pool:make: 5" in ran(*start, "fuzz", "--examples", "5", cwd=tmp_path)
     gate_once(start, tmp_path)
