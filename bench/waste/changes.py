@@ -8,6 +8,7 @@ from itertools import combinations
 from typing import Any, Final
 
 from bench.waste.record import WasteRow
+from bench.workloads.record import ServedStream
 from paged.errors import BadSize
 from paged.policy import PagedPolicy
 
@@ -23,6 +24,9 @@ MAX_RUNNING: Final = (64, 128, 256)
 
 MOST_QUOTAS: Final = 8
 """Most tenants that equal shares of the cache are tried for: quotas are served block by block."""
+
+QUOTA_REQUESTS: Final = 5000
+"""Longest stream that they are tried on, likewise."""
 
 PAIR: Final = "pair"
 """The group of two changes together."""
@@ -47,6 +51,12 @@ class Variation:
     def words(self) -> str:
         """What is changed."""
         return self.label if self.group == PAIR else f"{self.group} {self.label}"
+
+
+def variations_on(stream: ServedStream, base: PagedPolicy, *, slots: int) -> list[Variation]:
+    """Vary each option that may matter on a stream."""
+    tenants = len(stream.tenants) if stream.requests <= QUOTA_REQUESTS else 0
+    return variations(base, prefixes=stream.prefixes, slots=slots, tenants=tenants)
 
 
 def variations(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from bench.waste.changes import Variation, variations
+from bench.waste.changes import Variation, variations_on
 from bench.waste.clocks import Clock, at_part
 from bench.waste.gpus import read_bytes
 from bench.waste.models import Model
@@ -135,9 +135,7 @@ class WastePlan:
     def variations(self, stream: ServedStream) -> list[Variation]:
         """The single changes that are tried on a stream."""
         assert self.base is not None
-        found = variations(
-            self.base, prefixes=stream.prefixes, slots=self.slots, tenants=len(stream.tenants)
-        )
+        found = variations_on(stream, self.base, slots=self.slots)
         return [each for each in found if not self.tiers or takes_tiers(each.policy)]
 
     @property

@@ -67,9 +67,12 @@ def reason(row: WasteRow, base: WasteRow, time: StepTime) -> str:
             f"{was.swapped_out + was.swapped_in:,}"
         )
     if was.recomputed_tokens - now.recomputed_tokens >= now.hit_tokens - was.hit_tokens:
+        tokens = f"from {was.recomputed_tokens:,} to {now.recomputed_tokens:,}"
+        if now.preemptions >= was.preemptions:
+            return f"prompt tokens computed again fall {tokens}"
         return (
             f"preemptions fall from {was.preemptions:,} to {now.preemptions:,}, and prompt tokens "
-            f"computed again from {was.recomputed_tokens:,} to {now.recomputed_tokens:,}"
+            f"computed again {tokens}"
         )
     return (
         f"prompt tokens found in the prefix cache rise from {was.hit_tokens:,} to "

@@ -4,13 +4,17 @@ from dataclasses import fields, replace
 
 import pytest
 
-from bench.waste.changes import pairs, variations
+from bench.waste.changes import pairs, variations, variations_on
 from bench.waste.policies import format_policy, parse_policy
+from bench.waste.reasons import reason
 from bench.waste.record import ClockRecord, WasteRecord, WasteRow
 from bench.waste.whatif import WhatIf, compare
 from bench.waste.whatif_report import whatif_reading
+from bench.workloads.record import served_stream
+from bench.workloads.spec import parse_source
 from helpers.waste_records import waste_record
 from paged.accounting import Counters, Serving
+from paged.clock import StepTime
 from paged.latency import Quantiles, Service
 from paged.policy import PagedPolicy
 
@@ -262,3 +266,25 @@ def test_one_drawing_is_not_held_against_many():
     once = timed(LRU, per_s=99)
     found = ranked(*drawn((10, 11), (20, 21.8), (15, 16.6)), once)
     assert found.best.label == "1%"
+
+
+def test_the_reason_names_what_fell_and_not_what_stayed():
+    again = {"recomputed_tokens": 900, "computed_tokens": 1900, "generated_tokens": 100}
+    once = {"recomputed_tokens": 0, "computed_tokens": 1000, "generated_tokens": 100}
+    base = timed("paged:block=16", per_s=10, preemptions=40, **again)
+    swap = timed("paged:preempt=swap", per_s=12, preemptions=40, **once)
+    calm = timed("paged:watermark=0.05", per_s=12, preemptions=3, **once)
+    time = StepTime(step_ns=1000, prefill_ns_per_token=1000)
+    assert reason(swap, base, time) == "prompt tokens computed again fall from 900 to 0"
+    assert reason(calm, base, time).startswith("preemptions fall from 40 to 3, and prompt tokens")
+
+
+def test_quotas_are_not_tried_on_streams_that_are_long():
+    stream = served_stream(parse_source("alpaca-fit:system=64+azure-fit:share=0.5", requests=20), label="s")
+    base = replace(BASE, prefix_caching=True)
+
+    def groups(requests: int) -> set[str]:
+        asked = stream.model_copy(update={"requests": requests})
+        return {each.group for each in variations_on(asked, base, slots=1600)}
+
+    assert groups(5000) - groups(5001) == {"quotas"}
