@@ -280,7 +280,8 @@ def test_the_reason_names_what_fell_and_not_what_stayed():
 
 
 def test_quotas_are_not_tried_on_streams_that_are_long():
-    stream = served_stream(parse_source("alpaca-fit:system=64+azure-fit:share=0.5", requests=20), label="s")
+    source = parse_source("alpaca-fit:system=64+azure-fit:share=0.5", requests=20)
+    stream = served_stream(source, label="s")
     base = replace(BASE, prefix_caching=True)
 
     def groups(requests: int) -> set[str]:
