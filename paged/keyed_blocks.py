@@ -167,7 +167,9 @@ class KeyedBlocks:
         self.evictions += keys.size
 
     def _make_longer(self, size: int) -> None:
-        self._state, self._gone = _longer(self._state, size), _longer(self._gone, size)
+        # One after the other: the old ones are as large as all that was served so far.
+        self._state = _longer(self._state, size)
+        self._gone = _longer(self._gone, size)
 
 
 class KeyedByHits(KeyedBlocks):

@@ -1,6 +1,7 @@
 """Blocks by key: against the allocator that moves them, and where the line runs full."""
 
 import random
+import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
@@ -44,3 +45,18 @@ def test_keys_are_held_found_and_given_up_as_the_allocator_does(
         assert blocks.idle == allocator.num_cached_idle
         assert blocks.evictions == allocator.num_evictions
     assert ghosts == allocator.num_ghost_hits > 0
+
+
+def test_growing_copies_one_column_after_the_other() -> None:
+    many, column = 2**18, 2**18 * 4
+    tracemalloc.start()
+    try:
+        blocks = KEYED["lru"](1)
+        blocks.numbered(np.array([many - 1]))
+        tracemalloc.reset_peak()
+        blocks.numbered(np.array([many]))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # Two of twice the size, and one of the old ones.
+    assert 5 * column <= peak < 5.5 * column
