@@ -44,7 +44,7 @@ WASTE = (
     "waste -q --stream sharegpt-fit --requests 300 --slots 4000 --policy max/buddy "
     "--policy paged --html waste.html"
 )
-PICTURES = {"report-fuzz": (FUZZ, "1000,1180"), "report-waste": (WASTE, "1200,1240")}
+PICTURES = {"report-fuzz": (FUZZ, "1000,1180"), "report-waste": (WASTE, "1200,1420")}
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def main() -> None:
             page = (folder / command.split()[-1]).as_uri()
             subprocess.run([*shot, page], check=True, stderr=subprocess.DEVNULL)
             target = ROOT / "docs" / drawn.name
-            Image.open(drawn).convert("RGB").quantize(48).save(target, optimize=True)
+            Image.open(drawn).convert("RGB").quantize(160).save(target, optimize=True)
             print(f"{target.relative_to(ROOT)}: {target.stat().st_size / 1000:.0f} kB")
 
 

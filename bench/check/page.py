@@ -50,9 +50,9 @@ STATES: Final[dict[str, tuple[str, Tone]]] = {
     "no problem shows it": ("\u00b7", "dim"),
 }
 
-_TOKEN: Final = re.compile(r"\btoken (\d+)")
+_TOKEN: Final = re.compile(r"\[token (\d+)")
 _OFF: Final = re.compile(r"out\[token (\d+), head (\d+)\].*off by ([\d.e+-]+|inf), allowed")
-_FOREIGN: Final = re.compile(r"\bblock (\d+)")
+_FOREIGN: Final = re.compile(r"\btoken (\d+) of sequence (\d+)")
 
 
 def sheet(record: CheckRecord) -> Sheet:
@@ -151,7 +151,8 @@ def drawn(spec: str, findings: Sequence[str]) -> Iterator[Piece]:
         )
     said = " ".join(findings)
     token = next((int(at) for at in _TOKEN.findall(said)), None)
-    foreign = {int(number) for number in _FOREIGN.findall(said)}
+    foreign = {(int(at), int(token)) for token, at in _FOREIGN.findall(said)}
+    named = foreign | ({lost} if lost is not None else set())
     strips = []
     for number, request in enumerate(problem.requests):
         blocks = -(-request.seq_len // problem.block_size)
@@ -166,8 +167,7 @@ def drawn(spec: str, findings: Sequence[str]) -> Iterator[Piece]:
                         at,
                         block,
                         seen,
-                        foreign,
-                        lost[1] if lost is not None and lost[0] == number else None,
+                        {token for at_sequence, token in named if at_sequence == number},
                     )
                     for at, block in enumerate(batch.block_table[number, :blocks].tolist())
                 ],
@@ -183,7 +183,7 @@ def drawn(spec: str, findings: Sequence[str]) -> Iterator[Piece]:
             ("seen", "holds keys that the wrong row has to see"),
             ("unseen", "not to be seen by it"),
             *([("lost", "has the key that was lost")] if lost is not None else []),
-            *([("lost", "named by the finding")] if foreign else []),
+            *([("lost", "touched, and not its own")] if foreign else []),
         ],
     )
     if (off := _OFF.search(said)) is not None:
@@ -208,16 +208,15 @@ def _block(
     at: int,
     block: int,
     seen: Tensor | None,
-    foreign: set[int],
-    lost: int | None,
+    named: set[int],
 ) -> Block:
     first = at * problem.block_size
     last = min(first + problem.block_size, request.seq_len) - 1
-    gone = lost is not None and first <= lost <= last
+    gone = any(first <= token <= last for token in named)
     keys = 0 if seen is None else int(((seen >= first) & (seen <= last)).sum())
     return Block(
         label=str(block),
-        state="lost" if gone or block in foreign else "seen" if keys else "unseen",
+        state="lost" if gone else "seen" if keys else "unseen",
         owner=f"{first}\u2013{last}" if last > first else str(first),
         changed=gone,
         hint=f"block {block}: positions {first} to {last}, of which the row sees {keys}",

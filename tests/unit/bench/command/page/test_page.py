@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from bench.check.page import drawn
 from bench.cli import app
 from bench.command.page.asv import link, link_to
 from bench.command.page.making import page
@@ -297,3 +298,16 @@ def test_asv_page_and_this_one_link_to_each_other_once(tmp_path: Path) -> None:
     text = made(tmp_path, RECORDS / "race.json", "--asv", tmp_path / "html")
     assert '<a href="html/index.html">' in text
     assert "report.html" in index.read_text()
+
+
+def test_problem_is_drawn_with_the_keys_to_be_seen_and_the_access_that_was_not_its_own() -> None:
+    spec = "(q1 k5) (q2 k20) d16 b8 fp32 window=4"
+    (film_of,) = drawn(spec, ["out[token 2, head 0] is off"])
+    first, second = film_of.frames[0].strips
+    assert [block.state for block in first.blocks] == ["unseen"]
+    assert [block.state for block in second.blocks] == ["unseen", "unseen", "seen"]
+    assert second.note.endswith("it is to see keys 16 to 19: 4 of 20")
+    said = "offset 1: token 9 of sequence 1, the program works for sequence 0"
+    (film_of,) = drawn(spec, [said])
+    assert [block.state for block in film_of.frames[0].strips[1].blocks][1] == "lost"
+    assert film_of.legend[-1] == ("lost", "touched, and not its own")
