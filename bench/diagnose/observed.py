@@ -103,8 +103,6 @@ class Requests(_Columns):
     """As logged: an HTTP status or a finish reason."""
     tenant: NDArray[np.str_]
     engine: NDArray[np.str_]
-    root: Keys
-    """Digest of the first block's tokens."""
 
     def __len__(self) -> int:
         """Rows."""

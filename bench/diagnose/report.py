@@ -12,13 +12,19 @@ from rich.text import Text
 from bench.diagnose.record import Cause, Diagnosis, Evidence, Prediction, Prescription
 
 WIDTH: Final = 96
+_DAY: Final = len("2026-12-01")
+_SEVERAL: Final = " (several can be true at once: the shares add up to more than 100 %)"
 _COLOURS: Final = {"healthy": "bold green", "found": "bold red", "cannot tell": "bold yellow"}
 
 
 def show(diagnosis: Diagnosis, console: Console) -> None:
     """Print it."""
     sure = f" ({confidence(diagnosis.confidence)})" if diagnosis.confidence else ""
-    console.print(Text(f"{diagnosis.verdict}{sure}", style=_COLOURS[diagnosis.verdict]))
+    seen = span(*_seen_s(diagnosis), "")
+    console.print(
+        Text(f"{diagnosis.verdict}{sure}", style=_COLOURS[diagnosis.verdict]),
+        Text(f"[{seen} UTC]" if seen else ""),
+    )
     for line in lines(diagnosis):
         console.print(Text(line), soft_wrap=True)
 
@@ -26,15 +32,18 @@ def show(diagnosis: Diagnosis, console: Console) -> None:
 def lines(diagnosis: Diagnosis) -> list[str]:
     """What stands under the verdict."""
     said: list[str] = []
+    first, last = (clock(at)[:_DAY] for at in _seen_s(diagnosis))
+    day = first if first == last else ""
     if not diagnosis.causes and diagnosis.says != diagnosis.verdict:
         said += _wrapped(diagnosis.says)
     for cause in diagnosis.causes:
-        said += _of(cause, several=len(diagnosis.figures) > 1)
+        said += _of(cause, day, several=len(diagnosis.figures) > 1)
     if diagnosis.consequences:
         said.append("what follows from it")
         said += [line for each in diagnosis.consequences for line in _item(each)]
     if diagnosis.candidates:
-        said.append("it may be")
+        several = sum(each.probability for each in diagnosis.candidates) > 1
+        said.append(f"it may be{_SEVERAL if several else ''}")
         for candidate in diagnosis.candidates:
             named = "" if candidate.says == candidate.mode else f"{candidate.mode}: "
             said += _item(f"{confidence(candidate.probability):>9}  {named}{candidate.says}")
@@ -45,7 +54,7 @@ def lines(diagnosis: Diagnosis) -> list[str]:
         several = len({moment.engine for moment in diagnosis.timeline}) > 1
         for moment in diagnosis.timeline[:8]:
             where = f"  engine {moment.engine}" if several and moment.engine else ""
-            said += _item(f"{clock(moment.time_s)}  {moment.says}{where}")
+            said += _item(f"{span(moment.time_s, moment.time_s, day)}  {moment.says}{where}")
     if diagnosis.prescription is not None:
         said += _prescribed(diagnosis.prescription)
     if diagnosis.holes:
@@ -57,13 +66,14 @@ def lines(diagnosis: Diagnosis) -> list[str]:
     return said
 
 
-def _of(cause: Cause, *, several: bool) -> list[str]:
-    since = f", since {clock(cause.since_s)}" if cause.since_s is not None else ""
+def _of(cause: Cause, day: str, *, several: bool) -> list[str]:
+    began_s = cause.since_s
+    since = f", since {span(began_s, began_s, day)}" if began_s is not None else ""
     engines = [name for name in cause.engines if name]
     where = f", engine {', '.join(engines)}" if several and engines else ""
     untested = "" if cause.tested else " (no recording has it: not tested)"
     said = _wrapped(f"{cause.mode}: {cause.says}{since}{where}{untested}")
-    said += [line for each in cause.evidence for line in _item(_figure(each))]
+    said += [line for each in cause.evidence for line in _item(_figure(each, day))]
     if cause.not_this:
         said.append("it is not")
         said += [line for each in cause.not_this for line in _item(f"{each.mode}: {each.why}")]
@@ -71,11 +81,10 @@ def _of(cause: Cause, *, several: bool) -> list[str]:
     return said
 
 
-def _figure(evidence: Evidence) -> str:
+def _figure(evidence: Evidence, day: str) -> str:
     figure = evidence.figure
     interval = f" ({figure.low:.3g} to {figure.high:.3g})" if figure.low != figure.high else ""
-    when = dict.fromkeys(clock(at) for at in (figure.start_s, figure.end_s) if at > 0)
-    source = ", ".join(filter(None, (figure.series, " to ".join(when))))
+    source = ", ".join(filter(None, (figure.series, span(figure.start_s, figure.end_s, day))))
     return f"{evidence.says}{interval} [{source}]"
 
 
@@ -115,8 +124,26 @@ def confidence(probability: float) -> str:
 
 
 def clock(time_s: float) -> str:
-    """The time of day, UTC."""
-    return f"{datetime.fromtimestamp(time_s, UTC):%H:%M:%S}"
+    """The time, UTC."""
+    return f"{datetime.fromtimestamp(time_s, UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def span(start_s: float, end_s: float, day: str) -> str:
+    """From when to when, without the date of `day`, any other once. Empty: there are no times."""
+    start, end = (clock(at) if at > 0 else "" for at in (start_s, end_s))
+    if start[:_DAY] == day:
+        start = start[_DAY:].lstrip()
+    if end[:_DAY] in {day, start[:_DAY]}:
+        end = end[_DAY:].lstrip()
+    if not start or not end or start.endswith(end):
+        return start or end
+    return f"{start} to {end}"
+
+
+def _seen_s(diagnosis: Diagnosis) -> tuple[float, float]:
+    """Of everything that was given; 0: nothing has a time."""
+    times = [at for each in diagnosis.given for at in (each.start_s, each.end_s) if at]
+    return min(times, default=0.0), max(times, default=0.0)
 
 
 def _wrapped(text: str) -> list[str]:

@@ -26,10 +26,9 @@ class Row(NamedTuple):
     status: str = ""
     tenant: str = ""
     engine: str = ""
-    root: int = 0
 
 
-_KINDS: Final = dict.fromkeys(("status", "tenant", "engine"), np.str_) | {"root": np.uint64}
+_KINDS: Final = dict.fromkeys(("status", "tenant", "engine"), np.str_)
 
 
 def observed(path: Path, what: str, rows: Sequence[Row], notes: Sequence[str] = ()) -> Observed:

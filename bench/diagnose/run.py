@@ -97,7 +97,7 @@ def diagnose(observed: Observed, fit: Fitted | None = None, *, simulate: bool = 
             causes=made,
             consequences=[MODES[mode].says for mode in consequences],
             candidates=[_candidate(mode, together[mode]) for mode in bare],
-            deciding="",
+            deciding=_deciding([*bare, *causes], examined, fit) if bare else "",
             **common,
         )
     open_ = any(hits_open(each.posterior.holds) for each in examined)
@@ -127,7 +127,7 @@ def diagnose(observed: Observed, fit: Fitted | None = None, *, simulate: bool = 
     return Diagnosis(
         verdict="cannot tell",
         says=(blank if told and healthy >= SAID else "")
-        or _cannot(candidates, examined, told=told, hits=open_ and healthy >= SAID),
+        or _cannot(candidates, bare, examined, told=told, hits=open_ and healthy >= SAID),
         confidence=0.0,
         causes=[],
         consequences=[],
@@ -255,7 +255,8 @@ def _cause(
     about = MODES[mode]
     own = {*about.requires, *about.expects}
     evidence: list[Evidence] = []
-    for name in sorted(own & weights.keys(), key=lambda each: -weights[each]):
+    first = about.requires[0]
+    for name in sorted(own & weights.keys(), key=lambda each: (each != first, -weights[each])):
         stat = worst.stats[FINDINGS[name].stat]
         known = {each.figure for each in evidence}
         if holds[name] > 0.5 and weights[name] > 0 and _figure(stat) not in known:
@@ -357,7 +358,12 @@ _ABOUT_THE_CACHE: Final = frozenset(
 
 
 def _cannot(
-    candidates: list[Candidate], examined: list[Examined], *, told: bool, hits: bool
+    candidates: list[Candidate],
+    bare: list[str],
+    examined: list[Examined],
+    *,
+    told: bool,
+    hits: bool,
 ) -> str:
     if not told:
         samples = max((each.window.samples for each in examined), default=0)
@@ -369,6 +375,8 @@ def _cannot(
         return "nothing waits or is lost; whether more could be reused cannot be told from this"
     if candidates and candidates[0].mode == "other":
         return "something is wrong, and it is none of the causes that are known here"
+    if candidates and candidates[0].mode in bare:
+        return f"it looks like {candidates[0].mode}, of which nothing that was given is proof"
     return "it cannot be told which of these it is"
 
 
@@ -400,7 +408,7 @@ def _deciding(candidates: list[str], examined: list[Examined], fit: Fitted) -> s
 INPUTS: Final = {
     "metrics": "metrics with the series that are missing{missing}, scraped every 1 to 2 s",
     "events": "block events (--kv-events-config, `pagedbench record --events`)",
-    "requests": "a request log with tenants and the digest of each prompt's first block",
+    "requests": "a request log with the tenant of each request",
     "prompts": "the prompts: whether they begin alike",
     "log": "the server's log, from its start",
     "configuration": "the start line of the server's log, or vllm:cache_config_info",

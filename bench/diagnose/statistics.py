@@ -167,7 +167,6 @@ def _queue(made: _Made) -> None:
     # Samples that follow one another are not independent: a third of them counts.
     low, high = _beta(queued.sum() / 3, n / 3)
     made.put("waiting_share", float(queued.mean()), "waiting", low, high)
-    made.put("waiting_peak", float(waiting.max()), "waiting")
     if queued.any():
         made.put("waiting_burst", float(waiting.max() / (waiting.mean() + 1)), "waiting")
     if usage is not None and queued.sum() >= 2:
@@ -176,7 +175,6 @@ def _queue(made: _Made) -> None:
         spread = (high - low) / math.sqrt(len(held))
         mean = float(held.mean())
         made.put("usage_while_waiting", mean, "usage", mean - spread, mean + spread)
-        made.put("usage_low_while_waiting", float(np.quantile(held, 0.25)), "usage")
     if running is not None and queued.sum() >= 2:
         pinned = (running[1:] >= running.max() - 0.5) & queued
         low, high = _beta(pinned.sum() / 3, queued.sum() / 3)
@@ -223,10 +221,12 @@ def _longest(flags: np.ndarray) -> int:
 def _memory(made: _Made) -> None:
     window = made.window
     usage, running = window.gauge("usage"), window.gauge("running")
-    finished, preempted = window.gained("finished"), window.gained("preemptions")
-    began = window.gained("ttft_s")
-    if preempted is not None and (done := max(finished or 0.0, began or 0.0)):
-        made.rate("preemptions_per_request", preempted, done, "preemptions")
+    if (preempted := window.gained("preemptions")) is not None:
+        if done := _counted(window):
+            made.rate("preemptions_per_request", preempted, done, "preemptions")
+        elif guessed := _running_minutes(window):
+            value = preempted / guessed
+            made.put("preemptions_per_request", value, _GUESSED, value / 3, value * 3)
     if (tokens := window.gained("retracted_tokens")) is not None:
         made.rate(
             "preemptions_per_request", tokens, window.gained("prompt_tokens") or 0, "retracted"
@@ -265,6 +265,25 @@ def _memory(made: _Made) -> None:
             )
 
 
+_GUESSED: Final = "preemptions, a minute taken for each request"
+
+
+def _counted(window: Window) -> float:
+    """Requests of a window, by the first of the counters that knows any."""
+    for names in (("finished", "ttft_s"), ("admitted",), ("http",)):
+        if found := max(window.gained(name) or 0.0 for name in names):
+            return found
+    return 0.0
+
+
+def _running_minutes(window: Window) -> float:
+    """What stands for the number of requests in a log that counts none: minutes they ran."""
+    running = window.gauge("running")
+    if running is None or not any(each.origin == "log" for each in window.series("preemptions")):
+        return 0.0
+    return float(max(running.max(), running.mean() * window.seconds / 60))
+
+
 def _idle_usage(window: Window) -> float | None:
     """The lowest usage of the samples after work, where nobody ran or waited."""
     whole = Window(window.observed, window.engine, window.start_s, math.inf)
@@ -291,7 +310,7 @@ def pool_tokens(window: Window) -> float:
 def _speed(made: _Made) -> None:
     window = made.window
     latency, first = window.histogram("itl_s"), window.histogram("ttft_s")
-    prefill, queue = window.histogram("prefill_s"), window.histogram("queue_s")
+    prefill = window.histogram("prefill_s")
     steps = window.histogram("step_tokens")
     if latency is not None and latency.samples >= 20:
         made.put("token_latency", latency.mean, "itl_s")
@@ -300,18 +319,11 @@ def _speed(made: _Made) -> None:
         made.put("latency_spread", ratio, "itl_s", least / max(usual, 1e-6), ratio)
     if first is not None:
         made.put("first_token_latency", first.mean, "ttft_s")
-    if queue is not None and first is not None and first.mean > 0:
-        made.put("queue_of_first_token", queue.mean / first.mean, "queue_s")
     if steps is not None and steps.samples:
         made.put("step_tokens", steps.mean, "step_tokens")
         made.quantile("largest_step", steps, SLOWEST, "step_tokens")
     if prefill is not None and latency is not None and latency.mean > 0:
         made.put("prefill_steps", prefill.mean / latency.mean, "prefill_s")
-        length = window.histogram("computed_length") or window.histogram("prompt_length")
-        if length is not None and prefill.mean > 0:
-            made.put(
-                "prefill_tokens_per_step", length.mean * latency.mean / prefill.mean, "prefill_s"
-            )
     prompts, hits = window.gained("prompt_tokens"), window.gained("prefix_hits")
     if prompts is not None and latency is not None and window.seconds > 0 and latency.samples >= 20:
         computed = max(prompts - (hits or 0.0), 0.0)
@@ -357,7 +369,6 @@ def _traffic(made: _Made) -> None:
     answers = {status: window.gained("http", status=status) or 0.0 for status in _STATUSES}
     if (served := sum(answers.values())) >= 5:
         made.share("refused_share", answers["4xx"], served, "http")
-        made.share("failed_share", answers["5xx"], served, "http")
     finished, began = window.gained("finished"), window.gained("ttft_s")
     if (rejected := window.gained("rejections")) is not None:
         made.share(
@@ -372,9 +383,6 @@ def _traffic(made: _Made) -> None:
     if log is not None and (log.tenant != "").any():
         _, counts = np.unique(log.tenant, return_counts=True)
         made.share("largest_tenant", float(counts.max()), float(len(log)), "requests")
-        made.put("tenants", float(len(counts)), "requests")
-    if log is not None and (log.root != 0).any():
-        made.put("distinct_roots", len(np.unique(log.root)) / len(log), "requests")
 
 
 def _lost(made: _Made) -> None:
@@ -421,8 +429,6 @@ def _hits(made: _Made) -> None:
             drops = changes_in("hit_rate", window.times_s[1:], rates)
             lowest = min(drops, key=_grown, default=None)
             made.put("hit_rate_change", 1.0 if lowest is None else _grown(lowest), "prefix_hits")
-            if lowest is not None:
-                made.put("hit_rate_before", lowest.before, "prefix_hits")
     elif (rate := window.gauge("hit_rate")) is not None and len(rate) and hits is None:
         scale = 100.0 if rate.max() > 1 else 1.0
         made.put("hit_rate", float(rate[-1]) / scale, "hit_rate")
@@ -432,21 +438,14 @@ def _hits(made: _Made) -> None:
             "prompt_blocks", window.histogram("prompt_length"), 0.5, "prompt_length", size
         )
     idle, gap = window.histogram("block_idle_s"), window.histogram("reuse_gap_s")
-    if idle is not None and idle.samples >= 10:
-        made.put("evicted_after_s", idle.mean, "block_idle_s")
-        if gap is not None and gap.samples >= 10:
-            made.put("residence", idle.mean / max(gap.middle(0.9), 1e-3), "block_idle_s")
+    if idle is not None and idle.samples >= 10 and gap is not None and gap.samples >= 10:
+        made.put("residence", idle.mean / max(gap.middle(0.9), 1e-3), "block_idle_s")
 
 
 def _configured(made: _Made) -> None:
     config = made.window.observed.config
     if isinstance(on := config.get("prefix_caching"), bool):
         made.put("caching_off", float(not on), "configuration")
-    budget = config.get("token_budget")
-    if isinstance(budget, float):
-        made.put("token_budget", budget, "configuration")
-        if (per := made.found.get("prefill_tokens_per_step")) is not None:
-            made.put("budget_used", per.value / budget, "prefill_s")
     for name in {fact.name for fact in made.window.observed.facts}:
         times = [fact.time_s for fact in made.window.observed.facts if fact.name == name]
         count = float(len(times))

@@ -35,6 +35,9 @@ _TAKEN_AT_ONCE: Final = 1.5
 _LONGEST: Final = 2**24
 """Bytes of a line: the older releases print whole prompts."""
 _STOPPING_S: Final = 60.0
+_SAID_EVERY: Final = 50.0
+"""Preemptions after which the older vLLM prints a line."""
+
 _TOTALS: Final = {
     "prompt_throughput": "prompt_tokens",
     "generation_throughput": "generation_tokens",
@@ -117,6 +120,7 @@ class _Reading:
         self._figures: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
         self._totals: dict[tuple[str, str, str], list[tuple[float, float]]] = defaultdict(list)
         self._times: list[float] = []
+        self._preempted_before: dict[str, float] = {}
 
     def take(self, number: int, said: Said) -> None:
         """Take what a line says."""
@@ -150,6 +154,8 @@ class _Reading:
             asked = said.figures["new_tokens"] + cached
             self._add("prefix_queries", said.engine, now, asked)
             self._add("prefix_hits", said.engine, now, cached)
+        if "new_sequences" in said.figures:
+            self._add("admitted", said.engine, now, said.figures["new_sequences"])
         if said.status:
             self._add("http", said.engine, now, 1.0, status=said.status)
 
@@ -160,12 +166,15 @@ class _Reading:
         )
 
     def _preempted(self, said: Said, name: str, value: float, now: float) -> None:
-        key = ("preemptions", said.engine, "")
-        before = self._totals[key][-1][1] if self._totals[key] else 0.0
-        # One engine says how many it has been since its start, every fifty; the other how many now.
-        total = before + value if name == "retracted" else value
+        more = value
+        if name == "preempted":
+            # Of every fiftieth, how many it has been since the start, of which the log may have
+            # none: the first that it has stands for fifty.
+            before = self._preempted_before.get(said.engine, 0.0)
+            more = value - before if 0 < before <= value else min(value, _SAID_EVERY)
+            self._preempted_before[said.engine] = value
         if not math.isnan(now):
-            self._totals[key].append((now, total))
+            self._add("preemptions", said.engine, now, more)
 
     def _add(self, name: str, engine: str, now: float, more: float, *, status: str = "") -> None:
         points = self._totals[name, engine, status]

@@ -7,6 +7,7 @@ import pytest
 
 from bench.diagnose.log_lines import parse, worth
 from bench.diagnose.readers import logs, read_all
+from bench.diagnose.run import diagnose
 
 # As the engines print them: vLLM 0.32, 0.6 (V0), 0.33's iteration details; SGLang 0.5 and 0.4.
 V1 = (
@@ -130,7 +131,7 @@ def test_the_old_vllm(tmp_path):
     assert (last(found, "waiting"), last(found, "swapped")) == (3, 2)
     assert (last(found, "usage"), last(found, "cpu_usage")) == (0.1, 0.02)
     assert last(found, "prompt_throughput") == 1024.9
-    assert last(found, "preemptions") == 51
+    assert last(found, "preemptions") == 50, "a line for every fiftieth"
     assert [fact.name for fact in found.facts] == ["preempted"]
     assert found.facts[0].where.endswith("server.log:3")
     assert found.config["num_blocks"] == 27356
@@ -147,6 +148,29 @@ def test_sglang(tmp_path):
     assert last(found, "preemptions") == 4
     assert found.config["prefix_caching"] is False
     assert (found.config["max_num_seqs"], found.config["block_size"]) == (64, 16)
+
+
+FULL_V0 = V0.replace("Running: 1 reqs", "Running: 15 reqs").replace("10.0%", "98.0%")
+FULL_SGLANG = OLD_DECODE.replace("0.87", "0.97")
+
+
+@pytest.mark.parametrize(
+    ("stamp", "lines"),
+    [
+        ("13:07:05", (FULL_V0, PREEMPTED.replace("13:07:07", "13:07:05"))),
+        ("13:06:19", (FULL_SGLANG, PREFILL.replace("29]", "19]"), RETRACTED.replace("39]", "19]"))),
+    ],
+)
+def test_a_log_alone_tells_of_preemption(tmp_path, stamp, lines):
+    told = [
+        line.replace(stamp, f"13:{10 + n // 6}:{n % 6}0").replace("=51", f"={1 + 50 * n}")
+        for n in range(24)
+        for line in lines
+    ]
+    found = diagnose(seen(tmp_path, *told))
+    assert [cause.mode for cause in found.causes] == ["pool_too_small"]
+    quiet = [line for line in told if "preempted" not in line and "Retract" not in line]
+    assert diagnose(seen(tmp_path, *quiet)).verdict != "found"
 
 
 def test_a_refusal_at_the_start_is_a_fact(tmp_path):

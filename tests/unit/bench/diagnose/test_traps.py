@@ -9,7 +9,8 @@ from bench.diagnose import run
 from bench.diagnose.findings import FINDINGS
 from bench.diagnose.inference import fitted
 from bench.diagnose.observed import Fact, FreeMap, Observed, merge
-from bench.diagnose.report import lines
+from bench.diagnose.record import Candidate
+from bench.diagnose.report import lines, span
 from bench.diagnose.run import diagnose
 from bench.diagnose.statistics import Stat, statistics
 from bench.diagnose.window import windows
@@ -384,3 +385,24 @@ def test_prompts_with_nothing_in_common_are_healthy():
     prompts = [(tuple(range(100 * i + 1, 100 * i + 5)), 0) for i in range(40)]
     found = diagnose(replace(_low_hits(), events=_stored(prompts)))
     assert found.verdict == "healthy"
+
+
+@pytest.mark.parametrize(
+    ("day", "lasted_s", "said"),
+    [
+        ("2026-12-01", 60, "10:00:00 to 10:01:00"),
+        ("", 60, "2026-12-01 10:00:00 to 10:01:00"),
+        ("", 86400, "2026-12-01 10:00:00 to 2026-12-02 10:00:00"),
+        ("", 0, "2026-12-01 10:00:00"),
+    ],
+)
+def test_times_have_a_date_unless_it_was_said(day, lasted_s, said):
+    assert span(1796119200.0, 1796119200.0 + lasted_s, day) == said
+
+
+def test_what_adds_up_to_more_than_all_is_said_to():
+    causes = [Candidate(mode=mode, says=mode, probability=0.9) for mode in ("bursts", "restart")]
+    blank = diagnose(server(1))
+    of_both, of_one = (lines(blank.model_copy(update={"candidates": causes[:n]})) for n in (2, 1))
+    assert any("more than 100 %" in line for line in of_both)
+    assert not any("more than 100 %" in line for line in of_one)
