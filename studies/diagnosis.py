@@ -26,11 +26,11 @@ import numpy as np
 
 from bench.diagnose.inference import FITTED, Fitted, hits_open, infer, proven, read_fitted, seen
 from bench.diagnose.modes import HEALTHY, MODES
-from bench.diagnose.observed import Observed, merge
+from bench.diagnose.observed import merge
 from bench.diagnose.readers import read
 from bench.diagnose.replicas import replica_statistics
 from bench.diagnose.run import BESIDE, SAID, ranked
-from bench.diagnose.statistics import statistics
+from bench.diagnose.statistics import Stat, statistics
 from bench.diagnose.window import windows
 
 HIT_FAMILY = {
@@ -48,7 +48,6 @@ class Recording:
 
     name: str
     modes: tuple[str, ...]
-    held_out: bool
     holds: dict[str, list[dict[str, float]]]
     """By what was given, and engine: how sure each finding is."""
 
@@ -60,16 +59,16 @@ def main() -> None:
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--markdown", type=Path)
     asked = parser.parse_args()
-    recordings = load(asked.folders, asked.cache)
-    print(f"{len(recordings)} recordings, {sum(r.held_out for r in recordings)} held out")
+    recordings = load(asked.folders, asked.cache, held_out=asked.what == "judge")
+    print(f"{len(recordings)} recordings")
     if asked.what == "fit":
-        write_fit([each for each in recordings if not each.held_out])
+        write_fit(recordings)
     else:
-        judge([each for each in recordings if each.held_out], read_fitted(FITTED), asked.markdown)
+        judge(recordings, read_fitted(FITTED), asked.markdown)
 
 
-def load(folders: Iterable[Path], cache: Path | None) -> list[Recording]:
-    known: dict[str, tuple[float, object]] = {}
+def load(folders: Iterable[Path], cache: Path | None, *, held_out: bool) -> list[Recording]:
+    known: dict[str, tuple[float, dict[str, list[dict[str, Stat]]]]] = {}
     if cache is not None and cache.is_file():
         known = pickle.loads(cache.read_bytes())
     result = []
@@ -77,27 +76,34 @@ def load(folders: Iterable[Path], cache: Path | None) -> list[Recording]:
         truth = folder / "truth.json"
         if not truth.is_file():
             continue
+        said = json.loads(truth.read_text(encoding="utf-8"))
+        if said["held_out"] != held_out:
+            continue
         key, changed = str(folder), truth.stat().st_mtime
         if key not in known or known[key][0] != changed:
-            known[key] = (changed, {what: _statistics(folder, what) for what in INPUTS})
-        said = json.loads(truth.read_text(encoding="utf-8"))
-        figures = known[key][1]
-        assert isinstance(figures, dict)
-        holds = {what: [seen(stats) for stats in engines] for what, engines in figures.items()}
-        result.append(Recording(folder.name, tuple(said["modes"]), bool(said["held_out"]), holds))
+            known[key] = (changed, _statistics(folder))
+            if cache is not None and len(known) % 50 == 0:
+                cache.write_bytes(pickle.dumps(known))
+        holds = {what: [seen(stats) for stats in of] for what, of in known[key][1].items()}
+        result.append(Recording(folder.name, tuple(said["modes"]), holds))
     if cache is not None:
         cache.write_bytes(pickle.dumps(known))
     return result
 
 
-def _statistics(folder: Path, what: str) -> list[dict[str, object]]:
-    parts: list[Observed] = []
-    for file in sorted(folder.iterdir()):
-        if file.name.partition(".")[0] in INPUTS[what] and (part := read(file)) is not None:
-            parts.append(part)
-    every = windows(merge(parts))
-    common = replica_statistics(every)
-    return [{**statistics(window), **common} for window in every]
+def _statistics(folder: Path) -> dict[str, list[dict[str, Stat]]]:
+    """By what is given, and engine."""
+    parts = {
+        file.name.partition(".")[0]: part
+        for file in sorted(folder.iterdir())
+        if file.name.startswith(INPUTS["events"]) and (part := read(file)) is not None
+    }
+    found = {}
+    for what, names in INPUTS.items():
+        every = windows(merge(parts[name] for name in names if name in parts))
+        common = replica_statistics(every)
+        found[what] = [{**statistics(window), **common} for window in every]
+    return found
 
 
 def counted(recordings: Iterable[Recording]) -> dict[str, dict[str, list[float]]]:

@@ -27,6 +27,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+from bench.diagnose.observed import Observed, merge
 from bench.diagnose.readers import read_all
 from bench.diagnose.run import diagnose
 
@@ -80,11 +81,6 @@ SAYS: Final[Mapping[str, Mapping[str, Said]]] = {
 }
 """What the tools' findings come to; any other is an error of this study."""
 
-OURS: Final = {
-    "pagedbench, the same scrapes": ("metrics",),
-    "pagedbench, with log and events": ("metrics", "server", "kv_events"),
-}
-
 APART_S: Final = 45.0
 
 
@@ -123,14 +119,19 @@ def answers(
                 child.stdin.flush()
                 for tool, names in json.loads(child.stdout.readline()).items():
                     found[tool] = [SAYS[tool][name] for name in names]
-            for title, parts in OURS.items():
-                found[title] = _ours(folder, parts)
+            parts = [read_all([file]) for file in sorted(folder.iterdir()) if _seen(file)]
+            scraped = [each for each in parts if each.sources[0].format == "scrapes"]
+            found["pagedbench, the same scrapes"] = _ours(scraped)
+            found["pagedbench, with log and events"] = _ours(parts)
             yield truth, found
 
 
-def _ours(folder: Path, parts: tuple[str, ...]) -> list[Said]:
-    files = [f for f in sorted(folder.iterdir()) if f.name.partition(".")[0] in parts]
-    found = diagnose(read_all(files))
+def _seen(file: Path) -> bool:
+    return file.name.startswith(("metrics.", "server.", "kv_events."))
+
+
+def _ours(parts: list[Observed]) -> list[Said]:
+    found = diagnose(merge(parts))
     if found.verdict == "cannot tell":
         return [(ABSTAINS, ())]
     return [(_family(cause.mode), (cause.mode,)) for cause in found.causes]

@@ -356,7 +356,6 @@ MODES: Final[Mapping[str, Mode]] = {
         unlike={"head_of_line": "stuck"},
         remedy="max_model_len no larger than the pool; abort the request at the head",
         alert="vllm:num_requests_running == 0 and vllm:num_requests_waiting > 0 for 30s",
-        recorded=False,
     ),
     "start_refused": Mode(
         says="the engine did not start: its pool is smaller than one request of max_model_len",
@@ -385,10 +384,10 @@ MODES: Final[Mapping[str, Mode]] = {
         says="requests wait for cached blocks to be fetched from another tier",
         requires=("deferred",),
         expects=("queue", "queue_seldom", "fetching"),
+        allows=("again", "mostly_again", "roots_again", "low_hits", "filled", "full", "roomy"),
         unlike={"pool_too_small": "deferred"},
         remedy="look at the connector: bandwidth of the tier, or recompute instead of fetching",
         alert='vllm:num_requests_waiting_by_reason{reason="deferred"} > 0 for 1m',
-        recorded=False,
     ),
     "fragmentation": Mode(
         says="free memory lies in holes, none of which holds the request: caches are contiguous",

@@ -17,7 +17,6 @@ from bench.diagnose.observed import Observed, Series, Source, Value
 
 _ENGINE_LABELS: Final = ("instance", "pod", "engine", "engine_idx", "dp_rank")
 _Key = tuple[Alias, str, tuple[tuple[str, str], ...]]
-_Point = list[float]
 
 
 class Place:

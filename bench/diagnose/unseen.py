@@ -60,6 +60,9 @@ def unseen(examined: Sequence[Examined], observed: Observed, *, told: bool) -> l
         said.append(f"what lasts less than the {max(gaps):g} s between scrapes, such as a burst")
     if "max_num_seqs" not in observed.config:
         said.append("max_num_seqs and the token budget: they are in the start line of the log only")
+    held = any(each.window.series("usage") for each in examined)
+    if told and held and not any("usage_at_idle" in each.stats for each in examined):
+        said.append("a leak of blocks: no two scrapes on end met the server idle")
     if failed := len(observed.failed_s):
         said.append(f"what happened while {failed} scrape{'s' * (failed > 1)} had no answer")
     if lacking := missing([each.window for each in examined]):

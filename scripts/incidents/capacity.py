@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from scripts.incidents.drawing import Dice, prompts, setup, steady
 from scripts.incidents.world import Ask, Client, Setup, World, one
 
@@ -185,3 +187,48 @@ def bursts(dice: Dice, kind: str = "unique") -> Setup:
 
     pool = round(number * 300 * dice.real("room", 0.25, 0.5))
     return setup(dice, load, f"{times} bursts of {number}, little beside", pool=max(4096, pool))
+
+
+def request_larger_than_pool(dice: Dice) -> Setup:
+    pool = dice.whole("pool", 1100, 1700)
+    chat, answer = dice.whole("chat", 48, 128), dice.whole("answer", 24, 64)
+    rate = dice.rate(dice.real("running", 1, 2.5), chat + answer, answer, chat)
+    large, at = round(pool * dice.real("large_by_pool", 1.1, 1.6)), dice.real("at", 0.25, 0.5)
+
+    def load(world: World) -> Client:
+        ask = lambda: Ask(prompt=world.words(chat), output=answer, tenant="chat")  # noqa: E731
+        yield from world.poisson(rate, ask, until=at * world.setup.duration)
+        world.start(one(Ask(prompt=world.words(large), output=8, tenant="bulk")))
+        yield from world.poisson(rate, ask)
+
+    what = f"chat {rate:.1f}/s; at {at:.0%} a prompt of {large} in {pool} tokens, let in unchecked"
+    return setup(dice, load, what, pool=pool, longest=4096, unchecked=True)
+
+
+def offload_bound(dice: Dice) -> Setup:
+    shared, tenants = dice.whole("shared", 384, 640), dice.whole("tenants", 90, 180)
+    output, running = dice.whole("output", 16, 40), dice.real("running", 2, 5)
+    rate = dice.rate(running, shared, output, 32)
+    held = dice.real("held", 0.25, 0.4)
+    link = (1 - held) * rate * shared / dice.real("over", 1.02, 1.15)
+    tier = {
+        "kv_connector": "SlowTier",
+        "kv_connector_module_path": "scripts.incidents.slow_tier",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {"tokens_per_s": round(link)},
+    }
+
+    def load(world: World) -> Client:
+        def ask() -> Ask:
+            tenant = f"t{world.rng.randrange(tenants)}"
+            prompt = world.words(shared, tenant) + world.words(32)
+            return Ask(prompt=prompt, output=output, tenant=tenant)
+
+        world.start(world.poisson(rate, ask))
+        while world.open:  # an engine that only waits looks again when something happens
+            yield dice.base
+
+    pool = round(tenants * shared * held)
+    what = f"{rate:.1f}/s of {tenants} tenants in {pool} tokens; a tier gives {link:.0f} tokens/s"
+    more = ("--kv-transfer-config", json.dumps(tier))
+    return setup(dice, load, what, pool=pool, more=more, also=("working_set_too_big",))

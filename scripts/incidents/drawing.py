@@ -108,7 +108,7 @@ def setup(
     """What is recorded; `pool` in tokens."""
     block = block or dice.of("block_size", 16, 32)
     blocks = -(-pool // block)
-    longest = min(longest, blocks * block)
+    longest = longest if rest.get("unchecked") else min(longest, blocks * block)
     arguments = ["--block-size", block, "--num-gpu-blocks-override", blocks + 1]
     arguments += ["--max-num-seqs", seqs, "--max-num-batched-tokens", max(budget, seqs)]
     arguments += ["--max-model-len", longest, *more]

@@ -15,7 +15,9 @@ from scripts.incidents.capacity import (
     load_growth,
     long_generations,
     max_num_seqs_cap,
+    offload_bound,
     pool_too_small,
+    request_larger_than_pool,
     token_budget_small,
 )
 from scripts.incidents.clients import (
@@ -63,6 +65,8 @@ SINGLE: Final[dict[str, Callable[[Dice], Setup]]] = {
     "engine_slowed": engine_slowed,
     "decode_stalled_by_prefill": decode_stalled,
     "bursts": bursts,
+    "request_larger_than_pool": request_larger_than_pool,
+    "offload_bound": offload_bound,
     "prefix_evicted": prefix_evicted,
     "working_set_too_big": working_set_too_big,
     "round_robin_replicas": round_robin_replicas,

@@ -16,11 +16,13 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
+from unittest.mock import patch
 
 from subjects.servers.vllm_engine import PS_PER_S, Clock, Engine
 
@@ -79,6 +81,9 @@ class Setup:
     """Seconds that the server is away then."""
     queue_limit: int | None = None
     max_model_len: int = 2048
+    unchecked: bool = False
+    """Whether to start a pool that is smaller than one request, as engines have that do not look.
+    """
     accepts: Callable[[int], int] | None = None
     drawn: dict[str, Any] = field(default_factory=dict)
     """The configuration that was drawn, for the truth."""
@@ -269,17 +274,18 @@ class World:
         self._processor = OutputProcessor(None, log_stats=True)
         events = ["--kv-events-config", '{"enable_kv_cache_events":true,"publisher":"null"}']
         made = []
-        for rank in range(setup.ranks):
-            made.append(
-                Engine(
-                    [*setup.arguments, "--kv-cache-metrics", *events],
-                    clock=self.clock,
-                    pace=self.pace,
-                    events=Events(self.events, rank, setup.ranks, self._numbers),
-                    accepts=setup.accepts,
-                    log_stats=True,
+        with _unchecked() if setup.unchecked else nullcontext():
+            for rank in range(setup.ranks):
+                made.append(
+                    Engine(
+                        [*setup.arguments, "--kv-cache-metrics", *events],
+                        clock=self.clock,
+                        pace=self.pace,
+                        events=Events(self.events, rank, setup.ranks, self._numbers),
+                        accepts=setup.accepts,
+                        log_stats=True,
+                    )
                 )
-            )
         self._loggers = StatLoggerManager(made[0].config, engine_idxs=list(range(setup.ranks)))
         self._loggers.log_engine_initialized()
         self._statuses = _front_end()
@@ -398,6 +404,13 @@ class World:
 def one(ask: Ask) -> Client:
     """A client with one request."""
     yield ask
+
+
+def _unchecked() -> AbstractContextManager[Any]:
+    """Let an engine start that does not hold one request of max_model_len."""
+    from vllm.v1.core import kv_cache_utils
+
+    return patch.object(kv_cache_utils, "_check_enough_kv_cache_memory", lambda *_: None)
 
 
 def _front_end() -> Any:

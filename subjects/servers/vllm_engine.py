@@ -124,7 +124,7 @@ def executor_class(clock: Clock, pace: Mapping[str, int], tally: Tally) -> type:
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
     from vllm.v1.executor.abstract import Executor
     from vllm.v1.kv_cache_interface import FullAttentionSpec
-    from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
+    from vllm.v1.outputs import DraftTokenIds, KVConnectorOutput, ModelRunnerOutput
     from vllm.v1.worker.worker_base import (
         CompilationTimes,
         get_supported_kv_cache_layouts,
@@ -196,6 +196,8 @@ def executor_class(clock: Clock, pace: Mapping[str, int], tally: Tally) -> type:
                 sampled_token_ids=sampled,
                 prompt_logprobs_dict={},
             )
+            if (tier := self.scheduler.connector) is not None:
+                output.kv_connector_output = KVConnectorOutput(finished_recving=tier.arrived())
             if not non_block:
                 return output
             future: Future[Any] = Future()

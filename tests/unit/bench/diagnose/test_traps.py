@@ -323,6 +323,11 @@ def test_a_request_larger_than_the_pool_starves_everybody():
     assert diagnose(seen).causes[0].mode == "request_larger_than_pool"
 
 
+def test_a_leak_shows_only_while_nobody_runs():
+    assert any("a leak" in each for each in diagnose(server(40, busy=40)).unseen)
+    assert not any("a leak" in each for each in diagnose(server(40, busy=20)).unseen)
+
+
 def test_blocks_that_nobody_holds_are_a_leak():
     usage = np.r_[np.full(20, 0.5), np.full(20, 0.2)]
     found = diagnose(server(40, busy=20, usage=gauge("usage", usage)))
