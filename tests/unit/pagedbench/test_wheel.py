@@ -128,6 +128,7 @@ def test_the_only_name_that_is_installed_is_ours(wheel: Path) -> None:
     names = ZipFile(wheel).namelist()
     assert {name.partition("/")[0] for name in names if "dist-info" not in name} == {"pagedbench"}
     assert "pagedbench/kernels/compiled/baselines/triton-3.9.0.json" in names
+    assert "pagedbench/paged/counting.c" in names
     for folder in ("bench/command/templates", "bench/command/page/assets"):
         files = {file.name for file in (ROOT / folder).iterdir()}
         within = f"pagedbench/{folder}/"
