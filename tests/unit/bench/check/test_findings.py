@@ -110,6 +110,13 @@ def test_a_fault_of_prefills_and_of_decodes_is_one_where_both_need_the_same() ->
     assert apart.add(failing("(q1 k1) d32 b16 fp32 kv=e5m2"))
 
 
+def test_nan_from_free_slots_is_one_finding_whichever_check_noticed() -> None:
+    found = Found()
+    found.add(failing("(q1 k1) d32 b32 fp32", THROUGH))
+    through = f"NaN {FREE_SLOTS} comes through: with finite numbers there the law holds"
+    assert not found.add(failing("(q2 k16) d32 b32 fp16", through, check="growth"))
+
+
 def padding_and_windows(check: str, problem: AttentionProblem) -> dict:
     """Two faults that look alike: of padding rows, and of windows."""
     wrong = any(request.seq_len == 0 for request in problem.requests) or problem.window

@@ -781,6 +781,22 @@ def lets_nan_through_and_scales(batch: PagedBatch) -> None:
     batch.out.mul_(1.5)
 
 
+def lets_nan_through_in_decodes(batch: PagedBatch) -> None:
+    paged_attention(batch)
+    if batch.max_query_len == 1:
+        block = batch.block_table[0, (batch.seq_lens[0] - 1) // batch.block_size]
+        batch.out[0, 0] += 0 * batch.value_cache[block, :, 0].float().sum()
+
+
+def test_nan_that_comes_through_in_a_smaller_problem_has_the_same_words() -> None:
+    problem = AttentionProblem.parse("(q2 k9) d16 b16 fp32")
+    growth = next(check for check in LAWS if check.name == "growth")
+    assert run_check(TRUTH, lets_nan_through_in_decodes, problem).status is Status.PASSED
+    verdict = run_check(growth, lets_nan_through_in_decodes, problem)
+    said = f"NaN {FREE_SLOTS} comes through: with finite numbers there the law holds"
+    assert verdict.findings == (said,)
+
+
 def test_nan_from_free_slots_has_its_own_words_and_hides_nothing() -> None:
     problem = AttentionProblem.parse("(q1 k21) (q2 k9) g2 d16 b4 fp32")
     said = f"out[token 0, head 0] is nan, of NaN {FREE_SLOTS}: with finite numbers there it is not"
