@@ -136,6 +136,9 @@ class WastePlan:
         """The single changes that are tried on a stream."""
         assert self.base is not None
         found = variations_on(stream, self.base, slots=self.slots)
+        if not self.clock.time.swap_ns_per_token:
+            # It would cost nothing, and be recommended for that.
+            found = [each for each in found if each.changes.get("preemption") != "swap"]
         return [each for each in found if not self.tiers or takes_tiers(each.policy)]
 
     @property

@@ -183,6 +183,8 @@ def searched(whatif: WhatIf, record: WasteRecord) -> str:
     same = [effect.variation.words for effect in whatif.effects if effect.row.inferred]
     if same:
         said += f" Not run, as they cannot matter here: {', '.join(same)}."
+    if not record.time.swap_ns_per_token:
+        said += " Not tried: swapping, of which the clock says nothing; see --clock swap=."
     return said
 
 

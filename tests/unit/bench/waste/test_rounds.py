@@ -14,6 +14,7 @@ from bench.waste.policies import parse_policy
 from bench.waste.record import WasteRecord, WasteRow
 from bench.waste.run import run_waste
 from bench.waste.whatif import compare
+from bench.waste.whatif_report import whatif_reading
 from helpers.waste_records import job, simulated
 from reference.errors import BadInput
 
@@ -160,3 +161,18 @@ def test_an_interrupt_keeps_what_was_simulated_in_any_round(after: int) -> None:
     assert not record.complete
     assert sum(not row.inferred for row in record.rows) == after < record.asked
     assert compare(record, record.streams[0].label) is not None
+
+
+def test_swapping_is_tried_where_the_clock_has_a_time_for_it() -> None:
+    free = plan("sharegpt-fit")
+    costly = replace(ROUND_FIGURES, time=replace(ROUND_FIGURES.time, swap_ns_per_token=5000))
+    groups = [
+        {each.group for each in asked.variations(asked.streams[0][1])}
+        for asked in (free, replace(free, clock=costly))
+    ]
+    assert groups[1] - groups[0] == {"preemption"}
+    record = searched(replace(free, runs=1))
+    found = compare(record, record.streams[0].label)
+    assert found is not None
+    said = " ".join(whatif_reading(found, record))
+    assert "Not tried: swapping, of which the clock says nothing" in said

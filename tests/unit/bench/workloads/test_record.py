@@ -36,6 +36,7 @@ def test_a_served_stream_is_described_without_the_requests_that_generate_nothing
         "prefixes": False,
         "too_long": 0,
         "ignored": [],
+        "tenants": [],
     }
     halves = [STREAM.between(0, 2), STREAM.between(2, 3)]
     assert served_stream(concatenated(halves, name="s", source="a test"), label="mine") == described
@@ -46,7 +47,8 @@ def test_a_served_stream_is_described_without_the_requests_that_generate_nothing
 def test_what_a_trace_leaves_out_is_counted(tmp_path: Path) -> None:
     """W6: rows without output, rows that are too long, and columns that nobody reads."""
     file = tmp_path / "t.csv"
-    file.write_text("input_len,output_len,tenant\n5,3,a\n6,0,a\n900,3,b\n7,1,b\n")
+    file.write_text("input_len,output_len,tenant,region\n5,3,a,x\n6,0,a,x\n900,3,b,x\n7,1,b,x\n")
     described = served_stream(parse_source(f"trace:{file}:max_len=100"), label="t")
     assert (described.requests, described.without_output, described.too_long) == (2, 1, 1)
-    assert described.ignored == ["tenant"]
+    assert described.ignored == ["region"]
+    assert described.tenants == ["a", "b"]
