@@ -295,12 +295,18 @@ class PagedAllocator:
         if parent in self._tenants:
             self._tenants[child] = self._tenants[parent]
 
-    def free(self, sequence: Hashable) -> None:
-        """Give up a sequence. Published blocks stay until their room is needed. UnknownSequence."""
+    def free(self, sequence: Hashable, *, own: Sequence[bytes] = (), first: int = 0) -> None:
+        """Give up a sequence. Published blocks stay until their room is needed. UnknownSequence.
+
+        Its full blocks from the `first` on are published before, under keys that nobody else has,
+        for the same request to come back to (`KeyedPrompt.own`).
+        """
         table = self._tables.pop(sequence, None)
         if table is None:
             raise UnknownSequence(sequence)
         self._chains.pop(sequence, None)
+        if own:
+            self._publish(sequence, table.blocks, first, own)
         if self._tenants:
             self._tenants.pop(sequence, None)
         # Tail first: a block is of use only as long as all those before it are there, so the head

@@ -147,6 +147,9 @@ class Moment:
 class CompiledServer:
     """As `paged.counting.CountingServer`, for what `can_serve`."""
 
+    tiers: tuple[TierUse, ...] = ()
+    """Behind its pool there is none."""
+
     def __init__(
         self,
         requests: Iterable[Request],
@@ -230,10 +233,6 @@ class CompiledServer:
         written = _Moment()
         self._library.server_moment(self._server, written)
         return Moment(self.step, bytes(written))
-
-    def uses(self) -> tuple[TierUse, ...]:
-        """What each tier behind the pool did: there is none."""
-        return ()
 
     def service(self) -> Service:
         """Say what it was like for those who waited."""

@@ -5,9 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+import numpy as np
+
 from paged.accounting import Counters
 from paged.clock import PS_PER_NS
-from paged.keyed_blocks import Keys
+from paged.keyed_blocks import KeyedBlocks, Keys
+
+MOST_GAPS: Final = 4096
+"""Different durations of steps that are held before they go into classes."""
 
 
 @dataclass(slots=True, eq=False)
@@ -38,7 +43,41 @@ class Group:
     """Blocks for what is computed, until it decodes; keys that it has read or published."""
     own: tuple[Keys, ...] = ()
     """Keys whose blocks it reads; its other blocks are nobody else's."""
+    limit: int = 0
+    """Leading blocks that may be hits."""
+    private: tuple[Keys, Keys] | None = None
+    """Keys of its blocks behind those of `keys` that were kept when it gave way, and their marks.
+    """
 
+    def look(self, cache: KeyedBlocks) -> tuple[int, int]:
+        """Leading blocks that the pool has, and how many of these nobody reads."""
+        hits, idle = cache.look(self.keys[: self.limit])
+        if self.private is not None and hits == self.keys.size:
+            keys, marks = self.private
+            own = cache.look_own(keys[: self.limit - hits], marks[: self.limit - hits])
+            return hits + own, idle + own
+        return hits, idle
+
+    def found(self, hits: int) -> Keys:
+        """Keys of so many leading blocks; those of its own behind them are given up."""
+        keys = self.keys[:hits]
+        if self.private is None:
+            return keys
+        own, marks = self.private
+        self.private = own[: hits - keys.size], marks[: hits - keys.size]
+        return np.concatenate((keys, self.private[0]))
+
+    def keep(self, cache: KeyedBlocks, full: int) -> None:
+        """Give keys of their own to those of so many full blocks that have none."""
+        before = self.private or (NO_KEYS, NO_KEYS)
+        count = full - self.keys.size - before[0].size
+        if count > 0:
+            keys, marks = cache.hand_out(count)
+            self.own += (keys,)
+            self.private = np.concatenate((before[0], keys)), np.concatenate((before[1], marks))
+
+
+NO_KEYS: Final[Keys] = np.empty(0, np.int64)
 
 COUNTS: Final = (
     "admitted",

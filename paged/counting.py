@@ -24,20 +24,20 @@ from paged.accounting import Counters, Series, Serving, TierUse
 from paged.arrivals import Arrivals, Request
 from paged.clock import PS_PER_NS, StepTime, steps_within, taken_ps
 from paged.compiled import CompiledServer, Moment, can_serve
-from paged.counted import COUNTS, Group, Snapshot, falling
+from paged.counted import COUNTS, MOST_GAPS, NO_KEYS, Group, Snapshot, falling
 from paged.errors import BadSize, checked_size
-from paged.keyed_blocks import KEYED, Keys
+from paged.keyed_blocks import KEYED
 from paged.latency import Service, Slo, Watch
 from paged.policy import PagedPolicy
 
-MOST_GAPS = 4096
-"""Different durations of steps that are held before they go into classes."""
-_NO_KEYS: Keys = np.empty(0, np.int64)
 _NOBODY, _SHORT, _WATERMARK, _LIMIT, _BUDGET = range(5)
 
 
 class CountingServer:
     """A server and its queue; the arguments are those of `serve_by_counts`."""
+
+    tiers: tuple[TierUse, ...] = ()
+    """What each tier behind the pool did."""
 
     def __init__(
         self,
@@ -70,7 +70,9 @@ class CountingServer:
         self._watermark = policy.watermark_blocks(self.num_blocks)
         self._max_running = policy.max_running or self.num_blocks
         self._swapping = policy.preemption == "swap"
-        self._cache = KEYED[policy.eviction](self.num_blocks) if policy.prefix_caching else None
+        self._cache = None
+        if policy.prefix_caching:
+            self._cache = KEYED[policy.eviction](self.num_blocks, own=self.num_blocks)
 
         # In order of admission. Those whose prompt is being computed are in both.
         self._running: dict[int, Group] = {}
@@ -104,8 +106,7 @@ class CountingServer:
         # Sums over the steps.
         self._token_sum = self._duplicate_sum = self._free_sum = self._idle_sum = 0
         self._running_sum = self._prefilling_sum = self._queued_sum = 0
-        self._waits = [0] * 5
-        self._waiting_free = self._computed = 0
+        self._waits, self._waiting_free, self._computed = [0] * 5, 0, 0
         self._counts = dict.fromkeys(COUNTS, 0)
 
     @property
@@ -150,10 +151,6 @@ class CountingServer:
         self.watch.itl.add_all(self._gaps)
         return self.watch.service()
 
-    def uses(self) -> tuple[TierUse, ...]:
-        """What each tier behind the pool did."""
-        return ()
-
     def take_steps(self, due: int, _completed: int | None = None) -> bool | None:
         """Take a step, and at once those behind it that are alike, until before `due`.
 
@@ -165,8 +162,9 @@ class CountingServer:
             for group in self._finished:
                 del self._running[group.place]
                 growing[(1 - group.base) % size] -= 1
-                self._tokens -= group.base + self.step
-                self._release(group, group.base + self.step)
+                held = group.base + self.step
+                self._tokens -= held
+                self._release(group, held, (held - 1) // size)
             self._decoding -= len(self._finished)
         if not self._running and self.draining:
             return None
@@ -245,7 +243,10 @@ class CountingServer:
                 self._decoding -= 1
                 group.generated = held - group.prompt
                 group.last = -1
+                full = (held - 1) // self._size  # the last token has no key and value yet
+                group.limit = full
             else:
+                full = held // self._size
                 del self._prefilling[place]
                 need -= chunks.pop(place)[1]
             group.lost = max(group.lost, held)
@@ -255,7 +256,7 @@ class CountingServer:
             self.watch.give_way(group.number, self._clock)
             if self._swapping:
                 group.host = self._to_host(-(-held // self._size))
-            self._release(group, held)
+            self._release(group, held, full)
         self._blocked = 0
 
     def _take(self, count: int) -> None:
@@ -276,15 +277,17 @@ class CountingServer:
             group.own += (self._cache.publish(group.keys[group.filled : full]),)
             group.filled = full
 
-    def _release(self, group: Group, held: int) -> None:
-        """Give up the blocks of so many tokens."""
+    def _release(self, group: Group, held: int, full: int) -> None:
+        """Give up the blocks of so many tokens, the first ones being full."""
         self._free -= -held // self._size
+        if (cache := self._cache) is None:
+            return
+        group.keep(cache, full)
         if group.own:
-            assert self._cache is not None
             own = group.own[0] if len(group.own) == 1 else np.concatenate(group.own)
             group.own = ()
             self._free -= own.size
-            self._duplicates -= self._cache.release(own)
+            self._duplicates -= cache.release(own)
 
     def _compute(self, group: Group, chunk: int) -> None:
         """Compute so many tokens; with the last of its prompt's a request begins to decode."""
@@ -334,15 +337,16 @@ class CountingServer:
             elif nth < len(waiting):
                 if nth == len(looked):
                     prompt, output, arrival, keys, tenant = waiting[nth]
-                    numbered = _NO_KEYS if cache is None else cache.numbered(keys)
-                    looked.append(Group(prompt, output, arrival, numbered, tenant))
+                    numbered = NO_KEYS if cache is None else cache.numbered(keys)
+                    limit = (prompt - 1) // size
+                    looked.append(Group(prompt, output, arrival, numbered, tenant, limit=limit))
                 group = looked[nth]
             else:
                 break
             needed = (group.prompt + group.generated) // size + 1
             available = self._free
             if cache is not None:
-                hits, idle_hits = cache.look(group.keys[: (group.prompt - 1) // size])
+                hits, idle_hits = group.look(cache)
                 needed += idle_hits - hits
                 available += cache.idle
             why = _NOBODY
@@ -403,12 +407,12 @@ class CountingServer:
         self._running[group.place] = group
         group.blocks = group.filled = hits
         if self._cache is not None:
-            missed = group.keys[hits : (group.prompt - 1) // size]
+            missed = group.keys[hits : group.limit]
             counts["ghost_hits"] += self._cache.ghosts(missed)
-            if hits:
-                group.own = (held := group.keys[:hits],)
+            if (held := group.found(hits)).size:
+                group.own = (held,)
                 self._duplicates += self._cache.hold(held)
-            self._cover(group, min(computed + chunk, group.prompt))
+            self._cover(group, min(computed + chunk, max(group.prompt, hits * size + 1)))
         group.computed = computed
         self._tokens += computed
         self._compute(group, chunk)
@@ -417,7 +421,7 @@ class CountingServer:
     # -- what is moved to the host and back ------------------------------------------------------
 
     def _found(self, group: Group, hits: int) -> int:
-        """Tokens of a request that are in the cache, the pool having so many blocks of it."""
+        """Tokens of a request that are cached, the pool having so many blocks of it."""
         return hits * self._size
 
     def _to_host(self, blocks: int) -> int:
@@ -590,7 +594,7 @@ def serve_by_counts(
         warm=None if warm is None else counters(warm),
         done=None if done is None else counters(done),
         service=server.service(),
-        tiers=server.uses(),
+        tiers=server.tiers,
         peak_running=server.peak_running,
         peak_requests=server.peak_running,
         peak_allocated=server.peak_allocated,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
 from paged.allocator import PagedAllocator
 from paged.arrivals import Request
@@ -49,6 +50,8 @@ class SequenceGroup:
             request.keys if policy.prefix_caching else (),
             tenant=request.tenant,
         )
+        # Keys of its blocks behind those with a key that were kept when it gave way.
+        self._own: list[bytes] = []
         # Tokens in the first sequence's table: those computed when it last needed a block.
         self._tabled = 0
         # Tokens of these sequences that lie in a block counted before; see `release`.
@@ -91,7 +94,7 @@ class SequenceGroup:
         if not self._policy.prefix_caching:
             return needed, self._allocator.num_free
         prompt_needs, available = self._allocator.blocks_for_admission(self._prompt)
-        return needed - -(-self.request.prompt_tokens // self.size) + prompt_needs, available
+        return needed - -(-self._prompt.num_tokens // self.size) + prompt_needs, available
 
     def blocks_for(self, computed: int) -> int:
         """Blocks that hold the first `computed` tokens of `target`."""
@@ -129,7 +132,10 @@ class SequenceGroup:
     def admit(self, name: int, *, computed: int, chunk: int) -> int:
         """Take blocks for computed tokens and a chunk; returns those that others are using."""
         self.computed = computed
-        self._tabled = min(computed + chunk, self.request.prompt_tokens)
+        found = self.cached_tokens()
+        del self._own[max(0, found // self.size - len(self.request.keys)) :]
+        least = found + 1 if self._policy.keeps_all else 0
+        self._tabled = min(computed + chunk, max(self.request.prompt_tokens, least))
         hits = self._allocator.admit(name, self._prompt, num_tokens=self._tabled)
         self.sequences = [name]
         if not hits:
@@ -220,8 +226,10 @@ class SequenceGroup:
             self.computed = self.target
         self.lost = max(self.lost, self.computed)
 
-    def release(self) -> int:
-        """Give up all blocks; returns the tokens counted elsewhere, too, or several times."""
+    def release(self, tokens: int) -> int:
+        """Give up all blocks, of so many tokens each; returns the tokens counted elsewhere, too, or
+        several times.
+        """
         allocator = self._allocator
         duplicate = self._duplicate
         if self._policy.prefix_caching:
@@ -232,7 +240,7 @@ class SequenceGroup:
             for name in self.sequences:
                 row = self._row(name)[:shareable]
                 duplicate += self.size * sum(references[block] > 1 for block in row)
-                allocator.free(name)
+                allocator.free(name, **self._keep(name, tokens))
         else:
             for name in self.sequences:
                 allocator.free(name)
@@ -242,6 +250,21 @@ class SequenceGroup:
         self.computed = 0
         self.last = self.grows = self.saturates = self.releases = -1
         return duplicate
+
+    def _keep(self, name: int, tokens: int) -> dict[str, Any]:
+        """Keys for the full blocks of so many tokens that have none, and where they begin."""
+        request = self.request
+        first = len(request.keys) + len(self._own)
+        # The last token of those that decode has no key and value yet.
+        full = (tokens - (self.last >= 0)) // self.size
+        if not self._policy.keeps_all or full <= first:
+            own = []
+        else:
+            own = [(name << 32 | at).to_bytes(16) for at in range(first, full)]
+            self._own += own
+        if self._policy.keeps_all:
+            self._prompt = KeyedPrompt(self.held, request.keys, request.tenant, own=self._own)
+        return {"own": own, "first": first}
 
     def _in_first(self, computed: int) -> int:
         """Of the tokens computed towards `target`, those that the first sequence has so far."""

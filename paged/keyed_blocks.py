@@ -38,18 +38,24 @@ class _Line:
 class KeyedBlocks:
     """Keys with their blocks, the least recently used idle one going first.
 
-    `window` is as in `paged.eviction.GhostList`.
+    `window` is as in `paged.eviction.GhostList`. `own` blocks, 0 or as many as the pool has, may
+    have a key that nobody else has: the smallest numbers, handed out and taken back.
     """
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: int, *, own: int = 0) -> None:
         self.window = window
         self.idle = self.evictions = 0
         """Blocks that nobody reads, and those that were given up so far."""
         # Of each key the number of its readers; 0: it has no block; below 0: nobody reads it, and
         # it stands at this place of its line.
-        self._state = np.zeros(_FIRST, np.int32)
+        first = max(_FIRST, own)
+        self._state = np.zeros(first, np.int32)
         # Of each key the number of its latest eviction, 0 for none.
-        self._gone = np.zeros(_FIRST, np.int32)
+        self._gone = np.zeros(first, np.int32)
+        # Keys that nobody has, and of each such key how often one was handed out before it.
+        self._own, self._spare = own, list(range(own))
+        self._marks = np.zeros(own, np.int64)
+        self._handed = 0
         self._line = _Line()
         self._numbers: dict[int, int] = {}
         self.given_up: Callable[[Keys], None] | None = None
@@ -62,6 +68,8 @@ class KeyedBlocks:
             keys = np.fromiter(
                 (numbers.setdefault(key, len(numbers)) for key in keys), np.int64, len(keys)
             )
+        if self._own:
+            keys = keys + self._own
         if keys.size and (top := int(keys.max())) >= self._state.size:
             size = max(top + 1, 2 * self._state.size)
             self._make_longer(size)
@@ -74,6 +82,21 @@ class KeyedBlocks:
         if hits == 0 and keys.size and state[0] != 0:
             hits = keys.size
         return hits, int(np.count_nonzero(state[:hits] < 0))
+
+    def hand_out(self, count: int) -> tuple[Keys, Keys]:
+        """Give so many blocks keys of their own, each with one reader; return keys and marks."""
+        keys = np.array(self._spare[-count:], np.int64)
+        del self._spare[-count:]
+        marks = np.arange(self._handed, self._handed + count)
+        self._handed += count
+        self._marks[keys] = marks
+        self.publish(keys)
+        return keys, marks
+
+    def look_own(self, keys: Keys, marks: Keys) -> int:
+        """Leading keys, handed out with these marks, that still have a block."""
+        gone = (self._state[keys] >= 0) | (self._marks[keys] != marks)
+        return int(gone.argmax()) if gone.any() else keys.size
 
     def ghosts(self, keys: Keys) -> int:
         """How many of the keys were given up lately."""
@@ -116,6 +139,8 @@ class KeyedBlocks:
                     state[key] = 0
                     self.evictions += 1
                     self._gone[key] = self.evictions
+                    if key < self._own:
+                        self._spare.append(int(key))
                     count -= 1
             return
         while count:
@@ -160,8 +185,10 @@ class KeyedBlocks:
         return 0
 
     def _give_up(self, keys: NDArray[np.integer]) -> None:
+        if self._own:
+            self._spare.extend(keys[keys < self._own].tolist())
         if self.given_up is not None:
-            self.given_up(keys.astype(np.int64))
+            self.given_up(keys[keys >= self._own].astype(np.int64))
         self._state[keys] = 0
         self._gone[keys] = np.arange(self.evictions + 1, self.evictions + 1 + keys.size)
         self.evictions += keys.size
@@ -175,9 +202,9 @@ class KeyedBlocks:
 class KeyedByHits(KeyedBlocks):
     """The least frequently found goes first, of equals the one idle longest: `eviction.LFU`."""
 
-    def __init__(self, window: int) -> None:
-        super().__init__(window)
-        self._hits = np.zeros(_FIRST, np.int32)
+    def __init__(self, window: int, *, own: int = 0) -> None:
+        super().__init__(window, own=own)
+        self._hits = np.zeros(self._state.size, np.int32)
         # A line for each number of hits.
         self._lines: dict[int, _Line] = {}
 
@@ -227,10 +254,10 @@ class KeyedByAge(KeyedBlocks):
     idle together, by age, and runs are older than the line.
     """
 
-    def __init__(self, window: int) -> None:
-        super().__init__(window)
+    def __init__(self, window: int, *, own: int = 0) -> None:
+        super().__init__(window, own=own)
         # Of each key the number of its latest publication, from 1 on.
-        self._since = np.zeros(_FIRST, np.int32)
+        self._since = np.zeros(self._state.size, np.int32)
         self._runs: list[tuple[int, int, Keys, NDArray[np.int32]]] = []
         self._published = self._made = 0
 

@@ -81,7 +81,8 @@ class KeyedLookup:
     def __init__(self, prompt: KeyedPrompt, index: PrefixIndex, num_tokens: int | None) -> None:
         self._size = index.block_size
         self._keys = prompt.checked_keys(self._size)
-        self._candidates = self._keys[: candidates(prompt.num_tokens, self._size)]
+        known: Sequence[BlockKey] = (*self._keys, *prompt.own) if prompt.own else self._keys
+        self._candidates = known[: candidates(prompt.num_tokens, self._size)]
         self.hits = index.longest_run(self._candidates)
         self.num_tokens = room_for(
             prompt.num_tokens, num_tokens, cached=len(self.hits) * self._size
@@ -97,8 +98,10 @@ class KeyedLookup:
         return list(self._keys[len(self.hits) : full])
 
     def in_vain(self, missed: list[BlockKey]) -> Sequence[BlockKey]:
-        """Keys that a hit could have been found for. They are known whatever there is room for."""
-        return self._candidates[len(self.hits) :]
+        """Keys of the prompt that a hit could have been found for. They are known whatever there
+        is room for.
+        """
+        return self._candidates[len(self.hits) : len(self._keys)]
 
 
 def candidates(num_tokens: int, block_size: int) -> int:

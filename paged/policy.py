@@ -90,6 +90,13 @@ class PagedPolicy:
         """Whether block counts, and who reads which key, decide everything: `paged.counting`."""
         return self.samples == 1 and self.sliding_window is None and not self.tenant_quotas
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether every full block is kept, those without a key for their own request, which finds
+        them again when it was preempted. Of several samples only what has a key is kept.
+        """
+        return self.prefix_caching and self.samples == 1
+
     def watermark_blocks(self, num_blocks: int) -> int:
         """Blocks that an admission has to leave free in a pool of `num_blocks`."""
         return int(self.watermark * num_blocks)

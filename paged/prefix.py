@@ -72,6 +72,9 @@ class KeyedPrompt:
     tenant: int = 0
     """Whose prompt it is, 0 or more, for quotas of the cache. Tenants share blocks of equal keys.
     """
+    own: Sequence[bytes] = ()
+    """Keys of the blocks behind those, which `free` was given: they are looked up, too, and not
+    published again."""
 
     def __post_init__(self) -> None:
         if type(self.num_tokens) is not int or self.num_tokens < 0:

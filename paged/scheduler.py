@@ -325,7 +325,7 @@ class Scheduler:
             self._decoding -= samples
             if (window := self.policy.sliding_window) is None or tokens < window:
                 self._widening -= samples
-        self._duplicate -= group.release()
+        self._duplicate -= group.release(tokens)
 
     # -- who comes in ----------------------------------------------------------------------------
 

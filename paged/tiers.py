@@ -105,7 +105,8 @@ class TieredServer(CountingServer):
                 above.given_up = given_up.append
             above = shelf
 
-    def uses(self) -> tuple[TierUse, ...]:
+    @property
+    def tiers(self) -> tuple[TierUse, ...]:  # type: ignore[override]
         """What each tier did."""
         return tuple(
             TierUse(

@@ -225,7 +225,8 @@ def test_a_cache_that_is_too_small_shows_ghost_hits() -> None:
     small = serve(families, policy, slots=5, time=time).total
     large = serve(families, policy, slots=12, time=time).total
     assert large.hit_tokens == 9 * 2
-    assert (large.evictions, large.ghost_hits) == (0, 0)
+    # What has no key goes first, and is never looked for.
+    assert large.ghost_hits == 0
     assert small.hit_tokens < large.hit_tokens
     assert small.ghost_hits > 0
 
