@@ -273,10 +273,7 @@ def _nobody_waits(judged: Counters) -> float:
     limited = judged.waiting_limit + judged.waiting_budget
     if limited > IDLE_POOL * judged.steps:
         return 0.0
-    kept = 0.0
-    if not judged.waiting_short + judged.waiting_watermark > IDLE_POOL * judged.steps:
-        kept = judged.share(judged.cached_idle)  # anybody may have it
-    return judged.share(judged.free_idle) + kept
+    return judged.share(judged.free_idle)
 
 
 def _limited(row: WasteRow) -> str:
