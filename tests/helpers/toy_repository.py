@@ -37,7 +37,7 @@ def decode(query, keys, values, table, lengths, starts, out, scale, q_row, k_blo
            v_block, v_slot, columns, o_row, GROUP: tl.constexpr, DIM: tl.constexpr,
            SIZE: tl.constexpr, k_head, v_head, q_head, o_head):
     row, head = tl.program_id(0), tl.program_id(1)
-    token, length = tl.load(starts + row), tl.load(lengths + row)
+    token, length = tl.load(starts + row).to(tl.int64), tl.load(lengths + row)
     if token == tl.load(starts + row + 1):
         return
     dim, offset = tl.arange(0, DIM), tl.arange(0, SIZE)
