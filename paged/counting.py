@@ -2,8 +2,7 @@
 
 While blocks are shared by key alone, the course of events follows from counts, and from who reads
 which key (`paged.keyed_blocks`). `paged.scheduler` moves every block of the same server; what both
-can do comes out equal to the last slot-step, which a property test holds them to. This one is an
-order of magnitude faster, for sweeps over long streams.
+can do comes out equal to the last slot-step, as a property test holds. This one is far faster.
 
 What makes it so: a sequence that decodes needs a block whenever its length passes a multiple of the
 block size. So the sequences are counted by the step, modulo the block size, in which they need one,

@@ -222,8 +222,12 @@ class _Loop:
         return (
             self.stop.is_set()
             or (plan.examples is not None and self.tally.examples >= plan.examples)
-            or (plan.seconds is not None and time.monotonic() - self._began >= plan.seconds)
+            or (plan.seconds is not None and self._late(plan.seconds))
         )
+
+    def _late(self, seconds: float) -> bool:
+        """After at least one program: a search without any has not found nothing."""
+        return self.tally.examples > 0 and time.monotonic() - self._began >= seconds
 
     def _round(self) -> None:
         """Draw programs until one shows something new, or enough for one round."""

@@ -138,8 +138,8 @@ AGREEMENT = {
 TABLES = {"requests": streams(), "policy": policies(), "slots": SLOTS, "forks": FORKS}
 
 
-def stream(*lengths: tuple[int, int], **more: Any) -> dict[str, Any]:
-    """A backlog, with the rest of what an example needs."""
+def stream(*lengths: tuple[int, ...], **more: Any) -> dict[str, Any]:
+    """Prompt, output and perhaps arrival of each request, and what else an example needs."""
     usual = {"forks": [(0, 0)], "warmup": 0, "clients": None, "stride": 7}
     return {"requests": [Request(*each) for each in lengths], **usual, **more}
 
@@ -153,12 +153,11 @@ BEHIND_THE_HEAD = stream(
 )
 # What is first of a run that came back, once its older keys were found again, is not the oldest.
 NOT_THE_OLDEST = stream(
-    *((6, 1), (22, 19), (33, 18), (2, 1), (0, 11), (28, 1), (0, 1), (0, 1), (0, 9), *[(0, 1)] * 3),
-    policy=PagedPolicy(
-        block_size=2, look_ahead=1, max_running=4, prefix_caching=True, eviction="fifo"
-    ),
-    slots=90,
-    forks=[(0, 3), (0, 0)],
+    *((17, 21, 0), (30, 7, 0), (17, 15, 0), (15, 14, 0), (12, 14, 1)),
+    policy=PagedPolicy(block_size=4, look_ahead=3, prefix_caching=True, eviction="fifo"),
+    slots=56,
+    forks=[(0, 2), (0, 1), (0, 3), (0, 0), (0, 3)],
+    stride=1,
 )
 
 

@@ -115,7 +115,7 @@ def test_nothing_outside_the_capabilities_is_drawn(capabilities: Capabilities) -
     "capabilities",
     [
         Capabilities(head_dims=frozenset({64, 256}), max_head_dim=128),
-        Capabilities(head_dims=frozenset({8, 20, 64, 512}), max_head_dim=512),
+        Capabilities(head_dims=frozenset({8, 20, 64, 640}), max_head_dim=640),
         Capabilities(head_dims=frozenset({64}), block_sizes=frozenset({16, 48, 512})),
     ],
     ids=["beyond its largest", "beyond the contract", "odd blocks"],

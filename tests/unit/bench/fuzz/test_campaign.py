@@ -282,6 +282,11 @@ def test_the_time_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert clock.now >= 50.0
 
 
+def test_one_program_runs_however_short_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock(monkeypatch, step_s=9.0)
+    assert run_campaign(campaign(examples=None, seconds=0.1)).examples == 1
+
+
 def test_a_campaign_has_to_end() -> None:
     with pytest.raises(ValueError, match="would never end"):
         campaign(examples=None)
