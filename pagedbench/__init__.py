@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from reference.allocator.contract import declares_allocator as declares_allocator
     from reference.attention.contract import AttentionKernel as AttentionKernel
     from reference.attention.contract import Capabilities as Capabilities
+    from reference.attention.contract import MergeBatch as MergeBatch
     from reference.attention.contract import PagedBatch as PagedBatch
     from reference.attention.contract import declares as declares
     from reference.attention.inputs import make_inputs as make_inputs
@@ -56,7 +57,13 @@ if TYPE_CHECKING:
     from subjects.allocators.resolve import open_allocator as open_allocator
 
 _HOMES = {
-    "reference.attention.contract": ("AttentionKernel", "Capabilities", "PagedBatch", "declares"),
+    "reference.attention.contract": (
+        "AttentionKernel",
+        "Capabilities",
+        "MergeBatch",
+        "PagedBatch",
+        "declares",
+    ),
     "reference.attention.problem": ("AttentionProblem", "InvalidProblem", "Request"),
     "reference.attention.inputs": ("make_inputs",),
     "reference.attention.placement": ("place",),

@@ -289,6 +289,7 @@ class ApartKernel:
             "call": call.number,
             "since": self._calls[0].number,
             "room": len(self._bytes),
+            "batch": type(call.batch).__name__,
             "parts": parts,
             "tensors": tensors,
             "options": options,

@@ -22,7 +22,7 @@ BY_CHANCE: Final = "the same problem did not fail again: it depends on earlier c
 """A finding more, where it does."""
 
 _PLAIN: Final = (
-    "topk", "query_mask", "chunk", "value_dim", "cross",
+    "interleave", "topk", "query_mask", "chunk", "value_dim", "cross",
     "pool", "strides", "layout", "spare", "window", "softcap", "alibi", "sinks", "scale",
     "k_scale", "v_scale", "causal", "shared_prefix", "num_kv_heads",
 )  # fmt: skip
@@ -122,6 +122,9 @@ def _fields(problem: AttentionProblem) -> Iterator[dict[str, Any]]:
     else:
         smaller = (each for each in sorted(RECORDS) if each[0] < problem.head_dim)
         yield from ({"head_dim": size, "rope": rope} for size, rope in smaller)
+    if problem.parts is not None and problem.parts > 1:
+        yield {"parts": problem.parts // 2}
+        yield {"parts": problem.parts - 1}
     if problem.topk is not None and problem.topk > 1:
         yield {"topk": problem.topk // 2}
     if problem.cross:

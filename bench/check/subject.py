@@ -33,7 +33,7 @@ from bench.search.child import (
     open_answers,
     speak_when_dying,
 )
-from reference.attention.contract import AttentionKernel, Capabilities, PagedBatch
+from reference.attention.contract import AttentionKernel, Capabilities, MergeBatch, PagedBatch
 from reference.attention.far import NoRoom, no_room_for_copies, room_for
 from reference.attention.raised import said_of
 from subjects.attention.resolve import Subject, resolve_kernel
@@ -43,6 +43,7 @@ CAPABILITIES = TypeAdapter(Capabilities)
 """What a kernel declares, as JSON."""
 ROOMS = (kernels_room, paged_room)
 
+_CALLS: dict[str, Any] = {call.__name__: call for call in (PagedBatch, MergeBatch)}
 Question = dict[str, Any]
 
 
@@ -75,7 +76,7 @@ class Shelf:
                 name: _view(parts[where.pop("part")], **where)
                 for name, where in question["tensors"].items()
             }
-            self._batches[number] = PagedBatch(**tensors, **question["options"])
+            self._batches[number] = _CALLS[question["batch"]](**tensors, **question["options"])
         for copy, shared in self._copies[number]:
             copy.copy_(shared)
         return self._batches[number]

@@ -203,7 +203,7 @@ def parametrize_with_checks(
             )
             for kernel, name, replayable in named
             for check in CHECKS
-            if not check.needs or check.needs in capabilities_of(kernel).also
+            if check.concerns(capabilities_of(kernel))
         ],
     )
 

@@ -31,10 +31,9 @@ from bench.search.child import (
 )
 from bench.search.lanes import HarnessError
 from bench.search.nursery import Nursery
-from reference.attention.checks import CHECKS, run_check
+from reference.attention.checks import CHECKS, Subject, run_check
 from reference.attention.far import keep_in_files
 from reference.attention.inputs import make_inputs
-from reference.attention.placement import place
 from reference.attention.problem import AttentionProblem
 from subjects.process import SubjectDied, SubjectProcess
 
@@ -90,7 +89,8 @@ def answer(kernel: ApartKernel, question: dict[str, Any]) -> dict[str, Any]:
 
 def _moved(kernel: ApartKernel, problem: AttentionProblem) -> dict[str, dict[str, int]] | None:
     try:
-        return kernel.moved(place(make_inputs(problem)).batch)
+        subject = Subject(kernel, "cpu", kernel.capabilities)
+        return kernel.moved(subject.place(make_inputs(problem), far=False).batch)
     except Exception:
         return None  # what the kernel raises is in the verdicts
 

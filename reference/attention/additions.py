@@ -19,8 +19,15 @@ LATENT_HEADS: Final = (1, 2, 16, 7, 24, 128)
 """Query heads over a record."""
 
 VALUE_DIMS: Final = (64, 32, 16, 48, 128, 256)
+PARTS: Final = (2, 3, 1, 8, 17)
 TOPKS: Final = (64, 16, 1, 128)
 CHUNKS: Final = (1, 3, 16, 17, 64)
+
+_WITHOUT_A_CACHE: Final[dict[str, Any]] = {
+    "block_size": 16, "kv_dtype": "", "k_scale": 1.0, "v_scale": 1.0, "layout": "", "spare": None,
+    "shared_prefix": 0, "softcap": None, "alibi": False, "sinks": False, "scale": None,
+}  # fmt: skip
+"""What is the same for all merges: how the parts came about, of which only masks show."""
 
 _OFTEN: Final = st.sampled_from((False, True))
 _HEADS: Final = st.sampled_from(LATENT_HEADS)
@@ -54,6 +61,13 @@ def additions(
 ) -> AttentionProblem:
     """A drawn problem, with what the kernel says that it can do besides."""
     also = capabilities.also
+    if capabilities.kind == "merge":
+        return problem.replace(
+            **_WITHOUT_A_CACHE,
+            strides=tuple(name for name in problem.strides if name in ("lse", "out")),
+            parts=draw(st.sampled_from(PARTS)),
+            interleave=draw(_OFTEN),
+        )
     fields: dict[str, Any] = {}
     if capabilities.kind == "latent":
         size, rope = draw(st.sampled_from(records_of(capabilities)))

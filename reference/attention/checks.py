@@ -29,6 +29,7 @@ from reference.attention.comparing import (
     to_device,
 )
 from reference.attention.contract import (
+    KINDS,
     AttentionKernel,
     Capabilities,
     PagedBatch,
@@ -37,11 +38,12 @@ from reference.attention.contract import (
 from reference.attention.far import NoRoom, lacked_memory, no_room_for_copies
 from reference.attention.hints import hints
 from reference.attention.inputs import Inputs, make_inputs
-from reference.attention.placement import CANARY, Placement, Poison, place, unwritten
+from reference.attention.merge_laws import as_of_all_keys, grouped, one_part, other_order
+from reference.attention.placement import CANARY, Placement, Poison, place, place_parts, unwritten
 from reference.attention.problem import AttentionProblem, Request
 from reference.attention.raised import said_of
 from reference.attention.tolerance import worst_excess
-from reference.attention.truth import Truth, attend
+from reference.attention.truth import Parts, Truth, attend, parts_of
 from reference.attention.verdict import Status, Verdict
 
 MAX_GROWTH: Final = 5
@@ -92,8 +94,12 @@ class Subject:
         spare_blocks: int = 3,
         share_prefix: bool = True,
         with_lse: bool = True,
+        far: bool = True,
     ) -> Placement:
-        """Lay inputs out in pages, far ones where the problem says so. Raises NotRun."""
+        """Lay inputs out in pages, with `far` where the problem says so. Raises NotRun."""
+        if inputs.problem.kind == "merge":
+            parts = parts_of(to_device(inputs, "cpu"))
+            return self.place_parts(inputs.problem, parts, with_lse=with_lse)
         try:
             return place(
                 inputs,
@@ -102,10 +108,24 @@ class Subject:
                 with_lse=with_lse and "lse" in self.able.variants,
                 share_prefix=share_prefix,
                 spare_blocks=spare_blocks,
-                far=True,
+                far=far,
             )
         except NoRoom as reason:
             raise NotRun(f"pool={inputs.problem.pool} does not fit here: {reason}") from None
+
+    def place_parts(
+        self, problem: AttentionProblem, parts: Parts, *, with_lse: bool = True
+    ) -> Placement:
+        """Lay out what is to be merged."""
+        with_lse = with_lse and "lse" in self.able.variants
+        base = self.able.lse_base
+        return place_parts(problem, parts, device=self.device, base=base, with_lse=with_lse)
+
+    def merge(self, problem: AttentionProblem, parts: Parts) -> Placement:
+        """Merge some parts of a problem. Raises KernelRaised."""
+        placement = self.place_parts(problem, parts)
+        self.call(placement.batch)
+        return placement
 
     def call(self, batch: PagedBatch, *, far: bool = False) -> None:
         """Call the kernel. Raises KernelRaised: whatever it raises. Raises NotRun: it copies a pool
@@ -157,13 +177,13 @@ class Subject:
         """
         if self.watch is None:
             raise NotRun("only Triton kernels in the interpreter can be watched")
-        placement = place(inputs, poison=self.poison, with_lse="lse" in self.able.variants)
+        placement = self.place(inputs, far=False)
         try:
             findings = self.watch(self.kernel, placement.batch)
         except Exception as error:
             said = said_of(error)
             try:
-                self.call(place(inputs, poison=self.poison, with_lse=False).batch)
+                self.call(self.place(inputs, far=False, with_lse=False).batch)
             except KernelRaised:
                 raise NotRun(f"the kernel {said}") from None
             return [f"{said}, only where undefined lanes hold no zeros"]
@@ -206,12 +226,22 @@ class Check:
     """As printed, and as chosen on the command line."""
     law: str
     """One sentence: what must hold."""
-    applies: Callable[[AttentionProblem], bool]
-    """Whether a problem can show it."""
+    shown_by: Callable[[AttentionProblem], bool]
+    """Whether a problem of its kinds can show it."""
     run: Callable[[Subject, AttentionProblem], Findings]
     """What is wrong, one sentence each; empty if nothing."""
     needs: str = ""
     """One of `contract.ADDITIONS`: it says nothing of kernels without it."""
+    kinds: tuple[str, ...] = ("attention", "latent")
+    """Those of `contract.KINDS` that it is for."""
+
+    def applies(self, problem: AttentionProblem) -> bool:
+        """Whether a problem can show it."""
+        return problem.kind in self.kinds and self.shown_by(problem)
+
+    def concerns(self, able: Capabilities) -> bool:
+        """Whether it says anything of such a kernel."""
+        return able.kind in self.kinds and (not self.needs or self.needs in able.also)
 
 
 def run_check(
@@ -466,22 +496,36 @@ def _chooses(problem: AttentionProblem) -> bool:
     return problem.topk is not None and _has_rows(problem)
 
 
+def _several(problem: AttentionProblem) -> bool:
+    return _has_rows(problem) and (problem.parts or 1) > 1
+
+
+_MERGE: Final = ("merge",)
+
 MEMORY: Final = Check(
     "memory",
     "Every program reads and writes only what is its own, and what was written.",
     lambda _: True,
     _memory,
+    kinds=KINDS,
 )
 
 TRUTH: Final = Check(
-    "truth", "The answer is that of float64, and nothing else is written.", lambda _: True, _truth
+    "truth",
+    "The answer is that of float64, and nothing else is written.",
+    lambda _: True,
+    _truth,
+    kinds=KINDS,
 )
 
 LAWS: Final = (
     Check("history", "Earlier calls change nothing.", _has_rows, _history),
     Check("relabelled-pages", "Where the pages lie changes nothing.", _has_rows, _relabelled),
-    Check("repeated", "The same call gives the same answer.", _has_rows, _repeated),
-    Check("without-lse", "Asking for no log-sum-exp changes nothing.", _has_rows, _without_lse),
+    Check("repeated", "The same call gives the same answer.", _has_rows, _repeated, kinds=KINDS),
+    Check(
+        "without-lse", "Asking for no log-sum-exp changes nothing.",
+        _has_rows, _without_lse, kinds=KINDS,
+    ),
     Check(
         "shared-prefix", "Sharing the blocks of a common prefix changes nothing.",
         lambda problem: problem.shares_blocks and _has_rows(problem), _shared_prefix,
@@ -514,6 +558,17 @@ LAWS: Final = (
     Check(
         "all-chosen", "All keys chosen give what attention to all of them gives.",
         _chooses, all_chosen, needs="sparse",
+    ),
+    Check("one-part", "One part merged is itself.", _has_rows, one_part, kinds=_MERGE),
+    Check(
+        "part-order", "The order of the parts changes nothing.",
+        _several, other_order, kinds=_MERGE,
+    ),
+    Check(
+        "grouping", "Merging some parts first changes nothing.", _several, grouped, kinds=_MERGE,
+    ),
+    Check("all-keys", "The parts merged are attention to all keys.",
+        _has_rows, as_of_all_keys, kinds=_MERGE,
     ),
 )  # fmt: skip
 

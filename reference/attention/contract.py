@@ -107,6 +107,25 @@ class PagedBatch(AttentionCall):
         return self.query.shape[1] // self.key_cache.shape[2]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeBatch:
+    """What a kernel of the kind `merge` is given: attention to each of several shares of the keys.
+
+    The kernel fills `out` and `lse` with attention to all of them, and writes nothing else. Strides
+    are any, but for the last dimension of `part_out` and `out`, which is contiguous.
+    """
+
+    part_out: Tensor
+    """[parts, num_tokens, num_heads, value_dim] float32, float16 or bfloat16."""
+    part_lse: Tensor
+    """[parts, num_tokens, num_heads] float32, in the base that the kernel declares. -inf where a
+    part saw no key; its output is then 0."""
+    out: Tensor
+    """[num_tokens, num_heads, value_dim], the dtype of `part_out`, filled with NaN."""
+    lse: Tensor | None
+    """[num_tokens, num_heads] float32, filled with NaN, in the same base; None if not asked for."""
+
+
 AttentionKernel = Callable[[PagedBatch], object]
 """Anything that takes a `PagedBatch` and fills its `out` and `lse`."""
 
@@ -115,8 +134,9 @@ Kernel = TypeVar("Kernel", bound=Callable[..., object])
 VARIANTS: Final = ("prefill", "noncausal", "window", "softcap", "alibi", "sinks", "lse")
 """What a kernel may be unable to do besides causal decode. `prefill` is any query longer than 1."""
 
-KINDS: Final = ("attention", "latent")
-"""Sorts of kernels: over keys and values, or over records of which the value is a part."""
+KINDS: Final = ("attention", "latent", "merge")
+"""Sorts of kernels: over keys and values, over records of which the value is a part, and those that
+make the answers to several shares of the keys one, from a `MergeBatch`."""
 
 ADDITIONS: Final = ("value_size", "cross", "chunk", "query_mask", "sparse")
 """What a kernel may be able to do besides, and has to say. `value_size`: values of another size
@@ -173,7 +193,7 @@ class Capabilities:
     """Members of `PROMISES`."""
     lse_base: Literal["e", "2"] = "e"
     """Base of the logarithm that the kernel returns."""
-    kind: Literal["attention", "latent"] = "attention"
+    kind: Literal["attention", "latent", "merge"] = "attention"
     """One of `KINDS`. Of a latent kernel `head_dims` are sizes of a record, up to 576."""
     also: frozenset[str] = frozenset()
     """Members of `ADDITIONS`. Nothing of it is asked of a kernel that does not name it."""
@@ -243,6 +263,8 @@ def everything(kind: str = "attention") -> Capabilities:
     """All that a kernel of a kind can be asked for."""
     if kind == "latent":
         return Capabilities(kind="latent", also=frozenset(ADDITIONS) - {"value_size"})
+    if kind == "merge":
+        return Capabilities(kind="merge", max_head_dim=LARGEST_HEAD_DIM)
     return Capabilities(max_head_dim=LARGEST_HEAD_DIM, also=frozenset(ADDITIONS) - {"sparse"})
 
 

@@ -99,7 +99,7 @@ class Coverage:
     def matrix(self, capabilities: Capabilities) -> list[Row]:
         """Every feature under every check, for a kernel of these capabilities."""
         seen = {name for name, _, _ in self.counts}
-        checks = [each for each in CHECKS if not each.needs or each.needs in capabilities.also]
+        checks = [each for each in CHECKS if each.concerns(capabilities)]
         return [
             Row(
                 feature.name,

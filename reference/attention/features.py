@@ -14,7 +14,7 @@ from itertools import product
 from typing import Any, Final
 
 from reference.attention.additions import records_of
-from reference.attention.contract import Capabilities
+from reference.attention.contract import Capabilities, everything
 from reference.attention.problem import (
     FP8_DTYPES,
     INPUT_KINDS,
@@ -140,6 +140,20 @@ RECORD: Final = {"num_kv_heads": 1, "head_dim": 48, "rope": 16, "value_dim": Non
 
 ADDED: Final = (
     Feature(
+        "merge",
+        "addition",
+        lambda problem: problem.kind == "merge",
+        lambda able: able.kind == "merge",
+        {"parts": 3},
+    ),
+    Feature(
+        "interleave",
+        "addition",
+        lambda problem: problem.interleave,
+        lambda able: able.kind == "merge",
+        {"parts": 3, "interleave": True},
+    ),
+    Feature(
         "latent",
         "addition",
         lambda problem: problem.kind == "latent",
@@ -262,7 +276,7 @@ def features_for(capabilities: Capabilities, seen: Iterable[str] = ()) -> list[F
     """All features to report for a kernel, group by group, those that problems showed included."""
     declared = {f"head_dim={size}" for size in capabilities.head_dims or ()}
     declared |= {f"block_size={size}" for size in capabilities.block_sizes or ()}
-    usual = [*FEATURES, *(each for each in ADDED if each.supported_by(capabilities))]
+    usual = [*_usual(capabilities.kind), *(f for f in ADDED if f.supported_by(capabilities))]
     others = [feature(name) for name in {*declared, *seen} - {each.name for each in usual}]
     groups = {feature.group: number for number, feature in reversed([*enumerate(_ALL)])}
 
@@ -271,6 +285,15 @@ def features_for(capabilities: Capabilities, seen: Iterable[str] = ()) -> list[F
         return groups[feature.group], int(value) if value.isdecimal() else 0
 
     return sorted([*usual, *others], key=place)
+
+
+@cache
+def _usual(kind: str) -> tuple[Feature, ...]:
+    """What every kernel of a kind is counted for: a merge has no cache, and no variants of one."""
+    if kind != "merge":
+        return FEATURES
+    able = everything(kind)
+    return tuple(each for each in FEATURES if next(witnesses(able, (each,)), None))
 
 
 def witnesses(
@@ -313,6 +336,8 @@ def _candidates(
     dtype: str, block_size: int, head_dim: Any, kind: str, features: tuple[Feature, ...]
 ) -> tuple[AttentionProblem, ...]:
     fields: dict[str, Any] = {"dtype": dtype, "block_size": block_size, "head_dim": head_dim}
+    if kind == "merge":
+        fields |= {"parts": 3}
     if kind == "latent":
         fields |= {"head_dim": head_dim[0], "rope": head_dim[1]}
     for wanted in features:

@@ -52,6 +52,8 @@ _ACTIVE: Final[Mapping[str, Callable[[AttentionProblem], bool]]] = {
 }
 """What can be active, and whether it is."""
 
+_OF_CACHES: Final = ("shared prefix", "long blocks", "far pages", "tight table", "layout")
+
 _NEVER: Final = (
     {"window", "noncausal"},  # a window needs causal attention
     {"many sequences", "long context"},
@@ -81,6 +83,8 @@ def pairs_for(able: Capabilities) -> set[tuple[str, str]]:
         if name not in able.variants
     }
     lacks |= {name for name in ("padding", "waiting", "scale") if name in able.declines}
+    if able.kind == "merge":
+        lacks |= {*_OF_CACHES, "softcap", "alibi", "sinks", "scale", "float8"}
     if "prefill" not in able.variants:
         lacks |= {"short query", "prefill", "noncausal"}
     if not able.kv_dtypes:

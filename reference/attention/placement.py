@@ -8,8 +8,9 @@ the same strides. `reference.attention.caches` has the layouts of keys and value
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 import torch
 from torch import Tensor
@@ -24,10 +25,11 @@ from reference.attention.caches import (
     far_caches,
     near_caches,
 )
-from reference.attention.contract import PagedBatch, options_of
+from reference.attention.contract import MergeBatch, PagedBatch, options_of
 from reference.attention.far import far_ids, far_rows
 from reference.attention.inputs import Inputs
 from reference.attention.problem import AttentionProblem
+from reference.attention.truth import Parts
 
 __all__ = [
     "CANARY",
@@ -37,6 +39,7 @@ __all__ = [
     "Placement",
     "Poison",
     "place",
+    "place_parts",
     "unwritten",
 ]
 
@@ -65,7 +68,7 @@ class Placement:
     """A problem in pages, ready for one call, and what must still be there after it."""
 
     batch: PagedBatch
-    """The call."""
+    """The call; of a merge a `MergeBatch`, which has `out` and `lse` too."""
     owned_slots: Tensor
     """[cache_tokens] int64, the slot of each token, sequence after sequence. Tokens of a shared
     prefix have the same slot in every sequence."""
@@ -204,6 +207,47 @@ def place(
     )
     placement.reset()
     return placement
+
+
+def place_parts(
+    problem: AttentionProblem,
+    parts: Parts,
+    *,
+    device: str,
+    base: str = "e",
+    with_lse: bool = True,
+) -> Placement:
+    """Lay out what is to be merged: NaN beside every row, and guards around the answer."""
+    where = torch.device(device)
+    lse = parts.lse if base == "e" else (parts.lse.double() / math.log(2)).float()
+    guarded_out, guarded_lse = (_guarded(problem, where, name) for name in ("out", "lse"))
+    batch = MergeBatch(
+        part_out=_beside_nan(parts.out.to(where), by_head="out" in problem.strides),
+        part_lse=_beside_nan(lse.to(where), by_head="lse" in problem.strides),
+        out=_within(guarded_out, problem),
+        lse=_within(guarded_lse, problem) if with_lse else None,
+    )
+    placement = Placement(
+        batch=cast("PagedBatch", batch),
+        owned_slots=torch.empty(0, dtype=torch.int64),
+        num_blocks=0,
+        guarded_out=guarded_out,
+        guarded_lse=guarded_lse,
+        kept=(),
+        inputs_before={n: getattr(batch, n).clone() for n in ("part_out", "part_lse")},
+    )
+    placement.reset()
+    return placement
+
+
+def _beside_nan(given: Tensor, *, by_head: bool) -> Tensor:
+    """[parts, num_tokens, num_heads, ...] with a row of NaN after each of them."""
+    given = given.transpose(1, 2) if by_head else given
+    parts, rows, columns, *inner = given.shape
+    wide = given.new_full((parts, rows, columns + 1, *inner), torch.nan)
+    wide[:, :, :columns] = given
+    view = wide[:, :, :columns]
+    return view.transpose(1, 2) if by_head else view
 
 
 def _table(

@@ -58,6 +58,9 @@ MAX_HEAD_DIM: Final = 256
 LARGEST_HEAD_DIM: Final = 576
 """Of any problem: the record of a latent cache with its rotary part."""
 
+MAX_PARTS: Final = 64
+"""Most parts that are merged."""
+
 MAX_TOPK: Final = 8192
 """Most keys that are chosen for a query."""
 
@@ -120,6 +123,11 @@ class AttentionProblem:
     rope: int | None = None
     """The cache is latent: one record for each token, of which the last `rope` elements count for
     the logits alone, and the others are the value as well. One KV head. None: keys and values."""
+    parts: int | None = None
+    """The call is a merge: attention to so many shares of the keys is given, and is to be made
+    attention to all of them. Where they are cut follows from the seed. None: attention itself."""
+    interleave: bool = False
+    """Of a merge the keys are dealt to the parts in turn, as to the ranks of a parallel context."""
     topk: int | None = None
     """Of a latent cache each query token sees up to so many positions, which `indices` names, and
     no others. None: all that the mask leaves."""
@@ -248,6 +256,12 @@ class AttentionProblem:
             yield f"chunk={self.chunk}: a chunk is 1 to {MAX_LENGTH:,}, causal and without a window"
         if self.query_mask and self.query_mask not in QUERY_MASKS:
             yield f"mask={self.query_mask}: choose one of {', '.join(QUERY_MASKS)}"
+        if self.parts is not None and not 1 <= self.parts <= MAX_PARTS:
+            yield f"parts={self.parts}: 1 to {MAX_PARTS} parts are merged"
+        if self.parts is not None and self.rope is not None:
+            yield f"parts={self.parts} rope={self.rope}: a merge has no cache, so none is latent"
+        if self.parts is None and self.interleave:
+            yield "interleave: says how keys are dealt to parts, so it needs parts="
         local = self.window is not None or self.chunk is not None
         if self.query_mask and (local or self.alibi or not self.causal):
             yield f"mask={self.query_mask}: needs causal, and no window, chunk or alibi"
@@ -259,6 +273,16 @@ class AttentionProblem:
             yield f"topk={self.topk}: needs rope= and causal, and no window, chunk or mask="
 
     def _complaints_of_places(self) -> Iterator[str]:
+        beside = (
+            self.quantised, self.layout, self.spare is not None, self.pool is not None,
+            self.shared_prefix, self.block_size != 16, self.topk is not None,
+            self.softcap is not None, self.scale is not None, self.alibi, self.sinks,
+        )  # fmt: skip
+        if self.parts is not None and any(beside):
+            yield (
+                f"parts={self.parts}: a merge has neither cache nor logits, so leave the words of "
+                f"those out, and say b16"
+            )
         if self.layout and self.layout not in LAYOUTS:
             yield f"layout={self.layout}: choose one of {', '.join(LAYOUTS)}"
         for name in self.strides:
@@ -274,7 +298,9 @@ class AttentionProblem:
 
     @property
     def kind(self) -> str:
-        """What sort of kernel it is for: `attention`, or `latent`."""
+        """What sort of kernel it is for, one of `contract.KINDS`."""
+        if self.parts is not None:
+            return "merge"
         return "attention" if self.rope is None else "latent"
 
     @property
@@ -370,6 +396,7 @@ class AttentionProblem:
         numbers = {
             "dv": self.value_dim,
             "rope": self.rope,
+            "parts": self.parts,
             "topk": self.topk,
             "kscale": None if self.k_scale == 1.0 else self.k_scale,
             "vscale": None if self.v_scale == 1.0 or self.rope is not None else self.v_scale,
@@ -386,7 +413,7 @@ class AttentionProblem:
         words += [f"strides={','.join(self.strides)}"] if self.strides else []
         words += [f"mask={self.query_mask}"] if self.query_mask else []
         flags = {"cross": self.cross, "noncausal": not (self.causal or self.cross)}
-        flags |= {"alibi": self.alibi, "sinks": self.sinks}
+        flags |= {"alibi": self.alibi, "sinks": self.sinks, "interleave": self.interleave}
         words += [flag for flag, on in flags.items() if on]
         if self.inputs != "flat":
             words.append(f"inputs={self.inputs}")
@@ -418,8 +445,8 @@ class AttentionProblem:
 
 GRAMMAR: Final = (
     "[Nx](qQ kK) ... [hH] [gG] dD bB fp32|fp16|bf16 [kv=e4m3|e5m2] [dv=N] [rope=N] [topk=N] "
-    "[kscale=X] [vscale=X] [window=N] [chunk=N] [softcap=X] [scale=X] [shared=N] "
-    "[mask=chain|tree] [cross] [noncausal] [alibi] [sinks] "
+    "[parts=N] [kscale=X] [vscale=X] [window=N] [chunk=N] [softcap=X] [scale=X] [shared=N] "
+    "[mask=chain|tree] [cross] [noncausal] [alibi] [sinks] [interleave] "
     "[inputs=flat|needle|loud|sunken] [layout=NAME] [strides=table,lse,out,query] [spare=N] "
     "[pool=N] [seed=N]"
 )
@@ -443,6 +470,7 @@ _KEYS: Final[dict[str, tuple[str, Callable[[str], object]]]] = {
     "kv": ("kv_dtype", str),
     "dv": ("value_dim", int),
     "rope": ("rope", int),
+    "parts": ("parts", int),
     "topk": ("topk", int),
     "chunk": ("chunk", int),
     "mask": ("query_mask", str),
@@ -466,7 +494,7 @@ _NUMBER_FIELDS: Final[dict[str, Callable[[Any], int | float]]] = {
     **dict.fromkeys(
         (
             *_SIZE_FIELDS.values(),
-            *("value_dim", "rope", "topk", "chunk"),
+            *("value_dim", "rope", "parts", "topk", "chunk"),
             *("window", "shared_prefix", "spare", "pool", "seed"),
         ),
         operator.index,
@@ -478,6 +506,7 @@ _FLAG_FIELDS: Final[dict[str, tuple[str, bool]]] = {
     "cross": ("cross", True),
     "alibi": ("alibi", True),
     "sinks": ("sinks", True),
+    "interleave": ("interleave", True),
 }
 
 

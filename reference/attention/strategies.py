@@ -197,7 +197,7 @@ def problems(
     )
     if capabilities.also or capabilities.kind != "attention":
         problem = draw(additions(problem, capabilities))
-    if far:
+    if far and problem.kind != "merge":
         problem = problem.replace(pool=far_pool(problem))
     restricted = capabilities.never_together or capabilities.kind != "attention"
     if restricted and capabilities.refusal(problem) is not None:

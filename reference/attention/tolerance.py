@@ -73,10 +73,9 @@ def out_allowance(problem: AttentionProblem, truth: Truth) -> Tensor:
     relative = working + UNIT_ROUNDOFF["fp32"] * in_float32
     # Beside a large sink or split, a weight can lie below float32's normal numbers, where it has
     # few bits left or, on a GPU that flushes them, none.
+    largest = truth.out.abs().amax(-1) if truth.magnitude is None else truth.magnitude
     flushed = torch.finfo(torch.float32).smallest_normal * truth.keys.unsqueeze(1)
-    return (
-        relative * truth.out.abs().amax(-1) + flushed * truth.value_bound + smallest_step(problem)
-    )
+    return relative * largest + flushed * truth.value_bound + smallest_step(problem)
 
 
 def smallest_step(problem: AttentionProblem) -> float:

@@ -32,13 +32,63 @@ class Truth:
     """[num_tokens] float64, how many keys a query sees."""
     value_bound: Tensor
     """[num_tokens, num_q_heads] float64, largest magnitude of a value in the sequence and head."""
+    magnitude: Tensor | None = None
+    """[num_tokens, num_q_heads] float64, the largest that is summed in a row, where the output may
+    be smaller: parts can cancel each other. None: the output's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a merge is given: attention to each share of the keys, rounded as kernels give it."""
+
+    out: Tensor
+    """[parts, num_tokens, num_q_heads, value_dim], the problem's dtype."""
+    lse: Tensor
+    """[parts, num_tokens, num_q_heads] float32, natural log."""
 
 
 def attend(inputs: Inputs) -> Truth:
-    """Answer a problem, one sequence after the other."""
-    problem = inputs.problem
-    parts = [_attend_one(inputs, index) for index in range(len(problem.requests))]
+    """Answer a problem; of a merge, what its rounded parts give."""
+    return attend_to(inputs) if inputs.problem.parts is None else merged(parts_of(inputs))
+
+
+def attend_to(inputs: Inputs, some: Tensor | None = None) -> Truth:
+    """Attention to all keys or to `some`, [cache_tokens] bool, one sequence after the other."""
+    parts = [_attend_one(inputs, index, some) for index in range(len(inputs.problem.requests))]
     return Truth(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+
+def parts_of(inputs: Inputs) -> Parts:
+    """Attention to each share of the keys."""
+    problem = inputs.problem
+    assert problem.parts is not None
+    rng = torch.Generator().manual_seed(problem.seed)
+    part_of = []
+    for request in problem.requests:
+        key_at = torch.arange(request.seq_len)
+        cuts = torch.randint(0, request.seq_len + 1, (problem.parts - 1,), generator=rng)
+        in_runs = (key_at.unsqueeze(1) >= cuts).sum(1)
+        part_of.append(key_at % problem.parts if problem.interleave else in_runs)
+    owner = torch.cat(part_of).to(inputs.keys.device)
+    each = [attend_to(inputs, owner == part) for part in range(problem.parts)]
+    out = torch.stack([part.out for part in each])
+    return Parts(out.to(problem.torch_dtype), torch.stack([part.lse for part in each]).float())
+
+
+def merged(parts: Parts) -> Truth:
+    """One answer of several, each weighted with its share of the softmax's denominator."""
+    out, part_lse = parts.out.double(), parts.lse.double()
+    lse = torch.logsumexp(part_lse, 0)
+    weights = torch.exp(part_lse - torch.where(lse.isinf(), 0.0, lse))
+    largest = out.abs().amax(-1)
+    return Truth(
+        out=(weights.unsqueeze(-1) * out).sum(0),
+        lse=lse,
+        score_bound=torch.where(part_lse.isinf(), 0.0, part_lse).abs().amax(0),
+        keys=torch.full(lse.shape[:1], float(len(out)), dtype=torch.float64, device=out.device),
+        value_bound=largest.amax(0),
+        magnitude=(weights * largest).sum(0),
+    )
 
 
 def positions(request: Request, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -80,7 +130,7 @@ def _seen(inputs: Inputs, index: int) -> Tensor:
     return seen
 
 
-def _attend_one(inputs: Inputs, index: int) -> tuple[Tensor, ...]:
+def _attend_one(inputs: Inputs, index: int, some: Tensor | None) -> tuple[Tensor, ...]:
     problem = inputs.problem
     request = problem.requests[index]
     q_starts, k_starts = problem.query_starts, problem.cache_starts
@@ -106,6 +156,8 @@ def _attend_one(inputs: Inputs, index: int) -> tuple[Tensor, ...]:
         logits = logits - slopes * distance.view(request.query_len, 1, 1, request.seq_len)
         bound = bound + slopes.squeeze(-1) * request.seq_len
     hidden = ~_seen(inputs, index)
+    if some is not None:
+        hidden |= ~some[k_starts[index] : k_starts[index + 1]]
     logits = logits.masked_fill(hidden.view(request.query_len, 1, 1, request.seq_len), -torch.inf)
 
     denominator = logits

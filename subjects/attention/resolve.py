@@ -20,8 +20,10 @@ from subjects.starting import PREFIX
 BUILT_IN: Final = {
     "torch": BuiltIn(f"{PREFIX}paged.attention:paged_attention"),
     "torch-latent": BuiltIn(f"{PREFIX}paged.latent:paged_latent_attention"),
+    "torch-merge": BuiltIn(f"{PREFIX}paged.merge:merge_states"),
     "triton": BuiltIn(f"{PREFIX}kernels.attention:paged_attention"),
     "triton-latent": BuiltIn(f"{PREFIX}kernels.latent_attention:paged_latent_attention"),
+    "triton-merge": BuiltIn(f"{PREFIX}kernels.merge_states:merge_states"),
     "triton-cascade": BuiltIn(f"{PREFIX}kernels.cascade:paged_attention_with_cascade"),
     "sdpa": BuiltIn(f"{PREFIX}subjects.attention.peers.sdpa:attention"),
     "flex": BuiltIn(f"{PREFIX}subjects.attention.peers.flex:attention"),

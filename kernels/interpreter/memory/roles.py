@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reference.attention.contract import PagedBatch
+from reference.attention.contract import MergeBatch, PagedBatch
 
 Access = Literal["read", "write", "both"]
 Bools = NDArray[np.bool_]
@@ -59,12 +59,14 @@ class Role:
     """What the owners are called."""
 
 
-def attention_roles(batch: PagedBatch) -> list[Role]:
+def attention_roles(batch: PagedBatch | MergeBatch) -> list[Role]:
     """Roles in an attention call; owners are sequences.
 
     A slot belongs to every sequence whose block table leads to it within the sequence's length: the
     tail of its last block is nobody's.
     """
+    if isinstance(batch, MergeBatch):
+        return _merge_roles(batch)
     lengths = batch.seq_lens.numpy().astype(np.int64)
     num_seqs = len(lengths)
     table = batch.block_table.numpy()
@@ -102,6 +104,21 @@ def attention_roles(batch: PagedBatch) -> list[Role]:
         tensor = getattr(batch, name)
         if tensor is not None:
             roles.append(Role(name, tensor, ("head",)))
+    return roles
+
+
+def _merge_roles(batch: MergeBatch) -> list[Role]:
+    """Roles in a merge; owners are tokens."""
+    tokens = np.arange(len(batch.out))
+    rows = _owned(tokens, tokens, len(tokens), len(tokens))
+    in_head = ("token", "head", "dim")
+    roles = [
+        Role("part_out", batch.part_out, ("part", *in_head)),
+        Role("part_lse", batch.part_lse, ("part", *in_head[:2])),
+        _answer("out", batch.out, in_head, rows, tokens, owner="token"),
+    ]
+    if batch.lse is not None:
+        roles.append(_answer("lse", batch.lse, in_head[:2], rows, tokens, owner="token"))
     return roles
 
 
@@ -158,9 +175,24 @@ def copy_roles(key_cache: Tensor, value_cache: Tensor, pairs: Tensor) -> list[Ro
 
 
 def _answer(
-    name: str, tensor: Tensor, axes: tuple[str, ...], writers: Owned, of_token: Integers
+    name: str,
+    tensor: Tensor,
+    axes: tuple[str, ...],
+    writers: Owned,
+    works_for: Integers,
+    *,
+    owner: str = "sequence",
 ) -> Role:
-    return Role(name, tensor, axes, "both", written=False, works_for=of_token, writers=writers)
+    return Role(
+        name,
+        tensor,
+        axes,
+        "both",
+        written=False,
+        works_for=works_for,
+        writers=writers,
+        owner=owner,
+    )
 
 
 def _owned(rows: Integers, owners: Integers, num_rows: int, num_owners: int) -> Owned:

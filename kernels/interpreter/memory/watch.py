@@ -16,7 +16,7 @@ from kernels.interpreter.memory.hooks import judged
 from kernels.interpreter.memory.judge import Judge
 from kernels.interpreter.memory.regions import AddressBook, Traffic
 from kernels.interpreter.memory.roles import Role, attention_roles
-from reference.attention.contract import PagedBatch
+from reference.attention.contract import MergeBatch, PagedBatch
 
 
 class MemoryReport:
@@ -99,7 +99,9 @@ def watch_attention(
     return [str(finding) for finding in findings if finding.fault is not Fault.UNDEFINED_LANES]
 
 
-def _should_read(batch: PagedBatch) -> bool:
+def _should_read(batch: PagedBatch | MergeBatch) -> bool:
+    if isinstance(batch, MergeBatch):
+        return batch.out.numel() > 0
     if batch.indices is not None:
         return bool((batch.indices >= 0).any())
     asked = batch.query_start_loc.diff() > 0
@@ -108,7 +110,9 @@ def _should_read(batch: PagedBatch) -> bool:
 
 def _was_read(memory: MemoryReport) -> bool:
     moved = memory.traffic
-    return any(moved[name].loaded for name in ("key_cache", "value_cache") if name in moved)
+    return any(
+        moved[name].loaded for name in ("key_cache", "value_cache", "part_out") if name in moved
+    )
 
 
 def _same_without_watch(kernel: Callable[[PagedBatch], object], batch: PagedBatch) -> bool:
