@@ -17,6 +17,7 @@ from kernels import interpreter
 from kernels.attention import paged_attention
 from kernels.launch import Tiles
 from reference.attention.checks import LAWS, TRUTH, applicable, judge, run_check
+from reference.attention.contract import Capabilities
 from reference.attention.inputs import make_inputs
 from reference.attention.placement import place
 from reference.attention.problem import AttentionProblem
@@ -69,7 +70,9 @@ def test_as_launched_by_default(problem):
     accept(problem)
 
 
-@pytest.mark.parametrize("law", [law for law in LAWS if not law.needs], ids=lambda law: law.name)
+@pytest.mark.parametrize(
+    "law", [law for law in LAWS if law.concerns(Capabilities())], ids=lambda law: law.name
+)
 def test_laws(law):
     # Few batches share a whole block: drawing them is cheap, running them is not.
     @examples(8, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])

@@ -21,7 +21,7 @@ from reference.attention.contract import Capabilities, capabilities_of, declares
 from reference.attention.problem import AttentionProblem
 from subjects.loading import SubjectError
 
-NAMES = [check.name for check in CHECKS if not check.needs]
+NAMES = [check.name for check in CHECKS if check.concerns(Capabilities())]
 URL = "https://example.org/issues/12"
 
 # Decode and a few sizes only: most of the time here would be torch's otherwise.
@@ -347,7 +347,7 @@ def test_arguments_that_cannot_be_met_are_refused_where_they_stand(arguments, er
 
 def test_a_kernel_of_a_package_goes_by_its_module_and_several_keep_their_ids():
     able = capabilities_of(paged_attention)
-    names = [check.name for check in CHECKS if not check.needs or check.needs in able.also]
+    names = [check.name for check in CHECKS if check.concerns(able)]
     mark = parametrize_with_checks(["torch", paged_attention], problems=2)
     assert [parameters.id for parameters in mark.args[1]] == [
         f"{kernel}-{name}" for kernel in ("torch", "paged_attention") for name in names

@@ -61,6 +61,8 @@ def test_every_word_of_the_grammar_reaches_its_field() -> None:
         "dtype": "fp16",
         "kv_dtype": "e5m2",
         "causal": True,
+        "parts": None,
+        "interleave": False,
         "window": 7,
         "softcap": 30.0,
         "alibi": True,
