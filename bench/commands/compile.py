@@ -152,7 +152,8 @@ def compile_kernels(
             it.end(INTERRUPTED)
         if not record.results:
             reasons = "; ".join(sorted({each.reason for each in record.refused}))
-            raise BadInput(f"nothing was compiled: {reasons}; name a problem that it can do")
+            remedy = "name a problem that it can do, or a kernel of Triton's"
+            raise BadInput(f"nothing was compiled: {reasons}; {remedy}")
         if save is not None:
             it.deliver(f"--save {save}", lambda: write_baseline(record.as_baseline(), save))
         if update_baseline:
