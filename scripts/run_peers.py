@@ -23,7 +23,16 @@ ROOT = Path(__file__).parents[1]
 RECORDS = Path(".pagedbench") / "peers"
 KNOWN = Path("docs") / "findings" / "kernels"
 
-PEERS = ("sdpa", "flex", "vllm-unified", "vllm-mla", "vllm-cpu", "flash-attn", "flashinfer")
+PEERS = (
+    "sdpa",
+    "flex",
+    "vllm-unified",
+    "vllm-mla",
+    "vllm-merge",
+    "vllm-cpu",
+    "flash-attn",
+    "flashinfer",
+)
 NEED_A_GPU = {"flash-attn", "flashinfer"}
 NEED_THE_CPU = {"vllm-cpu"}
 

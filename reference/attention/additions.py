@@ -29,6 +29,8 @@ _WITHOUT_A_CACHE: Final[dict[str, Any]] = {
 }  # fmt: skip
 """What is the same for all merges: how the parts came about, of which only masks show."""
 
+_PARTS: Final = st.sampled_from(PARTS)
+_FEW: Final = st.sampled_from((2, 1))
 _OFTEN: Final = st.sampled_from((False, True))
 _HEADS: Final = st.sampled_from(LATENT_HEADS)
 
@@ -65,7 +67,7 @@ def additions(
         return problem.replace(
             **_WITHOUT_A_CACHE,
             strides=tuple(name for name in problem.strides if name in ("lse", "out")),
-            parts=draw(st.sampled_from(PARTS)),
+            parts=draw(_FEW if "many_parts" in capabilities.declines else _PARTS),
             interleave=draw(_OFTEN),
         )
     fields: dict[str, Any] = {}

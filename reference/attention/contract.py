@@ -144,13 +144,13 @@ than keys. `cross`: queries beyond the keys. `chunk`: chunked local attention. `
 among a step's tokens. `sparse`: chosen keys of a latent cache."""
 
 DECLINABLE: Final = (
-    "dense", "padding", "waiting", "empty", "scale", "mixed_lengths", "pool",
+    "dense", "padding", "waiting", "empty", "scale", "mixed_lengths", "pool", "many_parts",
     *(f"layout={name}" for name in LAYOUTS), *(f"strides={name}" for name in STRIDED),
 )  # fmt: skip
 """What a kernel may decline by name: a latent cache without chosen keys, rows of sequences without
 tokens (q1 k0), sequences without a query (q0), batches without any query token, a scale other than
-1 / sqrt(head_dim), query lengths that differ in a batch, pools of more than 2^31 elements, and
-where tensors lie in memory."""
+1 / sqrt(head_dim), query lengths that differ in a batch, pools of more than 2^31 elements, more
+than two parts of a merge, and where tensors lie in memory."""
 
 PROMISES: Final = ("deterministic", "relabelling", "batch_invariant")
 """Bits that a kernel may promise. `deterministic`: the same call gives the same, with or without a
@@ -313,6 +313,7 @@ def declinable_of(problem: AttentionProblem) -> frozenset[str]:
         "scale": problem.scale is not None,
         "mixed_lengths": len(lengths) > 1,
         "pool": problem.pool is not None,
+        "many_parts": (problem.parts or 0) > 2,
     }
     places = {f"strides={name}" for name in problem.strides}
     # Without a name the layout takes turns between these two.

@@ -144,14 +144,14 @@ ADDED: Final = (
         "addition",
         lambda problem: problem.kind == "merge",
         lambda able: able.kind == "merge",
-        {"parts": 3},
+        {"parts": 2},
     ),
     Feature(
         "interleave",
         "addition",
         lambda problem: problem.interleave,
         lambda able: able.kind == "merge",
-        {"parts": 3, "interleave": True},
+        {"parts": 2, "interleave": True},
     ),
     Feature(
         "latent",
@@ -337,7 +337,7 @@ def _candidates(
 ) -> tuple[AttentionProblem, ...]:
     fields: dict[str, Any] = {"dtype": dtype, "block_size": block_size, "head_dim": head_dim}
     if kind == "merge":
-        fields |= {"parts": 3}
+        fields |= {"parts": 2}
     if kind == "latent":
         fields |= {"head_dim": head_dim[0], "rope": head_dim[1]}
     for wanted in features:

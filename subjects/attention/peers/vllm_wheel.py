@@ -100,6 +100,11 @@ def load_decode_attention() -> ModuleType:
     return _load_ops("triton_decode_attention")
 
 
+def load_merge() -> ModuleType:
+    """Import vLLM's `triton_merge_attn_states` likewise."""
+    return _load_ops("triton_merge_attn_states")
+
+
 def _load_ops(*names: str) -> ModuleType:
     """The last of the files of `ops`, of those that are there, with stand-ins for its imports."""
     folder = root() / "v1" / "attention" / "ops"

@@ -60,6 +60,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 def test_the_peers_are_those_that_check_knows() -> None:
     ours = {"torch", "torch-latent", "triton", "triton-latent", "triton-cascade"}
+    ours |= {"torch-merge", "triton-merge"}
     assert {*PEERS} == BUILT_IN.keys() - ours
     assert {*PEERS} >= run_peers.NEED_A_GPU | run_peers.NEED_THE_CPU
     root = Path(run_peers.__file__).parents[1]
@@ -73,11 +74,11 @@ def test_each_is_checked_with_what_is_known_of_it(
     calls = stubbed(monkeypatch, checkout, {})
     assert run(monkeypatch, "--problems", "9", "--seed", "3", "--lanes", "1") == 0
     asked = {call[call.index("--kernel") + 1]: call for call in calls}
-    assert list(asked) == ["sdpa", "flex", "vllm-unified", "vllm-mla", "vllm-cpu"]
+    assert list(asked) == ["sdpa", "flex", "vllm-unified", "vllm-mla", "vllm-merge", "vllm-cpu"]
     assert asked["sdpa"][:5] == ["check", "--kernel", "sdpa", "--problems", "9"]
     assert [name for name, call in asked.items() if "--expected" in call] == ["flex"]
     assert [name for name, call in asked.items() if "--device" in call] == ["vllm-cpu"]
-    lines = capsys.readouterr().out.splitlines()[-7:]
+    lines = capsys.readouterr().out.splitlines()[-8:]
     assert lines[0].split() == ["sdpa", "1,200", "1,270", "10", "0", "as", "expected"]
     assert lines[-1].endswith("not run: no GPU")
 
