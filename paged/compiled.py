@@ -69,26 +69,55 @@ def library() -> ctypes.CDLL | None:
     """The compiled server; None where there is no compiler, or nowhere to keep what it makes."""
     if os.environ.get(SWITCH) == "0":
         return None
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pagedbench"
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pagedbench"
+    except RuntimeError:  # Nobody's home is known.
+        return None
     return built(Path(__file__).with_name("counting.c"), home)
 
 
 def built(source: Path, home: Path) -> ctypes.CDLL | None:
-    """Compile a server's source, or take what was made of the same one before, in `home`."""
-    command = [*(shlex.split(os.environ.get("CC", "")) or ["cc"]), "-O2", "-shared", "-fPIC"]
-    made_of = source.read_bytes() + repr((command, platform.machine())).encode()
-    made = home / f"{source.stem}-{sha256(made_of).hexdigest()[:16]}.so"
+    """Compile a server's source, or take what was made of the same one before, in `home`.
+
+    Nothing is loaded that another user could have put there.
+    """
     try:
-        if not made.exists():
-            home.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=home) as scratch:
-                # Another process may be doing the same.
-                fresh = Path(scratch, made.name)
-                subprocess.run([*command, source, "-o", fresh], check=True, capture_output=True)
-                fresh.replace(made)
-        loaded = ctypes.CDLL(str(made))
-    except (OSError, subprocess.CalledProcessError):
+        command = [*(shlex.split(os.environ.get("CC", "")) or ["cc"]), "-O2", "-shared", "-fPIC"]
+        made_of = source.read_bytes() + repr((command, platform.machine())).encode()
+        made = home / f"{source.stem}-{sha256(made_of).hexdigest()[:16]}.so"
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not _ours_alone(home):
+            return None
+        if made.exists() and _ours_alone(made):
+            try:
+                return _declared(made)
+            except (OSError, AttributeError):
+                pass  # Not what was written: make it anew.
+        with tempfile.TemporaryDirectory(dir=home) as scratch:
+            # Another process may be doing the same.
+            fresh = Path(scratch, made.name)
+            subprocess.run(
+                [*command, source, "-o", fresh],
+                check=True,
+                capture_output=True,
+                stdin=subprocess.DEVNULL,
+            )
+            fresh.chmod(0o700)
+            fresh.replace(made)
+        return _declared(made)
+    except (OSError, ValueError, AttributeError, subprocess.CalledProcessError):
         return None
+
+
+def _ours_alone(path: Path) -> bool:
+    """Whether this user owns it, and no other may write to it."""
+    found = path.stat()
+    return found.st_uid == os.geteuid() and not found.st_mode & 0o022
+
+
+def _declared(made: Path) -> ctypes.CDLL:
+    """Load a library, and say what its functions take."""
+    loaded = ctypes.CDLL(str(made.absolute()))
     loaded.server_new.argtypes = (POINTER(_Rules), _Pull, *(c_void_p,) * 5)
     loaded.server_new.restype = c_void_p
     loaded.server_free.argtypes = (c_void_p,)

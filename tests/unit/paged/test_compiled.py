@@ -1,5 +1,6 @@
 """The server in machine code: made where it can be, and to be done without where it cannot."""
 
+import os
 from itertools import chain, repeat
 from pathlib import Path
 
@@ -43,6 +44,49 @@ def test_without_a_compiler_python_counts(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(compiled, "library", lambda: None)
     monkeypatch.delattr(counting, "CompiledServer")
     assert serve_by_counts([Request(3, 3)], PagedPolicy(), slots=16).total.completed == 1
+
+
+@needs_compiler
+@pytest.mark.parametrize("writable", ["the folder", "the library"])
+def test_what_another_could_have_put_there_is_not_loaded(writable: str, tmp_path: Path) -> None:
+    assert built(SOURCE, tmp_path) is not None
+    (made,) = tmp_path.glob("*.so")
+    before = made.stat().st_ino
+    (tmp_path if writable == "the folder" else made).chmod(0o777)
+    again = built(SOURCE, tmp_path)
+    if writable == "the folder":
+        assert again is None
+    else:
+        assert made.stat().st_ino != before
+        assert not made.stat().st_mode & 0o022
+
+
+@needs_compiler
+def test_someone_elses_folder_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert built(SOURCE, tmp_path) is not None
+    other = os.geteuid() + 1
+    monkeypatch.setattr(os, "geteuid", lambda: other)
+    assert built(SOURCE, tmp_path) is None
+
+
+@needs_compiler
+def test_a_damaged_library_is_made_anew(tmp_path: Path) -> None:
+    assert built(SOURCE, tmp_path / "first") is not None
+    (made,) = (tmp_path / "first").glob("*.so")
+    damaged = tmp_path / "second" / made.name
+    damaged.parent.mkdir(mode=0o700)
+    damaged.write_bytes(b"not a library")
+    damaged.chmod(0o700)
+    assert built(SOURCE, damaged.parent) is not None
+
+
+def test_a_compiler_that_cannot_be_read_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", 'cc "')
+    assert built(SOURCE, tmp_path) is None
 
 
 @needs_compiler
