@@ -61,15 +61,15 @@ class KeyedBlocks:
         self.given_up: Callable[[Keys], None] | None = None
         """Hears of blocks before they are given up, those first that go first."""
 
-    def numbered(self, keys: Sequence[int] | Keys) -> Keys:
+    def numbered(self, keys: Sequence[int] | NDArray[np.integer]) -> Keys:
         """Make room for keys. Those that come as an array are taken to be few and small."""
         if not isinstance(keys, np.ndarray):
             numbers = self._numbers
             keys = np.fromiter(
                 (numbers.setdefault(key, len(numbers)) for key in keys), np.int64, len(keys)
             )
-        if self._own:
-            keys = keys + self._own
+        keys = keys.astype(np.int64)
+        keys += self._own
         if keys.size and (top := int(keys.max())) >= self._state.size:
             size = max(top + 1, 2 * self._state.size)
             self._make_longer(size)

@@ -209,11 +209,16 @@ def _comparison(rows: list[WasteRow], record: WasteRecord) -> str:
     if share > IDLE_POOL:
         # Tokens held then follow the load, whatever the policy.
         best, worst = max(rows, key=_filled), min(rows, key=_filled)
-        return (
+        most, fewest = f"{_filled(best):.1%}", f"{_filled(worst):.1%}"
+        said = (
             f"The load does not fill the pool: {share:.0%} of it is idle under "
             f"{policy_words(idle.policy)}. Of the slots that it allocates, "
-            f"{policy_words(best.policy)}, fills {_filled(best):.1%}; "
-            f"{policy_words(worst.policy)}, {_filled(worst):.1%}."
+        )
+        if most == fewest:
+            return f"{said}each policy fills {most}."
+        return (
+            f"{said}{policy_words(best.policy)}, fills {most}; "
+            f"{policy_words(worst.policy)}, {fewest}."
         )
     if not (least := min(row.judged.token_fraction for row in rows)):
         empty = next(row for row in rows if not row.judged.token_fraction)

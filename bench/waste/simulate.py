@@ -8,6 +8,7 @@ from functools import partial
 from itertools import chain, repeat, starmap
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.waste.contiguous import ContiguousPolicy, serve_contiguous
 from bench.waste.policies import Policy
@@ -99,12 +100,14 @@ def _counted(source: StreamSource, *, key_block_size: int | None) -> Iterator[Re
     numbers: dict[int, int] = {}
     for part in source.chunks():
         prefix = None if part.prefix is None else part.prefix.renumbered(numbers)
-        keys = np.empty(0, np.int64)
+        keys: NDArray[np.integer] = np.empty(0, np.int64)
         for at, ((prompt, output, arrival_ns), tenant) in enumerate(
             zip(_lengths(part), _tenants(part), strict=False)
         ):
             if prefix is not None:
                 keys = prefix.keys(at, key_block_size, prompt)
+                # As narrow as they may be, since thousands may wait.
+                keys = keys.astype(np.min_scalar_type(keys.max(initial=0)))
             yield Request(prompt, output, arrival_ns, keys, tenant)  # type: ignore[arg-type]
 
 

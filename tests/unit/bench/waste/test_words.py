@@ -31,6 +31,14 @@ def test_a_limit_of_the_policy_is_no_small_load() -> None:
     assert "max-running keeps 9" in said(rows[0], stream=stream)
 
 
+def test_an_idle_pool_names_no_best_policy_where_all_fill_the_same() -> None:
+    stream = "alpaca-fit:requests=20,rate=1"
+    rows = rows_of("paged", "paged:watermark=0.05", stream=stream, slots=40_000)
+    text = said(*rows, stream=stream)
+    assert "The load does not fill the pool" in text
+    assert "each policy fills" in text
+
+
 def test_the_headline_is_requests_and_not_tokens_held() -> None:
     """W3: no sharing held more tokens than a prefix cache, which completed more requests."""
     rows = rows_of("paged", "paged:prefix=lru", stream=SHARED, slots=6000)
