@@ -68,12 +68,11 @@ class KeyedBlocks:
             keys = np.fromiter(
                 (numbers.setdefault(key, len(numbers)) for key in keys), np.int64, len(keys)
             )
-        keys = keys.astype(np.int64)
-        keys += self._own
-        if keys.size and (top := int(keys.max())) >= self._state.size:
+        wide: Keys = keys.astype(np.int64) + self._own
+        if wide.size and (top := int(wide.max())) >= self._state.size:
             size = max(top + 1, 2 * self._state.size)
             self._make_longer(size)
-        return keys
+        return wide
 
     def look(self, keys: Keys) -> tuple[int, int]:
         """Leading keys that have a block, and how many of these blocks nobody reads."""

@@ -81,7 +81,7 @@ def plain_tau(rows: list[BesideRow]) -> float:
         for b, y in pairs[:at]
     ]
     ordered = [sum(sign[side] ** 2 for sign in signs) for side in (0, 1)]
-    return sum(a * x for a, x in signs) / (ordered[0] * ordered[1]) ** 0.5
+    return float(sum(a * x for a, x in signs) / (ordered[0] * ordered[1]) ** 0.5)
 
 
 def main() -> None:
@@ -109,8 +109,8 @@ def main() -> None:
                 f"\n{stream}: tau {record.tau(record.rows[0].stream):.2f}, "
                 f"every difference counted {plain_tau(record.rows):.2f}"
             )
-            for typed, line in zip(CHANGES, lines(record), strict=True):
-                print(typed, line, flush=True)
+            for change, line in zip(CHANGES, lines(record), strict=True):
+                print(change, line, flush=True)
 
 
 if __name__ == "__main__":
