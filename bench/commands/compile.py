@@ -152,6 +152,7 @@ def compile_kernels(
             it.end(INTERRUPTED)
         if not record.results:
             reasons = "; ".join(sorted({each.reason for each in record.refused}))
+            reasons = reasons or "no default problem is of a kind that it can do"
             remedy = "name a problem that it can do, or a kernel of Triton's"
             raise BadInput(f"nothing was compiled: {reasons}; {remedy}")
         if save is not None:
@@ -231,14 +232,16 @@ def _variants(
     specs = specs or [each.problem for each in VARIANTS if each.name in _FOREIGN_DEFAULTS]
     # Without the subject in its name, a variant is the same one for two versions of a kernel.
     chosen += [
-        Variant(f"{subject} {spec}" if len(foreign) > 1 else spec, subject, spec)
+        Variant(
+            f"{subject} {spec}" if len(foreign) > 1 else spec, subject, spec, by_default=not asked
+        )
         for subject in foreign
         for spec in dict.fromkeys(specs)
     ]
     return tuple(dict.fromkeys(chosen)), not foreign
 
 
-_FOREIGN_DEFAULTS: Final = ("decode bf16", "prefill bf16")
+_FOREIGN_DEFAULTS: Final = ("decode bf16", "prefill bf16", "latent bf16")
 """Our variants whose problems a kernel of somebody else's is given if none is named."""
 
 

@@ -220,7 +220,9 @@ class _Work:
             others = [each for each in self._plan.targets if variant in self._queues[each.name]]
             for each in others:
                 self._queues[each.name].remove(variant)
-        for each in (target, *others):
+            passed_over = variant.by_default and "cannot do kind " in reason
+            self._asked_for -= passed_over * (1 + len(others))
+        for each in () if passed_over else (target, *others):
             self._refused(each, variant, reason)
         self._progress.advance(len(others))
 

