@@ -66,7 +66,7 @@ def compile_kernels(
         list[str] | None,
         typer.Option(
             help="Spec of the batch that module:function is called with; decides shapes, strides "
-            "and dtypes. May be repeated. Default: our decode and prefill in bfloat16."
+            "and dtypes. May be repeated. Default: decode, prefill and latent decode in bfloat16."
         ),
     ] = None,
     engine_python: Annotated[
