@@ -55,8 +55,12 @@ def pytest_file(trace: Trace) -> str:
 
 
 def _literal(line: str) -> str:
-    """A line of a docstring that evaluates to this text, whatever it is."""
-    return line.encode("unicode_escape").decode().replace('"', '\\"')
+    """A line of a docstring that evaluates to this text, half a character to its escape.
+
+    Python 3.13 refuses a docstring that has half a character.
+    """
+    whole = line.encode(errors="backslashreplace").decode()
+    return whole.encode("unicode_escape").decode().replace('"', '\\"')
 
 
 def _said(what: Pool | Step) -> str:

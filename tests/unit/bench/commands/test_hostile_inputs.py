@@ -338,7 +338,8 @@ def test_hostile_text_in_a_generated_test_stays_text(text: str, tmp_path: Path) 
     assert space["PROGRAM"] == trace.program
     docstring = ast.get_docstring(tree, clean=False)
     assert docstring is not None
-    assert docstring.startswith(f"{trace.allocator.name} ({trace.allocator.version}): {text}.")
+    whole = text.encode(errors="backslashreplace").decode()
+    assert docstring.startswith(f"{whole}:f ({whole}): {whole}.")
     assert [type(node) for node in tree.body[1:]] == [
         *[ast.ImportFrom] * (len(tree.body) - 3),
         ast.Assign,

@@ -38,7 +38,7 @@ from subjects.attention.resolve import BUILT_IN, python_of, resolve_kernel
 from subjects.environments import STAMP, engine_python
 from subjects.loading import SubjectError, load
 
-OURS = {"torch", "torch-latent", "triton", "triton-latent", "triton-cascade"}
+OURS = {name for name in BUILT_IN if name.startswith(("torch", "triton"))}
 PEERS = [name for name in BUILT_IN if name not in OURS]
 
 
