@@ -93,6 +93,7 @@ def _time(keys: Sequence[str], *, on_a_gpu: bool) -> Callable[[Any, str], None]:
         if on_a_gpu:
             torch.cuda.synchronize()
 
+    # asv reads attributes of functions, of which mypy knows none.
     time_call.params = (keys,)  # type: ignore[attr-defined]
     return time_call
 
@@ -104,6 +105,7 @@ def _track(name: str, unit: str, keys: Sequence[str]) -> Callable[[Any, str], in
             return function_calls(self.call)
         return _prepared(key).counters()[name].value
 
+    # As above: for asv.
     track.unit, track.params = unit, (keys,)  # type: ignore[attr-defined]
     return track
 

@@ -8,25 +8,19 @@ strides.
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
 
 from reference.attention.contract import Capabilities, MergeBatch, declares
 from subjects.attention.peers import prepared_by
-from subjects.attention.peers.vllm_wheel import load_merge, minor_release
-from subjects.loading import SubjectError
+from subjects.attention.peers.vllm_wheel import check_gpu, load_merge, minor_release
 
 _launcher: Any = None
 
 
 def _prepare(device: str) -> None:
-    if device == "cuda" and not torch.cuda.is_available():
-        raise SubjectError(
-            f"vllm-merge: torch {torch.__version__} in {sys.prefix} finds no GPU; name an "
-            f"interpreter that has vLLM and finds one with --engine-python"
-        )
+    check_gpu("vllm-merge", device)
     global _launcher  # noqa: PLW0603 - one kernel in one process
     minor_release()
     _launcher = load_merge().merge_attn_states

@@ -8,15 +8,13 @@ soft-cap or ALiBi. The values are a view of the cache's first columns.
 
 from __future__ import annotations
 
-import sys
 from typing import Any, Final
 
 import torch
 
 from reference.attention.contract import Capabilities, PagedBatch, declares
 from subjects.attention.peers import prepared_by
-from subjects.attention.peers.vllm_wheel import load_decode_attention, minor_release
-from subjects.loading import SubjectError
+from subjects.attention.peers.vllm_wheel import check_gpu, load_decode_attention, minor_release
 
 MIN_WORK_PER_SPLIT: Final = 512
 SPLITS_AT_MOST: Final = 264
@@ -26,11 +24,7 @@ _launcher: Any = None
 
 
 def _prepare(device: str) -> None:
-    if device == "cuda" and not torch.cuda.is_available():
-        raise SubjectError(
-            f"vllm-mla: torch {torch.__version__} in {sys.prefix} finds no GPU; name an "
-            f"interpreter that has vLLM and finds one with --engine-python"
-        )
+    check_gpu("vllm-mla", device)
     global _launcher  # noqa: PLW0603 - one kernel in one process
     minor_release()
     _launcher = load_decode_attention().decode_attention_fwd

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import sys
 from dataclasses import replace
 from typing import Any, Final
 
@@ -21,8 +20,12 @@ import torch
 
 from reference.attention.contract import Capabilities, PagedBatch, capabilities_of, declares
 from subjects.attention.peers import prepared_by
-from subjects.attention.peers.vllm_wheel import KVQuantMode, load_unified_attention, minor_release
-from subjects.loading import SubjectError
+from subjects.attention.peers.vllm_wheel import (
+    KVQuantMode,
+    check_gpu,
+    load_unified_attention,
+    minor_release,
+)
 
 NUM_SEGMENTS: Final = 16
 """`NUM_PAR_SOFTMAX_SEGMENTS` of vLLM's backend."""
@@ -39,11 +42,7 @@ _takes: frozenset[str] = frozenset()
 
 
 def _prepare(device: str) -> None:
-    if device == "cuda" and not torch.cuda.is_available():
-        raise SubjectError(
-            f"vllm-unified: torch {torch.__version__} in {sys.prefix} finds no GPU; name an "
-            f"interpreter that has vLLM and finds one with --engine-python"
-        )
+    check_gpu("vllm-unified", device)
     os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
     global _launcher, _takes  # noqa: PLW0603 - one kernel in one process
     release = minor_release()

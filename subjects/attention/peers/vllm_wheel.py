@@ -67,6 +67,15 @@ def root() -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
+def check_gpu(kernel: str, device: str) -> None:
+    """Raises SubjectError: a GPU was asked for, and this interpreter's torch finds none."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SubjectError(
+            f"{kernel}: torch {torch.__version__} in {sys.prefix} finds no GPU; name an "
+            f"interpreter that has vLLM and finds one with --engine-python"
+        )
+
+
 def minor_release() -> int:
     """Of the installed vLLM: 24 of 0.24.1. Raises SubjectError: it is none of `KNOWN`."""
     root()
