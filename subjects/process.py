@@ -68,9 +68,8 @@ class SubjectProcess:
     descriptor that the environment variable PAGEDBENCH_ANSWERS names, so that a subject may print.
     On SIGUSR1 it may write to standard error where it is; it is killed right after. `environment`:
     added to this process's own. `time_limit_s`: seconds for one answer.
-    `pass_fds`: descriptors that the child gets under the same numbers. `own_session`: whether what
-    the child starts ends with it; else it ends with this process's own group. `popen`: what starts
-    it in the place of `subprocess.Popen`.
+    `pass_fds`: descriptors that the child gets under the same numbers. `popen`: what starts it in
+    the place of `subprocess.Popen`.
     """
 
     def __init__(
@@ -80,11 +79,9 @@ class SubjectProcess:
         environment: Mapping[str, str] | None = None,
         time_limit_s: float = 120.0,
         pass_fds: Sequence[int] = (),
-        own_session: bool = True,
         popen: Callable[..., Any] | None = None,
     ) -> None:
         self._popen = popen
-        self._own_session = own_session
         self._command = list(command)
         self._pass_fds = tuple(pass_fds)
         self._environment = dict(environment or {})
@@ -190,7 +187,7 @@ class SubjectProcess:
                     stderr=self._log,
                     env=environment,
                     pass_fds=[write_end, *self._pass_fds],
-                    start_new_session=self._own_session,  # Ctrl-C is the parent's to handle
+                    start_new_session=True,  # Ctrl-C is the parent's to handle
                 )
             except OSError as error:
                 self._let_go()
@@ -199,9 +196,6 @@ class SubjectProcess:
                 os.close(write_end)
 
     def _kill(self, child: subprocess.Popen[bytes]) -> None:
-        if not self._own_session:
-            child.kill()
-            return
         # The child leads a group of its own: what it started, a compiler for one, ends with it.
         with suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)

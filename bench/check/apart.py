@@ -65,12 +65,10 @@ def kernel_process(
     command = [python, "-u", "-P", "-c", start_of("bench.check.subject") + "ours.main()"]
     shared = [] if file is None else [file]
     command += [name, device, *map(str, shared)]
-    # What a kernel forked ends with the judge, in whose session it is, whoever ends first.
     return SubjectProcess(
         command,
         environment=environment,
         pass_fds=shared,
-        own_session=file is None,
         popen=nursery.popen if nursery is not None and python == sys.executable else None,
     )
 
@@ -193,6 +191,10 @@ class ApartKernel:
         if self._lost:
             self.close()  # nothing runs there any more; the next check gets a new process
         return [LATE] if late else []
+
+    def kill(self) -> None:
+        """End the process for good, from any thread."""
+        self._process.kill()
 
     def close(self) -> None:
         """End the process, if there is one."""

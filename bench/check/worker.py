@@ -12,9 +12,11 @@ what went wrong is ours.
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -35,7 +37,7 @@ from reference.attention.checks import CHECKS, Subject, run_check
 from reference.attention.far import keep_in_files
 from reference.attention.inputs import make_inputs
 from reference.attention.problem import AttentionProblem
-from subjects.process import SubjectDied, SubjectProcess
+from subjects.process import LAST_WORDS_S, SubjectDied, SubjectProcess
 
 __all__ = ["CAPABILITIES", "CHECK_BY_NAME", "JudgeProcess", "answer"]
 
@@ -64,6 +66,15 @@ class JudgeProcess(SubjectProcess):
         if "died" in said:
             raise SubjectDied(str(said["died"]), timed_out=bool(said["timed_out"]))
         return said
+
+    def _kill(self, child: subprocess.Popen[bytes]) -> None:
+        # It has time to end its kernel, and what that started: out of the kernel's reach it leads
+        # another group.
+        assert child.stdin is not None
+        with suppress(BrokenPipeError, subprocess.TimeoutExpired):
+            child.stdin.close()
+            child.wait(LAST_WORDS_S)
+        super()._kill(child)
 
 
 def answer(kernel: ApartKernel, question: dict[str, Any]) -> dict[str, Any]:
@@ -103,7 +114,6 @@ def main() -> None:
     end_with_parent()
     speak_when_dying()
     keep_in_files()
-    questions = listen()
     nursery = Nursery.inherited()
     start = partial(kernel_process, name, device, python=python, nursery=nursery)
     with (
@@ -112,5 +122,6 @@ def main() -> None:
             lambda file: start(file=file), time_limit_s=float(limit_s), declared=able
         ) as kernel,
     ):
+        questions = listen(ending=kernel.kill)
         answers.write("{}\n")
         answer_questions(answers, questions, partial(answer, kernel))

@@ -49,8 +49,10 @@ def end_with_parent() -> None:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def listen() -> SimpleQueue[str]:
-    """Questions as they come. When no more can come this process ends, hung subject or not."""
+def listen(*, ending: Callable[[], object] = lambda: None) -> SimpleQueue[str]:
+    """Questions as they come. When no more can come this process ends, hung subject or not, after
+    `ending`.
+    """
     mine = os.fdopen(os.dup(0))
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)  # a subject that reads standard input must not get the questions
@@ -63,6 +65,7 @@ def listen() -> SimpleQueue[str]:
                 questions.put(line)
         except OSError:
             _end_without_descriptors()
+        ending()
         os._exit(0)
 
     threading.Thread(target=read, daemon=True).start()

@@ -45,6 +45,7 @@ class Forked:
         self.stdin = stdin
         self.returncode: int | None = None
         self._said = said
+        self._waiting = threading.Lock()
 
     def poll(self) -> int | None:
         """The exit code, negative for a signal; None while it runs."""
@@ -54,14 +55,15 @@ class Forked:
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for the exit code. Raises subprocess.TimeoutExpired."""
-        if self.returncode is None:
-            if not select.select([self._said], [], [], timeout)[0]:
-                raise subprocess.TimeoutExpired(str(self.pid), timeout or 0.0)
-            status = os.read(self._said, _NUMBER)
-            os.close(self._said)
-            # Nothing said: the nursery is gone, and took its children along.
-            self.returncode = int(status) if status else -9
-        return self.returncode
+        with self._waiting:
+            if self.returncode is None:
+                if not select.select([self._said], [], [], timeout)[0]:
+                    raise subprocess.TimeoutExpired(str(self.pid), timeout or 0.0)
+                status = os.read(self._said, _NUMBER)
+                os.close(self._said)
+                # Nothing said: the nursery is gone, and took its children along.
+                self.returncode = int(status) if status else -9
+            return self.returncode
 
     def send_signal(self, number: int) -> None:
         """Send a signal, unless it ended."""
@@ -126,14 +128,13 @@ class Nursery:
         pass_fds: Sequence[int],
         start_new_session: bool,
     ) -> Forked | subprocess.Popen[bytes]:
-        """As `subprocess.Popen`; a new session is a new group of processes."""
+        """As `subprocess.Popen`; whoever is forked leads a new group of processes."""
         reads, writes = os.pipe()
         hears, says = os.pipe()
         request = {
             "command": command[command.index("-c") + 1 :],
             "environment": dict(env),
             "folder": os.getcwd(),
-            "group": 0 if start_new_session else os.getpgrp(),
             "descriptors": [0, 1, 2, *pass_fds],
         }
         given = [says, reads, stdout.fileno(), stderr.fileno(), *pass_fds]
@@ -215,7 +216,7 @@ def serve(descriptor: int) -> NoReturn:
                     os.close(unwanted)
                 _become(request, given[1:])
             with suppress(OSError):  # whoever is first
-                os.setpgid(pid, request["group"])
+                os.setpgid(pid, 0)
             os.write(given[0], b"%d" % pid)
             saying[os.pidfd_open(pid)] = pid, given[0]
             for handed in given[1:]:
@@ -226,7 +227,7 @@ def _become(request: dict[str, Any], given: list[int]) -> NoReturn:
     """Run a command in this process, which was just forked."""
     try:
         with suppress(OSError):
-            os.setpgid(0, request["group"])
+            os.setpgid(0, 0)
         wanted = request["descriptors"]
         apart = [fcntl.fcntl(one, fcntl.F_DUPFD, max(wanted) + 1) for one in given]
         for one in given:

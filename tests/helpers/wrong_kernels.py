@@ -7,6 +7,7 @@ tokens. Name them on the command line as `tests/helpers/wrong_kernels.py:NAME`.
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -82,10 +83,18 @@ def closes_descriptors(batch: PagedBatch) -> None:
 
 
 @declares(NARROW)
-def ends_its_judge(batch: PagedBatch) -> None:
+def ends_its_group(batch: PagedBatch) -> None:
     if batch.max_seq_len > SHORT:
         os.killpg(os.getpgrp(), signal.SIGKILL)
     paged_attention(batch)
+
+
+@declares(NARROW)
+def leaves_a_child(batch: PagedBatch) -> None:
+    left = Path(os.environ["LEFT"])
+    left.with_suffix(".new").write_text(str(subprocess.Popen(["sleep", "3600"]).pid))
+    left.with_suffix(".new").rename(left)
+    time.sleep(3600)
 
 
 @declares(NARROW)

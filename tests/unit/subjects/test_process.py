@@ -1,7 +1,6 @@
 """The protocol with a child, on children of a few lines that import next to nothing."""
 
 import os
-import signal
 import sys
 import threading
 import time
@@ -199,18 +198,6 @@ def test_what_a_child_started_ends_with_it():
         grandchild = subject.ask({})["heard"]
         assert is_alive(grandchild)
     wait_until_gone(grandchild)  # killed at once, but reaped by somebody else
-
-
-def test_without_a_session_of_its_own_a_child_and_what_it_started_end_with_this_ones():
-    """As the kernel's process does in its judge's, whatever the kernel forked before it ended."""
-    starts = 'question = [os.getpgid(0), subprocess.Popen(["sleep", "3600"]).pid]'
-    with child(starts, own_session=False) as subject:
-        group, grandchild = subject.ask({})["heard"]
-        assert group == os.getpgid(0)
-    try:
-        assert os.getpgid(grandchild) == os.getpgid(0)
-    finally:
-        os.kill(grandchild, signal.SIGKILL)
 
 
 def test_a_dead_child_is_noticed_although_its_own_child_holds_the_pipe_open():

@@ -18,6 +18,7 @@ from bench.check import worker
 from bench.check.record import Failure, replay_command
 from bench.check.run import stream_lengths
 from bench.check.search import Turns, search, shrink
+from bench.check.worker import JudgeProcess
 from bench.search import lanes as children
 from bench.search.lanes import HarnessError
 from bench.workloads.builtin import builtin_stream
@@ -430,10 +431,44 @@ def test_who_closes_descriptors_is_told_so_without_a_traceback():
     assert verdict.findings == (f"the kernel's process {said}",)
 
 
-def test_a_judge_that_dies_is_not_taken_for_the_kernel():
+def test_a_kernel_that_ends_its_group_of_processes_ends_no_judge():
     problem = AttentionProblem.parse("(q1 k60) d32 b16 bf16")
-    with pytest.raises(HarnessError, match="the judge's process was killed by SIGKILL"):
-        cross_check.replay(named("ends_its_judge"), "cpu", problem)
+    verdict = cross_check.replay(named("ends_its_group"), "cpu", problem).verdicts[1]
+    assert verdict.findings == ("the kernel's process was killed by SIGKILL",)
+
+
+def test_a_judge_that_dies_is_not_taken_for_the_kernel():
+    dies = "os.kill(os.getpid(), signal.SIGKILL)"
+    code = "import os, signal; answers = open(int(os.environ['PAGEDBENCH_ANSWERS']), 'w');"
+    code += f"answers.write('{{}}\\n{{}}\\n'); answers.flush(); input(); {dies}"
+    with (
+        JudgeProcess([sys.executable, "-S", "-c", code]) as judge,
+        pytest.raises(HarnessError, match="the judge's process was killed by SIGKILL"),
+    ):
+        judge.ask({})
+
+
+def test_a_judge_that_is_ended_ends_its_kernel_and_what_that_started(monkeypatch, tmp_path):
+    left = tmp_path / "left"
+    monkeypatch.setenv("LEFT", str(left))
+
+    def end(judge: JudgeProcess) -> None:
+        wait_until(left.exists)
+        judge.kill()
+
+    with cross_check.start(named("leaves_a_child"), "cpu") as judge:
+        threading.Thread(target=end, args=[judge]).start()
+        with pytest.raises(HarnessError):
+            judge.ask({"check": "truth", "problem": "(q1 k20) d32 b16 bf16"})
+    pid = int(left.read_text())
+    wait_until(lambda: not _is_running(pid))
+
+
+def wait_until(holds) -> None:
+    give_up = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
 
 
 def test_after_a_hang_no_other_check_is_replayed(kernel):
@@ -489,14 +524,9 @@ def test_a_worker_ends_with_its_parent_even_in_a_kernel_that_hangs(hears, tmp_pa
         [sys.executable, "-c", source], stdout=subprocess.PIPE, text=True
     ) as parent:
         pid = int(parent.stdout.readline())
-        give_up = time.monotonic() + 60
-        while not mark.exists() and time.monotonic() < give_up:
-            time.sleep(0.02)
-        assert mark.exists()
+        wait_until(mark.exists)
         parent.kill()
-    while _is_running(pid) and time.monotonic() < give_up:
-        time.sleep(0.02)
-    assert not _is_running(pid)
+    wait_until(lambda: not _is_running(pid))
 
 
 def _is_running(pid: int) -> bool:
