@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import chain
 from typing import Final
 
@@ -18,6 +19,9 @@ from reference.attention.features import features_of
 from reference.attention.problem import AttentionProblem
 from reference.attention.strategies import BLOCK_SIZES, HEAD_DIMS
 from reference.attention.verdict import Verdict, parts_of
+
+MOST_OF_A_KIND: Final = 20
+"""Failures of one kind that are kept before any is made smaller; more count with the first."""
 
 _PLACE = re.compile(r"\(at (\S+:\d+)\)$")
 _LINE = re.compile(r"^(.*? in \S+:\d+),")
@@ -65,7 +69,12 @@ def _needs(failure: Failure) -> frozenset[str]:
     first = failure.findings[0] if failure.findings else ""
     if _PLACE.search(first) or _LINE.match(first) or FREE_SLOTS in first:
         return frozenset()
-    problem = AttentionProblem.parse(failure.problem)
+    return _needs_of(failure.problem)
+
+
+@lru_cache(maxsize=1024)
+def _needs_of(spec: str) -> frozenset[str]:
+    problem = AttentionProblem.parse(spec)
     shown = {name for name in features_of(problem) if not name.startswith(_GIVEN)}
     larger = {f"head_dim>{size}" for size in HEAD_DIMS if 64 <= size < problem.head_dim}
     larger |= {f"block_size>{size}" for size in BLOCK_SIZES if 16 <= size < problem.block_size}
@@ -125,6 +134,10 @@ class Found:
             if same_kind(known, failure) and _alike(_needs(known), _needs(failure)):
                 self._count(at, failure, known)
                 return False
+        alike = [at for at, known in enumerate(self.failures) if same_kind(known, failure)]
+        if len(alike) >= MOST_OF_A_KIND:
+            self._count(alike[0], self.failures[alike[0]], failure)
+            return False
         self.failures.append(failure)
         return True
 
@@ -138,6 +151,18 @@ class Found:
 
 
 def plainest_first(failures: Sequence[Failure]) -> list[Failure]:
-    """Kind by kind, those with a plain cache before those with one in float8, which would stay."""
-    kinds = [_kind(each) for each in failures]
-    return sorted(failures, key=lambda each: (kinds.index(_kind(each)), FLOAT8 in _needs(each)))
+    """One of each kind, then the others kind by kind: those with a plain cache before those with
+    one in float8, which would stay.
+    """
+    kinds = list(dict.fromkeys(map(_kind, failures)))
+    ordered = sorted(failures, key=lambda each: (kinds.index(_kind(each)), FLOAT8 in _needs(each)))
+    first = {_kind(each): at for at, each in reversed(list(enumerate(ordered)))}
+    return [
+        *(ordered[at] for at in sorted(first.values())),
+        *(each for at, each in enumerate(ordered) if at not in first.values()),
+    ]
+
+
+def named(failure: Failure) -> str:
+    """A failure's check and kind, as it is called where it is only counted."""
+    return f"{failure.check}: {kind_of(failure.findings) or failure.status}"

@@ -111,7 +111,7 @@ def _again(record: CheckRecord) -> Command:
 
 def _expected(record: CheckRecord) -> Iterator[Part]:
     if lines := [line.plain for line in expected_lines(record)]:
-        yield Part(title="Expected, and warnings", pieces=[Lines(lines, "unsure")])
+        yield Part(title="Counted, expected, and warnings", pieces=[Lines(lines, "unsure")])
 
 
 def _finding(kernel: KernelRecord, failure: Failure) -> Part:

@@ -87,7 +87,9 @@ class KernelRecord(Record):
     complete: bool
     """Whether all that were asked for were run, or all that the kernel's capabilities leave."""
     failures: list[Failure] = []
-    """What it got wrong, told apart by check, source line and kind."""
+    """What it got wrong, told apart by check, source line and kind: as many as were asked for."""
+    others: dict[str, int] = {}
+    """What else it got wrong, by check and kind: problems that showed it."""
 
     @model_validator(mode="before")
     @classmethod

@@ -114,8 +114,17 @@ def failure_panel(kernel: str, failure: Failure, *, campaign: bool = False) -> P
 
 
 def expected_lines(record: CheckRecord) -> list[Text]:
-    """What failed as expected, and what is to be done about the others. Never wrapped."""
+    """What was found and only counted, what failed as expected, and what is to be done about the
+    others. Never wrapped.
+    """
     lines = [
+        Text("also      ", style="red").append(
+            f"{kernel.name}: {name}, in {plural(seen, 'problem')}", style="default"
+        )
+        for kernel in record.kernels
+        for name, seen in kernel.others.items()
+    ]
+    lines += [
         Text("expected  ", style="yellow").append(one.said, style="default")
         for kernel in record.kernels
         for one in kernel.expected
@@ -169,6 +178,7 @@ def _kernel_cells(kernel: KernelRecord) -> tuple[Text, str]:
         verdict = Text(kernel.failure.status, style="red")
         checks = ", ".join(dict.fromkeys(failure.check for failure in kernel.failures))
         count = plural(len(kernel.failures), "finding")
+        count += f" and {plural(len(kernel.others), 'other')}" if kernel.others else ""
         of = "" if kernel.complete else f"{ran:,} of "
         meaning = f"{checks}: {count} in {of}{plural(asked if of else ran, 'problem')}"
     elif not kernel.complete:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
@@ -15,7 +16,7 @@ import numpy as np
 
 from bench.check.decode import ROUNDS, WARM_UP, DecodeTimes, time_decode
 from bench.check.failures import FailureStore
-from bench.check.findings import Found, plainest_first
+from bench.check.findings import Found, named, plainest_first
 from bench.check.record import EXPECTED, CheckRecord, Failure, KernelRecord
 from bench.check.search import (
     AskedOfAll,
@@ -185,30 +186,34 @@ def _cross_check(
 ) -> KernelRecord:
     progress.begin(f"cross-checking {plan.kernel}", plan.asked)
     record = search(plan, advance=progress.advance, stopped=stop.is_set)
-    smallest = _made_smaller(plan, record.failures, progress, stop)
+    smallest, others = _made_smaller(plan, record.failures, progress, stop)
     failures = []
     for failure in smallest:
         saved_to = None
         with suppress(OSError):  # a full disk is no reason to lose the finding
             saved_to = str(store.save(plan.kernel, failure.problem))
         failures.append(failure.model_copy(update={"saved_to": saved_to}))
-    return record.model_copy(update={"failures": failures})
+    return record.model_copy(update={"failures": failures, "others": dict(others)})
 
 
 def _made_smaller(
     plan: SearchPlan, failures: list[Failure], progress: Progress, stop: threading.Event
-) -> list[Failure]:
-    """Each made smaller, as many as are asked for, without those that turn out to be another."""
-    found = Found()
+) -> tuple[list[Failure], Counter[str]]:
+    """Each made smaller, as many as are asked for, without those that turn out to be another; and
+    in how many problems each of the others was met, by name.
+    """
+    found, others = Found(), Counter[str]()
     tries = 2 * plan.findings  # what was drawn as another one may turn out to be none
     for failure in plainest_first(failures):
+        if found.explain(failure):
+            continue
         if len(found.failures) == plan.findings or not tries:
-            break
-        if not found.explain(failure):
-            tries -= 1
-            progress.begin("making the failure smaller", MAX_SHRINKS)
-            found.add(shrink(plan, failure, advance=progress.advance, stopped=stop.is_set))
-    return found.failures
+            others[named(failure)] += failure.seen
+            continue
+        tries -= 1
+        progress.begin("making the failure smaller", MAX_SHRINKS)
+        found.add(shrink(plan, failure, advance=progress.advance, stopped=stop.is_set))
+    return found.failures, others
 
 
 def _said(kernel: str, error: Exception) -> str:

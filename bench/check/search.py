@@ -51,7 +51,10 @@ MAX_AWKWARD_LEN: Final = 150
 """Longest context of a problem whose lengths sit on boundaries, tokens."""
 
 FINDINGS: Final = 5
-"""Different ones after which a search ends."""
+"""Different ones that are made smaller and shown; others are counted."""
+
+AFTERWARDS_S: Final = 60.0
+"""How long a search goes on with each seed once it has so many kinds as are to be shown."""
 
 MAX_CRASHES: Final = 10
 MAX_HANGS: Final = 2
@@ -102,7 +105,7 @@ class AskedOfAll:
     python: str | None = None
     """Interpreter to run the kernels with; None for the one that each needs."""
     findings: int = FINDINGS
-    """Different ones after which to end the search of a kernel."""
+    """Different ones to make smaller and show, of each kernel; others are counted."""
     ray: bool = False
     """Whether judges run on the Ray cluster that this process is connected to."""
 
@@ -274,7 +277,9 @@ def replay(
 def search(
     plan: SearchPlan, *, advance: Callable[[int], None], stopped: Callable[[], bool]
 ) -> KernelRecord:
-    """Run problems until all are done, enough is found, or it is `stopped`."""
+    """Run problems until all are done, or it is `stopped`, dies too often, or has found enough and
+    had its time for more.
+    """
     loop = _Loop(plan, advance, stopped)
     run_lanes(
         min(plan.lanes, plan.asked), loop.work, over=loop.over, end=loop.end, beside=loop.draw
@@ -373,6 +378,7 @@ class _Loop:
         self._expectations = Expectations.of(plan.expected, plan.kernel)
         self._found = Found()
         self._crashes: Counter[bool] = Counter()
+        self._enough_at: float | None = None
 
     def over(self) -> bool:
         return self._stopped() or self._ended.is_set()
@@ -469,8 +475,12 @@ class _Loop:
         for failure in failures:
             self._found.add(failure)
         self._crashes[hung] += verdict.status is Status.CRASHED
-        enough = self._found.kinds >= self._plan.findings
-        if enough or self._crashes[False] >= MAX_CRASHES or self._crashes[True] >= MAX_HANGS:
+        if self._enough_at is None and self._found.kinds >= self._plan.findings:
+            self._enough_at = time.monotonic()
+        late = self._enough_at is not None and (
+            time.monotonic() - self._enough_at >= AFTERWARDS_S * len(self._plan.seeds)
+        )
+        if late or self._crashes[False] >= MAX_CRASHES or self._crashes[True] >= MAX_HANGS:
             self.end()
 
     def _saw(self, problem: AttentionProblem, verdict: Verdict) -> Verdict:

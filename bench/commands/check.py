@@ -101,7 +101,10 @@ def check(
         float, typer.Option(min=0.1, help="Seconds for one check of one problem; more is a hang.")
     ] = 120.0,
     findings: Annotated[
-        int, typer.Option(min=1, help="Different findings after which to end, of one kernel.")
+        int,
+        typer.Option(
+            min=1, help="Findings to show of one kernel, made smaller; others are counted."
+        ),
     ] = 5,
     timing: Annotated[bool, typer.Option(help="Time contiguous against paged decode.")] = True,
     expected: Annotated[

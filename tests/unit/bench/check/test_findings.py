@@ -6,6 +6,7 @@ import threading
 import pytest
 
 import bench.check.run
+from bench.check import findings
 from bench.check import search as cross_check
 from bench.check.findings import Found, kind_of, plainest_first, told_apart
 from bench.check.minimise import shrunk
@@ -38,8 +39,10 @@ def found_by(**changes: object) -> KernelRecord:
     """A search, and what it found made smaller."""
     asked = plan(**changes)
     record = run(**changes)
-    smaller = bench.check.run._made_smaller(asked, record.failures, Silence(), threading.Event())
-    return record.model_copy(update={"failures": smaller})
+    smaller, others = bench.check.run._made_smaller(
+        asked, record.failures, Silence(), threading.Event()
+    )
+    return record.model_copy(update={"failures": smaller, "others": dict(others)})
 
 
 @pytest.mark.parametrize(
@@ -169,6 +172,47 @@ def test_laws_are_asked_where_only_free_slots_came_through(kernel) -> None:
     assert [each.findings for each in record.failures] == [(THROUGH,)]
     assert record.failures[0].seen == 20
     assert sum("passed" in counts for counts in record.checks.values()) > 5
+
+
+def raises_as_long_as_it_is(check: str, problem: AttentionProblem) -> dict:
+    """As many kinds as there are lengths modulo 8."""
+    said = f"raised {'ABCDEFGH'[problem.max_seq_len % 8]}: (at k.py:1)"
+    return {"status": "failed", "findings": [said]} if check == "truth" else PASSED
+
+
+def test_a_search_goes_on_behind_as_many_findings_as_are_shown_and_counts_the_others(kernel):
+    kernel.reply = raises_as_long_as_it_is
+    record = found_by(problems=60, findings=3)
+    assert (record.problems, record.complete) == (60, True)
+    assert len(record.failures) == 3
+    assert len(record.others) == 5
+    assert {name[:15] for name in record.others} == {"truth: raised " + c for c in "ABCDEFGH"} - {
+        f"truth: {each.findings[0][:8]}" for each in record.failures
+    }
+    assert sum(each.seen for each in record.failures) + sum(record.others.values()) == 60
+
+
+def test_with_enough_to_show_a_search_goes_on_for_a_while_only(kernel, monkeypatch):
+    kernel.reply = raises_as_long_as_it_is
+    monkeypatch.setattr(cross_check, "AFTERWARDS_S", 0.0)
+    record = found_by(problems=60, findings=1)
+    assert (record.problems, record.complete) == (1, False)
+
+
+def test_one_of_each_kind_comes_first() -> None:
+    specs = [f"(q1 k9) d16 b16 bf16{more}" for more in (" kv=e4m3", "", " window=3", " sinks")]
+    said = [OFF, OFF, "raised E: (at k.py:1)", OFF]
+    failures = [failing(spec, finding) for spec, finding in zip(specs, said, strict=True)]
+    assert [failures.index(each) for each in plainest_first(failures)] == [1, 2, 3, 0]
+
+
+def test_of_one_kind_so_many_are_kept_and_the_others_counted_with_the_first(monkeypatch) -> None:
+    monkeypatch.setattr(findings, "MOST_OF_A_KIND", 2)
+    found = Found()
+    needs = ["window=3", "softcap=3.0", "alibi", "sinks"]
+    kept = [found.add(failing(f"(q1 k9) d16 b16 bf16 {need}")) for need in needs]
+    assert kept == [True, True, False, False]
+    assert [each.seen for each in found.failures] == [3, 1]
 
 
 def test_a_kernel_that_hangs_again_and_again_ends_the_search(kernel, monkeypatch) -> None:

@@ -252,7 +252,7 @@ def test_a_stopped_search_does_not_wait_for_a_kernel_that_hangs(kernel, monkeypa
 # What fails; see `test_trial` for what both searches make of it
 
 
-def test_where_one_finding_is_enough_the_first_ends_the_search_and_is_kept_as_drawn(kernel):
+def test_what_was_found_first_is_kept_as_drawn(kernel):
     kernel.reply = too_long
     record = run(lanes=2, findings=1)
     check, spec = next(
@@ -268,9 +268,9 @@ def test_where_one_finding_is_enough_the_first_ends_the_search_and_is_kept_as_dr
         seen=record.failure.seen,
         seed=0,
     )
-    assert not record.complete
+    assert record.complete
     assert record.checks[check]["failed"] >= 1
-    assert record.problems < 30
+    assert record.problems == 30
 
 
 def test_shrinking_begins_with_the_failure_and_not_with_those_before(kernel):
