@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from bench.check.record import CheckRecord, KernelRecord
-from reference.attention.checks import CHECKS
+from reference.attention.catalogue import CHECKS
 from reference.attention.coverage import Cell
 from reference.attention.verdict import Status
 

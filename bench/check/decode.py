@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from bench.machine.record import Record
+from bench.check.record import DecodeTimes, TimingRecord
 from bench.machine.roof import COPY_BYTES, copy_rates
 from bench.machine.timing import Side, Timer, copies_needed, device_of, forget, paired_ratio
 from bench.workloads.running import running_lengths
@@ -34,41 +34,6 @@ CPU_CACHE_BYTES: Final = 1 << 30
 """Most that contiguous caches may take on the CPU: rounds then take seconds, not minutes."""
 
 BASELINE: Final = "contiguous, torch"
-
-
-class TimingRecord(Record):
-    """Times of one implementation."""
-
-    name: str
-    median_ms: float
-    fastest_ms: float
-    slowest_ms: float
-    """Milliseconds a call, over the rounds."""
-    ratio: float
-    """Median over rounds of this time divided by the baseline's of the same round."""
-    gigabytes_per_s: float
-    """Keys and values of the batch divided by the median time, 10^9 bytes a second."""
-    bandwidth_share: float | None
-    """Of the device's measured copy bandwidth; None where that was not measured."""
-
-
-class DecodeTimes(Record):
-    """The batch that was timed, and its times."""
-
-    batch_size: int
-    context_tokens: int
-    """Tokens in the cache, over all sequences."""
-    kv_bytes: int
-    """Bytes of keys and values that a call must read."""
-    num_q_heads: int
-    num_kv_heads: int
-    head_dim: int
-    block_size: int
-    dtype: str
-    copy_gigabytes_per_s: float | None
-    """Measured copy bandwidth, read plus written; None on the CPU."""
-    timings: list[TimingRecord]
-    """Baseline first."""
 
 
 def time_decode(

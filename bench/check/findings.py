@@ -14,7 +14,7 @@ from itertools import chain
 from typing import Final
 
 from bench.check.record import Failure
-from reference.attention.checks import FREE_SLOTS
+from reference.attention.catalogue import FREE_SLOTS
 from reference.attention.features import features_of
 from reference.attention.problem import AttentionProblem
 from reference.attention.strategies import BLOCK_SIZES, HEAD_DIMS

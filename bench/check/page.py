@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import chain
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from bench.check.lost_key import lost_key
-from bench.check.record import CheckRecord, Failure, KernelRecord
+from bench.check.record import CheckRecord, Drawing, Failure, KernelRecord
 from bench.check.report import LAWS, expected_lines, show, table
 from bench.command.page.parts import (
     Block,
@@ -30,16 +30,8 @@ from bench.command.page.parts import (
 )
 from bench.command.words import plural, some_of
 from reference.attention.problem import AttentionProblem, Request
+from reference.attention.verdict import Status
 from reference.errors import BadInput
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-MAX_TOKENS: Final = 4096
-"""Tokens in the cache of a problem up to which it is drawn, and its tolerance computed."""
-
-MAX_BLOCKS: Final = 512
-"""Blocks of a problem up to which they are drawn."""
 
 STATES: Final[dict[str, tuple[str, Tone]]] = {
     "passed": ("\u2713", "good"),
@@ -50,13 +42,17 @@ STATES: Final[dict[str, tuple[str, Tone]]] = {
     "no problem shows it": ("\u00b7", "dim"),
 }
 
-_TOKEN: Final = re.compile(r"\[token (\d+)")
-_OFF: Final = re.compile(r"out\[token (\d+), head (\d+)\].*off by ([\d.e+-]+|inf), allowed")
+_OFF: Final = re.compile(r"\[token (\d+), head \d+\].*?off by ([\d.e+-]+|inf), allowed")
 _FOREIGN: Final = re.compile(r"\btoken (\d+) of sequence (\d+)")
 
 
 def sheet(record: CheckRecord) -> Sheet:
     """A record on a page."""
+    kernels = [
+        kernel.model_copy(update={"failures": [_with_drawing(each) for each in kernel.failures]})
+        for kernel in record.kernels
+    ]
+    record = record.model_copy(update={"kernels": kernels})
     wrong = [(kernel, failure) for kernel in record.kernels for failure in kernel.failures]
     tones: dict[str, Tone] = {"right": "good", "wrong": "bad"}
     return Sheet(
@@ -93,8 +89,24 @@ def _verdict(record: CheckRecord) -> str:
             checks = some_of(list(dict.fromkeys(each.check for each in kernel.failures)))
             said.append(f"{kernel.name} is wrong: {checks}")
     if said:
-        return "; ".join(said) + "."
+        lost = [_lost(each) for kernel in record.kernels for each in kernel.failures]
+        return "; ".join(said) + "." + next((f" {words}" for words in lost if words), "")
     return f"{some_of(names)}: {record.verdict} in {problems}."
+
+
+def _lost(failure: Failure) -> str:
+    """Which key a row lost, where one explains what was seen."""
+    drawing = failure.drawing
+    if drawing is None or drawing.lost is None:
+        return ""
+    sequence, position = drawing.lost
+    words = f"The key at position {position} of sequence {sequence} is lost"
+    problem = AttentionProblem.parse(failure.problem)
+    if sequence < len(drawing.blocks):
+        block, offset = divmod(position, problem.block_size)
+        words += f": offset {offset} of block {drawing.blocks[sequence][block]}"
+    tokens = plural(problem.requests[sequence].seq_len, "token")
+    return f"{words}. The sequence has {tokens} in blocks of {problem.block_size}."
 
 
 def _again(record: CheckRecord) -> Command:
@@ -120,86 +132,72 @@ def _finding(kernel: KernelRecord, failure: Failure) -> Part:
         about.append(f"drawn as: {failure.first_problem}")
     if failure.seen > 1:
         about.append(f"met in {plural(failure.seen, 'problem')}")
+    lost = [f"{words} Without it the row is what was seen."] if (words := _lost(failure)) else []
     return Part(
         title=f"{kernel.name}: {failure.status.value}, {failure.check}",
         pieces=[
-            Lines(failure.findings, "bad"),
+            Lines([*lost, *failure.findings], "bad"),
+            *drawn(failure),
             Lines(about),
             *([Command(failure.replay, "To see it again:")] if failure.replay else []),
-            *drawn(failure.problem, failure.findings),
         ],
     )
 
 
-def drawn(spec: str, findings: Sequence[str]) -> Iterator[Piece]:
+def _with_drawing(failure: Failure) -> Failure:
+    """Also of a record of before, or of a search that was stopped."""
+    if failure.drawing is not None or failure.status is not Status.FAILED:
+        return failure
+    from bench.check.drawing import drawing
+
+    with suppress(BadInput):
+        problem = AttentionProblem.parse(failure.problem)
+        return failure.model_copy(update={"drawing": drawing(problem, failure.findings)})
+    return failure
+
+
+def drawn(failure: Failure) -> Iterator[Piece]:
     """A problem as sequences of blocks, with the row that is wrong and the keys that it sees."""
-    try:
-        problem = AttentionProblem.parse(spec)
-    except BadInput:
-        return
-    if problem.cache_tokens > MAX_TOKENS or problem.num_blocks > MAX_BLOCKS:
+    drawing, findings = failure.drawing, failure.findings
+    if drawing is None:
         yield Lines(["The problem is too large to be drawn."], "dim")
         return
-    from reference.attention.inputs import make_inputs
-    from reference.attention.placement import place
-
-    batch = place(make_inputs(problem)).batch
-    lost = lost_key(problem, findings)
-    if lost is not None:
-        yield Lines(
-            [f"What was seen is what the row is without the key at position {lost[1]}."], "bad"
-        )
-    said = " ".join(findings)
-    token = next((int(at) for at in _TOKEN.findall(said)), None)
-    foreign = {(int(at), int(token)) for token, at in _FOREIGN.findall(said)}
+    problem = AttentionProblem.parse(failure.problem)
+    lost = drawing.lost
+    foreign = {(int(at), int(token)) for token, at in _FOREIGN.findall(" ".join(findings))}
     named = foreign | ({lost} if lost is not None else set())
-    strips = []
-    for number, request in enumerate(problem.requests):
-        blocks = -(-request.seq_len // problem.block_size)
-        seen = _seen(problem, number, token)
-        strips.append(
-            Strip(
-                name=f"sequence {number}: q{request.query_len} k{request.seq_len}",
-                blocks=[
-                    _block(
-                        problem,
-                        request,
-                        at,
-                        block,
-                        seen,
-                        {token for at_sequence, token in named if at_sequence == number},
-                    )
-                    for at, block in enumerate(batch.block_table[number, :blocks].tolist())
-                ],
-                note=_note(request, seen, token),
-            )
+    if drawing.blocks:
+        strips = [
+            _strip(problem, number, drawing, {key for at, key in named if at == number})
+            for number in range(len(problem.requests))
+        ]
+        yield Film(
+            caption="The problem: each box is a block, with its number in the block table above "
+            "the positions that it holds. Blocks lie in memory in the order of their numbers.",
+            frames=[Frame(title=f"block size {problem.block_size}, {problem}", strips=strips)],
+            legend=[
+                *([("seen", "holds keys that the wrong row has to see")] if drawing.sees else []),
+                ("unseen", "not to be seen by it" if drawing.sees else "of a sequence"),
+                *([("lost", "has the key that was lost")] if lost is not None else []),
+                *([("lost", "touched, and not its own")] if foreign else []),
+            ],
         )
-    frame = Frame(title=f"block size {problem.block_size}, {problem}", strips=strips)
-    yield Film(
-        caption="The problem: each box is a block, its number the one in the block table. Blocks "
-        "lie in memory in the order of their numbers.",
-        frames=[frame],
-        legend=[
-            ("seen", "holds keys that the wrong row has to see"),
-            ("unseen", "not to be seen by it"),
-            *([("lost", "has the key that was lost")] if lost is not None else []),
-            *([("lost", "touched, and not its own")] if foreign else []),
-        ],
-    )
-    if (off := _OFF.search(said)) is not None:
-        yield _tolerance(problem, int(off[1]), int(off[2]), float(off[3]))
+    yield from _tolerance(drawing, findings)
 
 
-def _seen(problem: AttentionProblem, number: int, token: int | None) -> Tensor | None:
-    """Keys of a sequence that a row of the batch sees; None if the row is of another one."""
-    import torch
-
-    from reference.attention.truth import visible
-
+def _strip(problem: AttentionProblem, number: int, drawing: Drawing, named: set[int]) -> Strip:
     request, start = problem.requests[number], problem.query_starts[number]
-    if token is None or not start <= token < start + request.query_len:
-        return None
-    return visible(problem, request, torch.device("cpu"))[token - start].nonzero().flatten()
+    token = drawing.token
+    mine = token is not None and start <= token < start + request.query_len
+    sees = drawing.sees if mine else []
+    blocks = drawing.blocks[number]
+    return Strip(
+        name=f"sequence {number}: q{request.query_len} k{request.seq_len}",
+        blocks=[
+            _block(problem, request, at, block, sees, named) for at, block in enumerate(blocks)
+        ],
+        note=_note(request, sees, token) if mine else "",
+    )
 
 
 def _block(
@@ -207,13 +205,13 @@ def _block(
     request: Request,
     at: int,
     block: int,
-    seen: Tensor | None,
+    sees: Sequence[tuple[int, int]],
     named: set[int],
 ) -> Block:
     first = at * problem.block_size
     last = min(first + problem.block_size, request.seq_len) - 1
     gone = any(first <= token <= last for token in named)
-    keys = 0 if seen is None else int(((seen >= first) & (seen <= last)).sum())
+    keys = sum(max(0, min(last, end) - max(first, begin) + 1) for begin, end in sees)
     return Block(
         label=str(block),
         state="lost" if gone else "seen" if keys else "unseen",
@@ -223,36 +221,61 @@ def _block(
     )
 
 
-def _note(request: Request, seen: Tensor | None, token: int | None) -> str:
-    if seen is None:
-        return ""
-    if not len(seen):
+def _note(request: Request, sees: Sequence[tuple[int, int]], token: int | None) -> str:
+    if not sees:
         return f"row {token} of the batch is wrong; it is to see no key"
-    keys = f"keys {int(seen[0])} to {int(seen[-1])}"
-    gaps = "" if len(seen) == int(seen[-1] - seen[0]) + 1 else ", with gaps"
+    keys = f"keys {sees[0][0]} to {sees[-1][1]}"
+    gaps = ", with gaps" if len(sees) > 1 else ""
+    count = sum(last - first + 1 for first, last in sees)
     return (
-        f"row {token} of the batch is wrong; it is to see {keys}{gaps}: {len(seen)} of "
+        f"row {token} of the batch is wrong; it is to see {keys}{gaps}: {count} of "
         f"{request.seq_len}"
     )
 
 
-def _tolerance(problem: AttentionProblem, token: int, head: int, error: float) -> Picture:
-    from bench.command.page.pictures import COLOURS, as_svg, new_figure, plain_numbers
-    from reference.attention.inputs import make_inputs
-    from reference.attention.tolerance import out_allowance
-    from reference.attention.truth import attend
+def _tolerance(drawing: Drawing, findings: Sequence[str]) -> Iterator[Picture]:
+    """The error of each row against its tolerance; of an older record, of the wrong row alone."""
+    from matplotlib.ticker import MaxNLocator
 
-    allowed = out_allowance(problem, attend(make_inputs(problem)))[:, head]
-    figure = new_figure(5.2, 2.4)
+    from bench.command.page.pictures import COLOURS, as_svg, new_figure, plain_numbers
+
+    rows = dict(enumerate(drawing.errors))
+    said = _OFF.search(" ".join(findings))
+    if not rows and said is not None:
+        rows = {int(said[1]): float(said[2])}
+    if not rows or not drawing.allowed:
+        return
+    figure = new_figure(5.2, 2.6)
     axes = figure.subplots()
-    axes.plot(allowed.tolist(), ".-", color=COLOURS[0], label="allowed")
-    axes.plot([token], [error], "X", color=COLOURS[1], markersize=9, label="error of the wrong row")
+    axes.plot(drawing.allowed, "_-", color=COLOURS[0], label="allowed")
+    beyond = {}
+    for row, error in rows.items():
+        allowed = drawing.allowed[row]
+        beyond[row] = error is None or error > allowed
+    finite = [each for each in (*drawing.allowed, *rows.values()) if each and each < float("inf")]
+    top, bottom = 10 * max(finite, default=1.0), min(finite, default=1.0) / 10
+    for bad, marker, colour, label in (
+        (False, "o", COLOURS[2], "error, within it"),
+        (True, "X", COLOURS[1], "error, beyond it"),
+    ):
+        some = {row: error for row, error in rows.items() if beyond[row] is bad}
+        if some:
+            heights = [
+                top if each is None else min(max(each, bottom), top) for each in some.values()
+            ]
+            axes.plot(list(some), heights, marker, color=colour, markersize=7, label=label)
     axes.set_yscale("log")
+    axes.set_xlim(-0.5, len(drawing.allowed) - 0.5)
+    axes.set_xlabel(f"row of the batch (token), head {drawing.head}; at the top: no number")
+    axes.set_ylabel(f"error of {drawing.of}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     plain_numbers(axes)
-    axes.set_xlabel(f"row of the batch (token), head {head}")
-    axes.legend(frameon=False)
-    words = "Error of the worst row against the tolerance of every row."
-    return Picture(as_svg(figure, said=words), words)
+    figure.legend(loc="outside upper center", frameon=False, fontsize=8, ncols=3)
+    count = sum(beyond.values())
+    words = f"Error of each row against its tolerance: {count} of {len(rows)} beyond it."
+    if not drawing.errors:
+        words = "Error of the worst row against the tolerance of every row."
+    yield Picture(as_svg(figure, said=words), words)
 
 
 def _coverage(kernel: KernelRecord) -> Part:

@@ -7,7 +7,6 @@ from typing import Any, Final
 
 from pydantic import computed_field, model_validator
 
-from bench.check.decode import DecodeTimes
 from bench.machine.environment import Environment
 from bench.machine.record import Record
 from bench.workloads.need import MemoryNeed
@@ -19,6 +18,27 @@ from reference.attention.problem import AttentionProblem
 from reference.attention.verdict import Status, Verdict
 
 EXPECTED: Final = Status.EXPECTED.value
+
+
+class Drawing(Record):
+    """What a page shows of a finding's problem."""
+
+    blocks: list[list[int]] = []
+    """Of each sequence its blocks, as its table has them; none where nothing is paged."""
+    token: int | None = None
+    """Row of the batch that is wrong; None where no finding names one."""
+    head: int = 0
+    """Of that row."""
+    sees: list[tuple[int, int]] = []
+    """First and last position of each run of keys that the row is to see, in its sequence."""
+    lost: tuple[int, int] | None = None
+    """Sequence and position of the key that was lost, where exactly one explains what was seen."""
+    of: str = "out"
+    """What the errors are of: `out`, or `lse`."""
+    allowed: list[float] = []
+    """The tolerance of each row of that head."""
+    errors: list[float | None] = []
+    """The error of each row, None where it is no number; empty where the kernel was not asked."""
 
 
 class Failure(Record):
@@ -44,6 +64,8 @@ class Failure(Record):
     """Whether making it smaller came to its limits: a smaller problem may show it."""
     seed: int | None = None
     """Of the draw that showed it first; None where it was not drawn."""
+    drawing: Drawing | None = None
+    """What a page shows of the problem; None where it is too large, or was not made smaller."""
 
     @classmethod
     def of(
@@ -128,6 +150,41 @@ class KernelRecord(Record):
     def cells(self, state: str) -> int:
         """Cells of the coverage matrix in one state."""
         return sum(cell.state == state for row in self.coverage for cell in row.cells.values())
+
+
+class TimingRecord(Record):
+    """Times of one implementation."""
+
+    name: str
+    median_ms: float
+    fastest_ms: float
+    slowest_ms: float
+    """Milliseconds a call, over the rounds."""
+    ratio: float
+    """Median over rounds of this time divided by the baseline's of the same round."""
+    gigabytes_per_s: float
+    """Keys and values of the batch divided by the median time, 10^9 bytes a second."""
+    bandwidth_share: float | None
+    """Of the device's measured copy bandwidth; None where that was not measured."""
+
+
+class DecodeTimes(Record):
+    """The batch that was timed, and its times."""
+
+    batch_size: int
+    context_tokens: int
+    """Tokens in the cache, over all sequences."""
+    kv_bytes: int
+    """Bytes of keys and values that a call must read."""
+    num_q_heads: int
+    num_kv_heads: int
+    head_dim: int
+    block_size: int
+    dtype: str
+    copy_gigabytes_per_s: float | None
+    """Measured copy bandwidth, read plus written; None on the CPU."""
+    timings: list[TimingRecord]
+    """Baseline first."""
 
 
 class CheckRecord(Record):

@@ -6,7 +6,7 @@ markup in them is none.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from rich import box
 from rich.console import Console
@@ -15,14 +15,15 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from bench.check.decode import DecodeTimes
-from bench.check.record import EXPECTED, CheckRecord, Failure, KernelRecord
-from bench.check.search import Replay
+from bench.check.record import EXPECTED, CheckRecord, DecodeTimes, Failure, KernelRecord
 from bench.command.tables import say
 from bench.command.tables import table as figures
 from bench.command.words import plural
 from bench.workloads.need import MemoryNeed
-from reference.attention.checks import CHECKS
+from reference.attention.catalogue import CHECKS
+
+if TYPE_CHECKING:
+    from bench.check.search import Replay
 
 LAWS = {check.name: check.law for check in CHECKS}
 GIB = 2**30

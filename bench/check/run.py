@@ -14,10 +14,10 @@ from typing import Final
 
 import numpy as np
 
-from bench.check.decode import ROUNDS, WARM_UP, DecodeTimes, time_decode
+from bench.check.decode import ROUNDS, WARM_UP, time_decode
 from bench.check.failures import FailureStore
 from bench.check.findings import Found, named, plainest_first
-from bench.check.record import EXPECTED, CheckRecord, Failure, KernelRecord
+from bench.check.record import EXPECTED, CheckRecord, DecodeTimes, Failure, KernelRecord
 from bench.check.search import (
     AskedOfAll,
     Replay,

@@ -23,12 +23,12 @@ from pydantic import ValidationError
 from bench.check.apart import kernel_process
 from bench.check.findings import Found, told_apart
 from bench.check.minimise import shrunk
-from bench.check.record import Failure, KernelRecord, replay_command
+from bench.check.record import Drawing, Failure, KernelRecord, replay_command
 from bench.check.worker import CAPABILITIES, CHECK_BY_NAME, JudgeProcess
 from bench.search.drawing import draw_each, only_our_constants
 from bench.search.lanes import Enough, HarnessError, Lane, run_lanes
 from bench.search.nursery import DESCRIPTOR, nursery_of
-from reference.attention.checks import CHECKS, FREE_SLOTS, MEMORY, TRUTH, Check, applicable
+from reference.attention.catalogue import CHECKS, FREE_SLOTS, MEMORY, TRUTH, Check, applicable
 from reference.attention.contract import Capabilities
 from reference.attention.coverage import Coverage
 from reference.attention.expected import Expectations, ExpectedFailure
@@ -324,9 +324,22 @@ def shrink(
             return plan.failures(problem, known.unexpected(problem, verdict))
 
         smaller.append(shrunk(failure, look, asked=asked, stopped=stopped))
+        # What crashes has no rows, and need not do it again.
+        if smaller[-1].status is Status.FAILED and not stopped():
+            smaller.append(lane.ask(plan.start, partial(_drawn, smaller[-1])))
 
     run_lanes(1, work, over=stopped)
     return smaller[-1].model_copy(update={"findings": (*smaller[-1].findings, *notes)})
+
+
+def _drawn(failure: Failure, child: SubjectProcess) -> Failure:
+    """With what a page shows of it, where the kernel can still be asked."""
+    try:
+        said = child.ask({"drawn": failure.problem, "findings": failure.findings}).get("drawn")
+    except (SubjectDied, HarnessError):
+        return failure
+    drawing = None if said is None else Drawing.model_validate(said)
+    return failure.model_copy(update={"drawing": drawing})
 
 
 class Turns:

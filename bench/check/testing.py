@@ -31,7 +31,8 @@ from bench.check.record import Failure, replay_command
 from bench.check.trial import PROBLEMS, Trial, TrialOutcome, run_trial
 from bench.check.watching import watcher
 from bench.command.project import subjects_under_test
-from reference.attention.checks import CHECKS, Check, Watch
+from reference.attention.catalogue import CHECKS, Check
+from reference.attention.checks import Watch
 from reference.attention.contract import AttentionKernel, capabilities_of
 from reference.attention.coverage import can_show
 from reference.attention.expected import Expectations, ExpectedFailure, ExpectedState, strangers

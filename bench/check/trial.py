@@ -20,7 +20,8 @@ from bench.check.record import Failure
 from bench.check.search import MAX_AWKWARD_LEN
 from bench.search.drawing import draw_each, only_our_constants
 from bench.search.lanes import Enough
-from reference.attention.checks import Check, Watch, run_check
+from reference.attention.catalogue import Check
+from reference.attention.checks import Watch, run_check
 from reference.attention.contract import AttentionKernel, capabilities_of
 from reference.attention.expected import Expectations
 from reference.attention.features import witnesses

@@ -5,9 +5,10 @@ overwrites is not what judges it. It is started with the kernel's name, the devi
 interpreter, the seconds for a check and, where that is known, what the kernel declared. Questions
 and answers are JSON lines; see `subjects.process`. The question {"check": NAME, "problem": SPEC} is
 answered with a verdict; {"moved": SPEC} with {"moved": ...}, the bytes that the kernel moves of
-each tensor, null where nobody can see. Other answers are {"died": HOW, "timed_out": ...} of the
-kernel's process, {"error": ...} where its name leads to no kernel, and {"harness": TRACEBACK} where
-what went wrong is ours.
+each tensor, null where nobody can see; {"drawn": SPEC, "findings": ...} with {"drawn": ...}, what a
+page shows of a problem, with the error of each row, null where there is none. Other answers are
+{"died": HOW, "timed_out": ...} of the kernel's process, {"error": ...} where its name leads to no
+kernel, and {"harness": TRACEBACK} where what went wrong is ours.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 
 from bench.check.apart import ApartKernel, Gone, kernel_process
+from bench.check.drawing import drawing
 from bench.check.subject import CAPABILITIES
 from bench.search.child import (
     answer_questions,
@@ -33,7 +35,8 @@ from bench.search.child import (
 )
 from bench.search.lanes import HarnessError
 from bench.search.nursery import Nursery
-from reference.attention.checks import CHECKS, Subject, run_check
+from reference.attention.catalogue import CHECKS
+from reference.attention.checks import Subject, run_check
 from reference.attention.far import keep_in_files
 from reference.attention.inputs import make_inputs
 from reference.attention.problem import AttentionProblem
@@ -85,6 +88,9 @@ def answer(kernel: ApartKernel, question: dict[str, Any]) -> dict[str, Any]:
             return {"error": error}
         if "moved" in question:
             return {"moved": _moved(kernel, AttentionProblem.parse(question["moved"]))}
+        if "drawn" in question:
+            problem = AttentionProblem.parse(question["drawn"])
+            return {"drawn": _drawn(kernel, problem, question["findings"])}
         check = CHECK_BY_NAME[question["check"]]
         problem = AttentionProblem.parse(question["problem"])
         watch = kernel.watch if kernel.watchable else None
@@ -104,6 +110,17 @@ def _moved(kernel: ApartKernel, problem: AttentionProblem) -> dict[str, dict[str
         return kernel.moved(subject.place(make_inputs(problem), far=False).batch)
     except Exception:
         return None  # what the kernel raises is in the verdicts
+
+
+def _drawn(
+    kernel: ApartKernel, problem: AttentionProblem, findings: list[str]
+) -> dict[str, Any] | None:
+    try:
+        answer = Subject(kernel, "cpu", kernel.capabilities).answer(make_inputs(problem)).batch
+    except Exception:
+        answer = None  # what the kernel raises is in the verdicts
+    made = drawing(problem, findings, answer)
+    return None if made is None else made.model_dump(mode="json")
 
 
 def main() -> None:

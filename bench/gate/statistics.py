@@ -22,7 +22,6 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from bench.gate.record import Design
 
@@ -49,6 +48,8 @@ def p_faster(d: ArrayLike, margin: float) -> Any:
 
 def _signed_rank(shifted: Floats, alternative: str) -> Any:
     """Exact p-value, given how many differences are zero: those speak for neither side."""
+    from scipy import stats  # a second to import, which a report of a record does not need
+
     if shifted.ndim == 1:
         shifted = shifted[shifted != 0]
         if not len(shifted):
@@ -60,6 +61,8 @@ def _signed_rank(shifted: Floats, alternative: str) -> Any:
 
 def robust_sd(d: ArrayLike) -> float:
     """Standard deviation over launches that one launch gone astray does not move."""
+    from scipy import stats
+
     return float(stats.iqr(np.asarray(d), scale="normal"))
 
 

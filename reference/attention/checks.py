@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Final
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from reference.attention.caches import LARGE, bytes_or_self
+from reference.attention.catalogue import FREE_SLOTS, LAWS, REST_OF_A_BLOCK, Check
 from reference.attention.chosen_laws import all_chosen, chain_mask, chosen_order, siblings
 from reference.attention.comparing import (
     Findings,
@@ -29,7 +30,6 @@ from reference.attention.comparing import (
     to_device,
 )
 from reference.attention.contract import (
-    KINDS,
     AttentionKernel,
     Capabilities,
     PagedBatch,
@@ -210,40 +210,6 @@ def _nan_from_free_slots(subject: Subject, problem: AttentionProblem) -> str:
     return f"out[token {token}, head {head}]"
 
 
-FREE_SLOTS: Final = "in slots that no sequence owns"
-"""In a finding about what lies there and reaches the answer. Other checks are then made with finite
-numbers there: they are about something else."""
-
-REST_OF_A_BLOCK: Final = "in its last block"
-"""In a finding about a load of what follows a sequence's last token, in its own block."""
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """A named check."""
-
-    name: str
-    """As printed, and as chosen on the command line."""
-    law: str
-    """One sentence: what must hold."""
-    shown_by: Callable[[AttentionProblem], bool]
-    """Whether a problem of its kinds can show it."""
-    run: Callable[[Subject, AttentionProblem], Findings]
-    """What is wrong, one sentence each; empty if nothing."""
-    needs: str = ""
-    """One of `contract.ADDITIONS`: it says nothing of kernels without it."""
-    kinds: tuple[str, ...] = ("attention", "latent")
-    """Those of `contract.KINDS` that it is for."""
-
-    def applies(self, problem: AttentionProblem) -> bool:
-        """Whether a problem can show it."""
-        return problem.kind in self.kinds and self.shown_by(problem)
-
-    def concerns(self, able: Capabilities) -> bool:
-        """Whether it says anything of such a kernel."""
-        return able.kind in self.kinds and (not self.needs or self.needs in able.also)
-
-
 def run_check(
     check: Check,
     kernel: AttentionKernel,
@@ -262,15 +228,16 @@ def run_check(
     if refusal is not None:
         return Verdict(check.name, Status.NOT_SUPPORTED, (refusal,))
     subject = Subject(kernel, device, capabilities, watch=watch)
+    run = _RUN[check.name]
     try:
-        findings = check.run(subject, problem)
+        findings = run(subject, problem)
         if findings and check.name != "memory" and (row := _nan_from_free_slots(subject, problem)):
             through = f"{row} is nan, of NaN {FREE_SLOTS}: with finite numbers there it is not"
             findings = [through] if check.name == "truth" else []
-            findings += check.run(subject.with_a_finite_cache(), problem)
+            findings += run(subject.with_a_finite_cache(), problem)
         elif check in LAWS and any(" by inf" in each for each in findings):
             # A law asks for smaller problems as well, which NaN may come through in alone.
-            finite = check.run(subject.with_a_finite_cache(), problem)
+            finite = run(subject.with_a_finite_cache(), problem)
             law = f"NaN {FREE_SLOTS} comes through: with finite numbers there the law holds"
             findings = findings if finite else [law]
     except KernelRaised as error:
@@ -278,11 +245,6 @@ def run_check(
     except NotRun as reason:
         return Verdict(check.name, Status.NOT_RUN, (str(reason),))
     return Verdict(check.name, Status.FAILED if findings else Status.PASSED, tuple(findings))
-
-
-def applicable(problem: AttentionProblem) -> list[Check]:
-    """The laws that a problem can show."""
-    return [check for check in LAWS if check.applies(problem)]
 
 
 def judge(problem: AttentionProblem, truth: Truth, placement: Placement) -> Findings:
@@ -476,101 +438,25 @@ def _filled(tensor: Tensor, value: float) -> Tensor:
     return filled
 
 
-def _has_rows(problem: AttentionProblem) -> bool:
-    return problem.num_tokens > 0
-
-
-def _has_prefill(problem: AttentionProblem) -> bool:
-    return problem.causal and problem.max_query_len > 1 and not problem.query_mask
-
-
-def _scales_alone(problem: AttentionProblem) -> bool:
-    return _has_rows(problem) and problem.kind == "attention"
-
-
-def _masks(problem: AttentionProblem) -> bool:
-    return bool(problem.query_mask) and problem.max_query_len > 1
-
-
-def _chooses(problem: AttentionProblem) -> bool:
-    return problem.topk is not None and _has_rows(problem)
-
-
-def _several(problem: AttentionProblem) -> bool:
-    return _has_rows(problem) and (problem.parts or 1) > 1
-
-
-_MERGE: Final = ("merge",)
-
-MEMORY: Final = Check(
-    "memory",
-    "Every program reads and writes only what is its own, and what was written.",
-    lambda _: True,
-    _memory,
-    kinds=KINDS,
-)
-
-TRUTH: Final = Check(
-    "truth",
-    "The answer is that of float64, and nothing else is written.",
-    lambda _: True,
-    _truth,
-    kinds=KINDS,
-)
-
-LAWS: Final = (
-    Check("history", "Earlier calls change nothing.", _has_rows, _history),
-    Check("relabelled-pages", "Where the pages lie changes nothing.", _has_rows, _relabelled),
-    Check("repeated", "The same call gives the same answer.", _has_rows, _repeated, kinds=KINDS),
-    Check(
-        "without-lse", "Asking for no log-sum-exp changes nothing.",
-        _has_rows, _without_lse, kinds=KINDS,
-    ),
-    Check(
-        "shared-prefix", "Sharing the blocks of a common prefix changes nothing.",
-        lambda problem: problem.shares_blocks and _has_rows(problem), _shared_prefix,
-    ),
-    Check(
-        "alone", "A sequence's answer does not depend on its neighbours.",
-        lambda problem: sum(r.query_len > 0 for r in problem.requests) > 1, _alone,
-    ),
-    Check("last-row", "Decode gives the last row of prefill.", _has_prefill, _last_row),
-    Check(
-        "growth", "Growing one token at a time gives what all tokens at once give.",
-        _has_prefill, _growth,
-    ),
-    Check(
-        "scaled-values", "Twice the values give twice the output and the same log-sum-exp.",
-        _scales_alone, _scaled_values,
-    ),
-    Check(
-        "chain-mask", "A mask that is a chain gives what causal attention gives.",
-        _masks, chain_mask, needs="query_mask",
-    ),
-    Check(
-        "siblings", "Tokens of a tree in another order give their rows in that order.",
-        _masks, siblings, needs="query_mask",
-    ),
-    Check(
-        "chosen-order", "The order of the chosen keys changes nothing.",
-        _chooses, chosen_order, needs="sparse",
-    ),
-    Check(
-        "all-chosen", "All keys chosen give what attention to all of them gives.",
-        _chooses, all_chosen, needs="sparse",
-    ),
-    Check("one-part", "One part merged is itself.", _has_rows, one_part, kinds=_MERGE),
-    Check(
-        "part-order", "The order of the parts changes nothing.",
-        _several, other_order, kinds=_MERGE,
-    ),
-    Check(
-        "grouping", "Merging some parts first changes nothing.", _several, grouped, kinds=_MERGE,
-    ),
-    Check("all-keys", "The parts merged are attention to all keys.",
-        _has_rows, as_of_all_keys, kinds=_MERGE,
-    ),
-)  # fmt: skip
-
-CHECKS: Final = (MEMORY, TRUTH, *LAWS)
-"""In the order in which they are run: what touches foreign memory may crash the next."""
+_RUN: Final[Mapping[str, Callable[[Subject, AttentionProblem], Findings]]] = {
+    "memory": _memory,
+    "truth": _truth,
+    "history": _history,
+    "relabelled-pages": _relabelled,
+    "repeated": _repeated,
+    "without-lse": _without_lse,
+    "shared-prefix": _shared_prefix,
+    "alone": _alone,
+    "last-row": _last_row,
+    "growth": _growth,
+    "scaled-values": _scaled_values,
+    "chain-mask": chain_mask,
+    "siblings": siblings,
+    "chosen-order": chosen_order,
+    "all-chosen": all_chosen,
+    "one-part": one_part,
+    "part-order": other_order,
+    "grouping": grouped,
+    "all-keys": as_of_all_keys,
+}
+"""What is wrong, one sentence each, none where nothing is: by the names of `catalogue`."""

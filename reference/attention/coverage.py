@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
 
-from reference.attention.checks import CHECKS, Check
+from reference.attention.catalogue import CHECKS, Check
 from reference.attention.contract import Capabilities, everything
 from reference.attention.features import Feature, features_for, features_of, witnesses
 from reference.attention.pairs import pairs_for, pairs_of

@@ -14,7 +14,7 @@ from enum import StrEnum
 from itertools import chain
 from typing import Final
 
-from reference.attention.checks import CHECKS
+from reference.attention.catalogue import CHECKS
 from reference.attention.contract import KINDS, everything
 from reference.attention.coverage import can_show
 from reference.attention.features import feature, features_of

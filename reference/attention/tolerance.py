@@ -107,9 +107,14 @@ def worst_excess(
     return max(beyond, key=lambda excess: excess.error / excess.allowed, default=None)
 
 
-def _worst(what: str, truth: Tensor, got: Tensor, allowed: Tensor) -> Excess:
+def errors(truth: Tensor, got: Tensor) -> Tensor:
+    """|got - truth|, infinite where one is no number and the other is."""
     error = torch.where(got == truth, 0.0, (got - truth).abs())  # equal infinities are equal
-    error = torch.nan_to_num(error, nan=torch.inf, posinf=torch.inf)
+    return torch.nan_to_num(error, nan=torch.inf, posinf=torch.inf)
+
+
+def _worst(what: str, truth: Tensor, got: Tensor, allowed: Tensor) -> Excess:
+    error = errors(truth, got)
     row_error, element = error.max(-1)
     row = int((row_error / allowed).argmax())
     token, head = divmod(row, truth.shape[1])

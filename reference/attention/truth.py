@@ -111,7 +111,7 @@ def visible(problem: AttentionProblem, request: Request, device: torch.device) -
     return seen
 
 
-def _seen(inputs: Inputs, index: int) -> Tensor:
+def seen_keys(inputs: Inputs, index: int) -> Tensor:
     """Which keys a query of a sequence sees, [query_len, seq_len] bool."""
     problem = inputs.problem
     request = problem.requests[index]
@@ -155,7 +155,7 @@ def _attend_one(inputs: Inputs, index: int, some: Tensor | None) -> tuple[Tensor
         distance = (query_at.unsqueeze(1) - key_at).abs().to(logits)
         logits = logits - slopes * distance.view(request.query_len, 1, 1, request.seq_len)
         bound = bound + slopes.squeeze(-1) * request.seq_len
-    hidden = ~_seen(inputs, index)
+    hidden = ~seen_keys(inputs, index)
     if some is not None:
         hidden |= ~some[k_starts[index] : k_starts[index + 1]]
     logits = logits.masked_fill(hidden.view(request.query_len, 1, 1, request.seq_len), -torch.inf)

@@ -29,7 +29,8 @@ from helpers.mutants import CacheCall, Findings, Harness, Kernels, in_a_large_po
 from helpers.watched import WatchedOperations
 from kernels.interpreter.memory import watch_attention
 from paged import cache as right_cache
-from reference.attention.checks import applicable, run_check
+from reference.attention.catalogue import applicable
+from reference.attention.checks import run_check
 from reference.attention.contract import AttentionKernel, Capabilities, declares
 from reference.attention.inputs import make_inputs
 from reference.attention.placement import GUARD_BLOCKS, Placement, place

@@ -22,7 +22,8 @@ from kernels import interpreter
 from kernels.attention import paged_attention as triton_attention
 from kernels.interpreter.memory import watch_attention
 from paged.attention import paged_attention as torch_attention
-from reference.attention.checks import TRUTH, run_check
+from reference.attention.catalogue import TRUTH
+from reference.attention.checks import run_check
 from reference.attention.contract import PagedBatch
 from reference.attention.inputs import make_inputs
 from reference.attention.placement import place

@@ -11,7 +11,8 @@ from kernels import cache_ops
 from kernels.attention import paged_attention
 from kernels.launch import Tiles
 from paged import cache as torch_ops
-from reference.attention.checks import TRUTH, applicable, judge, run_check
+from reference.attention.catalogue import TRUTH, applicable
+from reference.attention.checks import judge, run_check
 from reference.attention.contract import Capabilities
 from reference.attention.inputs import make_inputs
 from reference.attention.placement import place

@@ -37,7 +37,8 @@ import kernels
 from kernels import interpreter
 from kernels.interpreter.memory import watch_attention
 from paged import cache as right_cache
-from reference.attention.checks import CHECKS, run_check
+from reference.attention.catalogue import CHECKS
+from reference.attention.checks import run_check
 from reference.attention.contract import AttentionKernel, Capabilities, PagedBatch, declares
 from reference.attention.placement import GUARD_BLOCKS
 from reference.attention.problem import (

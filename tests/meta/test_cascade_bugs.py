@@ -20,7 +20,8 @@ from helpers.counted_bytes import moved
 from helpers.mutants import Findings, Harness, Kernels, hunt, plant
 from helpers.planted import bugs_beside
 from kernels.interpreter.memory import attention_roles, watch_attention, watch_memory
-from reference.attention.checks import MEMORY, TRUTH, run_check
+from reference.attention.catalogue import MEMORY, TRUTH
+from reference.attention.checks import run_check
 from reference.attention.contract import AttentionKernel, PagedBatch
 from reference.attention.inputs import make_inputs
 from reference.attention.placement import place

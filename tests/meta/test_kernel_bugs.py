@@ -33,7 +33,7 @@ from helpers.mutants import (
     plant,
 )
 from helpers.planted import bugs_beside
-from reference.attention.checks import LAWS
+from reference.attention.catalogue import LAWS
 from reference.attention.contract import Capabilities
 from reference.attention.problem import INPUT_KINDS, AttentionProblem
 from reference.attention.strategies import HEAD_DIMS

@@ -15,7 +15,8 @@ from helpers.planted import bugs_beside
 from kernels.interpreter.memory import watch_attention
 from kernels.latent_attention import paged_latent_attention
 from kernels.launch import Tiles
-from reference.attention.checks import CHECKS, MEMORY, run_check
+from reference.attention.catalogue import CHECKS, MEMORY
+from reference.attention.checks import run_check
 from reference.attention.contract import PagedBatch, capabilities_of, declares
 from reference.attention.problem import AttentionProblem
 from reference.attention.strategies import problems

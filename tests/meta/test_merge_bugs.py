@@ -12,7 +12,8 @@ import pytest
 import kernels.merge_states as ours
 import paged.merge
 from helpers.planted import bugs_beside, changed_module
-from reference.attention.checks import CHECKS, run_check
+from reference.attention.catalogue import CHECKS
+from reference.attention.checks import run_check
 from reference.attention.contract import MergeBatch, capabilities_of
 from reference.attention.problem import AttentionProblem
 

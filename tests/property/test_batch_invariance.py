@@ -10,7 +10,8 @@ from helpers.profiles import examples
 from kernels import interpreter
 from kernels.attention import batch_invariant_attention, paged_attention
 from kernels.launch import Tiles
-from reference.attention.checks import TRUTH, applicable, run_check
+from reference.attention.catalogue import TRUTH, applicable
+from reference.attention.checks import run_check
 from reference.attention.inputs import make_inputs
 from reference.attention.placement import place
 from reference.attention.problem import AttentionProblem

@@ -40,7 +40,8 @@ from kernels.shared_prefix import (
     find_prefix_groups,
 )
 from kernels.traffic import needed_bytes
-from reference.attention.checks import LAWS, MEMORY, TRUTH, judge, run_check
+from reference.attention.catalogue import LAWS, MEMORY, TRUTH
+from reference.attention.checks import judge, run_check
 from reference.attention.inputs import make_inputs
 from reference.attention.placement import place
 from reference.attention.problem import AttentionProblem

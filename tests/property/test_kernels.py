@@ -16,7 +16,8 @@ from helpers.profiles import examples
 from kernels import interpreter
 from kernels.attention import paged_attention
 from kernels.launch import Tiles
-from reference.attention.checks import LAWS, TRUTH, applicable, judge, run_check
+from reference.attention.catalogue import LAWS, TRUTH, applicable
+from reference.attention.checks import judge, run_check
 from reference.attention.contract import Capabilities
 from reference.attention.inputs import make_inputs
 from reference.attention.placement import place

@@ -14,7 +14,8 @@ from kernels.latent_attention import paged_latent_attention
 from kernels.launch import Tiles
 from kernels.traffic import needed_bytes
 from paged.latent import paged_latent_attention as torch_latent_attention
-from reference.attention.checks import LAWS, MEMORY, TRUTH, applicable, run_check
+from reference.attention.catalogue import LAWS, MEMORY, TRUTH, applicable
+from reference.attention.checks import run_check
 from reference.attention.contract import AttentionKernel, capabilities_of, declares
 from reference.attention.inputs import make_inputs
 from reference.attention.placement import place

@@ -15,7 +15,8 @@ from bench.check.minimise import minimise
 from bench.search.drawing import draw_each
 from helpers.places import DOCS
 from kernels.interpreter.memory import watch_attention
-from reference.attention.checks import CHECKS, MEMORY, TRUTH, run_check
+from reference.attention.catalogue import CHECKS, MEMORY, TRUTH
+from reference.attention.checks import run_check
 from reference.attention.contract import Capabilities, MergeBatch, declares
 from reference.attention.coverage import Coverage
 from reference.attention.inputs import make_inputs

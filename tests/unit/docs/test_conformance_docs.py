@@ -8,7 +8,7 @@ from bench.check.expected_file import read_expected
 from bench.check.testing import parametrize_with_checks
 from bench.check.trial import PROBLEMS, Trial, run_trial
 from helpers.places import DOCS
-from reference.attention.checks import CHECKS
+from reference.attention.catalogue import CHECKS
 from reference.attention.expected import Expectations
 from reference.attention.features import ADDED, FEATURES
 from reference.attention.verdict import Status

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from bench.cli import app
 from helpers.places import ROOT
-from reference.attention.checks import CHECKS
+from reference.attention.catalogue import CHECKS
 from reference.attention.contract import Capabilities
 
 README = (ROOT / "README.md").read_text()

@@ -1,6 +1,7 @@
 import pytest
 
-from reference.attention.checks import CHECKS, run_check
+from reference.attention.catalogue import CHECKS
+from reference.attention.checks import run_check
 from reference.attention.problem import AttentionProblem
 from reference.attention.verdict import Status
 from reference.errors import described

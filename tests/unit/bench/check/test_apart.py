@@ -12,7 +12,8 @@ from helpers.wrong_kernels import named
 from paged.attention import paged_attention
 from reference.attention import far
 from reference.attention.caches import bits_of
-from reference.attention.checks import CHECKS, TRUTH, run_check
+from reference.attention.catalogue import CHECKS, TRUTH
+from reference.attention.checks import run_check
 from reference.attention.contract import Capabilities
 from reference.attention.inputs import make_inputs
 from reference.attention.placement import place

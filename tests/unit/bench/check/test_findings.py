@@ -13,7 +13,7 @@ from bench.check.minimise import shrunk
 from bench.check.record import Failure, KernelRecord
 from bench.command.progress import Silence
 from helpers.check_scenarios import PASSED, Kernel, expects, plan, run
-from reference.attention.checks import FREE_SLOTS
+from reference.attention.catalogue import FREE_SLOTS
 from reference.attention.problem import AttentionProblem
 from reference.attention.verdict import Status, Verdict
 

@@ -9,8 +9,14 @@ from rich.console import Console
 
 from bench.check.coverage import show_coverage
 from bench.check.coverage_markdown import markdown
-from bench.check.decode import DecodeTimes, TimingRecord
-from bench.check.record import CheckRecord, Failure, KernelRecord, replay_command
+from bench.check.record import (
+    CheckRecord,
+    DecodeTimes,
+    Failure,
+    KernelRecord,
+    TimingRecord,
+    replay_command,
+)
 from bench.check.report import show, show_replay
 from bench.check.search import Replay
 from bench.machine.environment import Environment

@@ -33,7 +33,7 @@ from helpers.check_scenarios import (
     wrong_in_e5m2,
 )
 from helpers.wrong_kernels import NARROW, PATH, SHORT, named
-from reference.attention.checks import CHECKS, LAWS
+from reference.attention.catalogue import CHECKS, LAWS
 from reference.attention.contract import Capabilities, variants_of
 from reference.attention.coverage import CellState
 from reference.attention.problem import AttentionProblem

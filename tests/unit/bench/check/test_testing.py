@@ -16,7 +16,7 @@ from bench import cli
 from bench.check.testing import ExpectedFailure, parametrize_with_checks
 from helpers.places import ROOT
 from paged.attention import paged_attention
-from reference.attention.checks import CHECKS
+from reference.attention.catalogue import CHECKS
 from reference.attention.contract import Capabilities, capabilities_of, declares
 from reference.attention.problem import AttentionProblem
 from subjects.loading import SubjectError

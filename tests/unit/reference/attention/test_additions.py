@@ -10,7 +10,8 @@ from bench.check.minimise import minimise
 from bench.search.drawing import draw_each, only_our_constants
 from paged.attention import paged_attention
 from paged.latent import global_slots, paged_latent_attention
-from reference.attention.checks import CHECKS, TRUTH, run_check
+from reference.attention.catalogue import CHECKS, TRUTH
+from reference.attention.checks import run_check
 from reference.attention.chosen import choose
 from reference.attention.contract import Capabilities, PagedBatch, capabilities_of, declares
 from reference.attention.features import features_of

@@ -11,18 +11,8 @@ from torch import Tensor
 
 from helpers.profiles import examples
 from paged.attention import paged_attention
-from reference.attention.checks import (
-    CHECKS,
-    FREE_SLOTS,
-    LAWS,
-    MEMORY,
-    TRUTH,
-    Check,
-    Watch,
-    applicable,
-    judge,
-    run_check,
-)
+from reference.attention.catalogue import CHECKS, FREE_SLOTS, LAWS, MEMORY, TRUTH, Check, applicable
+from reference.attention.checks import Watch, judge, run_check
 from reference.attention.contract import (
     VARIANTS,
     AttentionKernel,

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from reference.attention.checks import CHECKS
+from reference.attention.catalogue import CHECKS
 from reference.attention.contract import Capabilities
 from reference.attention.coverage import Cell, CellState, Coverage, can_show
 from reference.attention.features import FEATURES, feature

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 
 from helpers.profiles import examples
-from reference.attention.checks import CHECKS
+from reference.attention.catalogue import CHECKS
 from reference.attention.contract import VARIANTS, Capabilities, variants_of
 from reference.attention.coverage import can_show
 from reference.attention.features import (

@@ -19,7 +19,8 @@ from bench.cli import app
 from helpers import fake_gpu_packages as fakes
 from helpers.places import ROOT
 from helpers.profiles import examples
-from reference.attention.checks import FREE_SLOTS, TRUTH, run_check
+from reference.attention.catalogue import FREE_SLOTS, TRUTH
+from reference.attention.checks import run_check
 from reference.attention.contract import Capabilities, PagedBatch, declares
 from reference.attention.inputs import make_inputs
 from reference.attention.placement import place

@@ -4,6 +4,8 @@ import base64
 import hashlib
 import json
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,11 +13,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from bench.check.drawing import drawing
 from bench.check.page import drawn
+from bench.check.record import Failure
 from bench.cli import app
 from bench.command.page.asv import link, link_to
 from bench.command.page.making import page
-from bench.command.page.parts import Cell, Command, Lines, Part, Sheet, Table, Verbatim
+from bench.command.page.parts import Cell, Command, Film, Lines, Part, Sheet, Table, Verbatim
 from bench.command.page.pictures import as_svg, new_figure
 from bench.fuzz.film import film
 from bench.gate.page import chain_sheet
@@ -27,9 +31,16 @@ from bench.waste.pool_map import PoolMap
 from helpers.gate_records import contestant, gate_record, mixed_record
 from helpers.places import ROOT
 from paged.allocator import PagedAllocator
+from paged.attention import paged_attention
 from paged.subject import PagedSubject, paged_allocator
 from reference.allocator.contract import capabilities_of_factory
 from reference.allocator.programs import Pool, Program, Step
+from reference.attention.checks import judge
+from reference.attention.inputs import make_inputs
+from reference.attention.placement import place
+from reference.attention.problem import AttentionProblem
+from reference.attention.truth import attend
+from reference.attention.verdict import Status, Verdict
 
 RECORDS = ROOT / "tests" / "frozen" / "records"
 TRACE = ROOT / "docs" / "findings" / "sglang-pages-table-bd1b487e.json"
@@ -300,14 +311,72 @@ def test_asv_page_and_this_one_link_to_each_other_once(tmp_path: Path) -> None:
     assert "report.html" in index.read_text()
 
 
+def failed(spec: str, *findings: str) -> Failure:
+    """A finding as a search hands it on, of a kernel that is asked no more."""
+    problem = AttentionProblem.parse(spec)
+    found = Failure.of(problem, Verdict("truth", Status.FAILED, findings))
+    return found.model_copy(update={"drawing": drawing(problem, findings)})
+
+
+def problem_drawn(spec: str, *findings: str) -> Film:
+    (film_of,) = (each for each in drawn(failed(spec, *findings)) if isinstance(each, Film))
+    return film_of
+
+
+@pytest.fixture(scope="module")
+def lost() -> Failure:
+    """Of a kernel that forgets the only key in a block."""
+    problem = AttentionProblem.parse("(q1 k5) (q1 k9) d16 b8 fp32")
+    placement = place(make_inputs(problem))
+    batch = placement.batch
+    paged_attention(batch.replace(seq_lens=batch.seq_lens - (batch.seq_lens % 8 == 1).int()))
+    findings = tuple(judge(problem, attend(make_inputs(problem)), placement))
+    found = Failure.of(problem, Verdict("truth", Status.FAILED, findings))
+    return found.model_copy(update={"drawing": drawing(problem, findings, batch)})
+
+
+def test_rows_of_a_finding_have_their_errors_and_the_key_that_was_lost(lost: Failure) -> None:
+    made = lost.drawing
+    assert made is not None
+    assert made.lost == (1, 8)
+    assert made.sees == [(0, 8)]
+    right, wrong = made.errors
+    assert right <= made.allowed[0]
+    assert wrong > made.allowed[1]
+
+
+def test_record_is_a_page_without_torch_triton_and_scipy(tmp_path: Path, lost: Failure) -> None:
+    stored = json.loads((RECORDS / "check-wrong.json").read_text())
+    stored["kernels"][0]["failures"] = [lost.model_dump(mode="json")]
+    (tmp_path / "x.json").write_text(json.dumps(stored))
+    told = """
+import json, sys
+from pagedbench.__main__ import main
+try:
+    main()
+finally:
+    print(sorted({"torch", "triton", "scipy", "jax"} & sys.modules.keys()))
+"""
+    records = [str(RECORDS / f"{name}.json") for name in ("fuzz", "gate", "waste")]
+    ran = subprocess.run(
+        [sys.executable, "-c", told, "report", *records, f"{tmp_path}/x.json",
+         "-o", f"{tmp_path}/r.html"],
+        capture_output=True, text=True, check=True, cwd=ROOT,
+    )  # fmt: skip
+    assert ran.stdout.splitlines()[-1] == "[]"
+    found = is_one_file((tmp_path / "r.html").read_text())
+    assert "The key at position 8 of sequence 1 is lost: offset 0 of block" in found.text
+    assert "Error of each row against its tolerance: 1 of 2 beyond it." in found.text
+
+
 def test_problem_is_drawn_with_the_keys_to_be_seen_and_the_access_that_was_not_its_own() -> None:
     spec = "(q1 k5) (q2 k20) d16 b8 fp32 window=4"
-    (film_of,) = drawn(spec, ["out[token 2, head 0] is off"])
+    film_of = problem_drawn(spec, "out[token 2, head 0] is off")
     first, second = film_of.frames[0].strips
     assert [block.state for block in first.blocks] == ["unseen"]
     assert [block.state for block in second.blocks] == ["unseen", "unseen", "seen"]
     assert second.note.endswith("it is to see keys 16 to 19: 4 of 20")
     said = "offset 1: token 9 of sequence 1, the program works for sequence 0"
-    (film_of,) = drawn(spec, [said])
+    film_of = problem_drawn(spec, said)
     assert [block.state for block in film_of.frames[0].strips[1].blocks][1] == "lost"
     assert film_of.legend[-1] == ("lost", "touched, and not its own")
