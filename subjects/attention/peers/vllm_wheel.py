@@ -12,6 +12,7 @@ import logging
 import re
 import sys
 from enum import IntEnum
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -56,8 +57,12 @@ class Platform:
         return torch.cuda.get_device_capability()[0] == capability // 10
 
 
+@cache
 def root() -> Path:
-    """Folder of the installed package. Raises SubjectError: it is not in this interpreter."""
+    """Folder of the installed package, looked for before a stand-in has its name.
+
+    Raises SubjectError: it is not in this interpreter.
+    """
     spec = importlib.util.find_spec("vllm")
     if spec is None or not spec.submodule_search_locations:
         raise SubjectError(

