@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, cast, get_arg
 
 import typer
 
-from bench.command.options import AsvFolder, Html, OrderSeed, TimedDevice, check_asv, check_chart
+from bench.command.options import (
+    AsvFolder,
+    Html,
+    OrderSeed,
+    RayAddress,
+    TimedDevice,
+    check_asv,
+    check_chart,
+)
 from bench.command.project import present_project
 from bench.command.session import Session, check_file, check_folder, session
 from bench.gate.timers import device_named
@@ -159,6 +167,15 @@ def compare(
         list[str] | None,
         typer.Option(help="With --kernel: GPU to compile for. May be repeated. Default: sm_90."),
     ] = None,
+    ray: Annotated[
+        bool,
+        typer.Option(
+            "--ray",
+            help="With --allocator or --kernel: check, compile, fuzz and count the releases on a "
+            "Ray cluster: that of RAY_ADDRESS, or one started here. Races are run here.",
+        ),
+    ] = False,
+    ray_address: RayAddress = None,
 ) -> None:
     """Compare releases side by side."""
     with session(about="the releases") as it:
@@ -186,7 +203,11 @@ def compare(
                     "--expected": expected,
                     "--target": target,
                 },
-                "--allocator or --kernel": {"--markdown": markdown},
+                "--allocator or --kernel": {
+                    "--markdown": markdown,
+                    "--ray": ray or None,
+                    "--ray-address": ray_address,
+                },
             },
         )
         for option in releases_of:
@@ -195,6 +216,7 @@ def compare(
                     f"{option}: its releases are environments, and nothing else is compared; "
                     f"name each with --env, and drop the rest"
                 )
+        cluster = {"ray": ray or ray_address is not None, "ray_address": ray_address}
         if kernel:
             if anchor:
                 raise BadInput(f"--anchor {anchor}: releases of kernels need none; drop it")
@@ -202,7 +224,7 @@ def compare(
                 it,
                 kernel,
                 env or [],
-                store=store or STORE,
+                where={"store": store or STORE, **cluster},
                 json=json,
                 html=html,
                 markdown=markdown,
@@ -219,7 +241,7 @@ def compare(
                 allocator,
                 env or [],
                 anchor=anchor,
-                store=store or STORE,
+                where={"store": store or STORE, **cluster},
                 json=json,
                 html=html,
                 markdown=markdown,
@@ -294,7 +316,7 @@ def _compare_allocators(
     environments: Sequence[str],
     *,
     anchor: str | None,
-    store: Path,
+    where: Mapping[str, Any],
     json: Path | None,
     html: Path | None,
     markdown: Path | None,
@@ -318,7 +340,7 @@ def _compare_allocators(
         environments,
         anchor=anchor,
         settings=Settings(**{key: value for key, value in asked.items() if value is not None}),
-        store=store,
+        **where,
     )
     with it.work(raising=True) as progress:
         found = compare_engines(plan, progress=progress, stop=it.stop)
@@ -354,7 +376,7 @@ def _compare_kernels(
     kernels: Sequence[str],
     environments: Sequence[str],
     *,
-    store: Path,
+    where: Mapping[str, Any],
     json: Path | None,
     html: Path | None,
     markdown: Path | None,
@@ -372,8 +394,8 @@ def _compare_kernels(
     from kernels.compiled.targets import find_target
     from reference.attention.problem import AttentionProblem
 
+    waivers = () if expected is None else read_expected(expected)
     if expected is not None:
-        read_expected(expected)
         asked["expected"] = expected.read_text(encoding="utf-8")
     asked["also"] = tuple(str(AttentionProblem.parse(spec)) for spec in also or ())
     asked["targets"] = tuple(find_target(name).name for name in targets or ()) or None
@@ -383,7 +405,8 @@ def _compare_kernels(
         settings=KernelSettings.model_validate(
             {key: value for key, value in asked.items() if value is not None}
         ),
-        store=store,
+        waivers=waivers,
+        **where,
     )
     with it.work(raising=True) as progress:
         found = compare_kernels(plan, progress=progress, stop=it.stop)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import Any
 from bench.fuzz.campaign import Campaign, Tally, run_campaign
 from bench.fuzz.databases import open_database
 from bench.fuzz.record import Subject
-from bench.machine.spread import in_processes, on_ray
+from bench.machine.spread import in_processes, on_ray, stopped_by, told_by_file
 from reference.allocator.contract import AllocatorCapabilities
 from reference.allocator.machine import Finding
 from reference.allocator.moves import AMPLE_BLOCKS, BLOCK_SIZES, MAX_BLOCKS
@@ -88,11 +87,8 @@ def run_seeds(
     """
     by_seed: dict[int, Tally] = {}
     together = Tally(complete=True)
-    with tempfile.TemporaryDirectory() as folder:
-        over = Path(folder) / "over"
-        calls = [(replace(asked, seed=seed), str(over)) for seed in seeds]
-        watch = threading.Thread(target=_pass_on, args=(stop, over), daemon=True)
-        watch.start()
+    with told_by_file(stop) as over:
+        calls = [(replace(asked, seed=seed), over) for seed in seeds]
         results = (
             on_ray(run_seed, calls, address=address, cpus=workers, over=over.exists)
             if ray
@@ -112,31 +108,15 @@ def run_seeds(
     return together
 
 
-def run_seed(asked: Asked, over: str) -> tuple[int, Tally | str]:
+def run_seed(asked: Asked, over: Path) -> tuple[int, Tally | str]:
     """Run one campaign until it is `over`, which a file says. Where it cannot be run: why."""
-    stop, ended = threading.Event(), threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(0.2):
-            if Path(over).exists():
-                stop.set()
-
-    threading.Thread(target=watch, daemon=True).start()
     try:
-        if Path(over).exists():
+        if over.exists():
             return asked.seed, Tally()
-        with asked.opened() as campaign:
+        with stopped_by(over) as stop, asked.opened() as campaign:
             return asked.seed, run_campaign(campaign, stop=stop)
     except BadInput as error:
         return asked.seed, str(error)
-    finally:
-        ended.set()
-
-
-def _pass_on(stop: threading.Event, over: Path) -> None:
-    stop.wait()
-    if over.parent.is_dir():
-        over.touch()
 
 
 def _narrowed(asked: Asked, can: AllocatorCapabilities) -> AllocatorCapabilities:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from reference.errors import BadInput
@@ -99,6 +102,38 @@ def ray_cluster(*, address: str | None, cpus: int | None) -> Iterator[Any]:
     finally:
         if ours:
             ray.shutdown()
+
+
+@contextmanager
+def told_by_file(stop: threading.Event) -> Iterator[Path]:
+    """The name of a file that is there once `stop` is set: for calls that are to see it."""
+    with tempfile.TemporaryDirectory() as folder:
+        over = Path(folder) / "over"
+
+        def pass_on() -> None:
+            stop.wait()
+            if over.parent.is_dir():
+                over.touch()
+
+        threading.Thread(target=pass_on, daemon=True).start()
+        yield over
+
+
+@contextmanager
+def stopped_by(over: Path) -> Iterator[threading.Event]:
+    """In such a call: an event that is set once the file is there."""
+    stop, ended = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not stop.is_set() and not ended.wait(0.2):
+            if over.exists():
+                stop.set()
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield stop
+    finally:
+        ended.set()
 
 
 @contextmanager

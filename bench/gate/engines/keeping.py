@@ -48,8 +48,7 @@ class Store:
         """
         said = json.dumps({"step": step, **key}, sort_keys=True)
         digest = hashlib.sha256(said.encode()).hexdigest()[:12]
-        slug = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")[-60:]
-        file = self._folder / f"{slug}-{step}-{digest}.json"
+        file = self._folder / f"{_slug(name)}-{step}-{digest}.json"
         self._used.add(file)
         try:
             return file, kind.model_validate_json(file.read_text(encoding="utf-8"))
@@ -71,13 +70,31 @@ class Store:
             keep(file, result)
         return result
 
+    def texts(self, name: str = "") -> dict[str, str]:
+        """The files of a release as they are, by name; of all releases without one."""
+        files = self._folder.glob(f"{_slug(name)}*.json")
+        return {file.name: file.read_text(encoding="utf-8") for file in files}
+
+    def take(self, texts: Mapping[str, str]) -> None:
+        """Keep files that another folder has."""
+        for name, text in texts.items():
+            _write(self._folder / name, text)
+
 
 def keep(file: Path, result: StrictRecord) -> None:
     """Write a result, whole or not at all."""
+    _write(file, result.model_dump_json(indent=1) + "\n")
+
+
+def _write(file: Path, text: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
-    partial.write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     partial.replace(file)
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")[-60:]
 
 
 def adapter_digest(subject: str, built_in: Mapping[str, BuiltIn]) -> str:

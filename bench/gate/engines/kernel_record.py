@@ -32,6 +32,8 @@ class Wrong(StrictRecord):
 
     check: str
     problem: str
+    first_problem: str = ""
+    """As it was drawn."""
     finding: str
 
 

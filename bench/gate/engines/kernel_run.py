@@ -1,16 +1,19 @@
 """Releases of kernels: judged and compiled by `pagedbench check` and `pagedbench compile`.
 
-Both are children, told to use the release's environment. What was kept is not done again.
+Both are children, told to use the release's environment. What was kept is not done again. What was
+kept when nothing was expected to fail is judged by what is expected now: a release that was right
+is so still, and one whose failure nothing of it covers is as wrong. Only others are run again.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +23,7 @@ from bench.command.progress import Progress
 from bench.gate.children import QUIET, our_command, run_child
 from bench.gate.engines.assigned import Assigned, assigned
 from bench.gate.engines.history import placed
+from bench.gate.engines.keeping import Result
 from bench.gate.engines.kernel_record import (
     Checked,
     Code,
@@ -31,9 +35,11 @@ from bench.gate.engines.kernel_record import (
     Wrong,
 )
 from bench.gate.engines.record import Located
-from bench.gate.engines.work import Work
+from bench.gate.engines.work import Compared, Work
 from bench.gate.temporary import temporary_folder
 from bench.machine.facts import version_of
+from reference.attention.expected import ExpectedFailure
+from reference.attention.problem import AttentionProblem
 from reference.errors import BadInput
 from subjects.attention.resolve import BUILT_IN, check_name
 
@@ -45,23 +51,22 @@ LAST: Final = 600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KernelsPlan:
+class KernelsPlan(Compared):
     """What to compare."""
 
-    entries: tuple[Assigned, ...]
     settings: KernelSettings
-    store: Path
-    """Folder of what is kept."""
+    waivers: tuple[ExpectedFailure, ...] = ()
+    """What the settings' text of expected failures says."""
 
 
 def plan_kernels(
-    kernels: Sequence[str], environments: Sequence[str], *, settings: KernelSettings, store: Path
+    kernels: Sequence[str], environments: Sequence[str], *, settings: KernelSettings, **more: Any
 ) -> KernelsPlan:
     """Which kernel is judged in which environment. Raises BadInput: as `assigned`."""
     for name in kernels:
         check_name(name)
     entries = assigned(kernels, environments, WITH_ENGINES)
-    return KernelsPlan(entries=tuple(entries), settings=settings, store=store)
+    return KernelsPlan(entries=tuple(entries), settings=settings, **more)
 
 
 def compare_kernels(
@@ -83,24 +88,14 @@ class _Failed(Exception):
     """A command did not do its work; the message has its last words."""
 
 
-class _Work(Work[KernelRelease]):
+class _Work(Work[KernelsPlan, KernelRelease]):
     """A comparison under way."""
 
-    def __init__(self, plan: KernelsPlan, progress: Progress, stop: threading.Event) -> None:
-        super().__init__(
-            KernelRelease,
-            "kernel",
-            plan.entries,
-            BUILT_IN,
-            store=plan.store,
-            progress=progress,
-            stop=stop,
-        )
-        self.plan = plan
+    made, kind, built_in = KernelRelease, "kernel", BUILT_IN
 
-    def all(self) -> None:
-        """Every step, of every release."""
-        entries, settings = self.entries, self.plan.settings
+    def alone(self) -> None:
+        """Compile and check every release, and judge it at the problems that were asked for."""
+        entries = self.entries
         self.build()
         self.progress.begin("compiling", len(entries))
         for entry in entries:
@@ -110,14 +105,29 @@ class _Work(Work[KernelRelease]):
         for entry in entries:
             self._check(entry)
             self.progress.advance(1)
-        found = {entry.subject: self._problems(entry.subject) for entry in entries}
+        also = self.plan.settings.also
+        self._judge_all("running known findings", dict.fromkeys(entries, also))
+
+    def all(self) -> None:
+        """Every step, of every release."""
+        plan = self.plan
+        self.ahead(plan)
+        self.alone()
+        found = {entry: tuple(self._problems(entry.subject)) for entry in self.entries}
+        if any(found.values()):
+            also = tuple(dict.fromkeys(itertools.chain(*found.values())))
+            settings = plan.settings.model_copy(update={"also": also})
+            self.ahead(replace(plan, settings=settings))
+        self._judge_all("running each other's findings", found)
+
+    def _judge_all(self, what: str, problems: Mapping[Assigned, Sequence[str]]) -> None:
         asked = [
             (entry, problem)
-            for entry in entries
-            for problem in (*found[entry.subject], *settings.also)
+            for entry, mine in problems.items()
+            for problem in mine
             if problem not in self.releases[entry.name].wrong_at
         ]
-        self.progress.begin("running each other's findings", len(asked))
+        self.progress.begin(what, len(asked))
         for entry, problem in asked:
             self._judge(entry, problem)
             self.progress.advance(1)
@@ -162,13 +172,21 @@ class _Work(Work[KernelRelease]):
                 and Wrong(
                     check=failure["check"],
                     problem=failure["problem"],
+                    first_problem=failure["first_problem"],
                     finding="; ".join(failure["findings"][:1]),
                 ),
             )
 
+        def covered(kept: Checked) -> bool:
+            wrong = kept.wrong
+            if wrong is None:
+                return False
+            specs = filter(None, (wrong.problem, wrong.first_problem))
+            return self._expects(entry, specs, check=wrong.check)
+
         try:
-            key = self.key(entry, **asked, **self._expecting)
-            checked = self.store.once("checked", entry.name, key, Checked, do)
+            key = self.key(entry, **asked)
+            checked = self._once("checked", entry, key, Checked, do, covered=covered)
         except _Failed as failed:
             self.trouble(entry, "check", failed)
         else:
@@ -185,15 +203,49 @@ class _Work(Work[KernelRelease]):
                 raise _Failed(said)
             return Judged(wrong={RIGHT: False, WRONG: True}.get(code))
 
-        key = self.key(entry, problem=problem, device=device, **self._expecting)
+        def covered(kept: Judged) -> bool:
+            return bool(kept.wrong) and self._expects(entry, [problem])
+
+        key = self.key(entry, problem=problem, device=device)
         try:
-            judged = self.store.once("judged", entry.name, key, Judged, do)
+            judged = self._once("judged", entry, key, Judged, do, covered=covered)
         except _Failed as failed:
             self.trouble(entry, f"check at {problem}", failed)
             return
         if judged.wrong is not None:
             known = self.releases[entry.name].wrong_at
             self.update(entry, wrong_at={**known, problem: judged.wrong})
+
+    def _once(
+        self,
+        step: str,
+        entry: Assigned,
+        key: dict[str, Any],
+        kind: type[Result],
+        do: Callable[[], Result],
+        *,
+        covered: Callable[[Result], bool],
+    ) -> Result:
+        """As of the store; `covered`: whether a failure may be one of those that are expected."""
+        expected = [
+            (one.check, one.when, one.line, one.message) for one in self._expected_of(entry)
+        ]
+        _, plain = self.store.find(step, entry.name, key, kind)
+        if expected and (plain is None or covered(plain)):
+            key = {**key, "expected": sorted(expected)}
+        return self.store.once(step, entry.name, key, kind, do)
+
+    def _expected_of(self, entry: Assigned) -> list[ExpectedFailure]:
+        return [one for one in self.plan.waivers if one.is_of(entry.subject)]
+
+    def _expects(self, entry: Assigned, specs: Iterable[str], *, check: str | None = None) -> bool:
+        """Whether one of these problems is expected to fail a check: any, if none is named."""
+        problems = [AttentionProblem.parse(spec) for spec in specs]
+        return any(
+            one.covers(check or one.check, problem)
+            for one in self._expected_of(entry)
+            for problem in problems
+        )
 
     def _compile(self, entry: Assigned) -> None:
         targets = self.plan.settings.targets
@@ -255,12 +307,6 @@ class _Work(Work[KernelRelease]):
                 raise KeyboardInterrupt
             found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
             return ended.code, ended.said, found
-
-    @property
-    def _expecting(self) -> dict[str, str]:
-        """Part of a key: what is expected, where something is."""
-        text = self.plan.settings.expected
-        return {"expected": text} if text else {}
 
     def _problems(self, kernel: str) -> dict[str, str]:
         """Problems that a release of a kernel was found wrong at, and by which check."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.command.exit_codes import HARNESS_FAILED, INTERRUPTED, RIGHT, WRONG
 from bench.command.progress import Progress
@@ -29,7 +30,7 @@ from bench.gate.engines.record import (
     Settings,
     Shows,
 )
-from bench.gate.engines.work import Work
+from bench.gate.engines.work import Compared, Work
 from bench.machine.facts import cpu_name
 from reference.allocator.contract import AllocatorDied, AllocatorRaised
 from reference.errors import BadInput
@@ -37,14 +38,11 @@ from subjects.allocators.resolve import BUILT_IN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EnginesPlan:
+class EnginesPlan(Compared):
     """What to compare."""
 
-    entries: tuple[Assigned, ...]
     anchor: str
     settings: Settings
-    store: Path
-    """Folder of what is kept."""
 
 
 def plan_engines(
@@ -53,7 +51,7 @@ def plan_engines(
     *,
     anchor: str | None,
     settings: Settings,
-    store: Path,
+    **where: Any,
 ) -> EnginesPlan:
     """Which allocator runs in which environment.
 
@@ -65,7 +63,7 @@ def plan_engines(
         raise BadInput(
             f"--anchor {first}: it is none of {', '.join(entry.name for entry in entries)}"
         )
-    return EnginesPlan(entries=tuple(entries), anchor=first, settings=settings, store=store)
+    return EnginesPlan(entries=tuple(entries), anchor=first, settings=settings, **where)
 
 
 def compare_engines(
@@ -83,24 +81,17 @@ def compare_engines(
     return work.record(complete=complete)
 
 
-class _Work(Work[Release]):
+class _Work(Work[EnginesPlan, Release]):
     """A comparison under way."""
 
+    made, kind, built_in = Release, "allocator", BUILT_IN
+
     def __init__(self, plan: EnginesPlan, progress: Progress, stop: threading.Event) -> None:
-        super().__init__(
-            Release,
-            "allocator",
-            plan.entries,
-            BUILT_IN,
-            store=plan.store,
-            progress=progress,
-            stop=stop,
-        )
-        self.plan = plan
+        super().__init__(plan, progress, stop)
         self.cans: dict[str, Introduced] = {}
 
-    def all(self) -> None:
-        """Every step, of every release."""
+    def alone(self) -> None:
+        """Introduce, count and fuzz every release."""
         entries = self.entries
         self.build()
         self.progress.begin("starting", len(entries))
@@ -115,6 +106,12 @@ class _Work(Work[Release]):
             self._count(entry, parts[entry.name])
         for entry in entries:
             self._fuzz(entry)
+
+    def all(self) -> None:
+        """Every step, of every release."""
+        self.ahead(self.plan)
+        self.alone()
+        entries = self.entries
         self.progress.begin("running each other's findings", len(entries))
         traces = known_traces(self.releases.values())
         for entry in entries:

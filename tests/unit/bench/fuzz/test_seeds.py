@@ -51,7 +51,7 @@ def asked(tmp_path: Path) -> Asked:
 
 
 def test_findings_of_seeds_come_together_once_with_the_first_seed(asked: Asked, tmp_path) -> None:
-    over = str(tmp_path / "over")
+    over = tmp_path / "over"
     tallies = []
     for seed in (4, 5):
         done, tally = run_seed(replace(asked, seed=seed), over)
@@ -82,7 +82,7 @@ def test_processes_stop_with_what_they_have_and_a_bad_name_is_said(asked: Asked,
     assert tally.found[0].check
     assert tally.examples >= 1
     (tmp_path / "over").touch()
-    assert run_seed(asked, str(tmp_path / "over"))[1] == Tally()
+    assert run_seed(asked, tmp_path / "over")[1] == Tally()
     absent = replace(asked, allocator="absent.py:f")
     with pytest.raises(BadInput, match=r"absent\.py"):
         run_seeds(absent, range(1), tell=lambda *_: None, stop=threading.Event(), workers=1)

@@ -3,20 +3,24 @@
 import json
 import os
 import signal
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.command.progress import Silence
 from bench.command.session import Session
 from bench.fuzz.record import Subject, Trace
-from bench.gate.engines import run
+from bench.gate.engines import run, work
 from bench.gate.engines.history import became_wrong, locate, steps
 from bench.gate.engines.keeping import adapter_digest
 from bench.gate.engines.record import Counted, EnginesRecord, Fuzzed, Pass, Release, Settings
 from bench.gate.engines.run import EnginesPlan, compare_engines, plan_engines
 from bench.gate.engines.words import where
 from bench.machine.environment import FuzzEnvironment
+from helpers.at_once import AtOnce
 from reference.allocator.programs import Pool, Program, Step
 from reference.errors import BadInput
 from subjects.allocators.resolve import BUILT_IN
@@ -127,6 +131,25 @@ def test_a_comparison_that_is_ended_goes_on_where_it_was(
     assert record.releases[0].fuzzed is None
     monkeypatch.delattr(run, "count")
     assert compared(plan).exit_code == 0
+
+
+def test_a_cluster_fuzzes_and_counts(
+    pools: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = AtOnce()
+
+    def here_no_more(*arguments: Any, **where: Any) -> Iterator[Any]:
+        yield from cluster(*arguments, **where)
+        for name in ("introduce", "fuzz", "count"):
+            monkeypatch.delattr(run, name)
+
+    monkeypatch.setattr(work, "on_ray", here_no_more)
+    record = compared(replace(planned(pools[1:], tmp_path), ray=True))
+    assert cluster.rounds == [1]
+    assert record.complete
+    (wrong,) = record.releases
+    assert wrong.counted
+    assert True in wrong.shows.values()
 
 
 @pytest.mark.parametrize(

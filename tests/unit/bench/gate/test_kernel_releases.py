@@ -3,7 +3,9 @@
 import io
 import json
 import os
+import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,16 @@ from bench.gate.engines import kernel_run, work
 from bench.gate.engines.kernel_record import KernelSettings, KernelsRecord
 from bench.gate.engines.kernel_report import page, show
 from bench.gate.engines.kernel_run import KernelsPlan, compare_kernels, plan_kernels
+from helpers.at_once import AtOnce
+from reference.attention.expected import ExpectedFailure
 from reference.errors import BadInput
 
 MINE = "mine.py:attention"
 RELEASES = ("mine==1", "mine==2", "mine==3")
 PROBLEM = "(q1 k0) d32 b16 fp32"
+DRAWN = "(q1 k0) (q1 k9) d32 b16 fp32 window=4"
 DECLINED = "(q7 k40) d32 b16 fp32"
+ALSO = "(q6 k6) g3 d32 b16 fp32"
 LAUNCH = {
     "kernel": "double",
     "spill_instructions": 4,
@@ -56,13 +62,18 @@ class Commands:
             return Ended(self.codes[asked], "error: it will not")
         if problem:
             wrong = release == "mine==2"
-            return Ended({PROBLEM: int(wrong), DECLINED: 2}[problem], "")
+            return Ended({PROBLEM: int(wrong), ALSO: int(wrong), DECLINED: 2}[problem], "")
         record = self.compiled(release) if what == "compile" else self.checked(release)
         Path(given[given.index("--json") + 1]).write_text(json.dumps(record))
         return Ended(int(release == "mine==2" and what == "check"), "")
 
     def checked(self, release: str) -> dict[str, Any]:
-        failure = {"check": "truth", "problem": PROBLEM, "findings": ["it is nan"]}
+        failure = {
+            "check": "truth",
+            "problem": PROBLEM,
+            "first_problem": DRAWN,
+            "findings": ["it is nan"],
+        }
         wrong = release == "mine==2"
         return {
             "kernels": [{"problems": 0 if wrong else 100, "failure": failure if wrong else None}]
@@ -92,8 +103,17 @@ def commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Commands:
     return found
 
 
-def planned(**settings: Any) -> KernelsPlan:
-    return plan_kernels([MINE], RELEASES, settings=KernelSettings(**settings), store=Path("store"))
+def planned(
+    *, waivers: tuple[ExpectedFailure, ...] = (), ray: bool = False, **settings: Any
+) -> KernelsPlan:
+    return plan_kernels(
+        [MINE],
+        RELEASES,
+        settings=KernelSettings(**settings),
+        store=Path("store"),
+        waivers=waivers,
+        ray=ray,
+    )
 
 
 def compared(plan: KernelsPlan) -> KernelsRecord:
@@ -102,13 +122,70 @@ def compared(plan: KernelsPlan) -> KernelsRecord:
         return compare_kernels(plan, progress=Silence(), stop=it.stop)
 
 
+def waived(check: str, *when: str, kernel: str = "attention") -> ExpectedFailure:
+    return ExpectedFailure(kernel=kernel, check=check, when=when, reason="known to be so")
+
+
 def test_what_is_expected_is_told_to_every_check(commands: Commands) -> None:
-    compared(planned())
-    asked = len(commands.asked)
-    compared(planned(expected="# none"))
-    again = [what for what, _ in commands.asked[asked:]]
-    assert again == [*["check"] * 3, *[f"check {PROBLEM}"] * 2], "what is compiled is kept"
-    assert commands.expected == ["# none"] * 5
+    compared(planned(expected="# all", waivers=(waived("truth"),)))
+    assert commands.expected == ["# all"] * 5
+
+
+@pytest.mark.parametrize(
+    ("waiver", "again"),
+    [
+        (waived("truth"), {"check", f"check {ALSO}"}),
+        (waived("truth", "window"), {"check"}),  # as it was drawn, it had one
+        (waived("memory"), {f"check {ALSO}"}),  # which check failed there is not kept
+        (waived("memory", "softcap"), set()),
+        (waived("truth", kernel="another"), set()),
+    ],
+)
+def test_what_was_kept_is_judged_by_what_is_expected_now(
+    commands: Commands, waiver: ExpectedFailure, again: set[str]
+) -> None:
+    first = compared(planned(also=(ALSO,)))
+    commands.asked.clear()
+    second = compared(planned(also=(ALSO,), expected="# some", waivers=(waiver,)))
+    assert set(commands.asked) == {(what, "mine==2") for what in again}, "the others were right"
+    assert second.releases == first.releases
+
+
+def test_releases_are_checked_and_compiled_on_a_cluster(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = compared(planned(also=(ALSO,)))
+    shutil.rmtree("store")
+    commands.asked.clear()
+    monkeypatch.setattr(work, "on_ray", at_once := AtOnce())
+    assert compared(planned(also=(ALSO,), ray=True)).releases == alone.releases
+    assert at_once.rounds == [3, 3], "each release by itself, and then at what others were found"
+    there = set(commands.asked)
+    assert len(there) == len(commands.asked), "nothing is done twice"
+    commands.asked.clear()
+    assert compared(planned(also=(ALSO,), ray=True)).releases == alone.releases
+    assert commands.asked == [], "what is kept goes along"
+
+
+def test_what_goes_wrong_on_a_cluster_is_said_here(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "on_ray", AtOnce())
+    commands.codes[("check", "mine==2")] = 2
+    with pytest.raises(BadInput, match="mine==2: it will not"):
+        compared(planned(ray=True))
+    commands.codes.clear()
+    commands.ends_at = ("check", "mine==2")
+    assert compared(planned(ray=True)).exit_code == 130
+
+
+def test_without_ray_the_remedy_is_said(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    result = CliRunner().invoke(app, ["compare", "--kernel", MINE, "--ray"])
+    assert result.exit_code == 2
+    assert 'pip install "pagedbench[ray]"' in result.output
 
 
 def test_a_finding_is_run_in_every_release_and_located(commands: Commands) -> None:
@@ -227,6 +304,7 @@ def test_ours_are_for_every_environment_without_an_engine() -> None:
         (["--kernel", MINE, "--rounds=3"], "--rounds: it goes with --allocator"),
         (["--allocator=paged", "--target=sm_90"], "--target: it goes with --kernel"),
         (["--env=a==1", "--markdown=a.md"], "it goes with --allocator or --kernel"),
+        (["--env=a==1", "--ray"], "--ray: it goes with --allocator or --kernel"),
         (["--kernel", MINE, "--allocator=paged"], "nothing else is compared"),
         (["--kernel", MINE, "--anchor=a==1"], "releases of kernels need none"),
         (["--kernel", MINE, "--target=sm_1"], "sm_1"),
