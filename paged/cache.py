@@ -96,16 +96,18 @@ def write_slots(
     """Store the keys and values of tokens at their slots.
 
     The caches, [num_blocks, block_size, num_kv_heads, head_dim], are changed in place. `keys` and
-    `values` are [num_tokens, num_kv_heads, head_dim] float32, float16 or bfloat16. A float8 cache
-    stores `keys / k_scale` and `values / v_scale` in float32 arithmetic, saturated, rounded to
-    nearest even. `slot_mapping` is [num_tokens] int64, slot = block * block_size + offset; tokens
-    with a negative slot are padding and are not stored, and no two tokens have the same slot.
+    `values` are [num_tokens, num_kv_heads, head_dim] float32, float16 or bfloat16; values may be of
+    another size in both. A float8 cache stores `keys / k_scale` and `values / v_scale` in float32
+    arithmetic, saturated, rounded to nearest even. `slot_mapping` is [num_tokens] int64, slot =
+    block * block_size + offset; tokens with a negative slot are padding and are not stored, and no
+    two tokens have the same slot.
 
     Raises BadSize: if shapes disagree or a slot lies outside the cache.
     """
     _check_pair(key_cache, value_cache)
     num_slots = key_cache.shape[0] * key_cache.shape[1]
-    if keys.shape != values.shape or keys.shape[1:] != key_cache.shape[2:]:
+    fits = (keys.shape[1:], values.shape[1:]) == (key_cache.shape[2:], value_cache.shape[2:])
+    if len(keys) != len(values) or not fits:
         raise BadSize(
             f"keys {tuple(keys.shape)} and values {tuple(values.shape)} do not fit a cache of "
             f"{tuple(key_cache.shape)}: heads and head size must agree"
@@ -167,10 +169,10 @@ def as_pairs(pairs: Sequence[tuple[int, int]] | Tensor, device: torch.device) ->
 
 
 def _check_pair(key_cache: Tensor, value_cache: Tensor) -> None:
-    if key_cache.shape != value_cache.shape or key_cache.dtype != value_cache.dtype:
+    if key_cache.shape[:3] != value_cache.shape[:3] or key_cache.dtype != value_cache.dtype:
         raise BadSize(
             f"key cache {tuple(key_cache.shape)} {key_cache.dtype} and value cache "
-            f"{tuple(value_cache.shape)} {value_cache.dtype}: shape and dtype must agree"
+            f"{tuple(value_cache.shape)} {value_cache.dtype}: dtype, blocks and heads must agree"
         )
 
 

@@ -45,8 +45,10 @@ if TYPE_CHECKING:
     from reference.allocator.contract import declares_allocator as declares_allocator
     from reference.attention.contract import AttentionKernel as AttentionKernel
     from reference.attention.contract import Capabilities as Capabilities
+    from reference.attention.contract import CopyBatch as CopyBatch
     from reference.attention.contract import MergeBatch as MergeBatch
     from reference.attention.contract import PagedBatch as PagedBatch
+    from reference.attention.contract import WriteBatch as WriteBatch
     from reference.attention.contract import declares as declares
     from reference.attention.inputs import make_inputs as make_inputs
     from reference.attention.placement import place as place
@@ -60,8 +62,10 @@ _HOMES = {
     "reference.attention.contract": (
         "AttentionKernel",
         "Capabilities",
+        "CopyBatch",
         "MergeBatch",
         "PagedBatch",
+        "WriteBatch",
         "declares",
     ),
     "reference.attention.problem": ("AttentionProblem", "InvalidProblem", "Request"),

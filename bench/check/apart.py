@@ -284,7 +284,7 @@ class ApartKernel:
         options = {
             field.name: getattr(call.batch, field.name)
             for field in dataclasses.fields(call.batch)
-            if field.name not in tensors
+            if field.name not in tensors and f"{field.name}[0]" not in tensors
         }
         parts = [(part.start, len(part.memory), part.extents) for part in call.parts]
         return {
@@ -319,8 +319,14 @@ def _join(pieces: list[Tensor], into: Tensor) -> None:
 
 
 def _tensors(batch: PagedBatch) -> dict[str, Tensor]:
-    fields = ((field.name, getattr(batch, field.name)) for field in dataclasses.fields(batch))
-    return {name: value for name, value in fields if isinstance(value, Tensor)}
+    """The tensors of a call by name; of a field with several `NAME[0]` and so on."""
+    tensors: dict[str, Tensor] = {}
+    for field in dataclasses.fields(batch):
+        value = getattr(batch, field.name)
+        several = value if isinstance(value, tuple) else ()
+        tensors |= {f"{field.name}[{index}]": each for index, each in enumerate(several)}
+        tensors |= {field.name: value} if isinstance(value, Tensor) else {}
+    return tensors
 
 
 def _memory_of(tensor: Tensor) -> tuple[int, int]:

@@ -25,7 +25,7 @@ _SEEN: Final = re.compile(
 def lost_key(problem: AttentionProblem, findings: Sequence[str]) -> tuple[int, int] | None:
     """(sequence, position) of the one key without which the row is what was seen; or None."""
     said = _SEEN.search(" ".join(findings))
-    if said is None or problem.kind == "merge":
+    if said is None or problem.kind not in {"attention", "latent"}:
         return None
     token, head = int(said[2]), int(said[3])
     got, expected = float(said[4]), float(said[5])

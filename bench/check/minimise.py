@@ -22,7 +22,7 @@ BY_CHANCE: Final = "the same problem did not fail again: it depends on earlier c
 """A finding more, where it does."""
 
 _PLAIN: Final = (
-    "interleave", "topk", "query_mask", "chunk", "value_dim", "cross",
+    "interleave", "chained", "topk", "query_mask", "chunk", "value_dim", "cross",
     "pool", "strides", "layout", "spare", "window", "softcap", "alibi", "sinks", "scale",
     "k_scale", "v_scale", "causal", "shared_prefix", "num_kv_heads",
 )  # fmt: skip
@@ -125,6 +125,8 @@ def _fields(problem: AttentionProblem) -> Iterator[dict[str, Any]]:
     if problem.parts is not None and problem.parts > 1:
         yield {"parts": problem.parts // 2}
         yield {"parts": problem.parts - 1}
+    if problem.copy is not None and problem.copy > 1:
+        yield {"copy": 1}
     if problem.topk is not None and problem.topk > 1:
         yield {"topk": problem.topk // 2}
     if problem.cross:

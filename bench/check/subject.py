@@ -33,7 +33,14 @@ from bench.search.child import (
     open_answers,
     speak_when_dying,
 )
-from reference.attention.contract import AttentionKernel, Capabilities, MergeBatch, PagedBatch
+from reference.attention.contract import (
+    AttentionKernel,
+    Capabilities,
+    CopyBatch,
+    MergeBatch,
+    PagedBatch,
+    WriteBatch,
+)
 from reference.attention.far import NoRoom, no_room_for_copies, room_for
 from reference.attention.raised import said_of
 from subjects.attention.resolve import Subject, resolve_kernel
@@ -43,7 +50,9 @@ CAPABILITIES = TypeAdapter(Capabilities)
 """What a kernel declares, as JSON."""
 ROOMS = (kernels_room, paged_room)
 
-_CALLS: dict[str, Any] = {call.__name__: call for call in (PagedBatch, MergeBatch)}
+_CALLS: dict[str, Any] = {
+    call.__name__: call for call in (PagedBatch, MergeBatch, WriteBatch, CopyBatch)
+}
 Question = dict[str, Any]
 
 
@@ -53,7 +62,7 @@ class Shelf:
     def __init__(self, file: int, device: str) -> None:
         self._file = file
         self._device = torch.device(device)
-        self._in_the_file = self._device.type == "cpu"
+        self.on_gpu = self._device.type == "cuda"
         self._memory = mmap.mmap(-1, 1)
         self._batches: dict[int, PagedBatch] = {}
         self._copies: dict[int, list[tuple[Tensor, Tensor]]] = {}
@@ -72,10 +81,11 @@ class Shelf:
         if number not in self._batches:
             self._copies[number] = []
             parts = [self._part(number, *part) for part in question["parts"]]
-            tensors: dict[str, Any] = {
-                name: _view(parts[where.pop("part")], **where)
-                for name, where in question["tensors"].items()
-            }
+            tensors: dict[str, Any] = {}
+            for name, where in question["tensors"].items():
+                view = _view(parts[where.pop("part")], **where)
+                field, _, one_of = name.partition("[")
+                tensors[field] = (*tensors.get(field, ()), view) if one_of else view
             self._batches[number] = _CALLS[question["batch"]](**tensors, **question["options"])
         for copy, shared in self._copies[number]:
             copy.copy_(shared)
@@ -90,7 +100,7 @@ class Shelf:
         self, number: int, start: int, size: int, extents: list[tuple[int, int]] | None
     ) -> Tensor:
         """All bytes of some tensors, in the file itself where they can be."""
-        if extents is None and self._in_the_file:
+        if extents is None and not self.on_gpu:
             return self._shared(start, size)
         memory = (
             torch.empty(size, dtype=torch.uint8, device=self._device)
@@ -119,15 +129,16 @@ def _view(
 def answer(subject: Subject, shelf: Shelf, question: Question) -> dict[str, Any]:
     """Call the kernel as a question wants it."""
     try:
-        said = _answer(subject.kernel, shelf.batch(question), question)
+        said = _answer(subject.kernel, shelf.batch(question), question, on_gpu=shelf.on_gpu)
     except NoRoom as reason:
         said = {"no_room": str(reason)}
     shelf.put_back(question["call"])
     return {**said, "watchable": watcher() is not None}
 
 
-def _answer(kernel: AttentionKernel, batch: PagedBatch, question: Question) -> dict[str, Any]:
-    on_gpu = batch.out.is_cuda
+def _answer(
+    kernel: AttentionKernel, batch: PagedBatch, question: Question, *, on_gpu: bool
+) -> dict[str, Any]:
     far = any(extents is not None for _, _, extents in question["parts"])
     watch = watcher()
     try:

@@ -5,12 +5,19 @@ They come after everything else was drawn, so that the problems of other kernels
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any, Final
 
 from hypothesis import strategies as st
 
 from reference.attention.contract import Capabilities
-from reference.attention.problem import QUERY_MASKS, AttentionProblem, Request
+from reference.attention.problem import (
+    QUERY_MASKS,
+    STORED_STRIDES,
+    STORES,
+    AttentionProblem,
+    Request,
+)
 
 RECORDS: Final = ((48, 16), (576, 64), (32, 0), (128, 48), (320, 64))
 """(record, rotary part) of latent caches; the second is everybody's."""
@@ -20,6 +27,7 @@ LATENT_HEADS: Final = (1, 2, 16, 7, 24, 128)
 
 VALUE_DIMS: Final = (64, 32, 16, 48, 128, 256)
 PARTS: Final = (2, 3, 1, 8, 17)
+LAYERS: Final = (1, 2, 3)
 TOPKS: Final = (64, 16, 1, 128)
 CHUNKS: Final = (1, 3, 16, 17, 64)
 
@@ -28,6 +36,8 @@ _WITHOUT_A_CACHE: Final[dict[str, Any]] = {
     "shared_prefix": 0, "softcap": None, "alibi": False, "sinks": False, "scale": None,
 }  # fmt: skip
 """What is the same for all merges: how the parts came about, of which only masks show."""
+
+_DEFAULTS: Final = {field.name: field.default for field in fields(AttentionProblem)}
 
 _PARTS: Final = st.sampled_from(PARTS)
 _FEW: Final = st.sampled_from((2, 1))
@@ -63,6 +73,8 @@ def additions(
 ) -> AttentionProblem:
     """A drawn problem, with what the kernel says that it can do besides."""
     also = capabilities.also
+    if capabilities.kind in STORES:
+        return draw(stores(problem, capabilities))
     if capabilities.kind == "merge":
         return problem.replace(
             **_WITHOUT_A_CACHE,
@@ -97,6 +109,32 @@ def additions(
         fields |= {**causal, "query_mask": mask, "alibi": False}
     elif chosen == "sparse":
         fields |= {**causal, "topk": draw(st.sampled_from(TOPKS))}
+    return problem.replace(**fields)
+
+
+@st.composite
+def stores(
+    draw: st.DrawFn, problem: AttentionProblem, capabilities: Capabilities
+) -> AttentionProblem:
+    """What is to be stored of a drawn problem, without what says nothing of it."""
+    kind, also = capabilities.kind, capabilities.also
+    fields = {name: value for name, value in _DEFAULTS.items() if name not in STORES[kind]}
+    fields["strides"] = tuple(name for name in problem.strides if name == STORED_STRIDES[kind])
+    if kind == "copy":
+        fields["copy"] = draw(st.sampled_from(LAYERS))
+        fields["chained"] = "chained" in also and draw(_OFTEN)
+    else:
+        fields |= {"write": True, "inputs": "loud" if draw(_OFTEN) else "flat"}
+    choice = draw(
+        st.sampled_from(
+            [each for each in ("", "records", "value_size") if not each or each in also]
+        )
+    )
+    if choice == "records":
+        size, rope = draw(st.sampled_from(records_of(capabilities)))
+        fields |= {"num_kv_heads": 1, "head_dim": size, "rope": rope}
+    elif choice == "value_size":
+        fields["value_dim"] = draw(st.sampled_from(sorted(capabilities.value_dims or VALUE_DIMS)))
     return problem.replace(**fields)
 
 

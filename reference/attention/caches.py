@@ -129,7 +129,7 @@ def far_caches(
 def _views(problem: AttentionProblem, layout: str, blocks: int, new: New) -> tuple[Tensor, Tensor]:
     """Keys and values as views of the memory that a layout asks for."""
     size, heads = problem.block_size, problem.num_kv_heads
-    if problem.kind == "latent":
+    if problem.rope is not None:
         keys, _ = _separate(layout, blocks, size, heads, problem.head_dim, problem.head_dim, new)
         return keys, keys[..., : problem.value_size]
     sizes = problem.head_dim, problem.value_size

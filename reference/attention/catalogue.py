@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from reference.attention.contract import KINDS, Capabilities
-from reference.attention.problem import AttentionProblem
+from reference.attention.problem import STORES, AttentionProblem
 
 FREE_SLOTS: Final = "in slots that no sequence owns"
 """In a finding about what lies there and reaches the answer. Other checks are then made with finite
@@ -74,6 +74,8 @@ def _several(problem: AttentionProblem) -> bool:
 
 
 _MERGE: Final = ("merge",)
+_STORES: Final = tuple(STORES)
+_ANSWERS: Final = ("attention", "latent", "merge")
 
 MEMORY: Final = Check(
     "memory",
@@ -92,10 +94,10 @@ TRUTH: Final = Check(
 LAWS: Final = (
     Check("history", "Earlier calls change nothing.", _has_rows),
     Check("relabelled-pages", "Where the pages lie changes nothing.", _has_rows),
-    Check("repeated", "The same call gives the same answer.", _has_rows, kinds=KINDS),
+    Check("repeated", "The same call gives the same answer.", _has_rows, kinds=_ANSWERS),
     Check(
         "without-lse", "Asking for no log-sum-exp changes nothing.",
-        _has_rows, kinds=KINDS,
+        _has_rows, kinds=_ANSWERS,
     ),
     Check(
         "shared-prefix", "Sharing the blocks of a common prefix changes nothing.",
@@ -140,6 +142,18 @@ LAWS: Final = (
     ),
     Check("all-keys", "The parts merged are attention to all keys.",
         _has_rows, kinds=_MERGE,
+    ),
+    Check(
+        "any-order", "The order of tokens, and of pairs of blocks, changes nothing.",
+        _has_rows, kinds=_STORES,
+    ),
+    Check(
+        "written-over", "What was stored there before changes nothing.",
+        _has_rows, kinds=_STORES,
+    ),
+    Check(
+        "read-back", "What is stored step by step reads as contiguous tokens do.",
+        _has_rows, kinds=("write",),
     ),
 )  # fmt: skip
 

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 import torch
@@ -40,8 +40,11 @@ from reference.attention.hints import hints
 from reference.attention.inputs import Inputs, make_inputs
 from reference.attention.merge_laws import as_of_all_keys, grouped, one_part, other_order
 from reference.attention.placement import CANARY, Placement, Poison, place, place_parts, unwritten
-from reference.attention.problem import AttentionProblem, Request
+from reference.attention.problem import STORES, AttentionProblem, Request
 from reference.attention.raised import said_of
+from reference.attention.store_laws import other_order as order_of_stores
+from reference.attention.store_laws import read_back, stored, written_over
+from reference.attention.stores import Stored, place_stores
 from reference.attention.tolerance import worst_excess
 from reference.attention.truth import Parts, Truth, attend, parts_of
 from reference.attention.verdict import Status, Verdict
@@ -97,6 +100,8 @@ class Subject:
         far: bool = True,
     ) -> Placement:
         """Lay inputs out in pages, with `far` where the problem says so. Raises NotRun."""
+        if inputs.problem.kind in STORES:
+            return cast("Placement", self.place_stores(inputs.problem, far=far))
         if inputs.problem.kind == "merge":
             parts = parts_of(to_device(inputs, "cpu"))
             return self.place_parts(inputs.problem, parts, with_lse=with_lse)
@@ -127,6 +132,16 @@ class Subject:
         self.call(placement.batch)
         return placement
 
+    def place_stores(
+        self, problem: AttentionProblem, *, far: bool = True, order_seed: int | None = None
+    ) -> Stored:
+        """Lay out what is to be written or copied. Raises NotRun."""
+        inputs = make_inputs(problem, device=self.device)
+        try:
+            return place_stores(inputs, far=far, order_seed=order_seed)
+        except NoRoom as reason:
+            raise NotRun(f"pool={problem.pool} does not fit here: {reason}") from None
+
     def call(self, batch: PagedBatch, *, far: bool = False) -> None:
         """Call the kernel. Raises KernelRaised: whatever it raises. Raises NotRun: it copies a pool
         that lies far.
@@ -147,8 +162,9 @@ class Subject:
                     "decline `pool`"
                 ) from None
             raise KernelRaised(said_of(error)) from error
-        if batch.lse is not None and self.able.lse_base == "2":
-            batch.lse.mul_(math.log(2))
+        lse = getattr(batch, "lse", None)
+        if lse is not None and self.able.lse_base == "2":
+            lse.mul_(math.log(2))
 
     def answer(
         self,
@@ -196,7 +212,7 @@ class Subject:
 
 def _nan_from_free_slots(subject: Subject, problem: AttentionProblem) -> str:
     """The first row of an answer that is NaN, and is not where the cache is finite; or none."""
-    if subject.poison != "nan":
+    if subject.poison != "nan" or problem.kind in STORES:
         return ""
     inputs = _inputs(subject, problem)
     spoilt = subject.answer(inputs).batch.out
@@ -283,6 +299,8 @@ def _memory(subject: Subject, problem: AttentionProblem) -> Findings:
 
 
 def _truth(subject: Subject, problem: AttentionProblem) -> Findings:
+    if problem.kind in STORES:
+        return stored(subject, problem)
     inputs = make_inputs(problem)
     placement = subject.answer(to_device(inputs, subject.device))
     truth = attend(inputs)
@@ -458,5 +476,8 @@ _RUN: Final[Mapping[str, Callable[[Subject, AttentionProblem], Findings]]] = {
     "part-order": other_order,
     "grouping": grouped,
     "all-keys": as_of_all_keys,
+    "any-order": order_of_stores,
+    "written-over": written_over,
+    "read-back": read_back,
 }
 """What is wrong, one sentence each, none where nothing is: by the names of `catalogue`."""

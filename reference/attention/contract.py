@@ -17,6 +17,7 @@ from reference.attention.problem import (
     LAYOUTS,
     MAX_HEAD_DIM,
     QUERY_DTYPES,
+    STORES,
     STRIDED,
     AttentionProblem,
     Request,
@@ -126,6 +127,47 @@ class MergeBatch:
     """[num_tokens, num_heads] float32, filled with NaN, in the same base; None if not asked for."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteBatch:
+    """What a kernel of the kind `write` is given: the tokens of a step, and where each belongs.
+
+    The kernel stores them in the caches and writes nothing else. No slot stands twice.
+    """
+
+    keys: Tensor
+    """[num_tokens, num_kv_heads, head_dim] float32, float16 or bfloat16, any strides but the last;
+    of a latent cache the latents, [num_tokens, 1, latent]."""
+    values: Tensor
+    """[num_tokens, num_kv_heads, value_dim] likewise; of a latent cache the rotary parts,
+    [num_tokens, 1, rope], which stand behind the latents in a record."""
+    key_cache: Tensor
+    value_cache: Tensor
+    """As in `PagedBatch`, and to be changed. Slots that nothing was stored in yet hold NaN."""
+    slot_mapping: Tensor
+    """[num_tokens] int64, block * block_size + offset; -1 for padding, which is stored nowhere."""
+    k_scale: float = 1.0
+    v_scale: float = 1.0
+    """A float8 cache holds keys / k_scale and values / v_scale, divided in float32, saturated and
+    rounded to the nearest; a record as a whole has k_scale."""
+    rope: int | None = None
+    """The cache is latent, as in `PagedBatch`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyBatch:
+    """What a kernel of the kind `copy` is given: blocks to copy, the same in several layers.
+
+    The kernel copies whole blocks, bit for bit, and writes nothing else.
+    """
+
+    key_caches: tuple[Tensor, ...]
+    value_caches: tuple[Tensor, ...]
+    """One for each layer, as in `PagedBatch`; of latent caches there are no values."""
+    pairs: Tensor
+    """[num_pairs, 2] int64, source and destination. No destination stands twice, nor is it a source
+    unless the kernel says that it can do `chained`: the source is then what was there before."""
+
+
 AttentionKernel = Callable[[PagedBatch], object]
 """Anything that takes a `PagedBatch` and fills its `out` and `lse`."""
 
@@ -134,14 +176,18 @@ Kernel = TypeVar("Kernel", bound=Callable[..., object])
 VARIANTS: Final = ("prefill", "noncausal", "window", "softcap", "alibi", "sinks", "lse")
 """What a kernel may be unable to do besides causal decode. `prefill` is any query longer than 1."""
 
-KINDS: Final = ("attention", "latent", "merge")
-"""Sorts of kernels: over keys and values, over records of which the value is a part, and those that
-make the answers to several shares of the keys one, from a `MergeBatch`."""
+KINDS: Final = ("attention", "latent", "merge", "write", "copy")
+"""Sorts of kernels: over keys and values, over records of which the value is a part, those that
+make the answers to several shares of the keys one, from a `MergeBatch`, and those that store tokens
+(`WriteBatch`) or copy blocks (`CopyBatch`)."""
 
-ADDITIONS: Final = ("value_size", "cross", "chunk", "query_mask", "sparse")
+ADDITIONS: Final = (
+    "value_size", "cross", "chunk", "query_mask", "sparse", "records", "chained",
+)  # fmt: skip
 """What a kernel may be able to do besides, and has to say. `value_size`: values of another size
 than keys. `cross`: queries beyond the keys. `chunk`: chunked local attention. `query_mask`: a mask
-among a step's tokens. `sparse`: chosen keys of a latent cache."""
+among a step's tokens. `sparse`: chosen keys of a latent cache. `records`: writes and copies of a
+latent cache. `chained`: copies of what another copy overwrites."""
 
 DECLINABLE: Final = (
     "dense", "padding", "waiting", "empty", "scale", "mixed_lengths", "pool", "many_parts",
@@ -193,7 +239,7 @@ class Capabilities:
     """Members of `PROMISES`."""
     lse_base: Literal["e", "2"] = "e"
     """Base of the logarithm that the kernel returns."""
-    kind: Literal["attention", "latent", "merge"] = "attention"
+    kind: Literal["attention", "latent", "merge", "write", "copy"] = "attention"
     """One of `KINDS`. Of a latent kernel `head_dims` are sizes of a record, up to 576."""
     also: frozenset[str] = frozenset()
     """Members of `ADDITIONS`. Nothing of it is asked of a kernel that does not name it."""
@@ -203,7 +249,7 @@ class Capabilities:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"capability kind: {self.kind!r} is unknown; use {', '.join(KINDS)}")
-        if self.kind == "latent" and self.max_head_dim == MAX_HEAD_DIM:
+        if self.kind in {"latent", *STORES} and self.max_head_dim == MAX_HEAD_DIM:
             object.__setattr__(self, "max_head_dim", LARGEST_HEAD_DIM)
         for field, known in (
             ("dtypes", QUERY_DTYPES),
@@ -261,11 +307,15 @@ class Capabilities:
 
 def everything(kind: str = "attention") -> Capabilities:
     """All that a kernel of a kind can be asked for."""
+    masks = {"cross", "chunk", "query_mask"}
     if kind == "latent":
-        return Capabilities(kind="latent", also=frozenset(ADDITIONS) - {"value_size"})
+        return Capabilities(kind="latent", also=frozenset({*masks, "sparse"}))
     if kind == "merge":
         return Capabilities(kind="merge", max_head_dim=LARGEST_HEAD_DIM)
-    return Capabilities(max_head_dim=LARGEST_HEAD_DIM, also=frozenset(ADDITIONS) - {"sparse"})
+    if kind in {"write", "copy"}:
+        also = {"value_size", "records"} | ({"chained"} if kind == "copy" else set())
+        return Capabilities(kind=kind, also=frozenset(also))  # type: ignore[arg-type]
+    return Capabilities(max_head_dim=LARGEST_HEAD_DIM, also=frozenset({*masks, "value_size"}))
 
 
 def options_of(problem: AttentionProblem) -> dict[str, Any]:
@@ -298,6 +348,8 @@ def additions_of(problem: AttentionProblem) -> frozenset[str]:
         "chunk": problem.chunk is not None,
         "query_mask": bool(problem.query_mask),
         "sparse": problem.topk is not None,
+        "records": problem.rope is not None and problem.kind in STORES,
+        "chained": problem.chained,
     }
     return frozenset(name for name, needed in needs.items() if needed)
 

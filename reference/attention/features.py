@@ -23,6 +23,7 @@ from reference.attention.problem import (
     MAX_BLOCK_SIZE,
     MIN_HEAD_DIM,
     QUERY_DTYPES,
+    STORES,
     STRIDED,
     AttentionProblem,
     InvalidProblem,
@@ -135,17 +136,28 @@ def _addition(
     return Feature(name, "addition", shown_by, lambda able: name in able.also, fields)
 
 
+def _kind(name: str, fields: Mapping[str, Any]) -> Feature:
+    return Feature(
+        name,
+        "addition",
+        lambda problem: problem.kind == name,
+        lambda able: able.kind == name,
+        fields,
+    )
+
+
+OF_KIND: Final[dict[str, dict[str, Any]]] = {
+    "merge": {"parts": 2},
+    "write": {"write": True},
+    "copy": {"copy": 2},
+}
+"""Fields that make a problem one of a kind without attention."""
+
 RECORD: Final = {"num_kv_heads": 1, "head_dim": 48, "rope": 16, "value_dim": None}
 """Fields of a small latent cache."""
 
 ADDED: Final = (
-    Feature(
-        "merge",
-        "addition",
-        lambda problem: problem.kind == "merge",
-        lambda able: able.kind == "merge",
-        {"parts": 2},
-    ),
+    _kind("merge", OF_KIND["merge"]),
     Feature(
         "interleave",
         "addition",
@@ -153,18 +165,16 @@ ADDED: Final = (
         lambda able: able.kind == "merge",
         {"parts": 2, "interleave": True},
     ),
-    Feature(
-        "latent",
-        "addition",
-        lambda problem: problem.kind == "latent",
-        lambda able: able.kind == "latent",
-        RECORD,
-    ),
+    _kind("write", OF_KIND["write"]),
+    _kind("copy", OF_KIND["copy"]),
+    _kind("latent", RECORD),
     _addition("value_size", lambda p: p.value_dim is not None, {"value_dim": 32}),
     _addition("cross", lambda p: p.cross, {"cross": True}),
     _addition("chunk", lambda p: p.chunk is not None, {"chunk": 5}),
     _addition("query_mask", lambda p: bool(p.query_mask), {"query_mask": "tree"}),
     _addition("sparse", lambda p: p.topk is not None, {"topk": 16, **RECORD}),
+    _addition("records", lambda p: p.rope is not None and p.kind in STORES, RECORD),
+    _addition("chained", lambda p: p.chained, {"chained": True}),
 )
 """What is counted for kernels that say that they can do it, and for nobody else."""
 
@@ -290,10 +300,11 @@ def features_for(capabilities: Capabilities, seen: Iterable[str] = ()) -> list[F
 @cache
 def _usual(kind: str) -> tuple[Feature, ...]:
     """What every kernel of a kind is counted for: a merge has no cache, and no variants of one."""
-    if kind != "merge":
+    if kind not in OF_KIND:
         return FEATURES
     able = everything(kind)
-    return tuple(each for each in FEATURES if next(witnesses(able, (each,)), None))
+    shown = (each for each in FEATURES if next(witnesses(able, (each,)), None))
+    return tuple(each for each in shown if each.name != "lse" or kind == "merge")
 
 
 def witnesses(
@@ -336,8 +347,7 @@ def _candidates(
     dtype: str, block_size: int, head_dim: Any, kind: str, features: tuple[Feature, ...]
 ) -> tuple[AttentionProblem, ...]:
     fields: dict[str, Any] = {"dtype": dtype, "block_size": block_size, "head_dim": head_dim}
-    if kind == "merge":
-        fields |= {"parts": 2}
+    fields |= OF_KIND.get(kind, {})
     if kind == "latent":
         fields |= {"head_dim": head_dim[0], "rope": head_dim[1]}
     for wanted in features:

@@ -95,7 +95,7 @@ def make_inputs(problem: AttentionProblem, *, device: str = "cpu") -> Inputs:
         keys += SUNKEN_OFFSET
     keys = _store(keys, problem, problem.k_scale)
     values = _store(values, problem, problem.v_scale)
-    if problem.kind == "latent":
+    if problem.rope is not None:
         values = keys[..., : problem.value_size].clone()
     chosen = choose(problem)
     query = torch.randn(problem.num_tokens, heads, problem.group_size, head_dim, generator=rng)

@@ -12,7 +12,7 @@ from itertools import combinations
 from typing import Final
 
 from reference.attention.contract import Capabilities
-from reference.attention.problem import AttentionProblem, Request
+from reference.attention.problem import STORES, AttentionProblem, Request
 from reference.attention.strategies import LONG_BLOCKS, SHORT_QUERY
 
 CROWDED: Final = 9
@@ -85,6 +85,9 @@ def pairs_for(able: Capabilities) -> set[tuple[str, str]]:
     lacks |= {name for name in ("padding", "waiting", "scale") if name in able.declines}
     if able.kind == "merge":
         lacks |= {*_OF_CACHES, "softcap", "alibi", "sinks", "scale", "float8"}
+    if able.kind in STORES:
+        lacks |= {"noncausal", "window", *("softcap", "alibi", "sinks", "scale"), "grouped heads"}
+        lacks |= {"shared prefix", "tight table"}
     if "prefill" not in able.variants:
         lacks |= {"short query", "prefill", "noncausal"}
     if not able.kv_dtypes:

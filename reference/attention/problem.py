@@ -51,6 +51,20 @@ QUERY_MASKS: Final = ("chain", "tree")
 """Which tokens of its own step a query sees, besides itself: all before it, or its ancestors in a
 tree that the seed decides."""
 
+_STORED: Final = (
+    "requests", "num_kv_heads", "head_dim", "value_dim", "rope", "block_size", "dtype", "kv_dtype",
+    "layout", "strides", "pool", "seed",
+)  # fmt: skip
+STORES: Final = {
+    "write": frozenset({*_STORED, "write", "k_scale", "v_scale", "inputs"}),
+    "copy": frozenset({*_STORED, "copy", "chained"}),
+}
+"""Kinds of call that change the cache, and the fields of a problem that say something of them."""
+
+STORED_STRIDES: Final = {"write": "query", "copy": "table"}
+"""By kind, the member of `STRIDED` that it has: the new tokens lie as the query does, and the pairs
+as the table."""
+
 MIN_HEAD_DIM: Final = 16
 MAX_HEAD_DIM: Final = 256
 """Head sizes that everybody is asked for who does not say otherwise."""
@@ -60,6 +74,9 @@ LARGEST_HEAD_DIM: Final = 576
 
 MAX_PARTS: Final = 64
 """Most parts that are merged."""
+
+MAX_LAYERS: Final = 64
+"""Most layers in which blocks are copied."""
 
 MAX_TOPK: Final = 8192
 """Most keys that are chosen for a query."""
@@ -128,6 +145,13 @@ class AttentionProblem:
     attention to all of them. Where they are cut follows from the seed. None: attention itself."""
     interleave: bool = False
     """Of a merge the keys are dealt to the parts in turn, as to the ranks of a parallel context."""
+    write: bool = False
+    """The call stores this step's tokens in the cache; padding goes nowhere."""
+    copy: int | None = None
+    """The call copies blocks, those that hold this step's tokens, in so many layers at once: of
+    every other sequence to two places."""
+    chained: bool = False
+    """Of a copy one destination is the source of another pair, which is given what was there."""
     topk: int | None = None
     """Of a latent cache each query token sees up to so many positions, which `indices` names, and
     no others. None: all that the mask leaves."""
@@ -237,6 +261,10 @@ class AttentionProblem:
             yield f"inputs={self.inputs}: choose one of {', '.join(INPUT_KINDS)}"
         yield from self._complaints_of_places()
         yield from self._complaints_of_kinds()
+        if self.kind in STORES:
+            yield from self._complaints_of_stores()
+        elif self.chained:
+            yield "chained: says how blocks are copied, so it needs copy="
 
     def _complaints_of_kinds(self) -> Iterator[str]:
         for request in self.requests:
@@ -272,6 +300,19 @@ class AttentionProblem:
         ):
             yield f"topk={self.topk}: needs rope= and causal, and no window, chunk or mask="
 
+    def _complaints_of_stores(self) -> Iterator[str]:
+        if self.copy is not None and not 1 <= self.copy <= MAX_LAYERS:
+            yield f"copy={self.copy}: blocks are copied in 1 to {MAX_LAYERS} layers"
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name not in STORES[self.kind] and value != field.default:
+                yield f"{self.kind}: {field.name}={value} says nothing of it; leave it out"
+        if self.inputs not in {"flat", "loud"}:
+            yield f"inputs={self.inputs}: what is stored is flat, or loud"
+        for name in self.strides:
+            if name != STORED_STRIDES[self.kind]:
+                yield f"strides={name}: a {self.kind} has {STORED_STRIDES[self.kind]} only"
+
     def _complaints_of_places(self) -> Iterator[str]:
         beside = (
             self.quantised, self.layout, self.spare is not None, self.pool is not None,
@@ -299,6 +340,8 @@ class AttentionProblem:
     @property
     def kind(self) -> str:
         """What sort of kernel it is for, one of `contract.KINDS`."""
+        if self.write or self.copy is not None:
+            return "copy" if self.copy is not None else "write"
         if self.parts is not None:
             return "merge"
         return "attention" if self.rope is None else "latent"
@@ -347,8 +390,18 @@ class AttentionProblem:
 
     @property
     def num_blocks(self) -> int:
-        """Blocks that the sequences need, none of them shared."""
-        return sum(-(-request.seq_len // self.block_size) for request in self.requests)
+        """Blocks that the sequences and copies need, none of them shared."""
+        own = sum(-(-request.seq_len // self.block_size) for request in self.requests)
+        return own if self.copy is None else own + 2 * sum(self.copied_blocks)
+
+    @property
+    def copied_blocks(self) -> list[int]:
+        """Of each sequence how many of its last blocks hold tokens of this step."""
+        size = self.block_size
+        return [
+            -(-r.seq_len // size) - (r.seq_len - r.query_len) // size if r.seq_len else 0
+            for r in self.requests
+        ]
 
     @property
     def max_query_len(self) -> int:
@@ -397,6 +450,7 @@ class AttentionProblem:
             "dv": self.value_dim,
             "rope": self.rope,
             "parts": self.parts,
+            "copy": self.copy,
             "topk": self.topk,
             "kscale": None if self.k_scale == 1.0 else self.k_scale,
             "vscale": None if self.v_scale == 1.0 or self.rope is not None else self.v_scale,
@@ -414,6 +468,7 @@ class AttentionProblem:
         words += [f"mask={self.query_mask}"] if self.query_mask else []
         flags = {"cross": self.cross, "noncausal": not (self.causal or self.cross)}
         flags |= {"alibi": self.alibi, "sinks": self.sinks, "interleave": self.interleave}
+        flags |= {"write": self.write, "chained": self.chained}
         words += [flag for flag, on in flags.items() if on]
         if self.inputs != "flat":
             words.append(f"inputs={self.inputs}")
@@ -446,7 +501,7 @@ class AttentionProblem:
 GRAMMAR: Final = (
     "[Nx](qQ kK) ... [hH] [gG] dD bB fp32|fp16|bf16 [kv=e4m3|e5m2] [dv=N] [rope=N] [topk=N] "
     "[parts=N] [kscale=X] [vscale=X] [window=N] [chunk=N] [softcap=X] [scale=X] [shared=N] "
-    "[mask=chain|tree] [cross] [noncausal] [alibi] [sinks] [interleave] "
+    "[mask=chain|tree] [cross] [noncausal] [alibi] [sinks] [interleave] [write] [copy=N] [chained] "
     "[inputs=flat|needle|loud|sunken] [layout=NAME] [strides=table,lse,out,query] [spare=N] "
     "[pool=N] [seed=N]"
 )
@@ -471,6 +526,7 @@ _KEYS: Final[dict[str, tuple[str, Callable[[str], object]]]] = {
     "dv": ("value_dim", int),
     "rope": ("rope", int),
     "parts": ("parts", int),
+    "copy": ("copy", int),
     "topk": ("topk", int),
     "chunk": ("chunk", int),
     "mask": ("query_mask", str),
@@ -494,7 +550,7 @@ _NUMBER_FIELDS: Final[dict[str, Callable[[Any], int | float]]] = {
     **dict.fromkeys(
         (
             *_SIZE_FIELDS.values(),
-            *("value_dim", "rope", "parts", "topk", "chunk"),
+            *("value_dim", "rope", "parts", "copy", "topk", "chunk"),
             *("window", "shared_prefix", "spare", "pool", "seed"),
         ),
         operator.index,
@@ -507,6 +563,8 @@ _FLAG_FIELDS: Final[dict[str, tuple[str, bool]]] = {
     "alibi": ("alibi", True),
     "sinks": ("sinks", True),
     "interleave": ("interleave", True),
+    "write": ("write", True),
+    "chained": ("chained", True),
 }
 
 

@@ -198,7 +198,7 @@ def problems(
     if capabilities.also or capabilities.kind != "attention":
         problem = draw(additions(problem, capabilities))
     if far and problem.kind != "merge":
-        problem = problem.replace(pool=far_pool(problem))
+        problem = problem.replace(pool=max(far_pool(problem), problem.num_blocks))
     restricted = capabilities.never_together or capabilities.kind != "attention"
     if restricted and capabilities.refusal(problem) is not None:
         reject()

@@ -8,14 +8,17 @@ sequence works for it); rows of others belong to owners (the slots of a sequence
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reference.attention.contract import MergeBatch, PagedBatch
+from reference.attention.contract import CopyBatch, MergeBatch, PagedBatch, WriteBatch
+
+Call = PagedBatch | MergeBatch | WriteBatch | CopyBatch
+"""What a kernel of any kind is given."""
 
 Access = Literal["read", "write", "both"]
 Bools = NDArray[np.bool_]
@@ -59,14 +62,24 @@ class Role:
     """What the owners are called."""
 
 
-def attention_roles(batch: PagedBatch | MergeBatch) -> list[Role]:
-    """Roles in an attention call; owners are sequences.
+def attention_roles(batch: Call) -> list[Role]:
+    """Roles in an attention call, or one of another kind; owners are sequences.
 
     A slot belongs to every sequence whose block table leads to it within the sequence's length: the
     tail of its last block is nobody's.
     """
     if isinstance(batch, MergeBatch):
         return _merge_roles(batch)
+    if isinstance(batch, WriteBatch):
+        roles = write_roles(
+            batch.key_cache, batch.value_cache, batch.keys, batch.values, batch.slot_mapping
+        )
+        return [role for role in roles if batch.rope is None or role.name != "value_cache"]
+    if isinstance(batch, CopyBatch):
+        values = batch.value_caches or batch.key_caches
+        caches = zip(batch.key_caches, values, strict=True)
+        layers = [copy_roles(*each, batch.pairs) for each in caches]
+        return [layers[0][0], *_of_layers(layers, latent=not batch.value_caches)]
     lengths = batch.seq_lens.numpy().astype(np.int64)
     num_seqs = len(lengths)
     table = batch.block_table.numpy()
@@ -105,6 +118,15 @@ def attention_roles(batch: PagedBatch | MergeBatch) -> list[Role]:
         if tensor is not None:
             roles.append(Role(name, tensor, ("head",)))
     return roles
+
+
+def _of_layers(layers: list[list[Role]], *, latent: bool) -> list[Role]:
+    """Roles of the caches of each layer; of a latent cache, of its records."""
+    return [
+        replace(role, name=f"{role.name}, layer {number}")
+        for number, roles in enumerate(layers)
+        for role in roles[1 : 2 if latent else 3]
+    ]
 
 
 def _merge_roles(batch: MergeBatch) -> list[Role]:

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from kernels.interpreter.install import interpreting
 from kernels.interpreter.memory.findings import Fault, Finding
 from kernels.interpreter.memory.hooks import judged
 from kernels.interpreter.memory.judge import Judge
 from kernels.interpreter.memory.regions import AddressBook, Traffic
-from kernels.interpreter.memory.roles import Role, attention_roles
-from reference.attention.contract import MergeBatch, PagedBatch
+from kernels.interpreter.memory.roles import Call, Role, attention_roles
+from reference.attention.caches import bits_of
+from reference.attention.contract import CopyBatch, MergeBatch, WriteBatch
 
 
 class MemoryReport:
@@ -73,9 +75,7 @@ def watch_memory(roles: Iterable[Role] = ()) -> Iterator[MemoryReport]:
         _watching.remove(judge)
 
 
-def watch_attention(
-    kernel: Callable[[PagedBatch], object], batch: PagedBatch
-) -> list[str] | str | None:
+def watch_attention(kernel: Callable[[Any], object], batch: Call) -> list[str] | str | None:
     """Call an attention kernel and say what it touched that is not its to touch, a sentence each.
 
     A `reference.attention.checks.Watch`: None if no Triton kernel was launched, and why
@@ -99,7 +99,11 @@ def watch_attention(
     return [str(finding) for finding in findings if finding.fault is not Fault.UNDEFINED_LANES]
 
 
-def _should_read(batch: PagedBatch | MergeBatch) -> bool:
+def _should_read(batch: Call) -> bool:
+    if isinstance(batch, WriteBatch):
+        return bool((batch.slot_mapping >= 0).any())
+    if isinstance(batch, CopyBatch):
+        return batch.pairs.numel() > 0
     if isinstance(batch, MergeBatch):
         return batch.out.numel() > 0
     if batch.indices is not None:
@@ -109,18 +113,24 @@ def _should_read(batch: PagedBatch | MergeBatch) -> bool:
 
 
 def _was_read(memory: MemoryReport) -> bool:
-    moved = memory.traffic
     return any(
-        moved[name].loaded for name in ("key_cache", "value_cache", "part_out") if name in moved
+        moved.loaded or moved.stored
+        for name, moved in memory.traffic.items()
+        if name.startswith(("key_cache", "value_cache", "part_out"))
     )
 
 
-def _same_without_watch(kernel: Callable[[PagedBatch], object], batch: PagedBatch) -> bool:
+def _same_without_watch(kernel: Callable[[Any], object], batch: Call) -> bool:
     """Whether zeros in undefined lanes, as the interpreter has them, give the same bits."""
-    answers = [batch.out] if batch.lse is None else [batch.out, batch.lse]
+    if isinstance(batch, CopyBatch):
+        answers = [*batch.key_caches, *batch.value_caches]
+    elif isinstance(batch, WriteBatch):
+        answers = [batch.key_cache, batch.value_cache]
+    else:
+        answers = [batch.out] if batch.lse is None else [batch.out, batch.lse]
     watched = [answer.clone() for answer in answers]
     kernel(batch)
     return all(
-        bool(((one == other) | (one.isnan() & other.isnan())).all())
+        bool(((bits_of(one) == bits_of(other)) | (one.isnan() & other.isnan())).all())
         for one, other in zip(watched, answers, strict=True)
     )

@@ -60,7 +60,9 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 def test_the_peers_are_those_that_check_knows() -> None:
     ours = {"torch", "torch-latent", "triton", "triton-latent", "triton-cascade"}
-    ours |= {"torch-merge", "triton-merge"}
+    ours |= {
+        f"{room}-{kind}" for room in ("torch", "triton") for kind in ("merge", "write", "copy")
+    }
     assert {*PEERS} == BUILT_IN.keys() - ours
     assert {*PEERS} >= run_peers.NEED_A_GPU | run_peers.NEED_THE_CPU
     root = Path(run_peers.__file__).parents[1]

@@ -63,6 +63,8 @@ def test_every_word_of_the_grammar_reaches_its_field() -> None:
         "causal": True,
         "parts": None,
         "interleave": False,
+        **dict.fromkeys(("write", "chained"), False),
+        "copy": None,
         "window": 7,
         "softcap": 30.0,
         "alibi": True,
