@@ -13,7 +13,8 @@ import kernels.stores
 import paged.stores
 from helpers.planted import bugs_beside, changed_module
 from kernels.interpreter.memory import watch_attention
-from reference.attention.checks import CHECKS, run_check
+from reference.attention.catalogue import CHECKS
+from reference.attention.checks import run_check
 from reference.attention.contract import Capabilities, CopyBatch, capabilities_of, declares
 from reference.attention.problem import STORES, AttentionProblem
 

@@ -12,7 +12,8 @@ from hypothesis import Phase
 from bench.check.minimise import minimise
 from bench.search.drawing import draw_each
 from helpers.places import DOCS
-from reference.attention.checks import CHECKS, MEMORY, run_check
+from reference.attention.catalogue import CHECKS, MEMORY
+from reference.attention.checks import run_check
 from reference.attention.contract import Capabilities, WriteBatch
 from reference.attention.coverage import Coverage
 from reference.attention.inputs import make_inputs
