@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from reference.attention.chunked import CHUNK_TOKENS, attend_in_chunks
-from reference.attention.contract import Capabilities, PagedBatch, declares
+from reference.attention.codecs import decode, unswizzled_pages
+from reference.attention.contract import Capabilities, PagedBatch, declares, everything
+from reference.attention.records import CODECS
 
 
 @declares(
@@ -16,6 +18,7 @@ from reference.attention.contract import Capabilities, PagedBatch, declares
         promises=frozenset({"deterministic", "relabelling"}),
         max_head_dim=576,
         also=frozenset({"value_size", "cross", "chunk", "query_mask"}),
+        codecs=everything().codecs,
     )
 )
 def paged_attention(batch: PagedBatch) -> None:
@@ -37,11 +40,27 @@ def attend_to(batch: PagedBatch, *paged: Tensor) -> None:
         blocks = table[sequences, start // block_size : -(-stop // block_size)].flatten()
         n, length, skip = len(sequences), stop - start, start % block_size
         for cache in caches:
-            gathered = cache.index_select(0, blocks).view(n, -1, *cache.shape[2:])
-            yield gathered[:, skip : skip + length].view(batch.key_cache.dtype)
+            pages = cache.index_select(0, blocks)
+            if batch.codec and CODECS[batch.codec].swizzled and cache is caches[-1]:
+                pages = unswizzled_pages(batch.codec, pages, batch.value_dim)
+            gathered = pages.view(n, -1, *cache.shape[2:])[:, skip : skip + length]
+            if not batch.codec:
+                yield gathered.view(batch.key_cache.dtype)
+            elif cache is caches[0]:
+                yield decoded(batch, gathered, batch.query.shape[2], batch.k_scales)
+            else:
+                yield decoded(batch, gathered, batch.value_dim, batch.v_scales)
 
     chunk = max(CHUNK_TOKENS, block_size)  # whole blocks: none is gathered twice
     attend_in_chunks(batch, fetch, num_kv_heads=batch.num_kv_heads, chunk=chunk)
+
+
+def decoded(batch: PagedBatch, records: Tensor, size: int, by_head: Tensor | None) -> Tensor:
+    """What records stand for in float32, but for a scale of the whole cache."""
+    scale = 1.0 if by_head is None else by_head
+    return decode(
+        batch.codec, records, size, scale=scale, rope=batch.rope or 0, dtype=torch.float32
+    )
 
 
 def _without_spare_columns(batch: PagedBatch) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from paged.attention import attend_to
+from paged.attention import attend_to, decoded
 from reference.attention.contract import Capabilities, PagedBatch, declares
 
 MOST_GATHERED: Final = 2**18
@@ -23,6 +23,7 @@ MOST_GATHERED: Final = 2**18
         kind="latent",
         promises=frozenset({"deterministic", "relabelling"}),
         also=frozenset({"cross", "chunk", "query_mask", "sparse"}),
+        codecs=frozenset({"fp8-ds-mla"}),
     )
 )
 def paged_latent_attention(batch: PagedBatch) -> None:
@@ -56,7 +57,11 @@ def _attend_to_chosen(batch: PagedBatch, slots: Tensor, rows: slice) -> None:
     real, at = chosen >= 0, chosen.clamp(min=0)
     cache = batch.key_cache
     as_bytes = cache.view(torch.uint8) if cache.element_size() == 1 else cache
-    records = as_bytes[at // batch.block_size, at % batch.block_size, 0].view(cache.dtype).float()
+    records = as_bytes[at // batch.block_size, at % batch.block_size, 0]
+    if batch.codec:
+        records = decoded(batch, records, batch.query.shape[2], None)
+    else:
+        records = records.view(cache.dtype).float()
     # What stands for -1 is nobody's, and a weight of zero does not silence NaN.
     records.masked_fill_(~real.unsqueeze(-1), 0.0)
     logits = torch.matmul(batch.query[rows].float(), records.transpose(1, 2))

@@ -27,9 +27,9 @@ _PLACE = re.compile(r"\(at (\S+:\d+)\)$")
 _LINE = re.compile(r"^(.*? in \S+:\d+),")
 
 FLOAT8: Final = "float8"
-"""A need: a cache of either type."""
+"""A need: a cache of either type, or of a codec."""
 
-_GIVEN: Final = ("dtype=", "inputs=", "heads=", "kv_dtype=", "head_dim=", "block_size=")
+_GIVEN: Final = ("codec=", "dtype=", "inputs=", "heads=", "kv_dtype=", "head_dim=", "block_size=")
 _NO_NEED: Final = frozenset({"decode", "lse", "mixed", "chunked", "short_query"})
 """What the smallest problems have, whether it matters or not; and kinds of prefill."""
 
@@ -78,7 +78,7 @@ def _needs_of(spec: str) -> frozenset[str]:
     shown = {name for name in features_of(problem) if not name.startswith(_GIVEN)}
     larger = {f"head_dim>{size}" for size in HEAD_DIMS if 64 <= size < problem.head_dim}
     larger |= {f"block_size>{size}" for size in BLOCK_SIZES if 16 <= size < problem.block_size}
-    cache = {FLOAT8} if problem.quantised else set()
+    cache = {FLOAT8} if problem.quantised or problem.codec else set()
     return frozenset(shown | larger | cache) - _NO_NEED
 
 

@@ -16,8 +16,10 @@ from reference.attention.problem import (
     STORED_STRIDES,
     STORES,
     AttentionProblem,
+    InvalidProblem,
     Request,
 )
+from reference.attention.records import CODECS
 
 RECORDS: Final = ((48, 16), (576, 64), (32, 0), (128, 48), (320, 64))
 """(record, rotary part) of latent caches; the second is everybody's."""
@@ -43,6 +45,7 @@ _PARTS: Final = st.sampled_from(PARTS)
 _FEW: Final = st.sampled_from((2, 1))
 _OFTEN: Final = st.sampled_from((False, True))
 _HEADS: Final = st.sampled_from(LATENT_HEADS)
+_SCALES: Final = st.sampled_from((1.0, 0.5, 0.03, 1.7))
 
 
 def records_of(capabilities: Capabilities) -> list[tuple[int, int]]:
@@ -109,7 +112,30 @@ def additions(
         fields |= {**causal, "query_mask": mask, "alibi": False}
     elif chosen == "sparse":
         fields |= {**causal, "topk": draw(st.sampled_from(TOPKS))}
-    return problem.replace(**fields)
+    problem = problem.replace(**fields)
+    if bool(capabilities.codecs) and draw(_OFTEN):
+        problem = draw(_encoded(problem, capabilities.codecs))
+    return problem
+
+
+@st.composite
+def _encoded(
+    draw: st.DrawFn, problem: AttentionProblem, codecs: frozenset[str]
+) -> AttentionProblem:
+    """A drawn problem with its cache in a codec, or as it is where none of them is possible."""
+    plain = problem.replace(kv_dtype=problem.dtype, k_scale=1.0, v_scale=1.0)
+    possible = []
+    for name in CODECS:
+        try:
+            possible += [plain.replace(codec=name)] if name in codecs else []
+        except InvalidProblem:
+            continue  # of another kind, or its scales are not swizzled in such a block
+    if not possible:
+        return problem
+    chosen = draw(st.sampled_from(possible))
+    if CODECS[chosen.codec].outer == "tensor":
+        chosen = chosen.replace(k_scale=draw(_SCALES), v_scale=draw(_SCALES))
+    return chosen
 
 
 @st.composite

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from reference.attention.far import LEAD, cut_ids, cut_offsets, untouched
 from reference.attention.problem import AttentionProblem
+from reference.attention.records import CODECS
 
 GUARD_BLOCKS: Final = 2
 """Blocks before and after the pool. An index outside the pool lands here, on poison, and not in
@@ -36,6 +37,13 @@ PAD: Final = 16
 
 MOST_CUT: Final = 32
 """Blocks of a far pool for which it is worked out where an offset that was cut would lead."""
+
+NAN_BYTE: Final = 0xFF
+"""Bytes of a codec's cache that nobody owns: scales and codes of it are NaN, float32, bfloat16 and
+e4m3 alike."""
+
+LARGE_BYTES: Final = {"fp32": 0x43, "e4m3": 0x43, "": 0x7E}
+"""The same by the scales in a record, where all has to be finite: 195 as a float32."""
 
 Poison = Literal["nan", "large"]
 New = Callable[[tuple[int, ...]], Tensor]
@@ -76,12 +84,12 @@ def near_caches(
     problem: AttentionProblem, layout: str, num_blocks: int, poison: Poison, device: torch.device
 ) -> Caches:
     """Caches of which every element is poison, with guard blocks around them."""
-    filler = _filler(problem, poison, device)
+    poisoned = filler(problem, poison, device)
     storages: list[Tensor] = []
 
     def new(shape: tuple[int, ...]) -> Tensor:
-        storage = torch.empty(shape, dtype=filler.dtype, device=device)
-        bytes_or_self(storage)[...] = bytes_or_self(filler)
+        storage = torch.empty(shape, dtype=poisoned.dtype, device=device)
+        bytes_or_self(storage)[...] = bytes_or_self(poisoned)
         storages.append(storage)
         return storage
 
@@ -102,10 +110,10 @@ def far_caches(
     """Caches that cost what is touched of them: poison lies in the blocks that are `used`, beside
     them, and where their ids or offsets lead if they lose their upper bits.
     """
-    filler = _filler(problem, poison, device)
+    poisoned = filler(problem, poison, device)
 
     def new(shape: tuple[int, ...]) -> Tensor:
-        return untouched(shape, filler.dtype, device)
+        return untouched(shape, poisoned.dtype, device)
 
     views = _views(problem, layout, num_blocks + 2 * GUARD_BLOCKS, new)
     inside = slice(GUARD_BLOCKS, GUARD_BLOCKS + num_blocks)
@@ -114,14 +122,14 @@ def far_caches(
     memory = []
     for cache, guarded in zip((keys, values), views, strict=True):
         for guard in (guarded[:GUARD_BLOCKS], guarded[-GUARD_BLOCKS:]):
-            bytes_or_self(guard)[...] = bytes_or_self(filler)
+            bytes_or_self(guard)[...] = bytes_or_self(poisoned)
         flat = bytes_or_self(cache.as_strided((_elements(cache) - LEAD,), (1,), LEAD))
-        page = problem.block_size * problem.head_dim
+        page = problem.block_size * problem.stored_sizes[0]
         for offset in cut_offsets(used[:MOST_CUT], cache.stride(0)):
             start = cache.storage_offset() - LEAD + offset
             if 0 <= start <= len(flat) - page:
-                flat[start : start + page] = bytes_or_self(filler)
-        bytes_or_self(cache)[ids] = bytes_or_self(filler)
+                flat[start : start + page] = bytes_or_self(poisoned)
+        bytes_or_self(cache)[ids] = bytes_or_self(poisoned)
         memory.append((bits_of(cache), ids))
     return Caches(keys, values, tuple(memory))
 
@@ -129,11 +137,11 @@ def far_caches(
 def _views(problem: AttentionProblem, layout: str, blocks: int, new: New) -> tuple[Tensor, Tensor]:
     """Keys and values as views of the memory that a layout asks for."""
     size, heads = problem.block_size, problem.num_kv_heads
+    key_size, value_size = problem.stored_sizes
     if problem.rope is not None:
-        keys, _ = _separate(layout, blocks, size, heads, problem.head_dim, problem.head_dim, new)
-        return keys, keys[..., : problem.value_size]
-    sizes = problem.head_dim, problem.value_size
-    return _separate(layout, blocks, size, heads, *sizes, new)
+        keys, _ = _separate(layout, blocks, size, heads, key_size, key_size, new)
+        return keys, keys[..., :value_size]
+    return _separate(layout, blocks, size, heads, key_size, value_size, new)
 
 
 def _separate(
@@ -168,10 +176,14 @@ def _separate(
     return both[0][..., :key_dim], both[1][..., :value_dim]
 
 
-def _filler(problem: AttentionProblem, poison: Poison, device: torch.device) -> Tensor:
+def filler(problem: AttentionProblem, poison: Poison, device: torch.device) -> Tensor:
+    """One element of poison, of the cache's dtype; of a codec a byte."""
+    if problem.codec:
+        byte = NAN_BYTE if poison == "nan" else LARGE_BYTES[CODECS[problem.codec].scales]
+        return torch.tensor([byte], dtype=torch.uint8, device=device)
     dtype = problem.torch_kv_dtype
-    filler = torch.nan if poison == "nan" else min(LARGE, torch.finfo(dtype).max)
-    return torch.tensor([filler]).to(dtype).to(device)
+    number = torch.nan if poison == "nan" else min(LARGE, torch.finfo(dtype).max)
+    return torch.tensor([number]).to(dtype).to(device)
 
 
 def _elements(tensor: Tensor) -> int:

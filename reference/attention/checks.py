@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reference.attention.caches import LARGE, bytes_or_self
+from reference.attention.caches import bytes_or_self, filler
 from reference.attention.catalogue import FREE_SLOTS, LAWS, REST_OF_A_BLOCK, Check
 from reference.attention.chosen_laws import all_chosen, chain_mask, chosen_order, siblings
+from reference.attention.codecs import twice_the_numbers
 from reference.attention.comparing import (
     Findings,
     changed_bits,
@@ -42,6 +43,7 @@ from reference.attention.merge_laws import as_of_all_keys, grouped, one_part, ot
 from reference.attention.placement import CANARY, Placement, Poison, place, place_parts, unwritten
 from reference.attention.problem import STORES, AttentionProblem, Request
 from reference.attention.raised import said_of
+from reference.attention.records import scaled_as_a_whole
 from reference.attention.store_laws import other_order as order_of_stores
 from reference.attention.store_laws import read_back, stored, written_over
 from reference.attention.stores import Stored, place_stores
@@ -315,8 +317,8 @@ def _history(subject: Subject, problem: AttentionProblem) -> Findings:
     batch = placement.batch
     twice = problem.replace(requests=problem.requests * 2, pool=None, spare=None)
     larger = _inputs(subject, twice)
-    fill = torch.nan if subject.poison == "nan" else LARGE
-    spoilt = replace(larger, keys=_filled(larger.keys, fill), values=_filled(larger.values, fill))
+    keys, values = (_filled(each, subject, twice) for each in (larger.keys, larger.values))
+    spoilt = replace(larger, keys=keys, values=values)
     lengths = batch.seq_lens.clone()
     shorter = [min(max(r.query_len, r.seq_len // 2), r.seq_len) for r in problem.requests]
     far = problem.pool is not None
@@ -422,8 +424,14 @@ def _growth(subject: Subject, problem: AttentionProblem) -> Findings:
 def _scaled_values(subject: Subject, problem: AttentionProblem) -> Findings:
     inputs = _inputs(subject, problem)
     plain = subject.answer(inputs).batch
-    if problem.quantised:
+    if problem.quantised or scaled_as_a_whole(problem.codec):
         doubled = replace(inputs, problem=problem.replace(v_scale=2 * problem.v_scale))
+    elif inputs.v_scales is not None:
+        doubled = replace(inputs, v_scales=2 * inputs.v_scales)
+    elif problem.codec:
+        doubled = replace(
+            inputs, values=twice_the_numbers(problem.codec, inputs.values, problem.value_size)
+        )
     else:
         doubled = replace(inputs, values=2 * inputs.values)
     twice = subject.answer(doubled).batch
@@ -448,11 +456,9 @@ def _close_rows(
     return close(single, part.out, part.lse, whole.out[rows], lse, what)
 
 
-def _filled(tensor: Tensor, value: float) -> Tensor:
-    largest = torch.finfo(tensor.dtype).max
-    filler = torch.tensor([value if math.isnan(value) else min(value, largest)]).to(tensor.dtype)
+def _filled(tensor: Tensor, subject: Subject, problem: AttentionProblem) -> Tensor:
     filled = torch.empty_like(tensor)
-    bytes_or_self(filled)[...] = bytes_or_self(filler.to(tensor.device))
+    bytes_or_self(filled)[...] = bytes_or_self(filler(problem, subject.poison, tensor.device))
     return filled
 
 

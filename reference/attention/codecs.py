@@ -94,6 +94,12 @@ def parts_of(
     return codes.contiguous(), _as(scale_type, scales), _as(torch.bfloat16, rotary)
 
 
+def unswizzled_pages(codec: str, pages: Tensor, dim: int) -> Tensor:
+    """Whole pages of values [..., block_size, heads, bytes] whose scales lie with their tokens."""
+    start = CODECS[codec].code_bytes(dim)
+    return torch.cat((pages[..., :start], unswizzle(pages[..., start:])), -1)
+
+
 def _as(dtype: torch.dtype, part: Tensor) -> Tensor:
     """A copy of some bytes of each record as numbers: as a view they would have to be aligned."""
     shape = (*part.shape[:-1], part.shape[-1] // dtype.itemsize)
@@ -133,6 +139,15 @@ def error_bound(
         half = step / 2
     bound = torch.cat((half, decoded[..., rest:] * 2**-8), -1)
     return bound * (1 + 2**-16)
+
+
+def twice_the_numbers(codec: str, records: Tensor, dim: int) -> Tensor:
+    """Records of a codec without a scale beside the cache that stand for twice the numbers."""
+    record = CODECS[codec]
+    start = record.code_bytes(dim)
+    doubled = records.clone()
+    doubled[..., start:] = (2 * parts_of(codec, records, dim)[1]).view(torch.uint8)
+    return doubled
 
 
 def swizzle(scales: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -18,10 +18,9 @@ Findings = list[str]
 
 def to_device(inputs: Inputs, device: str) -> Inputs:
     """The same tensors there."""
-    names = ("query", "keys", "values", "alibi_slopes", "sinks", "query_mask", "indices")
-    tensors = {name: getattr(inputs, name) for name in names}
-    moved = {name: each.to(device) for name, each in tensors.items() if each is not None}
-    return replace(inputs, **moved)
+    tensors = {field.name: getattr(inputs, field.name) for field in fields(inputs)}
+    moved = {name: each.to(device) for name, each in tensors.items() if isinstance(each, Tensor)}
+    return replace(inputs, **moved)  # type: ignore[arg-type]
 
 
 def same(inputs: Inputs, one: Placement, other: Placement, when: str, *, bits: bool) -> Findings:

@@ -22,6 +22,7 @@ from reference.attention.problem import (
     AttentionProblem,
     Request,
 )
+from reference.attention.records import CODECS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,7 +74,8 @@ class PagedBatch(AttentionCall):
     value_cache: Tensor
     """[num_blocks, block_size, num_kv_heads, head_dim or value_dim], the query's dtype or float8.
     The last dimension is contiguous; the others may have any stride. Slots that no sequence owns
-    hold NaN. Of a latent cache the values are a view of the first elements of the records.
+    hold NaN. Of a latent cache the values are a view of the first elements of the records. With a
+    codec uint8, and the last dimension is a record of bytes.
     """
     block_table: Tensor
     """[num_seqs, max_blocks_per_seq] int32, any strides. Columns past a sequence's blocks hold an
@@ -86,6 +88,11 @@ class PagedBatch(AttentionCall):
     indices: Tensor | None = None
     """[num_tokens, 1, topk] int32: the positions in its sequence that a token sees, in any order,
     none twice, -1 anywhere between them. A latent cache only; None: all up to the token's own."""
+    codec: str = ""
+    """One of `records.CODECS`, by which both caches are encoded; none if empty."""
+    k_scales: Tensor | None = None
+    v_scales: Tensor | None = None
+    """[num_kv_heads] float32, of a codec with a scale for each head."""
 
     @property
     def block_size(self) -> int:
@@ -95,7 +102,7 @@ class PagedBatch(AttentionCall):
     @property
     def value_dim(self) -> int:
         """Elements of a value."""
-        return self.value_cache.shape[3]
+        return self.out.shape[2]
 
     @property
     def num_kv_heads(self) -> int:
@@ -203,7 +210,7 @@ PROMISES: Final = ("deterministic", "relabelling", "batch_invariant")
 log-sum-exp. `relabelling`: where the pages lie and which are shared does not matter.
 `batch_invariant`: nor do the other sequences. What is not promised has to agree within rounding."""
 
-SIZES_AND_DTYPES: Final = ("dtype", "kv_dtype", "head_dim", "block_size")
+SIZES_AND_DTYPES: Final = ("dtype", "kv_dtype", "codec", "head_dim", "block_size")
 """Fields of a problem that `Capabilities.never_together` may name with their value."""
 
 
@@ -217,6 +224,8 @@ class Capabilities:
     dtypes: frozenset[str] = frozenset(QUERY_DTYPES)
     kv_dtypes: frozenset[str] = frozenset(FP8_DTYPES)
     """Names of `QUERY_DTYPES`, and of `FP8_DTYPES` for caches other than the query's dtype."""
+    codecs: frozenset[str] = frozenset()
+    """Names of `records.CODECS` that the kernel reads. Nothing of others is asked of it."""
     head_dims: frozenset[int] | None = None
     block_sizes: frozenset[int] | None = None
     """The sizes that work; None for all of the contract."""
@@ -225,8 +234,8 @@ class Capabilities:
     """Members of `VARIANTS`."""
     never_together: frozenset[str] = frozenset()
     """What works alone and not at once, words separated by blanks: members of `VARIANTS`, `dtype=`,
-    `kv_dtype=`, `head_dim=` and `block_size=`. `"kv_dtype=e4m3 head_dim=80"` is a kernel without a
-    float8 cache at that head size."""
+    `kv_dtype=`, `codec=`, `head_dim=` and `block_size=`. `"kv_dtype=e4m3 head_dim=80"` is a kernel
+    without a float8 cache at that head size."""
     needs_finite_cache: bool = False
     """The kernel reads slots that no sequence owns and multiplies them by zero: they then hold
     large finite numbers instead of NaN, and reading the rest of a sequence's last block is legal.
@@ -254,6 +263,7 @@ class Capabilities:
         for field, known in (
             ("dtypes", QUERY_DTYPES),
             ("kv_dtypes", FP8_DTYPES),
+            ("codecs", CODECS),
             ("variants", VARIANTS),
             ("declines", DECLINABLE),
             ("promises", PROMISES),
@@ -279,6 +289,8 @@ class Capabilities:
             return f"dtype {problem.dtype}"
         if problem.quantised and problem.kv_dtype not in self.kv_dtypes:
             return f"cache dtype {problem.kv_dtype}"
+        if problem.codec and problem.codec not in self.codecs:
+            return f"codec {problem.codec}"
         named = self.head_dims is None or problem.head_dim in self.head_dims
         if not named or problem.head_dim > self.max_head_dim:
             return f"head size {problem.head_dim}"
@@ -308,21 +320,23 @@ class Capabilities:
 def everything(kind: str = "attention") -> Capabilities:
     """All that a kernel of a kind can be asked for."""
     masks = {"cross", "chunk", "query_mask"}
+    codecs = frozenset(name for name, of in CODECS.items() if of.latent == (kind == "latent"))
     if kind == "latent":
-        return Capabilities(kind="latent", also=frozenset({*masks, "sparse"}))
+        return Capabilities(kind="latent", also=frozenset({*masks, "sparse"}), codecs=codecs)
     if kind == "merge":
         return Capabilities(kind="merge", max_head_dim=LARGEST_HEAD_DIM)
     if kind in {"write", "copy"}:
         also = {"value_size", "records"} | ({"chained"} if kind == "copy" else set())
         return Capabilities(kind=kind, also=frozenset(also))  # type: ignore[arg-type]
-    return Capabilities(max_head_dim=LARGEST_HEAD_DIM, also=frozenset({*masks, "value_size"}))
+    also = {*masks, "value_size"}
+    return Capabilities(max_head_dim=LARGEST_HEAD_DIM, also=frozenset(also), codecs=codecs)
 
 
 def options_of(problem: AttentionProblem) -> dict[str, Any]:
     """The fields of a `PagedBatch` that are no tensors, as a problem has them."""
     names = (
         *("max_query_len", "max_seq_len", "causal", "window", "softcap", "k_scale", "v_scale"),
-        *("chunk", "rope"),
+        *("chunk", "rope", "codec"),
     )
     return {name: getattr(problem, name) for name in names} | {"scale": problem.softmax_scale}
 

@@ -76,7 +76,7 @@ def far_ids(problem: AttentionProblem, count: int, rng: torch.Generator) -> Tens
     32-bit offsets where the pool is.
     """
     assert problem.pool is not None
-    elements = problem.block_size * problem.num_kv_heads * problem.head_dim
+    elements = problem.block_size * problem.num_kv_heads * problem.stored_sizes[0]
     low = max(2**16, BEYOND // elements + 1)
     if problem.pool - low < 4 * count + 8:
         low = 0

@@ -29,6 +29,7 @@ from reference.attention.problem import (
     InvalidProblem,
     Request,
 )
+from reference.attention.records import CODECS
 from reference.attention.strategies import BLOCK_SIZES, HEAD_DIMS, SHORT_QUERY
 from reference.errors import BadInput
 
@@ -146,6 +147,18 @@ def _kind(name: str, fields: Mapping[str, Any]) -> Feature:
     )
 
 
+def _codec(name: str) -> Feature:
+    fields = {"codec": name, "kv_dtype": "", **(RECORD if CODECS[name].latent else {})}
+    fields |= {"head_dim": 64, "value_dim": None} if CODECS[name].swizzled else {}
+    return Feature(
+        f"codec={name}",
+        "codec",
+        lambda problem: problem.codec == name,
+        lambda able: name in able.codecs,
+        fields,
+    )
+
+
 OF_KIND: Final[dict[str, dict[str, Any]]] = {
     "merge": {"parts": 2},
     "write": {"write": True},
@@ -175,6 +188,7 @@ ADDED: Final = (
     _addition("sparse", lambda p: p.topk is not None, {"topk": 16, **RECORD}),
     _addition("records", lambda p: p.rope is not None and p.kind in STORES, RECORD),
     _addition("chained", lambda p: p.chained, {"chained": True}),
+    *(_codec(name) for name in CODECS),
 )
 """What is counted for kernels that say that they can do it, and for nobody else."""
 
@@ -183,7 +197,7 @@ FEATURES: Final = (
     Feature(
         "kv_dtype=same",
         "cache dtype",
-        lambda problem: not problem.quantised,
+        lambda problem: not problem.quantised and not problem.codec,
         _always,
         {"kv_dtype": ""},
     ),

@@ -9,6 +9,7 @@ from typing import Final
 
 from torch import Tensor
 
+from reference.attention.comparing import to_device
 from reference.attention.contract import PagedBatch
 from reference.attention.inputs import Inputs
 from reference.attention.tolerance import lse_allowance, out_allowance
@@ -59,8 +60,7 @@ def _fits(inputs: Inputs, truth: Truth, out: Tensor, factor: float) -> bool:
     if cost > MAX_COST:
         return False
     scaled = replace(inputs, problem=problem.replace(scale=problem.softmax_scale * factor))
-    cpu = {name: getattr(scaled, name).cpu() for name in ("query", "keys", "values")}
-    other = attend(replace(scaled, **cpu))
+    other = attend(to_device(scaled, "cpu"))
     allowed = out_allowance(scaled.problem, other)
     # Where both truths allow it, as where one weight is all, it says nothing.
     return _within(out, other.out, allowed) and not _within(out, truth.out, allowed)

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from reference.attention.chosen import Chosen, choose
+from reference.attention.codecs import decode, encode, head_scales
 from reference.attention.problem import AttentionProblem, InvalidProblem, Request
+from reference.attention.records import CODECS
 from reference.attention.size import check_reference
 
 NEEDLE_LOGIT: Final = 24.0
@@ -38,7 +40,8 @@ class Inputs:
     values: Tensor
     """[cache_tokens, num_kv_heads, head_dim or value_size], the cache's dtype, sequence after
     sequence. A float8 cache holds the true value divided by `problem.k_scale` or `v_scale`. Of a
-    latent cache the values are the first elements of the records, once more."""
+    latent cache the values are the first elements of the records, once more. With a codec they are
+    records of bytes."""
     alibi_slopes: Tensor | None
     sinks: Tensor | None
     """[num_q_heads] float32, or None."""
@@ -46,6 +49,18 @@ class Inputs:
     """[num_tokens, max_query_len] bool, as in `PagedBatch`; or None."""
     indices: Tensor | None = None
     """[num_tokens, 1, topk] int32, as in `PagedBatch`; or None."""
+    k_scales: Tensor | None = None
+    v_scales: Tensor | None = None
+    """[num_kv_heads] float32, as in `PagedBatch`; or None."""
+
+    def numbers(self, tokens: slice) -> tuple[Tensor, Tensor]:
+        """What the keys and values of some tokens of the cache stand for, float64."""
+        problem = self.problem
+        k_scale, v_scale = _scales(problem, self.k_scales, self.v_scales)
+        keys = _numbers(problem, self.keys[tokens], problem.head_dim, k_scale)
+        if problem.codec and problem.rope is not None:
+            return keys, keys[..., : problem.value_size]
+        return keys, _numbers(problem, self.values[tokens], problem.value_size, v_scale)
 
     def select(self, picks: list[tuple[int, Request]]) -> Self:
         """Part of the batch: for each pick, a sequence's index and the request that replaces it.
@@ -93,14 +108,18 @@ def make_inputs(problem: AttentionProblem, *, device: str = "cpu") -> Inputs:
     keys, values = (_cache_contents(problem, rng, size) for size in sizes)
     if problem.inputs == "sunken":
         keys += SUNKEN_OFFSET
-    keys = _store(keys, problem, problem.k_scale)
-    values = _store(values, problem, problem.v_scale)
+    k_scales = v_scales = None
+    if problem.codec and CODECS[problem.codec].outer == "head":
+        k_scales, v_scales = head_scales(keys), head_scales(values)
+    k_scale, v_scale = _scales(problem, k_scales, v_scales)
+    keys, values = _store(keys, problem, k_scale), _store(values, problem, v_scale)
     if problem.rope is not None:
-        values = keys[..., : problem.value_size].clone()
+        values = keys[..., : problem.stored_sizes[1]].clone()
     chosen = choose(problem)
     query = torch.randn(problem.num_tokens, heads, problem.group_size, head_dim, generator=rng)
     if problem.inputs == "needle":
-        query = _point_at_keys(problem, keys.float() * problem.k_scale, rng, chosen)
+        numbers = _numbers(problem, keys, head_dim, k_scale, dtype=torch.float32)
+        query = _point_at_keys(problem, numbers, rng, chosen)
     elif problem.inputs == "sunken":
         # Every key has a part along (1, 1, ...), and the query points the other way.
         offset = SUNKEN_LOGIT / (problem.softmax_scale * SUNKEN_OFFSET * head_dim)
@@ -127,6 +146,8 @@ def make_inputs(problem: AttentionProblem, *, device: str = "cpu") -> Inputs:
         sinks=sinks.to(device) if problem.sinks else None,
         query_mask=None if chosen.query_mask is None else chosen.query_mask.to(device),
         indices=None if chosen.indices is None else chosen.indices.to(device),
+        k_scales=None if k_scales is None else k_scales.to(device),
+        v_scales=None if v_scales is None else v_scales.to(device),
     )
 
 
@@ -141,16 +162,53 @@ def _cache_contents(problem: AttentionProblem, rng: torch.Generator, size: int) 
     contents = torch.randn(shape, generator=rng)
     longest = min(problem.shared_prefix, problem.max_seq_len)
     prefix = torch.randn((longest, *shape[1:]), generator=rng)
+    if problem.codec:
+        run = CODECS[problem.codec].run or size
+        contents, prefix = (each * _gains(each, run, rng) for each in (contents, prefix))
     for start, request in zip(problem.cache_starts, problem.requests, strict=False):
         length = min(longest, request.seq_len)
         contents[start : start + length] = prefix[:length]
     return contents
 
 
-def _store(tensor: Tensor, problem: AttentionProblem, scale: float) -> Tensor:
+def _gains(contents: Tensor, run: int, rng: torch.Generator) -> Tensor:
+    """Factors of 1/2, 1 and 2 for all that has one scale, so that scales differ."""
+    tokens, heads, size = contents.shape
+    powers = torch.randint(-1, 2, (tokens, heads, -(-size // run)), generator=rng)
+    return torch.exp2(powers).repeat_interleave(run, -1)[..., :size]
+
+
+def _scales(
+    problem: AttentionProblem, k_scales: Tensor | None, v_scales: Tensor | None
+) -> tuple[float | Tensor, float | Tensor]:
+    """The scales beside the cache, of all of it or of each head."""
+    if k_scales is None or v_scales is None:
+        return problem.k_scale, problem.v_scale
+    return k_scales, v_scales
+
+
+def _store(tensor: Tensor, problem: AttentionProblem, scale: float | Tensor) -> Tensor:
+    if problem.codec:
+        return encode(problem.codec, tensor, scale=scale, rope=problem.rope or 0)
     if problem.quantised:
+        assert isinstance(scale, float)
         return quantise(tensor, problem.torch_kv_dtype, scale)
     return tensor.to(problem.torch_kv_dtype)
+
+
+def _numbers(
+    problem: AttentionProblem,
+    stored: Tensor,
+    size: int,
+    scale: float | Tensor,
+    *,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """What keys or values of so many elements stand for."""
+    if problem.codec:
+        rope = problem.rope or 0
+        return decode(problem.codec, stored, size, scale=scale, rope=rope, dtype=dtype)
+    return stored.to(dtype) * scale
 
 
 def _point_at_keys(

@@ -35,6 +35,7 @@ _ACTIVE: Final[Mapping[str, Callable[[AttentionProblem], bool]]] = {
     "sinks": lambda p: p.sinks,
     "scale": lambda p: p.scale is not None,
     "float8": lambda p: p.quantised,
+    "codec": lambda p: bool(p.codec),
     "decode": lambda p: any(r.query_len == 1 and r.seq_len for r in p.requests),
     "short query": lambda p: any(1 < r.query_len <= SHORT_QUERY for r in p.requests),
     "prefill": lambda p: p.max_query_len > SHORT_QUERY,
@@ -55,6 +56,7 @@ _ACTIVE: Final[Mapping[str, Callable[[AttentionProblem], bool]]] = {
 _OF_CACHES: Final = ("shared prefix", "long blocks", "far pages", "tight table", "layout")
 
 _NEVER: Final = (
+    {"float8", "codec"},
     {"window", "noncausal"},  # a window needs causal attention
     {"many sequences", "long context"},
     {"many sequences", "far pages"},
@@ -92,6 +94,8 @@ def pairs_for(able: Capabilities) -> set[tuple[str, str]]:
         lacks |= {"short query", "prefill", "noncausal"}
     if not able.kv_dtypes:
         lacks.add("float8")
+    if not able.codecs:
+        lacks.add("codec")
     if "pool" in able.declines:
         lacks.add("far pages")
     if able.group_sizes == frozenset({1}):

@@ -25,10 +25,12 @@ from reference.attention.caches import (
     far_caches,
     near_caches,
 )
+from reference.attention.codecs import swizzle
 from reference.attention.contract import MergeBatch, PagedBatch, options_of
 from reference.attention.far import far_ids, far_rows
 from reference.attention.inputs import Inputs
 from reference.attention.problem import AttentionProblem
+from reference.attention.records import CODECS
 from reference.attention.truth import Parts
 
 __all__ = [
@@ -51,7 +53,7 @@ CANARY: Final = -24576.0
 
 WATCHED: Final = (
     "query", "block_table", "seq_lens", "query_start_loc", "alibi_slopes", "sinks", "query_mask",
-    "indices",
+    "indices", "k_scales", "v_scales",
 )  # fmt: skip
 """Inputs of a call that a kernel may not change, besides the caches."""
 
@@ -174,6 +176,9 @@ def place(
     block, offset = owned_slots // problem.block_size, owned_slots % problem.block_size
     for cache, contents in ((caches.keys, inputs.keys), (caches.values, inputs.values)):
         bytes_or_self(cache)[block, offset] = bytes_or_self(contents)
+    if problem.codec and CODECS[problem.codec].swizzled:
+        pages, codes = block.unique(), CODECS[problem.codec].code_bytes(problem.value_size)
+        caches.values[pages, :, :, codes:] = swizzle(caches.values[pages][..., codes:])
 
     apart = far and 3 <= problem.num_tokens <= MOST_FAR_ROWS
     guarded_out = _guarded(problem, device, "out", far=apart)
@@ -191,6 +196,8 @@ def place(
         sinks=_copy(inputs.sinks),
         query_mask=_copy(inputs.query_mask),
         indices=_copy(inputs.indices),
+        k_scales=_copy(inputs.k_scales),
+        v_scales=_copy(inputs.v_scales),
         **options_of(problem),
     )
     inputs_before = {name: getattr(batch, name) for name in WATCHED}

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from itertools import accumulate, groupby
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
+from reference.attention.records import CODECS, complaints_of_codec
 from reference.errors import BadInput
 
 if TYPE_CHECKING:
@@ -160,6 +161,8 @@ class AttentionProblem:
     dtype: str = "bf16"
     kv_dtype: str = ""
     """Names in `QUERY_DTYPES`; the cache may also be one of `FP8_DTYPES`."""
+    codec: str = ""
+    """One of `records.CODECS`: the cache holds bytes that it encodes. None, if empty."""
     causal: bool = True
     """A query sees no later token."""
     cross: bool = False
@@ -183,7 +186,8 @@ class AttentionProblem:
     """Factor of the logits; `1 / sqrt(head_dim)` if None."""
     k_scale: float = 1.0
     v_scale: float = 1.0
-    """What a quantised cache's elements are multiplied by. 1.0 unless the cache is float8."""
+    """What a quantised cache's elements are multiplied by. 1.0 unless the cache is float8, or of a
+    codec with a scale for the tensor."""
     shared_prefix: int = 0
     """Tokens at the start of every sequence that are the same in all of them."""
     inputs: InputKind = "flat"
@@ -251,8 +255,6 @@ class AttentionProblem:
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 yield f"{name}={value}: must be positive and finite"
-        if not self.quantised and (self.k_scale, self.v_scale) != (1.0, 1.0):
-            yield f"kscale={self.k_scale:g} vscale={self.v_scale:g}: only a float8 cache has scales"
         if not 0 <= self.shared_prefix <= MAX_LENGTH:
             yield f"shared={self.shared_prefix}: a prefix has 0 to {MAX_LENGTH:,} tokens"
         if not 0 <= self.seed <= MAX_SEED:
@@ -265,6 +267,7 @@ class AttentionProblem:
             yield from self._complaints_of_stores()
         elif self.chained:
             yield "chained: says how blocks are copied, so it needs copy="
+        yield from complaints_of_codec(self)
 
     def _complaints_of_kinds(self) -> Iterator[str]:
         for request in self.requests:
@@ -315,7 +318,7 @@ class AttentionProblem:
 
     def _complaints_of_places(self) -> Iterator[str]:
         beside = (
-            self.quantised, self.layout, self.spare is not None, self.pool is not None,
+            self.quantised, self.codec, self.layout, self.spare is not None, self.pool is not None,
             self.shared_prefix, self.block_size != 16, self.topk is not None,
             self.softcap is not None, self.scale is not None, self.alibi, self.sinks,
         )  # fmt: skip
@@ -359,14 +362,23 @@ class AttentionProblem:
         return self.kv_dtype in FP8_DTYPES
 
     @property
+    def stored_sizes(self) -> tuple[int, int]:
+        """Elements that the cache has for a key and for a value; of a codec bytes."""
+        if not self.codec:
+            return self.head_dim, self.value_size
+        record, rope = CODECS[self.codec], self.rope or 0
+        whole = record.bytes_of(self.head_dim, rope)
+        return whole, whole if record.latent else record.bytes_of(self.value_size)
+
+    @property
     def torch_dtype(self) -> torch.dtype:
         """Dtype of query and output."""
         return torch_dtype(self.dtype)
 
     @property
     def torch_kv_dtype(self) -> torch.dtype:
-        """Dtype of the cache."""
-        return torch_dtype(self.kv_dtype)
+        """Dtype of the cache; of a codec bytes."""
+        return torch_dtype("bytes" if self.codec else self.kv_dtype)
 
     @property
     def softmax_scale(self) -> float:
@@ -446,6 +458,7 @@ class AttentionProblem:
         words += [f"d{self.head_dim}", f"b{self.block_size}", self.dtype]
         if self.kv_dtype != self.dtype:
             words.append(f"kv={self.kv_dtype}")
+        words += [f"codec={self.codec}"] if self.codec else []
         numbers = {
             "dv": self.value_dim,
             "rope": self.rope,
@@ -499,11 +512,11 @@ class AttentionProblem:
 
 
 GRAMMAR: Final = (
-    "[Nx](qQ kK) ... [hH] [gG] dD bB fp32|fp16|bf16 [kv=e4m3|e5m2] [dv=N] [rope=N] [topk=N] "
-    "[parts=N] [kscale=X] [vscale=X] [window=N] [chunk=N] [softcap=X] [scale=X] [shared=N] "
-    "[mask=chain|tree] [cross] [noncausal] [alibi] [sinks] [interleave] [write] [copy=N] [chained] "
-    "[inputs=flat|needle|loud|sunken] [layout=NAME] [strides=table,lse,out,query] [spare=N] "
-    "[pool=N] [seed=N]"
+    "[Nx](qQ kK) ... [hH] [gG] dD bB fp32|fp16|bf16 [kv=e4m3|e5m2] [codec=NAME] [dv=N] [rope=N] "
+    "[topk=N] [parts=N] [kscale=X] [vscale=X] [window=N] [chunk=N] [softcap=X] [scale=X] "
+    "[shared=N] [mask=chain|tree] [cross] [noncausal] [alibi] [sinks] [interleave] [write] "
+    "[copy=N] [chained] [inputs=flat|needle|loud|sunken] [layout=NAME] "
+    "[strides=table,lse,out,query] [spare=N] [pool=N] [seed=N]"
 )
 """Words of a spec: requests (Q query tokens, K tokens in the cache), KV heads, group size, head
 size, block size, dtype, value size or rotary part, then the variant, and how all of it lies in
@@ -523,48 +536,29 @@ _SIZE_FIELDS: Final = {
 }  # fmt: skip
 _KEYS: Final[dict[str, tuple[str, Callable[[str], object]]]] = {
     "kv": ("kv_dtype", str),
-    "dv": ("value_dim", int),
-    "rope": ("rope", int),
-    "parts": ("parts", int),
-    "copy": ("copy", int),
-    "topk": ("topk", int),
-    "chunk": ("chunk", int),
     "mask": ("query_mask", str),
+    **{name: (name, str) for name in ("codec", "inputs", "layout")},
+    "dv": ("value_dim", int),
+    "shared": ("shared_prefix", int),
+    **{name: (name, int) for name in ("rope", "parts", "copy", "topk", "chunk", "window")},
+    **{name: (name, int) for name in ("spare", "pool", "seed")},
     "kscale": ("k_scale", float),
     "vscale": ("v_scale", float),
-    "window": ("window", int),
-    "softcap": ("softcap", float),
-    "scale": ("scale", float),
-    "shared": ("shared_prefix", int),
-    "inputs": ("inputs", str),
-    "layout": ("layout", str),
+    **{name: (name, float) for name in ("softcap", "scale")},
     "strides": ("strides", _names),
-    "spare": ("spare", int),
-    "pool": ("pool", int),
-    "seed": ("seed", int),
 }
 _KINDS: Final[dict[object, str]] = {int: "int", float: "float"}
 """What a word wants, for those that can fail."""
 
 _NUMBER_FIELDS: Final[dict[str, Callable[[Any], int | float]]] = {
-    **dict.fromkeys(
-        (
-            *_SIZE_FIELDS.values(),
-            *("value_dim", "rope", "parts", "copy", "topk", "chunk"),
-            *("window", "shared_prefix", "spare", "pool", "seed"),
-        ),
-        operator.index,
-    ),
-    **dict.fromkeys(("softcap", "scale", "k_scale", "v_scale"), float),
+    **dict.fromkeys(_SIZE_FIELDS.values(), operator.index),
+    **{field: operator.index for field, convert in _KEYS.values() if convert is int},
+    **{field: float for field, convert in _KEYS.values() if convert is float},
 }
 _FLAG_FIELDS: Final[dict[str, tuple[str, bool]]] = {
     "noncausal": ("causal", False),
-    "cross": ("cross", True),
-    "alibi": ("alibi", True),
-    "sinks": ("sinks", True),
-    "interleave": ("interleave", True),
-    "write": ("write", True),
-    "chained": ("chained", True),
+    **{name: (name, True) for name in ("cross", "alibi", "sinks", "interleave")},
+    **{name: (name, True) for name in ("write", "chained")},
 }
 
 
@@ -591,7 +585,8 @@ def torch_dtype(name: str) -> torch.dtype:
     """The dtype that a spec calls so."""
     import torch
 
-    dtype: torch.dtype = getattr(torch, (QUERY_DTYPES | FP8_DTYPES)[name])
+    names = QUERY_DTYPES | FP8_DTYPES | {"bytes": "uint8"}
+    dtype: torch.dtype = getattr(torch, names[name])
     return dtype
 
 

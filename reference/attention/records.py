@@ -31,8 +31,12 @@ strides makes records of them, and a kernel that takes strides reads both.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
+
+if TYPE_CHECKING:
+    from reference.attention.problem import AttentionProblem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,3 +84,33 @@ CODECS: Final = {
 }
 """Codecs by name. A float8 cache with one scale, latent or not, is a tensor of that type and needs
 none: see `kv=` in a problem."""
+
+
+def scaled_as_a_whole(codec: str) -> bool:
+    """Whether a codec has one scale beside the cache, `k_scale` or `v_scale`."""
+    return codec in CODECS and CODECS[codec].outer == "tensor"
+
+
+def complaints_of_codec(problem: AttentionProblem) -> Iterator[str]:
+    """What is wrong with the codec of a problem, if it has one, and with scales that it lacks."""
+    codec, size, block = problem.codec, problem.value_size, problem.block_size
+    scales = (problem.k_scale, problem.v_scale)
+    if scales != (1.0, 1.0) and not (problem.quantised or scaled_as_a_whole(codec)):
+        yield (
+            f"kscale={scales[0]:g} vscale={scales[1]:g}: only a float8 cache has scales, and nvfp4"
+        )
+    if codec not in CODECS:
+        if codec:
+            yield f"codec={codec}: choose one of {', '.join(CODECS)}"
+        return
+    record = CODECS[codec]
+    if problem.quantised:
+        yield f"codec={codec} kv={problem.kv_dtype}: a codec says what the cache is of"
+    if record.latent != (problem.rope is not None):
+        needs = "needs rope=" if record.latent else "is not of latent caches, which have rope="
+        yield f"codec={codec}: {needs}"
+    if record.swizzled and (size % 64 or block % 4):
+        yield (
+            f"codec={codec} dv={size} b{block}: scales are swizzled in values of a multiple of 64 "
+            f"elements and blocks of one of 4 tokens"
+        )

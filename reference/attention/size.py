@@ -26,7 +26,7 @@ _CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/memory.max")
 
 def far_pool(problem: AttentionProblem) -> int:
     """Blocks of a pool that passes 2^16 blocks and, by an eighth, 2^31 elements."""
-    elements = problem.block_size * problem.num_kv_heads * problem.head_dim
+    elements = problem.block_size * problem.num_kv_heads * problem.stored_sizes[0]
     return min(max(2**17, 9 * BEYOND // 8 // elements), MAX_POOL)
 
 

@@ -195,7 +195,7 @@ def problems(
         seed=draw(st.integers(0, 999)),
         **fields,
     )
-    if capabilities.also or capabilities.kind != "attention":
+    if capabilities.also or capabilities.codecs or capabilities.kind != "attention":
         problem = draw(additions(problem, capabilities))
     if far and problem.kind != "merge":
         problem = problem.replace(pool=max(far_pool(problem), problem.num_blocks))

@@ -139,8 +139,7 @@ def _attend_one(inputs: Inputs, index: int, some: Tensor | None) -> tuple[Tensor
     query = (
         inputs.query[q_starts[index] : q_starts[index + 1]].double().view(*shape, problem.head_dim)
     )
-    keys = inputs.keys[k_starts[index] : k_starts[index + 1]].double() * problem.k_scale
-    values = inputs.values[k_starts[index] : k_starts[index + 1]].double() * problem.v_scale
+    keys, values = inputs.numbers(slice(k_starts[index], k_starts[index + 1]))
 
     logits = torch.einsum("qhgd,khd->qhgk", query, keys) * problem.softmax_scale
     bound = query.norm(dim=-1) * problem.softmax_scale

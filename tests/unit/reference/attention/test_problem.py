@@ -60,6 +60,7 @@ def test_every_word_of_the_grammar_reaches_its_field() -> None:
         "block_size": 256,
         "dtype": "fp16",
         "kv_dtype": "e5m2",
+        "codec": "",
         "causal": True,
         "parts": None,
         "interleave": False,
