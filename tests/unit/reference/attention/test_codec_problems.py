@@ -8,7 +8,8 @@ from hypothesis import Phase, find, given, settings
 
 from paged.attention import paged_attention
 from paged.latent import paged_latent_attention
-from reference.attention.checks import CHECKS, run_check
+from reference.attention.catalogue import CHECKS
+from reference.attention.checks import run_check
 from reference.attention.codecs import decode
 from reference.attention.contract import Capabilities, PagedBatch, capabilities_of, everything
 from reference.attention.features import feature, features_of
