@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
 from pathlib import Path
@@ -26,11 +26,7 @@ from bench.gate.timers import device_named
 from reference.errors import BadInput
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from bench.command.page.parts import Sheet
     from bench.gate.contestant import Contestant
-    from bench.gate.engines.kernel_record import KernelsRecord
     from bench.gate.engines.record import EnginesRecord
     from bench.gate.releases import Pairs
     from bench.gate.run import GatePlan
@@ -331,6 +327,7 @@ def _compare_allocators(
     check_chart(plot)
     check_asv(asv)
     from bench.gate.engines.markdown import page
+    from bench.gate.engines.page import engines_sheet
     from bench.gate.engines.record import Settings
     from bench.gate.engines.report import show
     from bench.gate.engines.run import compare_engines, plan_engines
@@ -349,7 +346,7 @@ def _compare_allocators(
         json,
         lambda: show(found, it.out, explain=explain),
         html=html,
-        sheet=partial(_sheet, found, show),
+        sheet=partial(engines_sheet, found),
     )
     it.write("--markdown", markdown, lambda: page(found))
     if plot is not None:
@@ -391,6 +388,7 @@ def _compare_kernels(
     from bench.gate.engines.kernel_record import KernelSettings
     from bench.gate.engines.kernel_report import page, show
     from bench.gate.engines.kernel_run import compare_kernels, plan_kernels
+    from bench.gate.engines.page import kernels_sheet
     from kernels.compiled.targets import find_target
     from reference.attention.problem import AttentionProblem
 
@@ -415,18 +413,10 @@ def _compare_kernels(
         json,
         lambda: show(found, it.out),
         html=html,
-        sheet=partial(_sheet, found, show),
+        sheet=partial(kernels_sheet, found),
     )
     it.write("--markdown", markdown, lambda: page(found))
     it.end(found.exit_code)
-
-
-def _sheet(found: EnginesRecord | KernelsRecord, show: Callable[[Any, Console], object]) -> Sheet:
-    from bench.command.page.parts import plain_sheet
-
-    names = ", ".join(release.name for release in found.releases)
-    shown = found.model_dump(mode="json")
-    return plain_sheet("compare", names, shown, lambda console: show(found, console))
 
 
 def _export(found: EnginesRecord, folder: Path, it: Session) -> None:

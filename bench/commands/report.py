@@ -191,23 +191,17 @@ def _diagnose(given: Any, file: Path, allocator: str | None) -> Sheet:
 
 
 def _engines(given: Any, file: Path, allocator: str | None) -> Sheet:
-    from bench.command.page.parts import plain_sheet
+    from bench.gate.engines.page import engines_sheet
     from bench.gate.engines.record import EnginesRecord
-    from bench.gate.engines.report import show
 
-    record = EnginesRecord.model_validate(given)
-    names = ", ".join(release.name for release in record.releases)
-    return plain_sheet("compare", names, given, lambda console: show(record, console))
+    return engines_sheet(EnginesRecord.model_validate(given))
 
 
 def _kernels(given: Any, file: Path, allocator: str | None) -> Sheet:
-    from bench.command.page.parts import plain_sheet
     from bench.gate.engines.kernel_record import KernelsRecord
-    from bench.gate.engines.kernel_report import show
+    from bench.gate.engines.page import kernels_sheet
 
-    record = KernelsRecord.model_validate(given)
-    names = ", ".join(release.name for release in record.releases)
-    return plain_sheet("compare", names, given, lambda console: show(record, console))
+    return kernels_sheet(KernelsRecord.model_validate(given))
 
 
 def _race(given: Any, file: Path, allocator: str | None) -> Sheet:
@@ -244,7 +238,7 @@ KINDS: Final[Mapping[str, Callable[[Any, Path, str | None], Sheet]]] = {
     "rates unique_blocks": _hits,
     "mode benchmarks launches": _gate,
     "anchor runs": _chain,
-    "located measured_on": _engines,
+    "anchor located": _engines,
     "entries max_running": _race,
     "points roof": _throughput,
     "toolchains results": _compile,

@@ -190,7 +190,7 @@ def _forest(timed: Sequence[BenchmarkRecord], record: GateRecord, words: str) ->
     axes.axvline(1 + by.equivalence, color="#000000", linewidth=0.8, linestyle=":")
     for place, each in enumerate(timed):
         ratios = [exp(sample.d_timer) for sample in each.samples]
-        axes.plot(ratios, [place] * len(ratios), "o", color=COLOURS[5], markersize=3, alpha=0.5)
+        axes.plot(ratios, [place + 0.25] * len(ratios), "o", color=COLOURS[5], markersize=3)
         colour = COLOURS[{"fail": 1, "pass": 2}.get(each.verdict, 4)]
         marker = {"fail": "X", "pass": "s"}.get(each.verdict, "D")
         found = each.estimate

@@ -23,12 +23,13 @@ from bench.command.page.parts import (
     Piece,
     Sheet,
     Table,
+    Tone,
     flat,
     plain_sheet,
     terminal,
 )
 from bench.command.page.pictures import COLOURS, as_svg, new_figure, plain_numbers
-from bench.command.words import plural
+from bench.command.words import percent, plural
 from bench.waste.plot import KINDS, LINE_COLOURS, TOKEN_SHADES, bars, batches, pool_through_time
 from bench.waste.policies import policy_name
 from bench.waste.pool_map import TOKEN, PoolMap
@@ -42,9 +43,16 @@ from bench.workloads.record import ServedStream
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from bench.waste.engine import BesideRecord
+    from bench.waste.engine import BesideRecord, BesideRow, Side
     from bench.waste.figures.figure import Figure
     from bench.waste.hit_curve import HitCurve
+    from paged.latency import Service
+
+_SIDES: Final = {"engine": ("o", COLOURS[1]), "pagedbench": ("s", COLOURS[0])}
+"""How each of two servers is drawn."""
+
+STILL: Final = 1000
+"""Columns of a map's picture, most."""
 
 MOST: Final = 8
 """Policies of one plot."""
@@ -134,9 +142,77 @@ def beside_sheet(record: BesideRecord) -> Sheet:
     from bench.waste.engine_report import show_beside
 
     facts = {"slots": record.slots, "clock": record.clock}
-    return plain_sheet(
+    plain = plain_sheet(
         "waste --server", record.engine, facts, lambda console: show_beside(record, console)
     )
+    row = record.rows[0] if record.rows else None
+    said = "Nothing was run."
+    if row is not None:
+        theirs, ours = row.engine.requests_per_s, row.ours.requests_per_s
+        said = f"{record.engine} serves {theirs:.4g} requests a second, ours {ours:.4g}"
+        said += f" ({percent(ours / theirs)})" if theirs else ""
+        said += f": {row.stream}, {policy_name(row.policy)}."
+    drawn = [
+        Part(
+            title=f"{each.stream}: {policy_name(each.policy)}",
+            pieces=[
+                _beside("Requests that run and wait, means of each tenth.", each, _tenths),
+                _beside("Share of the pool in use.", each, _used),
+                _beside("How long users wait: percentiles.", each, _waits),
+            ],
+        )
+        for each in record.rows[:MOST]
+    ]
+    tone: Tone = "" if record.complete else "unsure"
+    return replace(plain, verdict=said, tone=tone, parts=[*drawn, *plain.parts])
+
+
+def _beside(words: str, row: BesideRow, draw: Callable[[Axes, str, Side], None]) -> Picture:
+    figure = new_figure(5.6, 3.2)
+    axes = figure.subplots()
+    for name, side in (("engine", row.engine), ("pagedbench", row.ours)):
+        draw(axes, name, side)
+    if axes.get_yscale() == "linear":
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("seconds")
+    axes.legend(frameon=False, fontsize=8)
+    return Picture(as_svg(figure, said=words), words)
+
+
+def _tenths(axes: Axes, name: str, side: Side) -> None:
+    times = [part.until_s for part in side.parts]
+    look = _SIDES[name]
+    axes.plot(
+        times,
+        [part.running for part in side.parts],
+        f"-{look[0]}",
+        color=look[1],
+        label=f"running, {name}",
+    )
+    axes.plot(
+        times,
+        [part.waiting for part in side.parts],
+        f":{look[0]}",
+        color=look[1],
+        label=f"waiting, {name}",
+    )
+    axes.set_ylabel("requests")
+
+
+def _used(axes: Axes, name: str, side: Side) -> None:
+    look = _SIDES[name]
+    axes.plot(
+        [part.until_s for part in side.parts],
+        [100 * part.blocks for part in side.parts],
+        f"-{look[0]}",
+        color=look[1],
+        label=name,
+    )
+    axes.set_ylabel("blocks in use, %")
+
+
+def _waits(axes: Axes, name: str, side: Side) -> None:
+    _percentiles(axes, side.service, name, _SIDES[name][1])
 
 
 def _reading(stream: ServedStream, record: WasteRecord) -> list[str]:
@@ -219,16 +295,20 @@ def _queue(axes: Axes, rows: list[WasteRow]) -> None:
 
 
 def _latency(axes: Axes, rows: list[WasteRow]) -> None:
-    shares = (50, 90, 99, 100)
     for number, row in enumerate(rows):
-        for name, style in (("ttft", "-o"), ("tpot", "--s"), ("e2e", ":^")):
-            found = None if row.service is None else getattr(row.service, name)
-            if found is None:
-                continue
-            times = (found.p50_ns, found.p90_ns, found.p99_ns, found.max_ns)
-            colour = LINE_COLOURS[number % len(LINE_COLOURS)]
-            label = f"{name.upper()}, {policy_name(row.policy)}"
-            axes.plot(range(4), [t / 1e9 for t in times], style, color=colour, label=label)
+        colour = LINE_COLOURS[number % len(LINE_COLOURS)]
+        _percentiles(axes, row.service, policy_name(row.policy), colour)
+
+
+def _percentiles(axes: Axes, service: Service | None, label: str, colour: str) -> None:
+    shares = (50, 90, 99, 100)
+    for name, style in (("ttft", "-o"), ("tpot", "--s"), ("e2e", ":^")):
+        found = None if service is None else getattr(service, name)
+        if found is None:
+            continue
+        times = (found.p50_ns, found.p90_ns, found.p99_ns, found.max_ns)
+        said = f"{name.upper()}, {label}"
+        axes.plot(range(4), [t / 1e9 for t in times], style, color=colour, label=said)
     axes.set_xticks(range(4), [f"p{share}" if share < 100 else "longest" for share in shares])
     axes.set_yscale("log")
     plain_numbers(axes)
@@ -266,10 +346,26 @@ def _maps(maps: Sequence[PoolMap] | None) -> Iterator[Piece]:
     kinds = dict.fromkeys(int(kind) for pool in maps for kind in np.unique(pool.classes))
     for pool in maps:
         figure = new_figure(5.6, 3.0)
-        pool_through_time(figure.subplots(), pool)
-        words = f"{policy_name(pool.policy)}: what is in each slot, step by step."
+        pool_through_time(figure.subplots(), _still(pool))
+        every = int(pool.steps[0]) if len(pool.steps) else 1
+        words = f"{policy_name(pool.policy)}: what is in each slot, "
+        words += "step by step." if every == 1 else f"every {every} steps."
+        if pool.slots_per_row > 1:
+            words += f" A row is {pool.slots_per_row} slots, and shows what most of them are."
         yield Map(svg=as_svg(figure, said=words), caption=words, data=runs_of(pool))
     yield _legend([KINDS[kind] for kind in kinds])
+
+
+def _still(pool: PoolMap) -> PoolMap:
+    """As many columns as the picture has points: the map to zoom into has all."""
+    at = slice((by := -(-len(pool.steps) // STILL) or 1) - 1, None, by)
+    return replace(
+        pool,
+        steps=pool.steps[at],
+        classes=pool.classes[:, at],
+        owners=pool.owners[:, at],
+        counts=pool.counts[at],
+    )
 
 
 def _legend(kinds: Sequence[tuple[str, str]]) -> Picture:

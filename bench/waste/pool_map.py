@@ -22,6 +22,13 @@ from paged.clock import StepTime
 MAX_ROWS: Final = 500
 """Most rows of a map. A row is as many slots as it takes, and shows what most of them are."""
 
+MIN_COLUMNS: Final = 400
+MAX_COLUMNS: Final = 20_000
+"""Steps that are looked at."""
+
+MAX_LOOKS: Final = 80_000_000
+"""Slots that are looked at, over all columns, if those are more than the fewest: ten seconds."""
+
 GENERATIONS: Final = 6
 """Length of a map in mean outputs: as often has the pool been filled anew, or nearly."""
 
@@ -99,10 +106,14 @@ class _Sampler:
             self.add(server.step, *server.slot_map())
 
 
-def pool_map(job: Job, *, mean_output_tokens: float, columns: int = 400) -> PoolMap:
-    """Serve the beginning of a stream, and look at the pool as often as the map has columns."""
+def pool_map(job: Job, *, mean_output_tokens: float, columns: int | None = None) -> PoolMap:
+    """Serve the beginning of a stream, and look at the pool as often as the map has columns.
+
+    Unless said otherwise at each step, as far as `MAX_LOOKS` goes.
+    """
     policy, time = job.policy, job.time or StepTime()
-    steps = max(columns, round(GENERATIONS * mean_output_tokens))
+    steps = max(columns or MIN_COLUMNS, round(GENERATIONS * mean_output_tokens))
+    columns = columns or min(steps, max(MIN_COLUMNS, MAX_LOOKS // job.slots), MAX_COLUMNS)
     sampler = _Sampler(job.slots, every=steps // columns, columns=columns)
     try:
         if isinstance(policy, ContiguousPolicy):

@@ -13,14 +13,20 @@ from bench.gate.engines.words import Heat, raced, short, version
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 LOOKS: Final = ((False, "#0072b2", "o", "caching off"), (True, "#d55e00", "s", "caching on"))
 """Okabe and Ito's colours, and markers for those who see none."""
 
 
 def draw(record: EnginesRecord, file: Path) -> None:
-    """Draw a column of two panels for each allocator that has several releases."""
+    """Draw the releases into a file."""
     check_chart(file)
+    figure_of(record).savefig(file, dpi=160)
+
+
+def figure_of(record: EnginesRecord) -> Figure:
+    """A column of two panels for each allocator that has several releases."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -43,7 +49,7 @@ def draw(record: EnginesRecord, file: Path) -> None:
     panels[0, 0].set_ylabel("bytecodes for each operation")
     panels[1, 0].set_ylabel(f"ops per CPU-second,\nof {short(record.anchor)}'s")
     panels[0, 0].legend(frameon=False, fontsize=8)
-    figure.savefig(file, dpi=160)
+    return figure
 
 
 def _bytecodes(axes: Axes, releases: Sequence[Release]) -> None:

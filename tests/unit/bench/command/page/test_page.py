@@ -22,13 +22,11 @@ from bench.command.page.making import page
 from bench.command.page.parts import Cell, Command, Film, Lines, Part, Sheet, Table, Verbatim
 from bench.command.page.pictures import as_svg, new_figure
 from bench.fuzz.film import film
-from bench.gate.page import chain_sheet
 from bench.gate.page import sheet as gate_sheet
-from bench.gate.releases import NamedRun, chain
 from bench.waste.page import runs_of
 from bench.waste.policies import parse_policy
 from bench.waste.pool_map import PoolMap
-from helpers.gate_records import contestant, gate_record, mixed_record
+from helpers.gate_records import mixed_record
 from helpers.places import ROOT
 from paged.allocator import PagedAllocator
 from paged.attention import paged_attention
@@ -42,22 +40,43 @@ from reference.attention.problem import AttentionProblem
 from reference.attention.truth import attend
 from reference.attention.verdict import Status, Verdict
 
-RECORDS = ROOT / "tests" / "frozen" / "records"
+FROZEN = ROOT / "tests" / "frozen" / "records"
+OTHERS = ROOT / "tests" / "data" / "pages"
 TRACE = ROOT / "docs" / "findings" / "sglang-pages-table-bd1b487e.json"
 VERDICTS = {
+    "beside": "toy 1 serves 0.8571 requests a second, ours 0.8936 (+4.3 %): alpaca-fit:rate=1",
+    "chain": "v2 against v1: pass; v3 against v1: pass",
     "check": "torch, triton: right in ",
     "check-wrong": "/example/wrong.py:attention is wrong: truth.",
     "compile": "3 results for sm_90; none worse than triton-3.9.0.json.",
+    "engines": "window: vllm 0.1.0 to 0.2.0, gone in 0.3.0.",
     "fuzz": "paged: no finding in 100 programs.",
     "fuzz-wrong": "/example/pool.py:make is wrong: drain, conservation, refusal, answer; 7",
     "gate": "inconclusive: not decided: allocator/churn[caching=off]",
+    "kernels": "truth: mine.py:attention 3.8.0, gone in 3.9.0.",
     "race": "paged",
     "throughput": "1 point timed, every answer right",
     "waste": "paged",
     "waste-figure": "Waste of one block table for layers that keep different tokens: reproduced",
     "waste-whatif": "Keep it: nothing that was tried gives back more than",
 }
+DRAWN = {
+    "beside": "Requests that run and wait",
+    "chain": "Time of each benchmark in each release",
+    "compile": "Registers of a thread against occupancy",
+    "engines": "Bytecodes for each operation, and operations per CPU-second",
+    "gate": "each launch as a point",
+    "kernels": "Registers of a thread, and instructions of the main loop for a KV token",
+    "throughput": "Each subject on each point against the roofs",
+    "waste": "Where the slots are",
+    "waste-whatif": "What each change would give, the best first.",
+}
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'{{ 7*7 }}$x^2$\x1b[31m&\u202e"
+
+
+def stored(name: str) -> Path:
+    """A record that a command wrote."""
+    return next(each for of in (FROZEN, OTHERS) if (each := of / f"{name}.json").is_file())
 
 
 class Page(HTMLParser):
@@ -119,16 +138,17 @@ def is_one_file(text: str) -> Page:
 
 @pytest.mark.parametrize("name", VERDICTS)
 def test_record_of_each_kind_is_a_page_with_its_verdict(tmp_path: Path, name: str) -> None:
-    text = made(tmp_path, RECORDS / f"{name}.json")
+    text = made(tmp_path, stored(name))
     found = is_one_file(text)
     assert VERDICTS[name] in found.text
+    assert DRAWN.get(name, "") in found.text
     assert "table" in {tag for tag, _ in found.tags} or "pre" in {tag for tag, _ in found.tags}
     assert len(text) < 1.5e6
 
 
 def test_several_records_stand_on_one_page_the_wrong_ones_first(tmp_path: Path) -> None:
     names = ("waste", "fuzz", "gate", "check-wrong")
-    found = is_one_file(made(tmp_path, *(RECORDS / f"{name}.json" for name in names)))
+    found = is_one_file(made(tmp_path, *(stored(name) for name in names)))
     assert found.verdicts == ["bad", "unsure", "", "good"]
     assert len([tag for tag, given in found.tags if given.get("class") == "copy"]) >= 5
 
@@ -166,16 +186,6 @@ def test_hostile_names_in_a_gate_stay_text_and_everything_that_matters_is_there(
     assert not {tag for tag, _ in found.tags} & {"img", "iframe", "b"}
     for title in ("Time, head over base", "Counters that changed", "Outputs that are not"):
         assert title in found.text
-
-
-def test_releases_stand_as_lines() -> None:
-    runs = [
-        NamedRun(base="v1", head=name, record=gate_record(head=contestant(digit * 40)))
-        for name, digit in (("v2", "a"), ("v3", "c"))
-    ]
-    found = is_one_file(page([chain_sheet(chain(runs, ["v1", "v2", "v3"], "v1"))]))
-    assert "v2 against v1: pass; v3 against v1: pass" in found.text
-    assert "Time of each benchmark in each release" in found.text
 
 
 def test_hit_curves_are_drawn(tmp_path: Path) -> None:
@@ -237,7 +247,7 @@ def test_film_shows_the_step_in_which_a_block_goes_too_early() -> None:
 
 
 def test_map_of_20_000_steps_is_small_enough() -> None:
-    steps, rows = 20_000, 250
+    steps, rows = 20_000, 50
     rng = np.random.default_rng(0)
     changes = np.cumsum(rng.random((rows, steps)) < 0.02, axis=1)  # one in 50 steps, as requests do
     pool = PoolMap(
@@ -249,7 +259,7 @@ def test_map_of_20_000_steps_is_small_enough() -> None:
         owners=((changes * 7919) % 300).astype(np.int32),
         counts=np.zeros((steps, 7), np.int64),
     )
-    assert 5e4 < len(json.dumps(runs_of(pool))) < 3e6  # half of a map's rows, and of its bar
+    assert 1e4 < len(json.dumps(runs_of(pool))) < 6e6 / 10  # a tenth of a map's rows
 
 
 def test_page_is_caught_that_fetches_or_runs_something_else() -> None:
@@ -306,7 +316,7 @@ def test_asv_page_and_this_one_link_to_each_other_once(tmp_path: Path) -> None:
     link(index, report)
     assert index.read_text().count('<a href="../a%20b.html">') == 1
     assert link_to(index, report) == "html/index.html"
-    text = made(tmp_path, RECORDS / "race.json", "--asv", tmp_path / "html")
+    text = made(tmp_path, stored("race"), "--asv", tmp_path / "html")
     assert '<a href="html/index.html">' in text
     assert "report.html" in index.read_text()
 
@@ -346,9 +356,9 @@ def test_rows_of_a_finding_have_their_errors_and_the_key_that_was_lost(lost: Fai
 
 
 def test_record_is_a_page_without_torch_triton_and_scipy(tmp_path: Path, lost: Failure) -> None:
-    stored = json.loads((RECORDS / "check-wrong.json").read_text())
-    stored["kernels"][0]["failures"] = [lost.model_dump(mode="json")]
-    (tmp_path / "x.json").write_text(json.dumps(stored))
+    given = json.loads(stored("check-wrong").read_text())
+    given["kernels"][0]["failures"] = [lost.model_dump(mode="json")]
+    (tmp_path / "x.json").write_text(json.dumps(given))
     told = """
 import json, sys
 from pagedbench.__main__ import main
@@ -357,7 +367,7 @@ try:
 finally:
     print(sorted({"torch", "triton", "scipy", "jax"} & sys.modules.keys()))
 """
-    records = [str(RECORDS / f"{name}.json") for name in ("fuzz", "gate", "waste")]
+    records = [str(stored(name)) for name in ("fuzz", "gate", "waste")]
     ran = subprocess.run(
         [sys.executable, "-c", told, "report", *records, f"{tmp_path}/x.json",
          "-o", f"{tmp_path}/r.html"],
