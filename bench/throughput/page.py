@@ -24,6 +24,10 @@ from bench.throughput.report import show
 ROOFLINE = "Each subject on each point against the roofs that were measured in the same run."
 SHARES = "Share of the copy bandwidth that each subject reaches, by block size."
 
+PEERS = "Time of each subject over that of another on the same point, with its 95 % interval."
+MOST = 40
+"""Pairs that are drawn."""
+
 
 def sheet(record: ThroughputRecord) -> Sheet:
     """A record on a page."""
@@ -38,6 +42,7 @@ def sheet(record: ThroughputRecord) -> Sheet:
                 pieces=[
                     Picture(as_svg(figure_of(record), said=ROOFLINE), ROOFLINE),
                     *_shares(record),
+                    *_peers(record),
                 ],
             ),
             Part(title="Everything that was timed", pieces=[_timed(record)]),
@@ -126,6 +131,30 @@ def _shares(record: ThroughputRecord) -> Iterator[Picture]:
     axes.set_ylabel("% of the copy bandwidth")
     axes.legend(frameon=False, fontsize=8)
     yield Picture(as_svg(figure, said=SHARES), SHARES)
+
+
+def _peers(record: ThroughputRecord) -> Iterator[Picture]:
+    pairs = [
+        (f"{each.name} / {other}, {point.name}", found)
+        for point in record.points
+        for at, each in enumerate(point.subjects)
+        for other, found in each.times_of.items()
+        if other in {before.name for before in point.subjects[:at]}
+    ][:MOST]
+    if not pairs:
+        return
+    figure = new_figure(7.5, 0.3 * len(pairs) + 1.0)
+    axes = figure.subplots()
+    axes.axvline(1, color="#000000", linewidth=0.8)
+    for at, (_, found) in enumerate(pairs):
+        if found.low is not None and found.high is not None:
+            axes.plot([found.low, found.high], [at] * 2, color=COLOURS[0], linewidth=2)
+        axes.plot([found.median], [at], "s", color=COLOURS[0])
+    names = [one_line(name, limit=60) for name, _ in pairs]
+    axes.set_yticks(range(len(pairs)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("faster  \u2190  time / the other's of the same round  \u2192  slower")
+    yield Picture(as_svg(figure, said=PEERS), PEERS, wide=True)
 
 
 def _timed(record: ThroughputRecord) -> Table:

@@ -227,7 +227,7 @@ def _where(rows: Sequence[WasteRow]) -> str:
     row = rows[0]
     lost = max((name for name in CLASSES if name != "token"), key=lambda name: row.shares[name])
     return (
-        f"{policy_name(row.policy)}: {row.shares['token']:.1%} of the slots hold tokens; most of "
+        f"{row.typed}: {row.shares['token']:.1%} of the slots hold tokens; most of "
         f"the rest, {row.shares[lost]:.1%}, is {CLASSES[lost][1]}."
     )
 
@@ -253,6 +253,11 @@ def _stream(
     ]
     if any(row.service for row in shown):
         pieces.append(_plot("How long users wait: percentiles.", shown, _latency))
+    if any(row.tiers for row in rows):
+        words = "Prompt tokens that were found, and tokens that went to and fro behind the pool."
+        pieces.append(
+            _plot(words, [row for row in rows if row.total.queried_tokens][:MOST], _tiers)
+        )
     yield Part(title=f"{stream.label}: {plural(stream.requests, 'request')}", pieces=pieces)
     yield Part(title="The pool through time", pieces=list(_maps(maps)))
     tables = (
@@ -287,7 +292,7 @@ def _queue(axes: Axes, rows: list[WasteRow]) -> None:
         steps = np.array([0, *row.series.steps])
         queued = np.diff([0, *row.series.queued]) / np.diff(steps)
         colour = LINE_COLOURS[number % len(LINE_COLOURS)]
-        axes.plot(steps[1:], queued, color=colour, label=policy_name(row.policy))
+        axes.plot(steps[1:], queued, color=colour, label=row.typed)
     axes.set_xlabel("steps")
     axes.set_ylabel("requests in the queue")
     axes.set_ylim(bottom=0)
@@ -297,7 +302,7 @@ def _queue(axes: Axes, rows: list[WasteRow]) -> None:
 def _latency(axes: Axes, rows: list[WasteRow]) -> None:
     for number, row in enumerate(rows):
         colour = LINE_COLOURS[number % len(LINE_COLOURS)]
-        _percentiles(axes, row.service, policy_name(row.policy), colour)
+        _percentiles(axes, row.service, row.typed, colour)
 
 
 def _percentiles(axes: Axes, service: Service | None, label: str, colour: str) -> None:
@@ -315,6 +320,21 @@ def _percentiles(axes: Axes, service: Service | None, label: str, colour: str) -
     axes.set_ylabel("seconds")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=7)
+
+
+def _tiers(axes: Axes, rows: list[WasteRow]) -> None:
+    bars_of: list[tuple[str, int, str]] = []
+    for row in rows:
+        found = f"{row.hit_rate:.0%} of those looked up"
+        bars_of.append((f"{row.typed}: found, {found}", row.total.hit_tokens, COLOURS[2]))
+        for use in row.tiers:
+            bars_of.append((f"loaded from {use.name}", use.loaded_tokens, COLOURS[0]))
+            bars_of.append((f"stored to {use.name}", use.stored_tokens, COLOURS[4]))
+    for at, (_, tokens, colour) in enumerate(bars_of):
+        axes.barh(at, tokens, color=colour)
+    axes.set_yticks(range(len(bars_of)), [words for words, _, _ in bars_of], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("tokens")
 
 
 def _ranked(found: WhatIf) -> Picture:

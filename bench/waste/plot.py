@@ -125,7 +125,7 @@ def draw(record: WasteRecord, stream: str, maps: list[PoolMap], file: Path) -> N
 
 def bars(axes: Axes, rows: list[WasteRow]) -> None:
     """Where the slots are, a bar for each policy."""
-    names = [policy_name(row.policy) for row in rows]
+    names = [row.typed for row in rows]
     places = np.arange(len(rows))
     begin = np.zeros(len(rows))
     for name, style in BAR_STYLES.items():
@@ -173,7 +173,7 @@ def batches(axes: Axes, rows: list[WasteRow]) -> None:
             color=LINE_COLOURS[index % len(LINE_COLOURS)],
             linestyle="-" if index < len(LINE_COLOURS) else "--",
             linewidth=1.2,
-            label=f"{policy_name(row.policy)}: {row.mean_batch:,.1f}",
+            label=f"{row.typed}: {row.mean_batch:,.1f}",
         )
     axes.set_xlim(left=0)
     # At first all requests are young and small: far more fit than ever again.

@@ -7,6 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from bench import cli
+from bench.command.page.making import page
+from bench.waste.page import sheet
 from bench.waste.record import WasteRecord
 from bench.waste.server import read_tiers
 from bench.waste.tier_report import tier_lines, tiers_line
@@ -43,6 +45,8 @@ def test_each_policy_is_served_without_and_with() -> None:
     assert tiered.requests_per_s > plain.requests_per_s
     assert "+ host" in said
     assert "It is worth it: behind the pool, host pays." in said
+    assert "found, 0% of those looked up" not in (drawn := page([sheet(record)]))
+    assert "loaded from host" in drawn
     assert "behind the pool: host, 524,288 tokens, 5.24 us to load one" in said
     # What nobody can tell apart, and what costs.
     for rate, words in ((1.001, "which the clock cannot tell"), (0.5, "cost more than they save")):

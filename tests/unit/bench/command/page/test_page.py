@@ -67,7 +67,7 @@ DRAWN = {
     "engines": "Bytecodes for each operation, and operations per CPU-second",
     "gate": "each launch as a point",
     "kernels": "Registers of a thread, and instructions of the main loop for a KV token",
-    "throughput": "Each subject on each point against the roofs",
+    "throughput": "Time of each subject over that of another on the same point",
     "waste": "Where the slots are",
     "waste-whatif": "What each change would give, the best first.",
 }
