@@ -523,6 +523,31 @@ def cut_to_31_bits(batch: PagedBatch) -> None:
     paged_attention(batch.replace(block_table=(offset // batch.key_cache.stride(0)).int()))
 
 
+def rows_at_31_bits(answer: Tensor) -> list[Tensor]:
+    """Where each row of an answer lies for whoever counts its offset in int32."""
+    step, *rest = answer.stride()
+    wrapped = [(row * step + 2**31) % 2**32 - 2**31 for row in range(len(answer))]
+    base = answer.storage_offset()
+    return [answer.as_strided(answer.shape[1:], rest, base + offset) for offset in wrapped]
+
+
+def writes_rows_at_31_bits(batch: PagedBatch) -> None:
+    whole = torch.empty(batch.out.shape, dtype=batch.out.dtype)
+    paged_attention(batch.replace(out=whole))
+    for row, result in zip(rows_at_31_bits(batch.out), whole, strict=True):
+        row.copy_(result)
+
+
+def merges_partial_results_at_31_bits(batch: PagedBatch) -> None:
+    """Keeps the partial results in the rows of the answer, as kernels without scratch do."""
+    paged_attention(batch)
+    whole = batch.out.clone()
+    batch.out.div_(2)
+    halves = [half.clone() for half in rows_at_31_bits(batch.out)]
+    for row, half, result in zip(batch.out, halves, whole, strict=True):
+        row.copy_(half + result / 2)
+
+
 def reads_past_the_table(batch: PagedBatch) -> None:
     table = batch.block_table
     past = table.as_strided((1,), (1,), table[-1, -1:].storage_offset() + 1)
@@ -540,6 +565,8 @@ def reads_past_the_table(batch: PagedBatch) -> None:
         (takes_columns_for_dense, "strides=table"),
         (cut_to_16_bits, "pool=40000000"),
         (cut_to_31_bits, "pool=40000000"),
+        (writes_rows_at_31_bits, "pool=40000000"),
+        (merges_partial_results_at_31_bits, "pool=40000000"),
         (reads_past_the_table, "spare=0"),
     ],
 )
