@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Final
 
 import numpy as np
@@ -14,6 +15,12 @@ RELEASED: Final = -1
 
 _FIRST_CAPACITY: Final = 8
 _NO_BLOCKS: Final[NDArray[np.int32]] = np.empty(0, np.int32)
+
+
+@cache
+def _offsets(block_size: int) -> NDArray[np.int64]:
+    """Of the slots of a block from its first."""
+    return np.arange(block_size)
 
 
 class BlockTable:
@@ -127,5 +134,5 @@ class BlockTable:
             )
         # int64 before the product: a pool may hold more than 2**31 slots.
         bases = self.row()[first:].astype(np.int64) * size
-        slots = np.add.outer(bases, np.arange(size)).reshape(-1)
+        slots = (bases[:, None] + _offsets(size)).reshape(-1)
         return slots[start - first * size : self.num_tokens - first * size]

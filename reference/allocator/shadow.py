@@ -199,8 +199,9 @@ class ShadowCache:
         outside = where[(where < 0) | (where >= self.prefixes.size)]
         if outside.size:
             raise ValueError(f"write to slot {outside[0]}: there are {self.prefixes.size} slots")
-        if np.unique(where).size != where.size:
-            raise ValueError(f"write to slots {where.tolist()}: a slot is named twice")
+        named = where.tolist()
+        if len(set(named)) != len(named):
+            raise ValueError(f"write to slots {named}: a slot is named twice")
         self.prefixes[where] = (prefix_hashes(tokens) if hashes is None else hashes)[start:]
         self._tokens[where] = np.asarray(tokens, np.int64)[start:]
         self._positions[where] = np.arange(start, len(tokens))
