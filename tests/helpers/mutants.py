@@ -92,6 +92,7 @@ class Kernels:
     """The public functions of one copy of `kernels`."""
 
     paged_attention: Callable[..., None]
+    batch_invariant_attention: Callable[..., None]
     write_slots: Callable[..., None]
     copy_blocks: Callable[..., None]
     tiles: type[Any]
@@ -102,8 +103,11 @@ class Kernels:
         num_splits: int | None = None,
         tiles: tuple[int, int] | None = None,
         margins: bool = True,
+        invariant: bool = False,
     ) -> AttentionKernel:
-        """Attention as a subject, with forced splits and forced tiles of (keys, rows at least)."""
+        """Attention as a subject, with forced splits and forced tiles of (keys, rows at least); or
+        the batch-invariant one, as it is.
+        """
 
         @declares(Capabilities(promises=frozenset({"deterministic", "relabelling"})))
         def subject(batch: PagedBatch) -> None:
@@ -112,6 +116,9 @@ class Kernels:
                 rows = max(tiles[1], next_power_of_2(batch.group_size))
                 launch = self.tiles(block_n=tiles[0], block_m=rows)
             batch = with_margins(batch) if margins else batch
+            if invariant:
+                self.batch_invariant_attention(batch)
+                return
             self.paged_attention(batch, num_splits=num_splits, tiles=launch)
 
         return subject
@@ -133,7 +140,11 @@ def plant(mutant: Mutant | None, folder: Path) -> Kernels:
         for name in ("attention", "cache_ops", "launch")
     )
     return Kernels(
-        attention.paged_attention, cache_ops.write_slots, cache_ops.copy_blocks, launch.Tiles
+        attention.paged_attention,
+        attention.batch_invariant_attention,
+        cache_ops.write_slots,
+        cache_ops.copy_blocks,
+        launch.Tiles,
     )
 
 
