@@ -238,6 +238,27 @@ def test_a_smaller_problem_is_never_of_another_kind() -> None:
     assert smallest.first_problem == first.problem
 
 
+def test_a_cap_after_the_mask_is_small_after_a_few_runs() -> None:
+    """It was shrunk by three steps in 79 s."""
+    first = failing(
+        "(q7 k140) (q1 k96) (q0 k33) (q150 k150) h2 g4 d192 b64 bf16 kv=e4m3 kscale=0.03 "
+        "softcap=5.0 window=40 alibi sinks layout=packed strides=table,lse spare=3 shared=32"
+    )
+    asked: list[AttentionProblem] = []
+
+    def look(problem: AttentionProblem) -> list[Failure]:
+        asked.append(problem)
+        masked = any(request.query_len > 1 for request in problem.requests)
+        return [failing(str(problem))] if masked and problem.softcap else []
+
+    smallest = shrunk(first, look, asked=lambda _: True)
+    assert smallest.problem == "(q2 k2) d16 b16 bf16 kv=e4m3 softcap=5.0"
+    assert not smallest.cut_short
+    assert len(asked) < 80
+    tokens = [sum(request.seq_len for request in problem.requests) for problem in asked]
+    assert sum(tokens) < 10 * tokens[0]
+
+
 def test_a_record_of_the_time_when_a_search_ended_at_its_first_failure_is_read() -> None:
     old = KernelRecord.not_run("k", plan().capabilities, asked=3).model_dump(mode="json")
     del old["failures"]
