@@ -16,11 +16,13 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
+from bench.command.session import check_folder
 from bench.machine.environment import GateEnvironment
 from bench.machine.facts import ROOT, git
 from reference.errors import BadInput
@@ -71,6 +73,19 @@ class Series:
 
 class LeftOut(Exception):
     """asv's results cannot hold this one; the message says why."""
+
+
+def check_asv(folder: Path | None) -> None:
+    """Raise BadInput, before the work is done, where results could not be added to a folder."""
+    if folder is None:
+        return
+    if find_spec("asv") is None:
+        raise BadInput(
+            f"--asv {folder}: asv is not installed, and its format is written by its own code; "
+            f"pip install asv"
+        )
+    check_folder("--asv", folder)
+    gate_definitions(folder)
 
 
 def write(

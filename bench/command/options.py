@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import typer
 
-from bench.command.session import check_folder
 from reference.errors import BadInput
 
 Json = Annotated[Path | None, typer.Option(help="Write the record to this file.")]
@@ -56,16 +54,6 @@ def present_device(name: str) -> Literal["cpu", "cuda"]:
     if name == "cuda":
         raise BadInput(f"--device cuda: torch {torch.__version__} finds none; use --device cpu")
     return "cpu"
-
-
-def check_asv(folder: Path | None) -> None:
-    """Raise BadInput, before the work is done, where results could not be exported."""
-    if folder is not None and find_spec("asv") is None:
-        raise BadInput(
-            f"--asv {folder}: asv is not installed, and its format is written by its own code; "
-            f"pip install asv"
-        )
-    check_folder("--asv", folder)
 
 
 def default_lanes(*, most: int = 4) -> int:

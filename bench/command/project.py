@@ -134,13 +134,19 @@ def find_project(start: Path | None = None) -> Project | None:
 def present_project() -> Project:
     """The project of the present folder.
 
-    Raises BadInput: it has none.
+    Raises BadInput: it has none, or a folder of it is not there and nothing builds it.
     """
     project = find_project()
     if project is None:
         raise BadInput(
             f"no pyproject.toml above {Path.cwd()} has a table [tool.pagedbench], which says what "
             f"is compared: 'pagedbench init' writes one"
+        )
+    absent = [each for each in project.path if not (project.root / each).is_dir()]
+    if absent and not project.build:
+        raise BadInput(
+            f"{project.root / FILE}: [tool.pagedbench] path: {absent[0]} is no folder; name the "
+            f"folders that modules are imported from"
         )
     return project
 

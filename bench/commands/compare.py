@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, cast, get_arg
 
 import typer
 
+from bench.asv.series import check_asv
 from bench.command.options import (
     AsvFolder,
     Html,
     OrderSeed,
     RayAddress,
     TimedDevice,
-    check_asv,
     check_chart,
 )
 from bench.command.project import present_project

@@ -106,4 +106,7 @@ def _next(asked: Asked) -> Iterator[str]:
     yield "  git add . && git commit -m 'Set up pagedbench' && pagedbench gate HEAD"
     yield "  asv run --quick"
     if asked.ci == "github" and asked.action == ACTION:
-        yield f"{ACTION} in the workflow: OWNER is who publishes the action; --action names it"
+        yield (
+            f"{ACTION} in the workflow: for OWNER write the GitHub account that has pagedbench, or "
+            f"set up with --action ACCOUNT/pagedbench@v1"
+        )

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from bench.command.options import AsvFolder, Html, Json, check_asv, check_chart, present_device
+from bench.asv.series import check_asv
+from bench.command.options import AsvFolder, Html, Json, check_chart, present_device
 from bench.command.project import is_foreign, subjects_under_test
 from bench.command.session import Session, check_file, session
 from reference.errors import BadInput

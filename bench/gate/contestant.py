@@ -76,6 +76,12 @@ class Side:
         """Whether it is a tree of pagedbench itself, which is measured with its own rooms."""
         return (self.tree / "bench" / "gate").is_dir()
 
+    def named_in(self, said: str) -> str:
+        """Words of a command, with the name of the side for the folder that its tree lies in."""
+        return said.replace(str(self.tree.resolve()), self.record.name).replace(
+            str(self.tree), self.record.name
+        )
+
 
 def same_code(sides: Iterable[Side]) -> bool:
     """Whether all sides run the same code in the same interpreter."""

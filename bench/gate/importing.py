@@ -39,6 +39,8 @@ _UNSAID: Final = frozenset({"", "unknown", "not installed"})
 def read_record(path: Path) -> GateRecord:
     """Read and validate one record."""
     text = read_whole(path, what="a record")
+    if not text.strip():
+        raise BadInput(f"{path} is empty; `pagedbench gate --json FILE` writes records")
     _check_schema(path, text)
     try:
         record = GateRecord.model_validate_json(text)

@@ -151,7 +151,7 @@ class Court:
             if ended.code in (RIGHT, WRONG) and file.is_file():
                 record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
                 return record
-            said = ended.said.strip()
+            said = side.named_in(ended.said.strip())
             if ended.code == USAGE:
                 return Unusable(said.rpartition("error: ")[2].strip())
             if side.ours and ended.code == WRONG:  # Python's own, of a tree that does not import

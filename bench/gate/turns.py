@@ -132,6 +132,7 @@ class WorkerProcess:
         self, side: Side, role: str, place: Workplace, environment: Mapping[str, str]
     ) -> None:
         self.name = f"{role} ({side.record.name})"
+        self._side = side
         self._role = role
         variables = {**FIXED, **OF_DEVICE[place.device], **place.environment(side), **environment}
         if place.device == "cuda":
@@ -154,7 +155,8 @@ class WorkerProcess:
         except (NotStarted, SubjectDied) as error:
             raise DoesNotStart(self._role, f"{self.name} does not start: {error}") from None
         if "unusable" in said:
-            raise DoesNotStart(self._role, f"{self.name} does not import: {said['unusable']}")
+            why = self._side.named_in(said["unusable"])
+            raise DoesNotStart(self._role, f"{self.name} does not import: {why}")
         return said
 
     def ask(self, do: str, *, about: str = "", **question: Any) -> dict[str, Any]:
@@ -171,7 +173,7 @@ class WorkerProcess:
         if "raised" in answer:
             raise SideRaised(where, answer["raised"])
         if "missing" in answer:
-            raise NotThere(answer["missing"])
+            raise NotThere(self._side.named_in(answer["missing"]))
         if "declined" in answer:
             raise SideDeclined(answer["declined"])
         return answer

@@ -114,6 +114,8 @@ def test_a_base_that_does_not_import_is_said_and_head_is_judged(repository: Path
     assert (mended.verdict, mended.exit_code) == ("pass", 0)
     assert (truth(mended).base.verdict, truth(mended).head.verdict) == ("not checked", "right")
     assert "SyntaxError" in mended.benchmarks[0].reason
+    for said in (mended.benchmarks[0].reason, truth(mended).base.finding):
+        assert "pagedbench-gate-" not in said, "a folder that is gone by now"
     assert "\n" not in mended.benchmarks[0].reason
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from bench.command.options import check_asv
+from bench.asv.series import check_asv
 from bench.command.session import Session, check_file, check_folder
 from bench.gate.importing import store_record
 from bench.gate.record import GateRecord

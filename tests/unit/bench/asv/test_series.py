@@ -6,7 +6,7 @@ import re
 import pytest
 from asv.results import Results
 
-from bench.asv.series import add_definitions, gate_definitions, machine_of, series_name
+from bench.asv.series import add_definitions, check_asv, gate_definitions, machine_of, series_name
 from bench.gate.asv import export
 from helpers.asv_project import AsvProject, make_project
 from helpers.gate_records import (
@@ -150,6 +150,14 @@ def test_two_keys_of_one_name_are_refused(pair):
     twins = [benchmark("decode/a=1"), benchmark("decode/a 1")]
     with pytest.raises(BadInput, match=r"both gate\.decode\.a_1\.time"):
         export(one_pair(*pair.commits, benchmarks=twins), pair.results, pair.folder)
+
+
+def test_a_list_that_cannot_be_added_to_is_refused_before_the_run(tmp_path):
+    check_asv(None)
+    check_asv(tmp_path / "results")
+    (tmp_path / "benchmarks.json").write_text("{")
+    with pytest.raises(BadInput, match=r"benchmarks\.json: .* remove it"):
+        check_asv(tmp_path)
 
 
 def test_hostile_key_is_a_safe_name():

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from bench.command.project import Project, find_project, subjects_under_test
+from bench.command.project import Project, find_project, present_project, subjects_under_test
 from helpers.places import ROOT
 from reference.errors import BadInput
 
@@ -103,6 +103,18 @@ def test_a_broken_table_does_not_matter_where_subjects_are_named(here):
     assert subjects_under_test("kernels", ["a:b"]) == ("a:b",)
     with pytest.raises(BadInput, match="is no TOML"):
         subjects_under_test("kernels")
+
+
+def test_a_folder_of_modules_that_is_not_there_is_said_unless_a_build_makes_it(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    table = '[tool.pagedbench]\npath = ["gone"]\n'
+    (tmp_path / "pyproject.toml").write_text(table)
+    with pytest.raises(BadInput, match="path: gone is no folder"):
+        present_project()
+    (tmp_path / "pyproject.toml").write_text(table + 'build = "make"\n')
+    assert present_project().path == ("gone",)
 
 
 def test_our_own_rooms_are_not_given_to_what_is_started(monkeypatch):

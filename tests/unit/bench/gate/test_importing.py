@@ -120,4 +120,6 @@ def test_command_takes_in_the_good_and_names_the_bad(tmp_path):
     assert result.exit_code == 2
     assert "no schema_version" in result.output
     assert len(list(store.glob("*.json"))) == 1
+    bad.write_text("\n")
+    assert "bad.json is empty" in CliRunner().invoke(app, ["import", str(bad)]).output
     assert CliRunner().invoke(app, ["import", str(good), "--store", str(store)]).exit_code == 0
