@@ -6,17 +6,19 @@ the gate with +5 % and +3 % of real extra work in head, `asv continuous` and pyt
 identical code are drawn anew (studies/resample.py) for rates that a few runs cannot give.
 
 A run that is done is a file in --folder and is not done again: end it at any time, start it again,
-and it goes on. The folder belongs to one commit and one set of options. All runs are of the last
-commit, not of uncommitted changes.
+and it goes on. With --for 25m no run begins that takes longer than what is left, going by those of
+its kind; what is there is summed up. The folder belongs to one commit and one set of options. All
+runs are of the last commit, not of uncommitted changes.
 
 Exit codes: 0 all is there, 1 a bar of the project is missed, 2 cannot start, 4 a run came to no
-result, 130 ended.
+result, 130 ended, or some runs did not fit into --for.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import shutil
@@ -66,7 +68,12 @@ class Job:
     """One run: what it is called, and what to do; it returns what is kept."""
 
     name: str
+    """Kind and number."""
     run: Callable[[], dict[str, Any]]
+
+    def file(self, folder: Path) -> Path:
+        """Where what it returns is kept."""
+        return folder / f"{self.name}.json"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -80,7 +87,15 @@ def main(arguments: Sequence[str]) -> int:
         return CANNOT_START
     if git("status", "--porcelain"):
         print("note: the benchmarks are those of the checkout as it stands, the code the commit's")
-    failed = [job.name for job in jobs(options) if not done(job, folder)]
+    ends = time.monotonic() + options.within
+    failed, left = [], []
+    for job in jobs(options):
+        if job.file(folder).is_file():
+            continue
+        if likely_s(job, folder) > ends - time.monotonic():
+            left.append(job.name)
+        elif not done(job, folder):
+            failed.append(job.name)
     try:
         summary = sum_up(folder, options)
     except ResampleError as error:
@@ -93,6 +108,9 @@ def main(arguments: Sequence[str]) -> int:
     if failed:
         print(f"came to no result: {', '.join(failed)}; run it again", file=sys.stderr)
         return NO_RESULT
+    if left:
+        print(f"{len(left)} runs did not fit into --for; the same command goes on")
+        return INTERRUPTED
     return BAR_MISSED if summary["missed"] else ALL_THERE
 
 
@@ -107,12 +125,29 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--benchmark", action="append", default=[], help="of the gate; a pattern")
     parser.add_argument("--asv-benchmark", default=ASV_BENCHMARKS, help="regular expression")
     parser.add_argument("--time-limit", type=float, default=9.0, help="minutes for a gate")
+    parser.add_argument(
+        "--for", dest="within", type=within, default=math.inf, help="time for all: 25m, 2h"
+    )
     parser.add_argument("--trials", type=int, default=4000, help="gates drawn anew")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
     options = parser.parse_args(arguments)
     # Runs have the checkout as their folder, whatever ours is.
     options.folder = options.folder.resolve()
     return options
+
+
+def within(text: str) -> float:
+    """Seconds of `90s`, `25m` or `2h`."""
+    found = re.fullmatch(r"(\d+)([smh])", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text}: write a time as in 25m")
+    return int(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def likely_s(job: Job, folder: Path) -> float:
+    """The longest that a run of its kind took; 0 if none is there."""
+    kind = job.name.rpartition("-")[0]
+    return max((each["elapsed_s"] for each in kept(folder, f"{kind}-*")), default=0.0)
 
 
 def claim(folder: Path, options: argparse.Namespace) -> str | None:
@@ -146,10 +181,8 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
 
 
 def done(job: Job, folder: Path) -> bool:
-    """Whether a run has its file, or gets it now."""
-    file = folder / f"{job.name}.json"
-    if file.is_file():
-        return True
+    """Whether a run came to a result, which is kept."""
+    file = job.file(folder)
     load, began = os.getloadavg()[0], time.monotonic()
     print(f"{job.name} ...", flush=True)
     try:

@@ -95,6 +95,24 @@ def test_only_what_is_missing_is_run(folder, monkeypatch):
     assert started == ["asv"]
 
 
+def test_runs_that_take_longer_than_there_is_time_are_left_for_the_next(folder, monkeypatch):
+    fill(folder, runs=1)
+    store(folder, "identical-0", **identical() | {"elapsed_s": 90.0})
+    started = []
+
+    def gate(_, *arguments):
+        started.append(arguments)
+        return planted(0.05)
+
+    monkeypatch.setattr(gate_power, "gate", gate)
+    # A run on planted code took ten seconds, one on identical code ninety.
+    code, summary = run(folder, "--for=1m", "--others=1")
+    assert code == gate_power.INTERRUPTED
+    assert started == [("HEAD", "--plant", "5%"), ("HEAD", "--plant", "3%")]
+    assert summary["identical"]["runs"] == 1
+    assert summary["planted"]["0.03"]["runs"] == 2
+
+
 def test_runs_of_too_few_launches_are_no_result(folder, monkeypatch, capsys):
     def too_few(*_, **__):
         raise ResampleError("record more")

@@ -72,6 +72,6 @@ def test_folder_that_cannot_be_made_is_refused_before_the_work(tmp_path, option)
 
 
 def test_asv_that_is_not_installed_is_refused_before_the_work(tmp_path, monkeypatch):
-    monkeypatch.setattr("bench.command.options.find_spec", lambda name: None)
+    monkeypatch.setattr("bench.asv.series.find_spec", lambda name: None)
     with pytest.raises(BadInput, match="asv is not installed"):
         Outputs(asv=tmp_path).check()
