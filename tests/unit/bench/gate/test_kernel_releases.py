@@ -270,6 +270,27 @@ def test_it_is_shown_and_written(commands: Commands) -> None:
     assert KernelsRecord.model_validate_json(record.model_dump_json()) == record
 
 
+def test_releases_under_several_compilers_are_one_table(commands: Commands) -> None:
+    record = compared(planned())
+    first, wrong, third = record.releases
+    assert wrong.compiled is not None
+    named = [
+        first.model_copy(update={"name": "mine==1,triton==3.8.0"}),
+        third.model_copy(update={"name": "mine==2,triton==3.8.0", "compiled": first.compiled}),
+        wrong.model_copy(update={"name": "mine==3,triton==3.8.0"}),
+        first.model_copy(update={"name": "mine==1,triton==3.9.0"}),
+        third.model_copy(update={"name": "mine==2,triton==3.9.0", "compiled": first.compiled}),
+        wrong.model_copy(update={"name": "mine==3,triton==3.9.0", "wrong_at": {}}),
+    ]
+    text = page(record.model_copy(update={"releases": named}))
+    assert "| release | triton 3.8.0 | triton 3.9.0 |" in text
+    assert "| mine 1 to mine 2 | right | right |" in text
+    assert "| mine 3 | wrong: A | right; A not measured |" in text
+    assert f"**A: truth at {PROBLEM}" in text
+    assert "| mine 1 to mine 2 | double | 101, 4, 1,200, 2.5 | 101, 4, 1,200, 2.5 |" in text
+    assert "| mine 3 | double | 102, 4, 1,200, 2.5 | 102, 4, 1,200, 2.5 |" in text
+
+
 @pytest.mark.parametrize(
     ("kernel", "environment", "words"),
     [
