@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
+from itertools import pairwise
 from typing import Final
 
 from bench.command.page.parts import (
@@ -98,13 +99,18 @@ def _verdict(record: FuzzRecord) -> str:
         return f"{record.allocator.name}: {record.verdict} in {programs}."
     checks = some_of(list(dict.fromkeys(found.trace.check for found in record.findings)))
     count = plural(len(record.findings), "finding")
-    return f"{record.allocator.name} is wrong: {checks}; {count} in {programs}."
+    films = ((found.trace, found.film) for found in record.findings if found.film is not None)
+    early = next(filter(None, (_too_early(*each) for each in films)), "")
+    said = f"{record.allocator.name} is wrong: {checks}; {count} in {programs}."
+    return f"{said} {early}".rstrip()
 
 
 def _finding(found: FindingRecord) -> Part:
     trace = found.trace
     law = {**system.CHECKS, **CHECKS}.get(trace.check, "")
-    pieces: list[Piece] = [Lines([str(trace.finding)], "bad"), Lines([f"{trace.check}: {law}"])]
+    early = "" if found.film is None else _too_early(trace, found.film)
+    said = [early, str(trace.finding)] if early else [str(trace.finding)]
+    pieces: list[Piece] = [Lines(said, "bad"), Lines([f"{trace.check}: {law}"])]
     if not trace.repeats:
         pieces.append(Lines(["The same steps did not show it again: it depends on chance."], "dim"))
     if found.film is not None and found.film.frames:
@@ -119,14 +125,53 @@ def _finding(found: FindingRecord) -> Part:
     return Part(title=f"{trace.check}: {plural(len(trace.program.steps), 'step')}", pieces=pieces)
 
 
+def _given_back(blocks: int, before: Seen, seen: Seen) -> set[int]:
+    """Blocks that a sequence has no more, that the pool counts as free, and that another has."""
+    owners = _owners(seen)
+    if seen.free + len(set(seen.idle) - owners.keys()) + len(owners) <= blocks:
+        return set()
+    return {
+        block
+        for block, names in _owners(before).items()
+        if block in owners and set(names) - set(owners[block])
+    }
+
+
+def _too_early(trace: Trace, reel: Reel) -> str:
+    """Which block was given back while a table still has it, and by whom."""
+    for number, (before, seen) in enumerate(pairwise(reel.frames), reel.left_out + 1):
+        if gone := _given_back(trace.program.pool.num_blocks, before, seen):
+            block = min(gone)
+            had, has = _owners(before)[block], _owners(seen)[block]
+            giver = some_of([name for name in had if name not in has])
+            others = f", and {plural(len(gone) - 1, 'block')} more" if len(gone) > 1 else ""
+            return (
+                f"Freed too early: {giver} gives back block {block}{others} in step {number} "
+                f"({seen.step}), while the table of {some_of(has)} still has it."
+            )
+    return ""
+
+
+def _owners(seen: Seen) -> dict[int, list[str]]:
+    owners: dict[int, list[str]] = {}
+    for name, table in seen.tables.items():
+        for block in table:
+            if block >= 0:
+                owners.setdefault(block, []).append(name)
+    return owners
+
+
 def _film(trace: Trace, reel: Reel) -> Film:
     names = list(dict.fromkeys(name for seen in reel.frames for name in seen.tables))
     shades = {name: at % SHADES for at, name in enumerate(names)}
     frames: list[Frame] = []
     before: dict[int, tuple[str, str]] = {}
+    early: set[int] = set()
     for number, seen in enumerate(reel.frames):
         last = number == len(reel.frames) - 1
-        pool, before = _pool(trace.program.pool.num_blocks, seen, shades, before)
+        if number:
+            early |= _given_back(trace.program.pool.num_blocks, reel.frames[number - 1], seen)
+        pool, before = _pool(trace.program.pool.num_blocks, seen, shades, before, early)
         frames.append(
             Frame(
                 title=f"{number + reel.left_out}. {seen.step}",
@@ -140,23 +185,25 @@ def _film(trace: Trace, reel: Reel) -> Film:
         "framed blocks have changed. The last step is the one that is wrong: below it stands what "
         "was found against what the shadow cache expects.",
         frames=frames,
-        legend=LEGEND,
+        legend=[*LEGEND, *([("lost", "given back, and still in a table")] if early else [])],
         left_out=reel.left_out,
     )
 
 
 def _pool(
-    blocks: int, seen: Seen, shades: dict[str, int], before: dict[int, tuple[str, str]]
+    blocks: int,
+    seen: Seen,
+    shades: dict[str, int],
+    before: dict[int, tuple[str, str]],
+    early: Set[int],
 ) -> tuple[Strip, dict[int, tuple[str, str]]]:
-    owners: dict[int, list[str]] = {}
-    for name, table in seen.tables.items():
-        for block in table:
-            owners.setdefault(block, []).append(name)
+    owners = _owners(seen)
     made, now = [], {}
     for block in range(min(blocks, MAX_BLOCKS)):
         who = owners.get(block, [])
         state = "shared" if len(set(who)) > 1 else "owned" if who else "free"
         state = "idle" if not who and block in seen.idle else state
+        state = "lost" if who and block in early else state
         now[block] = state, ", ".join(who)
         held = seen.written.get(block)
         made.append(

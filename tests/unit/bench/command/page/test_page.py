@@ -22,6 +22,8 @@ from bench.command.page.making import page
 from bench.command.page.parts import Cell, Command, Film, Lines, Part, Sheet, Table, Verbatim
 from bench.command.page.pictures import as_svg, new_figure
 from bench.fuzz.film import film
+from bench.fuzz.page import trace_sheet
+from bench.fuzz.record import read_trace
 from bench.gate.page import sheet as gate_sheet
 from bench.waste.page import runs_of
 from bench.waste.policies import parse_policy
@@ -244,6 +246,44 @@ def test_film_shows_the_step_in_which_a_block_goes_too_early() -> None:
     wrong = film(early, program, capabilities_of_factory(paged_allocator))
     assert wrong.frames[-1].step == "free parent"
     assert wrong.frames[:3] == right.frames[:3]
+
+
+class CountsAsFree(PagedSubject):
+    """Free counts every block of the sequence as free, those that a fork still has, too."""
+
+    def __init__(self, allocator: PagedAllocator) -> None:
+        super().__init__(allocator)
+        self.more = 0
+        self.free, self.counts = self._free, self._counts
+
+    def _free(self, sequence: str) -> None:
+        self.more = len(self.allocator.block_table([sequence])[0])
+        self.allocator.free(sequence)
+
+    def _counts(self) -> tuple[int, int, int]:
+        free, idle, used = super().counts()
+        return free + self.more, idle, used - self.more
+
+
+def test_page_says_which_block_was_freed_too_early_by_whom_and_who_has_it() -> None:
+    def early(num_blocks: int, block_size: int, *, prefix_caching: bool, window: int | None):
+        made = paged_allocator(num_blocks, block_size, prefix_caching=False, window=window)
+        return CountsAsFree(made.allocator)
+
+    steps = (
+        Step("admit", "parent", tokens=(1, 2)),
+        Step("fork", "child", parent="parent"),
+        Step("free", "parent"),
+    )
+    program = Program(Pool(num_blocks=3, block_size=2), steps)
+    for factory, said in ((early, True), (paged_allocator, False)):
+        reel = film(factory, program, capabilities_of_factory(paged_allocator))
+        trace = read_trace(TRACE).model_copy(update={"program": program})
+        found = is_one_file(page([trace_sheet(trace, reel, "again")]))
+        words = "Freed too early: parent gives back block 0 in step 3 (free parent), while the "
+        words += "table of child still has it."
+        assert (words in found.text) is said
+        assert ("given back, and still in a table" in found.text) is said
 
 
 def test_map_of_20_000_steps_is_small_enough() -> None:
