@@ -54,6 +54,9 @@ _SIDES: Final = {"engine": ("o", COLOURS[1]), "pagedbench": ("s", COLOURS[0])}
 STILL: Final = 1000
 """Columns of a map's picture, most."""
 
+LEAST_SHARE: Final = 0.005
+"""Of the pool, that is told."""
+
 MOST: Final = 8
 """Policies of one plot."""
 
@@ -218,18 +221,24 @@ def _waits(axes: Axes, name: str, side: Side) -> None:
 def _reading(stream: ServedStream, record: WasteRecord) -> list[str]:
     rows = record.rows_of(stream.label)
     if record.base is None:
-        return reading(rows, record) or [_where(rows)]
+        return reading(rows, record) or [_where(rows[0], record.pool.gibibytes)]
     found = compare(record, stream.label)
     return ["The base was not run."] if found is None else whatif_reading(found, record)
 
 
-def _where(rows: Sequence[WasteRow]) -> str:
-    row = rows[0]
-    lost = max((name for name in CLASSES if name != "token"), key=lambda name: row.shares[name])
-    return (
-        f"{row.typed}: {row.shares['token']:.1%} of the slots hold tokens; most of "
-        f"the rest, {row.shares[lost]:.1%}, is {CLASSES[lost][1]}."
+def _where(row: WasteRow, pool_gib: float) -> str:
+    """Where the memory went, the most first."""
+    lost = sorted(
+        ((share, CLASSES[name][1]) for name, share in row.shares.items() if name != "token"),
+        reverse=True,
     )
+    told = [
+        f"{share:.1%} ({share * pool_gib:.3g} GiB) is {words}"
+        for share, words in lost
+        if share >= LEAST_SHARE
+    ]
+    said = f"{row.typed}: {row.shares['token']:.1%} of the pool holds tokens"
+    return f"{said}; {'; '.join(told)}." if told else f"{said}."
 
 
 def _stream(
@@ -243,7 +252,8 @@ def _stream(
     shown = rows[:MOST]
     if found is not None:
         shown = [found.base, *([found.best.row] if found.best else [])]
-    pieces: list[Piece] = [Lines(lines)]
+    went = [_where(row, record.pool.gibibytes) for row in shown if row.judged.steps]
+    pieces: list[Piece] = [Lines(lines), Lines(["Where the memory went:", *went])]
     if found is not None:
         pieces.append(_ranked(found))
     pieces += [

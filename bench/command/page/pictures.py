@@ -8,6 +8,7 @@ so that axes can be read on a dark page, too.
 from __future__ import annotations
 
 import re
+from functools import partial
 from io import BytesIO
 from itertools import count
 from typing import TYPE_CHECKING, Final
@@ -43,7 +44,14 @@ def plain_numbers(axes: Axes) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         if axis.get_scale() == "log":
             axis.set_major_formatter(lambda value, _: f"{value:g}")
-            axis.set_minor_formatter(lambda value, _: "")
+            low, high = axis.get_view_interval()
+            between = "25" if high < 50 * low else ""
+            axis.set_minor_formatter(partial(_minor, between))
+
+
+def _minor(shown: str, value: float, _: object) -> str:
+    """A tick between powers of ten, of those that begin with a digit that is shown."""
+    return f"{value:g}" if f"{value:e}"[0] in shown else ""
 
 
 def as_svg(figure: Figure, *, said: str) -> str:

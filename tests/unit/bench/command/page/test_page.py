@@ -70,7 +70,7 @@ DRAWN = {
     "gate": "each launch as a point",
     "kernels": "Registers of a thread, and instructions of the main loop for a KV token",
     "throughput": "Time of each subject over that of another on the same point",
-    "waste": "Where the slots are",
+    "waste": "max/buddy: 14.4% of the pool holds tokens; ",
     "waste-whatif": "What each change would give, the best first.",
 }
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'{{ 7*7 }}$x^2$\x1b[31m&\u202e"
