@@ -16,13 +16,24 @@ from kernels.launch import Launch, Tiles, choose_launch, invariant_launch
 from kernels.merge import merge_kernel
 from kernels.prefill import prefill_kernel
 from reference.attention.contract import Capabilities, PagedBatch, declares
+from reference.attention.records import CODECS
 
 LOG2_E = math.log2(math.e)
 SPLITS_AT_ONCE = 16
 """Partial results that the merge reads at once."""
 
 
-@declares(Capabilities(promises=frozenset({"deterministic", "relabelling"})))
+CODECS_READ = {
+    "e4m3-head": 1, "e4m3-token-head": 2, "int8-token-head": 2, "int4-token-head": 3,
+}  # fmt: skip
+"""Codecs of caches that the kernels read, and what `SCALES` is of them."""
+
+
+@declares(
+    Capabilities(
+        promises=frozenset({"deterministic", "relabelling"}), codecs=frozenset(CODECS_READ)
+    )
+)
 def paged_attention(
     batch: PagedBatch, *, num_splits: int | None = None, tiles: Tiles | None = None
 ) -> None:
@@ -55,6 +66,7 @@ def paged_attention(
 @declares(
     Capabilities(
         promises=frozenset({"deterministic", "relabelling", "batch_invariant"}),
+        codecs=frozenset(CODECS_READ),
     )
 )
 def batch_invariant_attention(batch: PagedBatch, *, tiles: Tiles | None = None) -> None:
@@ -99,7 +111,7 @@ def _decode(batch: PagedBatch, launch: Launch, *, always_split: bool = False) ->
         plan = batch.seq_lens.new_empty((num_seqs, 2))
     partial = {"partial_out": partial_out, "partial_lse": partial_lse, "plan": plan}
     decode_kernel[(items, batch.num_kv_heads)](
-        **shared_arguments(batch),
+        **(shared_arguments(batch) | codec_arguments(batch)),
         **answer_arguments(batch),
         **partial,
         num_seqs=num_seqs,
@@ -128,7 +140,7 @@ def _prefill(batch: PagedBatch, tiles: Tiles) -> None:
     num_tokens, num_seqs = batch.query.shape[0], batch.seq_lens.shape[0]
     query_tiles = num_tokens // (tiles.block_m // batch.group_size) + num_seqs
     prefill_kernel[(query_tiles, batch.num_kv_heads)](
-        **shared_arguments(batch),
+        **(shared_arguments(batch) | codec_arguments(batch)),
         **answer_arguments(batch),
         num_seqs=num_seqs,
         BLOCK_SEQS=triton.next_power_of_2(num_seqs),
@@ -184,6 +196,25 @@ def shared_arguments(batch: PagedBatch) -> dict[str, Any]:
         "stride_head_v": values.stride(2),
         "stride_seq_t": table.stride(0),
     }
+
+
+def codec_arguments(batch: PagedBatch) -> dict[str, Any]:
+    """What the decode and the prefill kernel take of a codec: codes as numbers, and the scales."""
+    if not batch.codec:
+        return {}
+    record = CODECS[batch.codec]
+    pages = {"key_cache": batch.key_cache, "value_cache": batch.value_cache}
+    number = {"e4m3": torch.float8_e4m3fn, "int8": torch.int8, "int4": torch.uint8}[record.numbers]
+    given: dict[str, Any] = {name: each.view(number) for name, each in pages.items()}
+    given["SCALES"] = CODECS_READ[batch.codec]
+    if record.outer == "head":
+        return given | {"scales": (batch.k_scales, batch.v_scales)}
+    sizes = (batch.query.shape[2], batch.value_dim)
+    scales = [
+        each[..., record.code_bytes(size) :].view(torch.float32).squeeze(3)
+        for each, size in zip(pages.values(), sizes, strict=True)
+    ]
+    return given | {"scales": (*scales, *(step for each in scales for step in each.stride()))}
 
 
 def tile_arguments(batch: PagedBatch, tiles: Tiles) -> dict[str, Any]:

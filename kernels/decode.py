@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from kernels.sweep import add_sink, finish, sweep
+from kernels.sweep import add_sink, finish, scales_of_head, sweep
 
 
 @triton.jit
@@ -108,6 +108,8 @@ def decode_kernel(
     WITH_LSE: tl.constexpr,
     SPLIT: tl.constexpr,
     SHARED: tl.constexpr,
+    scales=None,
+    SCALES: tl.constexpr = 0,
 ):
     """Program (item, KV head); an item is a split, and rows are the query heads of the group.
 
@@ -166,6 +168,9 @@ def decode_kernel(
     slope = tl.zeros([BLOCK_M], dtype=tl.float32)
     if ALIBI:
         slope = tl.load(slopes + head, mask=row < GROUP, other=0.0) * 1.4426950408889634
+    logit_factor, value_scale, scales = scales_of_head(
+        scales, kv_head, logit_factor, value_scale, SCALES
+    )
     acc, denominator, maximum = sweep(
         (rows, tl.zeros([BLOCK_M], dtype=tl.int32) + (end_key - 1), slope),
         (logit_factor, cap_factor),
@@ -184,6 +189,8 @@ def decode_kernel(
         # The only query is the last token: it sees every key before end_key, and first_key is its
         # window.
         (False, 0, SOFTCAP, ALIBI),
+        scales,
+        SCALES,
     )
     if SPLIT:
         num_splits = tl.maximum(tl.cdiv(end_tile - first_tile, split_tiles), 1)

@@ -12,6 +12,7 @@ import triton
 
 from kernels.prefill import multiplies_from_shared_memory
 from reference.attention.contract import PagedBatch
+from reference.attention.records import CODECS
 
 LEAST_TILES: Final = 2
 """Key tiles of a split at least. A shorter one spends more on starting and merging than on keys."""
@@ -155,6 +156,7 @@ def _layer(batch: PagedBatch) -> dict[str, Any]:
         "group_size": batch.group_size,
         "head_dim": batch.query.shape[2],
         "is_float32": batch.query.dtype == torch.float32,
+        "scaled": bool(batch.codec) and bool(CODECS[batch.codec].scales),
     }
 
 
@@ -166,20 +168,30 @@ def _most_tiles(batch: PagedBatch, tiles: Tiles) -> int:
     return max(most, 1)
 
 
-def decode_tiles(*, group_size: int, head_dim: int, is_float32: bool) -> Tiles:
+def decode_tiles(
+    *, group_size: int, head_dim: int, is_float32: bool, scaled: bool = False
+) -> Tiles:
     """Tiles of the decode kernel with which no main loop spills on any target of `pagedbench
     compile`.
 
     Float32 runs on the ordinary cores, where only narrow tiles over many warps fit the registers.
+    Of a cache that is `scaled` for each token, codes and what they become are in registers at once.
     """
     block_m = max(16, triton.next_power_of_2(group_size))
     if is_float32:
         return Tiles(block_n=32, block_m=block_m, num_warps=8, num_stages=2)
-    block_n = 32 if head_dim > 128 or block_m > 64 else 64
+    block_n = 32 if head_dim > 128 or block_m > 64 or scaled else 64
     return Tiles(block_n=block_n, block_m=block_m)
 
 
-def prefill_tiles(*, group_size: int, head_dim: int, max_query_len: int, is_float32: bool) -> Tiles:
+def prefill_tiles(
+    *,
+    group_size: int,
+    head_dim: int,
+    max_query_len: int,
+    is_float32: bool,
+    scaled: bool = False,
+) -> Tiles:
     """Tiles of the prefill kernel, without spills on every target of `pagedbench compile`.
 
     Where operands go through registers, 64 keys beside 64 rows or more do not fit them; 32 do.
@@ -190,7 +202,7 @@ def prefill_tiles(*, group_size: int, head_dim: int, max_query_len: int, is_floa
     if is_float32:
         return Tiles(block_n=16, block_m=block_m, num_warps=8, num_stages=2)
     num_warps = 8 if block_m >= 128 or head_dim > 128 else 4
-    fits = head_dim <= 128 and (block_m < 64 or multiplies_from_shared_memory())
+    fits = head_dim <= 128 and (block_m < 64 or multiplies_from_shared_memory()) and not scaled
     return Tiles(block_n=64 if fits else 32, block_m=block_m, num_warps=num_warps)
 
 

@@ -18,7 +18,7 @@ to overlap nearly without a gap, which this kernel does not arrange.
 import triton
 import triton.language as tl
 
-from kernels.sweep import add_sink, finish, sweep
+from kernels.sweep import add_sink, finish, scales_of_head, sweep
 
 
 def multiplies_from_shared_memory() -> bool:
@@ -75,6 +75,8 @@ def prefill_kernel(
     ALIBI: tl.constexpr,
     SINKS: tl.constexpr,
     WITH_LSE: tl.constexpr,
+    scales=None,
+    SCALES: tl.constexpr = 0,
 ):
     """Program (query tile, KV head); rows are (token, query head) pairs, heads fastest.
 
@@ -122,6 +124,9 @@ def prefill_kernel(
     slope = tl.zeros([BLOCK_M], dtype=tl.float32)
     if ALIBI:
         slope = tl.load(slopes + head, mask=valid, other=0.0) * 1.4426950408889634
+    logit_factor, value_scale, scales = scales_of_head(
+        scales, kv_head, logit_factor, value_scale, SCALES
+    )
     acc, denominator, maximum = sweep(
         (rows, query_at, slope),
         (logit_factor, cap_factor),
@@ -138,6 +143,8 @@ def prefill_kernel(
         (BLOCK_N, BLOCK_SIZE, HEAD_DIM),
         WINDOW > 0,
         (CAUSAL, WINDOW, SOFTCAP, ALIBI),
+        scales,
+        SCALES,
     )
     if SINKS:
         sink = tl.load(sinks + head, mask=valid, other=0.0) * 1.4426950408889634

@@ -116,6 +116,47 @@ def load_keys_and_values(
 
 
 @triton.jit
+def load_scales(
+    scales,
+    table_row,
+    start,
+    first_key,
+    end_key,
+    BLOCK_N: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    """Scales of the keys and of the values from `start`, [BLOCK_N] float32; zero outside.
+
+    `scales` are pointers to those of the KV head, and strides of a block and of a slot.
+    """
+    key_scales, value_scales, stride_block_k, stride_slot_k, stride_block_v, stride_slot_v = scales
+    token = start + tl.arange(0, BLOCK_N)
+    inside = (token >= first_key) & (token < end_key)
+    block = tl.load(table_row + token // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
+    offset = token % BLOCK_SIZE
+    keys_at = key_scales + block * stride_block_k + offset * stride_slot_k
+    values_at = value_scales + block * stride_block_v + offset * stride_slot_v
+    return tl.load(keys_at, mask=inside, other=0.0), tl.load(values_at, mask=inside, other=0.0)
+
+
+@triton.jit
+def unpacked(pairs, scale, KEYS: tl.constexpr):
+    """Two codes of a byte, the low one first, less the zero point that the scale hides; the scale.
+
+    Keys are [BLOCK_D / 2, BLOCK_N], values [BLOCK_N, BLOCK_D / 2].
+    """
+    bits = scale.to(tl.int32, bitcast=True)
+    zero = (bits & 15).to(tl.int8)
+    both = tl.join((pairs & 15).to(tl.int8), (pairs >> 4).to(tl.int8))
+    if KEYS:
+        both = tl.permute(both, (0, 2, 1))
+        codes = tl.reshape(both, [2 * pairs.shape[0], pairs.shape[1]]) - zero[None, :]
+    else:
+        codes = tl.reshape(both, [pairs.shape[0], 2 * pairs.shape[1]]) - zero[:, None]
+    return codes, (bits & -16).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def attend_tile(
     acc,
     denominator,
@@ -144,8 +185,11 @@ def attend_tile(
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
     ALIBI: tl.constexpr,
+    scales,
+    SCALES: tl.constexpr,
 ):
     """Fold one tile of keys into the running softmax of every row."""
+    PACKED: tl.constexpr = 2 if SCALES == 3 else 1
     keys, values = load_keys_and_values(
         key_cache,
         value_cache,
@@ -159,12 +203,21 @@ def attend_tile(
         stride_slot_v,
         BLOCK_N,
         BLOCK_SIZE,
-        HEAD_DIM,
-        BLOCK_D,
+        HEAD_DIM // PACKED,
+        BLOCK_D // PACKED,
         MASKED,
     )
+    if SCALES > 1:
+        key_scale, value_scale = load_scales(
+            scales, table_row, start, first_key, end_key, BLOCK_N, BLOCK_SIZE
+        )
+        if SCALES == 3:
+            keys, key_scale = unpacked(keys, key_scale, True)
+            values, value_scale = unpacked(values, value_scale, False)
     # float32 in the tensor cores would be tf32, with 10 bits of mantissa.
     logits = tl.dot(query, keys.to(query.dtype), input_precision="ieee") * logit_factor
+    if SCALES > 1:
+        logits *= key_scale[None, :]
     if SOFTCAP:
         # logits are 2 log2(e) x here: cap tanh(x) = cap - 2 cap / (1 + exp2(2 log2(e) x)).
         logits = cap_factor - 2.0 * cap_factor / (1.0 + tl.exp2(logits))
@@ -190,7 +243,13 @@ def attend_tile(
     denominator = denominator * rescale + tl.sum(weights, 1)
     if query.dtype == tl.float16:
         weights *= WEIGHT_SCALE
-    if values.dtype.primitive_bitwidth == 8 and query.dtype == tl.float16:
+    if SCALES > 1:
+        if query.dtype == tl.float16:
+            # A weight times a scale may be more than float16 holds; a value is not.
+            values = (values.to(tl.float32) * value_scale[:, None]).to(tl.float16)
+        else:
+            weights *= value_scale[None, :]
+    elif values.dtype.primitive_bitwidth == 8 and query.dtype == tl.float16:
         values = widen(values, BLOCK_N, BLOCK_D)
     acc = acc * rescale[:, None]
     acc += tl.dot(weights.to(query.dtype), values.to(query.dtype), input_precision="ieee")
@@ -214,6 +273,8 @@ def sweep(
     sizes,
     BOUNDED_LEFT: tl.constexpr,
     variant,
+    scales=None,
+    SCALES: tl.constexpr = 0,
 ):
     """Attend to the key tiles `begin` <= t < `end`.
 
@@ -223,6 +284,8 @@ def sweep(
     `rows` are the queries, their positions and their slopes; `factors` those of the logits and of
     the soft-cap; `strides` those of a block and of a slot, of keys and then of values. `sizes`
     (BLOCK_N, BLOCK_SIZE, HEAD_DIM) and `variant` (CAUSAL, WINDOW, SOFTCAP, ALIBI) are constants.
+    `SCALES` is 2 where each token and head has one, 3 where two codes are a byte, and `scales` then
+    as `load_scales` has them.
 
     Returns acc [BLOCK_M, BLOCK_D], the weighted sum of values; denominator and maximum [BLOCK_M],
     the latter in units of log 2.
@@ -239,7 +302,11 @@ def sweep(
     WINDOW: tl.constexpr = variant[1]
     SOFTCAP: tl.constexpr = variant[2]
     ALIBI: tl.constexpr = variant[3]
-    if key_cache.dtype.element_ty.primitive_bitwidth == 8 and query.dtype == tl.bfloat16:
+    if (
+        key_cache.dtype.element_ty.primitive_bitwidth == 8
+        and query.dtype == tl.bfloat16
+        and SCALES < 2
+    ):
         query, undo = as_half(query)
         logit_factor = (logit_factor * undo)[:, None]
     acc = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
@@ -277,6 +344,8 @@ def sweep(
                 WINDOW,
                 SOFTCAP,
                 ALIBI,
+                scales,
+                SCALES,
             )
     main_end = tl.minimum(tl.maximum(all_see_until // BLOCK_N, main_begin), end)
     for tile in range(main_begin, main_end):
@@ -308,6 +377,8 @@ def sweep(
             WINDOW,
             SOFTCAP,
             ALIBI,
+            scales,
+            SCALES,
         )
     # Unless causal, at most one tile is left, and nothing to prefetch: a pipeline would only take
     # registers from the main loop. In float32 it takes fewer than it saves.
@@ -341,6 +412,8 @@ def sweep(
             WINDOW,
             SOFTCAP,
             ALIBI,
+            scales,
+            SCALES,
         )
     if query.dtype == tl.float16:
         acc *= 1.0 / WEIGHT_SCALE
@@ -363,3 +436,25 @@ def finish(acc, denominator, maximum, value_scale):
     out = acc * (value_scale / tl.where(empty, 1.0, denominator))[:, None]
     lse = tl.where(empty, float("-inf"), maximum + tl.log2(tl.where(empty, 1.0, denominator)))
     return out, lse
+
+
+@triton.jit
+def scales_of_head(scales, kv_head, logit_factor, value_scale, SCALES: tl.constexpr):
+    """The factors with the scales of a KV head, and where those of its tokens lie.
+
+    `scales` are None; or pointers to one for each head (SCALES 1); or pointers to those of keys and
+    values, and strides of a block, a slot and a head, of keys and then of values.
+    """
+    if SCALES == 1:
+        logit_factor *= tl.load(scales[0] + kv_head)
+        value_scale *= tl.load(scales[1] + kv_head)
+    if SCALES > 1:
+        scales = (
+            scales[0] + kv_head * scales[4],
+            scales[1] + kv_head * scales[7],
+            scales[2],
+            scales[3],
+            scales[5],
+            scales[6],
+        )
+    return logit_factor, value_scale, scales

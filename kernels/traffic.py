@@ -71,10 +71,10 @@ def _visible(batch: PagedBatch, seq_len: int, first: int, last: int) -> tuple[in
 def _in_bytes(batch: PagedBatch, *, rows: int, keys: int) -> AttentionBytes:
     num_tokens, num_q_heads, head_dim = batch.query.shape
     row = num_q_heads * head_dim * batch.query.element_size()
-    slot = batch.num_kv_heads * head_dim * batch.key_cache.element_size()
-    size = batch.key_cache.element_size()
+    slot = batch.num_kv_heads * batch.key_cache.shape[3] * batch.key_cache.element_size()
+    of_values = batch.num_kv_heads * batch.value_cache.shape[3] * batch.value_cache.element_size()
     # A latent record is key and value at once.
-    values = 0 if batch.rope is not None else keys * batch.num_kv_heads * batch.value_dim * size
+    values = 0 if batch.rope is not None else keys * of_values
     out = num_tokens * num_q_heads * batch.value_dim * batch.out.element_size()
     return AttentionBytes(query=rows * row, keys=keys * slot, values=values, out=out)
 

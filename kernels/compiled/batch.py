@@ -14,6 +14,7 @@ import torch
 from reference.attention.chosen import choose
 from reference.attention.contract import PagedBatch, options_of
 from reference.attention.problem import AttentionProblem
+from reference.attention.records import CODECS
 from reference.attention.size import check_call
 
 MAX_CONTEXT: Final = 131_072
@@ -48,6 +49,8 @@ def engine_batch(problem: AttentionProblem, *, with_lse: bool = True) -> PagedBa
         first += count
     chosen = choose(problem)
     keys, values = _caches(problem, num_blocks)
+    outer = CODECS[problem.codec].outer if problem.codec else ""
+    by_head = torch.ones(problem.num_kv_heads) if outer == "head" else None
     return PagedBatch(
         query=fused[:, :heads],
         key_cache=keys,
@@ -61,17 +64,19 @@ def engine_batch(problem: AttentionProblem, *, with_lse: bool = True) -> PagedBa
         sinks=torch.ones(heads) if problem.sinks else None,
         query_mask=chosen.query_mask,
         indices=chosen.indices,
+        k_scales=by_head,
+        v_scales=by_head,
         **options_of(problem),
     )
 
 
 def _caches(problem: AttentionProblem, num_blocks: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values as an engine has them; of a latent cache records, and their first part."""
-    dtype, size = problem.torch_kv_dtype, problem.value_size
+    dtype, (key_size, value_size) = problem.torch_kv_dtype, problem.stored_sizes
     page = (problem.block_size, problem.num_kv_heads)
     if problem.kind == "latent":
-        records = torch.empty((num_blocks, *page, problem.head_dim), dtype=dtype)
-        return records, records[..., :size]
-    both = torch.empty((num_blocks, 2, *page, max(problem.head_dim, size)), dtype=dtype)
+        records = torch.empty((num_blocks, *page, key_size), dtype=dtype)
+        return records, records[..., :value_size]
+    both = torch.empty((num_blocks, 2, *page, max(key_size, value_size)), dtype=dtype)
     keys, values = both.unbind(1)
-    return keys[..., : problem.head_dim], values[..., :size]
+    return keys[..., :key_size], values[..., :value_size]
