@@ -131,12 +131,12 @@ def load_scales(
     """
     key_scales, value_scales, stride_block_k, stride_slot_k, stride_block_v, stride_slot_v = scales
     token = start + tl.arange(0, BLOCK_N)
-    inside = (token >= first_key) & (token < end_key)
-    block = tl.load(table_row + token // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
+    real = (token >= first_key) & (token < end_key)
+    block = tl.load(table_row + token // BLOCK_SIZE, mask=real, other=0).to(tl.int64)
     offset = token % BLOCK_SIZE
     keys_at = key_scales + block * stride_block_k + offset * stride_slot_k
     values_at = value_scales + block * stride_block_v + offset * stride_slot_v
-    return tl.load(keys_at, mask=inside, other=0.0), tl.load(values_at, mask=inside, other=0.0)
+    return tl.load(keys_at, mask=real, other=0.0), tl.load(values_at, mask=real, other=0.0)
 
 
 @triton.jit

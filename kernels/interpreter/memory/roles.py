@@ -113,7 +113,7 @@ def attention_roles(batch: Call) -> list[Role]:
     if batch.indices is not None:
         axes = ("token", "head", "chosen")
         roles.append(Role("indices", batch.indices, axes, works_for=of_token))
-    for name in ("alibi_slopes", "sinks"):
+    for name in ("alibi_slopes", "sinks", "k_scales", "v_scales"):
         tensor = getattr(batch, name)
         if tensor is not None:
             roles.append(Role(name, tensor, ("head",)))
