@@ -16,6 +16,12 @@ from reference.attention.contract import Capabilities, PagedBatch, declares
 SMALLEST: Final = 16
 """Rows, and elements, that a product of tiles has at least."""
 
+MOST_HEADS: Final = 128
+"""Of a tile, where nothing but the interpreter limits it."""
+
+ROOMY: Final = (80, 90, 100, 103)
+"""Architectures of NVIDIA whose programs may have more than 112 KiB of shared memory."""
+
 
 @declares(
     Capabilities(
@@ -41,7 +47,7 @@ def paged_latent_attention(
     if num_tokens == 0:
         return
     latent, num_seqs = batch.value_dim, batch.seq_lens.shape[0]
-    tiles = tiles or latent_tiles(is_float32=batch.query.dtype == torch.float32)
+    tiles = tiles or latent_tiles(batch)
     head_tiles = triton.cdiv(num_heads, tiles.block_m)
     splits = _splits(batch, tiles, head_tiles, num_splits)
     items = splits.items(num_seqs)
@@ -101,20 +107,31 @@ _SHARED: Final = (
 _ANSWER_STRIDES: Final = ("stride_token_o", "stride_head_o", "stride_token_l", "stride_head_l")
 
 
-def latent_tiles(*, is_float32: bool) -> Tiles:
-    """Tiles of 16 heads that spill on no target of `pagedbench compile`, at a record of 576."""
-    if is_float32:
+def latent_tiles(batch: PagedBatch) -> Tiles:
+    """Tiles that spill on no target of `pagedbench compile`, at a record of 576.
+
+    All heads of a tile read a record once. 32 of them fit where a program may have 112 KiB of
+    shared memory and a record need not be converted; 128, whose answer alone takes all registers
+    of a processor, fit nowhere but in the interpreter.
+    """
+    backend, arch = _target()
+    if backend == "interpreter":
+        heads = min(max(triton.next_power_of_2(batch.query.shape[1]), SMALLEST), MOST_HEADS)
+        return Tiles(block_n=64, block_m=heads)
+    if batch.query.dtype == torch.float32:
         return Tiles(block_n=16, block_m=16, num_warps=8, num_stages=1)
-    if _wavefronts():
+    if backend == "hip":
         return Tiles(block_n=32, block_m=16, num_warps=4, num_stages=2)
-    return Tiles(block_n=64, block_m=16, num_warps=8, num_stages=2)
+    wide = arch in ROOMY and batch.key_cache.element_size() == 2 and batch.query.shape[1] > SMALLEST
+    return Tiles(block_n=64, block_m=32 if wide else 16, num_warps=8, num_stages=2)
 
 
-def _wavefronts() -> bool:
-    """Whether it is compiled for AMD, whose warps have 64 lanes."""
+def _target() -> tuple[str, int | str]:
+    """What it is compiled for: Triton's names of a back end and of an architecture."""
     if triton.knobs.runtime.interpret:
-        return False
-    return bool(triton.runtime.driver.active.get_current_target().backend == "hip")
+        return "interpreter", 0
+    target = triton.runtime.driver.active.get_current_target()
+    return target.backend, target.arch
 
 
 def check_latent(batch: PagedBatch, num_splits: int | None) -> None:

@@ -1,4 +1,4 @@
-"""Joins the partial results of the splits of one row by their log-sum-exp."""
+"""Joins partial results by their log-sum-exp: those of splits, and those that anybody has."""
 
 import triton
 import triton.language as tl
@@ -75,3 +75,61 @@ def merge_kernel(
     if WITH_LSE:
         joined = (maximum + tl.log2(denominator)) * 0.6931471805599453
         tl.store(lse + token * stride_token_l + head * stride_head_l, joined)
+
+
+@triton.jit
+def merge_states_kernel(
+    part_out,
+    part_lse,
+    out,
+    lse,
+    num_parts,
+    num_rows,
+    num_heads,
+    part_strides,
+    answer_strides,
+    SIZE: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    WITH_LSE: tl.constexpr,
+):
+    """Program (rows): BLOCK_ROWS of the rows (token, head), heads fastest, and all of their parts.
+
+    `part_strides` are those of part, token and head, of the outputs and then of the log-sum-exps;
+    `answer_strides` those of token and head, of `out` and then of `lse`. A part that saw no key is
+    not read: what is there may be NaN.
+    """
+    stride_part_o, stride_part_token_o, stride_part_head_o = part_strides[:3]
+    stride_part_l, stride_part_token_l, stride_part_head_l = part_strides[3:]
+    stride_token_o, stride_head_o, stride_token_l, stride_head_l = answer_strides
+    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    dim = tl.arange(0, BLOCK_D)
+    real = row < num_rows
+    token = (row // num_heads).to(tl.int64)
+    head = row % num_heads
+    lses_at = part_lse + token * stride_part_token_l + head * stride_part_head_l
+    rows_at = part_out + token * stride_part_token_o + head * stride_part_head_o
+    acc = tl.zeros([BLOCK_ROWS, BLOCK_D], dtype=tl.float32)
+    denominator = tl.zeros([BLOCK_ROWS], dtype=tl.float32)
+    maximum = tl.full([BLOCK_ROWS], float("-inf"), dtype=tl.float32)
+    for part in range(num_parts):
+        part_at = tl.cast(part, tl.int64)
+        found = tl.load(lses_at + part_at * stride_part_l, mask=real, other=float("-inf"))
+        held = (found != float("-inf"))[:, None] & (dim < SIZE)[None, :]
+        values_at = (rows_at + part_at * stride_part_o)[:, None] + dim[None, :]
+        values = tl.load(values_at, mask=held, other=0.0).to(tl.float32)
+        new_maximum = tl.maximum(maximum, found)
+        # A row that has seen nothing yet: exp(-inf - 0) is the zero that it needs, not NaN.
+        reference = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
+        weight = tl.exp(found - reference)
+        rescale = tl.exp(maximum - reference)
+        denominator = denominator * rescale + weight
+        acc = acc * rescale[:, None] + values * weight[:, None]
+        maximum = new_maximum
+    denominator = tl.where(denominator == 0.0, 1.0, denominator)
+    result_at = (out + token * stride_token_o + head * stride_head_o)[:, None] + dim[None, :]
+    inner = real[:, None] & (dim < SIZE)[None, :]
+    tl.store(result_at, (acc / denominator[:, None]).to(out.dtype.element_ty), mask=inner)
+    if WITH_LSE:
+        lse_at = lse + token * stride_token_l + head * stride_head_l
+        tl.store(lse_at, maximum + tl.log(denominator), mask=real)

@@ -1,45 +1,39 @@
-"""The merge of our split kernels as one that anybody may call: see `kernels.merge`."""
+"""Attention to several shares of the keys, made attention to all of them, in Triton."""
 
 from __future__ import annotations
 
-import math
+from typing import Final
 
-import torch
 import triton
 
-from kernels.attention import SPLITS_AT_ONCE
-from kernels.merge import merge_kernel
+from kernels.merge import merge_states_kernel
 from reference.attention.contract import Capabilities, MergeBatch, declares
+
+ELEMENTS: Final = 4096
+"""Of the answer in a program: 32 registers of each of its threads."""
 
 
 @declares(Capabilities(kind="merge", promises=frozenset({"deterministic"})))
 def merge_states(batch: MergeBatch) -> None:
-    """Fill `batch.out` and `batch.lse`. The parts are first copied to where splits leave theirs."""
+    """Fill `batch.out` and `batch.lse`. Each part is read once, where it lies."""
     parts, tokens, heads, size = batch.part_out.shape
-    if parts == 1:  # which the kernel leaves alone: a single split writes the answer itself
-        batch.out.copy_(batch.part_out[0])
-        if batch.lse is not None:
-            batch.lse.copy_(batch.part_lse[0])
-        return
     if not batch.out.numel():
         return
-    token = torch.arange(tokens + 1, dtype=torch.int32, device=batch.out.device)
-    plan = torch.stack([token[:-1] * parts, torch.full_like(token[:-1], parts)], 1)
+    block_d = triton.next_power_of_2(size)
+    block_rows = max(ELEMENTS // block_d, 1)
     lse = batch.lse
-    merge_kernel[(tokens, heads)](
-        batch.part_out.float().transpose(0, 1).contiguous(),
-        (batch.part_lse / math.log(2)).transpose(0, 1).contiguous(),
-        plan,
-        token,
+    merge_states_kernel[(triton.cdiv(tokens * heads, block_rows),)](
+        batch.part_out,
+        batch.part_lse,
         batch.out,
         lse,
-        None,
-        *batch.out.stride()[:2],
-        *((0, 0) if lse is None else lse.stride()),
-        HEAD_DIM=size,
-        BLOCK_D=triton.next_power_of_2(size),
-        BLOCK_SPLITS=SPLITS_AT_ONCE,
-        SINKS=False,
+        parts,
+        tokens * heads,
+        heads,
+        (*batch.part_out.stride()[:3], *batch.part_lse.stride()),
+        (*batch.out.stride()[:2], *((0, 0) if lse is None else lse.stride())),
+        SIZE=size,
+        BLOCK_D=block_d,
+        BLOCK_ROWS=block_rows,
         WITH_LSE=lse is not None,
-        EMPTY=True,
     )

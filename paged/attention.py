@@ -17,7 +17,7 @@ from reference.attention.records import CODECS
     Capabilities(
         promises=frozenset({"deterministic", "relabelling"}),
         max_head_dim=576,
-        also=frozenset({"value_size", "cross", "chunk", "query_mask"}),
+        also=frozenset({"value_size", "cross", "chunk", "query_mask", "causal_each"}),
         codecs=everything().codecs,
     )
 )

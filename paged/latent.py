@@ -22,7 +22,7 @@ MOST_GATHERED: Final = 2**18
     Capabilities(
         kind="latent",
         promises=frozenset({"deterministic", "relabelling"}),
-        also=frozenset({"cross", "chunk", "query_mask", "sparse"}),
+        also=frozenset({"cross", "chunk", "query_mask", "causal_each", "sparse"}),
         codecs=frozenset({"fp8-ds-mla"}),
     )
 )

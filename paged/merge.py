@@ -15,6 +15,8 @@ def merge_states(batch: MergeBatch) -> None:
     weights = torch.exp(batch.part_lse - torch.where(largest.isinf(), 0.0, largest))
     total = weights.sum(0)
     shares = (weights / torch.where(total == 0, 1.0, total)).unsqueeze(-1)
-    batch.out.copy_((batch.part_out.float() * shares).sum(0))
+    # What a part without a key holds may be NaN, which a weight of zero does not silence.
+    seen = batch.part_out.float().masked_fill(batch.part_lse.isneginf().unsqueeze(-1), 0.0)
+    batch.out.copy_((seen * shares).sum(0))
     if batch.lse is not None:
         batch.lse.copy_(largest + total.log())

@@ -22,7 +22,8 @@ BY_CHANCE: Final = "the same problem did not fail again: it depends on earlier c
 """A finding more, where it does."""
 
 _PLAIN: Final = (
-    "interleave", "chained", "topk", "query_mask", "chunk", "value_dim", "cross",
+    "interleave", "unwritten", "chained", "topk", "query_mask", "causal_each", "chunk",
+    "value_dim", "cross",
     "pool", "strides", "layout", "spare", "window", "softcap", "alibi", "sinks", "scale",
     "k_scale", "v_scale", "causal", "shared_prefix", "num_kv_heads",
 )  # fmt: skip

@@ -66,6 +66,7 @@ def engine_batch(problem: AttentionProblem, *, with_lse: bool = True) -> PagedBa
         indices=chosen.indices,
         k_scales=by_head,
         v_scales=by_head,
+        causal_of=chosen.causal_of,
         **options_of(problem),
     )
 

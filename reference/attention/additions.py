@@ -84,6 +84,7 @@ def additions(
             strides=tuple(name for name in problem.strides if name in ("lse", "out")),
             parts=draw(_FEW if "many_parts" in capabilities.declines else _PARTS),
             interleave=draw(_OFTEN),
+            unwritten=draw(_OFTEN) and "unwritten" not in capabilities.declines,
         )
     fields: dict[str, Any] = {}
     if capabilities.kind == "latent":
@@ -94,7 +95,9 @@ def additions(
         fields["group_size"] = draw(heads)
     elif "value_size" in also and draw(_OFTEN):
         fields["value_dim"] = draw(st.sampled_from(sorted(capabilities.value_dims or VALUE_DIMS)))
-    choices: list[str] = [name for name in ("cross", "chunk", "query_mask") if name in also]
+    choices: list[str] = [
+        name for name in ("cross", "chunk", "query_mask", "causal_each") if name in also
+    ]
     if "sparse" in also:
         choices = ["sparse", "sparse", *choices]
     if "dense" not in capabilities.declines:
@@ -110,6 +113,8 @@ def additions(
     elif chosen == "query_mask":
         mask = draw(st.sampled_from(tuple(reversed(QUERY_MASKS))))
         fields |= {**causal, "query_mask": mask, "alibi": False}
+    elif chosen == "causal_each":
+        fields |= {**causal, "causal_each": True, "alibi": False}
     elif chosen == "sparse":
         fields |= {**causal, "topk": draw(st.sampled_from(TOPKS))}
     problem = problem.replace(**fields)

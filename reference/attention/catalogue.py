@@ -54,7 +54,8 @@ def _has_rows(problem: AttentionProblem) -> bool:
 
 
 def _has_prefill(problem: AttentionProblem) -> bool:
-    return problem.causal and problem.max_query_len > 1 and not problem.query_mask
+    several = problem.causal and problem.max_query_len > 1
+    return several and not (problem.query_mask or problem.causal_each)
 
 
 def _scales_alone(problem: AttentionProblem) -> bool:
@@ -67,6 +68,13 @@ def _masks(problem: AttentionProblem) -> bool:
 
 def _chooses(problem: AttentionProblem) -> bool:
     return problem.topk is not None and _has_rows(problem)
+
+
+def _parted(problem: AttentionProblem) -> bool:
+    """Decode to whose keys no place belongs: those of any share count as they do in the whole."""
+    placed = (problem.window, problem.chunk, problem.topk, problem.pool)
+    plain = all(each is None for each in placed) and not (problem.alibi or problem.sinks)
+    return plain and problem.max_query_len == 1 and problem.max_seq_len > 1
 
 
 def _several(problem: AttentionProblem) -> bool:
@@ -123,6 +131,13 @@ LAWS: Final = (
     Check(
         "siblings", "Tokens of a tree in another order give their rows in that order.",
         _masks, needs="query_mask",
+    ),
+    Check(
+        "causal-each", "Each sequence gets what it gets where all are causal, or none.",
+        lambda problem: problem.causal_each and _has_rows(problem), needs="causal_each",
+    ),
+    Check(
+        "shards", "Attention to shares of the keys, merged, is attention to all.", _parted,
     ),
     Check(
         "chosen-order", "The order of the chosen keys changes nothing.",

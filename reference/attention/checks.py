@@ -20,7 +20,13 @@ from torch import Tensor
 
 from reference.attention.caches import bytes_or_self, filler
 from reference.attention.catalogue import FREE_SLOTS, LAWS, REST_OF_A_BLOCK, Check
-from reference.attention.chosen_laws import all_chosen, chain_mask, chosen_order, siblings
+from reference.attention.chosen_laws import (
+    all_chosen,
+    causal_each,
+    chain_mask,
+    chosen_order,
+    siblings,
+)
 from reference.attention.codecs import twice_the_numbers
 from reference.attention.comparing import (
     Findings,
@@ -39,7 +45,7 @@ from reference.attention.contract import (
 from reference.attention.far import NoRoom, lacked_memory, no_room_for_copies
 from reference.attention.hints import hints
 from reference.attention.inputs import Inputs, make_inputs
-from reference.attention.merge_laws import as_of_all_keys, grouped, one_part, other_order
+from reference.attention.merge_laws import as_of_all_keys, grouped, one_part, other_order, shards
 from reference.attention.placement import CANARY, Placement, Poison, place, place_parts, unwritten
 from reference.attention.problem import STORES, AttentionProblem, Request
 from reference.attention.raised import said_of
@@ -476,6 +482,8 @@ _RUN: Final[Mapping[str, Callable[[Subject, AttentionProblem], Findings]]] = {
     "scaled-values": _scaled_values,
     "chain-mask": chain_mask,
     "siblings": siblings,
+    "causal-each": causal_each,
+    "shards": shards,
     "chosen-order": chosen_order,
     "all-chosen": all_chosen,
     "one-part": one_part,

@@ -26,6 +26,8 @@ class Chosen:
     """[num_tokens, max_query_len] bool, of the tokens of this step; or None."""
     indices: Tensor | None = None
     """[num_tokens, 1, topk] int32, positions in the sequence and -1; or None."""
+    causal_of: Tensor | None = None
+    """[num_seqs] bool, which sequences are causal; or None."""
 
     def seen_instead(self, problem: AttentionProblem, index: int, target: Tensor) -> Tensor:
         """Positions of keys, [query_len, ...], and for those that a query of the sequence does not
@@ -54,7 +56,8 @@ def choose(problem: AttentionProblem) -> Chosen:
     rng = torch.Generator().manual_seed((problem.seed + _STREAM) % 2**64)
     mask = _mask(problem, rng) if problem.query_mask else None
     indices = None if problem.topk is None else _indices(problem, problem.topk, rng)
-    return Chosen(mask, indices)
+    causal = torch.rand(len(problem.requests), generator=rng) < 0.5 if problem.causal_each else None
+    return Chosen(mask, indices, causal)
 
 
 def _mask(problem: AttentionProblem, rng: torch.Generator) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from reference.attention.chosen import all_indices
-from reference.attention.comparing import Findings, close, same, to_device
+from reference.attention.comparing import Findings, close, rows_of, same, to_device
 from reference.attention.inputs import Inputs, make_inputs
 from reference.attention.tolerance import worst_excess
 from reference.attention.truth import attend
@@ -36,6 +36,30 @@ def siblings(subject: Subject, problem: AttentionProblem) -> Findings:
     lse = None if one.lse is None else one.lse[order]
     what = "the tokens of a tree in another order"
     return close(_reordered(inputs, order), other.out, other.lse, one.out[order], lse, what)
+
+
+def causal_each(subject: Subject, problem: AttentionProblem) -> Findings:
+    """The rows of a batch that is causal throughout, or nowhere, as far as the kernel does that."""
+    inputs = make_inputs(problem, device=subject.device)
+    mixed, findings = subject.answer(inputs).batch, []
+    assert inputs.causal_of is not None
+    counts = mixed.query_start_loc.diff().long()
+    causal_rows = inputs.causal_of.repeat_interleave(counts)
+    for causal, what in ((True, "causal"), (False, "not causal")):
+        uniform = problem.replace(causal_each=False, causal=causal)
+        rows = (causal_rows == causal).nonzero().flatten()
+        if subject.able.refusal(uniform) is not None or not len(rows):
+            continue
+        plain = subject.answer(replace(inputs, problem=uniform, causal_of=None)).batch
+        out, lse = plain.out.clone(), None if plain.lse is None else plain.lse.clone()
+        out[rows] = mixed.out[rows]
+        if lse is not None and mixed.lse is not None:
+            lse[rows] = mixed.lse[rows]
+        said = f"sequences that are {what}, beside others and among their like"
+        findings += close(
+            replace(inputs, problem=uniform, causal_of=None), out, lse, plain.out, plain.lse, said
+        )
+    return findings
 
 
 def chosen_order(subject: Subject, problem: AttentionProblem) -> Findings:
@@ -93,12 +117,5 @@ def _reordered(inputs: Inputs, order: Tensor) -> Inputs:
         if request.seq_len:
             end = problem.cache_starts[index + 1]
             keys_at[end - request.query_len : end] = end - request.query_len + within
-    # torch gathers no float8, but its bytes.
-    keys, values = (_rows(each, keys_at) for each in (inputs.keys, inputs.values))
+    keys, values = (rows_of(each, keys_at) for each in (inputs.keys, inputs.values))
     return replace(inputs, query=inputs.query[order], keys=keys, values=values, query_mask=turned)
-
-
-def _rows(tensor: Tensor, at: Tensor) -> Tensor:
-    if tensor.element_size() == 1:
-        return tensor.view(torch.uint8)[at].view(tensor.dtype)
-    return tensor[at]

@@ -33,6 +33,7 @@ class _Rows:
     """The running softmax of some sequences that have the same number of query tokens."""
 
     query: Tensor  # [n, heads, query_len * group, head_dim] float32
+    sequence: Tensor  # [n] of the sequences in the batch
     token: Tensor  # [n, query_len] of the query tokens in the batch
     position: Tensor  # [n, query_len] of the query tokens in their sequence
     acc: Tensor
@@ -68,7 +69,7 @@ def _attend_group(
     count = int(call.query_start_loc[group[0] + 1] - call.query_start_loc[group[0]])
     token = first.unsqueeze(1) + torch.arange(count, device=device)
     position = (seq_len - count).unsqueeze(1) + torch.arange(count, device=device)
-    rows = _start(call, token, position, heads)
+    rows = _start(call, sequences, token, position, heads)
 
     first_key = torch.zeros_like(seq_len)
     if call.window:
@@ -96,13 +97,16 @@ def _attend_group(
     _store(call, rows, token, heads)
 
 
-def _start(call: AttentionCall, token: Tensor, position: Tensor, heads: int) -> _Rows:
+def _start(
+    call: AttentionCall, sequence: Tensor, token: Tensor, position: Tensor, heads: int
+) -> _Rows:
     query = call.query[token].float()
     n, count, q_heads, head_dim = query.shape
     grouped = query.view(n, count, heads, q_heads // heads, head_dim).transpose(1, 2)
     flat = grouped.reshape(n, heads, count * (q_heads // heads), head_dim)
     return _Rows(
         query=flat,
+        sequence=sequence,
         token=token,
         position=position,
         acc=flat.new_zeros((*flat.shape[:3], call.out.shape[2])),
@@ -148,6 +152,9 @@ def _fold(
         of_step = call.query_mask[rows.token[active]]
         within = step.clamp(0, of_step.shape[2] - 1).unsqueeze(1).expand(-1, count, -1)
         seen = seen & ((step < 0).unsqueeze(1) | of_step.gather(2, within))
+    elif call.causal_of is not None:
+        later = ~call.causal_of[rows.sequence[active]].view(-1, 1, 1)
+        seen = seen & ((key_at <= position.unsqueeze(2)) | later)
     elif call.causal:
         seen = seen & (key_at <= position.unsqueeze(2))
     if call.window is not None:

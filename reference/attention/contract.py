@@ -54,6 +54,8 @@ class AttentionCall:
     query_mask: Tensor | None = None
     """[num_tokens, max_query_len] bool, of each token which of its sequence's tokens of this step
     it sees, all of the earlier ones besides. In place of `causal`."""
+    causal_of: Tensor | None = None
+    """[num_seqs] bool, of each sequence whether it is causal. In place of `causal`."""
     """The variant, as in `reference.attention.problem.AttentionProblem`; slopes and sinks are
     [num_q_heads] float32."""
 
@@ -127,7 +129,7 @@ class MergeBatch:
     """[parts, num_tokens, num_heads, value_dim] float32, float16 or bfloat16."""
     part_lse: Tensor
     """[parts, num_tokens, num_heads] float32, in the base that the kernel declares. -inf where a
-    part saw no key; its output is then 0."""
+    part saw no key; its output is then 0, or NaN."""
     out: Tensor
     """[num_tokens, num_heads, value_dim], the dtype of `part_out`, filled with NaN."""
     lse: Tensor | None
@@ -189,21 +191,24 @@ make the answers to several shares of the keys one, from a `MergeBatch`, and tho
 (`WriteBatch`) or copy blocks (`CopyBatch`)."""
 
 ADDITIONS: Final = (
-    "value_size", "cross", "chunk", "query_mask", "sparse", "records", "chained",
+    "value_size", "cross", "chunk", "query_mask", "causal_each", "sparse", "records", "chained",
 )  # fmt: skip
 """What a kernel may be able to do besides, and has to say. `value_size`: values of another size
 than keys. `cross`: queries beyond the keys. `chunk`: chunked local attention. `query_mask`: a mask
-among a step's tokens. `sparse`: chosen keys of a latent cache. `records`: writes and copies of a
-latent cache. `chained`: copies of what another copy overwrites."""
+among a step's tokens. `causal_each`: some sequences of a batch are causal, others not. `sparse`:
+chosen keys of a latent cache. `records`: writes and copies of a latent cache. `chained`: copies of
+what another copy overwrites."""
 
 DECLINABLE: Final = (
     "dense", "padding", "waiting", "empty", "scale", "mixed_lengths", "pool", "many_parts",
+    "unwritten",
     *(f"layout={name}" for name in LAYOUTS), *(f"strides={name}" for name in STRIDED),
 )  # fmt: skip
 """What a kernel may decline by name: a latent cache without chosen keys, rows of sequences without
 tokens (q1 k0), sequences without a query (q0), batches without any query token, a scale other than
 1 / sqrt(head_dim), query lengths that differ in a batch, pools of more than 2^31 elements, more
-than two parts of a merge, and where tensors lie in memory."""
+than two parts of a merge, parts without a key whose output is NaN, and where tensors lie in
+memory."""
 
 PROMISES: Final = ("deterministic", "relabelling", "batch_invariant")
 """Bits that a kernel may promise. `deterministic`: the same call gives the same, with or without a
@@ -361,6 +366,7 @@ def additions_of(problem: AttentionProblem) -> frozenset[str]:
         "cross": problem.cross,
         "chunk": problem.chunk is not None,
         "query_mask": bool(problem.query_mask),
+        "causal_each": problem.causal_each,
         "sparse": problem.topk is not None,
         "records": problem.rope is not None and problem.kind in STORES,
         "chained": problem.chained,
@@ -380,6 +386,7 @@ def declinable_of(problem: AttentionProblem) -> frozenset[str]:
         "mixed_lengths": len(lengths) > 1,
         "pool": problem.pool is not None,
         "many_parts": (problem.parts or 0) > 2,
+        "unwritten": problem.unwritten,
     }
     places = {f"strides={name}" for name in problem.strides}
     # Without a name the layout takes turns between these two.

@@ -49,6 +49,8 @@ class Inputs:
     """[num_tokens, max_query_len] bool, as in `PagedBatch`; or None."""
     indices: Tensor | None = None
     """[num_tokens, 1, topk] int32, as in `PagedBatch`; or None."""
+    causal_of: Tensor | None = None
+    """[num_seqs] bool, as in `PagedBatch`; or None."""
     k_scales: Tensor | None = None
     v_scales: Tensor | None = None
     """[num_kv_heads] float32, as in `PagedBatch`; or None."""
@@ -84,12 +86,13 @@ class Inputs:
             keys.append(self.keys[span])
             values.append(self.values[span])
         problem = self.problem.replace(requests=tuple(request for _, request in picks))
-        mask, indices = self.query_mask, self.indices
+        mask, indices, causal = self.query_mask, self.indices, self.causal_of
         return replace(
             self,
             problem=problem,
             query_mask=None if mask is None else mask[rows, : problem.max_query_len],
             indices=None if indices is None else indices[rows],
+            causal_of=None if causal is None else causal[[index for index, _ in picks]],
             query=torch.cat(query),
             keys=_cat(keys),
             values=_cat(values),
@@ -148,6 +151,7 @@ def make_inputs(problem: AttentionProblem, *, device: str = "cpu") -> Inputs:
         indices=None if chosen.indices is None else chosen.indices.to(device),
         k_scales=None if k_scales is None else k_scales.to(device),
         v_scales=None if v_scales is None else v_scales.to(device),
+        causal_of=None if chosen.causal_of is None else chosen.causal_of.to(device),
     )
 
 
@@ -229,7 +233,8 @@ def _point_at_keys(
             rows.append(torch.randn(count, *shape, problem.head_dim, generator=rng))
             continue
         position = torch.arange(request.seq_len - count, request.seq_len).view(-1, 1, 1)
-        last = position if problem.causal else torch.full_like(position, request.seq_len - 1)
+        causal = problem.causal if chosen.causal_of is None else chosen.causal_of[index]
+        last = position if causal else torch.full_like(position, request.seq_len - 1)
         first = (
             (last - problem.window + 1).clamp(min=0) if problem.window else torch.zeros_like(last)
         )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from reference.attention.comparing import Findings, changed_bits, close
-from reference.attention.inputs import make_inputs
-from reference.attention.truth import Parts, attend_to, parts_of
+from reference.attention.comparing import Findings, changed_bits, close, rows_of, to_device
+from reference.attention.inputs import Inputs, make_inputs
+from reference.attention.truth import Parts, attend_to, merged, parts_of, written
 
 if TYPE_CHECKING:
     from reference.attention.checks import Subject
@@ -23,8 +25,9 @@ def one_part(subject: Subject, problem: AttentionProblem) -> Findings:
     part = parts_of(inputs)
     batch = subject.merge(alone, part).batch
     out, lse = batch.out.cpu(), None if batch.lse is None else batch.lse.cpu()
-    findings = changed_bits("out", part.out[0], out, "where it is all there is to merge")
-    return findings + close(inputs, out, lse, part.out[0], part.lse[0], "one part and itself")
+    itself = written(part)[0]
+    findings = changed_bits("out", itself, out, "where it is all there is to merge")
+    return findings + close(inputs, out, lse, itself, part.lse[0], "one part and itself")
 
 
 def other_order(subject: Subject, problem: AttentionProblem) -> Findings:
@@ -55,6 +58,43 @@ def as_of_all_keys(subject: Subject, problem: AttentionProblem) -> Findings:
     whole = attend_to(inputs)
     batch = subject.merge(problem, parts_of(inputs)).batch
     return close(inputs, batch.out, batch.lse, whole.out, whole.lse, "merged, and of all keys")
+
+
+def shards(subject: Subject, problem: AttentionProblem) -> Findings:
+    """A kernel's answers to the keys of each of two, merged in float64: a prefix and what follows,
+    or the ranks of a parallel context.
+    """
+    inputs = make_inputs(problem, device=subject.device)
+    whole = subject.answer(inputs).batch
+    if whole.lse is None:
+        return []
+    number = torch.cat([torch.arange(request.seq_len) for request in problem.requests])
+    half = torch.cat([torch.full((r.seq_len,), r.seq_len // 3) for r in problem.requests])
+    first = number % 2 == 0 if problem.seed % 2 else number < half
+    parts = [shard for own in (first, ~first) if (shard := _shard(subject, inputs, own))]
+    if len(parts) < 2:
+        return []
+    outs, lses = zip(*parts, strict=True)
+    together = merged(Parts(torch.stack(outs).cpu(), torch.stack(lses).cpu()))
+    what = "two shares of the keys, merged, and all of them"
+    # What the shares lost when they were rounded is in proportion to them: they may cancel out.
+    truth = replace(attend_to(to_device(inputs, "cpu")), magnitude=together.magnitude)
+    return close(inputs, together.out, together.lse, whole.out, whole.lse, what, truth=truth)
+
+
+def _shard(subject: Subject, inputs: Inputs, own: Tensor) -> tuple[Tensor, Tensor] | None:
+    """What a kernel answers to some of the keys, [cache_tokens] bool; None where it declines."""
+    problem = inputs.problem
+    starts = problem.cache_starts
+    held = [int(own[start:end].sum()) for start, end in pairwise(starts)]
+    requests = [replace(r, seq_len=n) for r, n in zip(problem.requests, held, strict=True)]
+    fewer = problem.replace(requests=tuple(requests), shared_prefix=0)
+    if subject.able.refusal(fewer) is not None:
+        return None
+    at = own.nonzero().flatten().to(inputs.keys.device)
+    keys, values = (rows_of(each, at) for each in (inputs.keys, inputs.values))
+    batch = subject.answer(replace(inputs, problem=fewer, keys=keys, values=values)).batch
+    return None if batch.lse is None else (batch.out, batch.lse)
 
 
 def _with(first: Tensor, last: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ CANARY: Final = -24576.0
 
 WATCHED: Final = (
     "query", "block_table", "seq_lens", "query_start_loc", "alibi_slopes", "sinks", "query_mask",
-    "indices", "k_scales", "v_scales",
+    "indices", "causal_of", "k_scales", "v_scales",
 )  # fmt: skip
 """Inputs of a call that a kernel may not change, besides the caches."""
 
@@ -196,6 +196,7 @@ def place(
         sinks=_copy(inputs.sinks),
         query_mask=_copy(inputs.query_mask),
         indices=_copy(inputs.indices),
+        causal_of=_copy(inputs.causal_of),
         k_scales=_copy(inputs.k_scales),
         v_scales=_copy(inputs.v_scales),
         **options_of(problem),

@@ -146,6 +146,8 @@ class AttentionProblem:
     attention to all of them. Where they are cut follows from the seed. None: attention itself."""
     interleave: bool = False
     """Of a merge the keys are dealt to the parts in turn, as to the ranks of a parallel context."""
+    unwritten: bool = False
+    """Of a merge the output of a part that saw no key is NaN, as where nobody wrote, and not 0."""
     write: bool = False
     """The call stores this step's tokens in the cache; padding goes nowhere."""
     copy: int | None = None
@@ -165,6 +167,8 @@ class AttentionProblem:
     """One of `records.CODECS`: the cache holds bytes that it encodes. None, if empty."""
     causal: bool = True
     """A query sees no later token."""
+    causal_each: bool = False
+    """It does so in some of the sequences, which the seed decides, and sees all keys in others."""
     cross: bool = False
     """The keys are of another text than the queries, which may then be longer; no mask."""
     chunk: int | None = None
@@ -223,6 +227,8 @@ class AttentionProblem:
             object.__setattr__(self, "value_dim", None)
         if self.cross:
             object.__setattr__(self, "causal", False)
+        elif self.causal_each:
+            object.__setattr__(self, "causal", True)
         known = [name for name in STRIDED if name in given]
         object.__setattr__(self, "strides", (*known, *(n for n in given if n not in STRIDED)))
         for complaint in self._complaints():
@@ -291,11 +297,16 @@ class AttentionProblem:
             yield f"parts={self.parts}: 1 to {MAX_PARTS} parts are merged"
         if self.parts is not None and self.rope is not None:
             yield f"parts={self.parts} rope={self.rope}: a merge has no cache, so none is latent"
-        if self.parts is None and self.interleave:
-            yield "interleave: says how keys are dealt to parts, so it needs parts="
+        for word in ("interleave", "unwritten"):
+            if self.parts is None and getattr(self, word):
+                yield f"{word}: says something of the parts of a merge, so it needs parts="
         local = self.window is not None or self.chunk is not None
         if self.query_mask and (local or self.alibi or not self.causal):
             yield f"mask={self.query_mask}: needs causal, and no window, chunk or alibi"
+        if self.causal_each and (
+            local or self.cross or self.query_mask or self.alibi or self.topk is not None
+        ):
+            yield "causal-each: goes with no window, chunk, mask=, topk=, cross or alibi"
         if self.topk is not None and not 1 <= self.topk <= MAX_TOPK:
             yield f"topk={self.topk}: 1 to {MAX_TOPK:,} keys are chosen"
         if self.topk is not None and (
@@ -480,8 +491,8 @@ class AttentionProblem:
         words += [f"strides={','.join(self.strides)}"] if self.strides else []
         words += [f"mask={self.query_mask}"] if self.query_mask else []
         flags = {"cross": self.cross, "noncausal": not (self.causal or self.cross)}
-        flags |= {"alibi": self.alibi, "sinks": self.sinks, "interleave": self.interleave}
-        flags |= {"write": self.write, "chained": self.chained}
+        flags |= {"causal-each": self.causal_each}
+        flags |= {name: getattr(self, name) for name in _FLAGS}
         words += [flag for flag, on in flags.items() if on]
         if self.inputs != "flat":
             words.append(f"inputs={self.inputs}")
@@ -514,8 +525,8 @@ class AttentionProblem:
 GRAMMAR: Final = (
     "[Nx](qQ kK) ... [hH] [gG] dD bB fp32|fp16|bf16 [kv=e4m3|e5m2] [codec=NAME] [dv=N] [rope=N] "
     "[topk=N] [parts=N] [kscale=X] [vscale=X] [window=N] [chunk=N] [softcap=X] [scale=X] "
-    "[shared=N] [mask=chain|tree] [cross] [noncausal] [alibi] [sinks] [interleave] [write] "
-    "[copy=N] [chained] [inputs=flat|needle|loud|sunken] [layout=NAME] "
+    "[shared=N] [mask=chain|tree] [cross] [noncausal] [causal-each] [alibi] [sinks] [interleave] "
+    "[unwritten] [write] [copy=N] [chained] [inputs=flat|needle|loud|sunken] [layout=NAME] "
     "[strides=table,lse,out,query] [spare=N] [pool=N] [seed=N]"
 )
 """Words of a spec: requests (Q query tokens, K tokens in the cache), KV heads, group size, head
@@ -555,10 +566,13 @@ _NUMBER_FIELDS: Final[dict[str, Callable[[Any], int | float]]] = {
     **{field: operator.index for field, convert in _KEYS.values() if convert is int},
     **{field: float for field, convert in _KEYS.values() if convert is float},
 }
+_FLAGS: Final = ("alibi", "sinks", "interleave", "unwritten", "write", "chained")
+"""Fields that are their own word."""
 _FLAG_FIELDS: Final[dict[str, tuple[str, bool]]] = {
     "noncausal": ("causal", False),
-    **{name: (name, True) for name in ("cross", "alibi", "sinks", "interleave")},
-    **{name: (name, True) for name in ("write", "chained")},
+    "cross": ("cross", True),
+    "causal-each": ("causal_each", True),
+    **{name: (name, True) for name in _FLAGS},
 }
 
 

@@ -7,6 +7,7 @@ rounded to the working type, not even at the end.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -52,10 +53,21 @@ def attend(inputs: Inputs) -> Truth:
     return attend_to(inputs) if inputs.problem.parts is None else merged(parts_of(inputs))
 
 
-def attend_to(inputs: Inputs, some: Tensor | None = None) -> Truth:
-    """Attention to all keys or to `some`, [cache_tokens] bool, one sequence after the other."""
-    parts = [_attend_one(inputs, index, some) for index in range(len(inputs.problem.requests))]
-    return Truth(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+def attend_to(inputs: Inputs) -> Truth:
+    """Attention to all keys."""
+    return attend_to_each(inputs, torch.zeros(inputs.problem.cache_tokens), 1)[0]
+
+
+def attend_to_each(inputs: Inputs, part_of: Tensor, parts: int) -> list[Truth]:
+    """Attention to each part of the keys, which `part_of` [cache_tokens] numbers."""
+    part_of = part_of.to(inputs.keys.device)
+    starts = inputs.problem.cache_starts
+    found: list[list[tuple[Tensor, ...]]] = [[] for _ in range(parts)]
+    for index, (start, end) in enumerate(pairwise(starts)):
+        scores = _scores(inputs, index)
+        for part, rows in enumerate(found):
+            rows.append(_weigh(inputs, index, *scores, part_of[start:end] == part))
+    return [Truth(*map(torch.cat, zip(*rows, strict=True))) for rows in found]
 
 
 def parts_of(inputs: Inputs) -> Parts:
@@ -69,15 +81,24 @@ def parts_of(inputs: Inputs) -> Parts:
         cuts = torch.randint(0, request.seq_len + 1, (problem.parts - 1,), generator=rng)
         in_runs = (key_at.unsqueeze(1) >= cuts).sum(1)
         part_of.append(key_at % problem.parts if problem.interleave else in_runs)
-    owner = torch.cat(part_of).to(inputs.keys.device)
-    each = [attend_to(inputs, owner == part) for part in range(problem.parts)]
-    out = torch.stack([part.out for part in each])
-    return Parts(out.to(problem.torch_dtype), torch.stack([part.lse for part in each]).float())
+    each = attend_to_each(inputs, torch.cat(part_of), problem.parts)
+    out = torch.stack([part.out for part in each]).to(problem.torch_dtype)
+    lse = torch.stack([part.lse for part in each]).float()
+    return Parts(out.masked_fill(_none(lse), torch.nan) if problem.unwritten else out, lse)
+
+
+def written(parts: Parts) -> Tensor:
+    """Their outputs, 0 where a part saw no key."""
+    return parts.out.masked_fill(_none(parts.lse), 0.0)
+
+
+def _none(lse: Tensor) -> Tensor:
+    return lse.isneginf().unsqueeze(-1)
 
 
 def merged(parts: Parts) -> Truth:
     """One answer of several, each weighted with its share of the softmax's denominator."""
-    out, part_lse = parts.out.double(), parts.lse.double()
+    out, part_lse = written(parts).double(), parts.lse.double()
     lse = torch.logsumexp(part_lse, 0)
     weights = torch.exp(part_lse - torch.where(lse.isinf(), 0.0, lse))
     largest = out.abs().amax(-1)
@@ -115,6 +136,8 @@ def seen_keys(inputs: Inputs, index: int) -> Tensor:
     """Which keys a query of a sequence sees, [query_len, seq_len] bool."""
     problem = inputs.problem
     request = problem.requests[index]
+    if inputs.causal_of is not None:
+        problem = problem.replace(causal_each=False, causal=bool(inputs.causal_of[index]))
     seen = visible(problem, request, inputs.query.device)
     rows = slice(problem.query_starts[index], problem.query_starts[index + 1])
     if inputs.query_mask is not None:
@@ -130,7 +153,8 @@ def seen_keys(inputs: Inputs, index: int) -> Tensor:
     return seen
 
 
-def _attend_one(inputs: Inputs, index: int, some: Tensor | None) -> tuple[Tensor, ...]:
+def _scores(inputs: Inputs, index: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of a sequence, -inf where a key is not seen, its values, and the logits' bound."""
     problem = inputs.problem
     request = problem.requests[index]
     q_starts, k_starts = problem.query_starts, problem.cache_starts
@@ -140,7 +164,6 @@ def _attend_one(inputs: Inputs, index: int, some: Tensor | None) -> tuple[Tensor
         inputs.query[q_starts[index] : q_starts[index + 1]].double().view(*shape, problem.head_dim)
     )
     keys, values = inputs.numbers(slice(k_starts[index], k_starts[index + 1]))
-
     logits = torch.einsum("qhgd,khd->qhgk", query, keys) * problem.softmax_scale
     bound = query.norm(dim=-1) * problem.softmax_scale
     if request.seq_len:
@@ -154,16 +177,25 @@ def _attend_one(inputs: Inputs, index: int, some: Tensor | None) -> tuple[Tensor
         distance = (query_at.unsqueeze(1) - key_at).abs().to(logits)
         logits = logits - slopes * distance.view(request.query_len, 1, 1, request.seq_len)
         bound = bound + slopes.squeeze(-1) * request.seq_len
-    hidden = ~seen_keys(inputs, index)
-    if some is not None:
-        hidden |= ~some[k_starts[index] : k_starts[index + 1]]
-    logits = logits.masked_fill(hidden.view(request.query_len, 1, 1, request.seq_len), -torch.inf)
+    if inputs.sinks is not None:
+        bound = bound + inputs.sinks.double().abs().view(1, heads, group)
+    hidden = ~seen_keys(inputs, index).view(request.query_len, 1, 1, request.seq_len)
+    return logits.masked_fill(hidden, -torch.inf), values, bound
 
+
+def _weigh(
+    inputs: Inputs, index: int, logits: Tensor, values: Tensor, bound: Tensor, some: Tensor
+) -> tuple[Tensor, ...]:
+    """What the fields of `Truth` are for the rows of a sequence that sees `some` of its keys."""
+    problem = inputs.problem
+    request = problem.requests[index]
+    if not bool(some.all()):
+        logits, values = logits[..., some], values[some]
+    shape = logits.shape[:3]
     denominator = logits
     if inputs.sinks is not None:
-        sink = inputs.sinks.double().view(1, heads, group, 1).expand(*shape, 1)
+        sink = inputs.sinks.double().view(1, *shape[1:], 1).expand(*shape, 1)
         denominator = torch.cat([logits, sink], dim=-1)
-        bound = bound + sink.squeeze(-1).abs()
     if denominator.shape[-1]:
         lse = torch.logsumexp(denominator, dim=-1)
     else:
@@ -172,10 +204,10 @@ def _attend_one(inputs: Inputs, index: int, some: Tensor | None) -> tuple[Tensor
     weights = torch.exp(logits - torch.where(lse.isinf(), 0.0, lse).unsqueeze(-1))
     out = torch.einsum("qhgk,khd->qhgd", weights, values)
     rows = (request.query_len, problem.num_q_heads)
-    keys_seen = (~hidden).sum(-1).double()
+    keys_seen = (~logits[:, 0, 0].isneginf()).sum(-1).double()
     largest = torch.zeros(shape, dtype=torch.float64, device=values.device)
-    if request.seq_len:
-        largest += values.abs().amax((0, 2)).view(1, heads, 1)
+    if len(values):
+        largest += values.abs().amax((0, 2)).view(1, -1, 1)
     return (
         out.reshape(*rows, problem.value_size),
         lse.reshape(rows),

@@ -32,7 +32,7 @@ def merge(file: str, mutant: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[.
     changed = changed_module(file, mutant and replace(mutant, file=file))
     if file == "paged.merge":
         return changed.merge_states  # type: ignore[no-any-return]
-    monkeypatch.setattr(ours, "merge_kernel", changed.merge_kernel)
+    monkeypatch.setattr(ours, "merge_states_kernel", changed.merge_states_kernel)
     return ours.merge_states
 
 
@@ -53,7 +53,12 @@ def test_bug_is_rejected(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("kernel", [paged.merge.merge_states, ours.merge_states])
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"parts": 17, "interleave": True, "inputs": "loud"}, {"dtype": "bf16", "parts": 2}],
+    [
+        {},
+        {"unwritten": True},
+        {"parts": 17, "interleave": True, "inputs": "loud"},
+        {"dtype": "bf16", "parts": 2},
+    ],
     ids=str,
 )
 def test_right_merge_passes(

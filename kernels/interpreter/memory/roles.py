@@ -113,10 +113,11 @@ def attention_roles(batch: Call) -> list[Role]:
     if batch.indices is not None:
         axes = ("token", "head", "chosen")
         roles.append(Role("indices", batch.indices, axes, works_for=of_token))
-    for name in ("alibi_slopes", "sinks", "k_scales", "v_scales"):
+    of_heads = ("alibi_slopes", "sinks", "k_scales", "v_scales")
+    for name, axis in (*((name, "head") for name in of_heads), ("causal_of", "sequence")):
         tensor = getattr(batch, name)
         if tensor is not None:
-            roles.append(Role(name, tensor, ("head",)))
+            roles.append(Role(name, tensor, (axis,)))
     return roles
 
 

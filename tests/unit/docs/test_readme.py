@@ -138,7 +138,7 @@ def test_a_command_tests_the_kernel_of_the_example(command, folder):
         for check in CHECKS
         if check.concerns(Capabilities())
     }
-    assert len(checks) == 11  # as the example says
+    assert len(checks) == 12  # as the example says
     assert "supports no problem that can show it" in run.stdout
 
 

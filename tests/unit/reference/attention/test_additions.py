@@ -1,6 +1,7 @@
 """Latent caches, chosen keys, masks among a step's tokens: drawn, true, and laws that can fail."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import pytest
@@ -122,6 +123,35 @@ def is_causal_across(batch: PagedBatch) -> None:
 
 
 @attention
+def takes_the_first_for_all(batch: PagedBatch) -> None:
+    paged_attention(batch.replace(causal_of=batch.causal_of[:1].expand_as(batch.causal_of)))
+
+
+@attention
+def takes_causality_by_token(batch: PagedBatch) -> None:
+    paged_attention(batch.replace(causal_of=batch.causal_of.roll(1)))
+
+
+@attention
+def ignores_who_is_causal(batch: PagedBatch) -> None:
+    paged_attention(batch.replace(causal_of=None))
+
+
+@attention
+def gives_the_lse_in_base_2(batch: PagedBatch) -> None:
+    paged_attention(batch)
+    if batch.lse is not None:
+        batch.lse.div_(math.log(2))
+
+
+@attention
+def leaves_a_bias_in_the_lse(batch: PagedBatch) -> None:
+    paged_attention(batch)
+    if batch.lse is not None:
+        batch.lse.add_(0.25 * batch.seq_lens.view(-1, 1).log())
+
+
+@attention
 def reads_values_as_long_as_keys(batch: PagedBatch) -> None:
     paged_attention(batch)
     batch.out[..., batch.query.shape[2] :] = 0
@@ -129,6 +159,8 @@ def reads_values_as_long_as_keys(batch: PagedBatch) -> None:
 
 LATENT = "(q1 k21) (q1 k9) g2 d48 rope=16 b4 fp32"
 SPARSE = "(q2 k40) (q1 k9) g2 d48 rope=16 b4 topk=32 fp32 seed=3"
+EACH = "(q4 k9) (q3 k7) (q1 k5) g2 d16 b4 fp32 causal-each seed=5"
+SHARDED = "(q1 k40) (q1 k9) d16 b4 fp32 seed={}"
 TREE = "(q6 k9) g2 d16 b4 fp32 mask=tree seed=1"
 
 
@@ -147,6 +179,11 @@ TREE = "(q6 k9) g2 d16 b4 fp32 mask=tree seed=1"
         (ends_the_chunk_a_key_early, "(q3 k19) d16 b4 fp32 chunk=4", {"truth"}),
         (takes_a_chunk_for_a_window, "(q3 k19) d16 b4 fp32 chunk=4", {"truth"}),
         (is_causal_across, "(q6 k3) d16 b4 fp32 cross", {"truth"}),
+        (takes_the_first_for_all, EACH, {"truth", "causal-each", "alone"}),
+        (takes_causality_by_token, EACH, {"truth", "causal-each"}),
+        (ignores_who_is_causal, EACH, {"truth", "causal-each"}),
+        (gives_the_lse_in_base_2, SHARDED.format(0), {"truth", "shards"}),
+        (leaves_a_bias_in_the_lse, SHARDED.format(1), {"truth", "shards"}),
         (reads_values_as_long_as_keys, "(q1 k9) d16 dv=48 b4 fp32", {"truth"}),
     ],
 )
@@ -176,7 +213,15 @@ def test_each_law_is_needed() -> None:
     def has_all(batch: PagedBatch) -> bool:
         return batch.indices is not None and batch.indices.shape[-1] == 40
 
+    def is_causal_in_none(batch: PagedBatch) -> bool:
+        return batch.causal_of is None and not batch.causal
+
+    def has_a_third(batch: PagedBatch) -> bool:
+        return batch.seq_lens.tolist() == [13, 3]
+
     for shown, right, spec, law in (
+        (is_causal_in_none, paged_attention, EACH, "causal-each"),
+        (has_a_third, paged_attention, SHARDED.format(0), "shards"),
         (is_chain, paged_attention, tree, "chain-mask"),
         (is_reordered, paged_attention, tree, "siblings"),
         (is_turned, paged_latent_attention, sparse, "chosen-order"),
@@ -198,6 +243,8 @@ def test_each_law_is_needed() -> None:
         ("(q1 k3) mask=bush", "choose one of chain, tree"),
         ("(q1 k3) mask=tree alibi", "no window, chunk or alibi"),
         ("(q1 k3) cross alibi", "no position among the keys"),
+        ("(q2 k3) causal-each window=2", "no window"),
+        ("(q2 k3) causal-each alibi", "no window, chunk, mask=, topk=, cross or alibi"),
         ("(q1 k3) dv=20", "multiples of 8"),
     ],
 )

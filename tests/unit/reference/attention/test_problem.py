@@ -64,7 +64,7 @@ def test_every_word_of_the_grammar_reaches_its_field() -> None:
         "causal": True,
         "parts": None,
         "interleave": False,
-        **dict.fromkeys(("write", "chained"), False),
+        **dict.fromkeys(("write", "chained", "unwritten", "causal_each"), False),
         "copy": None,
         "window": 7,
         "softcap": 30.0,
