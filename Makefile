@@ -105,6 +105,11 @@ types: $(PROJECT) $(DEV) ## mypy --strict
 changelog: $(DEV) ## show the next release's section, from changelog.d
 	$(BIN)/towncrier build --draft
 
+release: $(DEV) ## cut a release: make release VERSION=0.1.0; then commit and tag it
+	@test -n '$(VERSION)' || { echo 'say which: make release VERSION=0.1.0'; exit 2; }
+	sed -i 's/^version = ".*"/version = "$(VERSION)"/' pyproject.toml
+	$(BIN)/towncrier build --yes --version '$(VERSION)'
+
 clean: ## remove the environments and caches; keeps benchmark results and failing examples
 	rm -rf .asv/env .asv/html .triton .mypy_cache .pytest_cache .ruff_cache build *.egg-info
 	@if [ -f '$(VENV)/pyvenv.cfg' ]; then rm -rf '$(VENV)'; fi
