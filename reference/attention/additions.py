@@ -30,6 +30,11 @@ LATENT_HEADS: Final = (1, 2, 16, 7, 24, 128)
 VALUE_DIMS: Final = (64, 32, 16, 48, 128, 256)
 PARTS: Final = (2, 3, 1, 8, 17)
 LAYERS: Final = (1, 2, 3)
+STORED_TOKENS: Final = (5, 5, 5, 1, 8, 5, 5, 36)
+"""Most tokens of a step that are stored: each is a program, as a rule, and takes milliseconds."""
+
+LARGE_BLOCK: Final = 2**12
+"""Elements of a head's block from which it is copied in one layer, and of one head."""
 TOPKS: Final = (64, 16, 1, 128)
 CHUNKS: Final = (1, 3, 16, 17, 64)
 
@@ -41,6 +46,8 @@ _WITHOUT_A_CACHE: Final[dict[str, Any]] = {
 
 _DEFAULTS: Final = {field.name: field.default for field in fields(AttentionProblem)}
 
+_LAYERS: Final = st.sampled_from(LAYERS)
+_STORED_TOKENS: Final = st.sampled_from(STORED_TOKENS)
 _PARTS: Final = st.sampled_from(PARTS)
 _FEW: Final = st.sampled_from((2, 1))
 _OFTEN: Final = st.sampled_from((False, True))
@@ -151,8 +158,11 @@ def stores(
     kind, also = capabilities.kind, capabilities.also
     fields = {name: value for name, value in _DEFAULTS.items() if name not in STORES[kind]}
     fields["strides"] = tuple(name for name in problem.strides if name == STORED_STRIDES[kind])
+    fields["requests"] = _with_few(problem.requests, draw(_STORED_TOKENS))
     if kind == "copy":
-        fields["copy"] = draw(st.sampled_from(LAYERS))
+        fields["copy"] = draw(_LAYERS)
+        if problem.block_size * problem.head_dim >= LARGE_BLOCK:
+            fields |= {"copy": 1, "num_kv_heads": 1}
         fields["chained"] = "chained" in also and draw(_OFTEN)
     else:
         fields |= {"write": True, "inputs": "loud" if draw(_OFTEN) else "flat"}
@@ -167,6 +177,17 @@ def stores(
     elif choice == "value_size":
         fields["value_dim"] = draw(st.sampled_from(sorted(capabilities.value_dims or VALUE_DIMS)))
     return problem.replace(**fields)
+
+
+def _with_few(requests: tuple[Request, ...], most: int) -> tuple[Request, ...]:
+    """As many of the sequences, and of their queries, as have no more than `most` tokens."""
+    kept = []
+    for request in requests:
+        few = min(request.query_len, most)
+        most -= few
+        if few or not request.query_len:
+            kept.append(Request(few, request.seq_len))
+    return tuple(kept)
 
 
 def _longer(request: Request, few: int) -> Request:

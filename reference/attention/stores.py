@@ -284,16 +284,18 @@ def _new_tokens(problem: AttentionProblem) -> list[Tensor]:
 
 
 def _of_a_projection(given: list[Tensor], problem: AttentionProblem) -> list[Tensor]:
-    """Two tensors as parts of [num_tokens, heads, dim], with NaN before, beside and behind them."""
-    heads, widest = given[0].shape[1], max(each.shape[2] for each in given)
-    whole = given[0].new_full((len(given[0]), 3 * heads + 1, widest + PAD), torch.nan)
-    if "query" in problem.strides:
-        whole = whole.transpose(0, 1).contiguous().transpose(0, 1)
-    views = []
-    for at, each in enumerate(given):
-        views.append(whole[:, (1 + at) * heads : (2 + at) * heads, : each.shape[2]])
-        views[-1].copy_(each)
-    return views
+    """Two tensors as parts of one row for each token, or for each head, with NaN around them."""
+    turned = "query" in problem.strides
+    parts = [each.transpose(0, 1) if turned else each for each in given]
+    row = [each.flatten(1) for each in parts]
+    beside = row[0].new_full((len(row[0]), PAD), torch.nan)
+    whole = torch.cat([beside, row[0], row[1], beside], 1)
+    starts = (PAD, PAD + row[0].shape[1])
+    views = [
+        whole[:, start : start + each.shape[1]].unflatten(1, part.shape[1:])
+        for start, each, part in zip(starts, row, parts, strict=True)
+    ]
+    return [view.transpose(0, 1) if turned else view for view in views]
 
 
 def _of_rows(target: Target, all_of_them: tuple[Target, ...]) -> Iterator[str]:

@@ -33,6 +33,7 @@ BUILT_IN: Final = {
     "flex": BuiltIn(f"{PREFIX}subjects.attention.peers.flex:attention"),
     "vllm-unified": BuiltIn(f"{PREFIX}subjects.attention.peers.vllm_unified:attention", "vllm"),
     "vllm-mla": BuiltIn(f"{PREFIX}subjects.attention.peers.vllm_mla:attention", "vllm"),
+    "vllm-write": BuiltIn(f"{PREFIX}subjects.attention.peers.vllm_write:write", "vllm"),
     "vllm-merge": BuiltIn(f"{PREFIX}subjects.attention.peers.vllm_merge:attention", "vllm"),
     "vllm-cpu": BuiltIn(f"{PREFIX}subjects.attention.peers.vllm_cpu:attention", "vllm"),
     "flash-attn": BuiltIn(f"{PREFIX}subjects.attention.peers.flash_attn:attention"),

@@ -50,6 +50,17 @@ class Platform:
         """Whether it is an AMD GPU."""
         return torch.version.hip is not None
 
+    def is_xpu(self) -> bool:
+        """Whether it is none of NVIDIA's or AMD's, as here on a CPU: how a launch is tuned."""
+        return not torch.cuda.is_available()
+
+    def has_device_capability(self, capability: int) -> bool:
+        """Whether the GPU is of this one or later, 89 for Ada."""
+        if not torch.cuda.is_available():
+            return False
+        major, minor = torch.cuda.get_device_capability()
+        return 10 * major + minor >= capability
+
     def is_device_capability_family(self, capability: int) -> bool:
         """Whether the GPU is of a family, 100 for Blackwell."""
         if not torch.cuda.is_available():
@@ -119,6 +130,11 @@ def load_merge() -> ModuleType:
     return _load_ops("triton_merge_attn_states")
 
 
+def load_writers() -> ModuleType:
+    """Import vLLM's `triton_reshape_and_cache_flash` likewise."""
+    return _load_ops("triton_reshape_and_cache_flash")
+
+
 def _load_ops(*names: str) -> ModuleType:
     """The last of the files of `ops`, of those that are there, with stand-ins for its imports."""
     folder = root() / "v1" / "attention" / "ops"
@@ -135,9 +151,18 @@ def _load_ops(*names: str) -> ModuleType:
         "vllm.platforms": {"current_platform": Platform()},
         "vllm.triton_utils": {"tl": tl, "triton": triton},
         "vllm.v1.kv_cache_interface": {"KVQuantMode": KVQuantMode},
+        "vllm.model_executor.layers.quantization.utils.quant_utils": {
+            "FP8_DTYPE": torch.float8_e4m3fn,
+            "get_fp8_min_max": lambda: (-448.0, 448.0),
+        },
+        "vllm.utils.torch_utils": {
+            "is_quantized_kv_cache": lambda name: name.startswith(("fp8", "int8", "nvfp4"))
+        },
     }
     packages = (
-        *("vllm", "vllm.model_executor", "vllm.model_executor.layers"),
+        *("vllm", "vllm.utils", "vllm.model_executor", "vllm.model_executor.layers"),
+        "vllm.model_executor.layers.quantization",
+        "vllm.model_executor.layers.quantization.utils",
         *("vllm.v1", "vllm.v1.attention", "vllm.v1.attention.ops"),
     )
     for name in (*packages, *stand_ins):
