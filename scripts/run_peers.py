@@ -29,6 +29,7 @@ PEERS = (
     "vllm-unified",
     "vllm-mla",
     "vllm-merge",
+    "vllm-write",
     "vllm-cpu",
     "flash-attn",
     "flashinfer",

@@ -165,6 +165,11 @@ RIGHT = (
     ("vllm-mla", "(q1 k40) (q1 k600) g16 d576 b16 bf16 rope=64", Status.PASSED),
     ("vllm-mla", "(q1 k70) g7 d576 b64 fp16 kv=e4m3 kscale=0.5 rope=64", Status.PASSED),
     ("vllm-merge", "(q2 k9) (q1 k0) g4 d80 b16 fp32 parts=2 interleave", Status.PASSED),
+    (
+        "vllm-write",
+        "(q3 k9) (q1 k0) (q1 k70) h2 d80 b16 bf16 kv=e4m3 kscale=0.5 write",
+        Status.PASSED,
+    ),
     ("vllm-cpu", "(q1 k129) g4 d80 b32 bf16 window=32", Status.NOT_RUN),
     ("vllm-cpu", "(q7 k40) (q1 k17) (q20 k20) h2 g3 d64 b32 fp16 softcap=30.0", Status.NOT_RUN),
     ("vllm-cpu", "(q3 k33) g5 d96 b64 fp32 kv=e4m3 kscale=1.7 alibi sinks", Status.NOT_RUN),
