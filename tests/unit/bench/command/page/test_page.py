@@ -18,7 +18,7 @@ from bench.check.page import drawn
 from bench.check.record import Failure
 from bench.cli import app
 from bench.command.page.asv import link, link_to
-from bench.command.page.making import page
+from bench.command.page.making import page, pagedbench_version
 from bench.command.page.parts import Cell, Command, Film, Lines, Part, Sheet, Table, Verbatim
 from bench.command.page.pictures import as_svg, new_figure
 from bench.fuzz.film import film
@@ -179,6 +179,7 @@ def hostile_sheet() -> Sheet:
 def test_hostile_names_stay_text() -> None:
     found = is_one_file(page([hostile_sheet(), hostile_sheet()]))
     assert "img" not in {tag for tag, _ in found.tags}
+    assert f"Made by pagedbench {pagedbench_version()}." in found.text
     assert found.text.count(HOSTILE.replace("\x1b", "")[:30]) >= 9
     assert "49" not in found.text
 
