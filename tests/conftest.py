@@ -112,6 +112,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     )
     for item in on_gpu:
         item.add_marker(pytest.mark.skip(reason=reason))
+    if settings.get_current_profile_name() != profiles.LONG:
+        for item in on_cpu:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="make test-long runs it"))
 
 
 def _version(distribution: str) -> str:

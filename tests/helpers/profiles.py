@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, settings
 DEFAULT_PROFILE = "ci"
 
 # max_examples per profile, in per cent of what each test asks for.
-PROFILES = {"quick": 10, "ci": 100, "long": 2000}
+LONG = "long"
+PROFILES = {"quick": 10, "ci": 100, LONG: 2000}
 
 
 def register_profiles() -> None:

@@ -144,7 +144,7 @@ def stream(*lengths: tuple[int, ...], **more: Any) -> dict[str, Any]:
     return {"requests": [Request(*each) for each in lengths], **usual, **more}
 
 
-# Two streams that the servers once disagreed on.
+# Two streams that the servers once disagreed on, and one that a draw seldom comes to.
 # Whoever look-ahead reached had stopped at the budget, which a prompt of that step had used up.
 BEHIND_THE_HEAD = stream(
     *((12, 15), (40, 1), (0, 1), (0, 4), (7, 3), *[(0, 1)] * 5),
@@ -157,6 +157,13 @@ NOT_THE_OLDEST = stream(
     policy=PagedPolicy(block_size=4, look_ahead=3, prefix_caching=True, eviction="fifo"),
     slots=56,
     forks=[(0, 2), (0, 1), (0, 3), (0, 0), (0, 3)],
+    stride=1,
+)
+# A hit on a block that was hit before, of a cache that keeps count of them.
+FOUND_AGAIN = stream(
+    *((0, 5), (0, 9), (31, 9), (0, 6), *[(0, 1)] * 6),
+    policy=PagedPolicy(block_size=1, prefix_caching=True, eviction="lfu"),
+    slots=48,
     stride=1,
 )
 
