@@ -7,6 +7,6 @@ from bench.search.drawing import only_our_constants
 
 @pytest.fixture(autouse=True)
 def _the_same_draws_in_every_run() -> Iterator[None]:
-    """Whatever modules other tests loaded, and in whatever order: a hunt takes as long as it did."""
+    """Whatever modules other tests loaded, and in whatever order."""
     with only_our_constants():
         yield

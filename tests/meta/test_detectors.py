@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
+from _pytest.mark import ParameterSet
 
-from helpers.mutants import Kernels, Mutant, hunt, plant
+from helpers.mutants import Kernels, hunt, plant
 from studies.detectors.compiled import Compiler, compiler
 from studies.detectors.judges import DETECTORS, INTERPRETED, detector
 from studies.detectors.table import REPORT, SLOW_BUGS
@@ -69,20 +70,30 @@ def test_no_other_detector_finds_it(alone: str, other: str, planted: dict[str, K
     assert caught is None, caught
 
 
+def but_long(names: Iterable[str], *, every_run: set[str]) -> list[ParameterSet]:
+    """Compiling is dear: what stands for the others in every run, and they in the long one."""
+    marks = {True: [], False: [pytest.mark.long]}
+    return [pytest.param(name, marks=marks[name in every_run]) for name in names]
+
+
+# The others' like is planted in tests/unit/kernels/compiled/test_planted_regressions.py.
 @pytest.mark.slow
-@pytest.mark.parametrize("mutant", SLOW_BUGS.values(), ids=SLOW_BUGS)
-def test_what_is_only_slow_shows_in_the_code(mutant: Mutant, compiled: Compiler) -> None:
-    assert compiled.worse(mutant, most=1)
+@pytest.mark.parametrize("name", but_long(SLOW_BUGS, every_run={"no_pipeline", "one_warp"}))
+def test_what_is_only_slow_shows_in_the_code(name: str, compiled: Compiler) -> None:
+    assert compiled.worse(SLOW_BUGS[name], most=1)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in NEEDED.values() if name in BUGS])
+@pytest.mark.parametrize(
+    "name",
+    but_long([each for each in NEEDED.values() if each in BUGS], every_run={NEEDED["bytes"]}),
+)
 def test_the_code_of_the_others_is_not_worse(name: str, compiled: Compiler) -> None:
     assert compiled.worse(BUGS[name].mutant, most=1) == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SLOW_BUGS)
+@pytest.mark.parametrize("name", but_long(SLOW_BUGS, every_run={"no_pipeline"}))
 def test_what_is_only_slow_shows_nowhere_else(name: str, tmp_path: Path) -> None:
     if name == "tile_that_does_not_fit":
         pytest.skip("tiles of 512 keys are no other kernel in the interpreter, and slow there")

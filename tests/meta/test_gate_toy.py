@@ -164,7 +164,8 @@ WIDE = Design(
 )
 
 
-@pytest.mark.slow
+# Of a virtual clock it is asked in every run: tests/unit/bench/gate/test_engine.py.
+@pytest.mark.long
 def test_unchanged_passes(repository: Path) -> None:
     record = gate(repository, "unchanged", "torch_kernel", "toy.pool", design=WIDE)
     assert (record.verdict, record.exit_code) == ("pass", 0), record.reason
