@@ -112,7 +112,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     )
     for item in on_gpu:
         item.add_marker(pytest.mark.skip(reason=reason))
-    if settings.get_current_profile_name() != profiles.LONG:
+    # A seed on the command line makes it "long-with-...".
+    if settings.get_current_profile_name().partition("-")[0] != profiles.LONG:
         for item in on_cpu:
             if item.get_closest_marker("long"):
                 item.add_marker(pytest.mark.skip(reason="make test-long runs it"))

@@ -1,7 +1,8 @@
 """Compiles variants for targets in children, and collects their figures.
 
-A child serves one target, because importing torch and Triton takes seconds; it is killed and
-replaced when a compile takes too long or kills it, which is then what is said of that compile.
+A child serves one target, and is forked from one process that has imported torch and Triton. It is
+killed and replaced when a compile takes too long or kills it, which is then what is said of that
+compile.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from bench.command.progress import Progress, Silence
 from bench.compile.record import CompileRecord, Refused, Result, Stored
 from bench.machine.facts import version_of
 from bench.search.lanes import HarnessError, Lane, run_lanes
+from bench.search.nursery import nursery_of
 from kernels.compiled.figures import VariantFigures
 from kernels.compiled.targets import Target
 from kernels.compiled.variants import Variant
@@ -111,7 +113,13 @@ def start(
     }
     main = start_of("bench.compile.worker") + "ours.main()"
     command = [python or sys.executable, "-u", "-P", "-c", main, target.name]
-    return SubjectProcess(command, environment=environment, time_limit_s=time_limit_s)
+    nursery = None if python else nursery_of("bench.compile.worker", environment)
+    return SubjectProcess(
+        command,
+        environment=environment,
+        time_limit_s=time_limit_s,
+        popen=nursery.popen if nursery is not None else None,
+    )
 
 
 def run_compile(

@@ -27,8 +27,14 @@ from subjects.starting import start_of
 DESCRIPTOR: Final = "PAGEDBENCH_NURSERY"
 """Environment variable: the descriptor that a child was handed."""
 
-_ITS_OWN: Final = ("PAGEDBENCH_ANSWERS", DESCRIPTOR, "PYTEST_CURRENT_TEST")
-"""What may differ from child to child of one nursery."""
+_ITS_OWN: Final = (
+    "PAGEDBENCH_ANSWERS",
+    DESCRIPTOR,
+    "PYTEST_CURRENT_TEST",
+    "PAGEDBENCH_COMPILE_CACHE",
+    "TRITON_CACHE_DIR",
+)
+"""What may differ from child to child of one nursery: nothing reads it while it is imported."""
 
 _LARGEST: Final = 1 << 18
 """Bytes of a request: a command and an environment."""
