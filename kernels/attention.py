@@ -15,8 +15,8 @@ from kernels.decode import decode_kernel
 from kernels.launch import Launch, Tiles, choose_launch, invariant_launch
 from kernels.merge import merge_kernel
 from kernels.prefill import prefill_kernel
+from reference.attention.codecs import views_of
 from reference.attention.contract import Capabilities, PagedBatch, declares
-from reference.attention.records import CODECS
 
 LOG2_E = math.log2(math.e)
 SPLITS_AT_ONCE = 16
@@ -202,19 +202,13 @@ def codec_arguments(batch: PagedBatch) -> dict[str, Any]:
     """What the decode and the prefill kernel take of a codec: codes as numbers, and the scales."""
     if not batch.codec:
         return {}
-    record = CODECS[batch.codec]
-    pages = {"key_cache": batch.key_cache, "value_cache": batch.value_cache}
-    number = {"e4m3": torch.float8_e4m3fn, "int8": torch.int8, "int4": torch.uint8}[record.numbers]
-    given: dict[str, Any] = {name: each.view(number) for name, each in pages.items()}
-    given["SCALES"] = CODECS_READ[batch.codec]
-    if record.outer == "head":
-        return given | {"scales": (batch.k_scales, batch.v_scales)}
-    sizes = (batch.query.shape[2], batch.value_dim)
-    scales = [
-        each[..., record.code_bytes(size) :].view(torch.float32).squeeze(3)
-        for each, size in zip(pages.values(), sizes, strict=True)
-    ]
-    return given | {"scales": (*scales, *(step for each in scales for step in each.stride()))}
+    keys, k_scales = views_of(batch.codec, batch.key_cache, batch.query.shape[2])
+    values, v_scales = views_of(batch.codec, batch.value_cache, batch.value_dim)
+    scales: tuple[Any, ...] = (k_scales, v_scales, *k_scales.stride(), *v_scales.stride())
+    if batch.k_scales is not None:
+        scales = (batch.k_scales, batch.v_scales)
+    given = {"key_cache": keys, "value_cache": values, "scales": scales}
+    return given | {"SCALES": CODECS_READ[batch.codec]}
 
 
 def tile_arguments(batch: PagedBatch, tiles: Tiles) -> dict[str, Any]:

@@ -109,6 +109,16 @@ def _as(dtype: torch.dtype, part: Tensor) -> Tensor:
     return copied
 
 
+def views_of(codec: str, pages: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Pages [blocks, block_size, heads, bytes] of a codec with one scale a record as two tensors
+    with strides: the codes, as float8, int8 or bytes of two, and scales [.., heads].
+    """
+    record = CODECS[codec]
+    number = {"e4m3": _E4M3, "int8": torch.int8}.get(record.numbers, torch.uint8)
+    codes, scales = pages.split((record.code_bytes(dim), record.scale_bytes(dim)), -1)
+    return codes.view(number), scales.view(torch.float32).squeeze(3) if record.scales else scales
+
+
 def head_scales(values: Tensor) -> Tensor:
     """A scale for each head of values [tokens, heads, dim], [heads] float32, none like another."""
     largest = values.float().abs().amax((0, 2)) if len(values) else values.new_ones(values.shape[1])

@@ -18,11 +18,13 @@ from typing import Any, Final
 
 import torch
 
+from reference.attention.codecs import views_of
 from reference.attention.contract import Capabilities, PagedBatch, capabilities_of, declares
 from subjects.attention.peers import prepared_by
 from subjects.attention.peers.vllm_wheel import (
     KVQuantMode,
     check_gpu,
+    load_int4_attention,
     load_unified_attention,
     minor_release,
 )
@@ -36,6 +38,13 @@ MIN_LAUNCH_GRID_SIZE_2D: Final = 128
 NON_CAUSAL_SINCE: Final = 24
 """Minor release; those before it assert that attention is causal."""
 
+MODES: Final = {
+    "e4m3-token-head": KVQuantMode.FP8_PER_TOKEN_HEAD,
+    "int8-token-head": KVQuantMode.INT8_PER_TOKEN_HEAD,
+    "int4-token-head": KVQuantMode.INT4_PER_TOKEN_HEAD,
+}
+"""What vLLM calls the codecs that it reads."""
+
 _launcher: Any = None
 _takes: frozenset[str] = frozenset()
 """What the launcher takes: before 0.20 no `kv_quant_mode`, it goes by the cache's type."""
@@ -48,9 +57,14 @@ def _prepare(device: str) -> None:
     release = minor_release()
     _launcher = load_unified_attention().unified_attention
     _takes = frozenset(inspect.signature(_launcher).parameters)
+    known = capabilities_of(attention)
     if release < NON_CAUSAL_SINCE:
-        known = capabilities_of(attention)
-        vars(attention)["capabilities"] = replace(known, variants=known.variants - {"noncausal"})
+        known = replace(known, variants=known.variants - {"noncausal"})
+    if "k_scale_cache" not in _takes:
+        known = replace(known, codecs=frozenset())
+    elif load_int4_attention() is None:
+        known = replace(known, codecs=known.codecs - {"int4-token-head"})
+    vars(attention)["capabilities"] = known
 
 
 @prepared_by(_prepare)
@@ -59,6 +73,8 @@ def _prepare(device: str) -> None:
         head_dims=frozenset({32, 64, 80, 96, 128, 256}),
         block_sizes=frozenset({16, 32, 64, 128, 256}),
         variants=frozenset({"prefill", "noncausal", "window", "softcap", "alibi", "sinks"}),
+        codecs=frozenset(MODES),
+        never_together=frozenset({"codec=int4-token-head noncausal"}),
         declines=frozenset({"strides=table"}),
         promises=frozenset({"deterministic", "relabelling"}),
     )
@@ -85,7 +101,15 @@ def arguments_of(batch: PagedBatch) -> dict[str, Any]:
         torch.full((), scale, dtype=torch.float32, device=device).expand(scales)
         for scale in (batch.k_scale, batch.v_scale)
     )
-    quantised = batch.key_cache.element_size() == 1
+    mode, of_codec = KVQuantMode.NONE, {}
+    if batch.codec:
+        mode = MODES[batch.codec]
+        keys, k_scale_cache = views_of(batch.codec, batch.key_cache, head_dim)
+        values, v_scale_cache = views_of(batch.codec, batch.value_cache, batch.value_dim)
+        of_codec = {"k": keys, "v": values}
+        of_codec |= {"k_scale_cache": k_scale_cache, "v_scale_cache": v_scale_cache}
+    elif batch.key_cache.element_size() == 1:
+        mode = KVQuantMode.FP8_PER_TENSOR
     everything = {
         "q": batch.query,
         "k": batch.key_cache,
@@ -110,6 +134,7 @@ def arguments_of(batch: PagedBatch) -> dict[str, Any]:
         "softmax_segm_max": torch.empty(scratch, dtype=torch.float32, device=device),
         "softmax_segm_expsum": torch.empty(scratch, dtype=torch.float32, device=device),
         "sinks": batch.sinks,
-        "kv_quant_mode": KVQuantMode.FP8_PER_TENSOR if quantised else KVQuantMode.NONE,
+        "kv_quant_mode": mode,
+        **of_codec,
     }
     return {name: value for name, value in everything.items() if name in _takes}

@@ -120,6 +120,25 @@ def load_unified_attention() -> ModuleType:
     return _load_ops("triton_attention_helpers", "triton_unified_attention")
 
 
+def load_int4_attention() -> ModuleType | None:
+    """Import vLLM's `int4_per_token_head`, once `load_unified_attention` has run; None before 0.25.
+
+    Its rotation of queries and outputs, a change of basis in torch around the kernel, is taken out:
+    caches of the contract are not rotated.
+    """
+    file = root() / "v1" / "attention" / "ops" / "int4_per_token_head.py"
+    if not file.is_file():
+        return None
+    name = "vllm.utils.math_utils"
+    sys.modules.setdefault("vllm.utils", ModuleType("vllm.utils"))
+    sys.modules[name] = ModuleType(name)
+    vars(sys.modules[name])["largest_power_of_2_divisor"] = lambda _: 1
+    loaded = f"vllm.v1.attention.ops.{file.stem}"
+    _run(loaded, file)
+    vars(sys.modules[loaded])["single_rht"] = lambda rows, inverse=False: rows
+    return sys.modules[loaded]
+
+
 def load_decode_attention() -> ModuleType:
     """Import vLLM's `triton_decode_attention` likewise: decode over keys and values, or latent."""
     return _load_ops("triton_decode_attention")

@@ -160,6 +160,8 @@ RIGHT = (
     ("vllm-unified", "(q1 k129) g4 d80 b16 bf16 window=32", Status.PASSED),  # decode is split
     ("vllm-unified", "(q7 k40) (q1 k17) (q20 k20) h2 g4 d64 b32 fp16 softcap=30.0", Status.PASSED),
     ("vllm-unified", "(q3 k33) g2 d32 b16 fp32 noncausal kv=e4m3 kscale=1.7", Status.PASSED),
+    ("vllm-unified", "(q1 k70) (q2 k33) g4 d80 b16 bf16 codec=int8-token-head", Status.PASSED),
+    ("vllm-unified", "(q1 k40) (q1 k7) h2 g2 d64 b16 fp16 codec=int4-token-head", Status.PASSED),
     # Rows are written twice where the group size does not divide the tile: docs/findings.md.
     ("vllm-unified", "(q7 k40) g3 d64 b32 fp16 sinks", Status.FAILED),
     ("vllm-mla", "(q1 k40) (q1 k600) g16 d576 b16 bf16 rope=64", Status.PASSED),
