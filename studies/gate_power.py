@@ -38,7 +38,7 @@ from asv_runner import __version__ as asv_runner_version
 from pydantic import ValidationError
 
 from bench.gate.record import GateRecord
-from studies.resample import Resampled, ResampleError, Share, resample, share
+from studies.resample import Resampled, ResampleError, Share, resample, said, share
 
 ROOT: Final = Path(__file__).parents[1]
 
@@ -423,10 +423,6 @@ def missed(summary: dict[str, Any], drawn: Resampled) -> list[str]:
         if result["runs"] and result["failed_runs"]["found"] < result["runs"]
     ]
     return found
-
-
-def said(rate: Share) -> str:
-    return f"{100 * rate.share:.1f} % ({100 * rate.low:.1f} to {100 * rate.high:.1f} %)"
 
 
 def laid_out(value: Any, indent: str = "") -> str:

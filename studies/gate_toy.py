@@ -18,7 +18,7 @@ from pathlib import Path
 
 from bench.gate.record import Design, GateRecord
 from helpers import toy_repository
-from studies.resample import resample, share
+from studies.resample import resample, said, share
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,7 +50,8 @@ def main(arguments: Sequence[str]) -> int:
     # Of code that differs in a comment: to draw from, as good as the same.
     same = [each.model_copy(update={"mode": "aa"}) for each in records]
     for power in resample(same, Design(), trials=options.trials, seed=0).power:
-        print(f"{power.of} {power.benchmark or ''} {power.slowdown}: failed {power.failed.share}")
+        what = f"{power.of} {power.benchmark or ''} {power.slowdown}"
+        print(f"{what}: failed {said(power.failed)}, passed {said(power.passed)}")
     return 0 if passed.found == passed.trials else 1
 
 

@@ -119,6 +119,11 @@ def share(found: int, trials: int) -> Share:
     )
 
 
+def said(rate: Share) -> str:
+    """A share and its bounds, in per cent."""
+    return f"{100 * rate.share:.1f} % ({100 * rate.low:.1f} to {100 * rate.high:.1f} %)"
+
+
 def holm_spares(design: Design, benchmarks: int) -> bool:
     """Whether every confirmed suspect is rejected by Holm's procedure, whatever the others are."""
     confirmed = design.alpha * design.confirm_alpha / len(design.confirm_looks)

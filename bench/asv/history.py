@@ -94,7 +94,7 @@ def find_steps(
     listed = results_dir / "benchmarks.json"
     if not listed.is_file():
         raise BadInput(
-            f"{results_dir}: no asv results there; `make asv` or `pagedbench gate --asv "
+            f"{results_dir}: no asv results there; `asv run` or `pagedbench gate --asv "
             f"{results_dir}` writes some"
         )
     benchmarks = _definitions(listed)
@@ -133,7 +133,7 @@ def _definitions(listed: Path) -> dict[str, Any]:
                 raise ValueError(f"{name} is no benchmark")
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise BadInput(
-            f"{listed}: no list of asv's benchmarks: {error}; remove it, and `make asv` writes it "
+            f"{listed}: no list of asv's benchmarks: {error}; remove it, and `asv run` writes it "
             f"anew"
         ) from None
     return dict(found)

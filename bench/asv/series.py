@@ -192,9 +192,9 @@ def _listed(path: Path) -> dict[str, Any]:
     try:
         known = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"{path}: {error}; remove it, and `make asv` writes it anew") from None
+        raise BadInput(f"{path}: {error}; remove it, and `asv run` writes it anew") from None
     if not isinstance(known, dict):
-        raise BadInput(f"{path}: no JSON object; remove it, and `make asv` writes it anew")
+        raise BadInput(f"{path}: no JSON object; remove it, and `asv run` writes it anew")
     return known
 
 
