@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kernels.cache_ops import copy_blocks, write_slots
 from reference.attention.contract import Capabilities, CopyBatch, WriteBatch, declares
+from reference.attention.records import CODECS
 
 _APART = ("head-major", "heads-first", "packed", "padded")
 
@@ -19,6 +20,7 @@ def write(batch: WriteBatch) -> None:
 @declares(
     Capabilities(
         kind="copy",
+        codecs=frozenset(name for name, record in CODECS.items() if not record.latent),
         # The heads of a slot have to be contiguous, and so have the pairs.
         declines=frozenset({"strides=table", *(f"layout={name}" for name in _APART)}),
     )

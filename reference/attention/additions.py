@@ -145,7 +145,7 @@ def _encoded(
     if not possible:
         return problem
     chosen = draw(st.sampled_from(possible))
-    if CODECS[chosen.codec].outer == "tensor":
+    if CODECS[chosen.codec].outer == "tensor" and chosen.copy is None:
         chosen = chosen.replace(k_scale=draw(_SCALES), v_scale=draw(_SCALES))
     return chosen
 
@@ -176,7 +176,10 @@ def stores(
         fields |= {"num_kv_heads": 1, "head_dim": size, "rope": rope}
     elif choice == "value_size":
         fields["value_dim"] = draw(st.sampled_from(sorted(capabilities.value_dims or VALUE_DIMS)))
-    return problem.replace(**fields)
+    problem = problem.replace(**fields)
+    if bool(capabilities.codecs) and draw(_OFTEN):
+        problem = draw(_encoded(problem, capabilities.codecs))
+    return problem
 
 
 def _with_few(requests: tuple[Request, ...], most: int) -> tuple[Request, ...]:

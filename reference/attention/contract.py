@@ -160,6 +160,11 @@ class WriteBatch:
     rounded to the nearest; a record as a whole has k_scale."""
     rope: int | None = None
     """The cache is latent, as in `PagedBatch`."""
+    codec: str = ""
+    k_scales: Tensor | None = None
+    v_scales: Tensor | None = None
+    """As in `PagedBatch`. Scales of a record are the kernel's to choose: what it decodes to has to
+    be within half a step of what was given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -332,7 +337,8 @@ def everything(kind: str = "attention") -> Capabilities:
         return Capabilities(kind="merge", max_head_dim=LARGEST_HEAD_DIM)
     if kind in {"write", "copy"}:
         also = {"value_size", "records"} | ({"chained"} if kind == "copy" else set())
-        return Capabilities(kind=kind, also=frozenset(also))  # type: ignore[arg-type]
+        codecs = frozenset(n for n, of in CODECS.items() if kind == "copy" or not of.swizzled)
+        return Capabilities(kind=kind, also=frozenset(also), codecs=codecs)  # type: ignore[arg-type]
     also = {*masks, "value_size"}
     return Capabilities(max_head_dim=LARGEST_HEAD_DIM, also=frozenset(also), codecs=codecs)
 

@@ -115,7 +115,7 @@ def make_inputs(problem: AttentionProblem, *, device: str = "cpu") -> Inputs:
     if problem.codec and CODECS[problem.codec].outer == "head":
         k_scales, v_scales = head_scales(keys), head_scales(values)
     k_scale, v_scale = _scales(problem, k_scales, v_scales)
-    keys, values = _store(keys, problem, k_scale), _store(values, problem, v_scale)
+    keys, values = store(keys, problem, k_scale), store(values, problem, v_scale)
     if problem.rope is not None:
         values = keys[..., : problem.stored_sizes[1]].clone()
     chosen = choose(problem)
@@ -191,7 +191,8 @@ def _scales(
     return k_scales, v_scales
 
 
-def _store(tensor: Tensor, problem: AttentionProblem, scale: float | Tensor) -> Tensor:
+def store(tensor: Tensor, problem: AttentionProblem, scale: float | Tensor) -> Tensor:
+    """What the cache of a problem holds of keys or values."""
     if problem.codec:
         return encode(problem.codec, tensor, scale=scale, rope=problem.rope or 0)
     if problem.quantised:

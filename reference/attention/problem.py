@@ -54,7 +54,7 @@ tree that the seed decides."""
 
 _STORED: Final = (
     "requests", "num_kv_heads", "head_dim", "value_dim", "rope", "block_size", "dtype", "kv_dtype",
-    "layout", "strides", "pool", "seed",
+    "codec", "layout", "strides", "pool", "seed",
 )  # fmt: skip
 STORES: Final = {
     "write": frozenset({*_STORED, "write", "k_scale", "v_scale", "inputs"}),

@@ -109,6 +109,8 @@ def complaints_of_codec(problem: AttentionProblem) -> Iterator[str]:
     if record.latent != (problem.rope is not None):
         needs = "needs rope=" if record.latent else "is not of latent caches, which have rope="
         yield f"codec={codec}: {needs}"
+    if record.swizzled and problem.write:
+        yield f"codec={codec} write: the scales of a token lie beside other tokens; not asked yet"
     if record.swizzled and (size % 64 or block % 4):
         yield (
             f"codec={codec} dv={size} b{block}: scales are swizzled in values of a multiple of 64 "

@@ -65,7 +65,7 @@ def read_back(subject: Subject, problem: AttentionProblem) -> Findings:
         there[at] = after
         whole.append(there.view(contents.dtype))
         found = bytes_or_self(replace(target, slots=placement.owned_slots).now())
-        found[at] = after.where(~target.wrong(), found[at])
+        found[at] = after.where(~target.wrong().any(-1, keepdim=True), found[at])
         read.append(found.view(contents.dtype))
     of_cache, of_tokens = (_attention(inputs, each) for each in (read, whole))
     what = "the cache, written in two calls, and the tokens"
@@ -74,7 +74,8 @@ def read_back(subject: Subject, problem: AttentionProblem) -> Findings:
 
 def _attention(inputs: Inputs, cached: list[Tensor]) -> Truth:
     keys = cached[0].cpu()
-    values = cached[1].cpu() if len(cached) > 1 else keys[..., : inputs.problem.value_size]
+    of_keys = keys[..., : inputs.problem.stored_sizes[1]]
+    values = cached[1].cpu() if len(cached) > 1 else of_keys
     return attend_to(to_device(replace(inputs, keys=keys, values=values), "cpu"))
 
 

@@ -13,15 +13,23 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from reference.attention.caches import PAD, Kept, Poison, bits_of, bytes_or_self
+from reference.attention.caches import PAD, Kept, Poison, bits_of, bytes_or_self, filler
+from reference.attention.codecs import decode, error_bound
 from reference.attention.comparing import Findings
 from reference.attention.contract import CopyBatch, WriteBatch
-from reference.attention.inputs import Inputs, make_inputs, quantise
+from reference.attention.inputs import Inputs, make_inputs, quantise, store
 from reference.attention.placement import Placement, place
 from reference.attention.problem import AttentionProblem, Request
 
+GAINS: Final = (-9, 9)
+"""Of `loud` tokens in a codec the powers of two by which rows differ; one token is zero."""
+
 LOUD: Final = 0.25
 """Of `loud` tokens the share of elements that lie at or beyond the end of what a cache holds."""
+
+COARSER: Final = 2.5
+"""Of a codec, how much more its scales may cost in the worst element than ours do: whoever chooses
+them has elements within half a step of what they decode to."""
 
 TIE: Final = 2.0**-21
 """Relative to an element: how much nearer another code may be. A division that a GPU approximates,
@@ -44,10 +52,12 @@ class Target:
     afterwards."""
     row: Callable[[int], str]
     """What a row is, in words."""
-    exact: Tensor | None = None
-    """Of a quantised cache [rows, num_kv_heads, head_dim] float64: what the codes stand for."""
-    scale: float = 1.0
-    """What that is divided by."""
+    source: Tensor | None = None
+    """Of a quantised cache [rows, num_kv_heads, head_dim]: what was given."""
+    scale: float | Tensor = 1.0
+    codec: str = ""
+    rope: int = 0
+    """How it is quantised, as in `records`."""
 
     def now(self) -> Tensor:
         """What is there."""
@@ -62,13 +72,29 @@ class Target:
     def wrong(self) -> Tensor:
         """Elements that are not what they must be, [rows, num_kv_heads, head_dim] bool."""
         now = self.now()
-        wrong = bits_of(now) != bits_of(self.after)
-        if self.exact is not None:
-            largest = torch.finfo(self.after.dtype).max
-            wanted = self.exact.clamp(-largest, largest)
-            off, least = ((each.double() - wanted).abs() for each in (now, self.after))
-            wrong &= ~(off <= least + TIE * wanted.abs())
-        return wrong
+        if self.source is None:
+            return bits_of(now) != bits_of(self.after)
+        source = self.source.double()
+        got, best = self.numbers(now), self.numbers(self.after)
+        off, allowed = (got - source).abs(), (best - source).abs() + TIE * source.abs()
+        if not self.codec:
+            return ~(off <= allowed)
+        own, usual = (self._bound(records) for records in (now, self.after))
+        sensible = own.amax(-1, keepdim=True) <= COARSER * usual.amax(-1, keepdim=True)
+        return ~((off <= allowed) | (off <= own) & sensible)
+
+    def numbers(self, rows: Tensor) -> Tensor:
+        """What rows of the cache stand for, float64."""
+        if not self.codec:
+            return rows.double() * self.scale
+        assert self.source is not None
+        dim = self.source.shape[-1]
+        return decode(self.codec, rows, dim, scale=self.scale, rope=self.rope)
+
+    def _bound(self, records: Tensor) -> Tensor:
+        assert self.source is not None
+        dim = self.source.shape[-1]
+        return error_bound(self.codec, records, dim, scale=self.scale, rope=self.rope)
 
     def _places(self) -> tuple[Tensor, Tensor]:
         size = self.cache.shape[1]
@@ -169,21 +195,25 @@ def _write(
     token = real.nonzero().flatten().tolist()
     caches = {"key_cache": placed.batch.key_cache, "value_cache": placed.batch.value_cache}
     new = [torch.cat(given, -1)] if problem.rope is not None else given
+    scales: tuple[float | Tensor | None, ...] = (problem.k_scale, problem.v_scale)
+    if inputs.k_scales is not None:
+        scales = (inputs.k_scales, inputs.v_scales)
     targets = []
-    for (name, cache), each, scale in zip(
-        caches.items(), new, (problem.k_scale, problem.v_scale), strict=False
-    ):
-        code = quantise(each[real], cache.dtype, scale) if problem.quantised else each[real]
+    for (name, cache), each, scale in zip(caches.items(), new, scales, strict=False):
+        assert scale is not None
+        code = store(each[real], problem, scale)
         targets.append(
             Target(
                 name=name,
                 cache=cache,
                 slots=slots[real],
-                before=torch.full(code.shape, torch.nan, device=device).to(code.dtype),
+                before=filler(problem, "nan", device).expand(code.shape).clone(),
                 after=code,
                 row=lambda row: f"token {token[row]}",
-                exact=each[real].double() / scale if problem.quantised else None,
+                source=each[real] if problem.quantised or problem.codec else None,
                 scale=scale,
+                codec=problem.codec,
+                rope=problem.rope or 0,
             )
         )
     keys, values = _of_a_projection(given, problem)
@@ -194,6 +224,9 @@ def _write(
         k_scale=problem.k_scale,
         v_scale=problem.v_scale,
         rope=problem.rope,
+        codec=problem.codec,
+        k_scales=inputs.k_scales,
+        v_scales=inputs.v_scales,
         **caches,
     )
     return batch, targets, [placed]
@@ -219,9 +252,9 @@ def _copy(
         slots = physical[:, 1:] * size + torch.arange(size, device=device)
         for name in ("key", "value") if problem.rope is None else ("key",):
             cache = getattr(placed.batch, f"{name}_cache")
-            blocks = bytes_or_self(getattr(full, f"{name}s")).unflatten(0, (-1, size))
             after, before = (
-                blocks[side].flatten(0, 1).view(cache.dtype) for side in pairs.unbind(1)
+                bytes_or_self(cache)[side].flatten(0, 1).view(cache.dtype)
+                for side in physical.unbind(1)
             )
             targets.append(
                 Target(
@@ -274,7 +307,10 @@ def _new_tokens(problem: AttentionProblem) -> list[Tensor]:
     new = []
     for size, scale in zip(sizes, (problem.k_scale, problem.v_scale), strict=True):
         drawn = torch.randn(problem.num_tokens, problem.num_kv_heads, size, generator=rng)
-        if problem.inputs == "loud":
+        if problem.inputs == "loud" and problem.codec:
+            drawn *= torch.exp2(torch.randint(*GAINS, (*drawn.shape[:2], 1), generator=rng))
+            drawn[:1] = 0.0
+        elif problem.inputs == "loud":
             end = torch.finfo(problem.torch_kv_dtype).max * scale
             largest = torch.finfo(problem.torch_dtype).max
             beyond = drawn.sign() * (end * (1 + drawn.abs())).clamp(max=largest)
@@ -312,7 +348,7 @@ def _of_rows(target: Target, all_of_them: tuple[Target, ...]) -> Iterator[str]:
     wrong &= ~missing.unsqueeze(-1)
     if bool(wrong.any()):
         row, head, element = at = tuple(wrong.nonzero()[0].tolist())
-        got, wanted = (float(each[at]) for each in (target.now().float(), target.after.float()))
+        got, wanted = (float(target.numbers(each)[at]) for each in (target.now(), target.after))
         where = f"{target.row(row)}, head {head}, element {element}"
         yield (
             f"`{target.name}` holds {got:.6g} where {wanted:.6g} belongs: {where}, and "
@@ -326,13 +362,13 @@ def _why(target: Target, all_of_them: tuple[Target, ...]) -> str:
     for other in all_of_them:
         if other is not target and torch.equal(now, bits_of(other.after)):
             return f": all of it is what belongs into `{other.name}`"
-    for scale in (1.0, 1 / target.scale, *(other.scale for other in all_of_them)):
-        if target.exact is not None and scale != target.scale:
-            code = quantise(target.exact * target.scale, target.after.dtype, scale)
-            if torch.equal(now, bits_of(code)):
-                return (
-                    f": all of it is right for the scale {scale:.4g} in place of {target.scale:.4g}"
-                )
+    own = target.scale
+    if target.source is None or target.codec or not isinstance(own, float):
+        return ""
+    for scale in (1.0, 1 / own, *(float(other.scale) for other in all_of_them)):
+        code = quantise(target.source, target.after.dtype, scale)
+        if scale != own and torch.equal(now, bits_of(code)):
+            return f": all of it is right for the scale {scale:.4g} in place of {own:.4g}"
     return ""
 
 
