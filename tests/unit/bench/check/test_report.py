@@ -223,7 +223,13 @@ REPORTS = {
     "how a search ends": record(kernels=[kernel(name, **how) for name, how in ENDS.items()]),
     "times keep three digits": record(**timed(*map(times, (0.06121, 1.616, 13.37, 1320.2)))),
     "a campaign": record(
-        kernels=[kernel("k.py:f", failures=[failure(seed=7, seen=41)])],
+        kernels=[
+            kernel(
+                "k.py:f",
+                failures=[failure(seed=7, seen=41)],
+                others={"alone: out": 3, "truth: raised KeyError at k.py:12": 1},
+            )
+        ],
         verdict="wrong",
         last_seed=99,
     ),
@@ -239,7 +245,7 @@ def test_reports_are_as_stored_and_fit_80_columns():
     for title, report in REPORTS.items():
         parts.append(f"=== {title}\n{printed(report)}")
         # What is there to be copied is never wrapped.
-        copied = (f"  {failure().replay}", "expected ", "warning ")
+        copied = (f"  {failure().replay}", "also ", "expected ", "warning ")
         lines = [line for line in parts[-1].splitlines() if not line.startswith(copied)]
         assert max(map(cell_len, lines)) <= 80, title
     assert_as_stored("check-reports.txt", "\n".join(parts))
