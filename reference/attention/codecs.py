@@ -156,7 +156,8 @@ def twice_the_numbers(codec: str, records: Tensor, dim: int) -> Tensor:
     record = CODECS[codec]
     start = record.code_bytes(dim)
     doubled = records.clone()
-    doubled[..., start:] = (2 * parts_of(codec, records, dim)[1]).view(torch.uint8)
+    if len(records):  # where there are none, their strides are not those of bytes
+        doubled[..., start:] = (2 * parts_of(codec, records, dim)[1]).view(torch.uint8)
     return doubled
 
 

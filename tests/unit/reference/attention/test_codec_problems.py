@@ -150,3 +150,12 @@ def test_tokens_and_heads_differ_in_their_scales() -> None:
     problem = AttentionProblem.parse("(q1 k40) d288 b16 bf16 codec=fp8-ds-mla rope=32")
     tiles = make_inputs(problem).keys[..., 256:264].contiguous().view(torch.float32)
     assert float((tiles[..., 0] != tiles[..., 1]).double().mean()) > 0.5
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_cache_of_no_tokens_is_checked_like_any_other(codec: str) -> None:
+    wide = "d80 b16 bf16 rope=16" if CODECS[codec].latent else "d64 b16 bf16"
+    problem = AttentionProblem.parse(f"(q1 k0) {wide} codec={codec}")
+    for check in CHECKS:
+        if check.applies(problem):
+            assert not run_check(check, reader(codec), problem).wrong, check.name
