@@ -55,7 +55,7 @@ def drawing(
         token=token,
         head=head,
         sees=[] if token is None or problem.kind == "merge" else _sees(inputs, token),
-        lost=lost_key(problem, findings),
+        lost=lost_key(problem, findings, got),
         of=of,
         allowed=[each or 0.0 for each in _short(allowed, head)],
         errors=[] if off is None else _short(off, head),

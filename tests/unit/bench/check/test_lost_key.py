@@ -43,6 +43,36 @@ def _needle(problem: AttentionProblem) -> int:
     return int(torch.argmax(rows))
 
 
+def test_a_figure_that_moved_little_still_names_one_key() -> None:
+    """Off by 2 % in its log-sum-exp, which is a thousand times what rounding may come to."""
+    problem = AttentionProblem.parse("(q1 k3) (q1 k9) d16 b8 bf16 seed=1")
+    start, truth = problem.cache_starts[1], attend(make_inputs(problem))
+    inputs = make_inputs(problem).select([(1, problem.requests[1])])
+    less = problem.replace(requests=(replace(problem.requests[1], seq_len=8),))
+    got = attend(replace(inputs, problem=less, keys=inputs.keys[:8], values=inputs.values[:8]))
+    assert start == 3
+    lse = torch.stack([truth.lse[0], got.lse[0]])
+    excess = worst_excess(problem, truth, truth.out, lse)
+    assert lost_key(problem, [str(excess)]) == (1, 8)
+    assert lost_key(problem, [str(excess)], lse) == (1, 8)
+
+
+def test_a_whole_row_tells_keys_apart_that_one_figure_does_not() -> None:
+    problem = AttentionProblem.parse("(q1 k600) d16 b8 bf16 seed=2")
+    inputs = make_inputs(problem)
+    truth = attend(inputs)
+    less = problem.replace(requests=(replace(problem.requests[0], seq_len=599),))
+    lacking = replace(inputs, problem=less, keys=inputs.keys[:599], values=inputs.values[:599])
+    got = attend(lacking).out
+    off = int((got - truth.out).abs()[0, 0].argmax())
+    said = (
+        f"out[token 0, head 0] is {got[0, 0, off]:.6g}, the truth is {truth.out[0, 0, off]:.6g}: "
+        "off by 1, allowed 1e-4"
+    )
+    assert lost_key(problem, [said]) is None
+    assert lost_key(problem, [said], got) == (0, 599)
+
+
 def test_what_no_single_key_explains_names_none() -> None:
     problem = AttentionProblem.parse("(q1 k3) (q1 k40) d16 b8 fp32 seed=4")
     said = "out[token 1, head 0] is 123, the truth is 0.1: off by 123, allowed 1e-7"
