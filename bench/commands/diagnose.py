@@ -68,9 +68,12 @@ def diagnose(
         from bench.diagnose.readers import read_all
         from bench.diagnose.report import show
         from bench.diagnose.run import diagnose as run
+        from bench.machine.facts import version_of
 
         observed = read_all(paths)
-        found = run(observed, simulate=simulate)
+        found = run(observed, simulate=simulate).model_copy(
+            update={"pagedbench": version_of("pagedbench")}
+        )
         it.write("--markdown", markdown, lambda: as_markdown(found))
         if plot is not None:
             it.deliver(f"--plot {plot}", lambda: draw(observed, plot))

@@ -11,6 +11,7 @@ import typer
 from bench.command.exit_codes import INTERRUPTED, RIGHT, WRONG
 from bench.command.options import Html, check_chart
 from bench.command.session import Session, check_file, session
+from bench.machine.facts import version_of
 from reference.errors import BadInput
 
 # --help is quick: what takes time to import is imported where it is used. Never torch.
@@ -480,7 +481,7 @@ def _figure(
 
     with it.work(quiet=quiet, raising=True) as progress:
         progress.begin(name, 1)
-        figure = compute(name, traces)
+        figure = replace(compute(name, traces), pagedbench=version_of("pagedbench"))
         progress.advance(1)
     it.write("--json", json, lambda: _as_json(figure))
     it.write("--html", html, lambda: page([figure_sheet(figure)]))
@@ -514,7 +515,7 @@ def _hits(
         progress.begin("replays", len(streams) * (1 + len(SHARES) * (len(ORDERS) - 1)))
         for source, stream in streams:
             curve = hit_curve(source, stream.label, tiers=tiers, done=lambda: progress.advance(1))
-            curves.append(curve)
+            curves.append(replace(curve, pagedbench=version_of("pagedbench")))
     it.write(
         "--json",
         json,

@@ -6,7 +6,17 @@ import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from bench.command.page.parts import Command, Lines, Part, Picture, Sheet, Table, Tone, terminal
+from bench.command.page.parts import (
+    Command,
+    Lines,
+    Part,
+    Picture,
+    Sheet,
+    Table,
+    Tone,
+    flat,
+    terminal,
+)
 from bench.command.page.pictures import COLOURS, as_svg, new_figure
 from bench.command.words import one_line
 from bench.diagnose.record import Cause, Diagnosis
@@ -42,6 +52,7 @@ def sheet(found: Diagnosis, series: Figure | None = None) -> Sheet:
                 for given in found.given
             },
             **found.config,
+            **flat("", {"pagedbench": found.pagedbench}),
         },
         commands=[
             Command(shlex.join(["pagedbench", "diagnose", *(given.path for given in found.given)]))
@@ -75,9 +86,7 @@ def _cause(cause: Cause) -> Part:
 
 def _series(found: Diagnosis, series: Figure | None) -> Iterator[Part]:
     if series is not None:
-        words = SERIES + " Shaded: what decides; thick: since when the cause is seen." * bool(
-            found.causes
-        )
+        words = SERIES + MARKED * bool(found.causes)
         yield Part(title="Series", pieces=[Picture(as_svg(series, said=words), words, wide=True)])
     else:
         lines = ["The record holds no series: pagedbench diagnose PATH --html FILE draws them."]

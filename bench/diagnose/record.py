@@ -149,3 +149,5 @@ class Diagnosis(_Record):
     config: dict[str, float | str | bool]
     given: list[Given]
     prescription: Prescription | None = None
+    pagedbench: str = ""
+    """The release that made it; empty in a record of before."""

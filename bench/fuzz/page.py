@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator, Set
 from itertools import pairwise
@@ -38,6 +39,8 @@ LEGEND: Final = (
 
 SHADES: Final = 6
 """Colours of owners."""
+
+_HELD: Final = re.compile(r"(.+) writes to slot \d+ of block (\d+), which (.+) holds too")
 
 MAX_BLOCKS: Final = 400
 """Blocks of a pool up to which a film shows all of them."""
@@ -100,9 +103,13 @@ def _verdict(record: FuzzRecord) -> str:
     checks = some_of(list(dict.fromkeys(found.trace.check for found in record.findings)))
     count = plural(len(record.findings), "finding")
     films = ((found.trace, found.film) for found in record.findings if found.film is not None)
-    early = next(filter(None, (_too_early(*each) for each in films)), "")
+    early = max((_too_early(*each) for each in films), key=_sure, default="")
     said = f"{record.allocator.name} is wrong: {checks}; {count} in {programs}."
     return f"{said} {early}".rstrip()
+
+
+def _sure(words: str) -> int:
+    return words.startswith("Freed") + bool(words)
 
 
 def _finding(found: FindingRecord) -> Part:
@@ -139,17 +146,50 @@ def _given_back(blocks: int, before: Seen, seen: Seen) -> set[int]:
 
 def _too_early(trace: Trace, reel: Reel) -> str:
     """Which block was given back while a table still has it, and by whom."""
+    blocks = trace.program.pool.num_blocks
     for number, (before, seen) in enumerate(pairwise(reel.frames), reel.left_out + 1):
-        if gone := _given_back(trace.program.pool.num_blocks, before, seen):
+        owners = _owners(seen)
+        if gone := _given_back(blocks, before, seen):
             block = min(gone)
-            had, has = _owners(before)[block], _owners(seen)[block]
-            giver = some_of([name for name in had if name not in has])
             others = f", and {plural(len(gone) - 1, 'block')} more" if len(gone) > 1 else ""
+            giver = some_of([name for name in _owners(before)[block] if name not in owners[block]])
             return (
                 f"Freed too early: {giver} gives back block {block}{others} in step {number} "
-                f"({seen.step}), while the table of {some_of(has)} still has it."
+                f"({seen.step}), while the table of {some_of(owners[block])} still has it."
             )
-    return ""
+        if owners and blocks >= seen.free > blocks - len(owners.keys() | set(seen.idle)):
+            some = some_of(sorted(map(str, owners)))
+            return (
+                f"After step {number} ({seen.step}) {seen.free} of {plural(blocks, 'block')} count "
+                f"as free, while tables still have {len(owners)} ({some}): "
+                "one of them was freed too early, or a free one is counted twice."
+            )
+    return _handed_out(trace, reel)
+
+
+def _handed_out(trace: Trace, reel: Reel) -> str:
+    """Which block the last step hands out while a table still has it, and who gave it back."""
+    said = _HELD.fullmatch(trace.message)
+    if said is None or len(reel.frames) < 2 or trace.program.pool.prefix_caching:
+        return ""  # what is found cached is shared, and nobody freed it
+    taker, block, holder = said[1], int(said[2]), said[3]
+    if taker in _owners(reel.frames[-2]).get(block, []):
+        return ""  # and so is what was forked
+    last = reel.left_out + len(reel.frames) - 1
+    for number, (before, seen) in reversed(
+        list(enumerate(pairwise(reel.frames), last - len(reel.frames) + 2))
+    ):
+        had, has = (_owners(each).get(block, []) for each in (before, seen))
+        if holder in has and (gone := [name for name in had if name not in has]):
+            return (
+                f"Freed too early: {some_of(gone)} gives back block {block} in step {number} "
+                f"({seen.step}), while the table of {holder} still has it; step {last} hands it "
+                f"to {taker}."
+            )
+    return (
+        f"Freed too early: step {last} hands block {block} to {taker}, while the table of "
+        f"{holder} still has it."
+    )
 
 
 def _owners(seen: Seen) -> dict[int, list[str]]:

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 from bench.command.progress import Progress
 from bench.fuzz.record import Said
+from bench.machine.facts import version_of
 from bench.machine.record import Record
 from reference.allocator.contract import AllocatorDied, AllocatorRaised
 from reference.errors import BadInput
@@ -72,6 +73,8 @@ class RaceRecord(Record):
     cpu: str
     python: str
     """Where, and pagedbench's own interpreter."""
+    pagedbench: str = ""
+    """The release that made it; empty in a record of before."""
     complete: bool
     """Whether every round was run."""
 
@@ -155,6 +158,7 @@ def race(
         entries=entries,
         cpu=cpu,
         python=python,
+        pagedbench=version_of("pagedbench"),
         complete=complete,
     )
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from bench.command.progress import Progress
+from bench.machine.facts import version_of
 from bench.machine.record import Record
 from bench.waste.clocks import clock_words
 from bench.waste.plan import WastePlan
@@ -175,6 +176,8 @@ class BesideRecord(Record):
     """What a step takes on both, in words."""
     streams: list[ServedStream]
     rows: list[BesideRow]
+    pagedbench: str = ""
+    """The release that made it; empty in a record of before."""
 
     def tau(self, stream: str) -> float | None:
         """How alike both rank the policies of a stream by requests a second: Kendall's tau, 1 the
@@ -306,6 +309,7 @@ def side_by_side(
             clock=f"{clock_words(plan.clock.time)} ({plan.clock.source})",
             streams=[described for _, described in plan.streams],
             rows=rows,
+            pagedbench=version_of("pagedbench"),
         )
 
 

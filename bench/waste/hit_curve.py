@@ -71,6 +71,8 @@ class HitCurve:
     """Without a limit."""
     tiers: tuple[TierWorth, ...] = ()
     """What each tier behind the pool would be worth."""
+    pagedbench: str = ""
+    """The release that made it; empty in a record of before."""
 
 
 class _Depths:

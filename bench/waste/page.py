@@ -126,7 +126,10 @@ def hits_sheet(curves: Sequence[HitCurve]) -> Sheet:
             Part(title="Hit curves", pieces=pieces),
             terminal(lambda console: show_curves(curves, console)),
         ],
-        facts={curve.stream: plural(curve.requests, "request") for curve in curves},
+        facts={
+            **{curve.stream: plural(curve.requests, "request") for curve in curves},
+            **flat("", {"pagedbench": next((curve.pagedbench for curve in curves), "")}),
+        },
     )
 
 
@@ -135,7 +138,7 @@ def figure_sheet(figure: Figure) -> Sheet:
     from bench.waste.figures.report import show_figure
 
     name = f"{figure.title}: {'reproduced' if figure.met else 'missed'}"
-    facts = {"source": figure.source, "setup": figure.setup}
+    facts = {"source": figure.source, "setup": figure.setup, "pagedbench": figure.pagedbench}
     made = plain_sheet("waste --figure", name, facts, lambda console: show_figure(figure, console))
     return replace(made, tone="good" if figure.met else "bad")
 
@@ -144,7 +147,7 @@ def beside_sheet(record: BesideRecord) -> Sheet:
     """An engine's scheduler beside ours on a page."""
     from bench.waste.engine_report import show_beside
 
-    facts = {"slots": record.slots, "clock": record.clock}
+    facts = {"slots": record.slots, "clock": record.clock, "pagedbench": record.pagedbench}
     plain = plain_sheet(
         "waste --server", record.engine, facts, lambda console: show_beside(record, console)
     )

@@ -77,6 +77,8 @@ class Figure:
     """Its numbers, bar by bar."""
     notes: tuple[str, ...] = field(default=())
     """What a reader should know before believing it."""
+    pagedbench: str = ""
+    """The release that made it; empty in a record of before."""
 
     @property
     def met(self) -> bool:

@@ -10,6 +10,7 @@ from bench.command.progress import Silence
 from bench.command.session import Session
 from bench.fuzz.race import RaceEntry, RaceRecord, race
 from bench.fuzz.race_report import show
+from bench.machine.facts import version_of
 from subjects.allocators.resolve import AllocatorSubject
 
 
@@ -71,4 +72,5 @@ def test_a_race_that_is_stopped_has_what_is_done(monkeypatch):
             progress=Silence(),
         )
     assert not record.complete
+    assert record.pagedbench == version_of("pagedbench")
     assert sum(len(each.rates) for each in record.entries) == 1

@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bench import cli
+from bench.machine.facts import version_of
 from bench.waste.engine import BesideRecord, BesideRow, EngineSetting, Side
 from bench.waste.policies import parse_policy
 from paged.arrivals import Request
@@ -120,6 +121,7 @@ def test_both_are_shown_side_by_side(monkeypatch, tmp_path) -> None:
     assert "toy 1" in shown.output
     assert "TTFT p99" in shown.output
     record = BesideRecord.model_validate_json((tmp_path / "beside.json").read_text())
+    assert record.pagedbench == version_of("pagedbench")
     (row,) = record.rows
     assert row.engine.service.ttft is not None
     assert row.engine.service.ttft.p50_ns == pytest.approx(1e9, rel=0.002)

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bench import cli
+from bench.machine.facts import version_of
 from bench.waste import parallel
 from bench.waste.figures import catalogue
 from bench.waste.figures.figure import Component, Figure
@@ -168,7 +169,9 @@ def test_a_figure_that_is_missed_exits_1(monkeypatch, measured, code, verdict):
     result = typed("--figure", "made", "--json", "figure.json")
     assert result.exit_code == code, result.output
     assert verdict in result.stdout
-    assert f'"measured": {measured}' in Path("figure.json").read_text()
+    record = json.loads(Path("figure.json").read_text())
+    assert record["components"][0]["measured"] == measured
+    assert record["pagedbench"] == version_of("pagedbench")
 
 
 # 2: usage
@@ -252,6 +255,7 @@ def test_the_mooncake_figure_judges_no_other_trace_which_has_curves_of_its_own()
     assert "66.7%" in words(result)
     (curve,) = json.loads(Path("hits.json").read_text())
     assert curve["limit"] == pytest.approx(2 / 3)
+    assert curve["pagedbench"] == version_of("pagedbench")
     refused = typed("--hits", "--stream", "alpaca-fit:requests=5")
     assert refused.exit_code == 2
     assert "use a trace with hash_ids" in words(refused)

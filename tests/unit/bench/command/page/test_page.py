@@ -21,7 +21,7 @@ from bench.command.page.asv import link, link_to
 from bench.command.page.making import page, pagedbench_version
 from bench.command.page.parts import Cell, Command, Film, Lines, Part, Sheet, Table, Verbatim
 from bench.command.page.pictures import as_svg, new_figure
-from bench.fuzz.film import film
+from bench.fuzz.film import Reel, Seen, film
 from bench.fuzz.page import trace_sheet
 from bench.fuzz.record import read_trace
 from bench.gate.page import sheet as gate_sheet
@@ -208,6 +208,7 @@ def test_diagnosis_has_its_series_where_the_command_makes_the_page(tmp_path: Pat
     text = is_one_file(files[0].read_text()).text
     assert "found: the pool is too small" in text
     assert "what decides; thick: since when" in text
+    assert json.loads(files[1].read_text())["pagedbench"] == pagedbench_version()
     assert "The record holds no series" in is_one_file(made(tmp_path, files[1])).text
 
 
@@ -285,6 +286,59 @@ def test_page_says_which_block_was_freed_too_early_by_whom_and_who_has_it() -> N
         words += "table of child still has it."
         assert (words in found.text) is said
         assert ("given back, and still in a table" in found.text) is said
+
+
+@pytest.mark.parametrize(
+    ("tables", "free", "words"),
+    [
+        (
+            (
+                {"s1": [1, 0]},
+                {"s1": [1, 0], "s2": [1, 0]},
+                {"s2": [1, 0]},
+                {"s2": [1, 0], "s4": [0]},
+            ),
+            0,
+            "Freed too early: s1 gives back block 0 in step 3 (step 3), while the table of s2 "
+            "still has it; step 4 hands it to s4.",
+        ),
+        (
+            ({"s2": [1, 0]}, {"s2": [1, 0], "s4": [0]}),
+            0,
+            "Freed too early: step 2 hands block 0 to s4, while the table of s2 still has it.",
+        ),
+        (
+            ({"s1": [1]}, {"s1": [1, 0]}),
+            1,
+            "After step 2 (step 2) 1 of 2 blocks count as free, while tables still have 2 (0, 1): "
+            "one of them was freed too early, or a free one is counted twice.",
+        ),
+        (({"s2": [0]}, {"s2": [0], "s4": [0]}, {"s2": [0], "s4": [0]}), 0, ""),
+    ],
+)
+def test_page_says_why_a_block_has_two_owners(tables, free, words) -> None:
+    frames = [
+        Seen(
+            step=f"step {at}",
+            tables=each,
+            tokens={},
+            idle=[],
+            free=free if at == len(tables) else 0,
+        )
+        for at, each in enumerate(({}, *tables))
+    ]
+    told = read_trace(TRACE)
+    told = told.model_copy(
+        update={
+            "program": Program(
+                Pool(num_blocks=2, block_size=1, prefix_caching=False), told.program.steps
+            ),
+            "message": "s4 writes to slot 0 of block 0, which s2 holds too",
+        }
+    )
+    found = page([trace_sheet(told, Reel(frames=frames), "again")])
+    assert words in found
+    assert words or "too early" not in found
 
 
 def test_map_of_20_000_steps_is_small_enough() -> None:
