@@ -146,7 +146,8 @@ def error_bound(
         # Between 4 and 6 a step is 2. A scale that is itself rounded to zero loses the block.
         half = step + _LARGEST["e2m1"] * 2**-10 * _outer(scale)
     else:
-        half = step / 2
+        # An int4 scale loses four bits to the zero point, and so may the end of the range.
+        half = step * (0.5 + 2**-13 * (record.numbers == "int4"))
     bound = torch.cat((half, decoded[..., rest:] * 2**-8), -1)
     return bound * (1 + 2**-16)
 

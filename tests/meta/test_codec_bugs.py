@@ -1,4 +1,4 @@
-"""Wrong readers of caches in a codec, each of which the checks must reject: see codec_bugs.toml."""
+"""Wrong readers and writers of codecs, each of which the checks must reject: codec_bugs.toml."""
 
 from __future__ import annotations
 
@@ -30,6 +30,17 @@ SMALL = Tiles(block_n=16, block_m=16)
 Reader = Callable[..., None]
 
 
+def writer(mutant: Mutant | None, file: str, folder: Path) -> Reader:
+    """A cache write with a bug in one of its files."""
+    if file.startswith(TRITON):
+        package = write_package(mutant, folder)
+        import_package(package, folder / package)
+        return importlib.import_module(f"{package}.stores").write  # type: ignore[no-any-return]
+    changed = changed_module("paged.stores", None)
+    changed.encode = changed_module("reference.attention.codecs", mutant).encode
+    return changed.write  # type: ignore[no-any-return]
+
+
 def reader(mutant: Mutant | None, file: str, codec: str, folder: Path) -> Reader:
     """A reader of a codec with a bug in one of its files."""
     if file.startswith(TRITON):
@@ -58,6 +69,7 @@ def asked(file: str, fields: dict[str, Any]) -> list[AttentionProblem]:
     """Decode and a chunk of a prefill, of two seeds."""
     latent = "rope" in fields
     words = "(q1 k21) (q1 k37)" if latent else "(q1 k21) (q3 k37) h2 g2"
+    words = words.replace(" g2", "") if "write" in fields else words
     base = AttentionProblem.parse(f"{words} d32 b16 fp32")
     made = []
     for seed in (1, 2):
@@ -72,8 +84,10 @@ def test_bug_is_rejected(name: str, tmp_path: Path) -> None:
     file, codec = mutant.file, fields["by"]["codec"]
     mutant = Mutant(name, file.removeprefix(TRITON), mutant.edits)
     check = fields.get("check", "truth")
-    bad = reader(mutant, file, codec, tmp_path)
-    right = reader(None, file, codec, tmp_path)
+    if fields["by"].get("write"):
+        bad, right = (writer(each, file, tmp_path) for each in (mutant, None))
+    else:
+        bad, right = (reader(each, file, codec, tmp_path) for each in (mutant, None))
     for problem in asked(file, fields["by"]):
         plain = run_check(CHECKED["truth"], bad, problem) if check != "truth" else None
         verdict = run_check(CHECKED[check], bad, problem, watch=watch_attention)

@@ -75,7 +75,7 @@ def test_an_unknown_codec_is_no_capability() -> None:
 def test_codecs_are_drawn_for_whoever_names_them_and_shrink_away() -> None:
     able = capabilities_of(paged_attention)
     drawn: list[AttentionProblem] = []
-    few = settings(max_examples=70, database=None, derandomize=True, phases=[Phase.generate])
+    few = settings(max_examples=150, database=None, derandomize=True, phases=[Phase.generate])
 
     @few
     @given(problems(capabilities=able, max_seqs=1))
