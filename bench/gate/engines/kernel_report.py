@@ -68,7 +68,7 @@ def page(record: KernelsRecord) -> str:
     parts += ["## Machine code"]
     if grid is not None:
         parts += [
-            f"In each cell: {', '.join(FIGURES)}; the last is of the main loop, for a KV token."
+            f"In each cell: {', '.join(FIGURES)}; the last is the main loop's, for a KV token."
         ]
     for title, launches in _launches(record):
         heads = ["release", "launch", *FIGURES]
