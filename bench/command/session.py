@@ -129,6 +129,11 @@ class Session:
         except Exception as error:
             self._lost.append((what, error))
 
+    @property
+    def delivered(self) -> bool:
+        """Whether all was delivered so far."""
+        return not self._lost
+
     def end(self, code: int) -> NoReturn:
         """End the command."""
         raise typer.Exit(code)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from bench.command.session import check_file, session
+from paged.accounting import IdentityBroken
 from reference.errors import BadInput
 from reference.reading import read_whole
 
@@ -58,6 +59,7 @@ def report(
     """Make a page of records."""
     with session(about="what the records are of") as it:
         check_file("--output", output)
+        _keep(records, output)
         index = None if asv is None else asv / "index.html"
         if index is not None and not index.is_file():
             raise BadInput(f"--asv {asv}: no index.html there; name what `asv publish` wrote")
@@ -67,6 +69,10 @@ def report(
             for file in records:
                 sheets.append(_sheet(file, allocator))
                 progress.advance(1)
+        found = {sheet.name for sheet in sheets if sheet.kind == "fuzz"}
+        if allocator is not None and allocator not in found:
+            of = f"they are of {', '.join(sorted(found))}" if found else "there is none"
+            raise BadInput(f"--allocator {allocator}: no finding given is of it; {of}")
         from bench.command.page.asv import link, link_to
         from bench.command.page.making import page
 
@@ -74,7 +80,15 @@ def report(
         it.write("--output", output, lambda: page(sheets, links=links))
         if index is not None:
             it.deliver(f"--asv {asv}", lambda: link(index, output))
-        it.out.say(f"{output}: {', '.join(sheet.kind for sheet in sheets)}")
+        if it.delivered:
+            it.out.say(f"{output}: {', '.join(sheet.kind for sheet in sheets)}")
+
+
+def _keep(records: Sequence[Path], output: Path) -> None:
+    """Raises BadInput: the page would be written over a record that it is made of."""
+    for file in records:
+        if output.exists() and file.exists() and output.samefile(file):
+            raise BadInput(f"--output {output}: that is a record of the page; name another file")
 
 
 def _sheet(file: Path, allocator: str | None) -> Sheet:
@@ -82,6 +96,8 @@ def _sheet(file: Path, allocator: str | None) -> Sheet:
 
     try:
         given = json.loads(read_whole(file, what="a record"))
+    except BadInput:
+        raise
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{file}: no JSON: {error}; name a record that --json wrote") from None
     first = given[0] if isinstance(given, list) and given else given
@@ -95,6 +111,13 @@ def _sheet(file: Path, allocator: str | None) -> Sheet:
                 where = ".".join(map(str, fault["loc"])) or "the record"
                 raise BadInput(
                     f"{file}: {where}: {fault['msg']}; it is not as this pagedbench writes it"
+                ) from None
+            except BadInput:
+                raise
+            except (LookupError, ValueError, ArithmeticError, IdentityBroken) as error:
+                raise BadInput(
+                    f"{file}: its fields do not fit each other ({error!r:.200}); name a record as "
+                    "--json wrote it"
                 ) from None
     raise BadInput(f"{file}: no record of pagedbench; name a file that --json wrote")
 

@@ -155,6 +155,27 @@ def test_several_records_stand_on_one_page_the_wrong_ones_first(tmp_path: Path) 
     assert len([tag for tag, given in found.tags if given.get("class") == "copy"]) >= 5
 
 
+def test_report_refuses_in_a_sentence_and_keeps_its_records(tmp_path: Path) -> None:
+    record = tmp_path / "race.json"
+    record.write_text(stored("race").read_text())
+    bent = json.loads(stored("check-wrong").read_text())
+    bent["kernels"][0]["coverage"][1]["cells"].popitem()
+    (tmp_path / "bent.json").write_text(json.dumps(bent))
+    page_of = ["-o", str(tmp_path / "page.html")]
+    for arguments, words in (
+        ([record, "-o", str(record)], "that is a record of the page"),
+        ([tmp_path / "none.json", *page_of], "none.json: No such file or directory; name a record"),
+        ([tmp_path / "bent.json", *page_of], "its fields do not fit each other"),
+        ([stored("fuzz"), "--allocator", "my.py:make", *page_of], "no finding given is of it"),
+    ):
+        run = CliRunner().invoke(app, ["report", *map(str, arguments)], env={"COLUMNS": "300"})
+        assert run.exit_code == 2, run.output
+        assert words in run.output
+        assert "no JSON" not in run.output
+    assert record.read_text() == stored("race").read_text()
+    assert not (tmp_path / "page.html").exists()
+
+
 def hostile_sheet() -> Sheet:
     return Sheet(
         kind="check",
