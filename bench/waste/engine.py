@@ -64,19 +64,22 @@ class Side(Record):
     requests_per_s: float
     """Completed, from the first arrival to the last token."""
     service: Service
-    parts: list[Part]
+    parts: list[Part | None]
+    """Each tenth of the run; None: no step was seen to end in it."""
 
     @classmethod
     def of_ours(cls, serving: Serving) -> Self:
         """Sum up a run of our server."""
         total, service = serving.total, serving.service
         assert service is not None
-        moments, parts, before = serving.series, [], Counters(slots=total.slots)
+        moments, before = serving.series, Counters(slots=total.slots)
+        parts: list[Part | None] = []
         for part in range(PARTS):
             end_ns = total.time_ns * (part + 1) // PARTS
             within = [moment for moment in moments if moment.time_ns <= end_ns]
             last = total if part == PARTS - 1 else within[-1] if within else before
             if not (steps := last.steps - before.steps):
+                parts.append(None)
                 continue
             stretch = last - before
             parts.append(
@@ -115,26 +118,14 @@ class Side(Record):
         for number, _, _, last_ps in served.requests:
             watch.end(number, last_ps, requests[number].output_tokens)
         service, steps = watch.service(), sums["steps"]
-        parts, begin_ns = [], 0
+        parts: list[Part | None] = []
+        begin_ns = 0
         end_ns = served.series[-1][0] if served.series else 0
         for part in range(PARTS):
             until_ns = end_ns * (part + 1) // PARTS
             rows = [row for row in served.series if begin_ns < row[0] <= until_ns]
             begin_ns = until_ns
-            if rows:
-                _, running, waiting, used, *_ = (
-                    sum(each) / len(rows) for each in zip(*rows, strict=True)
-                )
-                parts.append(
-                    Part(
-                        until_s=rows[-1][0] / 1e9,
-                        running=running,
-                        waiting=waiting,
-                        blocks=used / num_blocks,
-                        preemptions=rows[-1][4],
-                        hit_tokens=rows[-1][5],
-                    )
-                )
+            parts.append(_part(rows, num_blocks) if rows else None)
         return cls(
             steps=steps,
             running=sums["running"] / steps,
@@ -148,6 +139,18 @@ class Side(Record):
             service=service,
             parts=parts,
         )
+
+
+def _part(rows: Sequence[Sequence[int]], num_blocks: int) -> Part:
+    _, running, waiting, used, *_ = (sum(each) / len(rows) for each in zip(*rows, strict=True))
+    return Part(
+        until_s=rows[-1][0] / 1e9,
+        running=running,
+        waiting=waiting,
+        blocks=used / num_blocks,
+        preemptions=rows[-1][4],
+        hit_tokens=rows[-1][5],
+    )
 
 
 def _per_s(service: Service) -> float:

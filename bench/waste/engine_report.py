@@ -10,7 +10,7 @@ from rich.text import Text
 
 from bench.command.tables import table
 from bench.command.words import percent, seconds
-from bench.waste.engine import BesideRecord, BesideRow, Side
+from bench.waste.engine import BesideRecord, BesideRow, Part, Side
 from bench.waste.policies import policy_name
 
 _Figure = tuple[str, Callable[[Side], float | None], Callable[[float], str]]
@@ -47,6 +47,16 @@ FIGURES: tuple[_Figure, ...] = (
     ("preemptions", lambda side: side.preemptions, _plain),
     ("prefix hits", lambda side: side.hit_rate, _share),
 )
+
+
+_LEVELS: tuple[Callable[[Part], str], ...] = (
+    lambda part: f"{part.running:.1f}",
+    lambda part: f"{part.waiting:.1f}",
+    lambda part: f"{part.blocks:.0%}",
+    lambda part: f"{part.preemptions:,}",
+    lambda part: f"{part.hit_tokens:,}",
+)
+"""What is shown of each tenth, in the order of the columns."""
 
 
 def show_beside(record: BesideRecord, console: Console) -> None:
@@ -96,14 +106,15 @@ def _figures(row: BesideRow, engine: str) -> Table:
 
 def _through_time(row: BesideRow, engine: str) -> Table:
     made = table("until", ["running", "waiting", "blocks", "preempted", "hit tokens"])
-    for theirs, ours in zip(row.engine.parts, row.ours.parts, strict=False):
+    for both in zip(row.engine.parts, row.ours.parts, strict=False):
+        if not (there := [part for part in both if part is not None]):
+            continue
         made.add_row(
-            seconds(theirs.until_s),
-            f"{theirs.running:.1f} / {ours.running:.1f}",
-            f"{theirs.waiting:.1f} / {ours.waiting:.1f}",
-            f"{theirs.blocks:.0%} / {ours.blocks:.0%}",
-            f"{theirs.preemptions:,} / {ours.preemptions:,}",
-            f"{theirs.hit_tokens:,} / {ours.hit_tokens:,}",
+            seconds(there[0].until_s),
+            *(
+                " / ".join("-" if part is None else written(part) for part in both)
+                for written in _LEVELS
+            ),
         )
     made.caption = Text(f"{engine} / pagedbench: means of each tenth, and totals up to its end.")
     made.caption_justify = "left"

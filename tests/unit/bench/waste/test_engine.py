@@ -1,13 +1,17 @@
 """An engine's scheduler beside ours: how it is configured, summed up, compared and shown."""
 
 import sys
+from io import StringIO
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from bench import cli
 from bench.machine.facts import version_of
 from bench.waste.engine import BesideRecord, BesideRow, EngineSetting, Side
+from bench.waste.engine_report import show_beside
 from bench.waste.policies import parse_policy
 from paged.arrivals import Request
 from paged.policy import PagedPolicy
@@ -64,19 +68,20 @@ def test_what_the_engine_has_not_is_refused(spec: str, said: str) -> None:
         typed(spec)
 
 
+ONE = [Request(10, 5, 0)]
+SUMS = dict.fromkeys(
+    (
+        *("steps", "running", "waiting", "used_blocks", "peak_running"),
+        *("preemptions", "hit_tokens", "queried_tokens"),
+    ),
+    1,
+)
+
+
 def side(rate: float) -> Side:
-    served = Served(
-        requests=[(0, 0, 10**12, int(10**12 / rate))],
-        series=[(1, 1, 0, 10, 0, 0, 1)],
-        sums=dict.fromkeys(
-            (
-                *("steps", "running", "waiting", "used_blocks", "peak_running"),
-                *("preemptions", "hit_tokens", "queried_tokens"),
-            ),
-            1,
-        ),
-    )
-    return Side.of_engine(served, [Request(10, 5, 0)], 100)
+    ends, series = [(0, 0, 10**12, int(10**12 / rate))], [(1, 1, 0, 10, 0, 0, 1)]
+    served = Served(requests=ends, series=series, sums=SUMS)
+    return Side.of_engine(served, ONE, 100)
 
 
 @pytest.mark.parametrize(
@@ -102,9 +107,39 @@ def test_our_side_adds_up_to_the_run() -> None:
     serving = serve([Request(20, 10, 0), Request(20, 10, 0)], PagedPolicy(), slots=64)
     found = Side.of_ours(serving)
     assert found.running == serving.total.mean_batch
-    assert found.parts[-1].until_s == serving.total.time_ns / 1e9
-    assert found.preemptions == found.parts[-1].preemptions == serving.total.preemptions
+    last = found.parts[-1]
+    assert last is not None
+    assert last.until_s == serving.total.time_ns / 1e9
+    assert found.preemptions == last.preemptions == serving.total.preemptions
     assert found.service.completed == 2
+
+
+def test_tenths_stand_beside_each_other_though_nothing_ran_in_some() -> None:
+    # Ours idles from the first second to the ninth, the engine in the second one.
+    requests = [Request(1, 30, 0), Request(1, 30, 9 * 10**9)]
+    ours = Side.of_ours(serve(requests, PagedPolicy(), slots=64))
+    series = [(second * 10**9, 1, 0, 10, 0, second, 0) for second in range(1, 11) if second != 2]
+    served = Served(requests=[(0, 0, 1, 1)], series=series, sums=SUMS)
+    engine = Side.of_engine(served, ONE, 100)
+    there = [[part is not None for part in each.parts] for each in (engine, ours)]
+    assert there == [[True, False, *[True] * 8], [True, *[False] * 8, True]]
+    row = BesideRow.model_construct(
+        stream="s", policy=PagedPolicy(), refused=0, engine=engine, ours=ours
+    )
+    record = BesideRecord.model_construct(
+        streams=[SimpleNamespace(label="s", requests=2)],
+        engine="e",
+        slots=64,
+        complete=True,
+        clock="c",
+        rows=[row],
+    )
+    shown = StringIO()
+    show_beside(record, Console(file=shown, width=100))
+    rows = [line.split() for line in shown.getvalue().splitlines() if " / " in line][:9]
+    assert rows[0][2:5] == ["1.0", "/", "1.0"]
+    assert all(row[2:5] == ["1.0", "/", "-"] for row in rows[1:8])
+    assert rows[8][-3:] == ["10", "/", "0"]
 
 
 def run(*arguments: str):
@@ -127,6 +162,7 @@ def test_both_are_shown_side_by_side(monkeypatch, tmp_path) -> None:
     assert row.engine.service.ttft.p50_ns == pytest.approx(1e9, rel=0.002)
     assert row.engine.requests_per_s == pytest.approx(12 / 14)
     assert row.ours.service.completed == 12
+    assert row.engine.parts[-1] is not None
     assert row.engine.parts[-1].preemptions == 29
     ranked = run(*stream, *(f"--policy=paged:block={size}" for size in (8, 16, 32)))
     assert "Kendall's tau" in ranked.output
