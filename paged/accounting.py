@@ -24,7 +24,9 @@ fragmentation & others" is `roundup + free_frag + free_short + free_idle`. `cach
 waste nor use: it is given up as soon as somebody needs the room.
 
 A step is one pass of an engine: each running sequence gets a token. What counts is the state at its
-end, so a request with a prompt of `i` tokens is seen with `i + 1` tokens first and `i + o` last.
+end. A paged server writes a token's key and value with the step after the one that generated it, so
+a request with a prompt of `i` tokens is seen with `i` first and `i + o - 1` last; a reservation
+counts it at once.
 """
 
 from __future__ import annotations
@@ -121,6 +123,8 @@ class Counters:
     loaded_tokens: int = 0
     stored_tokens: int = 0
     """Prompt tokens that were copied from a tier behind the pool (`paged.tiers`), and to one."""
+    tier_ns: int = 0
+    """Nanoseconds by which such copies made the steps longer."""
     time_ns: int = 0
     """Nanoseconds by the server's clock (`paged.clock`), idle ones included. 0 in records that are
     older than the clock."""

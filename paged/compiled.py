@@ -12,10 +12,12 @@ import ctypes
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import tempfile
 import weakref
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from ctypes import POINTER, c_int64, c_void_p
 from functools import cache
 from hashlib import sha256
@@ -27,14 +29,15 @@ import numpy as np
 
 from paged.accounting import Counters, TierUse
 from paged.arrivals import Request, opened
-from paged.clock import PS_PER_NS, StepTime
-from paged.counted import COUNTS, Snapshot
-from paged.errors import checked_size
+from paged.clock import PS_PER_NS
+from paged.counted import COUNTS, Setting, Snapshot
 from paged.latency import Histogram, Service, Slo, Watch
-from paged.policy import PagedPolicy
 
 SWITCH: Final = "PAGEDBENCH_COMPILED"
 """Variable of the environment that keeps from compiling if it is 0."""
+
+LIMIT_S: Final = 60.0
+"""For the compiler, which takes a second."""
 
 _LARGEST: Final = 2**62
 """What is larger than that, or takes longer, is left to Python."""
@@ -96,17 +99,28 @@ def built(source: Path, home: Path) -> ctypes.CDLL | None:
         with tempfile.TemporaryDirectory(dir=home) as scratch:
             # Another process may be doing the same.
             fresh = Path(scratch, made.name)
-            subprocess.run(
-                [*command, source, "-o", fresh],
-                check=True,
-                capture_output=True,
-                stdin=subprocess.DEVNULL,
-            )
+            _compile([*command, str(source), "-o", str(fresh)])
             fresh.chmod(0o700)
             fresh.replace(made)
         return _declared(made)
-    except (OSError, ValueError, AttributeError, subprocess.CalledProcessError):
+    except (OSError, ValueError, AttributeError, subprocess.SubprocessError):
         return None
+
+
+def _compile(command: list[str]) -> None:
+    """Run a compiler; raises SubprocessError: it fails, or takes longer than `LIMIT_S`."""
+    none = subprocess.DEVNULL
+    with subprocess.Popen(
+        command, stdin=none, stdout=none, stderr=none, start_new_session=True
+    ) as compiler:
+        try:
+            if status := compiler.wait(LIMIT_S):
+                raise subprocess.CalledProcessError(status, command)
+        except BaseException:
+            # With what it has started.
+            with suppress(ProcessLookupError):
+                os.killpg(compiler.pid, signal.SIGKILL)
+            raise
 
 
 def _ours_alone(path: Path) -> bool:
@@ -132,8 +146,9 @@ def _declared(made: Path) -> ctypes.CDLL:
     return loaded
 
 
-def can_serve(policy: PagedPolicy, *, slots: int, time: StepTime) -> bool:
+def can_serve(setting: Setting) -> bool:
     """Whether the compiled server is there, and can do this."""
+    policy, slots, time = setting.policy, setting.slots, setting.time
     longest = time.step_ns + slots * (
         time.prefill_ns_per_token + time.kv_ps_per_token + 2 * time.swap_ns_per_token
     )
@@ -179,28 +194,20 @@ class CompiledServer:
     tiers: tuple[TierUse, ...] = ()
     """Behind its pool there is none."""
 
-    def __init__(
-        self,
-        requests: Iterable[Request],
-        policy: PagedPolicy,
-        *,
-        slots: int,
-        time: StepTime,
-        clients: int | None,
-        slo: Slo | None,
-    ) -> None:
+    def __init__(self, requests: Iterable[Request], setting: Setting) -> None:
         loaded = library()
         assert loaded is not None
+        policy, time, clients = setting.policy, setting.time, setting.clients
         size = policy.block_size
-        self.num_blocks = checked_size("slots", slots, at_least=size) // size
+        self.num_blocks = setting.num_blocks
         self.step = self.completed = 0
         self.draining = False
         """Whether every request has been admitted."""
         self._library = loaded
         self._size = size
         first, rest, timed = opened(requests, clients)
-        self._slo = slo
-        slo = slo or Slo()
+        self._slo = setting.slo
+        slo = setting.slo or Slo()
         rules = _Rules(
             size=size,
             blocks=self.num_blocks,

@@ -8,8 +8,29 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from paged.accounting import Counters
-from paged.clock import PS_PER_NS
+from paged.clock import PS_PER_NS, StepTime
+from paged.errors import checked_size
 from paged.keyed_blocks import KeyedBlocks, Keys
+from paged.latency import Slo
+from paged.policy import PagedPolicy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What a server that counts is given, in the words of `paged.counting.serve_by_counts`."""
+
+    policy: PagedPolicy
+    slots: int
+    time: StepTime
+    clients: int | None = None
+    slo: Slo | None = None
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the pool. Raises BadSize: there is not one."""
+        size = self.policy.block_size
+        return checked_size("slots", self.slots, at_least=size) // size
+
 
 MOST_GAPS: Final = 4096
 """Different durations of steps that are held before they go into classes."""
@@ -91,6 +112,7 @@ COUNTS: Final = (
     "ghost_hits",
     "loaded_tokens",
     "stored_tokens",
+    "tier_ns",
 )
 """Counters that are kept by name."""
 

@@ -118,7 +118,7 @@ static void add(Times *times, wide ps, i64 often) {
 /* -- who arrives: arrivals.Arrivals ------------------------------------------------------------ */
 
 static void take_in(Server *s) {
-  i64 room = s->rules.blocks * s->rules.size;
+  i64 room = s->rules.blocks * s->rules.size + 1; /* the last token is never written */
   for (;;) {
     if (s->read == s->pulled) {
       s->read = s->pulled = 0;
@@ -210,7 +210,7 @@ static void give_way(Server *s) {
   Group *group = &s->groups[id];
   i64 held = group->last >= 0 ? group->base + s->step - 1 : group->computed;
   leave(s, id, held);
-  if (group->last >= 0) group->generated = held - group->of.prompt;
+  if (group->last >= 0) group->generated = held + 1 - group->of.prompt;
   group->last = -1;
   group->lost = most(group->lost, held);
   if (s->prefilling == id) s->prefilling = -1;
@@ -230,15 +230,14 @@ static void compute(Server *s, i64 id, i64 chunk) {
   s->recomputed += most(0, least(group->computed + chunk, group->lost) - group->computed);
   group->computed += chunk;
   s->tokens += chunk;
-  i64 blocks = group->computed < target ? blocks_of(group->computed, size) : target / size + 1;
+  i64 blocks = blocks_of(group->computed, size);
   s->free -= blocks - group->blocks;
   group->blocks = blocks;
   s->prefilling = group->computed < target ? id : -1;
   if (group->computed < target) return;
-  s->tokens++;
   s->decoding++;
-  group->base = target + 1 - s->step;
-  group->last = group->of.prompt + group->of.output - group->base;
+  group->base = target - s->step;
+  group->last = group->of.prompt + group->of.output - 1 - group->base;
   (*need_at(s, group))++;
   PUSH(s, beginning, num_beginning, beginning_room, id);
   push_end(s, (End){group->last, group->place, id});
@@ -252,8 +251,7 @@ static i64 grow(Server *s, i64 left) {
     Group *group = &s->groups[s->prefilling];
     i64 target = group->of.prompt + group->generated;
     chunk = least(target - group->computed, left);
-    i64 after = group->computed + chunk;
-    more = blocks_of(after + (after == target), s->rules.size) - group->blocks;
+    more = blocks_of(group->computed + chunk, s->rules.size) - group->blocks;
   }
   s->gave_way = 0;
   while (s->growing[phase] + (s->prefilling >= 0 ? more : 0) > s->free) {
@@ -303,7 +301,7 @@ static i64 start(Server *s, i64 id, i64 left) {
 }
 
 static i64 hindrance(Server *s, i64 target, i64 left) {
-  i64 needed = target / s->rules.size + 1;
+  i64 needed = blocks_of(target, s->rules.size);
   if (needed > s->free) return SHORT;
   if (s->running && needed > s->free - s->rules.watermark) return WATERMARK;
   if (s->running >= s->rules.most_running) return LIMIT;

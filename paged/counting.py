@@ -23,8 +23,8 @@ from paged.accounting import Counters, Series, Serving, TierUse
 from paged.arrivals import Arrivals, Request
 from paged.clock import PS_PER_NS, StepTime, steps_within, taken_ps
 from paged.compiled import CompiledServer, Moment, can_serve
-from paged.counted import COUNTS, MOST_GAPS, NO_KEYS, Group, Snapshot, falling
-from paged.errors import BadSize, checked_size
+from paged.counted import COUNTS, MOST_GAPS, NO_KEYS, Group, Setting, Snapshot, falling
+from paged.errors import BadSize
 from paged.keyed_blocks import KEYED
 from paged.latency import Service, Slo, Watch
 from paged.policy import PagedPolicy
@@ -33,32 +33,23 @@ _NOBODY, _SHORT, _WATERMARK, _LIMIT, _BUDGET = range(5)
 
 
 class CountingServer:
-    """A server and its queue; the arguments are those of `serve_by_counts`."""
+    """A server and its queue."""
 
     tiers: tuple[TierUse, ...] = ()
     """What each tier behind the pool did."""
 
-    def __init__(
-        self,
-        requests: Iterable[Request],
-        policy: PagedPolicy,
-        *,
-        slots: int,
-        time: StepTime,
-        clients: int | None,
-        slo: Slo | None,
-    ) -> None:
+    def __init__(self, requests: Iterable[Request], setting: Setting) -> None:
+        policy, time = setting.policy, setting.time
         size = policy.block_size
-        self.slots = slots
-        self.num_blocks = checked_size("slots", slots, at_least=size) // size
+        self.num_blocks = setting.num_blocks
         room = self.num_blocks * size
         self.arrivals = Arrivals(
             requests,
-            clients=clients,
+            clients=setting.clients,
             depth=policy.look_ahead + 1,
-            fits=lambda request: request[0] + request[1] <= room,
+            fits=lambda request: request[0] + request[1] - 1 <= room,
         )
-        self.watch = Watch(slo)
+        self.watch = Watch(setting.slo)
         self.step = self.completed = self.peak_running = 0
         self._size, self._time = size, time
         self._step_ps = time.step_ns * PS_PER_NS
@@ -163,7 +154,7 @@ class CountingServer:
                 growing[(1 - group.base) % size] -= 1
                 held = group.base + self.step
                 self._tokens -= held
-                self._release(group, held, (held - 1) // size)
+                self._release(group, held, held // size)
             self._decoding -= len(self._finished)
         if not self._running and self.draining:
             return None
@@ -215,7 +206,7 @@ class CountingServer:
             chunk = min(target - group.computed, left)
             left -= chunk
             after = group.computed + chunk
-            more = -(-(after + (after == target)) // self._size) - group.blocks
+            more = -(-after // self._size) - group.blocks
             chunks[place] = chunk, more
             need += more
         self._gave_way = need > self._free + (0 if self._cache is None else self._cache.idle)
@@ -232,20 +223,18 @@ class CountingServer:
         cache = self._cache
         while need > self._free + (0 if cache is None else cache.idle):
             place, group = self._running.popitem()
-            held = group.computed
+            held = group.computed if group.last < 0 else group.base + self.step - 1
+            full = held // self._size
             if group.last >= 0:
-                held = group.base + self.step - 1
                 self._ending[group.last].remove(group)
                 own = (1 - group.base) % self._size
                 self._growing[own] -= 1
                 need -= own == phase
                 self._decoding -= 1
-                group.generated = held - group.prompt
+                group.generated = held + 1 - group.prompt
                 group.last = -1
-                full = (held - 1) // self._size  # the last token has no key and value yet
                 group.limit = full
             else:
-                full = held // self._size
                 del self._prefilling[place]
                 need -= chunks.pop(place)[1]
             group.lost = max(group.lost, held)
@@ -301,15 +290,14 @@ class CountingServer:
             self._prefilling[group.place] = group
             return
         if self._cache is None:
-            self._free -= target // self._size + 1 - group.blocks
+            self._free -= -(-target // self._size) - group.blocks
         else:
-            self._cover(group, target + 1)
+            self._cover(group, target)
         if self._prefilling:
             self._prefilling.pop(group.place, None)
-        self._tokens += 1
         self._decoding += 1
-        group.base = base = target + 1 - self.step
-        group.last = last = group.prompt + group.output - base
+        group.base = base = target - self.step
+        group.last = last = group.prompt + group.output - 1 - base
         self._growing[(1 - base) % self._size] += 1
         self._beginning.append(group)
         if last in self._ending:
@@ -342,7 +330,7 @@ class CountingServer:
                 group = looked[nth]
             else:
                 break
-            needed = (group.prompt + group.generated) // size + 1
+            needed = -(-(group.prompt + group.generated) // size)
             available = self._free
             if cache is not None:
                 hits, idle_hits = group.look(cache)
@@ -569,10 +557,11 @@ def serve_by_counts(
     if not policy.by_counts:
         raise BadSize(f"{policy}: counts do not decide this policy; use paged.scheduler")
     time = time or StepTime()
+    setting = Setting(policy=policy, slots=slots, time=time, clients=clients, slo=slo)
     make: Callable[..., CountingServer | CompiledServer] = kind
-    if kind is CountingServer and can_serve(policy, slots=slots, time=time):
+    if kind is CountingServer and can_serve(setting):
         make = CompiledServer
-    server = make(requests, policy, slots=slots, time=time, clients=clients, slo=slo)
+    server = make(requests, setting)
     series: Series[Snapshot | Moment] = Series()
     warm = server.snapshot() if warmup == 0 else None
     done = None

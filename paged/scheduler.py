@@ -9,9 +9,13 @@ Each step goes as in an engine:
 3. If nobody had to, requests are admitted while they fit, the preempted ones first.
 4. The state is counted (`paged.accounting`).
 
-Admission asks for the room of the whole prompt and one token, but takes blocks only as they are
-written. Nobody is admitted who could not run alone: a request whose last token would not fit into
-the empty pool is turned away.
+A token is in the cache once its key and value are, a step after it was generated: of a request
+with prompt `i` and output `o` there are `i` tokens at the end of its first step, and `i + o - 1` at
+the end of its last.
+
+Admission asks for the room of the whole prompt, but takes blocks only as they are written. Nobody
+is admitted who could not run alone: a request whose last token but one would not fit into the empty
+pool is turned away.
 
 No loop goes over tokens. A sequence that decodes is looked at when it needs a block, every
 `block_size` steps; in between it only counts.
@@ -272,7 +276,7 @@ class Scheduler:
         del self._prefilling[group.number]
         self._beginning.append(group)
         self._duplicate += group.decode_from(self.step, self._names)
-        samples, tokens, window = len(group.sequences), group.held + 1, self.policy.sliding_window
+        samples, tokens, window = len(group.sequences), group.held, self.policy.sliding_window
         self._logical += samples * group.live(tokens) - before
         self._sequences += samples - 1
         self._decoding += samples
@@ -308,7 +312,8 @@ class Scheduler:
         self._sums["preemptions"] += 1
         self.watch.give_way(group.number, self._clock)
         if self.policy.preemption == "swap":
-            self._sums["swapped_out"] += group.held_blocks()
+            group.host = group.held_blocks()
+            self._sums["swapped_out"] += group.host
         at = self.step - 1
         tokens = group.tokens_at(at)
         group.suspend(at)
@@ -395,7 +400,7 @@ class Scheduler:
                 self.watch.look_up(group.request.tenant, group.request.prompt_tokens, hits)
         elif policy.preemption == "swap":
             computed = max(hits, group.lost)
-            sums["swapped_in"] += group.blocks_for(computed) - hits // policy.block_size
+            sums["swapped_in"] += max(0, group.host - hits // policy.block_size)
         chunk = group.target - computed
         if left is not None:
             chunk = min(chunk, left)

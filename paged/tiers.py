@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +23,10 @@ from numpy.typing import NDArray
 from paged.accounting import TierUse
 from paged.arrivals import Request
 from paged.clock import PS_PER_NS
-from paged.counted import Group
+from paged.counted import Group, Setting
 from paged.counting import CountingServer
 from paged.errors import BadSize, checked_size
 from paged.keyed_blocks import KeyedBlocks, Keys
-from paged.policy import PagedPolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,15 +84,10 @@ class TieredServer(CountingServer):
     """The server that counts, with tiers behind its pool, those first that are asked first."""
 
     def __init__(
-        self,
-        requests: Iterable[Request],
-        policy: PagedPolicy,
-        *,
-        tiers: Sequence[Tier],
-        **more: Any,
+        self, requests: Iterable[Request], setting: Setting, *, tiers: Sequence[Tier]
     ) -> None:
-        super().__init__(requests, policy, **more)
-        self._shelves = [_Shelf(tier, policy.block_size) for tier in tiers]
+        super().__init__(requests, setting)
+        self._shelves = [_Shelf(tier, self._size) for tier in tiers]
         # What the step loads, picoseconds by tier.
         self._loading = [0] * len(tiers)
         # What was given up for each tier, and has not been passed on.
@@ -184,4 +177,6 @@ class TieredServer(CountingServer):
             longer += max(0, self._loading[nth] - int(shelf.tier.overlap * spent))
             late = max(late, shelf.late_ps - self._clock - spent)
             self._loading[nth] = 0
-        return max(longer, late)
+        waited = max(longer, late)
+        self._counts["tier_ns"] += waited // PS_PER_NS
+        return waited

@@ -67,6 +67,11 @@ class Side(Record):
     parts: list[Part | None]
     """Each tenth of the run; None: no step was seen to end in it."""
 
+    @property
+    def seen(self) -> list[Part]:
+        """Those of them in which one did."""
+        return [part for part in self.parts if part is not None]
+
     @classmethod
     def of_ours(cls, serving: Serving) -> Self:
         """Sum up a run of our server."""

@@ -34,6 +34,7 @@ from bench.workloads.trace_columns import moment_s, names_of, plain, records, ro
 from bench.workloads.trace_lines import lines_of
 from paged.arrivals import Request
 from paged.clock import PS_PER_NS, StepTime
+from paged.counted import Setting
 from paged.counting import CountingServer
 from paged.latency import Watch
 from paged.policy import PagedPolicy
@@ -52,8 +53,11 @@ PULL: Final = 5e-4
 FAR: Final = 0.1
 """Miss of one request's decoding, as a share, beyond which it hardly counts for more."""
 
-MOST_RUNS: Final = 100
+MOST_RUNS: Final = 150
 """Runs of the simulator that a fit may take."""
+
+STARTS: Final = (0.7, -0.7, 0.3)
+"""How far the corners of each search lie from where the one before ended, in powers of e."""
 
 LEAST_ERROR: Final = 0.005
 """Difference, as a share, that no fitted clock is trusted with: `bench.waste.whatif.NOTHING`."""
@@ -229,8 +233,10 @@ def serve_stamped(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Serve a log's requests; first and last tokens in seconds, NaN where there was none yet."""
     stamps = _Stamps()
-    server = (CountingServer if policy.by_counts else Scheduler)(
-        requests, policy, slots=slots, time=time, clients=None, slo=None
+    server = (
+        CountingServer(requests, Setting(policy=policy, slots=slots, time=time))
+        if policy.by_counts
+        else Scheduler(requests, policy, slots=slots, time=time)
     )
     server.watch = stamps
     for at in count():
@@ -405,14 +411,14 @@ def _nearest(prior: StepTime, loss: Callable[[StepTime], float]) -> StepTime:
         )
 
     found = np.zeros(3)
-    for spread in (0.4, -0.2):
-        # Begun again from where it ended: the first time it may have stuck.
+    for spread in STARTS:
+        # Begun again from where it ended: it may have stuck there.
         found = minimize(
             lambda moved: loss(clock(moved)) + PULL * float(np.mean(np.square(moved))),
             found,
             method="Nelder-Mead",
             options={
-                "maxfev": MOST_RUNS // 2,
+                "maxfev": MOST_RUNS // len(STARTS),
                 "xatol": 2e-3,
                 "fatol": 1e-7,
                 "initial_simplex": found + spread * np.vstack([np.zeros(3), np.eye(3)]),

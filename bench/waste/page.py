@@ -186,18 +186,18 @@ def _beside(words: str, row: BesideRow, draw: Callable[[Axes, str, Side], None])
 
 
 def _tenths(axes: Axes, name: str, side: Side) -> None:
-    times = [part.until_s for part in side.parts]
+    times = [part.until_s for part in side.seen]
     look = _SIDES[name]
     axes.plot(
         times,
-        [part.running for part in side.parts],
+        [part.running for part in side.seen],
         f"-{look[0]}",
         color=look[1],
         label=f"running, {name}",
     )
     axes.plot(
         times,
-        [part.waiting for part in side.parts],
+        [part.waiting for part in side.seen],
         f":{look[0]}",
         color=look[1],
         label=f"waiting, {name}",
@@ -208,8 +208,8 @@ def _tenths(axes: Axes, name: str, side: Side) -> None:
 def _used(axes: Axes, name: str, side: Side) -> None:
     look = _SIDES[name]
     axes.plot(
-        [part.until_s for part in side.parts],
-        [100 * part.blocks for part in side.parts],
+        [part.until_s for part in side.seen],
+        [100 * part.blocks for part in side.seen],
         f"-{look[0]}",
         color=look[1],
         label=name,

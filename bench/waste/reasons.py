@@ -19,8 +19,8 @@ class Spent(NamedTuple):
     """Prompt tokens, those computed again included."""
     read: float
     """Tokens that attention reads."""
-    swapped: float
-    """Blocks moved to the host and back."""
+    moved: float
+    """Blocks moved to the host or a tier, and back."""
 
 
 def counted(row: WasteRow) -> Counters:
@@ -33,13 +33,14 @@ def spent(row: WasteRow, time: StepTime) -> Spent:
     what = counted(row)
     requests = max(1, what.completed) * 1e6
     block = getattr(row.policy, "block_size", 1)
+    swapped = (what.swapped_out + what.swapped_in) * block * time.swap_ns_per_token
     return Spent(
         steps=what.steps * time.step_ns / requests,
         prompts=(what.computed_tokens - what.generated_tokens)
         * time.prefill_ns_per_token
         / requests,
         read=what.logical_token * time.kv_ps_per_token / 1000 / requests,
-        swapped=(what.swapped_out + what.swapped_in) * block * time.swap_ns_per_token / requests,
+        moved=(what.tier_ns if row.tiers else swapped) / requests,
     )
 
 
@@ -61,7 +62,12 @@ def reason(row: WasteRow, base: WasteRow, time: StepTime) -> str:
             f"attention reads fewer tokens a step: {_each(now.logical_token, now.steps):,.0f} "
             f"instead of {_each(was.logical_token, was.steps):,.0f}"
         )
-    if name == "swapped":
+    if name == "moved" and base.tiers:
+        return (
+            f"steps wait less for the tiers: {_each(now.tier_ns, now.completed) / 1e6:,.3g} ms a "
+            f"request instead of {_each(was.tier_ns, was.completed) / 1e6:,.3g} ms"
+        )
+    if name == "moved":
         return (
             f"fewer blocks are swapped: {now.swapped_out + now.swapped_in:,} instead of "
             f"{was.swapped_out + was.swapped_in:,}"

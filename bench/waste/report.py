@@ -28,7 +28,7 @@ from bench.waste.service_report import (
     tenant_tables,
 )
 from bench.waste.tier_report import tier_lines, tiers_line
-from bench.waste.whatif import compare, served_alike
+from bench.waste.whatif import NOTHING, compare, served_alike
 from bench.waste.whatif_report import show_whatif
 from bench.workloads.record import ServedStream
 from paged.accounting import Counters
@@ -226,10 +226,11 @@ def _comparison(rows: list[WasteRow], record: WasteRecord) -> str:
     if all(row.requests_per_s for row in rows):
         best, worst = max(rows, key=_rate), min(rows, key=_rate)
         ratio = _rate(best) / _rate(worst)
-        if record.clock is not None and ratio <= 1 + record.clock.error:
+        error = NOTHING if record.clock is None else record.clock.error
+        if ratio <= 1 + error:
             return (
-                f"All complete the same requests a second within {record.clock.error:.0%}, which "
-                f"is what the clock cannot tell apart."
+                f"All complete the same requests a second within {100 * error:.2g}%, which is what "
+                f"the clock cannot tell apart."
             )
         if unsure := _drawings_differ(best, worst, record):
             return unsure
@@ -241,8 +242,10 @@ def _comparison(rows: list[WasteRow], record: WasteRecord) -> str:
     best = max(rows, key=lambda row: row.judged.token_fraction)
     worst = min(rows, key=lambda row: row.judged.token_fraction)
     more = (best.judged.token_fraction - least) * record.pool.gibibytes
+    if (ratio := best.judged.token_fraction / least) <= 1 + NOTHING:
+        return f"All hold the same tokens within {NOTHING:.1%}."
     return (
-        f"{policy_words(best.policy)}, holds {best.judged.token_fraction / least:.1f}x the tokens "
+        f"{policy_words(best.policy)}, holds {ratio:.3g}x the tokens "
         f"that {policy_words(worst.policy)}, holds in the same pool: {more:.2f} GiB more."
     )
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from bench.command.tables import table
 from bench.command.words import plural, seconds
-from bench.waste.changes import PAIR
+from bench.waste.changes import MOST_QUOTAS, PAIR, QUOTA_REQUESTS
 from bench.waste.policies import policy_words
 from bench.waste.reasons import reason
 from bench.waste.record import WasteRecord, WasteRow
@@ -185,6 +185,13 @@ def searched(whatif: WhatIf, record: WasteRecord) -> str:
         said += f" Not run, as they cannot matter here: {', '.join(same)}."
     if not record.time.swap_ns_per_token:
         said += " Not tried: swapping, of which the clock says nothing; see --clock swap=."
+    stream = next(each for each in record.streams if each.label == whatif.base.stream)
+    tenants = len(stream.tenants) if stream.prefixes else 0
+    if tenants > MOST_QUOTAS or (tenants > 1 and stream.requests > QUOTA_REQUESTS):
+        said += (
+            f" Not tried: quotas, which take too long for more than {MOST_QUOTAS} tenants or "
+            f"{QUOTA_REQUESTS:,} requests."
+        )
     return said
 
 

@@ -17,6 +17,9 @@ Paging allocates a block when its first token is written, so the tail of a last 
 at that step whoever fills it later, and there is neither `reserve` nor `roundup`. What no request
 owns (holes and the pool's remainder) depends on the order of events and takes a simulation; here
 each request stands alone. Sums are exact integers: no step is looped over, nothing is sampled.
+
+A token counts here from the step that generates it, as in the paper. In the paged servers of
+`paged` it counts from the next one on, which writes its key and value.
 """
 
 from __future__ import annotations

@@ -27,30 +27,31 @@ def each_step(requests: list[Request], policy: PagedPolicy, **options: Any) -> l
 
 @both
 def test_the_last_one_in_gives_way_and_computes_its_tokens_again(serving: Any) -> None:
-    # Step 1: 4 and 3 tokens in 8 slots. Step 2 needs 2 more and there is 1: the second one goes,
-    # and comes back in step 4, when the first one is done; its 3 tokens are computed again.
+    # Step 1: 3 and 2 tokens in 8 slots. Step 3 needs 2 more and there is 1: the second one goes,
+    # and comes back in step 4, when the first one is done; its 3 tokens are computed again, and
+    # the one that it had generated last.
     served: Serving = serving([Request(3, 3), Request(2, 3)], BY_ONE, slots=8)
     assert served.total == Counters(
         slots=8,
-        steps=5,
-        token=7 + 5 + 6 + 4 + 5,
-        free_short=3 + 2,
-        free_idle=1 + 4 + 3,
-        logical_token=27,
+        steps=4,
+        token=5 + 7 + 5 + 4,
+        free_short=3,
+        free_idle=3 + 1 + 4,
+        logical_token=21,
         running=6,
         running_requests=6,
-        queued=2,
-        waiting_short=2,
+        queued=1,
+        waiting_short=1,
         arrived=2,
         admitted=2,
         completed=2,
         preemptions=1,
         prompt_tokens=5,
-        computed_tokens=5 + 6 + 3,
+        computed_tokens=5 + 6 + 3 + 1,
         recomputed_tokens=3,
         generated_tokens=6,
-        # Five steps, and eight tokens of prompts.
-        time_ns=5 * 30_000_000 + 8 * 50_000,
+        # Four steps, and nine tokens of prompts.
+        time_ns=4 * 30_000_000 + 9 * 50_000,
     )
     assert (served.peak_running, served.peak_requests, served.peak_allocated) == (2, 2, 7)
 
@@ -60,29 +61,30 @@ def test_what_was_swapped_out_comes_back_and_is_not_computed_again(serving: Any)
     swapping = replace(BY_ONE, preemption="swap")
     total = serving([Request(3, 3), Request(2, 3)], swapping, slots=8).total
     assert (total.swapped_out, total.swapped_in, total.recomputed_tokens) == (3, 3, 0)
-    assert total.computed_tokens == 5 + 6
-    assert total.steps == 5
+    assert total.computed_tokens == 5 + 6 + 1
+    assert total.steps == 4
 
 
 @both
 def test_an_admission_leaves_the_watermark_free_unless_nothing_runs(serving: Any) -> None:
-    requests = [Request(5, 2), Request(1, 1)]
+    requests = [Request(7, 2), Request(1, 1)]
     policy = replace(BY_ONE, watermark=0.3)
     total = serving(requests, policy, slots=10).total
-    # The first one takes 6 of 10, then 7; the second would leave 2, and waits two steps.
+    # The first one takes 7 of 10, then 8; the second would leave 2, and waits two steps.
     assert (total.steps, total.waiting_watermark, total.waiting_short) == (3, 2, 0)
-    assert total.free_short == 4 + 3
+    assert total.free_short == 3 + 2
     total = serving([Request(9, 1)], replace(policy, watermark=1.0), slots=10).total
     assert (total.completed, total.waiting_watermark) == (1, 0)
 
 
 @both
 def test_a_request_that_never_fits_is_refused_and_the_next_one_served(serving: Any) -> None:
-    total = serving([Request(4, 5), Request(4, 4)], PagedPolicy(block_size=4), slots=11).total
+    # The last token of the second is never written, and that of the first one would not matter.
+    total = serving([Request(4, 6), Request(4, 5)], PagedPolicy(block_size=4), slots=11).total
     assert (total.arrived, total.refused, total.completed) == (2, 1, 1)
     # The 3 slots behind the last whole block are never used.
-    assert total.token + total.internal == 8 * 4
-    assert total.free_idle == 3 * 4
+    assert total.token + total.internal == 4 + 8 * 4
+    assert total.free_idle == 3 * 5 + 4
 
 
 @both
@@ -91,8 +93,8 @@ def test_an_idle_server_takes_no_steps(serving: Any) -> None:
     time = StepTime(step_ns=1, prefill_ns_per_token=0)
     total = serving(requests, BY_ONE, slots=4, time=time).total
     assert (total.steps, total.running, total.queued) == (2, 3, 0)
-    # The three tokens do not fit at once: the last one waits a step.
-    assert serving(requests, BY_ONE, slots=3, time=time).total.waiting_short == 1
+    # The last two do not fit at once: one of them waits a step.
+    assert serving(requests, BY_ONE, slots=1, time=time).total.waiting_short == 1
 
 
 @both
@@ -126,7 +128,7 @@ def test_a_pool_without_a_block_is_refused(serving: Any) -> None:
 
 def test_a_long_prompt_is_computed_in_chunks_of_the_budget() -> None:
     steps = each_step([Request(10, 2)], replace(BY_ONE, token_budget=4), slots=20)
-    assert [step.token for step in steps] == [4, 8, 11, 12]
+    assert [step.token for step in steps] == [4, 8, 10, 11]
     assert [step.computed_tokens for step in steps] == [4, 4, 2 + 1, 1]
     assert [step.generated_tokens for step in steps] == [0, 0, 1, 1]
 
@@ -148,8 +150,8 @@ def test_nobody_is_admitted_when_the_budget_is_spent() -> None:
 @pytest.mark.parametrize(("look_ahead", "steps"), [(0, 6), (1, 6), (2, 5)])
 def test_looking_ahead_admits_past_a_head_that_does_not_fit(look_ahead: int, steps: int) -> None:
     # Beside the first one there are 3 slots, enough only for the last: the third of those waiting.
-    requests = [Request(5, 2), Request(7, 2), Request(7, 1), Request(1, 1)]
-    served = serve(requests, replace(BY_ONE, look_ahead=look_ahead), slots=9)
+    requests = [Request(5, 2), Request(7, 2), Request(7, 1), Request(2, 1)]
+    served = serve(requests, replace(BY_ONE, look_ahead=look_ahead), slots=8)
     assert served.total.steps == steps
     assert served.total.completed == 4
 
@@ -163,8 +165,9 @@ def test_samples_copy_a_partly_filled_block_and_share_the_full_ones(
     full = prompt // 4
     assert served.total.copies == copies
     assert served.peak_allocated == 4 * (full + 3)
-    assert served.total.logical_token == 3 * ((prompt + 1) + (prompt + 2))
-    assert served.total.logical_token - served.total.token == 2 * 2 * 4 * full
+    assert served.total.logical_token == 3 * (prompt + (prompt + 1))
+    # Until the first of them writes, all read the same.
+    assert served.total.logical_token - served.total.token == 2 * (prompt + 4 * full)
     assert (served.peak_running, served.peak_requests) == (3, 1)
 
 
@@ -214,7 +217,7 @@ def test_two_that_run_at_once_hold_a_common_prefix_once() -> None:
     policy = PagedPolicy(block_size=4, prefix_caching=True)
     requests = [Request(9, 3, None, (1, 2)), Request(9, 2, None, (1, 2))]
     first = each_step(requests, policy, slots=100)[0]
-    assert (first.logical_token, first.token) == (20, 12)
+    assert (first.logical_token, first.token) == (18, 10)
     assert first.logical_token / first.token == pytest.approx(first.sharing)
 
 
@@ -234,14 +237,14 @@ def test_a_cache_that_is_too_small_shows_ghost_hits() -> None:
 def test_blocks_behind_the_window_are_given_up() -> None:
     policy = PagedPolicy(block_size=2, sliding_window=4)
     steps = each_step([Request(0, 10)], policy, slots=20)
-    assert [step.token for step in steps] == [1, 2, 3, 4, 4, 4, 4, 4, 4, 4]
-    assert [step.allocated for step in steps] == [2, 2, 4, 4, 6, 4, 6, 4, 6, 4]
+    assert [step.token for step in steps] == [0, 1, 2, 3, 4, 4, 4, 4, 4, 4]
+    assert [step.allocated for step in steps] == [0, 2, 2, 4, 4, 6, 4, 6, 4, 6]
 
 
 def test_the_server_can_be_driven_step_by_step() -> None:
     server = Scheduler([Request(2, 2), Request(2, 1)], BY_ONE, slots=10)
     assert server.take_step()
-    assert server.batch() == [(0, (0,), 3), (1, (1,), 3)]
+    assert server.batch() == [(0, (0,), 2), (1, (1,), 2)]
     assert not server.take_step()
     assert [number for number, _, _ in server.batch()] == [0]
     assert (server.alive, server.completed) == (False, 2)
@@ -254,7 +257,7 @@ def test_steps_in_which_nobody_waits_are_taken_at_once() -> None:
     time = StepTime(step_ns=1, prefill_ns_per_token=0, kv_ps_per_token=0)
     served = serve_by_counts(requests, PagedPolicy(block_size=16), slots=2 * steps + 64, time=time)
     assert served.total.steps == steps + 20
-    assert served.total.token == 2 * (3 * steps + steps * (steps + 1) // 2)
+    assert served.total.token == 2 * (3 * steps + steps * (steps - 1) // 2)
     assert served.total.time_ns == steps + 20
     assert served.service is not None
     assert served.service.itl is not None

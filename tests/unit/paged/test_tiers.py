@@ -75,18 +75,10 @@ class Plain:
             del self.pool[key]
         # What lies behind a gap stays where it is, and the request has a block of its own for it.
         free = self.blocks - len(held)
-        total = (request.prompt_tokens + 1 + SIZE - 1) // SIZE
-        prompt = -(-request.prompt_tokens // SIZE)
-        fresh: list[int] | None = None
-        for need in (prompt - hits, total - prompt):
-            free -= need
-            if free < 0:
-                self.give_up(-free)
-                free = 0
-            # Published with the prompt; the block of the first token comes behind it.
-            if fresh is None:
-                fresh = [key for key in mine[hits:] if key not in self.pool]
-        for key in reversed([*mine[:hits], *(fresh or [])]):
+        need = -(-request.prompt_tokens // SIZE) - hits
+        self.give_up(max(0, need - free))
+        fresh = [key for key in mine[hits:] if key not in self.pool]
+        for key in reversed([*mine[:hits], *fresh]):
             self.pool[key] = None
 
     def give_up(self, count: int) -> None:

@@ -13,7 +13,7 @@ from bench.waste.whatif_report import whatif_reading
 from bench.workloads.record import served_stream
 from bench.workloads.spec import parse_source
 from helpers.waste_records import waste_record
-from paged.accounting import Counters, Serving
+from paged.accounting import Counters, Serving, TierUse
 from paged.clock import StepTime
 from paged.latency import Quantiles, Service
 from paged.policy import PagedPolicy
@@ -277,6 +277,18 @@ def test_the_reason_names_what_fell_and_not_what_stayed():
     time = StepTime(step_ns=1000, prefill_ns_per_token=1000)
     assert reason(swap, base, time) == "prompt tokens computed again fall from 900 to 0"
     assert reason(calm, base, time).startswith("preemptions fall from 40 to 3, and prompt tokens")
+
+
+def test_what_steps_wait_for_a_tier_is_a_reason_of_its_own():
+    host = {
+        "tiers": (TierUse(name="host", loaded_tokens=0, stored_tokens=0, load_ns=0, store_ns=0),)
+    }
+    late, soon = (
+        timed("paged:prefix=lru", per_s=10, tier_ns=waited).model_copy(update=host)
+        for waited in (10**9, 10**6)
+    )
+    time = StepTime(step_ns=1000, prefill_ns_per_token=1000)
+    assert reason(soon, late, time).startswith("steps wait less for the tiers: ")
 
 
 def test_quotas_are_not_tried_on_streams_that_are_long():
