@@ -230,13 +230,14 @@ def as_on_a_gpu() -> Iterator[None]:
     the right answer of the call before.
     """
     before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(mode=True)
+    # torch's own function imports its compiler to tell it, which takes a second.
+    torch._C._set_deterministic_algorithms(True)  # noqa: FBT003
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore", RuntimeWarning)
             yield
     finally:
-        torch.use_deterministic_algorithms(mode=before)
+        torch._C._set_deterministic_algorithms(before)
 
 
 @contextmanager

@@ -330,3 +330,10 @@ def test_bench_is_seen_at_a_glance() -> None:
     found = arrows(ROOT)
     assert len({room for pair in found for room in pair} - {"cli"}) <= 14
     assert len(found) <= 45
+
+
+def test_files_are_short() -> None:
+    """What a reader can hold: the product's files, on average."""
+    files = [file for room in MAY_IMPORT for file in (ROOT / room).rglob("*.py")]
+    lines = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
+    assert lines / len(files) < 170

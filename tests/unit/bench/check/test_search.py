@@ -142,7 +142,7 @@ def test_a_third_of_the_contexts_are_the_streams(kernel):
     assert all(AttentionProblem.parse(spec).max_seq_len <= 150 for spec in kernel.specs())
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_nearly_every_pair_of_what_is_active_meets(kernel, seed):
     lengths = stream_lengths(builtin_stream("azure-conv"))
     record = run(problems=300, max_len=1024, seed=seed, lengths=lengths)
