@@ -11,9 +11,8 @@ from __future__ import annotations
 import dataclasses
 import mmap
 import os
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
@@ -21,14 +20,12 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from bench.check.subject import CAPABILITIES
-from bench.search.nursery import Nursery
+from bench.check.children import CAPABILITIES
 from reference.attention.comparing import Findings
 from reference.attention.contract import Capabilities, PagedBatch
 from reference.attention.far import NoRoom, memory_file, touched
 from reference.attention.raised import RaisedElsewhere
 from subjects.process import SubjectDied, SubjectProcess
-from subjects.starting import start_of
 
 ALIGNED: Final = 64
 """Bytes: where torch's own tensors begin."""
@@ -46,31 +43,6 @@ _ANSWERS: Final[dict[str, TypeAdapter[Any]]] = {
     "moved": TypeAdapter(Moved | None),
 }
 """What a kernel's process may answer to a call, one of them."""
-
-
-def kernel_process(
-    name: str,
-    device: str,
-    *,
-    python: str,
-    environment: Mapping[str, str] | None = None,
-    file: int | None = None,
-    nursery: Nursery | None = None,
-) -> SubjectProcess:
-    """A kernel's own process; without a file it only introduces itself.
-
-    A nursery has this process's interpreter.
-    """
-    # Unbuffered: what a kernel printed before it crashed is part of the finding.
-    command = [python, "-u", "-P", "-c", start_of("bench.check.subject") + "ours.main()"]
-    shared = [] if file is None else [file]
-    command += [name, device, *map(str, shared)]
-    return SubjectProcess(
-        command,
-        environment=environment,
-        pass_fds=shared,
-        popen=nursery.popen if nursery is not None and python == sys.executable else None,
-    )
 
 
 class Gone(BaseException):

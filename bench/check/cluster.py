@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from bench.check.worker import JudgeProcess
+from bench.check.children import JudgeProcess
 from bench.search.lanes import HarnessError
 from subjects.process import SubjectDied
 

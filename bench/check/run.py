@@ -14,7 +14,6 @@ from typing import Final
 
 import numpy as np
 
-from bench.check.decode import ROUNDS, WARM_UP, time_decode
 from bench.check.failures import FailureStore
 from bench.check.findings import Found, named, plainest_first
 from bench.check.record import EXPECTED, CheckRecord, DecodeTimes, Failure, KernelRecord
@@ -42,7 +41,6 @@ from reference.attention.expected import (
     ExpectedState,
     strangers,
 )
-from reference.attention.inputs import make_inputs
 from reference.attention.problem import AttentionProblem
 from reference.attention.verdict import Status
 from reference.errors import BadInput
@@ -94,7 +92,7 @@ def run_check(plan: CheckPlan, *, progress: Progress, stop: threading.Event) -> 
         seed=plan.seed,
         last_seed=plan.last_seed,
         max_len=plan.max_len,
-        environment=describe_environment(plan.device),
+        environment=describe_environment(plan.device, threads=1),
         stream=stream_record(plan.stream),
         kernels=kernels,
         decode=decode,
@@ -120,6 +118,8 @@ def replay_problem(
     show: Callable[[str, Replay], object],
 ) -> int:
     """Run every check of each kernel on one problem, show each, and return the exit code."""
+    from reference.attention.inputs import make_inputs  # and torch, a second
+
     make_inputs(problem)  # refuses here what no kernel can be asked
     wrong, unable = False, []
     for name in kernels:
@@ -243,6 +243,8 @@ def _long(kernel: KernelRecord) -> bool:
 def _time(plan: CheckPlan, progress: Progress, stop: threading.Event) -> DecodeTimes | None:
     if plan.timed is None or stop.is_set():
         return None
+    from bench.check.decode import ROUNDS, WARM_UP, time_decode
+
     progress.begin("timing decode", WARM_UP + ROUNDS)
     return time_decode(
         plan.stream,

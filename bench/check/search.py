@@ -20,11 +20,10 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from bench.check.apart import kernel_process
+from bench.check.children import CAPABILITIES, CHECK_BY_NAME, JudgeProcess, kernel_process
 from bench.check.findings import Found, told_apart
 from bench.check.minimise import shrunk
 from bench.check.record import Drawing, Failure, KernelRecord, replay_command
-from bench.check.worker import CAPABILITIES, CHECK_BY_NAME, JudgeProcess
 from bench.search.drawing import draw_each, only_our_constants
 from bench.search.lanes import Enough, HarnessError, Lane, run_lanes
 from bench.search.nursery import DESCRIPTOR, nursery_of

@@ -17,13 +17,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
 from torch import Tensor
 
 # Imported before the subject, to be found again afterwards: where it lies there may be folders of
 # the same names.
 import kernels as kernels_room
 import paged as paged_room
+from bench.check.children import CAPABILITIES
 from bench.check.watching import bytes_moved, watcher
 from bench.machine.timing import is_lost
 from bench.search.child import (
@@ -35,7 +35,6 @@ from bench.search.child import (
 )
 from reference.attention.contract import (
     AttentionKernel,
-    Capabilities,
     CopyBatch,
     MergeBatch,
     PagedBatch,
@@ -46,8 +45,6 @@ from reference.attention.raised import said_of
 from subjects.attention.resolve import Subject, resolve_kernel
 from subjects.loading import SubjectError
 
-CAPABILITIES = TypeAdapter(Capabilities)
-"""What a kernel declares, as JSON."""
 ROOMS = (kernels_room, paged_room)
 
 _CALLS: dict[str, Any] = {

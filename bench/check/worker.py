@@ -13,19 +13,16 @@ kernel, and {"harness": TRACEBACK} where what went wrong is ours.
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import traceback
-from collections.abc import Mapping
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import torch
 
-from bench.check.apart import ApartKernel, Gone, kernel_process
+from bench.check.apart import ApartKernel, Gone
+from bench.check.children import CAPABILITIES, CHECK_BY_NAME, kernel_process
 from bench.check.drawing import drawing
-from bench.check.subject import CAPABILITIES
 from bench.search.child import (
     answer_questions,
     end_with_parent,
@@ -33,51 +30,11 @@ from bench.search.child import (
     open_answers,
     speak_when_dying,
 )
-from bench.search.lanes import HarnessError
 from bench.search.nursery import Nursery
-from reference.attention.catalogue import CHECKS
 from reference.attention.checks import Subject, run_check
 from reference.attention.far import keep_in_files
 from reference.attention.inputs import make_inputs
 from reference.attention.problem import AttentionProblem
-from subjects.process import LAST_WORDS_S, SubjectDied, SubjectProcess
-
-__all__ = ["CAPABILITIES", "CHECK_BY_NAME", "JudgeProcess", "answer"]
-
-_JUDGE_DIED = "memory ran out, or a kernel ended more than its own process: the judge's process"
-
-CHECK_BY_NAME = {check.name: check for check in CHECKS}
-
-
-class JudgeProcess(SubjectProcess):
-    """A judge in a process of its own; that the kernel's died is said as of the one that is asked.
-
-    The kernel's has its time limit from the judge.
-    """
-
-    def ask(self, question: Mapping[str, Any], *, limit_s: float | None = None) -> dict[str, Any]:
-        """As of any process. Raises SubjectDied: the kernel's process died; HarnessError: the
-        judge's did, twice.
-        """
-        try:
-            said = super().ask(question, limit_s=limit_s)
-        except SubjectDied:
-            try:
-                said = super().ask(question, limit_s=limit_s)
-            except SubjectDied as death:
-                raise HarnessError(f"{_JUDGE_DIED} {death.how}") from None
-        if "died" in said:
-            raise SubjectDied(str(said["died"]), timed_out=bool(said["timed_out"]))
-        return said
-
-    def _kill(self, child: subprocess.Popen[bytes]) -> None:
-        # It has time to end its kernel, and what that started: out of the kernel's reach it leads
-        # another group.
-        assert child.stdin is not None
-        with suppress(BrokenPipeError, subprocess.TimeoutExpired):
-            child.stdin.close()
-            child.wait(LAST_WORDS_S)
-        super()._kill(child)
 
 
 def answer(kernel: ApartKernel, question: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 import typer
 
@@ -39,21 +39,6 @@ def check_chart(file: Path | None) -> None:
         raise BadInput(
             f"--plot {file}: end the name with {', '.join(f'.{known}' for known in CHARTS)}"
         )
-
-
-def present_device(name: str) -> Literal["cpu", "cuda"]:
-    """What --device comes to on this machine."""
-    if name not in {"auto", "cpu", "cuda"}:
-        raise BadInput(f"--device {name}: choose cpu, cuda or auto")
-    if name == "cpu":
-        return "cpu"
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    if name == "cuda":
-        raise BadInput(f"--device cuda: torch {torch.__version__} finds none; use --device cpu")
-    return "cpu"
 
 
 def default_lanes(*, most: int = 4) -> int:

@@ -19,11 +19,11 @@ from bench.command.options import (
     RayAddress,
     default_lanes,
     on_a_cluster,
-    present_device,
     seeds_of,
 )
 from bench.command.project import subjects_under_test
 from bench.command.session import check_file, check_readable, session
+from bench.machine.facts import present_device
 from reference.errors import BadInput
 from subjects.attention.resolve import check_name
 
@@ -169,16 +169,23 @@ def check(
         check_file("--coverage-md", coverage_md)
         lengths = _stream(trace, stream)
         where = present_device(device)
-        import torch
-
         from bench.check.coverage import show_coverage
         from bench.check.coverage_markdown import markdown
-        from bench.check.decode import STEP
         from bench.check.failures import FailureStore
         from bench.check.page import sheet
         from bench.check.report import show
         from bench.check.run import CheckPlan, run_check
 
+        step = None
+        if timing:
+            import torch
+
+            from bench.check.decode import STEP
+
+            # With several threads every small operation waits for the slowest one: times of a busy
+            # machine are then of its other work. The children have one thread anyway.
+            torch.set_num_threads(1)
+            step = STEP
         plan = CheckPlan(
             kernels=kernels,
             stream=lengths,
@@ -189,16 +196,13 @@ def check(
             device=where,
             lanes=lanes or (default_lanes() if campaign is None else default_lanes(most=256)),
             store=FailureStore(save / "failures"),
-            timed=STEP if timing else None,
+            timed=step,
             time_limit_s=time_limit,
             python=engine_python,
             expected=_expected(expected),
             findings=findings,
             ray=cluster,
         )
-        # With several threads every small operation waits for the slowest one: times of a busy
-        # machine are then of its other work. The children have one thread anyway.
-        torch.set_num_threads(1)
         with it.work() as progress, _cluster(plan, ray_address) as plan:
             record = run_check(plan, progress=progress, stop=it.stop)
         if coverage:

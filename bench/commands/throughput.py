@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from bench.asv.series import check_asv
-from bench.command.options import AsvFolder, Html, Json, check_chart, present_device
+from bench.command.options import AsvFolder, Html, Json, check_chart
 from bench.command.project import is_foreign, subjects_under_test
 from bench.command.session import Session, check_file, session
+from bench.machine.facts import present_device
 from reference.errors import BadInput
 from subjects.attention.resolve import check_name
 

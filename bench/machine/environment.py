@@ -86,15 +86,20 @@ class GateEnvironment(Machine, StrictRecord):
         return (self.device, driver, cuda, self.torch, self.triton, self.timer)
 
 
-def describe_environment(device: str) -> Environment:
-    """Collect the environment of this process for work on `cpu` or `cuda`."""
-    import torch  # not above: other environments are wanted without the second that it takes
+def describe_environment(device: str, *, threads: int | None = None) -> Environment:
+    """Collect the environment of this process for work on `cpu` or `cuda`.
 
-    from bench.machine.gpu import driver_version
-
+    `threads`: of torch, where this process may have none; None: it is asked.
+    """
     on_gpu = device == "cuda"
-    return Environment.here(
-        device=torch.cuda.get_device_name() if on_gpu else cpu_name(),
-        driver=driver_version() if on_gpu else None,
-        threads=torch.get_num_threads(),
-    )
+    name, driver = cpu_name(), None
+    if on_gpu or threads is None:
+        # Not above: other environments are wanted without the second that it takes.
+        import torch
+
+        threads = torch.get_num_threads()
+        if on_gpu:
+            from bench.machine.gpu import driver_version
+
+            name, driver = torch.cuda.get_device_name(), driver_version()
+    return Environment.here(device=name, driver=driver, threads=threads)

@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
+
+from reference.errors import BadInput
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 """Folder that holds the rooms: the checkout, or site-packages."""
@@ -68,14 +70,33 @@ def cpu_name() -> str:
     return names[0] if names else platform.machine()
 
 
-def cuda_of_torch() -> str | None:
-    """CUDA that torch was built for, without importing torch; None of a build for the CPU."""
+def torch_built_for(what: str) -> str | None:
+    """Version of `cuda` or `hip` that torch was built for, without importing torch; None: none."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
     version = Path(spec.origin).with_name("version.py")
-    cuda: str | None = runpy.run_path(str(version)).get("cuda") if version.is_file() else None
-    return cuda
+    built: str | None = runpy.run_path(str(version)).get(what) if version.is_file() else None
+    return built
+
+
+def present_device(name: str) -> Literal["cpu", "cuda"]:
+    """What --device comes to on this machine. Raises BadInput.
+
+    A torch that is built for the CPU is not imported: it takes a second.
+    """
+    if name not in {"auto", "cpu", "cuda"}:
+        raise BadInput(f"--device {name}: choose cpu, cuda or auto")
+    if name == "cpu":
+        return "cpu"
+    if torch_built_for("cuda") or torch_built_for("hip"):
+        import torch
+
+        if torch.cuda.is_available():
+            return "cuda"
+    if name == "cuda":
+        raise BadInput(f"--device cuda: torch {version_of('torch')} finds none; use --device cpu")
+    return "cpu"
 
 
 FACTS: Final[Mapping[str, Callable[[], Any]]] = {
@@ -87,7 +108,7 @@ FACTS: Final[Mapping[str, Callable[[], Any]]] = {
     "platform": platform.platform,
     "cpu": cpu_name,
     "cores": lambda: len(os.sched_getaffinity(0)),
-    "cuda": cuda_of_torch,
+    "cuda": partial(torch_built_for, "cuda"),
     "commit": commit_of,
     "dirty": has_changes,
 }

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 from bench.check import search as in_children
 from bench.check import trial as in_process
+from bench.check.children import CAPABILITIES, CHECK_BY_NAME
 from bench.check.record import Failure, KernelRecord
 from bench.check.search import SearchPlan, search, shrink
 from bench.check.trial import Trial, run_trial
-from bench.check.worker import CAPABILITIES, CHECK_BY_NAME
 from helpers.wrong_kernels import SHORT
 from reference.attention.contract import Capabilities
 from reference.attention.expected import Expectations, ExpectedFailure

@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from bench.check import worker
-from bench.check.apart import ApartKernel, kernel_process
+from bench.check.apart import ApartKernel
+from bench.check.children import kernel_process
 from helpers.cheating_kernels import CHEATS, PATH
 
 NOT_WRITTEN = "out is not written"

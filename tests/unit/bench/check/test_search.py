@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from bench.check import search as cross_check
 from bench.check import worker
+from bench.check.children import JudgeProcess
 from bench.check.record import Failure, replay_command
 from bench.check.run import stream_lengths
 from bench.check.search import Turns, search, shrink
-from bench.check.worker import JudgeProcess
 from bench.search import lanes as children
 from bench.search.lanes import HarnessError
 from bench.workloads.builtin import builtin_stream

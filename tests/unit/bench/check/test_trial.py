@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import pytest
 
 from bench.check import trial as trials
+from bench.check.children import CHECK_BY_NAME
 from bench.check.trial import Trial, TrialOutcome, run_trial
-from bench.check.worker import CHECK_BY_NAME
 from bench.search import shrink
 from helpers.check_scenarios import (
     FAILED,
