@@ -22,10 +22,10 @@ from functools import cache
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
+from bench.check.children import CHECK_BY_NAME
 from bench.check.run import stream_lengths
 from bench.check.search import SearchPlan, Turns, drawn
 from bench.check.watching import watcher
-from bench.check.children import CHECK_BY_NAME
 from bench.workloads.builtin import builtin_stream
 from helpers.mutants import plant
 from reference.attention.checks import run_check
