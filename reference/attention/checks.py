@@ -468,6 +468,12 @@ def _filled(tensor: Tensor, subject: Subject, problem: AttentionProblem) -> Tens
     return filled
 
 
+def _shards(subject: Subject, problem: AttentionProblem) -> Findings:
+    if "lse" not in subject.able.variants:
+        raise NotRun("without a log-sum-exp nothing can be merged")
+    return shards(subject, problem)
+
+
 _RUN: Final[Mapping[str, Callable[[Subject, AttentionProblem], Findings]]] = {
     "memory": _memory,
     "truth": _truth,
@@ -483,7 +489,7 @@ _RUN: Final[Mapping[str, Callable[[Subject, AttentionProblem], Findings]]] = {
     "chain-mask": chain_mask,
     "siblings": siblings,
     "causal-each": causal_each,
-    "shards": shards,
+    "shards": _shards,
     "chosen-order": chosen_order,
     "all-chosen": all_chosen,
     "one-part": one_part,

@@ -1,7 +1,7 @@
 """What latent decode may cost in the machine code, 128 heads over records of 512 + 64: by baseline.
 
 vLLM's Triton kernel, compiled the same way, has 125 instructions for each key and all of its warps
-in bfloat16, and 172 with a float8 cache.
+in bfloat16, and 172 with a float8 cache, for the 16 heads of a tile. A tile of ours may have more.
 """
 
 import pytest
@@ -21,7 +21,8 @@ def targets():
 @pytest.mark.parametrize(("name", "most"), MOST.items())
 def test_instructions_for_a_key_and_all_warps(targets, name, most):
     figures = targets["sm_90"].variants[name].launches[0]
-    assert figures.loop.instructions_per_key * figures.num_warps <= most
+    for_16_heads = 16 / figures.constexprs["BLOCK_H"]
+    assert figures.loop.instructions_per_key * figures.num_warps * for_16_heads <= most
     assert figures.matrix.keys() == {"HMMA"}
 
 

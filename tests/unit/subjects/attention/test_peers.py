@@ -153,6 +153,33 @@ def test_nan_comes_through_flex_and_that_alone_is_said():
     assert known.names((finding,))
 
 
+# SGLang's
+
+
+@needs("sglang-decode")
+@pytest.mark.parametrize(
+    ("peer", "spec", "status"),
+    [
+        (
+            "sglang-decode",
+            "(q1 k40) (q1 k129) h2 g4 d80 dv=48 b16 bf16 layout=apart",
+            Status.PASSED,
+        ),
+        ("sglang-decode", "(q1 k1) h2 g20 d16 b16 bf16 layout=apart", Status.FAILED),
+        ("sglang-mla", "(q1 k9) (q1 k70) g16 d576 b16 bf16 rope=64 layout=apart", Status.PASSED),
+        ("sglang-extend", "(q7 k40) (q0 k3) g4 d64 b32 fp16 window=9 layout=apart", Status.PASSED),
+        ("sglang-merge", "(q2 k9) g4 d80 b16 fp32 parts=2", Status.PASSED),
+        ("sglang-merge", "(q1 k0) d16 b16 fp32 parts=2", Status.FAILED),
+        ("sglang-merge", "(q1 k1) g2 d16 b16 fp32 parts=2 unwritten", Status.FAILED),
+    ],
+)
+def test_what_sglang_answers(peer, spec, status):
+    verdicts = replay(peer, "cpu", AttentionProblem.parse(spec)).verdicts
+    said = {v.check: v.status for v in verdicts}
+    assert said["truth"] is status
+    assert said["memory"] is Status.PASSED
+
+
 # vLLM's
 
 
@@ -202,6 +229,7 @@ def test_vllm_is_right(peer, spec, memory):
         ("vllm-unified", "(q1 k0) d32 b16 fp32"),
         ("vllm-mla", "(q1 k0) g16 d576 b16 bf16 rope=64"),
         ("vllm-merge", "(q2 k2) d16 b16 bf16 parts=2 strides=out"),
+        ("vllm-merge", "(q1 k1) g2 d16 b16 fp32 parts=2 unwritten"),
         ("vllm-unified", "(q16 k40) d32 b16 fp16 window=1 inputs=loud"),
         ("vllm-cpu", "(q1 k1) d192 b32 fp32 softcap=30.0 scale=1.0 inputs=sunken"),
     ],
