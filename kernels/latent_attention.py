@@ -19,8 +19,9 @@ SMALLEST: Final = 16
 MOST_HEADS: Final = 128
 """Of a tile, where nothing but the interpreter limits it."""
 
-ROOMY: Final = (80, 90, 100, 103)
-"""Architectures of NVIDIA whose programs may have more than 112 KiB of shared memory."""
+ROOMY: Final = (90, 100, 103)
+"""Architectures of NVIDIA whose programs may have 112 KiB of shared memory, and spill nothing then.
+"""
 
 
 @declares(
