@@ -11,10 +11,9 @@ from typing import Any, Final
 from hypothesis import strategies as st
 
 from reference.attention.contract import Capabilities
+from reference.attention.kinds import STORED_STRIDES, STORES
 from reference.attention.problem import (
     QUERY_MASKS,
-    STORED_STRIDES,
-    STORES,
     AttentionProblem,
     InvalidProblem,
     Request,

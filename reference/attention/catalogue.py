@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from reference.attention.contract import KINDS, Capabilities
-from reference.attention.problem import STORES, AttentionProblem
+from reference.attention.kinds import STORES
+from reference.attention.problem import AttentionProblem
 
 FREE_SLOTS: Final = "in slots that no sequence owns"
 """In a finding about what lies there and reaches the answer. Other checks are then made with finite

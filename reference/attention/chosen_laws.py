@@ -118,4 +118,10 @@ def _reordered(inputs: Inputs, order: Tensor) -> Inputs:
             end = problem.cache_starts[index + 1]
             keys_at[end - request.query_len : end] = end - request.query_len + within
     keys, values = (rows_of(each, keys_at) for each in (inputs.keys, inputs.values))
-    return replace(inputs, query=inputs.query[order], keys=keys, values=values, query_mask=turned)
+    # What is in another order is no longer what a neighbour has, so no block of it is shared.
+    before = min(request.seq_len - request.query_len for request in problem.requests)
+    problem = problem.replace(shared_prefix=min(problem.shared_prefix, max(before, 0)))
+    query = inputs.query[order]
+    return replace(
+        inputs, problem=problem, query=query, keys=keys, values=values, query_mask=turned
+    )

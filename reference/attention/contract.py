@@ -11,13 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
+from reference.attention.kinds import STORES
 from reference.attention.problem import (
     FP8_DTYPES,
     LARGEST_HEAD_DIM,
     LAYOUTS,
     MAX_HEAD_DIM,
     QUERY_DTYPES,
-    STORES,
     STRIDED,
     AttentionProblem,
     Request,

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from reference.attention.additions import records_of
 from reference.attention.contract import Capabilities, everything
+from reference.attention.kinds import STORES
 from reference.attention.problem import (
     FP8_DTYPES,
     INPUT_KINDS,
@@ -23,7 +24,6 @@ from reference.attention.problem import (
     MAX_BLOCK_SIZE,
     MIN_HEAD_DIM,
     QUERY_DTYPES,
-    STORES,
     STRIDED,
     AttentionProblem,
     InvalidProblem,

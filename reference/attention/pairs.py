@@ -12,7 +12,8 @@ from itertools import combinations
 from typing import Final
 
 from reference.attention.contract import Capabilities
-from reference.attention.problem import STORES, AttentionProblem, Request
+from reference.attention.kinds import STORES
+from reference.attention.problem import AttentionProblem, Request
 from reference.attention.strategies import LONG_BLOCKS, SHORT_QUERY
 
 CROWDED: Final = 9

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from itertools import accumulate, groupby
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
+from reference.attention.kinds import STORED_STRIDES, STORES
 from reference.attention.records import CODECS, complaints_of_codec
 from reference.errors import BadInput
 
@@ -51,20 +52,6 @@ head after head."""
 QUERY_MASKS: Final = ("chain", "tree")
 """Which tokens of its own step a query sees, besides itself: all before it, or its ancestors in a
 tree that the seed decides."""
-
-_STORED: Final = (
-    "requests", "num_kv_heads", "head_dim", "value_dim", "rope", "block_size", "dtype", "kv_dtype",
-    "codec", "layout", "strides", "pool", "seed",
-)  # fmt: skip
-STORES: Final = {
-    "write": frozenset({*_STORED, "write", "k_scale", "v_scale", "inputs"}),
-    "copy": frozenset({*_STORED, "copy", "chained"}),
-}
-"""Kinds of call that change the cache, and the fields of a problem that say something of them."""
-
-STORED_STRIDES: Final = {"write": "query", "copy": "table"}
-"""By kind, the member of `STRIDED` that it has: the new tokens lie as the query does, and the pairs
-as the table."""
 
 MIN_HEAD_DIM: Final = 16
 MAX_HEAD_DIM: Final = 256

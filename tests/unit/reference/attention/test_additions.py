@@ -193,6 +193,11 @@ def test_a_defect_is_found(kernel: Kernel, spec: str, found: set[str]) -> None:
     assert failing(right, spec) == set()
 
 
+def test_a_tree_reorders_no_block_that_a_neighbour_has() -> None:
+    # The shared prefix reaches into the step, where the other order changes the keys of one alone.
+    assert failing(paged_attention, "(q2 k16) (q1 k16) d16 b16 fp32 shared=16 mask=tree") == set()
+
+
 def test_each_law_is_needed() -> None:
     # Of each of these kernels only one of the laws says that it is wrong.
     tree, sparse = "(q6 k9) d16 b4 fp32 mask=tree seed=1", "(q1 k40) d48 rope=16 b4 topk=32 fp32"
