@@ -344,8 +344,9 @@ def test_a_wrong_kernel_fails_exactly_the_checks_it_breaks(
 
 def test_every_check_is_broken_by_one_of_the_wrong_kernels_alone() -> None:
     # Each check tells something that no other does: there is a kernel that only it rejects.
+    # For `shards` it stands with the additions, in `test_each_law_is_needed`.
     alone = {next(iter(laws)) for _, _, laws in WRONG if len(laws) == 1}
-    assert alone == EVERYTHING - {"last-row"}
+    assert alone == EVERYTHING - {"last-row", "shards"}
     # What breaks the last row breaks the first step of growth; without growth it would be alone.
     assert any(laws == {"last-row", "growth"} for _, _, laws in WRONG)
 
@@ -749,14 +750,17 @@ def test_a_kernel_that_says_so_and_weights_unowned_slots_still_fails() -> None:
 @pytest.mark.parametrize(
     ("spec", "laws"),
     [
-        ("(q1 k9)", {*BITWISE, "history", "scaled-values"}),
-        ("2x(q1 k9)", {*BITWISE, "history", "scaled-values", "alone"}),
-        ("(q1 k9) (q0 k5)", {*BITWISE, "history", "scaled-values"}),
+        ("(q1 k9)", {"shards", *BITWISE, "history", "scaled-values"}),
+        ("2x(q1 k9)", {"shards", *BITWISE, "history", "scaled-values", "alone"}),
+        ("(q1 k9) (q0 k5)", {"shards", *BITWISE, "history", "scaled-values"}),
         ("(q3 k9)", {*BITWISE, "history", "scaled-values", "last-row", "growth"}),
         ("(q3 k9) noncausal", {*BITWISE, "history", "scaled-values"}),
-        ("2x(q1 k16) shared=16", {*BITWISE, "history", "scaled-values", "alone", "shared-prefix"}),
-        ("2x(q1 k16) shared=15", {*BITWISE, "history", "scaled-values", "alone"}),
-        ("(q1 k16) (q1 k15) shared=16", {*BITWISE, "history", "scaled-values", "alone"}),
+        (
+            "2x(q1 k16) shared=16",
+            {"shards", *BITWISE, "history", "scaled-values", "alone", "shared-prefix"},
+        ),
+        ("2x(q1 k16) shared=15", {"shards", *BITWISE, "history", "scaled-values", "alone"}),
+        ("(q1 k16) (q1 k15) shared=16", {"shards", *BITWISE, "history", "scaled-values", "alone"}),
         ("(q0 k0)", set()),
         ("(q0 k16) (q0 k16) shared=16", set()),
     ],
