@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from bench.command.session import check_file, session
-from paged.accounting import IdentityBroken
 from reference.errors import BadInput
 from reference.reading import read_whole
 
@@ -114,7 +113,7 @@ def _sheet(file: Path, allocator: str | None) -> Sheet:
                 ) from None
             except BadInput:
                 raise
-            except (LookupError, ValueError, ArithmeticError, IdentityBroken) as error:
+            except (LookupError, ValueError, ArithmeticError) as error:
                 raise BadInput(
                     f"{file}: its fields do not fit each other ({error!r:.200}); name a record as "
                     "--json wrote it"

@@ -16,8 +16,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from reference.errors import BadInput
-
 ROOT: Final = Path(__file__).resolve().parents[2]
 """Folder that holds the rooms: the checkout, or site-packages."""
 
@@ -85,6 +83,8 @@ def present_device(name: str) -> Literal["cpu", "cuda"]:
 
     A torch that is built for the CPU is not imported: it takes a second.
     """
+    from reference.errors import BadInput  # the gate's worker imports this file before its rooms
+
     if name not in {"auto", "cpu", "cuda"}:
         raise BadInput(f"--device {name}: choose cpu, cuda or auto")
     if name == "cpu":
