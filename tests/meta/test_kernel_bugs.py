@@ -91,6 +91,7 @@ LAW_BUGS: Final = {
     "last-row": ("causal_mask_strict", {"prefill": True}),
     "growth": ("causal_mask_one_token_ahead", {"prefill": True}),
     "scaled-values": ("value_scale_ignored", {"prefill": False, "fp8": True}),
+    "shards": ("lse_in_binary_units", {"prefill": False}),
 }
 """For each law a bug that it rejects by itself, and what to draw."""
 

@@ -39,11 +39,11 @@ def test_without_a_verdict_everything_that_is_supported_is_not_run() -> None:
     )
     # A law about prefill has nothing to say of decode, nor where every key is seen anyway; that of
     # shares of the keys nothing where a key has its place, or a row less than all before it.
+    of_place = ("window", "alibi", "sinks", "prefill", "mixed", "chunked", "short_query", "pool")
     assert states == {
-        (CellState.SHOWN_BY_NONE, name): 2 if name in {"decode", "noncausal"} else 1
-        for name in (
-            "decode noncausal window alibi sinks prefill mixed chunked short_query pool".split()
-        )
+        (CellState.SHOWN_BY_NONE, name): count
+        for count, names in ((2, ("decode", "noncausal")), (1, of_place))
+        for name in names
     }
 
 
