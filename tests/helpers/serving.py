@@ -153,9 +153,9 @@ BEHIND_THE_HEAD = stream(
 )
 # What is first of a run that came back, once its older keys were found again, is not the oldest.
 NOT_THE_OLDEST = stream(
-    *((17, 21, 0), (30, 7, 0), (17, 15, 0), (15, 14, 0), (12, 14, 1)),
-    policy=PagedPolicy(block_size=4, look_ahead=3, prefix_caching=True, eviction="fifo"),
-    slots=56,
+    *((16, 18, 0), (32, 10, 0), (20, 16, 0), (15, 13, 0), (9, 14, 1)),
+    policy=PagedPolicy(block_size=4, look_ahead=2, prefix_caching=True, eviction="fifo"),
+    slots=61,
     forks=[(0, 2), (0, 1), (0, 3), (0, 0), (0, 3)],
     stride=1,
 )
