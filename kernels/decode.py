@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from kernels.sweep import add_sink, finish, scales_of_head, sweep
+from kernels.sweep import add_sink, factors_of_head, finish, scales_of_head, sweep
 
 
 @triton.jit
@@ -168,9 +168,9 @@ def decode_kernel(
     slope = tl.zeros([BLOCK_M], dtype=tl.float32)
     if ALIBI:
         slope = tl.load(slopes + head, mask=row < GROUP, other=0.0) * 1.4426950408889634
-    logit_factor, value_scale, scales = scales_of_head(
-        scales, kv_head, logit_factor, value_scale, SCALES
-    )
+    logit_factor, value_scale = factors_of_head(scales, kv_head, logit_factor, value_scale, SCALES)
+    if SCALES > 1:
+        scales = scales_of_head(scales, kv_head)
     acc, denominator, maximum = sweep(
         (rows, tl.zeros([BLOCK_M], dtype=tl.int32) + (end_key - 1), slope),
         (logit_factor, cap_factor),

@@ -18,7 +18,7 @@ to overlap nearly without a gap, which this kernel does not arrange.
 import triton
 import triton.language as tl
 
-from kernels.sweep import add_sink, finish, scales_of_head, sweep
+from kernels.sweep import add_sink, factors_of_head, finish, scales_of_head, sweep
 
 
 def multiplies_from_shared_memory() -> bool:
@@ -124,9 +124,9 @@ def prefill_kernel(
     slope = tl.zeros([BLOCK_M], dtype=tl.float32)
     if ALIBI:
         slope = tl.load(slopes + head, mask=valid, other=0.0) * 1.4426950408889634
-    logit_factor, value_scale, scales = scales_of_head(
-        scales, kv_head, logit_factor, value_scale, SCALES
-    )
+    logit_factor, value_scale = factors_of_head(scales, kv_head, logit_factor, value_scale, SCALES)
+    if SCALES > 1:
+        scales = scales_of_head(scales, kv_head)
     acc, denominator, maximum = sweep(
         (rows, query_at, slope),
         (logit_factor, cap_factor),

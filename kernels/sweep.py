@@ -439,22 +439,26 @@ def finish(acc, denominator, maximum, value_scale):
 
 
 @triton.jit
-def scales_of_head(scales, kv_head, logit_factor, value_scale, SCALES: tl.constexpr):
-    """The factors with the scales of a KV head, and where those of its tokens lie.
-
-    `scales` are None; or pointers to one for each head (SCALES 1); or pointers to those of keys and
-    values, and strides of a block, a slot and a head, of keys and then of values.
-    """
+def factors_of_head(scales, kv_head, logit_factor, value_scale, SCALES: tl.constexpr):
+    """Factors of logits and values; with SCALES 1 `scales` are pointers to those of each head."""
     if SCALES == 1:
         logit_factor *= tl.load(scales[0] + kv_head)
         value_scale *= tl.load(scales[1] + kv_head)
-    if SCALES > 1:
-        scales = (
-            scales[0] + kv_head * scales[4],
-            scales[1] + kv_head * scales[7],
-            scales[2],
-            scales[3],
-            scales[5],
-            scales[6],
-        )
-    return logit_factor, value_scale, scales
+    return logit_factor, value_scale
+
+
+@triton.jit
+def scales_of_head(scales, kv_head):
+    """Where the scales of a KV head's tokens lie, as `load_scales` has them.
+
+    `scales` are pointers to those of keys and values, and strides of a block, a slot and a head, of
+    keys and then of values. Not one function with the factors: Triton 3.6 returns no None.
+    """
+    return (
+        scales[0] + kv_head * scales[4],
+        scales[1] + kv_head * scales[7],
+        scales[2],
+        scales[3],
+        scales[5],
+        scales[6],
+    )
