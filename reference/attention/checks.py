@@ -45,9 +45,10 @@ from reference.attention.contract import (
 from reference.attention.far import NoRoom, lacked_memory, no_room_for_copies
 from reference.attention.hints import hints
 from reference.attention.inputs import Inputs, make_inputs
+from reference.attention.kinds import STORES
 from reference.attention.merge_laws import as_of_all_keys, grouped, one_part, other_order, shards
 from reference.attention.placement import CANARY, Placement, Poison, place, place_parts, unwritten
-from reference.attention.problem import STORES, AttentionProblem, Request
+from reference.attention.problem import AttentionProblem, Request
 from reference.attention.raised import said_of
 from reference.attention.records import scaled_as_a_whole
 from reference.attention.store_laws import other_order as order_of_stores
