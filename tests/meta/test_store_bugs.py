@@ -16,7 +16,8 @@ from kernels.interpreter.memory import watch_attention
 from reference.attention.catalogue import CHECKS
 from reference.attention.checks import run_check
 from reference.attention.contract import Capabilities, CopyBatch, capabilities_of, declares
-from reference.attention.problem import STORES, AttentionProblem
+from reference.attention.kinds import STORES
+from reference.attention.problem import AttentionProblem
 
 BUGS = bugs_beside(__file__)
 CHECKED = {check.name: check for check in CHECKS if set(check.kinds) & set(STORES)}
