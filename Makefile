@@ -26,7 +26,7 @@ PROJECT := $(VENV)/.stamp-project
 DEV := $(VENV)/.stamp-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run test test-long test-triton test-triton36 bench asv gate-power compile engines peers releases incidents lint format types changelog clean
+.PHONY: help venv run test test-long test-triton test-triton36 bench asv gate-power compile engines peers releases incidents gpu lint format types changelog clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -86,6 +86,10 @@ releases: $(PROJECT) ## measure released engines' allocators, and write docs/rel
 incidents: $(PROJECT) ## record vLLM with known faults, on a virtual clock, into .incidents
 	PIP_ARGS='$(PIP_ARGS)' $(BIN)/python scripts/build_engine.py vllm
 	$(BIN)/python scripts/make_incidents.py $(ARGS)
+
+# On the torch that PYTHON has: a GPU machine's own is the one that works there.
+gpu: ## everything that needs a GPU, in steps of minutes; writes docs/performance.md
+	$(PYTHON) -m scripts.gpu.run $(ARGS)
 
 # One of the environments: make engine-vllm.
 engine-%: $(RUNTIME)

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 THROUGHPUT_HELP: Final = """
 Times attention kernels, ours and every peer that is present, in one process: rounds in random
 order, inputs in turn so that the cache is cold, outputs of every round checked. Prints GB/s, the
-share of the copy bandwidth that is measured in the same run, and ratios. Without a GPU: paged torch
-on the CPU beside contiguous torch and torch's FlexAttention, and what the Triton kernels compile
-to. docs/performance.md has the method and the bars.
+shares of the bandwidths at which the device copied and read in the same run, and ratios. Without a
+GPU: paged torch on the CPU beside contiguous torch and torch's FlexAttention, and what the Triton
+kernels compile to. docs/performance.md has the method and the bars.
 
 [bold]Examples[/]
 
@@ -90,6 +90,9 @@ def throughput(
     kv_dtype: Annotated[
         str, typer.Option(help="Of the cache: same, e4m3, e5m2; as in same,e4m3.")
     ] = "same",
+    shared: Annotated[
+        int, typer.Option(min=0, help="Tokens with which all sequences of a batch begin.")
+    ] = 0,
     splits: Annotated[
         str, typer.Option(help="Programs that share a sequence's keys in our Triton decode.")
     ] = "auto",
@@ -155,6 +158,7 @@ def throughput(
             head_dims=_head_sizes(head_dim),
             dtypes=_parts(dtype),
             kv_dtypes=["" if part == "same" else part for part in _parts(kv_dtype)],
+            shared=shared,
             seed=seed,
         )
         asked = bool(batch or prefill)

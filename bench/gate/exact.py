@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -40,7 +40,7 @@ from bench.gate.turns import (
     workers,
 )
 from bench.machine.environment import GateEnvironment
-from bench.machine.gpu import GpuReader, GpuState
+from bench.machine.gpu import GpuReader
 
 if TYPE_CHECKING:
     from bench.gate.run import GatePlan
@@ -107,7 +107,7 @@ class Exact:
         """Why not, by benchmark."""
         self.environments: dict[str, GateEnvironment] = {}
         """What each side runs on."""
-        self.state: Callable[[], GpuState | None] = lambda: None
+        self.gpu = GpuReader(None)
         """Reads the GPU's state."""
 
     @property
@@ -179,7 +179,7 @@ class Exact:
                 for role, worker in both.items():
                     said = worker.introduce()
                     uuid = said.pop("uuid")
-                    self.state = GpuReader(uuid).read
+                    self.gpu = GpuReader(uuid)
                     self.environments[role] = GateEnvironment.here(
                         **said, copy_gbs=worker.ask("bandwidth")["copy_gbs"]
                     )

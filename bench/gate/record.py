@@ -181,6 +181,8 @@ class Sample(StrictRecord):
     d_wall: float
     """Median over the pairs of log(head / base), by the run's timer (CPU seconds, or events of a
     GPU) and on the wall."""
+    d_cycles: float | None = None
+    """The same of seconds times the GPU's clock, read after each turn; None where it was not."""
     base_s: float
     head_s: float
     base_wall_s: float
@@ -236,6 +238,9 @@ class BenchmarkRecord(StrictRecord):
     wall_estimate: Estimate | None = None
     """Over the screening's launches; of a suspect over those of its confirmation, once there are 6,
     since those of the screening made it one. None without launches."""
+    cycles_estimate: Estimate | None = None
+    """The same in cycles of the GPU's clock: what another clock did is not in it. None where the
+    clock was not read."""
     launch_sd: float | None = None
     """Standard deviation over the launches of `d_timer`, robust: interquartile range / 1.349. None
     with fewer than 4 launches."""

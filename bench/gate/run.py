@@ -265,7 +265,7 @@ class _Run:
             pairs=plan.pairs,
             cores=self._cores,
             seed=plan.seed,
-            state=self._exact.state,
+            gpu=self._exact.gpu,
         )
         self._numbers = {
             key: whole_units(number, plan.plant) if plan.plant else number

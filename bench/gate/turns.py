@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
@@ -26,7 +26,7 @@ from bench.gate.record import LaunchRecord, Sample, Stage
 from bench.gate.subjects import FOLDER_VARIABLE, SUBJECTS_VARIABLE, TREE_VARIABLE
 from bench.gate.timers import DEVICE_VARIABLE, Device
 from bench.gate.worker import SUITE_VARIABLE
-from bench.machine.gpu import GpuState, became_another_gpu
+from bench.machine.gpu import GpuReader, became_another_gpu
 from subjects.process import NotStarted, SubjectDied, SubjectProcess
 from subjects.starting import start_of
 
@@ -237,8 +237,8 @@ class Schedule:
     """The launches are pinned to them in turn."""
     seed: int
     """Of all orders."""
-    state: Callable[[], GpuState | None] = lambda: None
-    """Reads the GPU's state; None where there is none to read."""
+    gpu: GpuReader = field(default_factory=lambda: GpuReader(None))
+    """Reads the GPU's state, where there is one."""
     order_of: Callable[[random.Random], Sequence[str]] = random_order
     """Which side goes first in a pair, given the random source. Random; only a test of what a
     biased order does has another."""
@@ -270,7 +270,7 @@ def launch(
     environment = {"PYTHONHASHSEED": str(hash_seed), "PAGEDBENCH_PADDING": "x" * padding}
     started, load = time.monotonic(), os.getloadavg()[0]
     samples: dict[str, Sample] = {}
-    states = [schedule.state()]
+    states = [schedule.gpu.read()]
     keys = order.sample(sorted(numbers), len(numbers))
     with workers(sides, order, schedule.place, environment) as both:
         for worker in both.values():
@@ -281,7 +281,7 @@ def launch(
                 break
             stage: Stage = "confirm" if key in confirming else "screen"
             samples[key] = Sample(launch=index, stage=stage, **times)
-            states.append(schedule.state())
+            states.append(schedule.gpu.read())
             advance(1)
     gpu = [state for state in states if state is not None]
     record = LaunchRecord(
@@ -306,12 +306,13 @@ def _take_turns(
     schedule: Schedule,
     order: random.Random,
     stop: threading.Event,
-) -> dict[str, float] | None:
+) -> dict[str, float | None] | None:
     """The times of one sample; None where the run is to end."""
     for role in schedule.order_of(order):
         both[role].prepare(key)
     timed: dict[str, list[float]] = {role: [] for role in SIDES}
     wall: dict[str, list[float]] = {role: [] for role in SIDES}
+    cycles: dict[str, list[float]] = {role: [] for role in SIDES}
     for _ in range(schedule.pairs):
         if stop.is_set():
             return None
@@ -319,16 +320,23 @@ def _take_turns(
             turn = both[role].ask("turn", about=key, number=number[role])
             timed[role].append(turn["timer_ns"] * 1e-9)
             wall[role].append(turn["wall_ns"] * 1e-9)
+            sm_mhz = schedule.gpu.sm_mhz()  # at once: an idle GPU lowers its clock
+            cycles[role] += [] if sm_mhz is None else [timed[role][-1] * sm_mhz]
     # Planted calls are work that the head does for one of the base's.
     calls = number["base"]
     return {
         "d_timer": _median_log_ratio(timed, key),
         "d_wall": _median_log_ratio(wall, key),
+        "d_cycles": _median_log_ratio(cycles, key) if _all_read(cycles, schedule.pairs) else None,
         "base_s": median(timed["base"]) / calls,
         "head_s": median(timed["head"]) / calls,
         "base_wall_s": median(wall["base"]) / calls,
         "head_wall_s": median(wall["head"]) / calls,
     }
+
+
+def _all_read(cycles: Mapping[str, Sequence[float]], pairs: int) -> bool:
+    return all(len(each) == pairs for each in cycles.values())
 
 
 def _median_log_ratio(times: Mapping[str, Sequence[float]], key: str) -> float:

@@ -227,10 +227,14 @@ def _judged(
     changes: dict[str, object] = {}
     if found is not None and benchmark.samples:
         clock = found.suspect or "timer"
+        cycles = None
+        if all(sample.d_cycles is not None for sample in benchmark.samples):
+            cycles = _estimate(benchmark.samples, found, "cycles")
         changes |= {
             "looks": list(found.looks),
             "estimate": _estimate(benchmark.samples, found, "timer"),
             "wall_estimate": _estimate(benchmark.samples, found, "wall"),
+            "cycles_estimate": cycles,
             "launch_sd": found.launch_sd,
             "p_value": None if found.p is None else found.p[clock],
             "p_holm": adjusted.get(clock),
@@ -243,6 +247,8 @@ def _judged(
         verdict, reason = _timed_verdict(
             found, adjusted.get(clock), estimate, benchmark.samples, design, complete=complete
         )
+        if cycles is not None:
+            reason += f"; {percent(cycles.ratio)} in cycles of the GPU's clock"
         changes |= {"verdict": verdict, "reason": reason}
     if failing:
         said = "; ".join(_said(counter) for counter in failing)
@@ -250,15 +256,15 @@ def _judged(
     return benchmark.model_copy(update=changes)
 
 
-def _estimate(samples: Sequence[Sample], found: Examined, clock: Clock) -> Estimate:
+def _estimate(
+    samples: Sequence[Sample], found: Examined, clock: Clock | Literal["cycles"]
+) -> Estimate:
     """Of a suspect from fresh launches, once there are enough: the others made it one."""
     confirm = [sample for sample in samples if sample.stage == "confirm"]
     used = [sample for sample in samples if sample.stage == "screen"]
     if found.suspect is not None and len(confirm) >= FEWEST_FOR_BOUNDS:
         used = confirm
-    centre, low, high = hodges_lehmann(
-        [sample.d_timer if clock == "timer" else sample.d_wall for sample in used]
-    )
+    centre, low, high = hodges_lehmann([getattr(sample, f"d_{clock}") for sample in used])
     return Estimate(ratio=math.exp(centre), low=_bound(low), high=_bound(high))
 
 

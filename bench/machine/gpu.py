@@ -88,6 +88,16 @@ class GpuReader:
         except nvml.NVMLError:
             return None
 
+    def sm_mhz(self) -> int | None:
+        """Clock of the multiprocessors now; None where it cannot be read."""
+        nvml, handle = self._nvml, self._handle
+        if nvml is None or handle is None:
+            return None
+        try:
+            return int(nvml.nvmlDeviceGetClockInfo(handle, CLOCK_SM))
+        except nvml.NVMLError:
+            return None
+
     def clocks(self) -> str:
         """SM clock and what slows it, now, in words; or why that is not known."""
         nvml, handle = self._nvml, self._handle

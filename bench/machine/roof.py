@@ -12,13 +12,16 @@ from bench.machine.record import Record
 from bench.machine.timing import Device
 
 TIMES: Final = 11
-"""Copies, and products; those before them are not counted."""
+"""Copies, sums and products; those before them are not counted."""
 
 COPY_BYTES: Final = {"cuda": 2**30, "cpu": 2**28}
 """Least size of what is copied."""
 
 COPY_CACHES: Final = 4
 """And so many times the last-level cache."""
+
+READ_ROWS: Final = 4096
+"""Each is reduced by itself: enough programs for any GPU."""
 
 MATRIX_SIZE: Final = {"cuda": 8192, "cpu": 1024}
 
@@ -33,6 +36,10 @@ class RoofRecord(Record):
     copy_gigabytes_per_s: float
     copy_median_gigabytes_per_s: float
     """A copy of `copy_bytes`, read and written bytes counted, best and median."""
+    read_gigabytes_per_s: float | None = None
+    read_median_gigabytes_per_s: float | None = None
+    """A reduction of `copy_bytes` to next to nothing, best and median: attention reads, and writes
+    little. None in records of before it was measured."""
     matrix_dtype: str
     matrix_teraflops_per_s: float
     matrix_median_teraflops_per_s: float
@@ -40,14 +47,17 @@ class RoofRecord(Record):
 
 
 def measure_roof(device: Device) -> RoofRecord:
-    """Copy and multiply."""
+    """Copy, read and multiply."""
     size = max(COPY_BYTES[device.kind], COPY_CACHES * device.cache_bytes)
     rates = copy_rates(device, size)
+    reads = read_rates(device, size)
     speeds = matrix_rates(device)
     return RoofRecord(
         copy_bytes=size,
         copy_gigabytes_per_s=max(rates),
         copy_median_gigabytes_per_s=statistics.median(rates),
+        read_gigabytes_per_s=max(reads),
+        read_median_gigabytes_per_s=statistics.median(reads),
         matrix_dtype=MATRIX_DTYPE[device.kind],
         matrix_teraflops_per_s=max(speeds),
         matrix_median_teraflops_per_s=statistics.median(speeds),
@@ -66,6 +76,25 @@ def copy_rates(device: Device, size: int) -> list[float]:
 
         copy = partial(np.copyto, np.zeros(size, np.uint8), np.ones(size, np.uint8))
     return [2 * size / seconds / 1e9 for seconds in _seconds(device, copy)]
+
+
+def read_rates(device: Device, size: int) -> list[float]:
+    """Rates of several passes over so many bytes that only read: 10^9 a second.
+
+    The largest of integers, which one vector instruction finds for several: what is waited for is
+    memory.
+    """
+    if device.kind == "cuda":
+        import torch
+
+        source = torch.ones(READ_ROWS, size // READ_ROWS // 4, dtype=torch.int32, device="cuda")
+        found = torch.empty(READ_ROWS, dtype=torch.int32, device="cuda")
+        read: Callable[[], object] = partial(torch.amax, source, dim=1, out=found)
+    else:
+        import numpy as np  # a process that times no tensors has no torch
+
+        read = np.ones(size // 4, np.int32).max
+    return [size / seconds / 1e9 for seconds in _seconds(device, read)]
 
 
 def matrix_rates(device: Device) -> list[float]:

@@ -22,9 +22,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from bench.machine.facts import cpu_name
+
+if TYPE_CHECKING:
+    from bench.machine.gpu import GpuReader
 
 Call = Callable[[], object]
 Name = TypeVar("Name")
@@ -79,6 +82,10 @@ class CpuDevice:
         """There are no graphs."""
         return None
 
+    def sm_mhz(self) -> int | None:
+        """None: cores have clocks of their own, and CPU time is no wall time."""
+        return None
+
     def preheat(self) -> None:
         """Nothing: untimed calls do."""
 
@@ -108,6 +115,9 @@ class CudaDevice:
         self._cuda = cuda
         self._properties = cuda.get_device_properties(cuda.current_device())
         self.cache_bytes = int(self._properties.L2_cache_size)
+        uuid = getattr(self._properties, "uuid", None)
+        self._uuid = None if uuid is None else f"GPU-{uuid}"
+        self._reader: GpuReader | None = None
 
     def mark(self) -> Any:
         """Record an event."""
@@ -146,6 +156,14 @@ class CudaDevice:
         replay: Call = graph.replay
         return replay
 
+    def sm_mhz(self) -> int | None:
+        """Clock of the multiprocessors now; None where it cannot be read."""
+        if self._reader is None:
+            from bench.machine.gpu import GpuReader
+
+            self._reader = GpuReader(self._uuid)
+        return self._reader.sm_mhz()
+
     def preheat(self) -> None:
         """Multiply matrices for a second: a GPU raises its clocks when it has work."""
         import torch
@@ -163,11 +181,10 @@ class CudaDevice:
         """As torch and the driver say."""
         from bench.machine.gpu import driver_version
 
-        uuid = getattr(self._properties, "uuid", None)
         return {
             "device": self._properties.name,
             "driver": driver_version(),
-            "uuid": None if uuid is None else f"GPU-{uuid}",
+            "uuid": self._uuid,
         }
 
 
@@ -212,6 +229,8 @@ class Times:
     cold_s: list[float] = field(default_factory=list)
     warm_s: list[float] = field(default_factory=list)
     """Seconds of a call, round by round; round n of every side is the same round."""
+    sm_mhz: list[int] = field(default_factory=list)
+    """Clock of the GPU while each round ran; empty where one round's was not read."""
     captured: bool = False
     """Whether the calls ran as a CUDA graph."""
     wrong: str = ""
@@ -307,7 +326,7 @@ class Timer:
                 self._shorten(plans, times)
             before_round()
             order = [name for name in next(orders) if not times[name].out]
-            cold, warm = self._round(order, plans, times, before_side)
+            cold, warm, sm_mhz = self._round(order, plans, times, before_side)
             for name in order:
                 if not times[name].out:
                     times[name].wrong = judge(name)
@@ -317,7 +336,11 @@ class Timer:
                 if number >= self._warm_up:
                     times[name].cold_s.append(cold[name])
                     times[name].warm_s += [warm[name]] if name in warm else []
+                    times[name].sm_mhz += [] if sm_mhz is None else [sm_mhz]
             advance(1)
+        for each in times.values():
+            if len(each.sm_mhz) < len(each.cold_s):
+                each.sm_mhz.clear()
         return times
 
     def _round(
@@ -326,7 +349,7 @@ class Timer:
         plans: dict[str, _Plan],
         times: dict[str, Times],
         before_side: Callable[[str], object],
-    ) -> tuple[dict[str, float], dict[str, float]]:
+    ) -> tuple[dict[str, float], dict[str, float], int | None]:
         marks: dict[tuple[str, bool], tuple[Any, Any, int]] = {}
         host_s = sum(plans[name].host_s * plans[name].count(self._device) for name in order)
         self._device.run_ahead(min(host_s, MOST_AHEAD_S))
@@ -349,12 +372,13 @@ class Timer:
                     times[name].raised = describe(error)
                 if not is_warm:
                     plan.host_s = (time.perf_counter() - began) / count
+        sm_mhz = self._device.sm_mhz()  # while it works: an idle GPU lowers its clock
         self._device.synchronize()
         seconds = {key: self._device.seconds(a, b) / count for key, (a, b, count) in marks.items()}
         found: tuple[dict[str, float], dict[str, float]] = ({}, {})
         for (name, is_warm), value in seconds.items():
             found[is_warm][name] = value
-        return found
+        return *found, sm_mhz
 
     def _shorten(self, plans: dict[str, _Plan], times: dict[str, Times]) -> None:
         """Capture the sides if one of them has short calls: all, so that they are timed alike."""

@@ -30,8 +30,14 @@ DEFAULT: Final = {
 }
 """Ours first, then all that can be there."""
 
-LATENT: Final = {"cuda": ("triton-latent", "vllm-mla"), "cpu": ("torch-latent", "contiguous")}
-"""The same, where all points are of a latent cache."""
+LATENT: Final = {
+    "cuda": ("triton-latent", "vllm-mla", "flash-mla"),
+    "cpu": ("torch-latent", "contiguous"),
+}
+"""The same, for points of a latent cache."""
+
+COMPILED: Final = frozenset({"triton", "triton-latent", "triton-cascade"})
+"""Ours whose time means something on a GPU alone."""
 
 CONTIGUOUS: Final = "contiguous"
 """torch over a contiguous cache, with the arithmetic of our paged torch: what paging costs."""
@@ -79,8 +85,8 @@ Found = list[tuple[Candidate, Planner]]
 
 def default_names(points: Sequence[Point], device: str) -> tuple[str, ...]:
     """Who is timed where nothing is named."""
-    latent = all(point.problem.kind == "latent" for point in points)
-    return (LATENT if latent else DEFAULT)[device]
+    latent = {point.problem.kind == "latent" for point in points}
+    return (DEFAULT[device] if False in latent else ()) + (LATENT[device] if True in latent else ())
 
 
 def find_candidates(
@@ -90,7 +96,7 @@ def find_candidates(
     if name == CONTIGUOUS:
         candidate = Candidate(name=name, subject=name, capabilities=Capabilities())
         return [(candidate, _contiguous)]
-    if name in {"triton", "triton-latent"} and device == "cpu":
+    if name in COMPILED and device == "cpu":
         why = "is compiled for GPUs, and interpreted here: its time means nothing"
         return Absent(name=name, why=why)
     try:
@@ -117,9 +123,11 @@ def _planner(name: str, kernel: AttentionKernel, num_splits: int | None) -> Plan
     from bench.throughput import planned
 
     planners: dict[str, Planner] = {
+        "flash-mla": planned.flash_mla_call,
         "flashinfer": planned.flashinfer_call,
         "flex": planned.flex_call,
         "vllm-unified": planned.vllm_call,
+        "triton-cascade": planned.cascade_call,
     }
     if name in planners:
         return planners[name]

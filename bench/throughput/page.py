@@ -158,7 +158,7 @@ def _peers(record: ThroughputRecord) -> Iterator[Picture]:
 
 
 def _timed(record: ThroughputRecord) -> Table:
-    head = ["point", "subject", "ms", "GB/s", "of copy", "against the others"]
+    head = ["point", "subject", "ms", "GB/s", "of copy", "of read", "against the others"]
     rows = []
     for point in record.points:
         for each in point.subjects:
@@ -174,6 +174,7 @@ def _timed(record: ThroughputRecord) -> Table:
                     f"{1e3 * each.seconds.median:.4g}" if timed and each.seconds else "-",
                     "-" if each.gigabytes_per_s is None else f"{each.gigabytes_per_s:.4g}",
                     "-" if share is None else f"{share:.1%}",
+                    "-" if each.read_share is None else f"{each.read_share:.1%}",
                     others if timed else f"{each.status}: {each.why}",
                 ]
             )

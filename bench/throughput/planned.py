@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bench.machine.timing import Call
 from reference.attention.contract import PagedBatch
-from subjects.attention.peers import flashinfer, vllm_unified
+from subjects.attention.peers import flash_mla, flashinfer, vllm_unified
 
 FLEX_QUERY_BLOCK = 128
 """Rows of a block of FlexAttention's mask, torch's default."""
@@ -31,6 +31,31 @@ def flashinfer_call(batch: PagedBatch) -> Call:
 def vllm_call(batch: PagedBatch) -> Call:
     """The launcher of vLLM with the arguments that the adapter makes, scratch memory among them."""
     return functools.partial(vllm_unified.launcher(), **vllm_unified.arguments_of(batch))
+
+
+def cascade_call(batch: PagedBatch) -> Call:
+    """Our cascade where it pays, with the groups that an engine knows: looked for on the host."""
+    from kernels.cascade import paged_attention_with_cascade
+    from kernels.shared_prefix import PrefixGroups, find_prefix_groups
+
+    lengths: dict[str, Any] = {
+        "seq_lens": batch.seq_lens.tolist(),
+        "query_lens": batch.query_start_loc.diff().tolist(),
+        "block_size": batch.block_size,
+    }
+    shared = find_prefix_groups(batch.block_table.cpu(), **lengths)
+    groups = PrefixGroups.of(shared, **lengths, device=batch.query.device) if shared else None
+    return functools.partial(paged_attention_with_cascade, batch, groups=groups)
+
+
+def flash_mla_call(batch: PagedBatch) -> Call:
+    """FlashMLA's decode with its schedule made; it has no `out`, and its answer is copied there."""
+    call = flash_mla.planned(batch)
+
+    def run() -> None:
+        batch.out.copy_(call()[0].squeeze(1))
+
+    return run
 
 
 def flex_call(batch: PagedBatch) -> Call:

@@ -12,6 +12,7 @@ from typing import Final
 from bench.workloads.builtin import STREAM_LAWS, builtin_stream
 from bench.workloads.running import running_lengths
 from reference.attention.problem import MAX_REQUESTS, AttentionProblem, InvalidProblem, Request
+from reference.attention.size import shared_blocks
 from reference.errors import BadInput
 
 _UNIFORM: Final = re.compile(r"([1-9]\d{0,6})x([1-9]\d{0,8})")
@@ -47,6 +48,8 @@ class Point:
         sizes = f"h{problem.num_kv_heads} g{problem.group_size} d{problem.head_dim}"
         if problem.rope is not None:
             sizes += f" rope={problem.rope}"
+        if problem.shared_prefix:
+            sizes += f" shared={problem.shared_prefix}"
         name = f"{self.kind} {self.batch} {sizes} b{problem.block_size} {problem.dtype}"
         return f"{name} kv={problem.kv_dtype}" if problem.quantised else name
 
@@ -60,7 +63,9 @@ class Point:
     @property
     def kv_bytes(self) -> int:
         """Bytes of the keys and values that some query sees, each once."""
-        return self.problem.cache_tokens * self.bytes_per_token
+        problem = self.problem
+        shared = sum(shared_blocks(problem)) * problem.block_size
+        return (problem.cache_tokens - shared) * self.bytes_per_token
 
     @cached_property
     def flops(self) -> int:
@@ -124,6 +129,8 @@ class Grid:
     dtypes: Sequence[str] = ("bf16",)
     kv_dtypes: Sequence[str] = ("",)
     """As in `AttentionProblem`; a cache dtype is empty for the query's."""
+    shared: int = 0
+    """Tokens that the sequences of a batch begin with in common."""
     seed: int = 0
     """Of the lengths and the tensors."""
 
@@ -149,6 +156,7 @@ class Grid:
                     block_size=block,
                     dtype=dtype,
                     kv_dtype=kv,
+                    shared_prefix=self.shared,
                     seed=self.seed,
                 )
             except InvalidProblem as error:

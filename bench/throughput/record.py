@@ -30,12 +30,19 @@ class SubjectRecord(Record):
     cold_s: list[float] = []
     warm_s: list[float] = []
     """Seconds of a call, round by round, over inputs in turn and over one input again and again."""
+    sm_mhz: list[int] = []
+    """The GPU's clock while each round ran; empty where it could not be read in all of them."""
+    cycles: Interval | None = None
+    """Cycles of that clock that a cold call took: what two runs at different clocks can compare.
+    Within a round all subjects have one clock, and one ratio."""
     seconds: Interval | None = None
     warm_seconds: Interval | None = None
     gigabytes_per_s: float | None = None
     """Keys and values of the batch over the cold median, 10^9 bytes a second."""
     bandwidth_share: float | None = None
-    """Of the best copy bandwidth of the run; None where that was not measured."""
+    read_share: float | None = None
+    """Of the best copy bandwidth of the run, and of the best at which it read; None where that was
+    not measured."""
     teraflops_per_s: float | None = None
     matrix_share: float | None = None
     """Of the two products, 10^12 operations a second, and as a share of the dense rate of the run.

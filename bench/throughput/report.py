@@ -64,8 +64,9 @@ def _show_point(point: PointRecord, record: ThroughputRecord, console: Console) 
 def _timed(point: PointRecord, first: SubjectRecord) -> Table:
     warm = any(each.warm_seconds for each in point.subjects)
     prefill = point.kind == "prefill"
-    columns = ["ms", "GB/s", "copy", "TFLOP/s"] + ["dense"] * prefill
-    columns += ["warm ms"] * warm + ["ratio", "95 %"]
+    clocked = any(each.cycles for each in point.subjects)
+    columns = ["ms", "GB/s", "copy", "read", "TFLOP/s"] + ["dense"] * prefill
+    columns += ["kcycles"] * clocked + ["warm ms"] * warm + ["ratio", "95 %"]
     rows = table("subject", columns, name_width=NAME_WIDTH, padding=CLOSE)
     for each in point.subjects:
         if each.status != TIMED or each.seconds is None:
@@ -74,10 +75,13 @@ def _timed(point: PointRecord, first: SubjectRecord) -> Table:
         cells = [
             f"{1e3 * each.seconds.median:,.3f}",
             f"{each.gigabytes_per_s:,.2f}",
-            f"{each.bandwidth_share:.1%}",
+            f"{each.bandwidth_share:.0%}",
+            "-" if each.read_share is None else f"{each.read_share:.0%}",
             f"{each.teraflops_per_s:,.3g}",
         ]
         cells += [f"{each.matrix_share:.1%}"] * prefill
+        if clocked:
+            cells.append(f"{each.cycles.median / 1e3:,.1f}" if each.cycles else "")
         if warm:
             cells.append(f"{1e3 * each.warm_seconds.median:,.3f}" if each.warm_seconds else "")
         cells += [f"{ratio.median:.2f}x", ratio.spread] if ratio else ["1.00x", ""]
@@ -137,8 +141,9 @@ def _last_lines(record: ThroughputRecord) -> list[Text]:
         lines.append(
             Text(
                 "ms: median of the rounds, cold cache; GB/s: keys and values, each read once; "
-                "copy: as a share of the copy bandwidth; dense: of the dense product; ratio: time "
-                "over the first subject's, median of the rounds' own ratios, with its interval"
+                "copy, read: as a share of the bandwidth at which the device copied, and read; "
+                "dense: of the dense product; ratio: time over the first subject's, median of the "
+                "rounds' own ratios, with its interval"
             )
         )
     where = record.environment
@@ -161,8 +166,10 @@ def _last_lines(record: ThroughputRecord) -> list[Text]:
 
 def roof_words(roof: RoofRecord) -> str:
     """The measured roofs in a line."""
+    read = roof.read_gigabytes_per_s
     return (
         f"copy bandwidth {roof.copy_gigabytes_per_s:,.1f} GB/s (median "
-        f"{roof.copy_median_gigabytes_per_s:,.1f}), dense {roof.matrix_dtype} product "
-        f"{roof.matrix_teraflops_per_s:,.3g} TFLOP/s"
+        f"{roof.copy_median_gigabytes_per_s:,.1f}), "
+        + (f"reading alone {read:,.1f} GB/s, " if read else "")
+        + f"dense {roof.matrix_dtype} product {roof.matrix_teraflops_per_s:,.3g} TFLOP/s"
     )

@@ -22,7 +22,14 @@ from bench.command.progress import Progress
 from bench.machine.environment import describe_environment
 from bench.machine.gpu import GpuReader
 from bench.machine.roof import RoofRecord, measure_roof
-from bench.machine.timing import COLD_FACTOR, Device, Times, median_interval, paired_ratio
+from bench.machine.timing import (
+    COLD_FACTOR,
+    Device,
+    Interval,
+    Times,
+    median_interval,
+    paired_ratio,
+)
 from bench.throughput.bars import judge_bars
 from bench.throughput.candidates import Absent, Candidate
 from bench.throughput.child import Child, Ended, start
@@ -269,10 +276,13 @@ def _subject(
         status="timed",
         cold_s=mine.cold_s,
         warm_s=mine.warm_s,
+        sm_mhz=mine.sm_mhz,
+        cycles=_cycles(mine),
         seconds=seconds,
         warm_seconds=median_interval(mine.warm_s) if mine.warm_s else None,
         gigabytes_per_s=rate,
         bandwidth_share=rate / roof.copy_gigabytes_per_s,
+        read_share=rate / roof.read_gigabytes_per_s if roof.read_gigabytes_per_s else None,
         teraflops_per_s=speed,
         matrix_share=speed / roof.matrix_teraflops_per_s,
         captured=mine.captured,
@@ -282,3 +292,8 @@ def _subject(
             if name != candidate.name and other.cold_s and not other.out
         },
     )
+
+
+def _cycles(times: Times) -> Interval | None:
+    pairs = zip(times.cold_s, times.sm_mhz, strict=False)
+    return median_interval([s * mhz * 1e6 for s, mhz in pairs]) if times.sm_mhz else None

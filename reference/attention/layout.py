@@ -11,12 +11,14 @@ from torch import Tensor
 from reference.attention.contiguous import ContiguousBatch
 from reference.attention.contract import PagedBatch
 from reference.attention.problem import AttentionProblem
+from reference.attention.size import shared_blocks
 
 
 def usual(problem: AttentionProblem, *, device: str, seed: int) -> PagedBatch:
     """Normal numbers in shuffled pages, the same tokens whatever the size of a page.
 
-    Slots of no sequence are zero, `out` is not filled, `lse` not asked for.
+    What sequences share of `shared_prefix` lies in blocks of the longest. Slots of no sequence are
+    zero, `out` is not filled, `lse` not asked for.
     """
     rng = torch.Generator(device=device).manual_seed(seed)
     size = problem.block_size
@@ -38,6 +40,10 @@ def usual(problem: AttentionProblem, *, device: str, seed: int) -> PagedBatch:
         table[row, : len(blocks)] = blocks
         within = torch.arange(size, device=device)
         slots.append((blocks[:, None] * size + within).flatten()[:seq_len])
+
+    longest = lens.index(max(lens))
+    for row, count in enumerate(shared_blocks(problem)):
+        table[row, :count] = table[longest, :count]
     pages = (sum(counts), size, problem.num_kv_heads)
     caches = [
         _placed(each.to(problem.torch_kv_dtype), slots, (*pages, each.shape[-1])) for each in tokens

@@ -30,6 +30,16 @@ def far_pool(problem: AttentionProblem) -> int:
     return min(max(2**17, 9 * BEYOND // 8 // elements), MAX_POOL)
 
 
+def shared_blocks(problem: AttentionProblem) -> list[int]:
+    """Blocks that each sequence can have of the longest one's; none for that one."""
+    lens = [request.seq_len for request in problem.requests]
+    longest = lens.index(max(lens))
+    return [
+        0 if row == longest else min(problem.shared_prefix, seq_len) // problem.block_size
+        for row, seq_len in enumerate(lens)
+    ]
+
+
 def call_bytes(problem: AttentionProblem) -> int:
     """Bytes of a call's tensors: query, out and log-sum-exp, the paged cache and its table."""
     rows = problem.num_tokens * problem.num_q_heads

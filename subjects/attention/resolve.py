@@ -41,6 +41,7 @@ BUILT_IN: Final = {
     "sglang-merge": BuiltIn(f"{PREFIX}subjects.attention.peers.sglang_triton:merge", "sglang"),
     "vllm-cpu": BuiltIn(f"{PREFIX}subjects.attention.peers.vllm_cpu:attention", "vllm"),
     "flash-attn": BuiltIn(f"{PREFIX}subjects.attention.peers.flash_attn:attention"),
+    "flash-mla": BuiltIn(f"{PREFIX}subjects.attention.peers.flash_mla:attention"),
     "flashinfer": BuiltIn(f"{PREFIX}subjects.attention.peers.flashinfer:attention"),
 }
 """Ours and the peers, on equal terms with everybody's: resolved by the same code."""

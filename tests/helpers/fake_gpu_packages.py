@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from paged.attention import paged_attention
+from paged.latent import paged_latent_attention
 from reference.attention.contract import PagedBatch
 
 
@@ -155,6 +156,37 @@ class FlashAttn:
             "softcap": softcap or None,
             "alibi_slopes": alibi_slopes,
         }
+
+
+class FlashMLA:
+    """FlashMLA's two functions, as flash_mla/flash_mla_interface.py describes them; our answer."""
+
+    def get_mla_metadata(self, *args, **kwargs):
+        self.schedule = object()
+        return self.schedule, None
+
+    def flash_mla_with_kvcache(
+        self, q, k_cache, block_table, cache_seqlens, head_dim_v, tile_scheduler_metadata,
+        num_splits=None, softmax_scale=None, causal=False, is_fp8_kvcache=False, indices=None,
+    ):  # fmt: skip
+        assert tile_scheduler_metadata is self.schedule
+        assert (num_splits, indices, is_fp8_kvcache, q.shape[1]) == (None, None, False, 1)
+        assert k_cache.shape[1:] == (64, 1, 576)
+        batch = batch_of(
+            q.squeeze(1),
+            k_cache,
+            k_cache[..., :head_dim_v],
+            block_table=block_table,
+            seq_lens=cache_seqlens,
+            query_start_loc=torch.arange(len(q) + 1, dtype=torch.int32),
+            window_left=-1,
+            causal=causal,
+            scale=softmax_scale,
+            rope=64,
+        )
+        batch = batch.replace(out=batch.out[..., :head_dim_v].contiguous())
+        paged_latent_attention(batch)
+        return batch.out.unsqueeze(1), batch.lse.unsqueeze(2)
 
 
 class Wrapper:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.machinery import PathFinder
+from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -98,10 +99,17 @@ def _slug(name: str) -> str:
 
 
 def adapter_digest(subject: str, built_in: Mapping[str, BuiltIn]) -> str:
-    """Digest of the code that drives a subject: its file, or all of its package."""
+    """Digest of the code that drives a subject: its file, or all of its package.
+
+    Of a package of ours it is the modules that the subject's own imports lead to: none of ours is
+    imported by a name that is made up at run time.
+    """
     known = built_in.get(subject)
     where, _ = split(known.where if known else subject, what="subject")
-    files = [Path(where)] if where.endswith(".py") else _modules_of(where.partition(".")[0])
+    if where.endswith(".py"):
+        files = [Path(where)]
+    else:
+        files = _reached(where) if known else _modules_of(where.partition(".")[0])
     said = "".join(_code(file) for file in files)
     return hashlib.sha256(said.encode()).hexdigest()[:12]
 
@@ -113,6 +121,15 @@ def _modules_of(package: str) -> list[Path]:
         return []
     folders = here.submodule_search_locations
     return sorted(Path(folders[0]).rglob("*.py")) if folders else [Path(here.origin)]
+
+
+def _reached(module: str) -> list[Path]:
+    """Files of a module's package that importing it would run, by their import statements."""
+    package = _modules_of(module.partition(".")[0])
+    finder = ModuleFinder([str(package[0].parents[1])])
+    finder.import_hook(module, None, ["*"])
+    named = {Path(each.__file__) for each in finder.modules.values() if each.__file__}
+    return [file for file in package if file in named]
 
 
 def _code(file: Path) -> str:

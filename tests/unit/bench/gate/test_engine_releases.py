@@ -24,6 +24,7 @@ from helpers.at_once import AtOnce
 from reference.allocator.programs import Pool, Program, Step
 from reference.errors import BadInput
 from subjects.allocators.resolve import BUILT_IN
+from subjects.environments import BuiltIn
 
 TINY = Settings(
     examples=20,
@@ -198,6 +199,30 @@ def test_text_that_does_nothing_is_not_in_the_digest(tmp_path: Path) -> None:
         digests.append(adapter_digest(f"{file}:make", BUILT_IN))
     assert len({*digests[:3]}) == 1
     assert digests[3] != digests[0]
+
+
+def test_of_our_own_adapters_only_what_they_import_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    package = tmp_path / "my_rooms"
+    package.mkdir()
+    for name, text in (
+        ("__init__", "raise SystemExit('imported')"),
+        ("pool", f"from my_rooms import sizes\n{POOL}"),
+        ("sizes", "BLOCKS = 1"),
+        ("other", "BLOCKS = 1"),
+    ):
+        (package / f"{name}.py").write_text(text)
+
+    def digest() -> str:
+        return adapter_digest("mine", {"mine": BuiltIn("my_rooms.pool:make", "torch")})
+
+    first = digest()
+    (package / "other.py").write_text("BLOCKS = 2")
+    assert digest() == first
+    (package / "sizes.py").write_text("BLOCKS = 2")
+    assert digest() != first
 
 
 def test_a_package_is_digested_without_being_imported(

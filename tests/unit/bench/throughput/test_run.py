@@ -445,13 +445,24 @@ def test_the_bar_of_the_cpu_is_the_most_that_paging_may_cost(timed, ratio, state
 def test_the_bars_of_a_gpu_are_shares_and_speeds_beside_peers(timed):
     def beside_flex(name: str, share: float, ratio: float):
         flex = {"name": "flex", **times_of("triton", ratio)}
-        return timed(name, {"name": "triton", "bandwidth_share": share, "times_of": {}}, flex)
+        return timed(name, {"name": "triton", "read_share": share, "times_of": {}}, flex)
 
     shares = {"bandwidth_share": 0.1, "matrix_share": 0.6, "times_of": {}}
     points = [
         beside_flex("decode 64x4096 h8 g4 d128 b16 bf16", 0.86, 1.1),
         beside_flex("decode 64x4096 h8 g4 d128 b1 bf16", 0.69, 0.9),
         timed("prefill 16x2048 h8 g4 d128 b16 bf16", {"name": "triton", **shares}),
+        timed(
+            "decode 16x4096 h8 g4 d128 shared=1024 b16 bf16",
+            {"name": "triton", "times_of": {}},
+            {"name": "triton-cascade", **times_of("triton", 1.03)},
+        ),
+        timed(
+            "decode 32x4096 h1 g128 d576 rope=64 b64 bf16",
+            {"name": "triton-latent", "times_of": {}},
+            {"name": "flash-mla", **times_of("triton-latent", 0.8)},
+            {"name": "vllm-mla", **times_of("triton-latent", 1.19)},
+        ),
     ]
     bars = judge_bars(points, device="cuda")
     got = {
@@ -460,13 +471,16 @@ def test_the_bars_of_a_gpu_are_shares_and_speeds_beside_peers(timed):
         if bar.got is not None
     }
     assert got == {
-        ("share of the copy bandwidth", "64x4096", "b16"): "met",
-        ("share of the copy bandwidth", "64x4096", "b1"): "missed",
+        ("share of the read bandwidth", "64x4096", "b16"): "met",
+        ("share of the read bandwidth", "64x4096", "b1"): "missed",
         ("speed beside flex", "64x4096", "b16"): "met",
         ("speed beside flex", "64x4096", "b1"): "missed",
         ("share of the dense matrix rate", "16x2048", "b16"): "met",
+        ("time of the cascade over plain attention", "16x4096", "shared=1024"): "missed",
+        ("speed beside flash-mla", "32x4096", "rope=64"): "met",
+        ("speed beside vllm-mla", "32x4096", "rope=64"): "missed",
     }
-    assert len(bars) == 12 * 4 + 1
+    assert len(bars) == 12 * 4 + 2 + 1 + 1 + 3 + 2
     whys = {bar.why for bar in bars if bar.got is None}
     assert whys == {"not a point of this run", "not a subject of this run"}
 

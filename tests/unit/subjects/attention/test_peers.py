@@ -29,6 +29,7 @@ from reference.attention.strategies import problems
 from reference.attention.verdict import Status, Verdict
 from subjects.attention.peers import (
     flash_attn,
+    flash_mla,
     flashinfer,
     flex,
     sdpa,
@@ -385,7 +386,11 @@ def test_what_cannot_be_started_is_a_usage_error(options, said):
 
 @pytest.mark.parametrize(
     ("peer", "distribution"),
-    [("flash-attn", "flash-attn"), ("flashinfer", "flashinfer-python")],
+    [
+        ("flash-attn", "flash-attn"),
+        ("flash-mla", "flash_mla"),
+        ("flashinfer", "flashinfer-python"),
+    ],
 )
 def test_what_a_gpus_kernel_lacks_is_said(peer, distribution, monkeypatch):
     with pytest.raises(SubjectError, match=f"^{distribution} runs on a GPU only, and this is"):
@@ -407,6 +412,14 @@ def test_flash_attention_is_asked_what_the_problem_asks(problem):
         assert truth(flash_attn.attention, problem).status is Status.PASSED
     decode = all(request.query_len == 1 for request in problem.requests)
     assert package.called == ["decode" if decode else "varlen"]
+
+
+@examples(15)
+@given(problem=problems(capabilities=flash_mla.attention.capabilities, max_len=300))
+def test_flash_mla_is_asked_what_the_problem_asks(problem):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flash_mla, "_package", fakes.FlashMLA())
+        assert truth(flash_mla.attention, problem).status is Status.PASSED
 
 
 @examples(40)
