@@ -36,7 +36,9 @@ LATENT: Final = {
 }
 """The same, for points of a latent cache."""
 
-COMPILED: Final = frozenset({"triton", "triton-latent", "triton-cascade"})
+CASCADE: Final = "triton-cascade"
+
+COMPILED: Final = frozenset({"triton", "triton-latent", CASCADE})
 """Ours whose time means something on a GPU alone."""
 
 CONTIGUOUS: Final = "contiguous"
@@ -67,6 +69,8 @@ class Candidate:
             return "is the baseline of decode"
         if self.subject == CONTIGUOUS:
             return everything(problem.kind).refusal(problem) or ""
+        if self.subject == CASCADE and not problem.shares_blocks:
+            return "nothing is shared"
         return self.capabilities.refusal(problem) or ""
 
 
@@ -86,7 +90,9 @@ Found = list[tuple[Candidate, Planner]]
 def default_names(points: Sequence[Point], device: str) -> tuple[str, ...]:
     """Who is timed where nothing is named."""
     latent = {point.problem.kind == "latent" for point in points}
-    return (DEFAULT[device] if False in latent else ()) + (LATENT[device] if True in latent else ())
+    names = (DEFAULT[device] if False in latent else ()) + (LATENT[device] if True in latent else ())
+    shared = any(point.problem.shares_blocks for point in points)
+    return (*names, CASCADE) if shared and device == "cuda" else names
 
 
 def find_candidates(

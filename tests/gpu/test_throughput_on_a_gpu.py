@@ -24,7 +24,7 @@ def reading_side(input_bytes, *, count=None):
     result = torch.zeros((), dtype=torch.int64, device="cuda")
 
     def call(tensor):
-        return lambda: torch.sum(tensor.view(torch.int32), out=result)
+        return lambda: torch.sum(tensor.view(torch.int32), dim=0, out=result)
 
     return device, Side(name="sum", calls=tuple(call(tensor) for tensor in inputs))
 

@@ -279,7 +279,7 @@ def test_a_memory_bug_is_hunted_and_launched(tmp_path) -> None:
     assert "keys_of_padding_read" in sanitizer.memory_bugs()
     found = sanitizer.hunted("keys_of_padding_read")
     assert "load of key_cache" in found["ours"]
-    sanitizer.launch("", sanitizer.RIGHT[1])
+    sanitizer.launch("", "(q1 k40) d16 b16 fp16")
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,13 @@
 The device is made up; that events are read rightly from a real one is for tests/gpu.
 """
 
+import math
+import random
 import sys
+import threading
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -108,6 +112,33 @@ def test_launches_in_which_the_gpu_changed_are_made_again(
     assert [bool(each.dropped) for each in record.launches] == [False, *[True] * 3, *[False] * 4]
     (benchmark,) = record.benchmarks
     assert [sample.launch for sample in benchmark.samples] == [0, 4, 5, 6, 7]
+
+
+class Turns:
+    """A worker whose turns take so long at such a clock; the reader of that clock."""
+
+    def __init__(self, seconds: float, mhz: int | None, reader: dict[str, int | None]) -> None:
+        self.seconds, self.mhz, self.reader = seconds, mhz, reader
+
+    def prepare(self, key: str) -> None:
+        pass
+
+    def ask(self, *_: Any, **__: Any) -> dict[str, float]:
+        self.reader["now"] = self.mhz
+        return {"timer_ns": self.seconds * 1e9, "wall_ns": self.seconds * 1e9}
+
+
+@pytest.mark.parametrize(("mhz", "cycles"), [(900, 0.0), (1800, math.log(2)), (None, None)])
+def test_cycles_leave_out_what_another_clock_did(mhz: int | None, cycles: float | None) -> None:
+    now: dict[str, int | None] = {}
+    gpu = cast("GpuReader", SimpleNamespace(sm_mhz=lambda: now["now"], read=lambda: None))
+    both = cast("Any", {"base": Turns(1.0, 1800, now), "head": Turns(2.0, mhz, now)})
+    schedule = turns.Schedule(place=cast("Any", None), pairs=4, cores=(0,), seed=0, gpu=gpu)
+    number = {"base": 1, "head": 1}
+    found = turns._take_turns("a", both, number, schedule, random.Random(0), threading.Event())
+    assert found is not None
+    assert found["d_timer"] == pytest.approx(math.log(2))
+    assert found["d_cycles"] == (None if cycles is None else pytest.approx(cycles))
 
 
 def test_a_gpu_that_always_changes_is_no_verdict(

@@ -3,6 +3,7 @@
 import itertools
 import random
 from collections import Counter, OrderedDict
+from collections.abc import Iterable
 from threading import Event
 
 import numpy as np
@@ -35,12 +36,13 @@ class FakeGpu:
     queues = True
     cache_bytes = CACHE_BYTES
 
-    def __init__(self, *, captures: bool = True) -> None:
+    def __init__(self, *, captures: bool = True, clocks: Iterable[int | None] = ()) -> None:
         self.now = 0.0
         self.waited = 0
         self.ahead: list[float] = []
         self.ran: list[tuple[str, int]] = []
         self.graphs: list[int] = []
+        self.clocks = iter(clocks)
         self._captures = captures
         self._cache: OrderedDict[tuple[str, int], int] = OrderedDict()
         self._marks: set[float] = set()
@@ -67,6 +69,9 @@ class FakeGpu:
 
     def synchronize(self) -> None:
         self.waited += 1
+
+    def sm_mhz(self) -> int | None:
+        return next(self.clocks, None)
 
     def run_ahead(self, seconds: float) -> None:
         self.ahead.append(seconds)
@@ -100,6 +105,14 @@ def timed(gpu=None, *, inputs=8, seconds=1e-3, **options):
 
 
 # --- cold and warm -------------------------------------------------------------------------------
+
+
+def test_the_clock_of_each_round_that_counts_is_kept_if_all_were_read():
+    read, _ = timed(FakeGpu(clocks=[1, 2, 1980, 1755]), rounds=2, warm_up=2)
+    assert read.sm_mhz == [1980, 1755]
+    lost, _ = timed(FakeGpu(clocks=[1, 2, 1980, None]), rounds=2, warm_up=2)
+    assert lost.sm_mhz == []
+    assert len(lost.cold_s) == 2
 
 
 def test_inputs_in_turn_find_the_cache_cold_and_one_again_and_again_finds_it_warm():

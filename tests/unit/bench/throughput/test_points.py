@@ -56,6 +56,7 @@ def test_no_batch_is_no_point():
         "(q1 k50) (q1 k7) h2 g4 d64 b1 fp16",
         "2x(q40 k40) h2 g1 d32 b16 fp32",
         "(q1 k33) g4 d128 b32 bf16 kv=e4m3",
+        "(q1 k50) (q1 k33) (q1 k70) (q1 k5) h2 g4 d64 b16 bf16 shared=34",
     ],
 )
 def test_bytes_are_those_that_any_kernel_has_to_move(spec):
@@ -133,7 +134,14 @@ def test_the_bars_need_these_points_and_no_others():
         "decode 16x32768 h8 g4 d128 b1 bf16",
         "decode 1x131072 h8 g4 d128 b16 bf16",
         "decode azure-conv:32 h8 g4 d128 b16 bf16",
+        "decode 64x4096 h8 g4 d128 b256 bf16",
+        "decode 16x32768 h8 g4 d128 b256 bf16",
         "prefill 16x2048 h8 g4 d128 b16 bf16",
+        "decode 64x4096 h8 g4 d128 b16 bf16 kv=e4m3",
+        "decode 64x4096 h8 g4 d128 shared=2048 b16 bf16",
+        "decode 16x4096 h8 g4 d128 shared=1024 b16 bf16",
+        "decode 4x2048 h8 g4 d128 shared=256 b16 bf16",
+        "decode 32x4096 h1 g128 d576 rope=64 b64 bf16",
     ]
     assert [each.name for each in bar_points("cpu")] == ["decode azure-conv:32 h8 g4 d128 b16 bf16"]
 
