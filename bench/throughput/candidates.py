@@ -90,9 +90,11 @@ Found = list[tuple[Candidate, Planner]]
 def default_names(points: Sequence[Point], device: str) -> tuple[str, ...]:
     """Who is timed where nothing is named."""
     latent = {point.problem.kind == "latent" for point in points}
-    names = (DEFAULT[device] if False in latent else ()) + (LATENT[device] if True in latent else ())
-    shared = any(point.problem.shares_blocks for point in points)
-    return (*names, CASCADE) if shared and device == "cuda" else names
+    names = [*(DEFAULT[device] if False in latent else ())]
+    names += LATENT[device] if True in latent else ()
+    if device == "cuda" and any(point.problem.shares_blocks for point in points):
+        names.append(CASCADE)
+    return tuple(names)
 
 
 def find_candidates(
