@@ -128,7 +128,7 @@ def _reached(module: str) -> list[Path]:
     package = _modules_of(module.partition(".")[0])
     finder = ModuleFinder([str(package[0].parents[1])])
     finder.import_hook(module, None, ["*"])
-    named = {Path(each.__file__) for each in finder.modules.values() if each.__file__}
+    named = {Path(file) for each in finder.modules.values() if (file := vars(each)["__file__"])}
     return [file for file in package if file in named]
 
 
