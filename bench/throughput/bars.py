@@ -29,7 +29,7 @@ DECODE_SHARES: Final = (
 PREFILL: Final = Grid(prefills=["16x2048"])
 PREFILL_SHARE: Final = 0.60
 
-PEERS: Final = ("flashinfer", "flex", "vllm-unified")
+PEERS: Final = ("flashinfer", "flex", "vllm-unified", "flash-attn-3", "flash-attn-4")
 LEAST_SPEED: Final = 1.0
 """Ours is at least so many times as fast as each peer."""
 

@@ -25,7 +25,10 @@ OURS: Final = {"cuda": "triton", "cpu": "torch"}
 """What is compared with the others, where nothing is named."""
 
 DEFAULT: Final = {
-    "cuda": ("triton", "flashinfer", "flex", "vllm-unified", "flash-attn"),
+    "cuda": (
+        *("triton", "flashinfer", "flex", "vllm-unified"),
+        *("flash-attn", "flash-attn-3", "flash-attn-4"),
+    ),
     "cpu": ("torch", "contiguous", "flex"),
 }
 """Ours first, then all that can be there."""

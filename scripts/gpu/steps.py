@@ -10,7 +10,16 @@ from typing import Final
 OURS: Final = (
     "triton", "triton-latent", "triton-cascade", "triton-merge", "triton-write", "triton-copy",
 )  # fmt: skip
-PEERS: Final = ("flex", "flashinfer", "flash-attn", "flash-mla", "vllm-unified", "vllm-mla")
+PEERS: Final = (
+    "flex",
+    "flashinfer",
+    "flash-attn",
+    "flash-attn-3",
+    "flash-attn-4",
+    "flash-mla",
+    "vllm-unified",
+    "vllm-mla",
+)
 GPU_TESTS: Final = ("decode", "kernels", "cascade", "throughput", "gate")
 
 RECORD: Final = "RECORD"

@@ -41,6 +41,8 @@ BUILT_IN: Final = {
     "sglang-merge": BuiltIn(f"{PREFIX}subjects.attention.peers.sglang_triton:merge", "sglang"),
     "vllm-cpu": BuiltIn(f"{PREFIX}subjects.attention.peers.vllm_cpu:attention", "vllm"),
     "flash-attn": BuiltIn(f"{PREFIX}subjects.attention.peers.flash_attn:attention"),
+    "flash-attn-3": BuiltIn(f"{PREFIX}subjects.attention.peers.flash_attn_3:attention"),
+    "flash-attn-4": BuiltIn(f"{PREFIX}subjects.attention.peers.flash_attn_4:attention"),
     "flash-mla": BuiltIn(f"{PREFIX}subjects.attention.peers.flash_mla:attention"),
     "flashinfer": BuiltIn(f"{PREFIX}subjects.attention.peers.flashinfer:attention"),
 }

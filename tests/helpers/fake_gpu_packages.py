@@ -158,6 +158,52 @@ class FlashAttn:
         }
 
 
+class FlashAttn3:
+    """flash-attention 3's function, as hopper/flash_attn_interface.py describes it; our answer."""
+
+    def flash_attn_with_kvcache(
+        self, q, k_cache, v_cache, k=None, v=None, qv=None, rotary_cos=None, rotary_sin=None,
+        cache_seqlens=None, cache_batch_idx=None, cache_leftpad=None, page_table=None,
+        cu_seqlens_q=None, cu_seqlens_k_new=None, max_seqlen_q=None, rotary_seqlens=None,
+        q_descale=None, k_descale=None, v_descale=None, softmax_scale=None, causal=False,
+        window_size=(-1, -1), attention_chunk=0, softcap=0.0, rotary_interleaved=True,
+        scheduler_metadata=None, num_splits=0, pack_gqa=None, sm_margin=0,
+        return_softmax_lse=False,
+    ):  # fmt: skip
+        assert max_seqlen_q == cu_seqlens_q.diff().max()
+        assert return_softmax_lse
+        variant = FlashAttn.variant(softmax_scale, causal, window_size, softcap, None)
+        batch = batch_of(
+            q, k_cache, v_cache, block_table=page_table, seq_lens=cache_seqlens,
+            query_start_loc=cu_seqlens_q, **variant,
+        )  # fmt: skip
+        out, lse = solve(batch)
+        return out, lse.transpose(0, 1).contiguous(), None, None
+
+
+class FlashAttn4:
+    """flash-attn-4 4.0.0b36: the function of flash_attn/cute/interface.py, and our answer."""
+
+    def flash_attn_varlen_func(
+        self, q, k, v, qv=None, cu_seqlens_q=None, cu_seqlens_k=None, max_seqlen_q=None,
+        max_seqlen_k=None, min_seqlen_k=None, seqused_q=None, seqused_k=None,
+        gather_kv_indices=None, page_table=None, softmax_scale=None, causal=False,
+        window_size=(None, None), learnable_sink=None, softcap=0.0, num_splits=1, pack_gqa=None,
+        deterministic=False, score_mod=None, score_mod_bwd=None, mask_mod=None,
+        block_sparse_tensors=None, aux_tensors=None, aux_scalars=None, return_lse=False,
+    ):  # fmt: skip
+        assert max_seqlen_q == cu_seqlens_q.diff().max()
+        assert return_lse
+        window = (-1, -1) if window_size == (None, None) else window_size
+        variant = FlashAttn.variant(softmax_scale, causal, window, softcap, None)
+        batch = batch_of(
+            q, k, v, block_table=page_table, seq_lens=seqused_k, query_start_loc=cu_seqlens_q,
+            sinks=learnable_sink, **variant,
+        )  # fmt: skip
+        out, lse = solve(batch)
+        return out, lse.transpose(0, 1).contiguous()
+
+
 class FlashMLA:
     """FlashMLA's two functions, as flash_mla/flash_mla_interface.py describes them; our answer."""
 

@@ -24,7 +24,11 @@ def import_for_gpu(module: str, *, distribution: str, device: str) -> Any:
         )
     if not torch.cuda.is_available():
         raise SubjectError(f"{distribution} needs a GPU: torch {torch.__version__} finds none")
-    if importlib.util.find_spec(module) is None:
+    try:
+        found_spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:  # of the package that it is part of
+        found_spec = None
+    if found_spec is None:
         raise SubjectError(
             f"{distribution} is not installed in {sys.prefix}: install it there, or name an "
             f"interpreter that has it with --engine-python"

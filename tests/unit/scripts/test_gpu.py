@@ -169,7 +169,7 @@ def test_the_page_has_what_a_record_has(on_a_made_up_device, tmp_path) -> None:
         "NVIDIA H200, driver 1, torch 2",
         "read 4,400 GB/s, copied 4,000 GB/s",
         "SM clocks 1980 to 1980 MHz",
-        "| decode 64x4096 h8 g4 d128 b16 bf16 | 85% | 86.0% | 1.10 | 1.10 | 1.10 |",
+        "| decode 64x4096 h8 g4 d128 b16 bf16 | 85% | 86.0% | 1.10 | 1.10 | 1.10 | 1.10 | 1.10 |",
         "h8 g4 d128 shared=2048 b16 bf16 | 1.02 | **1.10** |",
         "kernels.attention:batch_invariant_attention | 1.000 | 86% | 1.10 |",
         "| gpu/write | 2,000 | 50% | pass |",

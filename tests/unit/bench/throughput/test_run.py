@@ -480,7 +480,7 @@ def test_the_bars_of_a_gpu_are_shares_and_speeds_beside_peers(timed):
         ("speed beside flash-mla", "32x4096", "rope=64"): "met",
         ("speed beside vllm-mla", "32x4096", "rope=64"): "missed",
     }
-    assert len(bars) == 12 * 4 + 2 + 1 + 1 + 3 + 2
+    assert len(bars) == 12 * (1 + 5) + 2 + 1 + 1 + 3 + 2
     whys = {bar.why for bar in bars if bar.got is None}
     assert whys == {"not a point of this run", "not a subject of this run"}
 

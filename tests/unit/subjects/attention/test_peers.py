@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -29,6 +30,8 @@ from reference.attention.strategies import problems
 from reference.attention.verdict import Status, Verdict
 from subjects.attention.peers import (
     flash_attn,
+    flash_attn_3,
+    flash_attn_4,
     flash_mla,
     flashinfer,
     flex,
@@ -388,6 +391,8 @@ def test_what_cannot_be_started_is_a_usage_error(options, said):
     ("peer", "distribution"),
     [
         ("flash-attn", "flash-attn"),
+        ("flash-attn-3", "flash-attn-3"),
+        ("flash-attn-4", "flash-attn-4"),
         ("flash-mla", "flash_mla"),
         ("flashinfer", "flashinfer-python"),
     ],
@@ -414,12 +419,21 @@ def test_flash_attention_is_asked_what_the_problem_asks(problem):
     assert package.called == ["decode" if decode else "varlen"]
 
 
+@pytest.mark.parametrize(
+    ("peer", "package"),
+    [
+        (flash_attn_3, fakes.FlashAttn3()),
+        (flash_attn_4, fakes.FlashAttn4()),
+        (flash_mla, fakes.FlashMLA()),
+    ],
+)
 @examples(15)
-@given(problem=problems(capabilities=flash_mla.attention.capabilities, max_len=300))
-def test_flash_mla_is_asked_what_the_problem_asks(problem):
+@given(data=st.data())
+def test_later_packages_are_asked_what_the_problem_asks(peer, package, data):
+    problem = data.draw(problems(capabilities=peer.attention.capabilities, max_len=300))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flash_mla, "_package", fakes.FlashMLA())
-        assert truth(flash_mla.attention, problem).status is Status.PASSED
+        patch.setattr(peer, "_package", package)
+        assert truth(peer.attention, problem).status is Status.PASSED
 
 
 @examples(40)
