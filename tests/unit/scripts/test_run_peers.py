@@ -82,7 +82,7 @@ def test_each_is_checked_with_what_is_known_of_it(
     assert asked["sdpa"][:5] == ["check", "--kernel", "sdpa", "--problems", "9"]
     assert [name for name, call in asked.items() if "--expected" in call] == ["flex"]
     assert [name for name, call in asked.items() if "--device" in call] == ["vllm-cpu"]
-    lines = capsys.readouterr().out.splitlines()[-13:]
+    lines = capsys.readouterr().out.splitlines()[-16:]
     assert lines[0].split() == ["sdpa", "1,200", "1,270", "10", "0", "as", "expected"]
     assert lines[-1].endswith("not run: no GPU")
 
