@@ -9,7 +9,7 @@ in the folder, in one record, and the next run goes on from there; `--minutes 9.
 that may not fit. At the end docs/performance.md is written anew from the record.
 
 Exit codes: 0 every step ended, and nothing is wrong; 1 one found something wrong; 3 steps are left;
-4 a step did not work; 130 interrupted.
+4 a step did not work, and all end where it is the first; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ FOLDER: Final = ROOT / ".pagedbench" / "gpu"
 GRACE_S: Final = 30.0
 """From SIGTERM to SIGKILL: our commands keep what they have, and end."""
 
+NO_MACHINE: Final = "No other step begins before this one works; PYTHON names another interpreter."
+
 LAST_LINES: Final = 3
 """Of a step's output, in the record."""
 
@@ -49,6 +51,8 @@ def main(arguments: Sequence[str], steps: Sequence[Step] = STEPS) -> int:
     parser.add_argument("--list", action="store_true", help="print the steps and end")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "performance.md")
     options = parser.parse_args(arguments)
+    if not options.page.is_file():
+        parser.error(f"--page {options.page}: no such file; leave it for the page of the docs")
     file = options.folder / "record.json"
     record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"steps": {}}
     wanted = [step for step in steps if not options.only or step.name in options.only]
@@ -72,6 +76,9 @@ def main(arguments: Sequence[str], steps: Sequence[Step] = STEPS) -> int:
         )
         if taken["ended"] == "interrupted":
             return 130
+        if step is steps[0] and not _is_done(taken):
+            print("".join(f"  {line}\n" for line in taken["said"]) + NO_MACHINE)
+            return 4
     from scripts.gpu.page import write_page
 
     write_page(options.page, record)
@@ -92,6 +99,8 @@ def _is_done(taken: dict[str, Any] | None) -> bool:
     """Whether a step ended by itself with a verdict, or with what it needs absent."""
     if taken is None or taken["ended"] != "by itself":
         return False
+    if taken["writes"] and taken["record"] is None:
+        return taken["absent"] and taken["code"] == 2
     return taken["code"] in ({0, 1, 2, 3, 5} if taken["absent"] else {0, 1, 3, 5})
 
 
@@ -119,6 +128,7 @@ def take(step: Step, folder: Path, environment: dict[str, str]) -> dict[str, Any
         "what": step.what,
         "command": typed(step.command),
         "absent": step.absent,
+        "writes": any(RECORD in word for word in step.command),
         "code": process.returncode,
         "ended": ended,
         "started_at": started.isoformat(timespec="seconds"),

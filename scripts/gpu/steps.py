@@ -26,13 +26,13 @@ RECORD: Final = "RECORD"
 """Stands in a command for the file that the step writes its own record to."""
 
 MACHINE: Final = """\
-import torch
+import json, pathlib
 from bench.machine.environment import describe_environment
 from bench.machine.gpu import GpuReader
 from bench.machine.timing import CudaDevice
+uuid = CudaDevice().describe()["uuid"]
 known = describe_environment("cuda").model_dump()
-clocks = GpuReader(CudaDevice().describe()["uuid"]).clocks()
-import json, pathlib
+clocks = GpuReader(uuid).clocks()
 pathlib.Path("RECORD").write_text(json.dumps(known | {"clocks": clocks}))
 print(known["device"], clocks)
 """
@@ -79,17 +79,41 @@ STEPS: Final = (
         "Planted memory bugs under compute-sanitizer, beside our memory checker.",
         ("-m", "studies.sanitizer", "--json", RECORD),
     ),
-    _pagedbench("bars", "Every figure that is asked for.", "throughput", "--preset", "bars"),
+    _pagedbench(
+        "bars",
+        "Every figure that is asked for.",
+        *("throughput", "--device", "cuda", "--preset", "bars"),
+    ),
     _pagedbench(
         "splits",
         "Our choice of splits beside others.",
-        *("throughput", "--batch", "1x131072", "--batch", "16x32768", "--subject", "triton"),
+        *(
+            "throughput",
+            "--device",
+            "cuda",
+            "--batch",
+            "1x131072",
+            "--batch",
+            "16x32768",
+            "--subject",
+            "triton",
+        ),
         *("--splits", "auto,1,2,4,8,16,32,64"),
     ),
     _pagedbench(
         "invariance",
         "The price of batch invariance.",
-        *("throughput", "--batch", "64x4096", "--batch", "azure-conv:32", "--subject", "triton"),
+        *(
+            "throughput",
+            "--device",
+            "cuda",
+            "--batch",
+            "64x4096",
+            "--batch",
+            "azure-conv:32",
+            "--subject",
+            "triton",
+        ),
         *("--subject", "kernels.attention:batch_invariant_attention"),
     ),
     _pagedbench(

@@ -209,6 +209,9 @@ def step(name: str, code: str, **more) -> Step:
 RIGHT = step("right", f"open({RECORD!r}, 'w').write('[1]'); print('fine')")
 
 
+LAST = step("last", "print('fine')")
+
+
 @pytest.fixture
 def gpu_run(tmp_path):
     """The exit code and the steps of the record."""
@@ -234,17 +237,23 @@ def test_what_is_done_is_not_done_again(gpu_run) -> None:
 @pytest.mark.parametrize(
     ("steps", "code"),
     [
-        ([step("wrong", "raise SystemExit(1)"), RIGHT], 1),
-        ([step("mistyped", "raise SystemExit(2)"), RIGHT], 4),
-        ([step("absent", "raise SystemExit(2)", absent=True), RIGHT], 0),
-        ([step("slow", "import time; time.sleep(60)", limit_s=0.3), RIGHT], 3),
+        ([RIGHT, step("wrong", "raise SystemExit(1)")], 1),
+        ([RIGHT, step("mistyped", "raise SystemExit(2)")], 4),
+        ([RIGHT, step("absent", "raise SystemExit(2)", absent=True), LAST], 0),
+        ([RIGHT, step("slow", "import time; time.sleep(60)", limit_s=0.3), LAST], 3),
     ],
-    ids=lambda value: value[0].name if isinstance(value, list) else str(value),
+    ids=lambda value: value[1].name if isinstance(value, list) else str(value),
 )
 def test_a_step_that_fails_is_said_and_ends_no_other(gpu_run, steps, code) -> None:
     got, taken = gpu_run(*steps)
     assert got == code
-    assert taken["right"]["record"] == [1]
+    assert taken[steps[-1].name]["seconds"] >= 0
+
+
+def test_without_a_gpu_no_step_but_the_first_begins(gpu_run, capsys) -> None:
+    code, taken = gpu_run(step("machine", f"raise SystemExit('no GPU here')  # {RECORD}"), RIGHT)
+    assert (code, set(taken)) == (4, {"machine"})
+    assert "no GPU here\nNo other step begins" in capsys.readouterr().out
 
 
 def test_no_step_begins_that_may_not_fit(gpu_run) -> None:
