@@ -100,7 +100,7 @@ def _is_done(taken: dict[str, Any] | None) -> bool:
     if taken is None or taken["ended"] != "by itself":
         return False
     if taken["writes"] and taken["record"] is None:
-        return taken["absent"] and taken["code"] == 2
+        return bool(taken["absent"]) and taken["code"] == 2
     return taken["code"] in ({0, 1, 2, 3, 5} if taken["absent"] else {0, 1, 3, 5})
 
 
