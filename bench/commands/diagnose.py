@@ -64,7 +64,7 @@ def diagnose(
             check_file(option, file)
         from bench.diagnose.markdown import markdown as as_markdown
         from bench.diagnose.page import sheet
-        from bench.diagnose.plot import draw, figure_of
+        from bench.diagnose.plot import draw
         from bench.diagnose.readers import read_all
         from bench.diagnose.report import show
         from bench.diagnose.run import diagnose as run
@@ -76,12 +76,12 @@ def diagnose(
         )
         it.write("--markdown", markdown, lambda: as_markdown(found))
         if plot is not None:
-            it.deliver(f"--plot {plot}", lambda: draw(observed, plot))
+            it.deliver(f"--plot {plot}", lambda: draw(found, plot))
         it.report(
             found,
             json,
             lambda: show(found, it.out),
             html=html,
-            sheet=lambda: sheet(found, figure_of(observed, found)),
+            sheet=lambda: sheet(found),
         )
         it.end(_CODES[found.verdict])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from bench.command.page.parts import (
     Command,
@@ -19,19 +19,17 @@ from bench.command.page.parts import (
 )
 from bench.command.page.pictures import COLOURS, as_svg, new_figure
 from bench.command.words import one_line
+from bench.diagnose.plot import figure_of
 from bench.diagnose.record import Cause, Diagnosis
 from bench.diagnose.report import clock, show
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 TONES: Final[dict[str, Tone]] = {"healthy": "good", "found": "bad", "cannot tell": "unsure"}
 SERIES: Final = "The series that were read. Dotted: the level changes."
 MARKED: Final = " Shaded: what decides; thick: since when the cause is seen."
 
 
-def sheet(found: Diagnosis, series: Figure | None = None) -> Sheet:
-    """A diagnosis on a page; the record has no series, which the command itself hands on."""
+def sheet(found: Diagnosis) -> Sheet:
+    """A diagnosis on a page."""
     first = found.causes[0].says if found.causes else found.says
     return Sheet(
         kind="diagnose",
@@ -40,7 +38,7 @@ def sheet(found: Diagnosis, series: Figure | None = None) -> Sheet:
         tone=TONES[found.verdict],
         parts=[
             *(_cause(cause) for cause in found.causes),
-            *_series(found, series),
+            *_series(found),
             *_moments(found),
             Part(title="How likely", pieces=[_likely(found)]),
             terminal(lambda console: show(found, console)),
@@ -84,12 +82,13 @@ def _cause(cause: Cause) -> Part:
     )
 
 
-def _series(found: Diagnosis, series: Figure | None) -> Iterator[Part]:
-    if series is not None:
+def _series(found: Diagnosis) -> Iterator[Part]:
+    if found.series:
         words = SERIES + MARKED * bool(found.causes)
-        yield Part(title="Series", pieces=[Picture(as_svg(series, said=words), words, wide=True)])
+        picture = Picture(as_svg(figure_of(found), said=words), words, wide=True)
+        yield Part(title="Series", pieces=[picture])
     else:
-        lines = ["The record holds no series: pagedbench diagnose PATH --html FILE draws them."]
+        lines = ["The record holds no series: pagedbench diagnose PATH writes one that does."]
         yield Part(title="Series", pieces=[Lines(lines, "dim")])
 
 

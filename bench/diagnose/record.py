@@ -78,6 +78,19 @@ class Moment(_Record):
     engine: str
 
 
+class Series(_Record):
+    """What was read of one engine over time, thinned out where there is much of it."""
+
+    name: str
+    engine: str
+    times_s: list[float]
+    """Unix time."""
+    values: list[float | None]
+    """None where there was nothing to tell it from."""
+    changes_s: list[float]
+    """When its level changes."""
+
+
 class Prediction(_Record):
     """What a change would do, by simulation."""
 
@@ -142,6 +155,8 @@ class Diagnosis(_Record):
     unseen: list[str]
     """What could not be seen, and what follows for the verdict."""
     timeline: list[Moment]
+    series: list[Series] = []
+    """What is drawn; none in records of before they were kept."""
     figures: dict[str, dict[str, Figure]]
     """By engine and name."""
     probabilities: dict[str, float]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bench.diagnose.changes import Change
+from bench.diagnose.drawn import series_of
 from bench.diagnose.findings import FINDINGS
 from bench.diagnose.holes import worst
 from bench.diagnose.inference import (
@@ -82,6 +83,7 @@ def diagnose(observed: Observed, fit: Fitted | None = None, *, simulate: bool = 
         "config": dict(observed.config),
         "given": [_given(source) for source in observed.sources],
         "timeline": _timeline(examined, observed),
+        "series": series_of(examined),
         "holes": [holes.says for holes in worst(observed.free_maps)],
         "unseen": unseen(examined, observed, told=told),
         "prescription": _prescription(causes, examined) if simulate and told else None,

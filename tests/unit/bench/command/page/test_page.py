@@ -220,7 +220,9 @@ def test_hit_curves_are_drawn(tmp_path: Path) -> None:
     assert "A prefix cache would have found: " in is_one_file(file.read_text()).text
 
 
-def test_diagnosis_has_its_series_where_the_command_makes_the_page(tmp_path: Path) -> None:
+def test_diagnosis_has_its_series_on_a_page_of_the_command_and_of_the_record(
+    tmp_path: Path,
+) -> None:
     incident = ROOT / "tests" / "data" / "incidents" / "pool_too_small-0"
     files = tmp_path / "a.html", tmp_path / "a.json"
     options = ["--html", str(files[0]), "--json", str(files[1])]
@@ -229,7 +231,11 @@ def test_diagnosis_has_its_series_where_the_command_makes_the_page(tmp_path: Pat
     text = is_one_file(files[0].read_text()).text
     assert "found: the pool is too small" in text
     assert "what decides; thick: since when" in text
-    assert json.loads(files[1].read_text())["pagedbench"] == pagedbench_version()
+    record = json.loads(files[1].read_text())
+    assert record["pagedbench"] == pagedbench_version()
+    assert "what decides; thick: since when" in is_one_file(made(tmp_path, files[1])).text
+    # As it was written before series were kept.
+    files[1].write_text(json.dumps({**record, "series": []}))
     assert "The record holds no series" in is_one_file(made(tmp_path, files[1])).text
 
 
