@@ -9,7 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from bench.check.lost_key import lost_key
+from bench.check.lost_keys import lost_keys
 from bench.check.record import Drawing
 from reference.attention.contract import AttentionCall, MergeBatch
 from reference.attention.inputs import Inputs, make_inputs
@@ -50,12 +50,14 @@ def drawing(
     token, head = (int(said[2]), int(said[3])) if said is not None else (None, 0)
     if said is None and off is not None:
         head = int((off / allowed).argmax()) % off.shape[1]
+    lost = lost_keys(problem, findings, got)
     return Drawing(
         blocks=[] if problem.kind == "merge" else _blocks(inputs),
         token=token,
         head=head,
         sees=[] if token is None or problem.kind == "merge" else _sees(inputs, token),
-        lost=lost_key(problem, findings, got),
+        lost=lost and lost[:2],
+        lost_last=lost and lost[2],
         of=of,
         allowed=[each or 0.0 for each in _short(allowed, head)],
         errors=[] if off is None else _short(off, head),

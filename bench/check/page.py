@@ -95,14 +95,21 @@ def _verdict(record: CheckRecord) -> str:
 
 
 def _lost(failure: Failure) -> str:
-    """Which key a row lost, where one explains what was seen."""
+    """Which keys a row lost, where one or one run of them explains what was seen."""
     drawing = failure.drawing
     if drawing is None or drawing.lost is None:
         return ""
     sequence, position = drawing.lost
+    last = position if drawing.lost_last is None else drawing.lost_last
     words = f"The key at position {position} of sequence {sequence} is lost"
     problem = AttentionProblem.parse(failure.problem)
-    if sequence < len(drawing.blocks):
+    if last > position:
+        words = f"The keys at positions {position} to {last} of sequence {sequence} are lost"
+    if sequence < len(drawing.blocks) and last > position:
+        size = problem.block_size
+        blocks = drawing.blocks[sequence][position // size : last // size + 1]
+        words += f", in {'blocks' if len(blocks) > 1 else 'block'} {some_of([*map(str, blocks)])}"
+    elif sequence < len(drawing.blocks):
         block, offset = divmod(position, problem.block_size)
         words += f": offset {offset} of block {drawing.blocks[sequence][block]}"
     tokens = plural(problem.requests[sequence].seq_len, "token")
@@ -132,7 +139,7 @@ def _finding(kernel: KernelRecord, failure: Failure) -> Part:
         about.append(f"drawn as: {failure.first_problem}")
     if failure.seen > 1:
         about.append(f"met in {plural(failure.seen, 'problem')}")
-    lost = [f"{words} Without it the row is what was seen."] if (words := _lost(failure)) else []
+    lost = [f"{words} Without that the row is what was seen."] if (words := _lost(failure)) else []
     return Part(
         title=f"{kernel.name}: {failure.status.value}, {failure.check}",
         pieces=[
@@ -165,7 +172,10 @@ def drawn(failure: Failure) -> Iterator[Piece]:
     problem = AttentionProblem.parse(failure.problem)
     lost = drawing.lost
     foreign = {(int(at), int(token)) for token, at in _FOREIGN.findall(" ".join(findings))}
-    named = foreign | ({lost} if lost is not None else set())
+    named = foreign
+    if lost is not None:
+        last = lost[1] if drawing.lost_last is None else drawing.lost_last
+        named = named | {(lost[0], position) for position in range(lost[1], last + 1)}
     if drawing.blocks:
         strips = [
             _strip(problem, number, drawing, {key for at, key in named if at == number})
@@ -178,7 +188,7 @@ def drawn(failure: Failure) -> Iterator[Piece]:
             legend=[
                 *([("seen", "holds keys that the wrong row has to see")] if drawing.sees else []),
                 ("unseen", "not to be seen by it" if drawing.sees else "of a sequence"),
-                *([("lost", "has the key that was lost")] if lost is not None else []),
+                *([("lost", "has a key that was lost")] if lost is not None else []),
                 *([("lost", "touched, and not its own")] if foreign else []),
             ],
         )

@@ -33,6 +33,8 @@ class Drawing(Record):
     """First and last position of each run of keys that the row is to see, in its sequence."""
     lost: tuple[int, int] | None = None
     """Sequence and position of the key that was lost, where exactly one explains what was seen."""
+    lost_last: int | None = None
+    """Position of the last, where it is a run of keys that one explains it by."""
     of: str = "out"
     """What the errors are of: `out`, or `lse`."""
     allowed: list[float] = []

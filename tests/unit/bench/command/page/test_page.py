@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bench.check.drawing import drawing
-from bench.check.page import drawn
+from bench.check.page import _lost, drawn
 from bench.check.record import Failure
 from bench.cli import app
 from bench.command.page.asv import link, link_to
@@ -475,6 +475,18 @@ def test_rows_of_a_finding_have_their_errors_and_the_key_that_was_lost(lost: Fai
     right, wrong = made.errors
     assert right <= made.allowed[0]
     assert wrong > made.allowed[1]
+
+
+def test_a_block_that_was_lost_is_named(lost: Failure) -> None:
+    run = {"lost": (1, 0), "lost_last": 7, "blocks": [[4], [9, 2]]}
+    assert lost.drawing is not None
+    failure = lost.model_copy(update={"drawing": lost.drawing.model_copy(update=run)})
+    assert _lost(failure).startswith(
+        "The keys at positions 0 to 7 of sequence 1 are lost, in block 9. The sequence has 9 tokens"
+    )
+    (drawing_of, *_) = drawn(failure)
+    assert isinstance(drawing_of, Film)
+    assert [block.state for block in drawing_of.frames[0].strips[1].blocks] == ["lost", "seen"]
 
 
 def test_record_is_a_page_without_torch_triton_and_scipy(tmp_path: Path, lost: Failure) -> None:
