@@ -192,29 +192,33 @@ class Scheduler:
         [slots], are numbers of requests, counted from 0 in order of first admission; one of them
         where several share, -1 where there is none.
         """
-        size, allocator = self.policy.block_size, self.allocator
-        classes = np.full((self.num_blocks, size), FREE, np.uint8)
-        owners = np.full((self.num_blocks, size), -1, np.int32)
-        classes[allocator.pool.eviction_order()] = IDLE
-        references = np.asarray(allocator.pool.reference_counts)
-        offsets = np.arange(size)
-        for group in self._running.values():
-            tokens = group.tokens_at(self.step)
-            for sequence in group.sequences:
-                row = allocator.block_table([sequence])[0]
-                positions = np.arange(len(row))[:, None] * size + offsets
-                held = row >= 0
-                blocks = row[held]
-                filled = (positions < tokens)[held]
-                if self.policy.sliding_window is not None:
-                    filled &= (positions >= tokens - self.policy.sliding_window)[held]
-                shared = (references[blocks] > 1)[:, None]
-                classes[blocks] = np.where(filled, np.where(shared, SHARED, TOKEN), INTERNAL)
-                owners[blocks] = group.number
+        size, allocator, window = self.policy.block_size, self.allocator, self.policy.sliding_window
+        groups = list(self._running.values())
+        table = allocator.block_table([name for group in groups for name in group.sequences])
+        counts = [len(group.sequences) for group in groups]
+        tokens = np.repeat([group.tokens_at(self.step) for group in groups], counts)[:, None]
+        held = table >= 0
+        blocks = table[held]
+        first = np.arange(table.shape[1]) * size
+        # Of each block: whose it is, and which slots hold tokens, from one to before another.
+        owner = np.full(self.num_blocks, -1, np.int32)
+        owner[blocks] = np.repeat(np.repeat([g.number for g in groups], counts), held.sum(axis=1))
+        begin, end = np.zeros((2, self.num_blocks), np.int32)
+        end[blocks] = (tokens - first)[held]
+        if window is not None:
+            begin[blocks] = (tokens - window - first)[held]
+        within = np.where(np.asarray(allocator.pool.reference_counts) > 1, SHARED, TOKEN)
+        kinds = np.stack([within, np.full(self.num_blocks, INTERNAL)]).astype(np.uint8)
+        kinds[:, owner < 0] = FREE
+        kinds[:, allocator.pool.eviction_order()] = IDLE
+        offsets = np.tile(np.arange(size, dtype=np.int32), self.num_blocks)
+        begin, end, owners = (np.repeat(each, size) for each in (begin, end, owner))
+        inside = (begin <= offsets) & (offsets < end)
+        classes = np.where(inside, *(np.repeat(kind, size) for kind in kinds))
         rest = self.slots - self.num_blocks * size
         return (
-            np.concatenate((classes.reshape(-1), np.full(rest, FREE, np.uint8))),
-            np.concatenate((owners.reshape(-1), np.full(rest, -1, np.int32))),
+            np.concatenate((classes, np.full(rest, FREE, np.uint8))),
+            np.concatenate((owners, np.full(rest, -1, np.int32))),
         )
 
     # -- who runs goes on ------------------------------------------------------------------------

@@ -26,8 +26,8 @@ MIN_COLUMNS: Final = 400
 MAX_COLUMNS: Final = 20_000
 """Steps that are looked at."""
 
-MAX_LOOKS: Final = 80_000_000
-"""Slots that are looked at, over all columns, if those are more than the fewest: ten seconds."""
+MAX_LOOKS: Final = 200_000_000
+"""Slots that are looked at, over all columns, if those are more than the fewest: five seconds."""
 
 GENERATIONS: Final = 6
 """Length of a map in mean outputs: as often has the pool been filled anew, or nearly."""
