@@ -51,7 +51,7 @@ PULL: Final = 5e-4
 """Weight of a clock's distance from the data sheets, squared and in logarithms."""
 
 FAR: Final = 0.1
-"""Miss of one request's decoding, as a share, beyond which it hardly counts for more."""
+"""Miss of one request's decoding, as a share, beyond which it counts in proportion, not squared."""
 
 MOST_RUNS: Final = 150
 """Runs of the simulator that a fit may take."""
@@ -313,7 +313,7 @@ def _fit_log(
         slow = np.nan_to_num((last - first - tail)[ended] / tail[ended], nan=1.0)
         progress.advance(1)
         # One request that is preempted here and was not there says little of the clock.
-        slow = np.square(slow) / (1 + np.square(slow / FAR))
+        slow = np.square(slow) / np.sqrt(1 + np.square(slow / FAR))
         return float(np.mean(late**2) + np.mean(slow))
 
     wanted = set(np.flatnonzero(begun)), set(np.flatnonzero(ended))
