@@ -1,8 +1,9 @@
-"""What the report says of runs that used to be misread (W3, W4, W9, W11)."""
+"""What the report says of runs that used to be misread (W2, W3, W4, W9, W10, W11)."""
 
 from io import StringIO
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from bench.waste.plan import read_columns, read_streams
@@ -19,6 +20,26 @@ def said(*rows: WasteRow, stream: str) -> str:
 
 def rows_of(*policies: str, stream: str, slots: int) -> list[WasteRow]:
     return [simulated(job(policy, stream, slots=slots)) for policy in policies]
+
+
+def test_what_users_feel_is_said_in_seconds() -> None:
+    """W2: there were steps and queues, and no time to the first token, nor any other."""
+    stream = "alpaca-fit:requests=40,rate=2"
+    row = simulated(job("paged", stream, slots=4000))
+    output = StringIO()
+    show(waste_record(row, stream=stream), Console(file=output, width=100))
+    shown = output.getvalue()
+    for word in ("req/s", "tok/s", "span s", "TTFT", "TPOT", "ITL", "p50", "p90", "p99"):
+        assert word in shown
+    assert f"{row.requests_per_s:.3g}" in shown
+
+
+@pytest.mark.parametrize("policy", ["paged", "paged:prefix=lru", "oracle/buddy"])
+def test_years_in_which_nothing_happens_are_not_stepped_through(policy: str) -> None:
+    """W10: idle steps were simulated one by one; these would be seven thousand million."""
+    stream = "alpaca-fit:requests=40,rate=0.0000002"
+    row = simulated(job(policy, stream, slots=4000))
+    assert row.service.makespan_ns > 5e16
 
 
 def test_a_limit_of_the_policy_is_no_small_load() -> None:
