@@ -47,7 +47,7 @@ def asked_of(able: Capabilities, seed: int, count: int) -> list[tuple[AttentionP
         lanes=1,
         seed=seed,
     )
-    turns = Turns()
+    turns = Turns(able)
     return [(problem, turns.checks_for(problem)) for problem in drawn(plan, seed)]
 
 

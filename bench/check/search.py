@@ -344,11 +344,12 @@ def _drawn(failure: Failure, child: SubjectProcess) -> Failure:
 class Turns:
     """Chooses the checks of each problem: memory, the truth, and one law that it can show.
 
-    The laws take turns: first where they were not shown with most of the problem's features, then
-    the one that was shown least.
+    The laws that concern a kernel take turns: first where they were not shown with most of the
+    problem's features, then the one that was shown least.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, able: Capabilities) -> None:
+        self._able = able
         self._shown: Counter[str] = Counter()
         self._cells: set[tuple[str, str]] = set()
 
@@ -360,7 +361,7 @@ class Turns:
             new = sum((law.name, feature) not in self._cells for feature in features)
             return new, -self._shown[law.name]
 
-        turn = max(applicable(problem), key=need, default=None)
+        turn = max(applicable(problem, self._able), key=need, default=None)
         if turn is None:
             return [MEMORY.name, TRUTH.name]
         self._shown[turn.name] += 1
@@ -400,10 +401,12 @@ class _Loop:
 
     def draw(self) -> None:
         """Put the problems where the lanes find them, those that were saved first."""
-        turns = Turns()
+        able = self._plan.capabilities
+        turns = Turns(able)
         try:
             for problem in self._plan.saved:
-                self._put((problem, [c.name for c in CHECKS if c.applies(problem)], None))
+                laws = [law.name for law in applicable(problem, able)]
+                self._put((problem, [MEMORY.name, TRUTH.name, *laws], None))
             for seed in self._plan.seeds:
                 _draw(self._plan, seed, partial(self._put_drawn, turns, seed))
             self._all_drawn = True

@@ -32,7 +32,7 @@ class Check:
     shown_by: Callable[[AttentionProblem], bool]
     """Whether a problem of its kinds can show it."""
     needs: str = ""
-    """One of `contract.ADDITIONS`: it says nothing of kernels without it."""
+    """One of `contract.ADDITIONS` or `VARIANTS`: it says nothing of kernels without it."""
     kinds: tuple[str, ...] = ("attention", "latent")
     """Those of `contract.KINDS` that it is for."""
 
@@ -42,12 +42,14 @@ class Check:
 
     def concerns(self, able: Capabilities) -> bool:
         """Whether it says anything of such a kernel."""
-        return able.kind in self.kinds and (not self.needs or self.needs in able.also)
+        able_to = able.also | able.variants
+        return able.kind in self.kinds and (not self.needs or self.needs in able_to)
 
 
-def applicable(problem: AttentionProblem) -> list[Check]:
-    """The laws that a problem can show."""
-    return [check for check in LAWS if check.applies(problem)]
+def applicable(problem: AttentionProblem, able: Capabilities | None = None) -> list[Check]:
+    """The laws that a problem can show, of those that concern a kernel if one is given."""
+    concerned = [check for check in LAWS if able is None or check.concerns(able)]
+    return [check for check in concerned if check.applies(problem)]
 
 
 def _has_rows(problem: AttentionProblem) -> bool:
@@ -106,7 +108,7 @@ LAWS: Final = (
     Check("repeated", "The same call gives the same answer.", _has_rows, kinds=_ANSWERS),
     Check(
         "without-lse", "Asking for no log-sum-exp changes nothing.",
-        _has_rows, kinds=_ANSWERS,
+        _has_rows, needs="lse", kinds=_ANSWERS,
     ),
     Check(
         "shared-prefix", "Sharing the blocks of a common prefix changes nothing.",
@@ -138,7 +140,8 @@ LAWS: Final = (
         lambda problem: problem.causal_each and _has_rows(problem), needs="causal_each",
     ),
     Check(
-        "shards", "Attention to shares of the keys, merged, is attention to all.", _parted,
+        "shards", "Attention to shares of the keys, merged, is attention to all.",
+        _parted, needs="lse",
     ),
     Check(
         "chosen-order", "The order of the chosen keys changes nothing.",
@@ -154,7 +157,8 @@ LAWS: Final = (
         _several, kinds=_MERGE,
     ),
     Check(
-        "grouping", "Merging some parts first changes nothing.", _several, kinds=_MERGE,
+        "grouping", "Merging some parts first changes nothing.",
+        _several, needs="lse", kinds=_MERGE,
     ),
     Check("all-keys", "The parts merged are attention to all keys.",
         _has_rows, kinds=_MERGE,

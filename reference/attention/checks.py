@@ -252,6 +252,8 @@ def run_check(
     refusal = capabilities.refusal(problem)
     if refusal is not None:
         return Verdict(check.name, Status.NOT_SUPPORTED, (refusal,))
+    if not check.concerns(capabilities):
+        return Verdict(check.name, Status.NOT_SUPPORTED, (f"without {check.needs}",))
     subject = Subject(kernel, device, capabilities, watch=watch)
     run = _RUN[check.name]
     try:
@@ -327,7 +329,9 @@ def _history(subject: Subject, problem: AttentionProblem) -> Findings:
     keys, values = (_filled(each, subject, twice) for each in (larger.keys, larger.values))
     spoilt = replace(larger, keys=keys, values=values)
     lengths = batch.seq_lens.clone()
-    shorter = [min(max(r.query_len, r.seq_len // 2), r.seq_len) for r in problem.requests]
+    # Chosen keys are of these lengths, and would lie beyond shorter ones.
+    part = 2 if problem.topk is None else 1
+    shorter = [min(max(r.query_len, r.seq_len // part), r.seq_len) for r in problem.requests]
     far = problem.pool is not None
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of poison that is asked for
@@ -469,12 +473,6 @@ def _filled(tensor: Tensor, subject: Subject, problem: AttentionProblem) -> Tens
     return filled
 
 
-def _shards(subject: Subject, problem: AttentionProblem) -> Findings:
-    if "lse" not in subject.able.variants:
-        raise NotRun("without a log-sum-exp nothing can be merged")
-    return shards(subject, problem)
-
-
 _RUN: Final[Mapping[str, Callable[[Subject, AttentionProblem], Findings]]] = {
     "memory": _memory,
     "truth": _truth,
@@ -490,7 +488,7 @@ _RUN: Final[Mapping[str, Callable[[Subject, AttentionProblem], Findings]]] = {
     "chain-mask": chain_mask,
     "siblings": siblings,
     "causal-each": causal_each,
-    "shards": _shards,
+    "shards": shards,
     "chosen-order": chosen_order,
     "all-chosen": all_chosen,
     "one-part": one_part,

@@ -124,3 +124,17 @@ def test_a_code_on_either_side_of_a_middle_is_right(off: float, wrong: bool) -> 
     cache, slots = there.clone().unsqueeze(0), torch.arange(2)
     target = Target("key_cache", cache, slots, after, after, row=str, source=given)
     assert target.wrong().flatten().tolist() == [wrong, False]
+
+
+def test_a_law_calls_no_write_without_tokens() -> None:
+    def write(batch: WriteBatch) -> None:
+        assert len(batch.keys), "a grid of no programs"
+        slots, size = batch.slot_mapping, batch.key_cache.shape[1]
+        batch.key_cache[slots // size, slots % size] = batch.keys
+        batch.value_cache[slots // size, slots % size] = batch.values
+
+    write.capabilities = Capabilities(kind="write", kv_dtypes=frozenset())  # type: ignore[attr-defined]
+    one = AttentionProblem.parse("(q1 k5) d16 b16 bf16 write")
+    for law in CHECKS:
+        if law.applies(one) and law is not MEMORY:
+            assert not run_check(law, write, one).findings, law.name  # type: ignore[arg-type]

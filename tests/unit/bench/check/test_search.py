@@ -63,7 +63,7 @@ def test_every_problem_is_another_one_and_as_many_run_as_were_asked_for(kernel):
     assert record.complete
     assert record.count("passed") == len(kernel.asked)
     assert record.checks["truth"] == {"passed": 60}
-    turns = Turns()
+    turns = Turns(Capabilities())
     assert kernel.asked == [
         (check, spec)
         for spec in kernel.specs()
@@ -81,7 +81,7 @@ def test_memory_and_truth_are_held_to_every_problem_and_the_laws_take_turns(kern
 
 
 def test_a_law_that_can_be_shown_with_something_new_comes_first():
-    turns = Turns()
+    turns = Turns(Capabilities())
     seen, new = SEEN, f"{SEEN} window=3"
     laws = {law.name for law in LAWS if law.applies(AttentionProblem.parse(seen))}
     assert len(laws) > 2
@@ -94,7 +94,11 @@ def test_a_law_that_can_be_shown_with_something_new_comes_first():
 
 
 def test_what_no_law_can_show_is_held_to_memory_and_truth():
-    assert Turns().checks_for(AttentionProblem.parse("(q0 k9) d16 b16 bf16")) == ["memory", "truth"]
+    waits, decodes = map(AttentionProblem.parse, ("(q0 k9) d16 b16 bf16", "(q1 k9) d16 b16 bf16"))
+    assert Turns(Capabilities()).checks_for(waits) == ["memory", "truth"]
+    turns = Turns(Capabilities(variants=frozenset()))
+    shown = {turns.checks_for(decodes)[-1] for _ in range(20)}
+    assert shown == {"history", "relabelled-pages", "repeated", "scaled-values"}
 
 
 @pytest.mark.parametrize(("problems", "lanes"), [(1, 1), (1, 4), (3, 8), (25, 2), (25, 3)])

@@ -198,6 +198,16 @@ def test_a_tree_reorders_no_block_that_a_neighbour_has() -> None:
     assert failing(paged_attention, "(q2 k16) (q1 k16) d16 b16 fp32 shared=16 mask=tree") == set()
 
 
+def test_chosen_keys_are_never_beyond_the_length_that_stands_beside_them() -> None:
+    @declares(capabilities_of(paged_latent_attention))
+    def asserts(batch: PagedBatch) -> None:
+        lengths = batch.seq_lens.repeat_interleave(batch.query_start_loc.diff().long())
+        assert batch.indices is None or bool((batch.indices < lengths.view(-1, 1, 1)).all())
+        paged_latent_attention(batch)
+
+    assert failing(asserts, SPARSE) == set()
+
+
 def test_each_law_is_needed() -> None:
     # Of each of these kernels only one of the laws says that it is wrong.
     tree, sparse = "(q6 k9) d16 b4 fp32 mask=tree seed=1", "(q1 k40) d48 rope=16 b4 topk=32 fp32"
