@@ -84,6 +84,11 @@ class _HostWrites(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._judge = judge
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Else torch imports its compiler, to keep that from compiling this: more than a second."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
