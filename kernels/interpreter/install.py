@@ -10,7 +10,7 @@ from typing import Final
 import triton.language as tl
 from triton.runtime import interpreter as ti
 
-from kernels.interpreter import arithmetic, language, launch, operations, releases
+from kernels.interpreter import arithmetic, language, launch, libdevice, operations, releases
 
 _CORRECTIONS: Final[Mapping[str, Callable[[], None]]] = {
     # What is wrong stock: see `arithmetic`.
@@ -24,6 +24,7 @@ _CORRECTIONS: Final[Mapping[str, Callable[[], None]]] = {
     "nan": partial(releases.drop_nan, ti.InterpreterBuilder),
     "bfloat16 constants": partial(releases.bfloat16_constants, ti.InterpreterBuilder),
     # What compiles and is not interpreted: see `language`.
+    "libdevice": partial(libdevice.interpret_libdevice, ti.InterpreterBuilder),
     "names": language.call_builtins_by_any_name,
     "and, or": partial(language.combine_blocks_elementwise, ti),
     "constexprs": partial(language.tell_constants, ti),

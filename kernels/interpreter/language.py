@@ -13,6 +13,8 @@ from typing import Any
 
 import triton.language as tl
 
+from kernels.interpreter import libdevice
+
 
 def call_builtins_by_any_name() -> None:
     """Let `exp2 = tl.exp2` at a module's top be called in a kernel, as it is where one compiles.
@@ -33,7 +35,8 @@ def call_builtins_by_any_name() -> None:
         return wrapper
 
     mended = wrapper_of(None).__code__
-    for owner in (tl, tl.core, tl.math, tl.core.tensor, tl.core.tensor_descriptor_base):
+    modules = (tl, tl.core, tl.math, *libdevice.LIBRARIES)
+    for owner in (*modules, tl.core.tensor, tl.core.tensor_descriptor_base):
         for member in vars(owner).values():
             if isinstance(member, FunctionType) and member.__code__ is stock:
                 member.__code__ = mended
