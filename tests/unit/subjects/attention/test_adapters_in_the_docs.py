@@ -9,7 +9,7 @@ from helpers.places import ROOT
 from reference.attention.contract import Capabilities
 
 PAGE = (ROOT / "docs" / "peers.md").read_text()
-ADAPTERS = re.findall(r"\n\n(    # (\w+)_decode\.py: .*?)\n\n(?! )", PAGE, re.DOTALL)
+ADAPTERS = re.findall(r"\n\n(    # (\w+)_decode\.py: .*?)\n\n(?![ \n])", PAGE, re.DOTALL)
 
 
 def test_there_are_three() -> None:
