@@ -30,6 +30,9 @@ from subjects.process import SubjectDied, SubjectProcess
 ALIGNED: Final = 64
 """Bytes: where torch's own tensors begin."""
 
+MOST_WORDS: Final = 1 << 16
+"""Characters of an answer: what is said of a call is some sentences."""
+
 LATE: Final = "wrote to the memory of a call after it had returned"
 """A finding: threads, or work that nobody waited for."""
 
@@ -203,6 +206,8 @@ class ApartKernel:
 
     def _answer(self, reply: dict[str, Any], wanted: str, *, late: bool) -> Any:
         if len(reply) != 1 or not reply.keys() <= {wanted, "raised", "no_room"}:
+            raise self._violated(reply)
+        if len(str(reply)) > MOST_WORDS:
             raise self._violated(reply)
         kind, said = next(iter(reply.items()))
         try:

@@ -6,6 +6,7 @@ again, so that an offset that wraps in 32 bits leads to a wrong number and not o
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import re
@@ -174,9 +175,13 @@ def keep_in_files() -> None:
 
 
 def memory_file() -> int:
-    """A new file in memory, which ends with its last descriptor."""
+    """A new file in memory, which ends with its last descriptor. On Linux nobody who has it can
+    make it smaller, which would kill whoever else reads it.
+    """
     if hasattr(os, "memfd_create"):
-        return os.memfd_create("pagedbench")
+        file = os.memfd_create("pagedbench", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
+        return file
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
 

@@ -1,5 +1,8 @@
 """A kernel that is judged from another process: it gets what it would get here, and no more."""
 
+import os
+import sys
+
 import pytest
 import torch
 
@@ -164,6 +167,29 @@ def test_a_batch_that_is_called_again_is_the_same_object_and_another_is_none_of_
         assert seen[3] is not seen[0]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="files are sealed on Linux only")
+def test_a_kernel_cannot_take_the_shared_file_away_from_its_judge():
+    def attend(batch):
+        os.ftruncate(apart._file, 0)
+
+    with apart_here(attend) as apart:
+        said = worker.answer(apart, {"check": "truth", "problem": SPECS[0]})
+    assert said["status"] == "failed"
+    assert "PermissionError" in said["findings"][0]
+
+
+def test_of_what_a_kernel_raises_the_beginning_is_said_with_its_line():
+    def attend(batch):
+        raise ValueError("no tile " + 1_000_000 * "z")
+
+    with apart_here(attend) as apart:
+        said = worker.answer(apart, {"check": "truth", "problem": SPECS[0]})
+    (finding,) = said["findings"]
+    assert len(finding) < 2100
+    assert finding.startswith("raised ValueError: no tile zzz")
+    assert "(1,000,008 characters) (at test_apart.py:" in finding
+
+
 def test_a_late_write_is_a_finding_though_the_answer_is_right():
     def attend(batch):
         paged_attention(batch)
@@ -205,6 +231,7 @@ def test_what_is_written_between_two_calls_on_a_batch_is_a_finding_too():
         {"seen": []},
         {"status": "passed", "findings": []},
         {"no_room": 3},
+        {"raised": 70_000 * "z"},
     ],
 )
 def test_an_answer_that_is_none_ends_the_check(reply, monkeypatch):
