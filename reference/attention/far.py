@@ -179,9 +179,9 @@ def memory_file() -> int:
     make it smaller, which would kill whoever else reads it.
     """
     if hasattr(os, "memfd_create"):
-        file = os.memfd_create("pagedbench", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
-        return file
+        shared = os.memfd_create("pagedbench", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        fcntl.fcntl(shared, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
+        return shared
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
 
