@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from forks import in_fork
 from torch import Tensor
+from triton.language.extra import libdevice
 from triton.runtime import interpreter as ti
 
 from kernels.interpreter import CORRECTIONS, install
@@ -331,6 +332,19 @@ def a_builtin_by_another_name() -> bool:
     out = torch.zeros(8)
     aliases_kernel[(1,)](out, STEPS=tl.constexpr(3), BLOCK=8)
     return same(out.numpy(), 2.0 ** np.arange(8, dtype=np.float32) + 3)
+
+
+@triton.jit
+def libdevice_kernel(out, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    tl.store(out + at, libdevice.tanh(at.to(tl.float32)))
+
+
+@shows("libdevice")
+def a_function_of_libdevice() -> bool:
+    out = torch.zeros(8)
+    libdevice_kernel[(1,)](out, BLOCK=8)
+    return same(out.numpy(), np.tanh(np.arange(8, dtype=np.float32)))
 
 
 @triton.jit
