@@ -7,6 +7,7 @@ most of its time on work whose result nobody uses. Upstream does not plan to sup
 `numbers`      bfloat16, float8 and tf32 as bits
 `arithmetic`   casts, elementwise operations, matrix products and reductions of these types
 `language`     builtins by other names, `and` of blocks, constants
+`libdevice`    functions of NVIDIA's and AMD's libraries
 `releases`     what earlier Triton releases get wrong
 `launch`       the cost of a launch and of a nested call
 `operations`   the cost of an operation; optional int32 overflow checks
