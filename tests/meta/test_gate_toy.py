@@ -1,9 +1,10 @@
 """The gate in a stranger's repository: eight commits, each ended as it should be, and named.
 
 Real kernels, a real compiler, real processes; `helpers.toy_repository` has what each commit does.
-A longer series of the unchanged one is made by hand: studies/gate_toy.py.
+What the gate says by the machine's own clock is tried by hand: studies/gate_toy.py.
 """
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from rich.console import Console
 
 from bench.command.project import read_project
 from bench.gate.contestant import Contestant
-from bench.gate.record import Design, GateRecord, TruthRecord
+from bench.gate.record import GateRecord, TruthRecord
 from bench.gate.report.annotations import workflow_commands
 from bench.gate.report.junit import junit
 from bench.gate.report.markdown import markdown
@@ -143,7 +144,34 @@ def test_a_build_that_fails_is_a_finding_about_head_alone(repository: Path) -> N
     shutil.rmtree(repository / ".pagedbench")
 
 
-@pytest.mark.slow
+# A clock of lines that Python runs, in the gate's workers: what differs by time then always does.
+LINES = """
+import sys, time
+
+lines = 0
+
+def count(frame, event, argument):
+    global lines
+    lines += event == "line"
+    return count
+
+def clock():
+    sys.settrace(count)
+    return lines * 1e-6
+
+if any("bench.gate.worker" in word for word in sys.orig_argv):
+    time.process_time = clock
+    time.perf_counter_ns = lambda: round(clock() * 1e9)
+"""
+
+
+@pytest.fixture
+def clock_of_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text(LINES)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+
+
+@pytest.mark.usefixtures("clock_of_lines")
 def test_work_that_no_counter_shows_is_found_by_time(repository: Path) -> None:
     record = gate(repository, "slower", "toy.pool")
     assert (record.verdict, record.exit_code) == ("fail", 1)
@@ -152,22 +180,11 @@ def test_work_that_no_counter_shows_is_found_by_time(repository: Path) -> None:
     assert truth(record).head.verdict == "right"
 
 
-# What is tried out is the way there; how often noise is taken for a change is studies/gate_toy.py.
-WIDE = Design(
-    alpha=0.25,
-    looks=(2,),
-    confirm_looks=(5,),
-    margin=0.3,
-    equivalence=0.6,
-    wall_margin=5.0,
-    quarantine_sd=1.0,
-)
-
-
-# Of a virtual clock it is asked in every run: tests/unit/bench/gate/test_engine.py.
+# Of a toy suite it is asked in every run: tests/unit/bench/gate/test_engine.py.
 @pytest.mark.long
+@pytest.mark.usefixtures("clock_of_lines")
 def test_unchanged_passes(repository: Path) -> None:
-    record = gate(repository, "unchanged", "torch_kernel", "toy.pool", design=WIDE)
+    record = gate(repository, "unchanged", "torch_kernel", "toy.pool")
     assert (record.verdict, record.exit_code) == ("pass", 0), record.reason
     assert {each.verdict for each in record.outputs} == {"equal"}
     assert {each.verdict for each in record.counters} == {"equal"}
