@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from helpers.traffic import AttentionBytes
 from kernels.launch import Tiles
 from kernels.shared_prefix import CascadeLaunch, PrefixGroups, SharedPrefix
-from kernels.traffic import AttentionBytes
 from reference.attention.contract import VARIANTS, Capabilities, PagedBatch
 from reference.attention.problem import AttentionProblem, Request
 from reference.attention.strategies import problems

@@ -8,10 +8,10 @@ from typing import Final
 from triton import next_power_of_2
 
 from helpers.mutants import CacheCall, Findings, Harness, Kernels
+from helpers.traffic import AttentionBytes, launched_bytes, needed_bytes
 from helpers.watched import WatchedOperations
 from kernels.interpreter.memory import MemoryReport, attention_roles, watch_memory
 from kernels.launch import Tiles, choose_launch
-from kernels.traffic import AttentionBytes, launched_bytes, needed_bytes
 from reference.attention.inputs import make_inputs
 from reference.attention.placement import place
 from reference.attention.problem import AttentionProblem, torch_dtype

@@ -18,6 +18,7 @@ from helpers.cascades import (
 from helpers.counted_bytes import moved
 from helpers.mutants import as_on_a_gpu, in_a_large_pool, programs_in_reverse
 from helpers.profiles import examples
+from helpers.traffic import needed_bytes
 from kernels import interpreter
 from kernels.attention import paged_attention
 from kernels.cascade import (
@@ -39,7 +40,6 @@ from kernels.shared_prefix import (
     choose_cascade,
     find_prefix_groups,
 )
-from kernels.traffic import needed_bytes
 from reference.attention.catalogue import LAWS, MEMORY, TRUTH
 from reference.attention.checks import judge, run_check
 from reference.attention.inputs import make_inputs

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from bench.check.watching import bytes_moved
 from helpers.profiles import examples
+from helpers.traffic import needed_bytes
 from kernels.interpreter.memory import watch_attention
 from kernels.latent_attention import paged_latent_attention
 from kernels.launch import Tiles
-from kernels.traffic import needed_bytes
 from paged.latent import paged_latent_attention as torch_latent_attention
 from reference.attention.catalogue import LAWS, MEMORY, TRUTH, applicable
 from reference.attention.checks import run_check

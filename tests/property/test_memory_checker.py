@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from helpers.counted_bytes import moved, of_watched
 from helpers.mutants import CacheCall, cache_calls
 from helpers.profiles import examples
+from helpers.traffic import launched_bytes, needed_bytes
 from helpers.watched import WatchedOperations
 from kernels import cache_ops
 from kernels.attention import paged_attention
 from kernels.interpreter.memory import attention_roles, watch_memory
 from kernels.launch import Tiles, choose_launch
-from kernels.traffic import launched_bytes, needed_bytes
 from reference.attention.inputs import make_inputs
 from reference.attention.placement import place
 from reference.attention.problem import AttentionProblem

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from helpers.traffic import launched_bytes
 from kernels.attention import CODECS_READ, batch_invariant_attention, paged_attention
 from kernels.interpreter.memory import watch_attention, watch_memory
 from kernels.interpreter.memory.roles import attention_roles
 from kernels.launch import choose_launch
-from kernels.traffic import launched_bytes
 from reference.attention.catalogue import CHECKS
 from reference.attention.checks import run_check
 from reference.attention.inputs import make_inputs

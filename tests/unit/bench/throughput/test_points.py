@@ -7,7 +7,7 @@ from bench.throughput.bars import bar_points
 from bench.throughput.points import Grid, Point, decode_requests
 from bench.throughput.tensors import copies_that_fit, make_samples
 from bench.throughput.worker import unwritten
-from kernels.traffic import needed_bytes
+from helpers.traffic import needed_bytes
 from paged.attention import paged_attention
 from reference.attention.layout import usual
 from reference.attention.problem import AttentionProblem, Request
