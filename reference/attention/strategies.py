@@ -46,6 +46,10 @@ _OFTEN: Final = st.sampled_from((False, False, True))
 _HALF: Final = st.booleans()
 """True about once in four, three and two draws, so that variants meet each other but not all at
 once."""
+LONG_CONTEXT: Final = 256
+"""Tokens from which every third context has a window of any length, as models have: up to 100 are
+drawn."""
+
 _WINDOWS: Final = st.none() | st.none() | st.integers(1, 100)
 _BATCHES: Final = st.sampled_from(("decode", "short", "mixed", "mixed"))
 _SPARE: Final = st.sampled_from((None, 0, None, 0, 1, 3))
@@ -205,6 +209,9 @@ def problems(
         )
     if capabilities.also or capabilities.codecs or capabilities.kind != "attention":
         problem = draw(additions(problem, capabilities))
+    placed = problem.chunk or problem.query_mask or problem.causal_each
+    if "window" in variants and problem.kind == "attention" and problem.causal and not placed:
+        problem = problem.replace(window=_window_of_a_model(problem))
     if far and problem.kind != "merge":
         problem = problem.replace(pool=max(far_pool(problem), problem.num_blocks))
     restricted = capabilities.never_together or capabilities.kind != "attention"
@@ -252,6 +259,20 @@ def _fills_no_tile(request: Request, block_size: int) -> Request:
     shorter = request.seq_len - block_size
     longer = request.seq_len + block_size
     return Request(request.query_len, shorter if shorter >= request.query_len else longer)
+
+
+def _window_of_a_model(problem: AttentionProblem) -> int | None:
+    """The window, of every third long context one of any length, and every third a multiple of
+    blocks or of a tile. Nothing is drawn for it: all else of a problem stays as it is.
+    """
+    window, longest = problem.window, problem.max_seq_len
+    chance = problem.seed + sum(request.seq_len for request in problem.requests)
+    if longest > LONG_CONTEXT and chance % 3 == 0:
+        window = 1 + 389 * chance % longest
+    if window is None:
+        return None
+    step = TILE if window > TILE else problem.block_size
+    return window - window % step if window % 3 == 0 and window > step else window
 
 
 def _small_blocks(able: frozenset[int] | None) -> list[int]:

@@ -18,7 +18,7 @@ from bench.check import worker
 from bench.check.children import JudgeProcess
 from bench.check.record import Failure, replay_command
 from bench.check.run import stream_lengths
-from bench.check.search import Turns, search, shrink
+from bench.check.search import Turns, drawn, search, shrink
 from bench.search import lanes as children
 from bench.search.lanes import HarnessError
 from bench.workloads.builtin import builtin_stream
@@ -91,6 +91,17 @@ def test_a_law_that_can_be_shown_with_something_new_comes_first():
     of_new = {law.name for law in LAWS if law.applies(AttentionProblem.parse(new))}
     first = [turns.checks_for(AttentionProblem.parse(new))[-1] for _ in of_new]
     assert set(first) == of_new
+
+
+def test_long_contexts_have_windows_as_models_have():
+    plain = {"dtypes": frozenset({"bf16"}), "kv_dtypes": frozenset(), "head_dims": frozenset({64})}
+    able = Capabilities(**plain)
+    lengths = [(900, 50), (450, 9)]
+    asked = plan(problems=60, max_len=1024, capabilities=able, lengths=lengths)
+    windows = {problem.window for problem in drawn(asked, 1) if problem.max_seq_len > 256} - {None}
+    # Beyond a byte, and multiples of a tile: a tile is then cut by no window.
+    assert any(window > 255 for window in windows)
+    assert any(window % 64 == 0 for window in windows)
 
 
 def test_what_no_law_can_show_is_held_to_memory_and_truth():
