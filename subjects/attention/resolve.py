@@ -32,13 +32,18 @@ BUILT_IN: Final = {
     "sdpa": BuiltIn(f"{PREFIX}subjects.attention.peers.sdpa:attention"),
     "flex": BuiltIn(f"{PREFIX}subjects.attention.peers.flex:attention"),
     "vllm-unified": BuiltIn(f"{PREFIX}subjects.attention.peers.vllm_unified:attention", "vllm"),
+    "vllm-diffkv": BuiltIn(f"{PREFIX}subjects.attention.peers.vllm_diffkv:attention", "vllm"),
     "vllm-mla": BuiltIn(f"{PREFIX}subjects.attention.peers.vllm_mla:attention", "vllm"),
+    "vllm-sparse": BuiltIn(f"{PREFIX}subjects.attention.peers.vllm_sparse:attention", "vllm"),
     "vllm-merge": BuiltIn(f"{PREFIX}subjects.attention.peers.vllm_merge:attention", "vllm"),
     "vllm-write": BuiltIn(f"{PREFIX}subjects.attention.peers.vllm_write:write", "vllm"),
     "sglang-decode": BuiltIn(f"{PREFIX}subjects.attention.peers.sglang_triton:decode", "sglang"),
     "sglang-mla": BuiltIn(f"{PREFIX}subjects.attention.peers.sglang_triton:latent", "sglang"),
     "sglang-extend": BuiltIn(f"{PREFIX}subjects.attention.peers.sglang_triton:extend", "sglang"),
     "sglang-merge": BuiltIn(f"{PREFIX}subjects.attention.peers.sglang_triton:merge", "sglang"),
+    "flashinfer-merge": BuiltIn(
+        f"{PREFIX}subjects.attention.peers.flashinfer_merge:attention", "flashinfer"
+    ),
     "vllm-cpu": BuiltIn(f"{PREFIX}subjects.attention.peers.vllm_cpu:attention", "vllm"),
     "flash-attn": BuiltIn(f"{PREFIX}subjects.attention.peers.flash_attn:attention"),
     "flash-attn-3": BuiltIn(f"{PREFIX}subjects.attention.peers.flash_attn_3:attention"),

@@ -14,9 +14,11 @@ from __future__ import annotations
 import inspect
 import os
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
 from reference.attention.codecs import views_of
 from reference.attention.contract import Capabilities, PagedBatch, capabilities_of, declares
@@ -62,7 +64,9 @@ def _prepare(device: str) -> None:
         known = replace(known, variants=known.variants - {"noncausal"})
     if "k_scale_cache" not in _takes:
         known = replace(known, codecs=frozenset())
-    elif load_int4_attention() is None:
+    if "qq_bias" not in _takes:
+        known = replace(known, also=known.also - {"query_mask"})
+    if "k_scale_cache" in _takes and load_int4_attention() is None:
         known = replace(known, codecs=known.codecs - {"int4-token-head"})
     vars(attention)["capabilities"] = known
 
@@ -75,13 +79,44 @@ def _prepare(device: str) -> None:
         variants=frozenset({"prefill", "noncausal", "window", "softcap", "alibi", "sinks"}),
         codecs=frozenset(MODES),
         never_together=frozenset({"codec=int4-token-head noncausal"}),
+        also=frozenset({"query_mask"}),
         declines=frozenset({"strides=table"}),
         promises=frozenset({"deterministic", "relabelling"}),
     )
 )
 def attention(batch: PagedBatch) -> None:
-    """Fill `batch.out`."""
-    launcher()(**arguments_of(batch))
+    """Fill `batch.out`. A mask is one for the whole call: each sequence then has a call."""
+    if batch.query_mask is None:
+        launcher()(**arguments_of(batch))
+        return
+    for index, rows in enumerate(pairwise(batch.query_start_loc.tolist())):
+        if rows[1] > rows[0]:
+            alone, seen = _sequence(batch, index, slice(*rows)), batch.query_mask[slice(*rows)]
+            bias = torch.zeros_like(seen, dtype=torch.float32).masked_fill_(~seen, -torch.inf)
+            bias = bias[:, : len(seen)].contiguous()
+            launcher()(**arguments_of(alone), qq_bias=bias)
+
+
+def _sequence(batch: PagedBatch, index: int, rows: slice) -> PagedBatch:
+    """The call for one sequence of a batch: views of the same tensors."""
+
+    def of(tensor: Tensor) -> Tensor:
+        return tensor[index : index + 1]
+
+    count = rows.stop - rows.start
+    starts = torch.tensor([0, count], dtype=torch.int32, device=batch.query.device)
+    return replace(
+        batch,
+        query=batch.query[rows],
+        out=batch.out[rows],
+        block_table=of(batch.block_table),
+        seq_lens=of(batch.seq_lens),
+        query_start_loc=starts,
+        causal=True,
+        query_mask=None,
+        max_query_len=count,
+        max_seq_len=int(batch.seq_lens[index]),
+    )
 
 
 def launcher() -> Any:
@@ -89,12 +124,15 @@ def launcher() -> Any:
     return _launcher
 
 
-def arguments_of(batch: PagedBatch) -> dict[str, Any]:
-    """What vLLM's backend gives it for a batch; the scratch memory is made here, once a step."""
+def arguments_of(batch: PagedBatch, takes: frozenset[str] | None = None) -> dict[str, Any]:
+    """Of what vLLM's backend gives a launcher for a batch, that which it takes (None: the unified
+    one); the scratch memory is made here, once a step.
+    """
     num_tokens, num_q_heads, head_dim = batch.query.shape
     device = batch.query.device
+    takes = _takes if takes is None else takes
     scratch = (num_tokens, num_q_heads, NUM_SEGMENTS)
-    padded = 1 << (head_dim - 1).bit_length()
+    padded = 1 << (batch.value_dim - 1).bit_length()
     # One scale for the whole tensor, shown to the kernel as one for each sequence and head.
     scales = (batch.seq_lens.shape[0], batch.num_kv_heads)
     k_scale, v_scale = (
@@ -137,4 +175,4 @@ def arguments_of(batch: PagedBatch) -> dict[str, Any]:
         "kv_quant_mode": mode,
         **of_codec,
     }
-    return {name: value for name, value in everything.items() if name in _takes}
+    return {name: value for name, value in everything.items() if name in takes}

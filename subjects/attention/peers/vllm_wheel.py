@@ -139,6 +139,37 @@ def load_int4_attention() -> ModuleType | None:
     return sys.modules[loaded]
 
 
+def load_diffkv_attention() -> ModuleType:
+    """Import vLLM's `triton_unified_attention_diffkv` likewise: values of another size."""
+    return _load_ops("triton_attention_helpers", "triton_unified_attention_diffkv")
+
+
+def load_sparse_utils() -> ModuleType:
+    """Import vLLM's `sparse_utils` for latent caches likewise, with its launcher of kernels."""
+    load_merge()  # for what all of these files need
+    absent: dict[str, tuple[str, ...]] = {
+        "vllm.config": ("VllmConfig",),
+        "vllm.distributed": ("get_dcp_group",),
+        "vllm.utils.math_utils": ("cdiv",),
+        "vllm.v1.kv_cache_interface": ("AttentionSpec",),
+        "vllm.v1.worker.block_table": ("get_block_table_width",),
+    }
+    for name, members in absent.items():
+        module = sys.modules.setdefault(name, ModuleType(name))
+        vars(module).update(dict.fromkeys(members, object))
+    vars(sys.modules["vllm.triton_utils"])["HAS_TRITON"] = True
+    warmup = "vllm.model_executor.warmup"
+    for name in (warmup, "vllm.v1.worker"):
+        sys.modules.setdefault(name, ModuleType(name))
+    for file in ("jit_warmup", "jit_warmup_triton_helper"):
+        path = root() / "model_executor" / "warmup" / f"{file}.py"
+        if path.is_file():
+            _run(f"{warmup}.{file}", path)
+    name = "vllm.v1.attention.backends.mla.sparse_utils"
+    _run(name, root().joinpath(*name.split(".")[1:]).with_suffix(".py"))
+    return sys.modules[name]
+
+
 def load_decode_attention() -> ModuleType:
     """Import vLLM's `triton_decode_attention` likewise: decode over keys and values, or latent."""
     return _load_ops("triton_decode_attention")

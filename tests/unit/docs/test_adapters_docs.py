@@ -1,0 +1,28 @@
+"""The adapters of docs/adapters.md are short, compile, and each is a kernel of the contract."""
+
+import ast
+import re
+
+import pytest
+
+from helpers.places import ROOT
+
+PAGE = (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8")
+ADAPTERS = re.findall(r"^## (\w+)\n.*?^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def test_there_is_one_for_each_that_has_no_wheel():
+    assert [name for name, _ in ADAPTERS] == ["LMDeploy", "lightllm", "aiter"]
+
+
+@pytest.mark.parametrize(("name", "code"), ADAPTERS)
+def test_an_adapter_is_short_and_a_kernel(name, code):
+    assert len([line for line in code.splitlines() if line.strip()]) < 25
+    compile(code, name, "exec")
+    kernel = ast.parse(code).body[-1]
+    assert isinstance(kernel, ast.FunctionDef)
+    (declared,) = kernel.decorator_list
+    given = ast.unparse(declared)
+    namespace: dict[str, object] = {}
+    exec("from pagedbench import Capabilities, declares\nmade = " + given, namespace)
+    assert [each.arg for each in kernel.args.args] == ["batch"]
