@@ -2,6 +2,7 @@
 
 import ast
 import re
+from textwrap import dedent
 
 import pytest
 
@@ -9,7 +10,8 @@ from helpers.places import ROOT
 from pagedbench import Capabilities, declares
 
 PAGE = (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8")
-ADAPTERS = re.findall(r"^## (\w+)\n.*?^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^## (\w+)\n.*?\n\n((?: {4}.*\n|\n)+)", re.MULTILINE | re.DOTALL)
+ADAPTERS = [(name, dedent(code)) for name, code in BLOCK.findall(PAGE)]
 
 
 def test_there_is_one_for_each_that_has_no_wheel():

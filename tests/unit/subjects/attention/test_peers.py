@@ -224,7 +224,11 @@ RIGHT = (
         "(q3 k9) (q1 k0) h2 d80 b16 bf16 codec=int8-token-head write layout=packed",
         Status.PASSED,
     ),
-    ("vllm-write", "(q3 k9) h2 d80 b16 bf16 codec=int4-token-head write", Status.PASSED),
+    (
+        "vllm-write",
+        "(q3 k9) h2 d80 b16 bf16 codec=int4-token-head write layout=packed",
+        Status.PASSED,
+    ),
     ("vllm-diffkv", "(q2 k9) (q1 k40) (q1 k0) g4 d80 dv=48 b16 fp16", Status.PASSED),
     ("vllm-unified", "(q4 k20) g4 d32 b16 fp16 mask=tree", Status.PASSED),
     ("vllm-sparse", "(q5 k40) (q0 k4) g16 d576 rope=64 b16 fp16 topk=20", Status.NOT_RUN),
