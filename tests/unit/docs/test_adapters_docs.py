@@ -10,8 +10,9 @@ from helpers.places import ROOT
 from pagedbench import Capabilities, declares
 
 PAGE = (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8")
-BLOCK = re.compile(r"^## (\w+)\n.*?\n\n((?: {4}.*\n|\n)+)", re.MULTILINE | re.DOTALL)
-ADAPTERS = [(name, dedent(code)) for name, code in BLOCK.findall(PAGE)]
+SECTIONS = [each.split("\n", 1) for each in PAGE.split("\n## ")[1:]]
+CODE = re.compile(r"^(?: {4}.*\n|\n)+", re.MULTILINE)
+ADAPTERS = [(name, dedent(max(CODE.findall(text), key=len))) for name, text in SECTIONS]
 
 
 def test_there_is_one_for_each_that_has_no_wheel():
