@@ -16,12 +16,15 @@ def test_release_is_built_from_every_fragment(tmp_path) -> None:
     for name in ("pyproject.toml", "CHANGELOG.md"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "changelog.d", tmp_path / "changelog.d")
+    # Behind a release there is none of the project's own.
+    (tmp_path / "changelog.d" / "+made-up.added.md").write_text("Something new.\n")
     asked = ["build", "--yes", "--version", "9.8.7", "--date", "2026-01-02", "--dir", str(tmp_path)]
     run = testing.CliRunner().invoke(shell.cli, asked)
     assert run.exit_code == 0, run.output
     built = (tmp_path / "CHANGELOG.md").read_text()
     assert "## 9.8.7 (2026-01-02)\n\n### " in built
     said = " ".join(built.split())
+    assert "- Something new." in built
     for fragment in FRAGMENTS:
         assert " ".join(fragment.read_text().split()) in said, fragment.name
     assert [each.name for each in (tmp_path / "changelog.d").iterdir()] == ["README.md"]
