@@ -5,13 +5,16 @@ A row is one (token, head). Its allowance is
     (OUTPUT[dtype] * u(dtype) + u(fp32) * (SCORE * score_bound + ACCUMULATE * sqrt(keys)))
         * max |truth of the row|
     + keys * 2^-126 * max |v| + the smallest subnormal of the working type
+    + u(dtype) * max |v|, of a cache in a codec
 
 where u is the unit round-off, half the distance from 1 to the next number. The first term is what
 rounding the output and the softmax weights to the working type costs: both errors are proportional
 to the largest magnitude of the row and do not grow with the context, because the weights sum to
 one. The others are float32's: what a logit loses moves a weight by the same *relative* amount, and
 a sum over keys loses in proportion to the root of their number. They matter where the working type
-is float32, the logits are far from zero or the context is very long.
+is float32, the logits are far from zero or the context is very long. The last is what rounding a
+code times its scale to the working type, as matrix units want it, moves a weighted mean at most;
+values that cancel in it are larger than the row.
 
 The log-sum-exp never leaves float32: `LSE * u(fp32) * (1 + score_bound + |lse|)`.
 
@@ -75,7 +78,8 @@ def out_allowance(problem: AttentionProblem, truth: Truth) -> Tensor:
     # few bits left or, on a GPU that flushes them, none.
     largest = truth.out.abs().amax(-1) if truth.magnitude is None else truth.magnitude
     flushed = torch.finfo(torch.float32).smallest_normal * truth.keys.unsqueeze(1)
-    return relative * largest + flushed * truth.value_bound + smallest_step(problem)
+    decoded = UNIT_ROUNDOFF[problem.dtype] if problem.codec else 0.0
+    return relative * largest + (flushed + decoded) * truth.value_bound + smallest_step(problem)
 
 
 def smallest_step(problem: AttentionProblem) -> float:

@@ -325,3 +325,12 @@ def test_power_of_another_tolerance_is_another(
     monkeypatch.setitem(tolerance.OUTPUT, "bf16", output)
     monkeypatch.setattr(tolerance, "LSE", lse)
     assert power(lengths=(500,), seeds=1)[row]["bf16"] == killed
+
+
+def test_a_codec_may_be_rounded_to_the_working_type_once_more() -> None:
+    """Codes times scales are rounded where a matrix unit takes them, and values may cancel."""
+    problem = AttentionProblem.parse("(q1 k33) g2 d64 b16 fp16 codec=int4-token-head seed=1")
+    truth = attend(make_inputs(problem))
+    plain = out_allowance(problem.replace(codec=""), truth)
+    more = out_allowance(problem, truth) - plain
+    torch.testing.assert_close(more, (2**-11 * truth.value_bound).expand_as(more))
