@@ -788,7 +788,7 @@ def test_judge_reports_memory_and_answer_together() -> None:
     assert wrong.startswith("out[token 1, head 1] is ")
 
 
-@declares(Capabilities(variants=frozenset({"prefill"})))
+@declares(Capabilities(variants=frozenset({"prefill", "lse"})))
 def lets_nan_through(batch: PagedBatch) -> None:
     """A weight of 0 for each slot that nobody owns, and not left out."""
     paged_attention(batch)
