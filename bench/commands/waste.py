@@ -95,8 +95,8 @@ def waste(
     trace: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Request trace, plain or gzip: Azure, ShareGPT lengths, Mooncake, BurstGPT, "
-            "Qwen-Bailian. May be repeated.",
+            help="Request trace, plain or gzip: a public one, a log with the lengths of prompts "
+            "and outputs, a benchmark's result, block events. May be repeated.",
             metavar="FILE",
         ),
     ] = None,
@@ -104,7 +104,7 @@ def waste(
         str | None,
         typer.Option(
             help="Columns of the traces whose names are not known, as prompt=in,output=out,time=t; "
-            "time_ms for milliseconds.",
+            "time_ms for milliseconds, tenant, and session for conversations.",
             metavar="MAP",
         ),
     ] = None,

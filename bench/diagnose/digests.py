@@ -1,7 +1,6 @@
 """Block events without their content: equal blocks stay equal, and nobody reads what they held.
 
-Two wire forms are known, of vLLM and of SGLang: objects with a `type`, and arrays that begin with
-it (vLLM before 0.23, SGLang at first). Token ids, cache salts and names of adapters and sessions
+Token ids, cache salts and names of adapters and sessions
 are customers' data: of each only a digest is kept. The key of the digests is drawn anew each time
 and written nowhere, so that no guess can be tried against them; digests of two recordings cannot be
 compared.
@@ -14,25 +13,7 @@ from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any, Final
 
-_STORED: Final = (
-    "block_hashes",
-    "parent_block_hash",
-    "token_ids",
-    "block_size",
-    "lora_id",
-    "medium",
-    "lora_name",
-    "extra_keys",
-    "group_idx",
-    "kv_cache_spec_kind",
-    "kv_cache_spec_sliding_window",
-)
-_POSITIONS: Final = {
-    "BlockStored": _STORED,
-    "BlockRemoved": ("block_hashes", "medium", "group_idx"),
-    "AllBlocksCleared": (),
-}
-"""Fields of an array, in the order in which releases added them."""
+from bench.workloads.block_events import listed, named_event
 
 _PLAIN: Final = (
     "block_size",
@@ -64,14 +45,14 @@ class Digests:
 
         Raises ValueError: it is no block event.
         """
-        named = _named(raw)
+        named = named_event(raw)
         event = {key: named[key] for key in ("type", *_PLAIN) if named.get(key) is not None}
         size = event.get("block_size", 1)
         if not set(map(type, event.values())) <= {str, int} or type(size) is not int or size < 1:
             raise ValueError("its fields are not what they should be")
         if event["type"] == "AllBlocksCleared":
             return event
-        hashes = _listed(named, "block_hashes")
+        hashes = listed(named, "block_hashes")
         self._done |= "content" in named
         if self._done:
             kept = ("block_hashes", "parent_block_hash", "content", "extra_keys", "session")
@@ -82,7 +63,7 @@ class Digests:
         parent = named.get("parent_block_hash")
         event["parent_block_hash"] = None if parent is None else self.of(parent)
         if "token_ids" in named:
-            tokens = _listed(named, "token_ids")
+            tokens = listed(named, "token_ids")
             if "block_size" not in event:
                 raise ValueError("it has no block_size")
             event["num_tokens"] = len(tokens)
@@ -103,44 +84,3 @@ class Digests:
         if any(each is not None for each in others):
             return [self.of(others)] * blocks
         return None
-
-
-def batch_of(raw: object) -> tuple[float, list[object], int | None]:
-    """Take a batch apart: its time, its events, the data-parallel rank where it says one.
-
-    Raises ValueError: it is no batch.
-    """
-    if isinstance(raw, Mapping):
-        rank = raw.get("data_parallel_rank", raw.get("attn_dp_rank", raw.get("dp_rank")))
-        parts: list[object] = [raw.get("ts"), raw.get("events"), rank]
-    elif isinstance(raw, list) and len(raw) >= 2:
-        parts = [*raw[:3], None][:3]
-    else:
-        raise ValueError("it is no batch of events")
-    time_s, events, rank = parts
-    if isinstance(time_s, bool) or not isinstance(time_s, int | float):
-        raise ValueError("it has no time")
-    if not isinstance(events, list):
-        raise ValueError("it has no events")
-    return float(time_s), events, rank if type(rank) is int else None
-
-
-def _named(raw: object) -> dict[str, Any]:
-    """Turn an event of either form into one with names. Raises ValueError."""
-    named: dict[str, Any] = {}
-    if isinstance(raw, Mapping):
-        named = dict(raw)
-    elif isinstance(raw, list) and raw:
-        kind, *values = raw
-        fields = _POSITIONS.get(kind, ()) if isinstance(kind, str) else ()
-        named = {"type": kind} | dict(zip(fields, values, strict=False))
-    if not isinstance(named.get("type"), str) or named["type"] not in _POSITIONS:
-        raise ValueError("it is no block event")
-    return named
-
-
-def _listed(named: Mapping[str, Any], field: str) -> list[Any]:
-    value = named.get(field)
-    if not isinstance(value, list):
-        raise ValueError(f"its {field} are no list")
-    return value

@@ -10,7 +10,8 @@ import time
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
-from bench.diagnose.digests import Digests, batch_of
+from bench.diagnose.digests import Digests
+from bench.workloads.block_events import batch_of
 from reference.errors import BadInput
 
 if TYPE_CHECKING:

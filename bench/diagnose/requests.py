@@ -46,11 +46,3 @@ def observed(path: Path, what: str, rows: Sequence[Row], notes: Sequence[str] = 
         sources=(Source(str(path), what, start, end, len(rows)),),
         notes=tuple(notes),
     )
-
-
-def unix_s(number: float) -> float:
-    """Seconds of a time that may be in milli-, micro- or nanoseconds, as its size tells."""
-    for factor in (1e9, 1e6, 1e3):
-        if number >= 1e8 * factor:
-            return number / factor
-    return number

@@ -260,8 +260,10 @@ def read_columns(text: str | None) -> tuple[tuple[str, str], ...]:
                 f"prompt=in_tokens,output=out_tokens,time=arrived"
             )
         found[role] = column
-    if found and not {"prompt", "output"} <= set(found):
-        raise BadInput(f"--columns {text}: name the columns of both prompt and output")
+    if len({"prompt", "output"} & set(found)) == 1:
+        raise BadInput(
+            f"--columns {text}: name the columns of both prompt and output, or of neither"
+        )
     return tuple(found.items())
 
 

@@ -14,19 +14,26 @@ from bench.workloads.trace_lines import Line, cells_of, shown
 ALIASES: Final = {
     "prompt": (
         "prompt_tokens input_length input_tokens input_toks input_len prompt_len prompt_length "
-        "context_tokens num_prefill_tokens request_tokens prompt num_prompt_tokens"
+        "context_tokens num_prefill_tokens request_tokens prompt num_prompt_tokens prompt_size"
     ),
     "output": (
         "output_tokens output_length output_toks output_len completion_tokens generated_tokens "
-        "num_decode_tokens response_tokens output num_output_tokens"
+        "num_decode_tokens response_tokens output num_output_tokens token_size"
     ),
-    "time": "timestamp arrived_at arrival_time arrival arrival_s time start_time created",
+    "time": (
+        "arrived_at arrival_time arrival arrival_s arrival_timestamp received_at request_time "
+        "timestamp ts time start_time started_at created created_at"
+    ),
     "tenant": "tenant tenant_id tenant_name user_id client_id customer customer_id",
 }
-"""What a column may be called, whatever its letters' size and what stands between its words."""
+"""What a column may be called, whatever its letters' size and what stands between its words. Of
+several times and tenants the one that stands first here is meant."""
 
-ROLES: Final = (*ALIASES, "time_ms")
-"""What --columns maps; `time_ms` is a time in milliseconds."""
+_IN_MS: Final = "time_ms timestamp_ms arrival_ms arrival_time_ms arrived_at_ms start_time_ms"
+
+ROLES: Final = (*ALIASES, "time_ms", "session")
+"""What --columns maps; `time_ms` is a time in milliseconds. A session is never guessed: it says
+that each prompt begins with its last prompt and output."""
 
 _WHOLE: Final = re.compile(r"[0-9]{1,10}(?:\.0*)?")
 
@@ -36,24 +43,32 @@ def plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-_KNOWN: Final = {
-    plain(alias): role for role, aliases in ALIASES.items() for alias in aliases.split()
+_RANKS: Final = {
+    plain(alias): (rank, role)
+    for role, aliases in {**ALIASES, "time_ms": _IN_MS}.items()
+    for rank, alias in enumerate(aliases.split())
 }
 
 
 def roles_of(names: list[str], given: Mapping[str, str] | None) -> dict[str, str] | None:
-    """Column by role; None where prompt or output has none, or two could be meant."""
+    """Column by role; None where prompt or output has none, or two could be meant.
+
+    What is `given` is all that is read where it has the lengths; else others are known by name.
+    """
     found: dict[str, str] = {}
     if given is not None:
         found = {role: column for role, column in given.items() if column in names}
-        return found if len(found) == len(given) and {"prompt", "output"} <= set(found) else None
-    for name in names:
-        role = _KNOWN.get(plain(name))
-        if role is None or found.get(role) == name:
-            continue
-        if role in found:
+        if len(found) < len(given):
             return None
-        found[role] = name
+        if {"prompt", "output"} <= set(found):
+            return found
+    known = sorted(_RANKS[plain(name)] + (name,) for name in names if plain(name) in _RANKS)
+    for _, role, name in known:
+        if role == "time" and "time_ms" in (given or ()):
+            continue
+        if role in ("prompt", "output") and found.get(role, name) != name:
+            return None
+        found.setdefault(role, name)
     return found if {"prompt", "output"} <= set(found) else None
 
 
@@ -65,7 +80,15 @@ def names_of(first: Line) -> list[str]:
         record = json.loads(first.text)
     except (ValueError, RecursionError):
         return []
-    return [name for name in record if isinstance(name, str)] if isinstance(record, dict) else []
+    if not isinstance(record, dict):
+        return []
+    # A log may hold the prompt itself beside its length.
+    return [name for name, value in record.items() if not _is_text(name, value)]
+
+
+def _is_text(name: str, value: Any) -> bool:
+    _, role = _RANKS.get(plain(name), (0, ""))
+    return isinstance(value, str) and role in ("prompt", "output") and whole(value) is None
 
 
 def records(first: Line, lines: Iterator[Line]) -> Iterator[tuple[Line, dict[str, Any]]]:
@@ -123,3 +146,11 @@ def moment_s(value: Any) -> float | None:
     except ValueError:
         return None
     return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
+
+
+def unix_s(number: float) -> float:
+    """Seconds of a time that may be in milli-, micro- or nanoseconds, as its size tells."""
+    for factor in (1e9, 1e6, 1e3):
+        if number >= 1e8 * factor:
+            return number / factor
+    return number

@@ -9,19 +9,28 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from hashlib import blake2b
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Final, NamedTuple
 
-from bench.workloads.stream import MAX_TOKENS
-from bench.workloads.trace_columns import moment_s, names_of, records, roles_of, whole
-from bench.workloads.trace_lines import Line, cells_of, shown
+from bench.workloads.block_events import block_id, block_size_of, stored_requests
+from bench.workloads.stream import CHUNK_REQUESTS, MAX_TOKENS
+from bench.workloads.trace_columns import moment_s, names_of, records, roles_of, unix_s, whole
+from bench.workloads.trace_lines import Line, TraceError, cells_of, shown
 
 MOONCAKE_PREFIX_TOKENS: Final = 512
 """Tokens that one `hash_ids` entry of a Mooncake trace stands for."""
 
 QWEN_PREFIX_TOKENS: Final = 16
 """Tokens that one `hash_ids` entry of a Qwen-Bailian trace stands for."""
+
+SESSION_PREFIX_TOKENS: Final = 16
+"""Tokens of a prefix block where sessions say which prompts begin alike."""
+
+ROWS_ASKED: Final = 1000
+"""Rows of a Mooncake trace that say how many tokens its blocks have."""
+
+_ID_BITS: Final = 26
+"""Of a block's number in its conversation: a prompt has at most 2^30 tokens."""
 
 MAX_SECONDS: Final = 2**33
 """Latest time in a column of seconds; in nanoseconds it fits int64."""
@@ -54,12 +63,17 @@ class Format:
 
 def detect(first: Line) -> str:
     """Name the format by its first line; one known column is enough to tell a header."""
+    if block_size_of(first) is not None:
+        return "events"
     if first.text.startswith("{"):
         if _QWEN_KEY in first.text:
             return "qwen"
         names = names_of(first)
-        other = not set(_JSON_COLUMNS) <= set(names) and roles_of(names, None) is not None
-        return "columns" if other else "mooncake"
+        if set(_JSON_COLUMNS) <= set(names):
+            return "mooncake"
+        if roles_of(names, None) is not None:
+            return "columns"
+        raise first.error(found=shown(first.text), expected=known_formats())
     header = cells_of(first)
     for name in ("azure", "sharegpt", "burstgpt"):
         if set(FORMATS[name].columns) <= set(header):
@@ -78,7 +92,8 @@ def known_formats() -> str:
     headers = " or ".join(f"{columns[name]} ({name})" for name in ("azure", "sharegpt", "burstgpt"))
     return (
         f"a header with {headers}, or on every line a JSON object with {columns['mooncake']} "
-        f"(mooncake), and {_QWEN_KEY} beside them (qwen)"
+        f"(mooncake), and {_QWEN_KEY} beside them (qwen), or the lengths of prompt and output "
+        f"under other names, which --columns prompt=..,output=.. tells"
     )
 
 
@@ -217,22 +232,94 @@ def by_columns(
         raise first.error(
             found=f"the columns {shown(', '.join(names))}", expected=f"{asked} among them"
         )
-    clock = _Clock()
-    scale = 0.001 if "time_ms" in roles else 1.0
+    return _in_order(first.path, _by_roles(first, lines, roles))
+
+
+def _by_roles(
+    first: Line, lines: Iterator[Line], roles: Mapping[str, str]
+) -> Iterator[tuple[int, Row]]:
+    """Yield the rows with their lines' numbers, as they stand and in seconds of any clock."""
     time = roles.get("time", roles.get("time_ms"))
-    for line, record in records(first, lines):
-        lengths = []
-        for role in ("prompt", "output"):
-            said = record.get(roles[role])
-            lengths.append(_checked_tokens(line, roles[role], said, whole(said)))
+    in_ms = "time" not in roles
+    conversations = _Conversations()
+    for number, (line, record) in enumerate(records(first, lines)):
+        said = [record.get(roles[role]) for role in ("prompt", "output")]
+        if not any(each not in (None, "") for each in said):
+            said = [0, 0]  # a call that failed: it generated nothing
+        prompt, output = (
+            _checked_tokens(line, roles[role], value, whole(value))
+            for role, value in zip(("prompt", "output"), said, strict=True)
+        )
         arrival_s = None
         if time is not None:
-            said = record.get(time)
-            seconds = moment_s(said)
-            seconds = math.inf if seconds is None else seconds * scale
-            arrival_s = clock.since_start(line, said, _checked_seconds(line, time, said, seconds))
+            moment = record.get(time)
+            if number == 0:
+                in_ms |= type(moment) is int and set(_JSON_COLUMNS[:3]) <= record.keys()
+            seconds = moment_s(moment)
+            seconds = math.inf if seconds is None else seconds
+            seconds = seconds / 1000 if in_ms else unix_s(seconds)
+            arrival_s = _checked_seconds(line, time, moment, seconds)
+        ids = None
+        if "session" in roles:
+            ids = conversations.prefix_ids(record.get(roles["session"]), prompt, output)
         tenant = str(record.get(roles["tenant"])) if "tenant" in roles else None
-        yield Row(lengths[0], lengths[1], arrival_s, tenant=tenant)
+        yield line.number, Row(prompt, output, arrival_s, ids, tenant)
+
+
+class _Conversations:
+    """Prefix blocks of prompts that begin with their session's last prompt and output.
+
+    One that is too short for them begins a conversation of its own, as in `turns=first`.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, tuple[int, int]] = {}
+        self._begun = 0
+
+    def prefix_ids(self, session: object, prompt: int, output: int) -> list[int]:
+        known, held = self._held.get(str(session), (None, 0))
+        if known is None or prompt < held or session in (None, ""):
+            known = self._begun
+            self._begun += 1
+        self._held[str(session)] = known, prompt + output
+        first = known << _ID_BITS
+        return list(range(first, first + -(-prompt // SESSION_PREFIX_TOKENS)))
+
+
+def _in_order(path: str, rows: Iterator[tuple[int, Row]]) -> Iterator[Row]:
+    """Sort rows by time, as far as a log that is written when requests end has them out of order.
+
+    Times then count from the first of them.
+    """
+    held: list[tuple[int, Row]] = []
+    start_s, last_s = None, -math.inf
+    more = True
+    while more or held:
+        fresh = list(islice(rows, CHUNK_REQUESTS)) if more else []
+        more = len(fresh) == CHUNK_REQUESTS
+        held += fresh
+        if held and held[0][1].arrival_s is None:
+            yield from (row for _, row in held)
+            held = []
+            continue
+        held.sort(key=_arrival)
+        ready, held = (held[:-CHUNK_REQUESTS], held[-CHUNK_REQUESTS:]) if more else (held, [])
+        for number, row in ready:
+            arrival_s = row.arrival_s or 0.0
+            if arrival_s < last_s:
+                raise TraceError(
+                    path,
+                    number,
+                    f"a time {last_s - arrival_s:g} s before that of a row far above it",
+                    f"requests that are at most {CHUNK_REQUESTS:,} rows out of order",
+                )
+            start_s = arrival_s if start_s is None else start_s
+            last_s = arrival_s
+            yield row._replace(arrival_s=arrival_s - start_s)
+
+
+def _arrival(numbered: tuple[int, Row]) -> float:
+    return numbered[1].arrival_s or 0.0
 
 
 def has_times(first: Line, given: Mapping[str, str] | None = None) -> bool:
@@ -253,9 +340,13 @@ def ignored_columns(first: Line, given: Mapping[str, str] | None = None) -> list
 
 
 def _mooncake(first: Line, lines: Iterator[Line]) -> Iterator[Row]:
+    size, head = mooncake_block(first, lines)
+    return _of_mooncake(chain(head, lines), size)
+
+
+def _of_mooncake(lines: Iterator[Line], size: int) -> Iterator[Row]:
     clock = _Clock(lambda elapsed_ms: elapsed_ms / 1000)
-    size = mooncake_block(first)
-    for line in chain([first], lines):
+    for line in lines:
         time_ms, prompt, output, ids = _json_fields(line)
         if type(time_ms) is not int or not 0 <= time_ms < 2**63:
             raise line.error(
@@ -271,21 +362,43 @@ def _mooncake(first: Line, lines: Iterator[Line]) -> Iterator[Row]:
         yield Row(prompt, output, arrival_s, ids)
 
 
-def mooncake_block(first: Line) -> int:
-    """Tokens of a prefix block, as the first row's lengths say: 512, or the power of two that fits.
+def mooncake_block(
+    first: Line, lines: Iterator[Line], *, asked: int = ROWS_ASKED
+) -> tuple[int, list[Line]]:
+    """Tokens of a prefix block, as the lengths say, and the lines that were read for it.
 
-    Raises TraceError: none does.
+    `n` ids of a prompt of `p` tokens leave the sizes from `p / n` to below `p / (n - 1)`. Of those
+    that the rows `asked` leave it is 512, a power of two, a multiple of 16, or the smallest.
+
+    Raises TraceError: the first row leaves none.
     """
-    _, prompt, _, ids = _json_fields(first)
-    sizes = [MOONCAKE_PREFIX_TOKENS, *(1 << bits for bits in range(13))]
-    for size in sizes:
-        if len(ids) == -(-prompt // size):
-            return size
-    raise first.error(
-        found=f"{len(ids)} hash_ids",
-        expected=f"{-(-prompt // MOONCAKE_PREFIX_TOKENS)}, one for each {MOONCAKE_PREFIX_TOKENS} "
-        f"tokens of the {prompt}, or for each of another power of two up to 4,096",
-    )
+    least, most = 1, _LARGEST_PREFIX_BLOCK
+    head: list[Line] = []
+    for line in chain([first], islice(lines, asked - 1)):
+        head.append(line)
+        try:
+            _, prompt, _, ids = _json_fields(line)
+        except TraceError:
+            if line is first:
+                raise
+            break  # read as any other when its turn comes
+        if ids:
+            low = max(least, -(-prompt // len(ids)))
+            high = min(most, (prompt - 1) // (len(ids) - 1) if len(ids) > 1 else most)
+            if low > high and line is not first:
+                break
+            least, most = low, high
+        if least > most or len(ids) > prompt or (prompt and not ids):
+            raise first.error(
+                found=f"{len(ids)} hash_ids",
+                expected=f"{-(-prompt // MOONCAKE_PREFIX_TOKENS)}, one for each "
+                f"{MOONCAKE_PREFIX_TOKENS} of the {prompt} tokens, or for each of another number "
+                f"up to {_LARGEST_PREFIX_BLOCK:,}",
+            )
+        if least == most:
+            break
+    wanted = MOONCAKE_PREFIX_TOKENS, *(1 << bits for bits in range(13)), -(-least // 16) * 16
+    return next((size for size in wanted if least <= size <= most), least), head
 
 
 def _qwen(first: Line, lines: Iterator[Line]) -> Iterator[Row]:
@@ -304,6 +417,19 @@ def _qwen(first: Line, lines: Iterator[Line]) -> Iterator[Row]:
         yield Row(prompt, output, arrival_s, ids)
 
 
+def _events(first: Line, lines: Iterator[Line]) -> Iterator[Row]:
+    size = block_size_of(first) or 1
+    clock = _Clock()
+    for request in stored_requests(first, lines):
+        blocks = len(request.ids) - request.output_blocks
+        yield Row(
+            _checked_tokens(first, "tokens of a prompt", blocks * size, blocks * size),
+            max(1, request.output_blocks * size),
+            clock.since_start(first, request.begun_s, request.begun_s),
+            request.ids[:blocks],
+        )
+
+
 def _json_fields(line: Line) -> tuple[Any, int, int, list[int]]:
     columns = FORMATS["mooncake"].columns
     try:
@@ -319,7 +445,7 @@ def _json_fields(line: Line) -> tuple[Any, int, int, list[int]]:
     stamp, prompt, output, ids = (record[column] for column in columns)
     prompt = _checked_tokens(line, "input_length", prompt, prompt)
     if isinstance(ids, list) and ids and set(map(type, ids)) == {str}:
-        ids = [int.from_bytes(blake2b(each.encode(), digest_size=7).digest()) for each in ids]
+        ids = [block_id(each) for each in ids]
     if not isinstance(ids, list) or not set(map(type, ids)) <= {int}:
         raise line.error(
             found=f"hash_ids = {shown(ids)}", expected="a list of integers, or one of strings"
@@ -336,6 +462,7 @@ def _json_fields(line: Line) -> tuple[Any, int, int, list[int]]:
     return stamp, prompt, _checked_tokens(line, "output_length", output, output), ids
 
 
+_LARGEST_PREFIX_BLOCK: Final = 4096
 _TIME_COLUMN: Final = "arrived_at"
 _TOTAL_COLUMN: Final = "num_total_tokens"
 _QWEN_KEY: Final = "chat_id"
@@ -356,5 +483,6 @@ FORMATS: Final = {
         partial(_timed, name="burstgpt", moment=_seconds),
     ),
     "qwen": Format(_JSON_COLUMNS, _qwen, tokens_per_block=QWEN_PREFIX_TOKENS),
+    "events": Format(("ts", "events"), _events),
     "columns": Format(("prompt", "output"), by_columns, timed=has_times),
 }

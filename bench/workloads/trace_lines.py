@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import zlib
 from collections.abc import Generator
@@ -14,6 +15,10 @@ _GZIP_MAGIC: Final = b"\x1f\x8b"
 MAX_LINE_BYTES: Final = 2**20
 """Longest line that is read. A request of a million tokens with an id for each 16 of them takes
 half of it; without a bound a file that is no trace is read until memory ends."""
+
+MAX_DOCUMENT_BYTES: Final = 2**25
+"""Longest line, and most bytes of all lines of a document, in a file of JSON: a benchmark's result
+has every request on one line, with its text, and an hour of scrapes has 5 MB."""
 
 MAX_EXPANSION: Final = 200
 """Bytes that gzip data may unpack to, for each of its own, once `FREE_BYTES` are unpacked.
@@ -47,6 +52,8 @@ class Line(NamedTuple):
     path: str
     number: int
     text: str
+    separator: str = ","
+    """What stands between the cells of the file's first line."""
 
     def error(self, *, found: str, expected: str) -> TraceError:
         """Make the error that names this line."""
@@ -61,10 +68,13 @@ def lines_of(
 ) -> Generator[Line]:
     """Yield the lines that are not blank, and turn what breaks a file into a `TraceError`."""
     number = last = 0
+    separator = ""
     with open(path, "rb") as raw:
         packed = raw.peek(len(_GZIP_MAGIC)).startswith(_GZIP_MAGIC)
         with gzip.GzipFile(fileobj=raw) if packed else raw as content:
             try:
+                if content.peek(64)[:64].lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"["):
+                    longest = max(longest, MAX_DOCUMENT_BYTES)
                 lines = iter(lambda: content.readline(longest + 1), b"")
                 for number, line in enumerate(lines, start=1):
                     fault = ""
@@ -80,7 +90,8 @@ def lines_of(
                     text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
                     if text:
                         last = number
-                        yield Line(path, number, text)
+                        separator = separator or _separator(text)
+                        yield Line(path, number, text, separator)
             except (EOFError, zlib.error, gzip.BadGzipFile) as broken:
                 raise TraceError(
                     path, number + 1, f"broken gzip data ({broken})", "a complete gzip file"
@@ -92,8 +103,21 @@ def lines_of(
 
 
 def cells_of(line: Line) -> list[str]:
-    """Split a line at its commas."""
-    return [cell.strip() for cell in line.text.split(",")]
+    """Split a line at its separators, but for those between quotes."""
+    cells = line.text.split(line.separator)
+    if '"' in line.text:
+        try:
+            cells = next(csv.reader([line.text], delimiter=line.separator, strict=True))
+        except csv.Error as broken:
+            raise line.error(
+                found=f"{shown(line.text)} ({broken})", expected="cells, with quotes in pairs"
+            ) from None
+    return [cell.strip() for cell in cells]
+
+
+def _separator(header: str) -> str:
+    """A comma, or of a header without one what else spreadsheets put between cells."""
+    return next((mark for mark in ",\t;|" if mark in header), ",")
 
 
 def shown(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Readers of public request traces: Azure, ShareGPT lengths, Mooncake, BurstGPT, Qwen-Bailian.
+"""Readers of request traces: public ones, and logs, results and block events of engines.
 
 Plain files and gzip alike, told apart by their first bytes; the format is told by the first line.
 Rows are read when they are asked for, in chunks. A file that is not what it should be raises
@@ -10,19 +10,24 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 
+from bench.workloads.block_events import block_size_of, first_stored
+from bench.workloads.json_documents import is_flat, unfolded
 from bench.workloads.prefix import PrefixBlocks
 from bench.workloads.source import read_all
 from bench.workloads.stream import CHUNK_REQUESTS, RequestStream
 from bench.workloads.trace_formats import (
     FORMATS,
+    ROWS_ASKED,
+    SESSION_PREFIX_TOKENS,
     Format,
     Row,
     by_columns,
@@ -46,7 +51,7 @@ class TraceSource:
     path: str | os.PathLike[str]
     """File, plain or gzip."""
     format: str | None = field(default=None, kw_only=True)
-    """`azure`, `sharegpt`, `mooncake`, `burstgpt` or `qwen`; None goes by the first line."""
+    """A name of `trace_formats.FORMATS`; None goes by the first line."""
     limit: int | None = field(default=None, kw_only=True)
     """Most requests to read; what lies behind them is not looked at."""
     columns: tuple[tuple[str, str], ...] = field(default=(), kw_only=True)
@@ -77,7 +82,7 @@ class TraceSource:
     def name(self) -> str:
         """The file's name without its endings."""
         file = Path(self.path).name
-        return file.removesuffix(".gz").removesuffix(".csv").removesuffix(".jsonl")
+        return re.sub(r"\.(csv|tsv|jsonl?)$", "", file.removesuffix(".gz"))
 
     @property
     def source(self) -> str:
@@ -94,26 +99,31 @@ class TraceSource:
     def timed(self) -> bool:
         """Whether the format has times. Opens the file, and raises as `chunks` does."""
         with closing(lines_of(os.fspath(self.path))) as lines:
-            first, chosen = self._begin(lines)
+            first, _, chosen = self._begin(lines)
             return has_times(first, dict(self.columns)) if self.columns else chosen.timed(first)
 
     def ignored(self) -> list[str]:
         """Columns that are not read, or stand twice. Opens the file; raises as `chunks` does."""
         with closing(lines_of(os.fspath(self.path))) as lines:
-            first, _ = self._begin(lines)
+            first, _, _ = self._begin(lines)
             return ignored_columns(first, dict(self.columns) or None)
 
     def chunks(self) -> Iterator[RequestStream]:
         """Yield the rows, `CHUNK_REQUESTS` at a time; arrivals count from the first request on."""
-        with closing(lines_of(os.fspath(self.path))) as lines:
-            first, chosen = self._begin(lines)
+        with closing(lines_of(os.fspath(self.path))) as opened:
+            first, lines, chosen = self._begin(opened)
             size = chosen.tokens_per_block
             if self.columns:
-                requests, size = by_columns(first, lines, dict(self.columns)), None
+                requests = by_columns(first, lines, dict(self.columns))
+                size = SESSION_PREFIX_TOKENS if "session" in dict(self.columns) else None
             else:
-                requests = chosen.parse(first, lines)
                 if chosen is FORMATS["mooncake"]:
-                    size = mooncake_block(first)
+                    asked = min(self.limit or ROWS_ASKED, ROWS_ASKED)
+                    size, head = mooncake_block(first, lines, asked=asked)
+                    lines = chain(head[1:], lines)
+                elif chosen is FORMATS["events"]:
+                    size = block_size_of(first)
+                requests = chosen.parse(first, lines)
             if self.turns == "first":
                 requests = _first_turns(requests)
             requests = islice(requests, self.limit)
@@ -127,13 +137,18 @@ class TraceSource:
                 yield self._stream(rows, size, tenants)
                 rows = list(islice(requests, CHUNK_REQUESTS))
 
-    def _begin(self, lines: Iterator[Line]) -> tuple[Line, Format]:
-        first = next(lines, None)
+    def _begin(self, opened: Iterator[Line]) -> tuple[Line, Iterator[Line], Format]:
+        """The first line, those after it, and the format that it tells."""
+        first, lines = next(opened, None), opened
+        if first is not None and first.text[0] in "{[" and not is_flat(first):
+            stored = first_stored(first, opened)
+            lines = opened if stored else unfolded(first, opened)
+            first = stored or next(lines, None)
         if first is None:
             raise TraceError(os.fspath(self.path), 1, "an empty file", known_formats())
         if self.columns:
-            return first, FORMATS["columns"]
-        return first, FORMATS[self.format or detect(first)]
+            return first, lines, FORMATS["columns"]
+        return first, lines, FORMATS[self.format or detect(first)]
 
     def _stream(
         self, rows: list[Row], tokens_per_block: int | None, tenants: dict[str, int]

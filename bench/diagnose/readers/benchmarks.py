@@ -9,14 +9,12 @@ import math
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from bench.diagnose.observed import Observed
 from bench.diagnose.requests import Row, observed
+from bench.workloads.json_documents import Document
 from reference.errors import BadInput
-
-if TYPE_CHECKING:
-    from bench.diagnose.readers.json_files import Document
 
 _SAID: Final = "median_ttft_ms"
 """What every result has."""

@@ -14,13 +14,12 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from bench.diagnose.digests import Digests, batch_of
+from bench.diagnose.digests import Digests
 from bench.diagnose.observed import CLEARED, REMOVED, STORED, Events, Observed, Source
-from bench.workloads.trace_lines import Line, lines_of, shown
+from bench.workloads.block_events import batch_of
+from bench.workloads.trace_lines import MAX_DOCUMENT_BYTES, Line, lines_of, shown
 
 _KINDS: Final = {"BlockStored": STORED, "BlockRemoved": REMOVED, "AllBlocksCleared": CLEARED}
-LONGEST: Final = 2**25
-"""Bytes of one batch: a step that stores a million tokens has 8 MB."""
 _DEVICE: Final = frozenset({"GPU", None})
 """Where a block of the engine's own cache lies, on any device; others are of tiers behind it."""
 _STARTS: Final = re.compile(r'\{(?=.*"ts")(?=.*"events")|\[ *\d+(\.\d+)?(e\+?\d+)?, *\[')
@@ -42,7 +41,7 @@ def read(path: Path) -> Observed | None:
     sizes: set[int] = set()
     digests = Digests()
     lost = 0
-    for line in lines_of(str(path), longest=LONGEST, what=_EXPECTED):
+    for line in lines_of(str(path), longest=MAX_DOCUMENT_BYTES, what=_EXPECTED):
         if not rows and not _STARTS.match(line.text):
             return None
         raw, moment, events, engine = _batch(line)

@@ -10,17 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bench.diagnose.observed import FreeMap, Observed, Source
+from bench.workloads.json_documents import Document
 from bench.workloads.trace_columns import moment_s
 from bench.workloads.trace_lines import TraceError, shown
-
-if TYPE_CHECKING:
-    from bench.diagnose.readers.json_files import Document
 
 _BITMAPS: Final = {"free_bitmap": 1, "used_bitmap": 0}
 """Which digit is a free slot."""

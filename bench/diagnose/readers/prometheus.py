@@ -6,17 +6,15 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
 from bench.diagnose.observed import Observed
 from bench.diagnose.samples import Samples, source_of
+from bench.workloads.json_documents import Document
 from bench.workloads.trace_lines import shown
 from reference.errors import BadInput
-
-if TYPE_CHECKING:
-    from bench.diagnose.readers.json_files import Document
 
 _ASK: Final = (
     "ask /api/v1/query_range with start, end and step, for each metric by its own name, such as "

@@ -6,24 +6,20 @@ OpenAI API. Whatever names a tenant by a key is digested.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from bench.diagnose.observed import Observed
-from bench.diagnose.requests import Row, observed, unix_s
-from bench.workloads.trace_columns import ALIASES, moment_s, plain
-from bench.workloads.trace_lines import Line, lines_of, shown
-
-if TYPE_CHECKING:
-    from bench.diagnose.readers.json_files import Document
+from bench.diagnose.requests import Row, observed
+from bench.workloads.json_documents import Document, flat
+from bench.workloads.trace_columns import ALIASES, moment_s, plain, unix_s
+from bench.workloads.trace_lines import Line, cells_of, lines_of, shown
 
 _ALIASES: Final = dict(ALIASES) | {
-    "time": ALIASES["time"] + " request_time received_at started_at ts",
     "end": "end_time finished_at completed_at",
     "ttft": "ttft ttft_s time_to_first_token first_token_latency",
     "ttft_ms": "ttft_ms time_to_first_token_ms",
@@ -45,7 +41,7 @@ _NEEDED: Final = frozenset({"time"}), frozenset({"prompt", "output"})
 def of(path: Path, documents: Iterator[Document]) -> Observed | None:
     """A log of JSON objects. None: the first document is no request."""
     return _gathered(
-        path, ((document.line, each) for document in documents for each in _flat(document.content))
+        path, ((document.line, each) for document in documents for each in flat(document.content))
     )
 
 
@@ -53,9 +49,9 @@ def read(path: Path) -> Observed | None:
     """A log of columns under a header. None: the header does not tell of requests."""
     with closing(lines_of(str(path))) as lines:
         header = next(lines, None)
-        if header is None or "," not in header.text or header.text[0] in "{[#":
+        if header is None or header.separator not in header.text or header.text[0] in "{[#":
             return None
-        names = _cells(header)
+        names = cells_of(header)
         if not _is_request(dict.fromkeys(names)):
             return None
         return _gathered(path, ((line, _row_of(line, names)) for line in lines))
@@ -113,30 +109,8 @@ def _row(line: Line, roles: Mapping[str, Any]) -> Row:
     )
 
 
-def _flat(content: Any) -> Iterator[Mapping[str, Any]]:
-    """Each request of a document, what lies inside `usage` and the like beside the rest."""
-    if isinstance(content, list):
-        for each in content:
-            yield from _flat(each)
-    elif isinstance(content, Mapping):
-        flat: dict[str, Any] = {}
-        for name, value in content.items():
-            if isinstance(value, Mapping):
-                flat = {str(inner): each for inner, each in value.items()} | flat
-            elif not isinstance(value, list):
-                flat[str(name)] = value
-        yield flat
-
-
-def _cells(line: Line) -> list[str]:
-    try:
-        return [cell.strip() for cell in next(csv.reader([line.text], strict=True))]
-    except (csv.Error, StopIteration):
-        raise line.error(found=shown(line.text), expected="cells between commas") from None
-
-
 def _row_of(line: Line, names: list[str]) -> dict[str, str]:
-    cells = _cells(line)
+    cells = cells_of(line)
     if len(cells) != len(names):
         raise line.error(
             found=f"{len(cells)} columns in {shown(line.text)}",

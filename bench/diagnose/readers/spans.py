@@ -9,15 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bench.diagnose.observed import Observed
-from bench.diagnose.requests import Row, observed, unix_s
-from bench.workloads.trace_columns import moment_s
+from bench.diagnose.requests import Row, observed
+from bench.workloads.json_documents import Document
+from bench.workloads.trace_columns import moment_s, unix_s
 from bench.workloads.trace_lines import shown
-
-if TYPE_CHECKING:
-    from bench.diagnose.readers.json_files import Document
 
 _TRACES = "resourceSpans", "resource_spans"
 

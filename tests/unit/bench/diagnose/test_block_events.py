@@ -9,11 +9,12 @@ from contextlib import closing
 
 import pytest
 
-from bench.diagnose.digests import Digests, batch_of
+from bench.diagnose.digests import Digests
 from bench.diagnose.listening import EventListener
 from bench.diagnose.observed import CLEARED, REMOVED, STORED
 from bench.diagnose.readers import read_all
 from bench.diagnose.recording import Budget, Growing, Input, Wanted, record
+from bench.workloads.block_events import batch_of
 from reference.errors import BadInput
 
 TOKENS = list(range(8))
