@@ -4,13 +4,22 @@ A tile of records is loaded once: its first elements are multiplied by the query
 by the weights for the output, and the rotary part counts for the logits alone. Rows of a tile are
 query heads, which all read the same records. One loop over masked tiles: to peel the last one, as
 `kernels.sweep` does, costs registers that a tile of this width does not leave.
+
+With HALF a float8 cache under bfloat16 queries is multiplied in float16, as in `kernels.sweep`.
+Where runs of a record's elements have scales of their own, elements are taken in units of the
+record's largest scale, which goes into the logits and, in units of the largest one so far, into the
+weights. That loses what is below 2^-30 of the record's largest element, and of weights 2^-40; a
+scale that is no power of two is rounded to the 11 bits of a float16.
 """
 
 import triton
 import triton.language as tl
 
 from kernels.decode import key_tiles, share_out
-from kernels.sweep import WEIGHT_SCALE, add_sink, finish
+from kernels.sweep import WEIGHT_SCALE, add_sink, as_half, finish
+
+LOWEST = tl.constexpr(-3.4028234663852886e38)
+"""Of float32. A maximum that starts here, and not at -inf, leaves no NaN where nothing is seen."""
 
 
 @triton.jit
@@ -32,6 +41,22 @@ def places(
     block = tl.load(table_row + position // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
     # Rounded down, a position of -1 would have an offset before the block.
     return block * stride_block + (position % BLOCK_SIZE) * stride_slot
+
+
+@triton.jit
+def scaled_runs(codes, scales, room, dtype: tl.constexpr):
+    """Codes [BLOCK_N, BLOCK_D] of runs that have `scales` [BLOCK_N, RUNS], in units of one for each
+    record, and those units, [BLOCK_N] float32.
+
+    `room` times a float8 number is one of float16. It is a factor by itself, and no constant, lest
+    the compiler exchange bytes between threads and convert them behind that, twice as many.
+    """
+    RUNS: tl.constexpr = scales.shape[1]
+    largest = tl.maximum(tl.max(scales, 1), 1e-30)
+    shares = (scales * (1.0 / largest)[:, None]).to(dtype)
+    wide = codes.to(dtype) * tl.cast(room, dtype)
+    runs = tl.reshape(wide, [codes.shape[0], RUNS, codes.shape[1] // RUNS])
+    return tl.reshape(runs * shares[:, :, None], codes.shape), largest * (1.0 / room)
 
 
 @triton.jit
@@ -71,6 +96,9 @@ def latent_decode_kernel(
     CHOSEN: tl.constexpr,
     SPLIT: tl.constexpr,
     SHARED: tl.constexpr,
+    HALF: tl.constexpr,
+    encoded=None,
+    RUNS: tl.constexpr = 0,
 ):
     """Program (item, tile of heads); items and splits are those of `kernels.decode`.
 
@@ -79,7 +107,9 @@ def latent_decode_kernel(
     (num_seqs, parts, least_tiles, most_splits); strides of the query and of the cache are those of
     the first two dimensions, `answer_strides` those of `out` and then of `lse`. `widths`
     (LATENT, BLOCK_D, ROPE, BLOCK_R) are constants: elements of a value and of the rotary part, and
-    the powers of two that hold them.
+    the powers of two that hold them. With RUNS a record is codes, of which so many runs in BLOCK_D
+    have scales of their own, and `encoded` are pointers to the scales and to the rotary part of the
+    first record, and the room of `scaled_runs`. Strides are then those of the codes, in bytes.
     """
     LATENT: tl.constexpr = widths[0]
     BLOCK_D: tl.constexpr = widths[1]
@@ -142,16 +172,22 @@ def latent_decode_kernel(
         rope_rows = tl.load(
             rows_at + LATENT + turned[None, :], mask=real[:, None] & rope_real, other=0.0
         )
+    if HALF:
+        rows, undo = as_half(rows)
     if ALIBI:
         slope = tl.load(slopes + head, mask=real, other=0.0) * 1.4426950408889634
     table_row = block_table + sequence.to(tl.int64) * stride_seq_t
     acc = tl.zeros([BLOCK_H, BLOCK_D], dtype=tl.float32)
-    denominator = tl.zeros([BLOCK_H], dtype=tl.float32)
-    maximum = tl.full([BLOCK_H], float("-inf"), dtype=tl.float32)
+    denominators = tl.zeros([BLOCK_H, BLOCK_N], dtype=tl.float32)
+    maximum = tl.full([BLOCK_H], LOWEST, dtype=tl.float32)
+    value_unit = 1e-30
     for tile in range(begin, end):
         start = tile * BLOCK_N
-        position = start + tl.arange(0, BLOCK_N)
-        inside = (position >= first_key) & (position < end_key)
+        lane = tl.arange(0, BLOCK_N)
+        position = start + lane
+        inside = lane < end_key - start
+        if WINDOW > 0 and not CHOSEN:
+            inside = inside & (position >= first_key)
         if CHOSEN:
             position = tl.load(indices + token * stride_token_i + position, mask=inside, other=-1)
             inside = position >= 0
@@ -164,11 +200,25 @@ def latent_decode_kernel(
         else:
             held = inside[:, None] & (dim < LATENT)[None, :]
             records = tl.load(at + dim[None, :], mask=held, other=0.0)
+        if RUNS > 0:
+            run = tl.arange(0, RUNS)
+            scaled = inside[:, None] & (run * (BLOCK_D // RUNS) < LATENT)[None, :]
+            scales_at = encoded[0] + (place >> 2)[:, None] + run[None, :]
+            scales = tl.load(scales_at, mask=scaled, other=0.0)
+            records, unit = scaled_runs(records, scales, encoded[2], rows.dtype)
         records = records.to(rows.dtype)
         logits = tl.dot(rows, tl.trans(records), input_precision="ieee")
+        if HALF:
+            logits *= undo[:, None]
+        if RUNS > 0:
+            logits *= unit[None, :]
         if ROPE > 0:
             held = inside[:, None] & rope_real
-            rope = tl.load(at + LATENT + turned[None, :], mask=held, other=0.0).to(rows.dtype)
+            if RUNS > 0:
+                rope_at = encoded[1] + (place >> 1)[:, None]
+            else:
+                rope_at = at + LATENT
+            rope = tl.load(rope_at + turned[None, :], mask=held, other=0.0).to(rope_rows.dtype)
             logits = tl.dot(rope_rows, tl.trans(rope), logits, input_precision="ieee")
         logits *= logit_factor
         if SOFTCAP:
@@ -176,20 +226,26 @@ def latent_decode_kernel(
         if ALIBI:
             distance = tl.abs(seq_len - 1 - position).to(tl.float32)
             logits -= slope[:, None] * distance[None, :]
-        logits = tl.where(inside[None, :], logits, float("-inf"))
+        logits += tl.where(inside, 0.0, float("-inf"))[None, :]
         new_maximum = tl.maximum(maximum, tl.max(logits, 1))
-        # A row that has seen nothing yet: exp2(-inf - 0) is the zero that it needs, not NaN.
-        reference = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
-        weights = tl.exp2(logits - reference[:, None])
-        rescale = tl.exp2(maximum - reference)
-        denominator = denominator * rescale + tl.sum(weights, 1)
+        weights = tl.exp2(logits - new_maximum[:, None])
+        rescale = tl.exp2(maximum - new_maximum)
+        denominators = denominators * rescale[:, None] + weights
         maximum = new_maximum
+        if RUNS > 0:
+            new_unit = tl.maximum(value_unit, tl.max(unit, 0))
+            weights *= (unit * (1.0 / new_unit))[None, :]
+            rescale *= value_unit / new_unit
+            value_unit = new_unit
         if rows.dtype == tl.float16:
             weights *= WEIGHT_SCALE
         acc = acc * rescale[:, None]
         acc = tl.dot(weights.to(rows.dtype), records, acc, input_precision="ieee")
     if rows.dtype == tl.float16:
         acc *= 1.0 / WEIGHT_SCALE
+    denominator = tl.sum(denominators, 1)
+    if RUNS > 0:
+        value_scale *= value_unit
 
     if SPLIT:
         num_splits = tl.maximum(tl.cdiv(end_tile - first_tile, split_tiles), 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import torch
 import triton
@@ -12,12 +12,16 @@ from kernels.latent import latent_decode_kernel
 from kernels.launch import LEAST_TILES, MOST_SPLITS, Splits, Tiles, processors_of, shared_splits
 from kernels.merge import merge_kernel
 from reference.attention.contract import Capabilities, PagedBatch, declares
+from reference.attention.records import CODECS
 
 SMALLEST: Final = 16
 """Rows, and elements, that a product of tiles has at least."""
 
 MOST_HEADS: Final = 128
 """Of a tile, where nothing but the interpreter limits it."""
+
+ROOM: Final = 64.0
+"""A factor that brings the largest float8 number, 448, near the largest of float16."""
 
 ROOMY: Final = (90, 100, 103)
 """Architectures of NVIDIA whose programs may have 112 KiB of shared memory, and spill nothing then.
@@ -29,6 +33,7 @@ ROOMY: Final = (90, 100, 103)
         kind="latent",
         variants=frozenset({"window", "softcap", "alibi", "sinks", "lse"}),
         also=frozenset({"sparse"}),
+        codecs=frozenset({"fp8-ds-mla"}),
         promises=frozenset({"deterministic", "relabelling"}),
     )
 )
@@ -65,14 +70,13 @@ def paged_latent_attention(
         **{name: shared[name] for name in _SHARED},
         **{name: answer[name] for name in ("out", "lse", "SINKS", "WITH_LSE")},
         **partial,
-        cache=batch.key_cache,
+        **_cache_arguments(batch),
         indices=indices,
         factors=(shared["logit_factor"], shared["cap_factor"], batch.v_scale),
         splits=(num_seqs, splits.parts, splits.least_tiles, splits.most_splits),
         num_heads=num_heads,
         topk=topk,
         query_strides=batch.query.stride()[:2],
-        cache_strides=batch.key_cache.stride()[:2],
         stride_token_i=topk if indices is None else indices.stride(0),
         answer_strides=tuple(answer[name] for name in _ANSWER_STRIDES),
         BLOCK_N=tiles.block_n,
@@ -108,6 +112,25 @@ _SHARED: Final = (
 _ANSWER_STRIDES: Final = ("stride_token_o", "stride_head_o", "stride_token_l", "stride_head_l")
 
 
+def _cache_arguments(batch: PagedBatch) -> dict[str, Any]:
+    """The records; of a codec the codes, and as `encoded` the scales and the rotary parts."""
+    cache = batch.key_cache
+    half = cache.element_size() == 1 and batch.query.dtype == torch.bfloat16
+    given = {"cache": cache, "cache_strides": cache.stride()[:2], "HALF": half}
+    if not batch.codec:
+        backend, arch = _target()
+        # AMD and NVIDIA from sm_100 on convert to bfloat16 in no more instructions, or fewer.
+        slow = backend == "interpreter" or (backend == "cuda" and int(arch) < 100)
+        return given | {"HALF": half and slow}
+    record, latent, rope = CODECS[batch.codec], batch.value_dim, batch.rope or 0
+    sizes = record.code_bytes(latent), record.scale_bytes(latent), 2 * rope
+    codes, scales, rotary = cache.split(sizes, -1)
+    scales = scales.view(torch.float32)
+    encoded = (scales, rotary.view(torch.bfloat16) if rope else scales, ROOM)
+    runs = max(_holding(latent) // record.run, 1)
+    return given | {"cache": codes.view(torch.float8_e4m3fn), "encoded": encoded, "RUNS": runs}
+
+
 def latent_tiles(batch: PagedBatch) -> Tiles:
     """Tiles that spill on no target of `pagedbench compile`, at a record of 576.
 
@@ -123,6 +146,8 @@ def latent_tiles(batch: PagedBatch) -> Tiles:
         return Tiles(block_n=16, block_m=16, num_warps=8, num_stages=1)
     if backend == "hip":
         return Tiles(block_n=32, block_m=16, num_warps=4, num_stages=2)
+    if batch.codec and arch not in ROOMY:
+        return Tiles(block_n=32, block_m=16, num_warps=8, num_stages=1)
     wide = arch in ROOMY and batch.key_cache.element_size() == 2 and batch.query.shape[1] > SMALLEST
     return Tiles(block_n=64, block_m=32 if wide else 16, num_warps=8, num_stages=2)
 
@@ -142,10 +167,12 @@ def check_latent(batch: PagedBatch, num_splits: int | None) -> None:
         raise ValueError(f"max_query_len={batch.max_query_len}: queries have one token here")
     if num_splits is not None and num_splits < 1:
         raise ValueError(f"num_splits={num_splits}: at least one program reads the records")
-    if cache.shape[2] != 1 or cache.shape[3] != query.shape[2]:
+    size, rope = query.shape[2], batch.rope or 0
+    stored = CODECS[batch.codec].bytes_of(size, rope) if batch.codec else size
+    if cache.shape[2] != 1 or cache.shape[3] != stored:
         raise ValueError(
-            f"cache {tuple(cache.shape)}: records of one head and of the query's {query.shape[2]} "
-            f"elements"
+            f"cache {tuple(cache.shape)}: records of one head and of the query's {size} elements"
+            f"{f', {stored} bytes each' if batch.codec else ''}"
         )
     for name, tensor in (("query", query), ("key_cache", cache)):
         if tensor.stride(-1) != 1:

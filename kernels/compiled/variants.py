@@ -6,6 +6,7 @@ says otherwise, and of a latent cache those of DeepSeek-V3 (128 heads, records o
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,6 +40,7 @@ _DECODE: Final = "16x(q1 k1024) h8 g4"
 _PREFILL: Final = "16x(q512 k1024) h8 g4"
 _LATENT: Final = "16x(q1 k1024) g128 d576"
 _ALL: Final = "window=100 softcap=30.0 alibi"
+_E4M3: Final = re.compile("kv=e4m3|codec=fp8")
 _NO_E4M3: Final = (("sm_80", "e4m3 needs sm_89 or newer"),)
 
 # (name, function of `hosts`, problem)
@@ -70,6 +72,7 @@ _OURS: Final = (
     ("latent bf16", "latent", f"{_LATENT} b64 bf16 rope=64"),
     ("latent bf16, ragged, block 16", "ragged_latent", f"{_LATENT} b16 bf16 rope=64"),
     ("latent bf16, cache e4m3", "latent", f"{_LATENT} b64 bf16 kv=e4m3 rope=64"),
+    ("latent bf16, codec fp8-ds-mla", "latent", f"{_LATENT} b64 bf16 codec=fp8-ds-mla rope=64"),
     ("latent bf16, chosen", "ragged_latent", f"{_LATENT} b64 bf16 rope=64 topk=1024"),
     ("write bf16", "write", f"{_DECODE} d128 b16 bf16"),
     ("write e4m3", "write", f"{_DECODE} d128 b16 bf16 kv=e4m3"),
@@ -78,7 +81,7 @@ _OURS: Final = (
 )
 
 VARIANTS: Final = tuple(
-    Variant(name, f"{__package__}.hosts:{host}", problem, _NO_E4M3 if "kv=e4m3" in problem else ())
+    Variant(name, f"{__package__}.hosts:{host}", problem, _NO_E4M3 if _E4M3.search(problem) else ())
     for name, host, problem in _OURS
 )
 """In the order in which they are shown."""

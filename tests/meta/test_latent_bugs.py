@@ -47,12 +47,13 @@ def harness(
     splits: int = 1,
     record: tuple[int, int] = (48, 16),
     float8: bool = False,
+    codec: str = "",
     pool: bool = False,
     **fields: Any,
 ) -> Harness:
-    """Drawn problems of one record; `sparse`, `float8` and `pool` say what all of them are."""
+    """Drawn problems of one record; `sparse`, `float8` and others say what all of them are."""
     named = next(each for each in CHECKS if each.name == check)
-    fixed: dict[str, Any] = {"head_dim": record[0], "rope": record[1], **fields}
+    fixed: dict[str, Any] = {"head_dim": record[0], "rope": record[1], "codec": codec, **fields}
     if not pool:
         fixed["pool"] = None
 
@@ -84,6 +85,8 @@ def harness(
 def _with(problem: AttentionProblem, fixed: dict[str, Any]) -> AttentionProblem:
     if fixed.get("block_size", 0) > problem.block_size:
         fixed = {**fixed, "pool": None}
+    if fixed["codec"]:
+        fixed = {**fixed, "kv_dtype": "", "k_scale": 1.0, "v_scale": 1.0}
     return problem.replace(**fixed)
 
 

@@ -78,6 +78,16 @@ def test_a_record_is_loaded_once_for_keys_and_values(heads, block_m, times):
     assert moved["out"]["stored"] == 2 * 512 * 3 * heads
 
 
+@pytest.mark.parametrize("words", ["", " topk=64"])
+def test_each_byte_of_a_record_of_a_codec_is_loaded_once(words):
+    spec = "(q1 k130) (q1 k0) (q1 k65) g7 d576 rope=64 b16 bf16 codec=fp8-ds-mla"
+    batch = place(make_inputs(AttentionProblem.parse(spec + words))).batch
+    moved = bytes_moved(partial(paged_latent_attention, num_splits=1), batch)
+    seen = batch.seq_lens.sum() if batch.indices is None else (batch.indices >= 0).sum()
+    assert moved["key_cache"]["loaded"] == 656 * int(seen)
+    assert moved["value_cache"]["loaded"] == 0
+
+
 def test_of_chosen_records_those_alone_are_loaded():
     problem = AttentionProblem.parse("(q1 k130) (q1 k65) g16 d576 rope=64 b16 fp16 topk=64")
     batch = place(make_inputs(problem)).batch

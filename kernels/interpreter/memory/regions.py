@@ -251,7 +251,9 @@ class AddressBook:
         return origin
 
     def _region_of(self, tensor: Tensor) -> Region | None:
-        """The region in which a tensor lies; of several that interleave, the one it starts in."""
+        """The region in which a tensor lies; of several that interleave, the one it starts in, and
+        the first where one is a part of another, as values are of a latent cache.
+        """
         storage, best = tensor.untyped_storage().data_ptr(), None
         for region in self.regions:
             if region.role.tensor.untyped_storage().data_ptr() != storage:
@@ -260,7 +262,7 @@ class AddressBook:
             if element == 0 and not rest:
                 return region
             within = 0 <= element < region.span and not rest
-            if within and (region.inside is None or region.inside[element]):
+            if best is None and within and (region.inside is None or region.inside[element]):
                 best = region
         return best
 
