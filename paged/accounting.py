@@ -266,6 +266,37 @@ class TierUse:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GroupUse:
+    """What the blocks of a group of layers were used for (`paged.layout`), in byte-steps."""
+
+    blocks: int
+    """Block-steps."""
+    token: int
+    """Bytes of the tokens that attention still looks at, or of states."""
+    behind: int
+    """Of tokens behind the window: in blocks kept for others, or of the step that wrote them."""
+    internal: int
+    """Empty behind the last token."""
+    padding: int
+    """What the group's layers leave empty of a full block."""
+
+    def __post_init__(self) -> None:
+        """Raises IdentityBroken: a figure is negative."""
+        if min(self.token, self.behind, self.internal, self.padding) < 0:
+            raise IdentityBroken(f"negative: {self!r}")
+
+    @property
+    def allocated(self) -> int:
+        """All of it."""
+        return self.token + self.behind + self.internal + self.padding
+
+    def __sub__(self, earlier: GroupUse) -> GroupUse:
+        """What happened after an earlier moment of the same run."""
+        names = (field.name for field in fields(self))
+        return GroupUse(**{name: getattr(self, name) - getattr(earlier, name) for name in names})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
     """What became of a stream of requests in a pool."""
 
@@ -287,6 +318,9 @@ class Serving:
     """What it was like for those who waited, over the whole run; None where nobody looked."""
     tiers: tuple[TierUse, ...] = ()
     """What each tier behind the pool did, over the whole run."""
+    groups: tuple[GroupUse, ...] = ()
+    """What each group of layers took, in the part to judge by, or in all where there is none. A
+    slot is a byte then. None: all layers have the same blocks."""
 
     @classmethod
     def of(
@@ -298,20 +332,24 @@ class Serving:
         done: Counters | None,
         service: Service | None = None,
         tiers: tuple[TierUse, ...] = (),
+        uses: Sequence[Sequence[GroupUse]] = ((), (), ()),
         **peaks: int,
     ) -> Serving:
         """Put together what a simulator has counted; `loaded` is between the moments `warm` and
-        `done`.
+        `done`. `uses` are of the whole, and up to these two.
         """
+        groups, before, after = uses
         if warm is None or done is None or done.steps <= warm.steps:
             loaded = Counters(slots=total.slots)
         else:
             loaded = done - warm
+            groups = [late - early for late, early in zip(after, before, strict=True)]
         return cls(
             total=total,
             loaded=loaded,
             series=tuple(series),
             service=service,
             tiers=tiers,
+            groups=tuple(groups),
             **peaks,
         )

@@ -27,11 +27,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from paged.accounting import Counters, TierUse
+from paged.accounting import TierUse
 from paged.arrivals import Request, opened
 from paged.clock import PS_PER_NS
 from paged.counted import COUNTS, Setting, Snapshot
 from paged.latency import Histogram, Service, Slo, Watch
+from paged.layout import GroupSums, GroupTables
 
 SWITCH: Final = "PAGEDBENCH_COMPILED"
 """Variable of the environment that keeps from compiling if it is 0."""
@@ -44,7 +45,7 @@ _LARGEST: Final = 2**62
 _BATCH: Final = 1024
 _CLASSES: Final = 128 << 9
 _RULES: Final = (
-    *("size", "blocks", "watermark", "ahead", "most_running", "budget", "swapping", "clients"),
+    *("blocks", "watermark", "ahead", "most_running", "budget", "swapping", "clients"),
     *("timed", "step_ps", "prompt_ps", "read_ps", "swap_ps", "slo_ttft", "slo_tpot", "slo_e2e"),
 )
 _SUMS: Final = (
@@ -53,15 +54,20 @@ _SUMS: Final = (
 )
 """Fields of a `Snapshot` as `server_moment` writes them. The first six of `COUNTS` follow, and the
 steps that somebody waited, by reason."""
+_FIXED: Final = len(_SUMS) + 6 + 5
+"""Numbers of a moment; behind them are those of `GroupSums`."""
 
 
 class _Rules(ctypes.Structure):
     _fields_ = tuple((name, c_int64) for name in _RULES)
 
 
+class _Tables(ctypes.Structure):
+    _fields_ = tuple((name, c_int64) for name in ("count", "size", "window", "cap"))
+
+
 _Pull: Final = ctypes.CFUNCTYPE(c_int64)
 _State: Final = c_int64 * 3
-_Moment: Final = ctypes.c_char * (16 * (len(_SUMS) + 6 + 5))
 _Service: Final = ctypes.c_char * (16 * 8)
 _Tally: Final = ctypes.c_char * (16 * (4 + 3 * 3))
 _Classes: Final = c_int64 * (3 * _CLASSES)
@@ -132,7 +138,7 @@ def _ours_alone(path: Path) -> bool:
 def _declared(made: Path) -> ctypes.CDLL:
     """Load a library, and say what its functions take."""
     loaded = ctypes.CDLL(str(made.absolute()))
-    loaded.server_new.argtypes = (POINTER(_Rules), _Pull, *(c_void_p,) * 5)
+    loaded.server_new.argtypes = (POINTER(_Rules), c_int64, c_void_p, _Pull, *(c_void_p,) * 5)
     loaded.server_new.restype = c_void_p
     loaded.server_free.argtypes = (c_void_p,)
     loaded.server_free.restype = None
@@ -149,6 +155,8 @@ def _declared(made: Path) -> ctypes.CDLL:
 def can_serve(setting: Setting) -> bool:
     """Whether the compiled server is there, and can do this."""
     policy, slots, time = setting.policy, setting.slots, setting.time
+    if (layout := setting.layout) is not None:
+        slots = setting.num_blocks * max(each.block_size for each in layout.groups)
     longest = time.step_ns + slots * (
         time.prefill_ns_per_token + time.kv_ps_per_token + 2 * time.swap_ns_per_token
     )
@@ -164,7 +172,7 @@ def _numbers(written: bytes) -> list[int]:
 
 
 class Moment:
-    """A `Snapshot` as it was written, to be read if it is needed."""
+    """A `Snapshot` as it was written, to be read if it is needed; without groups, there is one."""
 
     __slots__ = ("_written", "steps")
 
@@ -172,20 +180,21 @@ class Moment:
         self.steps = steps
         self._written = written
 
-    def counters(self, *, slots: int, num_blocks: int, size: int) -> Counters:
-        """Return what was counted up to the moment, as `Snapshot.counters` does."""
+    def snapshot(self) -> Snapshot:
+        """Read it."""
         numbers = _numbers(self._written)
-        sums, counts = numbers[: len(_SUMS)], numbers[len(_SUMS) : -5]
-        snapshot = Snapshot(
+        sums, counts = numbers[: len(_SUMS)], numbers[len(_SUMS) : _FIXED - 5]
+        groups = numbers[_FIXED:]
+        return Snapshot(
             **dict(zip(_SUMS, sums, strict=True)),
             # What only a prefix cache has.
             duplicate=0,
             idle=0,
             evictions=0,
             counts=(*counts, *(0,) * (len(COUNTS) - len(counts))),
-            waits=tuple(numbers[-5:]),
+            waits=tuple(numbers[_FIXED - 5 : _FIXED]),
+            groups=tuple(GroupSums(*groups[at : at + 3]) for at in range(0, len(groups), 3)),
         )
-        return snapshot.counters(slots=slots, num_blocks=num_blocks, size=size)
 
 
 class CompiledServer:
@@ -204,12 +213,11 @@ class CompiledServer:
         self.draining = False
         """Whether every request has been admitted."""
         self._library = loaded
-        self._size = size
+        self._size = setting.size
         first, rest, timed = opened(requests, clients)
         self._slo = setting.slo
         slo = setting.slo or Slo()
         rules = _Rules(
-            size=size,
             blocks=self.num_blocks,
             watermark=policy.watermark_blocks(self.num_blocks),
             ahead=policy.look_ahead,
@@ -231,9 +239,21 @@ class CompiledServer:
         self._state = _State()
         columns = np.zeros((4, _BATCH), np.int64)
         pull = _Pull(_filling(columns, chain((first,), rest), self._failed))
-        self._kept = columns, pull
+        alone = GroupTables(count=1, block_size=size, token_bytes=1)
+        tables = [
+            _Tables(each.count, each.block_size, each.window, each.cap(policy.token_budget))
+            for each in (setting.layout.groups if setting.layout else (alone,))
+        ]
+        groups = (_Tables * len(tables))(*tables)
+        self._kept = columns, pull, groups
+        self._moment = ctypes.c_char * (16 * (_FIXED + 3 * len(groups)))
         server = loaded.server_new(
-            rules, pull, *(column.ctypes.data for column in columns), self._classes.ctypes.data
+            rules,
+            len(groups),
+            groups,
+            pull,
+            *(column.ctypes.data for column in columns),
+            self._classes.ctypes.data,
         )
         if not server:
             raise MemoryError
@@ -266,7 +286,7 @@ class CompiledServer:
 
     def snapshot(self) -> Moment:
         """Take down what `counters` makes the counters of this moment of."""
-        written = _Moment()
+        written = self._moment()
         self._library.server_moment(self._server, written)
         return Moment(self.step, bytes(written))
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
 
-from paged.accounting import Counters
+from paged.accounting import Counters, GroupUse
 from paged.clock import PS_PER_NS, StepTime
 from paged.errors import checked_size
 from paged.keyed_blocks import KeyedBlocks, Keys
 from paged.latency import Slo
+from paged.layout import GroupSums, Layout, checked_layout
 from paged.policy import PagedPolicy
 
 
@@ -24,12 +26,35 @@ class Setting:
     time: StepTime
     clients: int | None = None
     slo: Slo | None = None
+    layout: Layout | None = None
+    """Tables for each group of layers, where they are not all alike; a slot is a byte then."""
+
+    def __post_init__(self) -> None:
+        if self.layout is not None:
+            checked_layout(self.layout, self.policy)
+
+    @property
+    def size(self) -> int:
+        """Slots of a block."""
+        return self.policy.block_size if self.layout is None else self.layout.block_bytes
 
     @property
     def num_blocks(self) -> int:
         """Blocks of the pool. Raises BadSize: there is not one."""
-        size = self.policy.block_size
+        size = self.size
         return checked_size("slots", self.slots, at_least=size) // size
+
+    def uses(self, moment: Snapshot) -> tuple[GroupUse, ...]:
+        """What each group of layers used its blocks for up to a moment."""
+        if self.layout is None:
+            return ()
+        return self.layout.uses(moment.groups, moment.token)
+
+    def counters(self, moment: Snapshot) -> Counters:
+        """What was counted up to a moment."""
+        return moment.counters(
+            slots=self.slots, num_blocks=self.num_blocks, size=self.size, uses=self.uses(moment)
+        )
 
 
 MOST_GAPS: Final = 4096
@@ -137,12 +162,25 @@ class Snapshot(NamedTuple):
     refused: int
     waits: tuple[int, ...]
     counts: tuple[int, ...]
+    groups: tuple[GroupSums, ...] = ()
 
-    def counters(self, *, slots: int, num_blocks: int, size: int) -> Counters:
-        """Return what was counted up to the moment, in a pool of blocks of `size` slots."""
+    def snapshot(self) -> Snapshot:
+        """Itself, as of a moment that is still to be read."""
+        return self
+
+    def counters(
+        self, *, slots: int, num_blocks: int, size: int, uses: Sequence[GroupUse] = ()
+    ) -> Counters:
+        """Return what was counted up to the moment, in a pool of blocks of `size` slots; they were
+        used as `uses` says where groups of layers have their own.
+        """
         idle = self.idle * size
         allocated = (num_blocks * self.steps - self.free) * size - idle
-        token = self.token - self.duplicate * size
+        token, roundup = self.token - self.duplicate * size, 0
+        logical = self.token
+        if uses:
+            logical = token = sum(each.token for each in uses)
+            roundup = sum(each.padding for each in uses)
         _, short, watermark, limit, budget = self.waits
         remainder = slots - num_blocks * size
         free_short = self.waiting_free * size + remainder * (short + watermark)
@@ -151,11 +189,12 @@ class Snapshot(NamedTuple):
             slots=slots,
             steps=self.steps,
             token=token,
-            internal=allocated - token,
+            internal=allocated - token - roundup,
+            roundup=roundup,
             free_short=free_short,
             free_idle=slots * self.steps - allocated - free_short - idle,
             cached_idle=idle,
-            logical_token=self.token,
+            logical_token=logical,
             running=self.running,
             running_requests=self.running,
             queued=self.queued,

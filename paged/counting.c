@@ -14,10 +14,11 @@ typedef __int128 wide;
 enum { NOBODY, SHORT, WATERMARK, LIMIT, BUDGET, REASONS };
 enum { DIGITS = 9, CLASSES = 128 << DIGITS }; /* what latency.Histogram keeps of a time */
 enum { MOST_TENANTS = 64, OTHERS = -1 };               /* as in latency.py */
+#define FOREVER ((i64)1 << 62)                         /* as in layout.py */
 
 /* As in compiled.py, in this order. */
 typedef struct {
-  i64 size, blocks, watermark, ahead, most_running, budget, swapping, clients, timed;
+  i64 blocks, watermark, ahead, most_running, budget, swapping, clients, timed;
   i64 step_ps, prompt_ps, read_ps, swap_ps; /* of a step, a token, a token, a block */
   i64 slo_ttft, slo_tpot, slo_e2e;
 } Rules;
@@ -41,6 +42,7 @@ typedef struct {
 typedef struct {
   Request of;
   i64 generated, computed, lost, blocks; /* counted.Group has these words */
+  i64 seen;                              /* computed before the last step that computed a prompt */
   i64 base, last, place;
   i64 before, behind; /* who was admitted before and after it, of those that run; -1: nobody */
   wide arrival, first, left;
@@ -51,6 +53,26 @@ typedef struct {
 typedef struct {
   i64 last, place, group;
 } End;
+
+typedef struct {
+  End *ends;
+  i64 count, room;
+} Ends;
+
+/* Tables of a group of layers: layout.GroupTables has the first four. */
+typedef struct {
+  i64 count, size, window, cap; /* size 0: a state */
+} Tables;
+
+/* Of one of these tables, for all who run. */
+typedef struct {
+  Tables of;
+  i64 *growing, *leaving; /* who needs a block in a step, and gives one up, of those that decode */
+  i64 full;               /* whose window is full; and when others' will be */
+  Ends filling;
+  i64 begun, gone, live;
+  wide begun_sum, gone_sum, live_sum;
+} Kind;
 
 typedef struct {
   Rules rules;
@@ -68,9 +90,10 @@ typedef struct {
   i64 num_groups, group_room, *unused, num_unused, unused_room;
   i64 *preempted, num_preempted, preempted_room;
   i64 oldest, youngest, running, prefilling;
-  End *ends;
-  i64 num_ends, ends_room;
-  i64 *growing;
+  Ends ends;
+  Kind *kinds;
+  i64 num_kinds;
+  i64 *fresh, num_fresh, fresh_room; /* whose prompts were computed in the last step */
   i64 *beginning, num_beginning, beginning_room;
   i64 *finished, num_finished, finished_room;
 
@@ -105,6 +128,30 @@ static void *roomy(void *array, i64 count, i64 *room, size_t each) {
   ((s)->array = roomy((s)->array, (s)->count, &(s)->room, sizeof *(s)->array), \
    (s)->array[(s)->count++] = (value))
 
+#define EACH_KIND(s, kind) (Kind *kind = (s)->kinds; kind < (s)->kinds + (s)->num_kinds; kind++)
+
+/* layout.GroupTables has these words. */
+static i64 begun(const Tables *of, i64 tokens) { return of->size ? blocks_of(tokens, of->size) : 1; }
+static i64 live(const Tables *of, i64 tokens) { return of->size ? least(tokens, of->window) : 1; }
+static i64 behind(const Tables *of, i64 seen) {
+  return seen >= of->window ? (seen + 1 - of->window) / of->size : 0;
+}
+
+static wide most_blocks(const Server *s, wide tokens) {
+  wide sum = 0;
+  for EACH_KIND(s, kind) {
+    wide blocks = kind->of.size ? (tokens + kind->of.size - 1) / kind->of.size : 1;
+    sum += kind->of.count * (blocks < kind->of.cap ? blocks : kind->of.cap);
+  }
+  return sum;
+}
+
+static i64 begun_in_all(const Server *s, i64 tokens) {
+  i64 sum = 0;
+  for EACH_KIND(s, kind) sum += kind->of.count * begun(&kind->of, tokens);
+  return sum;
+}
+
 static void add(Times *times, wide ps, i64 often) {
   uint64_t high = (uint64_t)(ps >> 64), low = (uint64_t)ps;
   int digits = high ? 128 - __builtin_clzll(high) : low ? 64 - __builtin_clzll(low) : 0;
@@ -118,7 +165,6 @@ static void add(Times *times, wide ps, i64 often) {
 /* -- who arrives: arrivals.Arrivals ------------------------------------------------------------ */
 
 static void take_in(Server *s) {
-  i64 room = s->rules.blocks * s->rules.size + 1; /* the last token is never written */
   for (;;) {
     if (s->read == s->pulled) {
       s->read = s->pulled = 0;
@@ -130,7 +176,8 @@ static void take_in(Server *s) {
     }
     i64 at = s->read++;
     s->next = (Request){s->prompts[at], s->outputs[at], s->arrivals[at], s->tenants[at]};
-    if (s->next.prompt <= room && s->next.output <= room - s->next.prompt) return;
+    /* The last token is never written. */
+    if (most_blocks(s, (wide)s->next.prompt + s->next.output - 1) <= s->rules.blocks) return;
     s->arrived++;
     s->refused++;
   }
@@ -164,31 +211,62 @@ static void refill(Server *s, i64 outstanding) {
 
 static int sooner(End a, End b) { return a.last < b.last; }
 
-static void push_end(Server *s, End end) {
-  PUSH(s, ends, num_ends, ends_room, end);
-  i64 at = s->num_ends - 1;
-  for (; at && sooner(end, s->ends[(at - 1) / 2]); at = (at - 1) / 2)
-    s->ends[at] = s->ends[(at - 1) / 2];
-  s->ends[at] = end;
+static void push_end(Ends *to, End end) {
+  PUSH(to, ends, count, room, end);
+  i64 at = to->count - 1;
+  for (; at && sooner(end, to->ends[(at - 1) / 2]); at = (at - 1) / 2)
+    to->ends[at] = to->ends[(at - 1) / 2];
+  to->ends[at] = end;
 }
 
-static void pop_end(Server *s) {
-  End end = s->ends[--s->num_ends];
+static void pop_end(Ends *from) {
+  End end = from->ends[--from->count];
   i64 at = 0, child;
-  while ((child = 2 * at + 1) < s->num_ends) {
-    if (child + 1 < s->num_ends && sooner(s->ends[child + 1], s->ends[child])) child++;
-    if (!sooner(s->ends[child], end)) break;
-    s->ends[at] = s->ends[child];
+  while ((child = 2 * at + 1) < from->count) {
+    if (child + 1 < from->count && sooner(from->ends[child + 1], from->ends[child])) child++;
+    if (!sooner(from->ends[child], end)) break;
+    from->ends[at] = from->ends[child];
     at = child;
   }
-  if (s->num_ends) s->ends[at] = end;
+  if (from->count) from->ends[at] = end;
 }
 
 /* -- who runs goes on -------------------------------------------------------------------------- */
 
-static i64 *need_at(Server *s, const Group *group) {
-  i64 at = (1 - group->base) % s->rules.size;
-  return &s->growing[at < 0 ? at + s->rules.size : at];
+/* Where the steps are counted in which it has one token more than some whole blocks, and `from`. */
+static i64 *phase_at(i64 *steps, const Tables *of, i64 base, i64 from) {
+  i64 at = (from - base) % of->size;
+  return &steps[at < 0 ? at + of->size : at];
+}
+
+/* Its window is full from now on. */
+static void fill(Kind *kind, const Group *group) {
+  kind->full++;
+  ++*phase_at(kind->leaving, &kind->of, group->base, kind->of.window);
+}
+
+static void give_up(Server *s, Kind *kind, i64 blocks) {
+  kind->gone += blocks;
+  s->free += kind->of.count * blocks;
+}
+
+/* Before a step, blocks that no later token looks at are given up. */
+static void slide(Server *s) {
+  for EACH_KIND(s, kind) {
+    const Tables *of = &kind->of;
+    if (!kind->leaving) continue;
+    for (i64 at = 0; at < s->num_fresh; at++) {
+      const Group *group = &s->groups[s->fresh[at]];
+      /* Of one that decodes, the last token's block is among those of the step. */
+      i64 now = group->last < 0 ? group->computed : group->base + s->step - 1;
+      give_up(s, kind, behind(of, now) - behind(of, group->seen));
+    }
+    for (Ends *to = &kind->filling; to->count && to->ends[0].last <= s->step; pop_end(to))
+      if (s->groups[to->ends[0].group].place == to->ends[0].place)
+        fill(kind, &s->groups[to->ends[0].group]);
+    give_up(s, kind, kind->leaving[(s->step + 1) % of->size]);
+  }
+  s->num_fresh = 0;
 }
 
 static void leave(Server *s, i64 id, i64 held) {
@@ -196,12 +274,21 @@ static void leave(Server *s, i64 id, i64 held) {
   *(group->before < 0 ? &s->oldest : &s->groups[group->before].behind) = group->behind;
   *(group->behind < 0 ? &s->youngest : &s->groups[group->behind].before) = group->before;
   s->running--;
-  if (group->last >= 0) {
-    (*need_at(s, group))--;
-    s->decoding--;
+  for EACH_KIND(s, kind) {
+    const Tables *of = &kind->of;
+    i64 blocks = begun(of, held), gone = behind(of, held);
+    kind->begun -= blocks;
+    kind->gone -= gone;
+    kind->live -= live(of, held);
+    s->free += of->count * (blocks - gone);
+    if (group->last < 0 || !of->size) continue;
+    --*phase_at(kind->growing, of, group->base, 1);
+    if (held < of->window) continue;
+    kind->full--;
+    --*phase_at(kind->leaving, of, group->base, of->window);
   }
+  if (group->last >= 0) s->decoding--;
   s->tokens -= held;
-  s->free += blocks_of(held, s->rules.size);
   group->place = -1;
 }
 
@@ -218,7 +305,7 @@ static void give_way(Server *s) {
   s->preemptions++;
   if (group->tally >= 0 && group->left < 0) group->left = s->clock;
   if (s->rules.swapping) {
-    i64 blocks = blocks_of(held, s->rules.size);
+    i64 blocks = begun_in_all(s, held); /* there are no windows then */
     s->swapped_out += blocks;
     s->swapped += blocks;
   }
@@ -226,39 +313,65 @@ static void give_way(Server *s) {
 
 static void compute(Server *s, i64 id, i64 chunk) {
   Group *group = &s->groups[id];
-  i64 target = group->of.prompt + group->generated, size = s->rules.size;
+  i64 target = group->of.prompt + group->generated, before = group->computed;
   s->recomputed += most(0, least(group->computed + chunk, group->lost) - group->computed);
   group->computed += chunk;
   s->tokens += chunk;
-  i64 blocks = blocks_of(group->computed, size);
+  group->seen = before;
+  i64 blocks = begun_in_all(s, group->computed);
   s->free -= blocks - group->blocks;
   group->blocks = blocks;
+  for EACH_KIND(s, kind) {
+    kind->begun += begun(&kind->of, group->computed) - begun(&kind->of, before);
+    kind->live += live(&kind->of, group->computed) - live(&kind->of, before);
+  }
+  PUSH(s, fresh, num_fresh, fresh_room, id);
   s->prefilling = group->computed < target ? id : -1;
   if (group->computed < target) return;
   s->decoding++;
   group->base = target - s->step;
   group->last = group->of.prompt + group->of.output - 1 - group->base;
-  (*need_at(s, group))++;
+  for EACH_KIND(s, kind) {
+    if (kind->of.size) ++*phase_at(kind->growing, &kind->of, group->base, 1);
+    if (!kind->leaving) continue;
+    End filled = {kind->of.window - group->base, group->place, id};
+    if (target >= kind->of.window)
+      fill(kind, group);
+    else if (filled.last <= group->last)
+      push_end(&kind->filling, filled);
+  }
   PUSH(s, beginning, num_beginning, beginning_room, id);
-  push_end(s, (End){group->last, group->place, id});
+  push_end(&s->ends, (End){group->last, group->place, id});
 }
 
 /* A prompt that is not computed whole has used up the budget, so nobody is admitted behind it:
    there is one of them at most. */
+static i64 needed_by_all(const Server *s) {
+  i64 sum = 0;
+  for EACH_KIND(s, kind)
+    if (kind->of.size) sum += kind->of.count * kind->growing[s->step % kind->of.size];
+  return sum;
+}
+
 static i64 grow(Server *s, i64 left) {
-  i64 phase = s->step % s->rules.size, chunk = 0, more = 0;
+  i64 chunk = 0, more = 0;
   if (s->prefilling >= 0) {
     Group *group = &s->groups[s->prefilling];
     i64 target = group->of.prompt + group->generated;
     chunk = least(target - group->computed, left);
-    more = blocks_of(group->computed + chunk, s->rules.size) - group->blocks;
+    more = begun_in_all(s, group->computed + chunk) - group->blocks;
   }
   s->gave_way = 0;
-  while (s->growing[phase] + (s->prefilling >= 0 ? more : 0) > s->free) {
+  while (needed_by_all(s) + (s->prefilling >= 0 ? more : 0) > s->free) {
     s->gave_way = 1;
     give_way(s);
   }
-  s->free -= s->growing[phase];
+  s->free -= needed_by_all(s);
+  for EACH_KIND(s, kind) {
+    if (!kind->of.size) continue;
+    kind->begun += kind->growing[s->step % kind->of.size];
+    kind->live += s->decoding - kind->full;
+  }
   s->tokens += s->decoding;
   if (s->prefilling < 0) return 0;
   compute(s, s->prefilling, chunk);
@@ -281,14 +394,20 @@ static i64 new_group(Server *s, Request of) {
 
 static i64 start(Server *s, i64 id, i64 left) {
   Group *group = &s->groups[id];
-  group->computed = group->blocks = 0;
+  group->computed = 0;
   if (s->rules.swapping && group->lost) {
-    i64 blocks = blocks_of(group->lost, s->rules.size);
+    i64 blocks = begun_in_all(s, group->lost);
     group->computed = group->lost;
     s->swapped_in += blocks;
     s->swapped += blocks;
   }
   s->tokens += group->computed;
+  group->blocks = begun_in_all(s, group->computed);
+  s->free -= group->blocks;
+  for EACH_KIND(s, kind) {
+    kind->begun += begun(&kind->of, group->computed);
+    kind->live += live(&kind->of, group->computed);
+  }
   group->place = s->places++;
   group->before = s->youngest;
   group->behind = -1;
@@ -301,7 +420,7 @@ static i64 start(Server *s, i64 id, i64 left) {
 }
 
 static i64 hindrance(Server *s, i64 target, i64 left) {
-  i64 needed = blocks_of(target, s->rules.size);
+  i64 needed = (i64)most_blocks(s, target);
   if (needed > s->free) return SHORT;
   if (s->running && needed > s->free - s->rules.watermark) return WATERMARK;
   if (s->running >= s->rules.most_running) return LIMIT;
@@ -416,13 +535,18 @@ static void settle(Server *s, i64 prefill) {
   s->running_sum += s->running;
   s->computed_sum += prefill;
   s->prefilling_sum += s->prefilling >= 0;
+  for EACH_KIND(s, kind) {
+    kind->begun_sum += kind->begun;
+    kind->gone_sum += kind->gone;
+    kind->live_sum += kind->live;
+  }
   if (s->why) {
     s->waits[s->why]++;
     s->queued_sum += s->num_preempted + s->tail - s->head;
     if (s->why <= WATERMARK) s->waiting_free += s->free;
   }
-  for (; s->num_ends && s->ends[0].last <= s->step; pop_end(s)) {
-    End due = s->ends[0];
+  for (; s->ends.count && s->ends.ends[0].last <= s->step; pop_end(&s->ends)) {
+    End due = s->ends.ends[0];
     if (s->groups[due.group].place != due.place) continue; /* it gave way meanwhile */
     PUSH(s, finished, num_finished, finished_room, due.group);
     end(s, &s->groups[due.group]);
@@ -433,8 +557,31 @@ static void settle(Server *s, i64 prefill) {
 
 /* -- the interface ----------------------------------------------------------------------------- */
 
-Server *server_new(const Rules *rules, i64 (*pull)(void), const i64 *prompts, const i64 *outputs,
-                   const i64 *arrivals, const i64 *tenants, i64 *classes) {
+void server_free(Server *s) {
+  for (i64 at = 0; at < s->num_tallies; at++) free(s->tallies[at].ttft.classes);
+  if (s->kinds) {
+    for EACH_KIND(s, kind) {
+      free(kind->growing);
+      free(kind->leaving);
+      free(kind->filling.ends);
+    }
+  }
+  free(s->kinds);
+  free(s->fresh);
+  free(s->tallies);
+  free(s->waiting);
+  free(s->groups);
+  free(s->unused);
+  free(s->preempted);
+  free(s->ends.ends);
+  free(s->beginning);
+  free(s->finished);
+  free(s);
+}
+
+Server *server_new(const Rules *rules, i64 num_tables, const Tables *tables, i64 (*pull)(void),
+                   const i64 *prompts, const i64 *outputs, const i64 *arrivals, const i64 *tenants,
+                   i64 *classes) {
   Server *s = calloc(1, sizeof *s);
   if (!s) return 0;
   s->rules = *rules;
@@ -444,9 +591,18 @@ Server *server_new(const Rules *rules, i64 (*pull)(void), const i64 *prompts, co
   s->arrivals = arrivals;
   s->tenants = tenants;
   s->itl.classes = classes;
-  s->growing = calloc(rules->size, sizeof *s->growing);
-  if (!s->growing) {
-    free(s);
+  s->num_kinds = num_tables;
+  int there = !!(s->kinds = calloc(num_tables, sizeof *s->kinds));
+  for (i64 at = 0; there && at < num_tables; at++) {
+    Kind *kind = &s->kinds[at];
+    kind->of = tables[at];
+    if (!kind->of.size) continue;
+    there = !!(kind->growing = calloc(kind->of.size, sizeof(i64)));
+    if (there && kind->of.window < FOREVER)
+      there = !!(kind->leaving = calloc(kind->of.size, sizeof(i64)));
+  }
+  if (!there) {
+    server_free(s);
     return 0;
   }
   s->oldest = s->youngest = s->prefilling = -1;
@@ -457,20 +613,6 @@ Server *server_new(const Rules *rules, i64 (*pull)(void), const i64 *prompts, co
   return s;
 }
 
-void server_free(Server *s) {
-  for (i64 at = 0; at < s->num_tallies; at++) free(s->tallies[at].ttft.classes);
-  free(s->tallies);
-  free(s->waiting);
-  free(s->groups);
-  free(s->unused);
-  free(s->preempted);
-  free(s->ends);
-  free(s->growing);
-  free(s->beginning);
-  free(s->finished);
-  free(s);
-}
-
 static i64 draining(const Server *s) {
   return !(s->num_preempted || s->tail > s->head || s->more);
 }
@@ -479,6 +621,7 @@ static i64 nobody_left(const Server *s) { return !s->running && draining(s); }
 
 /* Those leave who got their last token in the step before; whoever is due arrives. */
 static void turn_over(Server *s) {
+  slide(s);
   for (i64 at = 0; at < s->num_finished; at++) {
     i64 id = s->finished[at];
     leave(s, id, s->groups[id].base + s->step);
@@ -532,6 +675,12 @@ void server_moment(const Server *s, void *to) {
       s->swapped_in,   s->prompt_tokens, s->recomputed, s->waits[NOBODY], s->waits[SHORT],
       s->waits[WATERMARK], s->waits[LIMIT], s->waits[BUDGET]};
   memcpy(to, numbers, sizeof numbers);
+  char *next = (char *)to + sizeof numbers;
+  for EACH_KIND(s, kind) {
+    wide sums[] = {kind->begun_sum, kind->gone_sum, kind->live_sum};
+    memcpy(next, sums, sizeof sums);
+    next += sizeof sums;
+  }
 }
 
 void server_service(const Server *s, void *to) {

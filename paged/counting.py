@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from paged.accounting import Counters, Series, Serving, TierUse
+from paged.accounting import Series, Serving, TierUse
 from paged.arrivals import Arrivals, Request
 from paged.clock import PS_PER_NS, StepTime, steps_within, taken_ps
 from paged.compiled import CompiledServer, Moment, can_serve
@@ -27,6 +27,7 @@ from paged.counted import COUNTS, MOST_GAPS, NO_KEYS, Group, Setting, Snapshot, 
 from paged.errors import BadSize
 from paged.keyed_blocks import KEYED
 from paged.latency import Service, Slo, Watch
+from paged.layout import Layout
 from paged.policy import PagedPolicy
 
 _NOBODY, _SHORT, _WATERMARK, _LIMIT, _BUDGET = range(5)
@@ -544,12 +545,14 @@ def serve_by_counts(
     time: StepTime | None = None,
     clients: int | None = None,
     slo: Slo | None = None,
+    layout: Layout | None = None,
     kind: Callable[..., CountingServer] = CountingServer,
 ) -> Serving:
     """Serve a stream of requests, as `paged.scheduler.serve` does; `policy.by_counts` has to hold.
 
     Keys that come as an int64 array are taken to be numbers from 0 on, of which few are left out.
-    `kind` makes the server: one that does more than the usual one.
+    `kind` makes the server: one that does more than the usual one. With a `layout` slots are bytes,
+    and it takes the compiled one.
 
     Raises BadSize: the policy needs blocks to be told apart, a number is out of range, the arrivals
     fall or some are missing, or the stream is empty.
@@ -557,10 +560,14 @@ def serve_by_counts(
     if not policy.by_counts:
         raise BadSize(f"{policy}: counts do not decide this policy; use paged.scheduler")
     time = time or StepTime()
-    setting = Setting(policy=policy, slots=slots, time=time, clients=clients, slo=slo)
+    setting = Setting(
+        policy=policy, slots=slots, time=time, clients=clients, slo=slo, layout=layout
+    )
     make: Callable[..., CountingServer | CompiledServer] = kind
     if kind is CountingServer and can_serve(setting):
         make = CompiledServer
+    elif layout is not None:
+        raise BadSize("groups by counts without a C compiler: use paged.grouped")
     server = make(requests, setting)
     series: Series[Snapshot | Moment] = Series()
     warm = server.snapshot() if warmup == 0 else None
@@ -573,16 +580,18 @@ def serve_by_counts(
         if server.step >= series.due:
             series.add(server.snapshot())
 
-    def counters(moment: Snapshot | Moment) -> Counters:
-        return moment.counters(slots=slots, num_blocks=server.num_blocks, size=policy.block_size)
-
+    whole = server.snapshot()
+    at = [None if moment is None else moment.snapshot() for moment in (whole, warm, done)]
+    total, *between = (None if moment is None else setting.counters(moment) for moment in at)
+    assert total is not None
     return Serving.of(
-        counters(server.snapshot()),
-        [counters(moment) for moment in series.moments],
-        warm=None if warm is None else counters(warm),
-        done=None if done is None else counters(done),
+        total,
+        [setting.counters(moment.snapshot()) for moment in series.moments],
+        warm=between[0],
+        done=between[1],
         service=server.service(),
         tiers=server.tiers,
+        uses=[() if moment is None else setting.uses(moment) for moment in at],
         peak_running=server.peak_running,
         peak_requests=server.peak_running,
         peak_allocated=server.peak_allocated,

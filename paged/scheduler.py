@@ -32,7 +32,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from paged.accounting import Counters, Series, Serving
+from paged.accounting import Counters, GroupUse, Series, Serving
 from paged.allocator import PagedAllocator
 from paged.arrivals import Arrivals, Request
 from paged.clock import PS_PER_NS, StepTime
@@ -83,7 +83,7 @@ class Scheduler:
             requests,
             clients=clients,
             depth=policy.look_ahead + 1,
-            fits=lambda request: most_blocks(request, policy) <= self.num_blocks,
+            fits=lambda request: self._most_blocks(request) <= self.num_blocks,
         )
         self.watch = Watch(slo)
         self._time = time or StepTime()
@@ -160,6 +160,13 @@ class Scheduler:
 
     def moment(self) -> Counters:
         """Return what was counted so far."""
+        return Counters(**self._counted())
+
+    def uses(self) -> tuple[GroupUse, ...]:
+        """What each group of layers used its blocks for so far."""
+        return ()
+
+    def _counted(self) -> dict[str, int]:
         allocator = self.allocator
         known_elsewhere = {
             "slots": self.slots,
@@ -172,7 +179,13 @@ class Scheduler:
             "ghost_hits": allocator.num_ghost_hits,
             "time_ns": self._clock // PS_PER_NS,
         }
-        return Counters(**self._sums | known_elsewhere)
+        return self._sums | known_elsewhere
+
+    def _most_blocks(self, request: Request) -> int:
+        return most_blocks(request, self.policy)
+
+    def _group(self, request: Request) -> SequenceGroup:
+        return SequenceGroup(request, self.policy, self.allocator)
 
     def batch(self) -> list[tuple[int, tuple[int, ...], int]]:
         """Who runs, in order of admission: the request's number, its sequences, tokens of each.
@@ -354,7 +367,7 @@ class Scheduler:
             if at < len(preempted):
                 group = preempted[-1 - at]
             elif at - len(preempted) < len(waiting):
-                group = SequenceGroup(waiting[at - len(preempted)], self.policy, self.allocator)
+                group = self._group(waiting[at - len(preempted)])
             else:
                 break
             why = self._hindrance(group, left)
@@ -481,6 +494,7 @@ def serve(
     clients: int | None = None,
     slo: Slo | None = None,
     observe: Callable[[Scheduler], None] | None = None,
+    kind: Callable[..., Scheduler] = Scheduler,
 ) -> Serving:
     """Serve a stream of requests; the outcome is identical for identical arguments.
 
@@ -490,20 +504,22 @@ def serve(
     have no arrival times, `clients` are the most that run or wait at once: the next arrives when
     one is completed; None: there is always one that waits. `slo` is what `Serving.service` counts
     as good. `observe` is called at the end of each step, to look at what `serve` does not return.
+    `kind` makes the server: one that does more than the usual one.
 
     Raises BadSize: a number is out of range, the arrivals fall or some are missing, or the stream
     is empty.
     """
-    scheduler = Scheduler(requests, policy, slots=slots, time=time, clients=clients, slo=slo)
+    scheduler = kind(requests, policy, slots=slots, time=time, clients=clients, slo=slo)
     series: Series[Counters] = Series()
     warm = scheduler.moment() if warmup == 0 else None
     done = None
+    early = late = scheduler.uses()
     while scheduler.alive:
         admitted = scheduler.take_step()
         if admitted and scheduler.draining:
-            done = scheduler.moment()
+            done, late = scheduler.moment(), scheduler.uses()
         if warm is None and scheduler.completed >= warmup:
-            warm = scheduler.moment()
+            warm, early = scheduler.moment(), scheduler.uses()
         if scheduler.step >= series.due:
             series.add(scheduler.moment())
         if observe is not None:
@@ -515,5 +531,6 @@ def serve(
         done=done,
         service=scheduler.watch.service(),
         tiers=(),
+        uses=(scheduler.uses(), early, late),
         **scheduler.peaks,
     )
