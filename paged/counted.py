@@ -177,9 +177,8 @@ class Snapshot(NamedTuple):
         idle = self.idle * size
         allocated = (num_blocks * self.steps - self.free) * size - idle
         token, roundup = self.token - self.duplicate * size, 0
-        logical = self.token
         if uses:
-            logical = token = sum(each.token for each in uses)
+            token = sum(each.token for each in uses)
             roundup = sum(each.padding for each in uses)
         _, short, watermark, limit, budget = self.waits
         remainder = slots - num_blocks * size
@@ -194,7 +193,7 @@ class Snapshot(NamedTuple):
             free_short=free_short,
             free_idle=slots * self.steps - allocated - free_short - idle,
             cached_idle=idle,
-            logical_token=logical,
+            logical_token=self.token,
             running=self.running,
             running_requests=self.running,
             queued=self.queued,

@@ -149,7 +149,6 @@ class GroupedScheduler(Scheduler):
         in_bytes = {
             "slots": self._bytes,
             "token": token,
-            "logical_token": token,
             "internal": allocated - token - padding,
             "roundup": padding,
             "free_short": short,

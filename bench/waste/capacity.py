@@ -46,7 +46,7 @@ class CapacityRecord(Record):
     """Requests at once, by their tokens."""
     behind_windows: dict[int, float]
     """Share of such a request's bytes that lies behind the windows where all layers have the same
-    blocks, as in the server that is simulated; 0 to 1."""
+    blocks, 0 to 1."""
     blocks: int | None = None
     """Blocks of the pool; None in older records."""
 
@@ -107,8 +107,8 @@ def capacity_words(found: CapacityRecord) -> str:
     longest = max(found.behind_windows)
     if len(found.groups) > 1 and any(group.window for group in found.groups):
         said += (
-            f" That is with blocks for each group; with the same blocks for all layers, as "
-            f"simulated here, {found.behind_windows[longest]:.0%} of a request of {longest:,} "
+            f" That is with blocks for each group; with the same blocks for all layers "
+            f"{found.behind_windows[longest]:.0%} of a request of {longest:,} "
             f"tokens would lie behind the windows."
         )
     empty = [group for group in found.groups if group.padding >= NOTICEABLE]

@@ -151,8 +151,9 @@ def cannot_matter(policy: PagedPolicy, base: WasteRow, *, timed: bool) -> bool:
             most = policy.max_running
             return not total.waiting_limit and (most is None or most >= base.peak_requests)
         case ["watermark"]:
-            blocks = total.slots // was.block_size
-            left = blocks - -(-base.peak_allocated // was.block_size)
+            size = base.block_slots
+            blocks = total.slots // size
+            left = blocks - -(-base.peak_allocated // size)
             # In chunks, an admission asks for more than it takes.
             kept = was.by_counts and was.token_budget is None
             kept = kept and left >= policy.watermark_blocks(blocks)

@@ -93,6 +93,16 @@ class Model:
         lasting = [group for group in self.groups if group.window is None] or self.groups
         return -int(-self._bytes(lasting) // 1)
 
+    @property
+    def uniform_bytes_per_token(self) -> int:
+        """The same as if every layer kept everything, those with a state as well."""
+        first = self.groups[0]
+        alike = [
+            replace(first, layers=group.layers) if group.state_bytes else group
+            for group in self.groups
+        ]
+        return -int(-self._bytes(alike) // 1)
+
     def layers_of(self, group: LayerGroup) -> int:
         """Layers of a group that a stage has, those of the one that has most."""
         return -(-group.layers // self.stages)

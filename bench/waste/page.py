@@ -30,6 +30,7 @@ from bench.command.page.parts import (
 )
 from bench.command.page.pictures import COLOURS, as_svg, new_figure, plain_numbers
 from bench.command.words import percent, plural
+from bench.waste.group_report import groups_table
 from bench.waste.plot import KINDS, LINE_COLOURS, TOKEN_SHADES, bars, batches, pool_through_time
 from bench.waste.policies import policy_name
 from bench.waste.pool_map import TOKEN, PoolMap
@@ -278,6 +279,7 @@ def _stream(
         if found is not None
         else [
             memory_table(rows),
+            *filter(None, [groups_table(rows, record)]),
             *service_tables(rows, Console(width=WIDTH)),
             *filter(None, [latency_table(rows)]),
         ]

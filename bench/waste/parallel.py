@@ -22,6 +22,7 @@ from bench.workloads.source import StreamSource, Wrapped
 from bench.workloads.stream import RequestStream
 from paged.clock import StepTime
 from paged.latency import Slo
+from paged.layout import Layout
 from paged.tiers import Tier
 from reference.errors import BadInput
 
@@ -58,6 +59,7 @@ class Job:
     clients: int | None = None
     slo: Slo | None = None
     tiers: tuple[Tier, ...] = ()
+    layout: Layout | None = None
     """As for `bench.waste.simulate.simulate`."""
     drawing: int = 0
     """Which drawing of the stream it is."""
@@ -150,6 +152,7 @@ def run(index: int, job: Job) -> tuple[int, WasteRow | str]:
             clients=job.clients,
             slo=job.slo,
             tiers=job.tiers,
+            layout=job.layout,
         )
     except ValueError as error:
         # As a value: an exception looks different after each way of being sent.

@@ -15,11 +15,13 @@ from bench.waste.parallel import Job
 from bench.waste.policies import DEFAULT_POLICIES, Policy, expand_policies, format_policy
 from bench.waste.record import Rank
 from bench.waste.simulate import WARMUP_SHARE, takes_tiers, without_tiers
+from bench.waste.tables import tables_of
 from bench.workloads.record import ServedStream, served_stream
 from bench.workloads.source import StreamSource, head, saturated
 from bench.workloads.spec import parse_source
 from bench.workloads.trace_columns import ROLES
 from paged.latency import Slo
+from paged.layout import Layout, takes_groups
 from paged.policy import PagedPolicy
 from paged.tiers import Tier
 from reference.errors import BadInput
@@ -68,7 +70,9 @@ class WastePlan:
     runs: int = DEFAULT_RUNS
     """Most simulations that --whatif takes for a stream."""
     model: Model | None = None
-    """Whose cache it is; None: only the bytes of a slot are known."""
+    """Whose cache it is; None: only the bytes of a slot are known. Where its layers differ, paged
+    policies are served as if they were alike and with tables for each group, variations with them.
+    """
     tiers: tuple[Tier, ...] = ()
     """Behind the pool: policies are served without them and with them, variations with them."""
 
@@ -107,6 +111,8 @@ class WastePlan:
                 whole = self.job(at, policy)
                 if self.tiers and not self.whatif:
                     jobs.append(replace(whole, policy=without_tiers(policy), tiers=()))
+                if whole.layout is not None and not self.whatif:
+                    jobs.append(replace(whole, slots=self.slots, layout=None))
                 jobs.append(whole)
                 if not self.whatif:
                     drawn = self.drawn[at] if self.drawn else ()
@@ -119,18 +125,28 @@ class WastePlan:
     def job(self, at: int, policy: Policy) -> Job:
         """A policy on the stream of that place."""
         source, stream = self.streams[at]
+        layout = self.layout_for(policy)
         return Job(
             stream=stream.label,
             source=source,
             requests=stream.requests,
             policy=policy,
-            slots=self.slots,
+            slots=self.slots if layout is None else self.slots * self.bytes_per_token,
+            layout=layout,
             warmup=int(WARMUP_SHARE * stream.requests) if self.warmup is None else self.warmup,
             time=self.clock.time,
             clients=self.clients,
             slo=self.slo,
             tiers=self.tiers,
         )
+
+    def layout_for(self, policy: Policy) -> Layout | None:
+        """The tables of the model's groups of layers; None: all layers are alike, or a policy is
+        served as if they were.
+        """
+        if self.model is None or not isinstance(policy, PagedPolicy) or not takes_groups(policy):
+            return None
+        return tables_of(self.model, block_size=policy.block_size).layout()
 
     def variations(self, stream: ServedStream) -> list[Variation]:
         """The single changes that are tried on a stream."""
@@ -139,6 +155,9 @@ class WastePlan:
         if not self.clock.time.swap_ns_per_token:
             # It would cost nothing, and be recommended for that.
             found = [each for each in found if each.changes.get("preemption") != "swap"]
+        if self.layout_for(self.base) is not None:
+            # What is served as if all layers were alike cannot be held against it.
+            found = [each for each in found if takes_groups(each.policy)]
         return [each for each in found if not self.tiers or takes_tiers(each.policy)]
 
     @property

@@ -16,7 +16,7 @@ from bench.machine.record import Record
 from bench.waste.capacity import CapacityRecord
 from bench.waste.policies import Policy, format_policy, parse_policy, policy_name
 from bench.workloads.record import ServedStream
-from paged.accounting import SLOT_CLASSES, Counters, Serving, TierUse
+from paged.accounting import SLOT_CLASSES, Counters, GroupUse, Serving, TierUse
 from paged.clock import StepTime
 from paged.latency import Service, Slo
 from paged.tiers import Tier
@@ -142,6 +142,9 @@ class WasteRow(Record):
     """What it was like for those who waited, over the whole run; None in older records."""
     tiers: tuple[TierUse, ...] = ()
     """What each tier behind the pool did; none: there was none."""
+    groups: tuple[GroupUse, ...] = ()
+    """What each group of the model's layers took in what is judged, in the order of the record's
+    capacity. A slot of the row is a byte then. None: all layers had the same blocks."""
     drawing: int = 0
     """Which drawing of the stream was served; 0 is that of --seed."""
     inferred: bool = False
@@ -164,6 +167,7 @@ class WasteRow(Record):
             seconds=seconds,
             service=serving.service,
             tiers=serving.tiers,
+            groups=serving.groups,
             drawing=drawing,
         )
 
@@ -174,6 +178,8 @@ class WasteRow(Record):
             raise ValueError(f"{self.name}: pools of {sorted(slots)} slots")
         # Raises if the part is no part of the whole.
         _ = self.total - self.loaded
+        if self.groups and sum(use.allocated for use in self.groups) != self.judged.allocated:
+            raise ValueError(f"{self.name}: groups that do not add up")
         return self
 
     @property
@@ -183,8 +189,16 @@ class WasteRow(Record):
 
     @property
     def typed(self) -> str:
-        """The policy as it is typed, and the tiers behind the pool."""
-        return " + ".join([policy_name(self.policy), *(tier.name for tier in self.tiers)])
+        """The policy as it is typed, the tiers behind the pool, and whether groups have tables."""
+        behind = [tier.name for tier in self.tiers]
+        return " + ".join([policy_name(self.policy), *behind, *(["groups"] if self.groups else [])])
+
+    @property
+    def block_slots(self) -> int:
+        """Slots of a block of a paged pool."""
+        if blocks := sum(use.blocks for use in self.groups):
+            return self.judged.allocated // blocks
+        return getattr(self.policy, "block_size", 1)
 
     @property
     def judged(self) -> Counters:
@@ -208,7 +222,7 @@ class WasteRow(Record):
     @property
     def sharing(self) -> float:
         """Logical tokens for each physical one in what is judged."""
-        return self.judged.sharing
+        return 1.0 if self.groups else self.judged.sharing
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -329,7 +343,8 @@ class WasteRecord(Record):
             )
         labels = {stream.label for stream in self.streams}
         for row in self.rows:
-            if row.stream not in labels or row.total.slots != self.pool.slots:
+            slots = self.pool.slots * (self.pool.bytes_per_token if row.groups else 1)
+            if row.stream not in labels or row.total.slots != slots:
                 raise ValueError(
                     f"{row.name}: no such stream, or another pool than {self.pool.slots} slots"
                 )

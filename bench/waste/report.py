@@ -17,6 +17,7 @@ from bench.command.tables import MarkdownPage, table
 from bench.command.words import one_line
 from bench.waste.capacity import capacity_words
 from bench.waste.drawings import margin
+from bench.waste.group_report import group_lines, groups_table
 from bench.waste.policies import policy_name, policy_words
 from bench.waste.record import WasteRecord, WasteRow
 from bench.waste.service_report import (
@@ -71,6 +72,8 @@ def show(record: WasteRecord, console: Console) -> None:
             console.print(Text("nothing was run", style="yellow"))
         elif record.base is None:
             console.print(memory_table(rows))
+            if (grouped := groups_table(rows, record)) is not None:
+                console.print(grouped)
             for made in service_tables(rows, console):
                 console.print(made)
             if (waited := latency_table(rows)) is not None:
@@ -84,6 +87,9 @@ def show(record: WasteRecord, console: Console) -> None:
                 console.print(Text(line))
         else:
             show_whatif(compare(record, stream.label), record, console)
+            base = [row for row in rows if row.policy == record.base]
+            if (grouped := groups_table(base, record)) is not None:
+                console.print(grouped)
         console.print()
     _show_end(record, console)
 
@@ -177,8 +183,8 @@ def _service_table(rows: list[WasteRow], columns: list[_Column], *, waits: bool)
 
 def reading(rows: list[WasteRow], record: WasteRecord) -> list[str]:
     """Say what the tables come to."""
-    tiered = list(tier_lines(rows, record))
-    rows = [row for row in rows if not row.tiers]
+    apart = [*group_lines(rows, record), *tier_lines(rows, record)]
+    rows = [row for row in rows if not row.tiers and not row.groups]
     lines = [_comparison(rows, record)] if len(rows) > 1 else []
     lines += [
         f"{policy_words(row.policy)}: {row.total.refused:,} of {row.total.arrived:,} requests were "
@@ -195,7 +201,7 @@ def reading(rows: list[WasteRow], record: WasteRecord) -> list[str]:
         lines.append(
             f"{'; '.join(unloaded)}: never loaded after the warm-up; judged by the whole run."
         )
-    return lines + tiered
+    return lines + apart
 
 
 def _comparison(rows: list[WasteRow], record: WasteRecord) -> str:

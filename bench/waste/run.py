@@ -102,7 +102,8 @@ def pool_maps(
             found = compare(record, stream.label)
             best = [found.best.row.policy] if found and found.best else []
             mine = [plan.job(at, policy) for policy in (record.base, *best)]
-        mine = mine[:MAX_MAPS]
+        # A map has slots of tokens; groups of layers have different ones.
+        mine = [job for job in mine if job.layout is None][:MAX_MAPS]
         maps = []
         progress.begin("occupancy maps", len(mine))
         for job in mine:

@@ -86,7 +86,7 @@ def read_server(
         fit, clock = Path(clock.removeprefix(FIT)), None
     slot_bytes = sizes.bytes_per_token or DEFAULT_BYTES_PER_TOKEN
     if model is not None:
-        slot_bytes = model.bytes_per_token
+        slot_bytes = model.uniform_bytes_per_token
     return Server(
         slots=_slots(sizes, model, gpu, slot_bytes),
         bytes_per_token=slot_bytes,

@@ -17,8 +17,12 @@ from bench.workloads.stream import RequestStream
 from paged.accounting import Serving
 from paged.arrivals import Request
 from paged.clock import StepTime
+from paged.compiled import can_serve
+from paged.counted import Setting
 from paged.counting import serve_by_counts
+from paged.grouped import GroupedScheduler
 from paged.latency import Slo
+from paged.layout import Layout
 from paged.policy import PagedPolicy
 from paged.scheduler import serve
 from paged.tiers import Tier, TieredServer
@@ -39,12 +43,14 @@ def simulate(
     clients: int | None = None,
     slo: Slo | None = None,
     tiers: Sequence[Tier] = (),
+    layout: Layout | None = None,
 ) -> Serving:
     """Serve a stream from a pool and account for every slot.
 
     Paging is simulated by counts where counts decide it, and block by block elsewhere: the figures
     are the same. `warmup` of None is a tenth of the stream's requests; `slo` is what is good;
-    `tiers` are behind the pool, for policies that `takes_tiers`.
+    `tiers` are behind the pool, for policies that `takes_tiers`; `layout` gives each group of
+    layers tables of its own, for those that `takes_groups`, in a pool of so many bytes.
     """
     if warmup is None:
         warmup = int(WARMUP_SHARE * num_requests(source))
@@ -58,6 +64,11 @@ def simulate(
     server: Callable[..., Serving] = serve_by_counts if policy.by_counts else serve
     if tiers:
         server = partial(serve_by_counts, kind=partial(TieredServer, tiers=tiers))
+    if layout is not None:
+        setting = Setting(policy=policy, slots=slots, time=time or StepTime(), layout=layout)
+        moved = partial(serve, kind=partial(GroupedScheduler, layout=layout))
+        counted = partial(serve_by_counts, layout=layout)
+        server = counted if can_serve(setting) else moved
     read = _counted if policy.by_counts else requests_of
     requests = read(source, key_block_size=key_block_size)
     return server(requests, policy, slots=slots, warmup=warmup, time=time, clients=clients, slo=slo)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from bench.waste.models import LayerGroup, Model
+from paged.layout import FOREVER, GroupTables, Layout
 
 NEARLY_AS_MANY: Fraction = Fraction(3, 2)
 """Times the fewest layers of a kind, below which the most are put into one table."""
@@ -57,9 +58,26 @@ class Tables:
         """Blocks that a request of so many tokens takes."""
         return sum(table.blocks(tokens, in_flight=in_flight) for table in self.tables)
 
+    def layout(self) -> Layout | None:
+        """As a server takes it; None where one table has all layers, and they keep everything."""
+        if len(self.tables) == self.tables[0].count == 1 and self.tables[0].group.window is None:
+            return None
+        return Layout(block_bytes=self.block_bytes, groups=tuple(map(_for_server, self.tables)))
+
     def waste(self, table: Table) -> float:
         """Share of the bytes of its full blocks that a kind of tables leaves empty, 0 to 1."""
         return float(1 - table.used_bytes / (table.count * self.block_bytes))
+
+
+def _for_server(table: Table) -> GroupTables:
+    group = table.group
+    size = 0 if group.state_bytes else table.block_size
+    return GroupTables(
+        count=table.count,
+        block_size=size,
+        window=group.window or FOREVER,
+        token_bytes=int(table.used_bytes // max(size, 1)),
+    )
 
 
 def tables_of(model: Model, *, block_size: int) -> Tables:
