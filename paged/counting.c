@@ -42,7 +42,7 @@ typedef struct {
 typedef struct {
   Request of;
   i64 generated, computed, lost, blocks; /* counted.Group has these words */
-  i64 seen;                              /* computed before the last step that computed a prompt */
+  i64 seen; /* tokens by which blocks were given up last; -1: each step, since it decodes */
   i64 base, last, place;
   i64 before, behind; /* who was admitted before and after it, of those that run; -1: nobody */
   wide arrival, first, left;
@@ -92,7 +92,7 @@ typedef struct {
   i64 oldest, youngest, running, prefilling;
   Ends ends;
   Kind *kinds;
-  i64 num_kinds;
+  i64 num_kinds, windows; /* whether any of them has one */
   i64 *fresh, num_fresh, fresh_room; /* whose prompts were computed in the last step */
   i64 *beginning, num_beginning, beginning_room;
   i64 *finished, num_finished, finished_room;
@@ -250,23 +250,32 @@ static void give_up(Server *s, Kind *kind, i64 blocks) {
   s->free += kind->of.count * blocks;
 }
 
-/* Before a step, blocks that no later token looks at are given up. */
-static void slide(Server *s) {
-  for EACH_KIND(s, kind) {
-    const Tables *of = &kind->of;
-    if (!kind->leaving) continue;
-    for (i64 at = 0; at < s->num_fresh; at++) {
-      const Group *group = &s->groups[s->fresh[at]];
-      /* Of one that decodes, the last token's block is among those of the step. */
-      i64 now = group->last < 0 ? group->computed : group->base + s->step - 1;
-      give_up(s, kind, behind(of, now) - behind(of, group->seen));
-    }
+static i64 gone(const Tables *of, const Group *group, i64 held) {
+  return behind(of, group->seen < 0 ? held - 1 : group->seen);
+}
+
+/* Windows that are full after the step before. */
+static void fill_windows(Server *s) {
+  for EACH_KIND(s, kind)
     for (Ends *to = &kind->filling; to->count && to->ends[0].last <= s->step; pop_end(to))
       if (s->groups[to->ends[0].group].place == to->ends[0].place)
         fill(kind, &s->groups[to->ends[0].group]);
-    give_up(s, kind, kind->leaving[(s->step + 1) % of->size]);
+}
+
+/* Before a step, blocks that no later token looks at are given up. */
+static void slide(Server *s) {
+  for (i64 at = 0; at < s->num_fresh; at++) {
+    Group *group = &s->groups[s->fresh[at]];
+    if (group->place < 0) continue;
+    /* Of one that decodes, the last token's block is among those of the step. */
+    i64 now = group->last < 0 ? group->computed : group->base + s->step - 2;
+    for EACH_KIND(s, kind)
+      if (kind->leaving) give_up(s, kind, behind(&kind->of, now) - behind(&kind->of, group->seen));
+    group->seen = group->last < 0 ? now : -1;
   }
   s->num_fresh = 0;
+  for EACH_KIND(s, kind)
+    if (kind->leaving) give_up(s, kind, kind->leaving[s->step % kind->of.size]);
 }
 
 static void leave(Server *s, i64 id, i64 held) {
@@ -276,11 +285,11 @@ static void leave(Server *s, i64 id, i64 held) {
   s->running--;
   for EACH_KIND(s, kind) {
     const Tables *of = &kind->of;
-    i64 blocks = begun(of, held), gone = behind(of, held);
+    i64 blocks = begun(of, held), less = gone(of, group, held);
     kind->begun -= blocks;
-    kind->gone -= gone;
+    kind->gone -= less;
     kind->live -= live(of, held);
-    s->free += of->count * (blocks - gone);
+    s->free += of->count * (blocks - less);
     if (group->last < 0 || !of->size) continue;
     --*phase_at(kind->growing, of, group->base, 1);
     if (held < of->window) continue;
@@ -325,7 +334,7 @@ static void compute(Server *s, i64 id, i64 chunk) {
     kind->begun += begun(&kind->of, group->computed) - begun(&kind->of, before);
     kind->live += live(&kind->of, group->computed) - live(&kind->of, before);
   }
-  PUSH(s, fresh, num_fresh, fresh_room, id);
+  if (s->windows) PUSH(s, fresh, num_fresh, fresh_room, id);
   s->prefilling = group->computed < target ? id : -1;
   if (group->computed < target) return;
   s->decoding++;
@@ -353,6 +362,23 @@ static i64 needed_by_all(const Server *s) {
   return sum;
 }
 
+/* Whether the blocks suffice if each, in order of admission, gives up its own before it takes. */
+static int suffices(const Server *s, i64 chunk) {
+  i64 free = s->free;
+  for (i64 id = s->oldest; id >= 0; id = s->groups[id].behind) {
+    const Group *group = &s->groups[id];
+    i64 held = group->last < 0 ? group->computed : group->base + s->step - 1;
+    i64 after = held + (group->last < 0 ? chunk : 1);
+    for EACH_KIND(s, kind) {
+      const Tables *of = &kind->of;
+      i64 given_up = behind(of, held) - gone(of, group, held);
+      free += of->count * (given_up - begun(of, after) + begun(of, held));
+    }
+    if (free < 0) return 0;
+  }
+  return 1;
+}
+
 static i64 grow(Server *s, i64 left) {
   i64 chunk = 0, more = 0;
   if (s->prefilling >= 0) {
@@ -362,10 +388,11 @@ static i64 grow(Server *s, i64 left) {
     more = begun_in_all(s, group->computed + chunk) - group->blocks;
   }
   s->gave_way = 0;
-  while (needed_by_all(s) + (s->prefilling >= 0 ? more : 0) > s->free) {
+  while (needed_by_all(s) + (s->prefilling >= 0 ? more : 0) > s->free && !suffices(s, chunk)) {
     s->gave_way = 1;
     give_way(s);
   }
+  if (s->windows) slide(s);
   s->free -= needed_by_all(s);
   for EACH_KIND(s, kind) {
     if (!kind->of.size) continue;
@@ -598,7 +625,9 @@ Server *server_new(const Rules *rules, i64 num_tables, const Tables *tables, i64
     kind->of = tables[at];
     if (!kind->of.size) continue;
     there = !!(kind->growing = calloc(kind->of.size, sizeof(i64)));
-    if (there && kind->of.window < FOREVER)
+    if (kind->of.window == FOREVER) continue;
+    s->windows = 1;
+    if (there)
       there = !!(kind->leaving = calloc(kind->of.size, sizeof(i64)));
   }
   if (!there) {
@@ -621,7 +650,7 @@ static i64 nobody_left(const Server *s) { return !s->running && draining(s); }
 
 /* Those leave who got their last token in the step before; whoever is due arrives. */
 static void turn_over(Server *s) {
-  slide(s);
+  if (s->windows) fill_windows(s);
   for (i64 at = 0; at < s->num_finished; at++) {
     i64 id = s->finished[at];
     leave(s, id, s->groups[id].base + s->step);

@@ -84,6 +84,15 @@ class GroupedSequence(SequenceGroup):
         self._fill(self.base + step)
         return 0
 
+    def given_up_before(self, step: int) -> int:
+        """Blocks that `slide` will give up."""
+        tokens = self.tokens_at(step - 1)
+        return sum(
+            each.behind(tokens) - table.num_released
+            for each, tables in self.tables
+            for table in tables
+        )
+
     def slide(self, step: int) -> None:
         """Give up what no later token looks at, before a step."""
         tokens = self.tokens_at(step - 1)
@@ -176,8 +185,32 @@ class GroupedScheduler(Scheduler):
                     self._sliding[group.slides].append(group)
 
     def _grow(self, left: int | None) -> tuple[int, int | None]:
+        gave_way = False
+        while not self._suffices(left):
+            gave_way = True
+            self._preempt(self._running[next(reversed(self._running))])
         self._slide_before(self.step)
-        return super()._grow(left)
+        grown = super()._grow(left)
+        self._gave_way = gave_way
+        return grown
+
+    def _suffices(self, left: int | None) -> bool:
+        """Whether each, in order of admission, may give up its own blocks before it takes more."""
+        free = self.allocator.num_free
+        for group in self._running.values():
+            assert isinstance(group, GroupedSequence)
+            free += group.given_up_before(self.step)
+            if group.number in self._prefilling:
+                chunk = group.target - group.computed
+                if left is not None:
+                    chunk = min(chunk, left)
+                    left -= chunk
+                free -= group.chunk_blocks(chunk)
+            else:
+                free -= group.growth_blocks(self.step)
+            if free < 0:
+                return False
+        return True
 
     def _compute(self, group: SequenceGroup, chunk: int) -> None:
         super()._compute(group, chunk)

@@ -16,13 +16,15 @@ from bench.command.progress import Progress
 from bench.machine.facts import version_of
 from bench.machine.record import Record
 from bench.waste.clocks import clock_words
+from bench.waste.models import Model
+from bench.waste.parallel import Job
 from bench.waste.plan import WastePlan
 from bench.waste.policies import format_policy
 from bench.waste.record import TypedPolicy
 from bench.waste.simulate import requests_of, simulate
+from bench.waste.tables import Tables, tables_of
 from bench.waste.whatif import NOTHING
 from bench.workloads.record import ServedStream
-from bench.workloads.source import StreamSource
 from paged.accounting import Counters, Serving
 from paged.arrivals import Request
 from paged.clock import StepTime
@@ -167,6 +169,8 @@ class BesideRow(Record):
 
     stream: str
     policy: TypedPolicy
+    grouped: bool = False
+    """Whether each group of the model's layers had tables of its own."""
     refused: int
     """Requests that can never fit; neither server was asked for them."""
     engine: Side
@@ -218,6 +222,17 @@ class EngineSetting:
 
     policy: PagedPolicy
     num_blocks: int
+    tables: Tables | None = None
+    """Tables for each group of layers; None: one has all."""
+    longest: int | None = None
+    """Tokens of the longest request; None: as many as the pool holds."""
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of a block of those that keep everything or a window."""
+        if self.tables is None:
+            return self.policy.block_size
+        return min(each.block_size for each in self.tables.tables if not each.group.state_bytes)
 
     def arguments(self) -> list[str]:
         """As they are typed to the engine. Raises BadInput: it has no such option."""
@@ -235,7 +250,7 @@ class EngineSetting:
                 f"--server vllm with {format_policy(policy)}: its scheduler has no "
                 f"{' and no '.join(wrong)}; leave it out"
             )
-        slots = self.num_blocks * policy.block_size
+        slots = self.num_blocks * self.block_size
         budget = policy.token_budget or slots + self.num_blocks
         running = policy.max_running or min(self.num_blocks, budget)
         if running > budget:
@@ -244,12 +259,12 @@ class EngineSetting:
                 f"budget has tokens; lower max-running to {budget}"
             )
         given = {
-            "block-size": policy.block_size,
+            "block-size": self.block_size,
             # One of its blocks holds nothing.
             "num-gpu-blocks-override": self.num_blocks + 1,
             "max-num-seqs": running,
             "max-num-batched-tokens": budget,
-            "max-model-len": slots,
+            "max-model-len": self.longest or slots,
             "watermark": policy.watermark,
         }
         caching = f"--{'' if policy.prefix_caching else 'no-'}enable-prefix-caching"
@@ -267,13 +282,25 @@ def serve_on_engine(
     slots: int,
     time: StepTime,
     clients: int | None = None,
+    model: Model | None = None,
 ) -> Served:
     """Serve requests on an engine, configured as a policy says. Raises BadInput: it cannot be.
 
     Those that can never fit are to be left out. To see what a change does, serve the same requests
-    again with another policy or pool.
+    again with another policy or pool. With a `model` slots are bytes, and its groups of layers have
+    tables of their own.
     """
-    setting = EngineSetting(policy=policy, num_blocks=slots // policy.block_size)
+    setting, layers = EngineSetting(policy=policy, num_blocks=slots // policy.block_size), []
+    if model is not None:
+        tables = tables_of(model, block_size=policy.block_size)
+        longest = max(each.prompt_tokens + each.output_tokens for each in requests)
+        layers = tables.layers(model, longest=longest)
+        setting = EngineSetting(
+            policy=policy,
+            num_blocks=slots // tables.block_bytes,
+            tables=tables,
+            longest=longest,
+        )
     return engine.serve(
         [(each.prompt_tokens, each.output_tokens, each.arrival_ns, each.keys) for each in requests],
         arguments=setting.arguments(),
@@ -284,6 +311,7 @@ def serve_on_engine(
         },
         block_size=policy.block_size,
         clients=clients,
+        layers=layers,
     )
 
 
@@ -305,9 +333,7 @@ def side_by_side(
     with EngineServer(name, python=python) as engine:
         with suppress(KeyboardInterrupt):
             for job in jobs:
-                policy = job.policy
-                assert isinstance(policy, PagedPolicy)
-                rows.append(_row(engine, plan, job.stream, job.source, policy))
+                rows.append(_row(engine, plan, job))
                 progress.advance(1)
             complete = True
         return BesideRecord(
@@ -321,25 +347,42 @@ def side_by_side(
         )
 
 
-def _row(
-    engine: EngineServer,
-    plan: WastePlan,
-    label: str,
-    source: StreamSource,
-    policy: PagedPolicy,
-) -> BesideRow:
-    num_blocks = plan.slots // policy.block_size
+def _row(engine: EngineServer, plan: WastePlan, job: Job) -> BesideRow:
+    policy, layout = job.policy, job.layout
+    assert isinstance(policy, PagedPolicy)
+    num_blocks = job.slots // (layout.block_bytes if layout else policy.block_size)
     size = policy.block_size if policy.prefix_caching else None
-    every = list(requests_of(source, key_block_size=size))
-    fitting = [each for each in every if most_blocks(each, policy) <= num_blocks]
+    every = list(requests_of(job.source, key_block_size=size))
+    if layout is None:
+        most = [most_blocks(each, policy) for each in every]
+    else:
+        budget = policy.token_budget
+        most = [layout.most(each.prompt_tokens + each.output_tokens - 1, budget) for each in every]
+    fitting = [each for each, blocks in zip(every, most, strict=True) if blocks <= num_blocks]
     if not fitting:
-        raise BadInput(f"{label}: no request fits into {plan.slots} slots; give more")
-    time, clients = plan.clock.time, plan.clients
-    served = serve_on_engine(engine, fitting, policy, slots=plan.slots, time=time, clients=clients)
-    ours = simulate(source, policy, slots=plan.slots, warmup=0, time=time, clients=clients)
+        raise BadInput(f"{job.stream}: no request fits into {job.slots} slots; give more")
+    served = serve_on_engine(
+        engine,
+        fitting,
+        policy,
+        slots=job.slots,
+        time=plan.clock.time,
+        clients=job.clients,
+        model=plan.model if layout else None,
+    )
+    ours = simulate(
+        job.source,
+        policy,
+        slots=job.slots,
+        warmup=0,
+        time=job.time,
+        clients=job.clients,
+        layout=layout,
+    )
     return BesideRow(
-        stream=label,
+        stream=job.stream,
         policy=policy,
+        grouped=layout is not None,
         refused=len(every) - len(fitting),
         engine=Side.of_engine(served, fitting, num_blocks),
         ours=Side.of_ours(ours),

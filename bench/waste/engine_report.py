@@ -65,7 +65,8 @@ def show_beside(record: BesideRecord, console: Console) -> None:
         rows = [row for row in record.rows if row.stream == stream.label]
         for row in rows:
             title = f"{stream.label}: {stream.requests - row.refused:,} requests, "
-            title += f"{policy_name(row.policy)}, {record.slots:,} slots"
+            title += f"{policy_name(row.policy)}{' + groups' if row.grouped else ''}, "
+            title += f"{record.slots:,} slots"
             if row.refused:
                 title += f"; {row.refused:,} that can never fit left out"
             console.print(Text(title, style="bold"))

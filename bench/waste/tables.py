@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 from bench.waste.models import LayerGroup, Model
 from paged.layout import FOREVER, GroupTables, Layout
@@ -63,6 +64,22 @@ class Tables:
         if len(self.tables) == self.tables[0].count == 1 and self.tables[0].group.window is None:
             return None
         return Layout(block_bytes=self.block_bytes, groups=tuple(map(_for_server, self.tables)))
+
+    def layers(self, model: Model, *, longest: int) -> list[dict[str, Any]]:
+        """As an engine is told of them (`subjects.servers.remote`)."""
+        kept = [table for table in self.tables if not table.group.state_bytes]
+        page = max(table.block_size * model.layer_bytes(table.group) for table in kept)
+        return [
+            {
+                "layers": model.layers_of(group := table.group),
+                "block_size": longest if group.state_bytes else table.block_size,
+                "bytes": int(model.state_of(group) or model.layer_bytes(group)),
+                "page_bytes": int(page),
+                "window": group.window,
+                "state": group.state_bytes > 0,
+            }
+            for table in self.tables
+        ]
 
     def waste(self, table: Table) -> float:
         """Share of the bytes of its full blocks that a kind of tables leaves empty, 0 to 1."""

