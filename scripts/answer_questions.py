@@ -22,9 +22,10 @@ _BLOCK: Final = re.compile(
     r"```console(?P<latency> latency)?\n\$ pagedbench (?P<command>.*)\n(?:.*\n)*?```"
 )
 _CAPTIONS: Final = re.compile(
-    r"^(?:% of the slots|requests completed a second;|By the server's clock|By tenant|req/s: req)"
+    r"^(?:% of the slots|% of the pool's bytes|requests completed a second;"
+    r"|By the server's clock|By tenant|req/s: req)"
     r".*?(?:mean\s+and\s+peak|share\s+of\s+the\s+steps|TTFT\s+nor\s+end\s+to\s+end|too\s+slow"
-    r"|of\s+the\s+span)\.\n",
+    r"|of\s+the\s+span|as\s+large\s+for\s+all\s+groups)\.\n",
     re.MULTILINE | re.DOTALL,
 )
 _LATENCY: Final = re.compile(
