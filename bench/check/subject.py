@@ -13,6 +13,7 @@ import json
 import mmap
 import sys
 from contextlib import nullcontext
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -23,7 +24,6 @@ from torch import Tensor
 # the same names.
 import kernels as kernels_room
 import paged as paged_room
-from bench.check.children import CAPABILITIES
 from bench.check.watching import bytes_moved, watcher
 from bench.machine.timing import is_lost
 from bench.search.child import (
@@ -169,7 +169,10 @@ def introduction(name: str, device: str = "cpu") -> tuple[Subject | None, dict[s
 
 def introduction_of(subject: Subject) -> dict[str, Any]:
     """What is said of a kernel that was found."""
-    declared = CAPABILITIES.dump_python(subject.capabilities, mode="json", warnings=False)
+    declared = {  # by hand, as a kernel's interpreter need not have pydantic
+        name: sorted(value, key=str) if isinstance(value, frozenset | set) else value
+        for name, value in asdict(subject.capabilities).items()
+    }
     return {"capabilities": declared, "watchable": watcher() is not None}
 
 

@@ -51,9 +51,10 @@ def changed_bits(what: str, one: Tensor, other: Tensor, when: str) -> Findings:
     if not bool(differ.any()):
         return []
     row = differ.reshape(one.shape[0], one.shape[1], -1).any(-1).nonzero()[0].tolist()
+    nan = ", which is nan" if bool(other[row[0], row[1]].isnan().any()) else ""
     return [
         f"{what} changed {when}: {int(differ.sum())} elements, the first in token {row[0]}, "
-        f"head {row[1]}"
+        f"head {row[1]}{nan}"
     ]
 
 

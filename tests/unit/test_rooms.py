@@ -315,6 +315,39 @@ def test_planted_meeting_of_halves_is_named(tmp_path: Path, file: str, source: s
     assert [finding.split()[0] for finding in meetings(tmp_path, "reference")] == [file]
 
 
+def needed_at_import(root: Path, file: str) -> set[str]:
+    """Packages other than ours and Python's that a module's imports at its top come to."""
+    found, seen, ahead = set[str](), set[Path](), [root / file]
+    while ahead:
+        path = ahead.pop()
+        if path in seen or not path.is_file():
+            continue
+        seen.add(path)
+        top = ast.Module(ast.parse(path.read_text(encoding="utf-8")).body, [])
+        top.body = [each for each in top.body if isinstance(each, ast.Import | ast.ImportFrom)]
+        for _, name in imported_names(top, list(path.relative_to(root).parts[:-1])):
+            room, *inside = name.split(".")
+            if room in OURS:
+                ahead += [root.joinpath(room, *inside).with_suffix(".py")]
+                ahead += [root.joinpath(room, *inside[:n], "__init__.py") for n in range(9)]
+                ahead += [root.joinpath(room, *inside[:-1]).with_suffix(".py")]
+            elif room not in sys.stdlib_module_names:
+                found.add(room)
+    return found
+
+
+def test_a_kernels_interpreter_needs_torch_and_no_more() -> None:
+    """It is the engine's own, which has what the engine needs."""
+    assert needed_at_import(ROOT, "bench/check/subject.py") <= {"torch", "numpy"}
+
+
+def test_a_planted_need_is_found_two_modules_deep(tmp_path: Path) -> None:
+    plant(tmp_path, "bench/check/subject.py", "from bench.check.children import NAME")
+    plant(tmp_path, "bench/check/children.py", "from bench.search import lanes")
+    plant(tmp_path, "bench/search/lanes.py", "import json, pydantic")
+    assert needed_at_import(tmp_path, "bench/check/subject.py") == {"pydantic"}
+
+
 def test_planted_heavy_imports_are_found(tmp_path: Path) -> None:
     plant(tmp_path, "paged/clean.py", "import math")
     plant(tmp_path, "paged/heavy.py", "from paged import helper")  # two modules deep
