@@ -68,6 +68,7 @@ typedef struct {
 typedef struct {
   Tables of;
   i64 *growing, *leaving; /* who needs a block in a step, and gives one up, of those that decode */
+  i64 phase;              /* where these are of this step */
   i64 full;               /* whose window is full; and when others' will be */
   Ends filling;
   i64 begun, gone, live;
@@ -275,7 +276,7 @@ static void slide(Server *s) {
   }
   s->num_fresh = 0;
   for EACH_KIND(s, kind)
-    if (kind->leaving) give_up(s, kind, kind->leaving[s->step % kind->of.size]);
+    if (kind->leaving) give_up(s, kind, kind->leaving[kind->phase]);
 }
 
 static void leave(Server *s, i64 id, i64 held) {
@@ -358,7 +359,7 @@ static void compute(Server *s, i64 id, i64 chunk) {
 static i64 needed_by_all(const Server *s) {
   i64 sum = 0;
   for EACH_KIND(s, kind)
-    if (kind->of.size) sum += kind->of.count * kind->growing[s->step % kind->of.size];
+    if (kind->of.size) sum += kind->of.count * kind->growing[kind->phase];
   return sum;
 }
 
@@ -396,7 +397,7 @@ static i64 grow(Server *s, i64 left) {
   s->free -= needed_by_all(s);
   for EACH_KIND(s, kind) {
     if (!kind->of.size) continue;
-    kind->begun += kind->growing[s->step % kind->of.size];
+    kind->begun += kind->growing[kind->phase];
     kind->live += s->decoding - kind->full;
   }
   s->tokens += s->decoding;
@@ -667,6 +668,8 @@ static void turn_over(Server *s) {
 
 static void take_step(Server *s) {
   s->step++;
+  for EACH_KIND(s, kind)
+    if (++kind->phase >= kind->of.size) kind->phase = 0;
   s->swapped = s->admitted_now = 0;
   i64 left = s->rules.budget < 0 ? INT64_MAX : most(0, s->rules.budget - s->decoding);
   i64 prefill = grow(s, left);

@@ -197,6 +197,11 @@ class GroupedScheduler(Scheduler):
     def _suffices(self, left: int | None) -> bool:
         """Whether each, in order of admission, may give up its own blocks before it takes more."""
         free = self.allocator.num_free
+        if not self._prefilling:
+            step = self.step
+            due = [group for group in self._growing.get(step, ()) if group.grows == step]
+            if sum(group.growth_blocks(step) for group in due) <= free:
+                return True
         for group in self._running.values():
             assert isinstance(group, GroupedSequence)
             free += group.given_up_before(self.step)

@@ -18,7 +18,7 @@ from bench.command.words import one_line
 from bench.waste.capacity import capacity_words
 from bench.waste.drawings import margin
 from bench.waste.group_report import group_lines, groups_table
-from bench.waste.policies import policy_name, policy_words
+from bench.waste.policies import policy_words
 from bench.waste.record import WasteRecord, WasteRow
 from bench.waste.service_report import (
     clock_line,
@@ -80,7 +80,8 @@ def show(record: WasteRecord, console: Console) -> None:
                 console.print(waited)
             for made in tenant_tables(rows, stream):
                 console.print(made)
-            names = {row.policy: policy_name(row.policy) for row in rows}
+            # Of a policy that is served twice, the second is drawn again.
+            names = {row.policy: row.typed for row in rows}
             if (drawn := drawings_table(names, stream, record)) is not None:
                 console.print(drawn)
             for line in reading(rows, record):
@@ -262,6 +263,7 @@ def _drawings_differ(best: WasteRow, worst: WasteRow, record: WasteRecord) -> st
         _rate(rows[best.policy]) / _rate(rows[worst.policy]) - 1
         for rows in record.drawings_of(best.stream).values()
         if best.policy in rows and worst.policy in rows and _rate(rows[worst.policy])
+        if not (rows[best.policy].groups or rows[worst.policy].groups)
     ]
     if not gains or (middle := mean(gains)) > (half := margin(gains)):
         return ""

@@ -173,6 +173,8 @@ def test_both_are_shown_side_by_side(monkeypatch, tmp_path) -> None:
     assert row.ours.service.completed == 12
     assert row.engine.parts[-1] is not None
     assert row.engine.parts[-1].preemptions == 29
+    hybrid = run(*stream[:4], "--model", "gpt-oss-20b", "--pool", "1GB", "--policy", "paged")
+    assert "paged:block=16 + groups" in hybrid.output
     ranked = run(*stream, *(f"--policy=paged:block={size}" for size in (8, 16, 32)))
     assert "Kendall's tau" in ranked.output
     assert run(*stream, "--policy", "max/buddy").exit_code == 2

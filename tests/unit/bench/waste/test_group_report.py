@@ -1,17 +1,22 @@
 """A hybrid model's groups from the command to the record, the screen and the page."""
 
 import json
+from functools import partial
 
 import pytest
 from typer.testing import CliRunner
 
+import paged.compiled
 from bench import cli
 from bench.waste.models import MODELS, model_of_config, read_model
 from bench.waste.page import sheet
 from bench.waste.record import WasteRecord
 from bench.waste.report import markdown_of
+from bench.waste.simulate import simulate
 from bench.waste.tables import tables_of
+from bench.workloads.spec import parse_source
 from paged.layout import FOREVER
+from paged.policy import PagedPolicy
 
 
 def served(tmp_path, *options: str) -> tuple[WasteRecord, str]:
@@ -62,6 +67,17 @@ def test_whatif_varies_what_is_served_with_groups(tmp_path) -> None:
     assert len({row.total.slots for row in record.rows}) == 1
     assert "12 behind 128 tokens" in shown
     assert not any(row.policy.preemption == "swap" for row in record.rows)
+
+
+def test_without_a_compiler_blocks_are_moved_to_the_same_end(monkeypatch) -> None:
+    layout = tables_of(read_model("gpt-oss-20b"), block_size=16).layout()
+    assert layout is not None
+    source = parse_source("alpaca-fit", requests=60, seed=0)
+    serve = partial(simulate, source, PagedPolicy(), slots=200 * layout.block_bytes, layout=layout)
+    counted = serve()
+    monkeypatch.setattr(paged.compiled, "library", lambda: None)
+    assert serve() == counted
+    assert counted.total.preemptions
 
 
 def test_layers_that_are_alike_are_served_once(tmp_path) -> None:
