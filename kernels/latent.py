@@ -185,7 +185,11 @@ def latent_decode_kernel(
         start = tile * BLOCK_N
         lane = tl.arange(0, BLOCK_N)
         position = start + lane
-        inside = lane < end_key - start
+        if BLOCK_H == 16 and cache.dtype.element_ty.primitive_bitwidth == 16:
+            # Lanes that are not kept in registers leave them to a second program.
+            inside = position < end_key
+        else:
+            inside = lane < end_key - start
         if WINDOW > 0 and not CHOSEN:
             inside = inside & (position >= first_key)
         if CHOSEN:
