@@ -60,6 +60,158 @@ def scaled_runs(codes, scales, room, dtype: tl.constexpr):
 
 
 @triton.jit
+def latent_sweep(
+    rows_at,
+    real,
+    slope,
+    query_at,
+    seen,
+    factors,
+    tiles,
+    keys,
+    cache,
+    table_row,
+    chosen_at,
+    cache_strides,
+    encoded,
+    sizes,
+    widths: tl.constexpr,
+    variant,
+):
+    """Attend to the tiles begin <= t < end of the keys first_key <= n < end_key.
+
+    `rows_at` [BLOCK_H, 1] are pointers to the queries that are `real`, `query_at` their positions,
+    or one for all. `tiles` are (begin, end) and `keys` (first_key, end_key); with CHOSEN keys are
+    places in the list at `chosen_at`. `seen` is, with BY_ROW, what is seen by each row: from which
+    key until which, and with MASKED a pointer to its mask of the step's tokens, and the position of
+    the first of those. `factors`, `cache_strides`, `encoded` and `widths` are those of
+    `latent_decode_kernel`; `sizes` (BLOCK_N, BLOCK_SIZE) and `variant` (BY_ROW, MASKED, WINDOW,
+    SOFTCAP, ALIBI, CHOSEN, HALF, RUNS) are constants.
+
+    Returns acc [BLOCK_H, BLOCK_D], denominator and maximum [BLOCK_H], and the factor of values.
+    """
+    BLOCK_N: tl.constexpr = sizes[0]
+    BLOCK_SIZE: tl.constexpr = sizes[1]
+    LATENT: tl.constexpr = widths[0]
+    BLOCK_D: tl.constexpr = widths[1]
+    ROPE: tl.constexpr = widths[2]
+    BLOCK_R: tl.constexpr = widths[3]
+    BY_ROW: tl.constexpr = variant[0]
+    MASKED: tl.constexpr = variant[1]
+    WINDOW: tl.constexpr = variant[2]
+    SOFTCAP: tl.constexpr = variant[3]
+    ALIBI: tl.constexpr = variant[4]
+    CHOSEN: tl.constexpr = variant[5]
+    HALF: tl.constexpr = variant[6]
+    RUNS: tl.constexpr = variant[7]
+    BLOCK_H: tl.constexpr = rows_at.shape[0]
+    logit_factor, cap_factor, value_scale = factors
+    begin, end = tiles
+    first_key, end_key = keys
+    dim = tl.arange(0, BLOCK_D)
+    turned = tl.arange(0, BLOCK_R)
+    inner = real[:, None] & (dim < LATENT)[None, :]
+    rows = tl.load(rows_at + dim[None, :], mask=inner, other=0.0)
+    if ROPE > 0:
+        rope_real = (turned < ROPE)[None, :]
+        rope_rows = tl.load(
+            rows_at + LATENT + turned[None, :], mask=real[:, None] & rope_real, other=0.0
+        )
+    if HALF:
+        rows, undo = as_half(rows)
+    acc = tl.zeros([BLOCK_H, BLOCK_D], dtype=tl.float32)
+    denominators = tl.zeros([BLOCK_H, BLOCK_N], dtype=tl.float32)
+    maximum = tl.full([BLOCK_H], LOWEST, dtype=tl.float32)
+    value_unit = 1e-30
+    for tile in range(begin, end):
+        start = tile * BLOCK_N
+        lane = tl.arange(0, BLOCK_N)
+        position = start + lane
+        # Lanes that are kept in registers save instructions, where nothing else needs those: bounds
+        # of rows, or a second program.
+        SHORT: tl.constexpr = BLOCK_H == 16 and cache.dtype.element_ty.primitive_bitwidth == 16
+        if RUNS == 0 and (BY_ROW or SHORT):
+            inside = position < end_key
+        else:
+            inside = lane < end_key - start
+        if WINDOW and not CHOSEN:
+            inside = inside & (position >= first_key)
+        if CHOSEN:
+            position = tl.load(chosen_at + position, mask=inside, other=-1)
+            inside = position >= 0
+        place = places(
+            position, inside, start, table_row, cache_strides, BLOCK_N, BLOCK_SIZE, CHOSEN
+        )
+        at = cache + place[:, None]
+        if LATENT == BLOCK_D:
+            records = tl.load(at + dim[None, :], mask=inside[:, None], other=0.0)
+        else:
+            held = inside[:, None] & (dim < LATENT)[None, :]
+            records = tl.load(at + dim[None, :], mask=held, other=0.0)
+        if RUNS > 0:
+            run = tl.arange(0, RUNS)
+            scaled = inside[:, None] & (run * (BLOCK_D // RUNS) < LATENT)[None, :]
+            scales_at = encoded[0] + (place >> 2)[:, None] + run[None, :]
+            scales = tl.load(scales_at, mask=scaled, other=0.0)
+            records, unit = scaled_runs(records, scales, encoded[2], rows.dtype)
+        records = records.to(rows.dtype)
+        logits = tl.dot(rows, tl.trans(records), input_precision="ieee")
+        if HALF:
+            logits *= undo[:, None]
+        if RUNS > 0:
+            logits *= unit[None, :]
+        if ROPE > 0:
+            held = inside[:, None] & rope_real
+            if RUNS > 0:
+                rope_at = encoded[1] + (place >> 1)[:, None]
+            else:
+                rope_at = at + LATENT
+            rope = tl.load(rope_at + turned[None, :], mask=held, other=0.0).to(rope_rows.dtype)
+            logits = tl.dot(rope_rows, tl.trans(rope), logits, input_precision="ieee")
+        logits *= logit_factor
+        if SOFTCAP:
+            logits = cap_factor - 2.0 * cap_factor / (1.0 + tl.exp2(logits))
+        if ALIBI:
+            if BY_ROW:
+                distance = tl.abs(query_at[:, None] - position[None, :])
+            else:
+                distance = tl.abs(query_at - position)[None, :]
+            logits -= slope[:, None] * distance.to(tl.float32)
+        if BY_ROW:
+            row_from, row_until, masks_at, first_query = seen
+            sees = (position[None, :] >= row_from[:, None]) & inside[None, :]
+            sees = sees & (position[None, :] < row_until[:, None])
+            if MASKED:
+                of_step = position - first_query
+                asked = real[:, None] & ((of_step >= 0) & inside)[None, :]
+                at_mask = masks_at[:, None] + of_step[None, :]
+                sees = sees & tl.load(at_mask, mask=asked, other=1).to(tl.int1)
+            logits = tl.where(sees, logits, float("-inf"))
+        else:
+            logits += tl.where(inside, 0.0, float("-inf"))[None, :]
+        new_maximum = tl.maximum(maximum, tl.max(logits, 1))
+        weights = tl.exp2(logits - new_maximum[:, None])
+        rescale = tl.exp2(maximum - new_maximum)
+        denominators = denominators * rescale[:, None] + weights
+        maximum = new_maximum
+        if RUNS > 0:
+            new_unit = tl.maximum(value_unit, tl.max(unit, 0))
+            weights *= (unit * (1.0 / new_unit))[None, :]
+            rescale *= value_unit / new_unit
+            value_unit = new_unit
+        if rows.dtype == tl.float16:
+            weights *= WEIGHT_SCALE
+        acc = acc * rescale[:, None]
+        acc = tl.dot(weights.to(rows.dtype), records, acc, input_precision="ieee")
+    if rows.dtype == tl.float16:
+        acc *= 1.0 / WEIGHT_SCALE
+    denominator = tl.sum(denominators, 1)
+    if RUNS > 0:
+        value_scale *= value_unit
+    return acc, denominator, maximum, value_scale
+
+
+@triton.jit
 def latent_decode_kernel(
     query,
     cache,
@@ -113,9 +265,6 @@ def latent_decode_kernel(
     """
     LATENT: tl.constexpr = widths[0]
     BLOCK_D: tl.constexpr = widths[1]
-    ROPE: tl.constexpr = widths[2]
-    BLOCK_R: tl.constexpr = widths[3]
-    logit_factor, cap_factor, value_scale = factors
     num_seqs, parts, least_tiles, most_splits = splits
     stride_token_q, stride_head_q = query_strides
     stride_token_o, stride_head_o, stride_token_l, stride_head_l = answer_strides
@@ -162,94 +311,29 @@ def latent_decode_kernel(
     head = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     real = head < num_heads
     dim = tl.arange(0, BLOCK_D)
-    turned = tl.arange(0, BLOCK_R)
     token = first_token.to(tl.int64)
-    rows_at = query + token * stride_token_q + head[:, None] * stride_head_q
     inner = real[:, None] & (dim < LATENT)[None, :]
-    rows = tl.load(rows_at + dim[None, :], mask=inner, other=0.0)
-    if ROPE > 0:
-        rope_real = (turned < ROPE)[None, :]
-        rope_rows = tl.load(
-            rows_at + LATENT + turned[None, :], mask=real[:, None] & rope_real, other=0.0
-        )
-    if HALF:
-        rows, undo = as_half(rows)
+    slope = tl.zeros([BLOCK_H], dtype=tl.float32)
     if ALIBI:
         slope = tl.load(slopes + head, mask=real, other=0.0) * 1.4426950408889634
-    table_row = block_table + sequence.to(tl.int64) * stride_seq_t
-    acc = tl.zeros([BLOCK_H, BLOCK_D], dtype=tl.float32)
-    denominators = tl.zeros([BLOCK_H, BLOCK_N], dtype=tl.float32)
-    maximum = tl.full([BLOCK_H], LOWEST, dtype=tl.float32)
-    value_unit = 1e-30
-    for tile in range(begin, end):
-        start = tile * BLOCK_N
-        lane = tl.arange(0, BLOCK_N)
-        position = start + lane
-        if BLOCK_H == 16 and cache.dtype.element_ty.primitive_bitwidth == 16:
-            # Lanes that are not kept in registers leave them to a second program.
-            inside = position < end_key
-        else:
-            inside = lane < end_key - start
-        if WINDOW > 0 and not CHOSEN:
-            inside = inside & (position >= first_key)
-        if CHOSEN:
-            position = tl.load(indices + token * stride_token_i + position, mask=inside, other=-1)
-            inside = position >= 0
-        place = places(
-            position, inside, start, table_row, cache_strides, BLOCK_N, BLOCK_SIZE, CHOSEN
-        )
-        at = cache + place[:, None]
-        if LATENT == BLOCK_D:
-            records = tl.load(at + dim[None, :], mask=inside[:, None], other=0.0)
-        else:
-            held = inside[:, None] & (dim < LATENT)[None, :]
-            records = tl.load(at + dim[None, :], mask=held, other=0.0)
-        if RUNS > 0:
-            run = tl.arange(0, RUNS)
-            scaled = inside[:, None] & (run * (BLOCK_D // RUNS) < LATENT)[None, :]
-            scales_at = encoded[0] + (place >> 2)[:, None] + run[None, :]
-            scales = tl.load(scales_at, mask=scaled, other=0.0)
-            records, unit = scaled_runs(records, scales, encoded[2], rows.dtype)
-        records = records.to(rows.dtype)
-        logits = tl.dot(rows, tl.trans(records), input_precision="ieee")
-        if HALF:
-            logits *= undo[:, None]
-        if RUNS > 0:
-            logits *= unit[None, :]
-        if ROPE > 0:
-            held = inside[:, None] & rope_real
-            if RUNS > 0:
-                rope_at = encoded[1] + (place >> 1)[:, None]
-            else:
-                rope_at = at + LATENT
-            rope = tl.load(rope_at + turned[None, :], mask=held, other=0.0).to(rope_rows.dtype)
-            logits = tl.dot(rope_rows, tl.trans(rope), logits, input_precision="ieee")
-        logits *= logit_factor
-        if SOFTCAP:
-            logits = cap_factor - 2.0 * cap_factor / (1.0 + tl.exp2(logits))
-        if ALIBI:
-            distance = tl.abs(seq_len - 1 - position).to(tl.float32)
-            logits -= slope[:, None] * distance[None, :]
-        logits += tl.where(inside, 0.0, float("-inf"))[None, :]
-        new_maximum = tl.maximum(maximum, tl.max(logits, 1))
-        weights = tl.exp2(logits - new_maximum[:, None])
-        rescale = tl.exp2(maximum - new_maximum)
-        denominators = denominators * rescale[:, None] + weights
-        maximum = new_maximum
-        if RUNS > 0:
-            new_unit = tl.maximum(value_unit, tl.max(unit, 0))
-            weights *= (unit * (1.0 / new_unit))[None, :]
-            rescale *= value_unit / new_unit
-            value_unit = new_unit
-        if rows.dtype == tl.float16:
-            weights *= WEIGHT_SCALE
-        acc = acc * rescale[:, None]
-        acc = tl.dot(weights.to(rows.dtype), records, acc, input_precision="ieee")
-    if rows.dtype == tl.float16:
-        acc *= 1.0 / WEIGHT_SCALE
-    denominator = tl.sum(denominators, 1)
-    if RUNS > 0:
-        value_scale *= value_unit
+    acc, denominator, maximum, value_scale = latent_sweep(
+        query + token * stride_token_q + head[:, None] * stride_head_q,
+        real,
+        slope,
+        seq_len - 1,
+        None,
+        factors,
+        (begin, end),
+        (first_key, end_key),
+        cache,
+        block_table + sequence.to(tl.int64) * stride_seq_t,
+        indices + token * stride_token_i if CHOSEN else None,
+        cache_strides,
+        encoded,
+        (BLOCK_N, BLOCK_SIZE),
+        widths,
+        (False, False, WINDOW > 0, SOFTCAP, ALIBI, CHOSEN, HALF, RUNS),
+    )
 
     if SPLIT:
         num_splits = tl.maximum(tl.cdiv(end_tile - first_tile, split_tiles), 1)

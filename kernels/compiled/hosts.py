@@ -60,7 +60,7 @@ _as_latent = declares(capabilities_of(paged_latent_attention))
 
 @_as_latent
 def latent(batch: PagedBatch) -> None:
-    """Latent decode in one split."""
+    """Latent prefill, or decode in one split."""
     paged_latent_attention(batch, num_splits=1)
 
 

@@ -39,6 +39,7 @@ class Variant:
 _DECODE: Final = "16x(q1 k1024) h8 g4"
 _PREFILL: Final = "16x(q512 k1024) h8 g4"
 _LATENT: Final = "16x(q1 k1024) g128 d576"
+_LATENT_PREFILL: Final = "4x(q64 k1024) g128 d576"
 _ALL: Final = "window=100 softcap=30.0 alibi"
 _E4M3: Final = re.compile("kv=e4m3|codec=fp8")
 _NO_E4M3: Final = (("sm_80", "e4m3 needs sm_89 or newer"),)
@@ -74,6 +75,8 @@ _OURS: Final = (
     ("latent bf16, cache e4m3", "latent", f"{_LATENT} b64 bf16 kv=e4m3 rope=64"),
     ("latent bf16, codec fp8-ds-mla", "latent", f"{_LATENT} b64 bf16 codec=fp8-ds-mla rope=64"),
     ("latent bf16, chosen", "ragged_latent", f"{_LATENT} b64 bf16 rope=64 topk=1024"),
+    ("latent prefill bf16", "latent", f"{_LATENT_PREFILL} b64 bf16 rope=64"),
+    ("latent prefill bf16, chosen", "latent", f"{_LATENT_PREFILL} b64 bf16 rope=64 topk=512"),
     ("write bf16", "write", f"{_DECODE} d128 b16 bf16"),
     ("write e4m3", "write", f"{_DECODE} d128 b16 bf16 kv=e4m3"),
     ("write e5m2", "write", f"{_DECODE} d128 b16 bf16 kv=e5m2"),

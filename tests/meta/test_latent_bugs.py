@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,16 @@ from reference.attention.strategies import problems
 
 BUGS = bugs_beside(__file__)
 ABLE = capabilities_of(paged_latent_attention)
+DRAWN = {
+    "decode": replace(
+        ABLE, variants=ABLE.variants - {"prefill", "noncausal"}, also=frozenset({"sparse"})
+    ),
+    "prefill": ABLE,
+    "causal": replace(
+        ABLE, variants=ABLE.variants - {"noncausal", "window", "alibi"}, also=frozenset()
+    ),
+}
+"""What is drawn: the last are to get a mask."""
 SMALL = Tiles(block_n=16, block_m=16)
 NOT_AN_EXCEPTION = r"^(?!raised)"
 RIGHT_EXAMPLES = 2
@@ -48,6 +59,7 @@ def harness(
     record: tuple[int, int] = (48, 16),
     float8: bool = False,
     codec: str = "",
+    drawn: str = "decode",
     pool: bool = False,
     **fields: Any,
 ) -> Harness:
@@ -62,6 +74,7 @@ def harness(
             named.applies(problem)
             and sparse in (None, problem.topk is not None)
             and float8 <= problem.quantised
+            and (drawn == "decode" or problem.max_query_len > 1)
             and pool <= (problem.pool is not None)
         )
 
@@ -77,8 +90,8 @@ def harness(
                 return list(verdict.findings)
         return []
 
-    drawn = problems(capabilities=ABLE, max_seqs=3, max_len=100)
-    examples = drawn.map(lambda problem: _with(problem, fixed)).filter(shown)
+    from_able = problems(capabilities=DRAWN[drawn], max_seqs=3, max_len=100)
+    examples = from_able.map(lambda problem: _with(problem, fixed)).filter(shown)
     return Harness(f"{check}: {sparse} {splits} {record} {fixed}", examples, judge)
 
 

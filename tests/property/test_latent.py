@@ -35,15 +35,15 @@ def accept(kernel: AttentionKernel, problem: AttentionProblem) -> None:
         assert not verdict.wrong, (str(problem), check.name, verdict.findings)
 
 
-@examples(20, suppress_health_check=[HealthCheck.too_slow])
-@given(problems(capabilities=ABLE, max_len=120))
+@examples(12, suppress_health_check=[HealthCheck.too_slow])
+@given(problems(capabilities=ABLE, max_len=60))
 def test_as_launched_by_default(problem):
     accept(paged_latent_attention, problem)
 
 
 @examples(15, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    problems(capabilities=ABLE, max_seqs=2, max_len=120),
+    problems(capabilities=ABLE, max_seqs=2, max_len=80),
     st.sampled_from((16, 32)),
     st.sampled_from((16, 128)),
     st.sampled_from((1, 2, 3, 5)),
@@ -88,6 +88,18 @@ def test_each_byte_of_a_record_of_a_codec_is_loaded_once(words):
     assert moved["value_cache"]["loaded"] == 0
 
 
+@pytest.mark.parametrize(("block_m", "records"), [(16, 41 + 43 + 43), (32, 43 + 43)])
+def test_a_tile_of_prefill_loads_what_its_last_row_sees(block_m, records):
+    problem = AttentionProblem.parse("(q5 k43) g7 d48 rope=16 b16 bf16")
+    batch = place(make_inputs(problem)).batch
+    tiles = Tiles(block_n=16, block_m=block_m)
+    moved = bytes_moved(partial(paged_latent_attention, tiles=tiles), batch)
+    assert moved["key_cache"]["loaded"] == 2 * 48 * records
+    assert moved["key_cache"]["loaded_distinct"] == 2 * 48 * 43
+    assert moved["query"]["loaded"] == 2 * 48 * 5 * 7
+    assert moved["out"]["stored"] == 2 * 32 * 5 * 7
+
+
 def test_of_chosen_records_those_alone_are_loaded():
     problem = AttentionProblem.parse("(q1 k130) (q1 k65) g16 d576 rope=64 b16 fp16 topk=64")
     batch = place(make_inputs(problem)).batch
@@ -98,7 +110,7 @@ def test_of_chosen_records_those_alone_are_loaded():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"max_query_len": 3}, "queries have one token here"),
+        ({"query": "out"}, "records of one head and of the query's 32 elements"),
         ({"key_cache": "value_cache"}, "records of one head and of the query's 48 elements"),
     ],
 )
