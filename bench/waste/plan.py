@@ -144,8 +144,13 @@ class WastePlan:
         """The tables of the model's groups of layers; None: all layers are alike, or a policy is
         served as if they were.
         """
-        if self.model is None or not isinstance(policy, PagedPolicy) or not takes_groups(policy):
+        # What is varied and its variations are served alike.
+        asked = [policy] if self.base is None else [policy, self.base]
+        if self.model is None or not all(
+            isinstance(each, PagedPolicy) and takes_groups(each) for each in asked
+        ):
             return None
+        assert isinstance(policy, PagedPolicy)
         return tables_of(self.model, block_size=policy.block_size).layout()
 
     def variations(self, stream: ServedStream) -> list[Variation]:

@@ -185,6 +185,11 @@ def searched(whatif: WhatIf, record: WasteRecord) -> str:
         said += f" Not run, as they cannot matter here: {', '.join(same)}."
     if not record.time.swap_ns_per_token:
         said += " Not tried: swapping, of which the clock says nothing; see --clock swap=."
+    if whatif.base.groups:
+        said += (
+            " Not tried with tables for each group of layers: prefix caching and swapping; "
+            "--bytes-per-token in place of --model has none."
+        )
     stream = next(each for each in record.streams if each.label == whatif.base.stream)
     tenants = len(stream.tenants) if stream.prefixes else 0
     if tenants > MOST_QUOTAS or (tenants > 1 and stream.requests > QUOTA_REQUESTS):

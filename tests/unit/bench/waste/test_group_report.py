@@ -67,6 +67,18 @@ def test_whatif_varies_what_is_served_with_groups(tmp_path) -> None:
     assert len({row.total.slots for row in record.rows}) == 1
     assert "12 behind 128 tokens" in shown
     assert not any(row.policy.preemption == "swap" for row in record.rows)
+    assert "Not tried with tables for each group" in shown
+    options = ("--whatif", "--runs", "4", "--seeds", "1", "--policy", "paged:prefix=lru")
+    record, _ = served(tmp_path, *HYBRID, *options)
+    assert not any(row.groups for row in record.rows)
+
+
+def test_a_long_request_holds_what_the_window_leaves_of_it() -> None:
+    # Gemma-2 at 8,192 tokens, half of its layers behind 4,096: one table for all wastes 25 %.
+    layout = tables_of(read_model("Gemma-2-9B"), block_size=16).layout()
+    assert layout is not None
+    held = sum(each.begun(8192) - each.behind(8191) for each in layout.groups)
+    assert held == 0.75 * 2 * 512
 
 
 def test_without_a_compiler_blocks_are_moved_to_the_same_end(monkeypatch) -> None:
