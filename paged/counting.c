@@ -1,4 +1,5 @@
-/* The server of counting.py for policies without a prefix cache, one step after the other.
+/* The server of counting.py for policies without a prefix cache, and that of grouped.py, one step
+   after the other.
 
    Compiled by compiled.py, which has the words of the interface; counting.py and scheduler.py say
    why it goes as it does. Lengths and blocks fit into 62 bits, which compiled.py sees to; moments,
