@@ -23,6 +23,9 @@ SPLITS_AT_ONCE = 16
 """Partial results that the merge reads at once."""
 
 
+MASKS_AND_SIZES = frozenset({"value_size", "cross", "chunk", "query_mask", "causal_each"})
+"""What the kernels can do besides what every kernel is asked."""
+
 CODECS_READ = {
     "e4m3-head": 1, "e4m3-token-head": 2, "int8-token-head": 2, "int4-token-head": 3,
 }  # fmt: skip
@@ -31,7 +34,9 @@ CODECS_READ = {
 
 @declares(
     Capabilities(
-        promises=frozenset({"deterministic", "relabelling"}), codecs=frozenset(CODECS_READ)
+        promises=frozenset({"deterministic", "relabelling"}),
+        also=MASKS_AND_SIZES,
+        codecs=frozenset(CODECS_READ),
     )
 )
 def paged_attention(
@@ -66,6 +71,7 @@ def paged_attention(
 @declares(
     Capabilities(
         promises=frozenset({"deterministic", "relabelling", "batch_invariant"}),
+        also=MASKS_AND_SIZES,
         codecs=frozenset(CODECS_READ),
     )
 )
@@ -99,14 +105,14 @@ def batch_invariant_attention(batch: PagedBatch, *, tiles: Tiles | None = None) 
 
 def _decode(batch: PagedBatch, launch: Launch, *, always_split: bool = False) -> None:
     """Decode, and a merge where sequences can have several splits, or have to be able to."""
-    num_q_heads, head_dim = batch.query.shape[1:]
+    num_q_heads, value_dim = batch.out.shape[1:]
     num_seqs = batch.seq_lens.shape[0]
     splits = launch.splits
     split = splits.needed or always_split
     items = splits.items(num_seqs)
     partial_out = partial_lse = plan = None
     if split:
-        partial_out = batch.query.new_empty((items, num_q_heads, head_dim), dtype=torch.float32)
+        partial_out = batch.query.new_empty((items, num_q_heads, value_dim), dtype=torch.float32)
         partial_lse = batch.query.new_empty((items, num_q_heads), dtype=torch.float32)
         plan = batch.seq_lens.new_empty((num_seqs, 2))
     partial = {"partial_out": partial_out, "partial_lse": partial_lse, "plan": plan}
@@ -122,6 +128,7 @@ def _decode(batch: PagedBatch, launch: Launch, *, always_split: bool = False) ->
         SPLIT=split,
         SHARED=split and splits.shared,
         **tile_arguments(batch, launch.tiles),
+        **size_arguments(batch),
     )
     if split:
         merge_kernel[(num_seqs, num_q_heads)](
@@ -129,8 +136,8 @@ def _decode(batch: PagedBatch, launch: Launch, *, always_split: bool = False) ->
             **answer_arguments(batch),
             query_start_loc=batch.query_start_loc,
             sinks=batch.sinks,
-            HEAD_DIM=head_dim,
-            BLOCK_D=triton.next_power_of_2(head_dim),
+            HEAD_DIM=value_dim,
+            BLOCK_D=triton.next_power_of_2(value_dim),
             BLOCK_SPLITS=SPLITS_AT_ONCE,
             EMPTY=False,
         )
@@ -144,8 +151,9 @@ def _prefill(batch: PagedBatch, tiles: Tiles) -> None:
         **answer_arguments(batch),
         num_seqs=num_seqs,
         BLOCK_SEQS=triton.next_power_of_2(num_seqs),
-        CAUSAL=batch.causal,
+        **({"CAUSAL": batch.causal} | mask_arguments(batch)),
         **tile_arguments(batch, tiles),
+        **size_arguments(batch),
     )
 
 
@@ -211,6 +219,22 @@ def codec_arguments(batch: PagedBatch) -> dict[str, Any]:
     return given | {"SCALES": CODECS_READ[batch.codec]}
 
 
+def mask_arguments(batch: PagedBatch) -> dict[str, Any]:
+    """What the prefill kernel takes of masks that positions do not tell: bytes, 0 or 1."""
+    if batch.causal_of is not None:
+        return {"causal_of": batch.causal_of.view(torch.uint8)}
+    if batch.query_mask is not None:
+        mask = batch.query_mask.view(torch.uint8)
+        return {"query_mask": mask, "stride_token_m": mask.stride(0), "CAUSAL": False}
+    return {}
+
+
+def size_arguments(batch: PagedBatch) -> dict[str, int]:
+    """What the decode and the prefill kernel take where values have another size than keys."""
+    same = batch.value_dim == batch.query.shape[2]
+    return {} if same else {"VALUE_DIM": batch.value_dim}
+
+
 def tile_arguments(batch: PagedBatch, tiles: Tiles) -> dict[str, Any]:
     """The constants that a kernel is compiled for, and its launch options."""
     return {
@@ -220,7 +244,7 @@ def tile_arguments(batch: PagedBatch, tiles: Tiles) -> dict[str, Any]:
         "BLOCK_SIZE": batch.block_size,
         "HEAD_DIM": batch.query.shape[2],
         "BLOCK_D": triton.next_power_of_2(batch.query.shape[2]),
-        "WINDOW": batch.window or 0,
+        "WINDOW": batch.window or -(batch.chunk or 0),
         "SOFTCAP": batch.softcap is not None,
         "ALIBI": batch.alibi_slopes is not None,
         "num_warps": tiles.num_warps,
@@ -237,10 +261,10 @@ def check_batch(batch: PagedBatch, num_splits: int | None, tiles: Tiles | None) 
         )
     if num_splits is not None and num_splits < 1:
         raise ValueError(f"num_splits={num_splits}: at least one program reads the keys")
-    if keys.shape != values.shape or keys.dtype != values.dtype:
+    if keys.shape[:3] != values.shape[:3] or keys.dtype != values.dtype:
         raise ValueError(
             f"key cache {tuple(keys.shape)} {keys.dtype} and value cache {tuple(values.shape)} "
-            f"{values.dtype} must have the same shape and dtype"
+            f"{values.dtype} must have the same blocks, slots, heads and dtype"
         )
     if query.shape[1] % keys.shape[2]:
         raise ValueError(

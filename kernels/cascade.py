@@ -136,15 +136,16 @@ def prefix_kernel(
         end,
         0,
         prefix,
-        key_cache + kv_head * stride_head_k,
-        value_cache + kv_head * stride_head_v,
-        block_table + leader.to(tl.int64) * stride_seq_t,
+        (
+            key_cache + kv_head * stride_head_k,
+            value_cache + kv_head * stride_head_v,
+            block_table + leader.to(tl.int64) * stride_seq_t,
+        ),
         (stride_block_k, stride_slot_k, stride_block_v, stride_slot_v),
-        0,
-        prefix,
-        (BLOCK_N, BLOCK_SIZE, HEAD_DIM),
+        (0, prefix),
+        (BLOCK_N, BLOCK_SIZE, HEAD_DIM, HEAD_DIM),
         False,
-        (False, 0, SOFTCAP, ALIBI),  # every query lies behind the prefix
+        (False, 0, SOFTCAP, ALIBI, False),  # every query lies behind the prefix
     )
     result, row_lse = finish(acc, denominator, maximum, value_scale)
     part = (token * (tl.num_programs(1) * GROUP) + head) * num_parts + split
@@ -248,15 +249,16 @@ def suffix_kernel(
         end,
         prefix,
         all_see_until,
-        key_cache + kv_head * stride_head_k,
-        value_cache + kv_head * stride_head_v,
-        block_table + sequence.to(tl.int64) * stride_seq_t,
+        (
+            key_cache + kv_head * stride_head_k,
+            value_cache + kv_head * stride_head_v,
+            block_table + sequence.to(tl.int64) * stride_seq_t,
+        ),
         (stride_block_k, stride_slot_k, stride_block_v, stride_slot_v),
-        prefix,
-        end_key,
-        (BLOCK_N, BLOCK_SIZE, HEAD_DIM),
+        (prefix, end_key),
+        (BLOCK_N, BLOCK_SIZE, HEAD_DIM, HEAD_DIM),
         True,  # a prefix may end within a tile
-        (CAUSAL, 0, SOFTCAP, ALIBI),
+        (CAUSAL, 0, SOFTCAP, ALIBI, False),
     )
     result, row_lse = finish(acc, denominator, maximum, value_scale)
     num_parts = num_prefix_parts + tl.num_programs(2)
@@ -340,17 +342,16 @@ def cascade_attention(
 ) -> None:
     """Fill `batch.out` and `batch.lse`, reading each group's prefix once for a tile of its rows.
 
-    The batch is decode, prefill or mixed, any variant but a sliding window. Tensors of the groups
-    lie where the batch lies. They are believed: whether the block table agrees is not looked at,
-    because that would wait for the device. Tiles and splits are chosen if no `launch` is given.
+    The batch is decode, prefill or mixed, any variant but what is `beyond` a cascade. Tensors of
+    the groups lie where the batch lies. They are believed: whether the block table agrees is not
+    looked at, because that would wait for the device. Tiles and splits are chosen if no `launch` is
+    given.
 
-    Raises ValueError: for a sliding window, under which a prefix is seen in part or not at all, for
-    groups of another batch or on another device, and as `paged_attention`.
+    Raises ValueError: for what is `beyond` a cascade, for groups of another batch or on another
+    device, and as `paged_attention`.
     """
-    if batch.window is not None:
-        raise ValueError(
-            f"window={batch.window}: a cascade has no sliding window; call paged_attention"
-        )
+    if what := beyond(batch):
+        raise ValueError(f"{what}: a cascade has none; call paged_attention")
     if groups.prefix_lens.shape != batch.seq_lens.shape:
         raise ValueError(
             f"groups of {groups.prefix_lens.shape[0]} sequences for a batch of "
@@ -433,9 +434,24 @@ def cascade_wherever_shared(batch: PagedBatch) -> None:
     _attend(batch, None, launch_bytes=None)
 
 
+def beyond(batch: PagedBatch) -> str:
+    """What of a batch no cascade can do; empty: nothing.
+
+    With a window or a chunk a prefix is seen in part or not at all; the rest is not in its kernels.
+    """
+    there = {
+        f"window={batch.window}": batch.window is not None,
+        f"chunk={batch.chunk}": batch.chunk is not None,
+        "query_mask": batch.query_mask is not None,
+        "causal_of": batch.causal_of is not None,
+        f"values of {batch.value_dim} elements": batch.value_dim != batch.query.shape[2],
+    }
+    return next((what for what, is_so in there.items() if is_so), "")
+
+
 def _attend(batch: PagedBatch, groups: PrefixGroups | None, *, launch_bytes: int | None) -> None:
     """By the cascade if it pays, or whenever it can if `launch_bytes` is None."""
-    if batch.window is None:
+    if not beyond(batch):
         groups = groups or _groups_on_the_host(batch)
         if groups is not None:
             launch = choose_cascade(batch, groups)

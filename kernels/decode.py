@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from kernels.sweep import add_sink, factors_of_head, finish, scales_of_head, sweep
+from kernels.sweep import add_sink, chunk_start, factors_of_head, finish, scales_of_head, sweep
 
 
 @triton.jit
@@ -12,6 +12,8 @@ def key_tiles(seq_len, BLOCK_N: tl.constexpr, WINDOW: tl.constexpr):
     first_key = seq_len * 0
     if WINDOW > 0:
         first_key = tl.maximum(seq_len - WINDOW, 0)
+    if WINDOW < 0:
+        first_key = chunk_start(seq_len - 1, WINDOW)
     return first_key, first_key // BLOCK_N, (seq_len + BLOCK_N - 1) // BLOCK_N
 
 
@@ -110,6 +112,7 @@ def decode_kernel(
     SHARED: tl.constexpr,
     scales=None,
     SCALES: tl.constexpr = 0,
+    VALUE_DIM: tl.constexpr = None,
 ):
     """Program (item, KV head); an item is a split, and rows are the query heads of the group.
 
@@ -120,8 +123,9 @@ def decode_kernel(
     `least_tiles` at least, and has `most_splits` items, of which the last ones may be idle.
 
     The only split of a sequence writes `out` and `lse`. The others write float32 partial results
-    that `merge_kernel` joins: see there.
+    that `merge_kernel` joins: see there. Values have HEAD_DIM elements if VALUE_DIM is None.
     """
+    VALUES: tl.constexpr = HEAD_DIM if VALUE_DIM is None else VALUE_DIM
     item = tl.program_id(0)
     kv_head = tl.program_id(1)
     if SHARED:
@@ -178,20 +182,23 @@ def decode_kernel(
         end,
         first_key,
         end_key,
-        key_cache + kv_head * stride_head_k,
-        value_cache + kv_head * stride_head_v,
-        block_table + sequence.to(tl.int64) * stride_seq_t,
+        (
+            key_cache + kv_head * stride_head_k,
+            value_cache + kv_head * stride_head_v,
+            block_table + sequence.to(tl.int64) * stride_seq_t,
+        ),
         (stride_block_k, stride_slot_k, stride_block_v, stride_slot_v),
-        first_key,
-        end_key,
-        (BLOCK_N, BLOCK_SIZE, HEAD_DIM),
-        WINDOW > 0,
+        (first_key, end_key),
+        (BLOCK_N, BLOCK_SIZE, HEAD_DIM, VALUES),
+        WINDOW != 0,
         # The only query is the last token: it sees every key before end_key, and first_key is its
-        # window.
-        (False, 0, SOFTCAP, ALIBI),
+        # window's.
+        (False, 0, SOFTCAP, ALIBI, False),
         scales,
         SCALES,
     )
+    value_dim = tl.arange(0, acc.shape[1])
+    written = (row < GROUP)[:, None] & (value_dim < VALUES)[None, :]
     if SPLIT:
         num_splits = tl.maximum(tl.cdiv(end_tile - first_tile, split_tiles), 1)
         if (split == 0) & (kv_head == 0):
@@ -200,15 +207,15 @@ def decode_kernel(
         if num_splits > 1:
             part, part_lse = finish(acc, denominator, maximum, value_scale)
             at = item.to(tl.int64) * (tl.num_programs(1) * GROUP) + head
-            tl.store(partial_out + at[:, None] * HEAD_DIM + dim[None, :], part, mask=real)
+            tl.store(partial_out + at[:, None] * VALUES + value_dim[None, :], part, mask=written)
             tl.store(partial_lse + at, part_lse, mask=row < GROUP)
             return
     if SINKS:
         sink = tl.load(sinks + head, mask=row < GROUP, other=0.0) * 1.4426950408889634
         acc, denominator, maximum = add_sink(acc, denominator, maximum, sink)
     result, row_lse = finish(acc, denominator, maximum, value_scale)
-    result_at = out + token * stride_token_o + head[:, None] * stride_head_o + dim[None, :]
-    tl.store(result_at, result.to(out.dtype.element_ty), mask=real)
+    result_at = out + token * stride_token_o + head[:, None] * stride_head_o + value_dim[None, :]
+    tl.store(result_at, result.to(out.dtype.element_ty), mask=written)
     if WITH_LSE:
         lse_at = lse + token * stride_token_l + head * stride_head_l
         tl.store(lse_at, row_lse * 0.6931471805599453, mask=row < GROUP)

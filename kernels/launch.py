@@ -154,7 +154,7 @@ def _layer(batch: PagedBatch) -> dict[str, Any]:
     """What tiles are chosen by, the same for every batch of a layer."""
     return {
         "group_size": batch.group_size,
-        "head_dim": batch.query.shape[2],
+        "head_dim": max(batch.query.shape[2], batch.value_dim),
         "is_float32": batch.query.dtype == torch.float32,
         "scaled": bool(batch.codec) and bool(CODECS[batch.codec].scales),
     }
@@ -163,8 +163,8 @@ def _layer(batch: PagedBatch) -> dict[str, Any]:
 def _most_tiles(batch: PagedBatch, tiles: Tiles) -> int:
     """Key tiles that the last token of a sequence may see, one at least."""
     most = -(-batch.max_seq_len // tiles.block_n)
-    if batch.window:
-        most = min(most, -(-batch.window // tiles.block_n) + 1)  # it may begin within one
+    if local := batch.window or batch.chunk:
+        most = min(most, -(-local // tiles.block_n) + 1)  # it may begin within one
     return max(most, 1)
 
 

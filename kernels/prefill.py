@@ -18,7 +18,7 @@ to overlap nearly without a gap, which this kernel does not arrange.
 import triton
 import triton.language as tl
 
-from kernels.sweep import add_sink, factors_of_head, finish, scales_of_head, sweep
+from kernels.sweep import add_sink, chunk_start, factors_of_head, finish, scales_of_head, sweep
 
 
 def multiplies_from_shared_memory() -> bool:
@@ -77,12 +77,18 @@ def prefill_kernel(
     WITH_LSE: tl.constexpr,
     scales=None,
     SCALES: tl.constexpr = 0,
+    VALUE_DIM: tl.constexpr = None,
+    causal_of=None,
+    query_mask=None,
+    stride_token_m=0,
 ):
     """Program (query tile, KV head); rows are (token, query head) pairs, heads fastest.
 
     Query tiles are numbered without knowing the lengths on the host: sequence s owns the numbers
-    from `query_start_loc[s] // BLOCK_Q + s` on, which is never fewer than it needs.
+    from `query_start_loc[s] // BLOCK_Q + s` on, which is never fewer than it needs. Values have
+    HEAD_DIM elements if VALUE_DIM is None.
     """
+    VALUES: tl.constexpr = HEAD_DIM if VALUE_DIM is None else VALUE_DIM
     BLOCK_Q: tl.constexpr = BLOCK_M // GROUP
     tile = tl.program_id(0)
     kv_head = tl.program_id(1)
@@ -112,9 +118,18 @@ def prefill_kernel(
     if CAUSAL:
         end_key = last_position + 1
         all_see_until = first_position + 1
+    if causal_of is not None:
+        # Queries of a sequence that is not causal see what one behind all its keys sees.
+        until = tl.where(tl.load(causal_of + sequence) != 0, 0, seq_len)
+        query_at = tl.maximum(query_at, until)
+        end_key = tl.maximum(end_key, until)
+        all_see_until = tl.maximum(all_see_until, until)
     if WINDOW > 0:
         first_key = tl.maximum(first_position - WINDOW + 1, 0)
         all_see_from = tl.maximum(last_position - WINDOW + 1, 0)
+    if WINDOW < 0:
+        first_key = chunk_start(first_position, WINDOW)
+        all_see_from = chunk_start(last_position, WINDOW)
 
     head = kv_head * GROUP + row % GROUP
     token = (first_token + in_sequence).to(tl.int64)
@@ -127,6 +142,11 @@ def prefill_kernel(
     logit_factor, value_scale = factors_of_head(scales, kv_head, logit_factor, value_scale, SCALES)
     if SCALES > 1:
         scales = scales_of_head(scales, kv_head)
+    step = None
+    if query_mask is not None:
+        before = seq_len - query_len
+        all_see_until = tl.maximum(before, 0)
+        step = (query_mask + token * stride_token_m, valid, before, query_len)
     acc, denominator, maximum = sweep(
         (rows, query_at, slope),
         (logit_factor, cap_factor),
@@ -134,24 +154,28 @@ def prefill_kernel(
         tl.cdiv(end_key, BLOCK_N),
         all_see_from,
         all_see_until,
-        key_cache + kv_head * stride_head_k,
-        value_cache + kv_head * stride_head_v,
-        block_table + sequence.to(tl.int64) * stride_seq_t,
+        (
+            key_cache + kv_head * stride_head_k,
+            value_cache + kv_head * stride_head_v,
+            block_table + sequence.to(tl.int64) * stride_seq_t,
+        ),
         (stride_block_k, stride_slot_k, stride_block_v, stride_slot_v),
-        first_key,
-        end_key,
-        (BLOCK_N, BLOCK_SIZE, HEAD_DIM),
-        WINDOW > 0,
-        (CAUSAL, WINDOW, SOFTCAP, ALIBI),
+        (first_key, end_key),
+        (BLOCK_N, BLOCK_SIZE, HEAD_DIM, VALUES),
+        WINDOW != 0,
+        (CAUSAL, WINDOW, SOFTCAP, ALIBI, query_mask is not None),
         scales,
         SCALES,
+        step,
     )
     if SINKS:
         sink = tl.load(sinks + head, mask=valid, other=0.0) * 1.4426950408889634
         acc, denominator, maximum = add_sink(acc, denominator, maximum, sink)
     result, row_lse = finish(acc, denominator, maximum, value_scale)
-    result_at = out + (token * stride_token_o + head * stride_head_o)[:, None] + dim[None, :]
-    tl.store(result_at, result.to(out.dtype.element_ty), mask=real)
+    value_dim = tl.arange(0, acc.shape[1])
+    result_at = out + (token * stride_token_o + head * stride_head_o)[:, None] + value_dim[None, :]
+    written = valid[:, None] & (value_dim < VALUES)[None, :]
+    tl.store(result_at, result.to(out.dtype.element_ty), mask=written)
     if WITH_LSE:
         lse_at = lse + token * stride_token_l + head * stride_head_l
         tl.store(lse_at, row_lse * 0.6931471805599453, mask=valid)

@@ -67,15 +67,18 @@ def load_keys_and_values(
     BLOCK_SIZE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    BLOCK_V: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """Keys as [BLOCK_D, BLOCK_N] and values as [BLOCK_N, BLOCK_D] of the tokens from `start`.
+    """Keys as [BLOCK_D, BLOCK_N] and values as [BLOCK_N, BLOCK_V] of the tokens from `start`.
 
     `key_cache` and `value_cache` point at the KV head. MASKED tiles read first_key <= n < end_key
     only and are zero elsewhere: what lies there may be NaN, which a weight of zero keeps.
     """
     lane = tl.arange(0, BLOCK_N)
     dim = tl.arange(0, BLOCK_D)
+    value_dim = tl.arange(0, BLOCK_V)
     token = start + lane
     inside = (token >= first_key) & (token < end_key)
     if BLOCK_SIZE % BLOCK_N == 0:
@@ -96,22 +99,20 @@ def load_keys_and_values(
         key_at = block * stride_block_k + offset * stride_slot_k
         value_at = block * stride_block_v + offset * stride_slot_v
     keys_at = key_cache + key_at[None, :] + dim[:, None]
-    values_at = value_cache + value_at[:, None] + dim[None, :]
+    values_at = value_cache + value_at[:, None] + value_dim[None, :]
+    key_mask = dim[:, None] < HEAD_DIM
+    value_mask = value_dim[None, :] < VALUE_DIM
     if MASKED:
-        if HEAD_DIM == BLOCK_D:
-            keys = tl.load(keys_at, mask=inside[None, :], other=0.0)
-            values = tl.load(values_at, mask=inside[:, None], other=0.0)
-        else:
-            real = dim < HEAD_DIM
-            keys = tl.load(keys_at, mask=inside[None, :] & real[:, None], other=0.0)
-            values = tl.load(values_at, mask=inside[:, None] & real[None, :], other=0.0)
-    elif HEAD_DIM == BLOCK_D:
-        keys = tl.load(keys_at)
-        values = tl.load(values_at)
+        key_mask = inside[None, :] if HEAD_DIM == BLOCK_D else inside[None, :] & key_mask
+        value_mask = inside[:, None] if VALUE_DIM == BLOCK_V else inside[:, None] & value_mask
+    if MASKED or HEAD_DIM != BLOCK_D:
+        keys = tl.load(keys_at, mask=key_mask, other=0.0)
     else:
-        real = dim < HEAD_DIM
-        keys = tl.load(keys_at, mask=real[:, None], other=0.0)
-        values = tl.load(values_at, mask=real[None, :], other=0.0)
+        keys = tl.load(keys_at)
+    if MASKED or VALUE_DIM != BLOCK_V:
+        values = tl.load(values_at, mask=value_mask, other=0.0)
+    else:
+        values = tl.load(values_at)
     return keys, values
 
 
@@ -157,38 +158,63 @@ def unpacked(pairs, scale, KEYS: tl.constexpr):
 
 
 @triton.jit
+def chunk_start(position, WINDOW: tl.constexpr):
+    """First key of the chunk of -WINDOW keys that a position lies in."""
+    return tl.maximum(position, 0) // -WINDOW * -WINDOW
+
+
+@triton.jit
+def seen_of_step(token, step):
+    """Which keys the rows see as the query mask says: of the tokens before the step all.
+
+    `step` has where the mask of each row begins, which rows there are, and the first position and
+    the tokens of the step.
+    """
+    mask_at, valid, before, query_len = step
+    column = token - before
+    of_step = (column >= 0) & (column < query_len)
+    real = valid[:, None] & of_step[None, :]
+    return tl.load(mask_at[:, None] + column[None, :], mask=real, other=1) != 0
+
+
+@triton.jit
 def attend_tile(
-    acc,
-    denominator,
-    maximum,
-    query,
-    query_at,
-    slope,
+    state,
+    rows,
+    factors,
     start,
-    first_key,
-    end_key,
-    key_cache,
-    value_cache,
-    table_row,
-    stride_block_k,
-    stride_slot_k,
-    stride_block_v,
-    stride_slot_v,
-    logit_factor,
-    cap_factor,
-    BLOCK_N: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    span,
+    places,
+    strides,
+    sizes,
     MASKED: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    WINDOW: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    ALIBI: tl.constexpr,
+    variant,
     scales,
     SCALES: tl.constexpr,
+    step,
 ):
-    """Fold one tile of keys into the running softmax of every row."""
+    """Fold one tile of keys into the running softmax of every row.
+
+    `state` is what it returns, `span` are `first_key` and `end_key`, `places` where the KV head's
+    keys and values and the table's row lie. The rest is as `sweep` has it.
+    """
+    acc, denominator, maximum = state
+    query, query_at, slope = rows
+    logit_factor, cap_factor = factors
+    first_key, end_key = span
+    key_cache, value_cache, table_row = places
+    stride_block_k, stride_slot_k, stride_block_v, stride_slot_v = strides
+    BLOCK_N: tl.constexpr = sizes[0]
+    BLOCK_SIZE: tl.constexpr = sizes[1]
+    HEAD_DIM: tl.constexpr = sizes[2]
+    VALUE_DIM: tl.constexpr = sizes[3]
+    BLOCK_D: tl.constexpr = query.shape[1]
+    BLOCK_V: tl.constexpr = acc.shape[1]
+    CAUSAL: tl.constexpr = variant[0]
+    WINDOW: tl.constexpr = variant[1]
+    SOFTCAP: tl.constexpr = variant[2]
+    ALIBI: tl.constexpr = variant[3]
+    STEP: tl.constexpr = variant[4]
     PACKED: tl.constexpr = 2 if SCALES == 3 else 1
     keys, values = load_keys_and_values(
         key_cache,
@@ -205,6 +231,8 @@ def attend_tile(
         BLOCK_SIZE,
         HEAD_DIM // PACKED,
         BLOCK_D // PACKED,
+        VALUE_DIM // PACKED,
+        BLOCK_V // PACKED,
         MASKED,
     )
     if SCALES > 1:
@@ -231,6 +259,10 @@ def attend_tile(
             seen = seen & (token[None, :] <= query_at[:, None])
         if WINDOW > 0:
             seen = seen & (token[None, :] > query_at[:, None] - WINDOW)
+        if WINDOW < 0:
+            seen = seen & (token[None, :] >= chunk_start(query_at, WINDOW)[:, None])
+        if STEP:
+            seen = seen & seen_of_step(token, step)
         logits = tl.where(seen, logits, float("-inf"))
     new_maximum = tl.maximum(maximum, tl.max(logits, 1))
     if MASKED:
@@ -250,7 +282,7 @@ def attend_tile(
         else:
             weights *= value_scale[None, :]
     elif values.dtype.primitive_bitwidth == 8 and query.dtype == tl.float16:
-        values = widen(values, BLOCK_N, BLOCK_D)
+        values = widen(values, BLOCK_N, BLOCK_V)
     acc = acc * rescale[:, None]
     acc += tl.dot(weights.to(query.dtype), values.to(query.dtype), input_precision="ieee")
     return acc, denominator, new_maximum
@@ -264,17 +296,15 @@ def sweep(
     end,
     all_see_from,
     all_see_until,
-    key_cache,
-    value_cache,
-    table_row,
+    places,
     strides,
-    first_key,
-    end_key,
+    span,
     sizes,
     BOUNDED_LEFT: tl.constexpr,
     variant,
     scales=None,
     SCALES: tl.constexpr = 0,
+    step=None,
 ):
     """Attend to the key tiles `begin` <= t < `end`.
 
@@ -282,34 +312,32 @@ def sweep(
     and form the main loop. Those before (only with a window) and after it are peeled.
 
     `rows` are the queries, their positions and their slopes; `factors` those of the logits and of
-    the soft-cap; `strides` those of a block and of a slot, of keys and then of values. `sizes`
-    (BLOCK_N, BLOCK_SIZE, HEAD_DIM) and `variant` (CAUSAL, WINDOW, SOFTCAP, ALIBI) are constants.
-    `SCALES` is 2 where each token and head has one, 3 where two codes are a byte, and `scales` then
-    as `load_scales` has them.
+    the soft-cap; `places` where the KV head's keys and values and the table's row lie; `strides`
+    those of a block and of a slot, of keys and then of values; `span` the first key of all, and
+    the one behind the last. `sizes` (BLOCK_N, BLOCK_SIZE, HEAD_DIM, VALUE_DIM) and `variant`
+    (CAUSAL, WINDOW, SOFTCAP, ALIBI, STEP) are constants. A negative WINDOW is a chunk of as many
+    keys. With STEP `step` is as `seen_of_step` has it. `SCALES` is 2 where each token and head has
+    one, 3 where two codes are a byte, and `scales` then as `load_scales` has them.
 
-    Returns acc [BLOCK_M, BLOCK_D], the weighted sum of values; denominator and maximum [BLOCK_M],
+    Returns acc [BLOCK_M, BLOCK_V], the weighted sum of values; denominator and maximum [BLOCK_M],
     the latter in units of log 2.
     """
     query, query_at, slope = rows
-    stride_block_k, stride_slot_k, stride_block_v, stride_slot_v = strides
     logit_factor, cap_factor = factors
     BLOCK_M: tl.constexpr = query.shape[0]
-    BLOCK_D: tl.constexpr = query.shape[1]
     BLOCK_N: tl.constexpr = sizes[0]
-    BLOCK_SIZE: tl.constexpr = sizes[1]
-    HEAD_DIM: tl.constexpr = sizes[2]
+    BLOCK_V: tl.constexpr = triton.next_power_of_2(sizes[3])
     CAUSAL: tl.constexpr = variant[0]
-    WINDOW: tl.constexpr = variant[1]
-    SOFTCAP: tl.constexpr = variant[2]
-    ALIBI: tl.constexpr = variant[3]
     if (
-        key_cache.dtype.element_ty.primitive_bitwidth == 8
+        places[0].dtype.element_ty.primitive_bitwidth == 8
         and query.dtype == tl.bfloat16
         and SCALES < 2
     ):
         query, undo = as_half(query)
         logit_factor = (logit_factor * undo)[:, None]
-    acc = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
+    rows = (query, query_at, slope)
+    factors = (logit_factor, cap_factor)
+    acc = tl.zeros([BLOCK_M, BLOCK_V], dtype=tl.float32)
     denominator = tl.zeros([BLOCK_M], dtype=tl.float32)
     maximum = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
     main_begin = begin
@@ -317,103 +345,55 @@ def sweep(
         main_begin = tl.minimum(tl.maximum(tl.cdiv(all_see_from, BLOCK_N), begin), end)
         for tile in range(begin, main_begin):
             acc, denominator, maximum = attend_tile(
-                acc,
-                denominator,
-                maximum,
-                query,
-                query_at,
-                slope,
+                (acc, denominator, maximum),
+                rows,
+                factors,
                 tile * BLOCK_N,
-                first_key,
-                end_key,
-                key_cache,
-                value_cache,
-                table_row,
-                stride_block_k,
-                stride_slot_k,
-                stride_block_v,
-                stride_slot_v,
-                logit_factor,
-                cap_factor,
-                BLOCK_N,
-                BLOCK_SIZE,
-                HEAD_DIM,
-                BLOCK_D,
+                span,
+                places,
+                strides,
+                sizes,
                 True,
-                CAUSAL,
-                WINDOW,
-                SOFTCAP,
-                ALIBI,
+                variant,
                 scales,
                 SCALES,
+                step,
             )
     main_end = tl.minimum(tl.maximum(all_see_until // BLOCK_N, main_begin), end)
     for tile in range(main_begin, main_end):
         acc, denominator, maximum = attend_tile(
-            acc,
-            denominator,
-            maximum,
-            query,
-            query_at,
-            slope,
+            (acc, denominator, maximum),
+            rows,
+            factors,
             tile * BLOCK_N,
-            first_key,
-            end_key,
-            key_cache,
-            value_cache,
-            table_row,
-            stride_block_k,
-            stride_slot_k,
-            stride_block_v,
-            stride_slot_v,
-            logit_factor,
-            cap_factor,
-            BLOCK_N,
-            BLOCK_SIZE,
-            HEAD_DIM,
-            BLOCK_D,
+            span,
+            places,
+            strides,
+            sizes,
             False,
-            CAUSAL,
-            WINDOW,
-            SOFTCAP,
-            ALIBI,
+            variant,
             scales,
             SCALES,
+            step,
         )
     # Unless causal, at most one tile is left, and nothing to prefetch: a pipeline would only take
     # registers from the main loop. In float32 it takes fewer than it saves.
     STAGES: tl.constexpr = 1 if not CAUSAL and query.dtype != tl.float32 else None
     for tile in tl.range(main_end, end, num_stages=STAGES):
         acc, denominator, maximum = attend_tile(
-            acc,
-            denominator,
-            maximum,
-            query,
-            query_at,
-            slope,
+            (acc, denominator, maximum),
+            rows,
+            factors,
             tile * BLOCK_N,
-            first_key,
-            end_key,
-            key_cache,
-            value_cache,
-            table_row,
-            stride_block_k,
-            stride_slot_k,
-            stride_block_v,
-            stride_slot_v,
-            logit_factor,
-            cap_factor,
-            BLOCK_N,
-            BLOCK_SIZE,
-            HEAD_DIM,
-            BLOCK_D,
+            span,
+            places,
+            strides,
+            sizes,
             True,
-            CAUSAL,
-            WINDOW,
-            SOFTCAP,
-            ALIBI,
+            variant,
             scales,
             SCALES,
+            step,
         )
     if query.dtype == tl.float16:
         acc *= 1.0 / WEIGHT_SCALE

@@ -15,7 +15,11 @@ from reference.attention.contract import PagedBatch, capabilities_of, declares
 
 SPLITS = 8
 
+_as_attention = declares(capabilities_of(paged_attention))
+_as_latent = declares(capabilities_of(paged_latent_attention))
 
+
+@_as_attention
 def decode(batch: PagedBatch) -> None:
     """Decode in one split: the decode kernel writes the caller's output."""
     paged_attention(batch, num_splits=1)
@@ -36,6 +40,7 @@ def invariant_decode(batch: PagedBatch) -> None:
     batch_invariant_attention(batch)
 
 
+@_as_attention
 def prefill(batch: PagedBatch) -> None:
     """Prefill, chunked prefill and mixed batches."""
     paged_attention(batch)
@@ -53,9 +58,6 @@ def cascade(batch: PagedBatch) -> None:
     )
     launch = replace(choose_cascade(batch, groups), prefix_splits=SPLITS, suffix_splits=1)
     cascade_attention(batch, groups=groups, launch=launch)
-
-
-_as_latent = declares(capabilities_of(paged_latent_attention))
 
 
 @_as_latent
