@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from bench.machine import roof
 from bench.machine.timing import CudaDevice, Timer
+from kernels import interpreter
 from kernels.attention import batch_invariant_attention, paged_attention
 from kernels.shared_prefix import SharedPrefix
 from reference.attention.problem import AttentionProblem
@@ -22,6 +23,8 @@ from tests.gpu import (
     test_kernels_on_a_gpu,
     test_throughput_on_a_gpu,
 )
+
+interpreter.install()
 
 SMALL = "(q1 k90) 3x(q1 k7) (q1 k0) h2 g2 d16 b16 bf16 sinks"
 MIXED = "(q1 k40) (q6 k70) h1 g2 d16 b16 bf16"
