@@ -196,18 +196,17 @@ def shared_arguments(batch: PagedBatch) -> dict[str, Any]:
         "value_scale": batch.v_scale,
         "stride_token_q": batch.query.stride(0),
         "stride_head_q": batch.query.stride(1),
-        "stride_block_k": keys.stride(0),
-        "stride_slot_k": keys.stride(1),
-        "stride_head_k": keys.stride(2),
-        "stride_block_v": values.stride(0),
-        "stride_slot_v": values.stride(1),
-        "stride_head_v": values.stride(2),
+        **cache_strides(keys, values),
         "stride_seq_t": table.stride(0),
     }
 
 
 def codec_arguments(batch: PagedBatch) -> dict[str, Any]:
-    """What the decode and the prefill kernel take of a codec: codes as numbers, and the scales."""
+    """What the decode and the prefill kernel take of a codec: codes as numbers, and the scales.
+
+    Records that end in a float32 lie at multiples of 4 bytes, and of no more: the kernels multiply
+    their strides by it, which tells the compiler, or it would load byte by byte.
+    """
     if not batch.codec:
         return {}
     keys, k_scales = views_of(batch.codec, batch.key_cache, batch.query.shape[2])
@@ -215,8 +214,18 @@ def codec_arguments(batch: PagedBatch) -> dict[str, Any]:
     scales: tuple[Any, ...] = (k_scales, v_scales, *k_scales.stride(), *v_scales.stride())
     if batch.k_scales is not None:
         scales = (batch.k_scales, batch.v_scales)
-    given = {"key_cache": keys, "value_cache": values, "scales": scales}
-    return given | {"SCALES": CODECS_READ[batch.codec]}
+    given = cache_strides(keys, values) | {"key_cache": keys, "value_cache": values}
+    if CODECS_READ[batch.codec] > 1:
+        given |= {name: stride // 4 for name, stride in cache_strides(keys, values).items()}
+    return given | {"scales": scales, "SCALES": CODECS_READ[batch.codec]}
+
+
+def cache_strides(keys: torch.Tensor, values: torch.Tensor) -> dict[str, int]:
+    """Of a block, a slot and a head, in elements."""
+    of_keys = zip(("block", "slot", "head"), keys.stride()[:3], strict=True)
+    of_values = zip(("block", "slot", "head"), values.stride()[:3], strict=True)
+    found = {f"stride_{name}_k": stride for name, stride in of_keys}
+    return found | {f"stride_{name}_v": stride for name, stride in of_values}
 
 
 def mask_arguments(batch: PagedBatch) -> dict[str, Any]:

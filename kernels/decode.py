@@ -175,6 +175,17 @@ def decode_kernel(
     logit_factor, value_scale = factors_of_head(scales, kv_head, logit_factor, value_scale, SCALES)
     if SCALES > 1:
         scales = scales_of_head(scales, kv_head)
+        stride_block_k, stride_slot_k, stride_head_k = (
+            stride_block_k * 4,
+            stride_slot_k * 4,
+            stride_head_k * 4,
+        )
+        stride_block_v, stride_slot_v, stride_head_v = (
+            stride_block_v * 4,
+            stride_slot_v * 4,
+            stride_head_v * 4,
+        )
+    strides = (stride_block_k, stride_slot_k, stride_block_v, stride_slot_v)
     acc, denominator, maximum = sweep(
         (rows, tl.zeros([BLOCK_M], dtype=tl.int32) + (end_key - 1), slope),
         (logit_factor, cap_factor),
@@ -187,7 +198,7 @@ def decode_kernel(
             value_cache + kv_head * stride_head_v,
             block_table + sequence.to(tl.int64) * stride_seq_t,
         ),
-        (stride_block_k, stride_slot_k, stride_block_v, stride_slot_v),
+        strides,
         (first_key, end_key),
         (BLOCK_N, BLOCK_SIZE, HEAD_DIM, VALUES),
         WINDOW != 0,
