@@ -37,6 +37,9 @@ _CORRECTIONS: Final[Mapping[str, Callable[[], None]]] = {
     "common types": partial(operations.remember_common_types, ti.TritonSemantic),
     "shapes": partial(operations.remember_shapes, tl),
     "equal types": partial(operations.agree_on_equal_types, ti.TritonSemantic),
+    "sizes": partial(operations.check_sizes_at_once, ti.TensorHandle),
+    "unwrapping": partial(operations.unwrap_at_once, tl.core),
+    "same types": partial(operations.compare_a_type_with_itself, tl.dtype, tl.pointer_type),
     "views": partial(operations.broadcast_as_views, ti.TritonSemantic),
 }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -64,9 +64,58 @@ def remember_common_types(semantic: type[Any]) -> None:
     semantic.computation_type_impl = computation_type_impl
 
 
+def check_sizes_at_once(handle: type[Any]) -> None:
+    """Know how many bytes an element of a type may have instead of asking it for every result."""
+    stock = handle.__post_init__
+
+    def init_handle(self: Any, data: Any, dtype: Any, attr: Any = None) -> None:
+        self.data = data
+        self.dtype = dtype
+        self.attr = {} if attr is None else attr
+        try:
+            most = dtype.most_bytes
+        except AttributeError:
+            pointer = dtype.is_ptr()
+            most = dtype.most_bytes = 8 if pointer else max(8, dtype.primitive_bitwidth) // 8
+        if data.itemsize > most:
+            stock(self)  # with its error
+
+    handle.__init__ = init_handle
+
+
+def unwrap_at_once(core: Any) -> None:
+    """Hand on what is no `constexpr`, and no list of them, without asking four times what it is."""
+    stock = core._unwrap_if_constexpr
+    constexpr = core.constexpr
+    plain = {int, float, bool, str, type(None), core.tensor, core.dtype, core.pointer_type}
+    plain |= {core.block_type, np.ndarray}
+
+    def _unwrap_if_constexpr(value: Any) -> Any:
+        kind = type(value)
+        if kind in plain:
+            return value
+        return value.value if kind is constexpr else stock(value)
+
+    core._unwrap_if_constexpr = _unwrap_if_constexpr
+
+
+def compare_a_type_with_itself(*types: type[Any]) -> None:
+    """A type is equal to itself, whatever its name."""
+    for each in types:
+        each.__eq__ = _or_the_same(each.__eq__)
+
+
+def _or_the_same(stock: Any) -> Any:
+    def equal(self: Any, other: object) -> Any:
+        return self is other or stock(self, other)
+
+    return equal
+
+
 def sizes(block_type: Any) -> tuple[int, ...]:
     """The shape of a block as a tuple of Python's own: Triton's is slow to compare."""
-    return tuple(block_type.shape.values)
+    known: tuple[int, ...] = block_type.sizes
+    return known
 
 
 def remember_shapes(language: Any) -> None:
@@ -82,10 +131,14 @@ def remember_shapes(language: Any) -> None:
             stock_type(self, element_ty, shape)
             of_types[key] = self.shape, self.numel
         self.element_ty = element_ty
+        self.sizes = key
         self.shape, self.numel = of_types[key]
 
     def init_tensor(self: Any, handle: Any, type: Any) -> None:  # noqa: A002 - stock's name
-        key = sizes(type) if type.is_block() else ()
+        try:
+            key = type.sizes
+        except AttributeError:
+            key = ()  # no block
         if key not in of_tensors:
             stock_tensor(self, handle, type)
             of_tensors[key] = self.shape, self.numel
@@ -103,17 +156,29 @@ def remember_shapes(language: Any) -> None:
 
 
 def agree_on_equal_types(semantic: type[Any]) -> None:
-    """Two tensors of one type need no common type to be found, and no cast to it."""
+    """Two tensors of one type need no common type to be found, and no cast to it.
+
+    Neither does a tensor of int32 with a whole number that one holds: the number's tensor is made
+    once.
+    """
     stock = semantic.binary_op_type_checking_impl
+    least, most = -(2**31), 2**31
+
+    @lru_cache(maxsize=4096)
+    def constant(made_by: Any, number: int) -> Any:
+        return made_by.scalar_constant(number, dtype=tl.int32)
 
     def binary_op_type_checking_impl(
         self: Any, lhs: Any, rhs: Any, *rules: Any, **named: Any
     ) -> Any:
         # The fourth rule: a division takes place in a wider type.
         div_or_mod = named.get("div_or_mod", any(rules[3:]))
-        tensors = isinstance(lhs, tl.tensor) and isinstance(rhs, tl.tensor)
-        if tensors and lhs.dtype is rhs.dtype and not lhs.dtype.is_ptr() and not div_or_mod:
-            return self.broadcast_impl_value(lhs, rhs)
+        if isinstance(lhs, tl.tensor) and not div_or_mod:
+            known = lhs.dtype
+            if known is tl.int32 and type(rhs) is int and least <= rhs < most:
+                return self.broadcast_impl_value(lhs, constant(self, rhs))
+            if isinstance(rhs, tl.tensor) and known is rhs.dtype and not known.is_ptr():
+                return self.broadcast_impl_value(lhs, rhs)
         return stock(self, lhs, rhs, *rules, **named)
 
     semantic.binary_op_type_checking_impl = binary_op_type_checking_impl

@@ -40,6 +40,9 @@ STOCK = {
         "operands": ti.TritonSemantic.binary_op_type_checking_impl,
         "assertion": ti.TritonSemantic.device_assert,
         "shape": tl.core.validate_block_shape,
+        "size_check": ti.TensorHandle.__post_init__,
+        "unwrap": tl.core._unwrap_if_constexpr,
+        "type_comparison": tl.core.dtype.__eq__,
         "splat": ti.InterpreterBuilder.create_splat,
         "broadcast": ti.InterpreterBuilder.create_broadcast,
     }.items()
@@ -719,6 +722,7 @@ for _correction, _stock in {
     "numpy types": "numpy_type",
     "common types": "common_type",
     "shapes": "shape",
+    "sizes": "size_check",
 }.items():
     PROBES[_correction][f"no call of {_stock}"] = partial(not_called_when_warm, _stock)
 
@@ -736,6 +740,39 @@ def sums(*, times: int) -> Tensor:
     out = torch.zeros(16, dtype=torch.int32)
     sums_kernel[(1,)](out, times, BLOCK=16)
     return out
+
+
+@shows("sizes")
+@control
+def an_array_that_is_too_wide_is_refused() -> bool:
+    for dtype, wide in ((tl.int1, np.int16), (tl.float32, np.float64)):
+        try:
+            ti.TensorHandle(np.zeros(4, wide), dtype)
+        except ValueError:
+            continue
+        return False
+    return True
+
+
+@shows("unwrapping")
+def what_is_no_constant_is_handed_on() -> bool:
+    seen: list[object] = []
+
+    def unwrap() -> None:
+        values = 1, None, tl.int32, tl.constexpr(3), tl.constexpr(0.5)
+        seen.extend(tl.core._unwrap_if_constexpr(each) for each in values)
+
+    one_by_one = calls("unwrap", unwrap)
+    inside = tl.core._unwrap_if_constexpr([tl.constexpr(1), (tl.constexpr(2), 3)])
+    return one_by_one == 0 and seen == [1, None, tl.int32, 3, 0.5] and inside == [1, (2, 3)]
+
+
+@shows("same types")
+def no_names_are_compared() -> bool:
+    pointers = tl.pointer_type(tl.int8), tl.pointer_type(tl.int8), tl.pointer_type(tl.int16)
+    sums = calls("type_comparison", lambda: tl.int32 == tl.int32)
+    equal = pointers[0] == pointers[1] and tl.int32 == tl.dtype("int32")
+    return sums == 0 and equal and pointers[0] != pointers[2] and tl.int32 != tl.int64
 
 
 @shows("dead overflow checks")
