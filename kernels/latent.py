@@ -1,9 +1,9 @@
-"""Latent decode: one query token a sequence over records that are key and value at once.
+"""Latent decode, and the loop that it shares with prefill, over records: key and value at once.
 
 A tile of records is loaded once: its first elements are multiplied by the query for the logits and
 by the weights for the output, and the rotary part counts for the logits alone. Rows of a tile are
-query heads, which all read the same records. One loop over masked tiles: to peel the last one, as
-`kernels.sweep` does, costs registers that a tile of this width does not leave.
+query heads, in prefill of several tokens; all read the same records. One loop over masked tiles: to
+peel the last one, as `kernels.sweep` does, costs registers that a tile so wide does not leave.
 
 With HALF a float8 cache under bfloat16 queries is multiplied in float16, as in `kernels.sweep`.
 Where runs of a record's elements have scales of their own, elements are taken in units of the
