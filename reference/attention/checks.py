@@ -94,9 +94,9 @@ class Subject:
         """The same, as if it had declared that it needs one."""
         return replace(self, able=replace(self.able, needs_finite_cache=True))
 
-    def promises(self, bits: str) -> bool:
-        """Whether the kernel promises certain bits."""
-        return bits in self.able.promises
+    def promises(self, bits: str) -> str:
+        """Certain bits, if the kernel promises them; otherwise nothing."""
+        return bits if bits in self.able.promises else ""
 
     def place(
         self,
@@ -355,14 +355,14 @@ def _relabelled(subject: Subject, problem: AttentionProblem) -> Findings:
     one = subject.answer(inputs, seed=problem.seed)
     other = subject.answer(inputs, seed=problem.seed + 1, spare_blocks=5)
     bits = subject.promises("relabelling")
-    return same(inputs, one, other, "after the pages were relabelled", bits=bits)
+    return same(inputs, one, other, "after the pages were relabelled", promised=bits)
 
 
 def _repeated(subject: Subject, problem: AttentionProblem) -> Findings:
     inputs = _inputs(subject, problem)
     one, other = subject.answer(inputs), subject.answer(inputs)
     bits = subject.promises("deterministic")
-    return same(inputs, one, other, "when called again", bits=bits)
+    return same(inputs, one, other, "when called again", promised=bits)
 
 
 def _without_lse(subject: Subject, problem: AttentionProblem) -> Findings:
@@ -373,7 +373,7 @@ def _without_lse(subject: Subject, problem: AttentionProblem) -> Findings:
     if bool((without.guarded_lse != CANARY).any()):
         return ["wrote a log-sum-exp that was not asked for"]
     bits = subject.promises("deterministic")
-    return same(inputs, with_lse, without, "without a log-sum-exp", bits=bits)
+    return same(inputs, with_lse, without, "without a log-sum-exp", promised=bits)
 
 
 def _shared_prefix(subject: Subject, problem: AttentionProblem) -> Findings:
@@ -381,7 +381,7 @@ def _shared_prefix(subject: Subject, problem: AttentionProblem) -> Findings:
     shared = subject.answer(inputs)
     private = subject.answer(inputs, share_prefix=False)
     bits = subject.promises("relabelling")
-    return same(inputs, shared, private, "with private copies of the shared prefix", bits=bits)
+    return same(inputs, shared, private, "with private copies of the shared prefix", promised=bits)
 
 
 def _alone(subject: Subject, problem: AttentionProblem) -> Findings:
@@ -394,12 +394,12 @@ def _alone(subject: Subject, problem: AttentionProblem) -> Findings:
             rows = slice(starts[index], starts[index + 1])
             single = inputs.select([(index, request)])
             what = f"sequence {index} alone and in its batch"
-            if subject.promises("batch_invariant"):
-                part = subject.answer(single).batch
-                findings += changed_bits("out", together.out[rows], part.out, f"{ALONE} {index}")
+            if promised := subject.promises("batch_invariant"):
+                part, when = subject.answer(single).batch, f"{ALONE} {index}"
+                findings += changed_bits("out", together.out[rows], part.out, when, promised)
                 if part.lse is not None and together.lse is not None:
                     lse = together.lse[rows]
-                    findings += changed_bits("lse", lse, part.lse, f"{ALONE} {index}")
+                    findings += changed_bits("lse", lse, part.lse, when, promised)
             else:
                 findings += _close_rows(subject, single, together, rows, what)
     return findings
@@ -447,8 +447,9 @@ def _scaled_values(subject: Subject, problem: AttentionProblem) -> Findings:
         doubled = replace(inputs, values=2 * inputs.values)
     twice = subject.answer(doubled).batch
     findings = close(doubled, twice.out, None, 2 * plain.out, None, "twice the values")
-    if plain.lse is not None and twice.lse is not None and subject.promises("deterministic"):
-        findings += changed_bits("lse", plain.lse, twice.lse, "with twice the values")
+    promised = subject.promises("deterministic")
+    if plain.lse is not None and twice.lse is not None and promised:
+        findings += changed_bits("lse", plain.lse, twice.lse, "with twice the values", promised)
     elif plain.lse is not None and twice.lse is not None:
         findings += close_lse(doubled, twice.lse, plain.lse, "twice the values")
     return findings

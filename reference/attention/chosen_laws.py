@@ -68,7 +68,7 @@ def chosen_order(subject: Subject, problem: AttentionProblem) -> Findings:
     assert inputs.indices is not None
     turned = replace(inputs, indices=inputs.indices.flip(-1))
     one, other = subject.answer(inputs), subject.answer(turned)
-    return same(inputs, one, other, "when the chosen keys came in another order", bits=False)
+    return same(inputs, one, other, "when the chosen keys came in another order")
 
 
 def all_chosen(subject: Subject, problem: AttentionProblem) -> Findings:

@@ -30,31 +30,34 @@ def rows_of(tensor: Tensor, at: Tensor) -> Tensor:
     return tensor[at]
 
 
-def same(inputs: Inputs, one: Placement, other: Placement, when: str, *, bits: bool) -> Findings:
-    """Two answers to one problem: the same bits, or within rounding of each other."""
+def same(
+    inputs: Inputs, one: Placement, other: Placement, when: str, *, promised: str = ""
+) -> Findings:
+    """Two answers to one problem: the same bits where they are promised, or near each other."""
     answers = [("out", one.batch.out, other.batch.out)]
     if one.batch.lse is not None and other.batch.lse is not None:
         answers.append(("lse", one.batch.lse, other.batch.lse))
     findings = []
     for name, first, second in answers:
-        changed = changed_bits(name, first, second, when)
-        if changed and not bits:
+        changed = changed_bits(name, first, second, when, promised)
+        if changed and not promised:
             near = close_out if name == "out" else close_lse
             changed = changed if near(inputs, first, second, when) else []
         findings += changed
     return findings
 
 
-def changed_bits(what: str, one: Tensor, other: Tensor, when: str) -> Findings:
+def changed_bits(what: str, one: Tensor, other: Tensor, when: str, promised: str = "") -> Findings:
     """NaN is NaN: that it is wrong is for `truth` to say."""
     differ = (one != other) & ~(one.isnan() & other.isnan())
     if not bool(differ.any()):
         return []
     row = differ.reshape(one.shape[0], one.shape[1], -1).any(-1).nonzero()[0].tolist()
     nan = ", which is nan" if bool(other[row[0], row[1]].isnan().any()) else ""
+    though = f", though `{promised}` is promised" if promised else ""
     return [
-        f"{what} changed {when}: {int(differ.sum())} elements, the first in token {row[0]}, "
-        f"head {row[1]}{nan}"
+        f"{what} changed {when}{though}: {int(differ.sum())} elements, "
+        f"the first in token {row[0]}, head {row[1]}{nan}"
     ]
 
 

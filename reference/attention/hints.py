@@ -31,7 +31,9 @@ def hints(inputs: Inputs, truth: Truth, batch: PagedBatch) -> list[str]:
     if right and lse is not None:
         for factor, name in ((1 / math.log(2), "1 / log 2"), (math.log(2), "log 2")):
             if _within(lse, truth.lse * factor, 2 * factor * lse_allowance(truth)):
-                base = "in base 2" if factor > 1 else "of a base 2 that was taken for e"
+                base = (
+                    "in base 2, and `lse_base` says e" if factor > 1 else "`lse_base` says 2 of e"
+                )
                 return [f"the log-sum-exp is the right one times {factor:.4f} ({name}): {base}"]
     if right or inputs.problem.kind == "merge":
         return []

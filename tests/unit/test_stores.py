@@ -80,6 +80,19 @@ def test_drawn_problems_are_within_the_declaration(kind: Any) -> None:
     assert {name for name, seen in shown.items() if not seen} == lacks
 
 
+def test_now_and_then_a_step_fills_several_tiles_of_tokens() -> None:
+    """A write that loses what is behind its first 64 tokens passes all others."""
+    able = Capabilities(kind="write", dtypes=frozenset({"fp16"}))
+    drawn: list[int] = []
+    draw_each(
+        problems(capabilities=able, extremes=True),
+        count=120, seed_of_draw=0, seen=set(), phases=[Phase.generate],
+        example=lambda problem: drawn.append(problem.num_tokens),
+    )  # fmt: skip
+    assert max(drawn) > 64
+    assert sum(tokens > 36 for tokens in drawn) < len(drawn) / 8
+
+
 def place_slots(problem: AttentionProblem) -> list[int]:
     batch = place_stores(make_inputs(problem)).batch
     assert isinstance(batch, WriteBatch)

@@ -93,7 +93,8 @@ def test_the_replays_of_the_findings_are_problems_that_the_peer_is_asked():
     replays = re.findall(r'pagedbench check --kernel (\S+) --problem "(.+)"', findings)
     assert len(replays) >= 9
     for peer, spec in replays:
-        kernel = load(BUILT_IN[peer].where, what="kernel")
+        where = BUILT_IN[peer].where if peer in BUILT_IN else str(ROOT / peer)
+        kernel = load(where, what="kernel")
         assert kernel.capabilities.refusal(AttentionProblem.parse(spec)) is None
 
 
