@@ -6,9 +6,11 @@ import os
 import sysconfig
 import traceback
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from reference.attention.contract import CopyBatch, MergeBatch, PagedBatch, WriteBatch
 from reference.errors import described
 
 _OURS: Final = Path(__file__).parents[2]
@@ -22,6 +24,13 @@ _BETWEEN: Final = tuple(
 _STANDARD: Final = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib"))
 _PACKAGES: Final = tuple(f"{os.sep}{name}{os.sep}" for name in ("triton", "torch", "numpy"))
 """What lies between a kernel's line and what was raised. Other packages may be the kernel."""
+
+_CALLS: Final[dict[str, type[Any]]] = {
+    "attention": PagedBatch,
+    "merge": MergeBatch,
+    "write": WriteBatch,
+    "copy": CopyBatch,
+}
 
 
 class RaisedElsewhere(Exception):
@@ -37,7 +46,18 @@ def said_of(error: BaseException) -> str:
     while type(error).__name__ == "InterpreterError" and error.__cause__ is not None:
         error = error.__cause__
     text = described(error)
-    return f"raised {text}" + (f" (at {place})" if place else "")
+    return f"raised {text}" + (f" (at {place})" if place else "") + _of_a_kind(error)
+
+
+def _of_a_kind(error: BaseException) -> str:
+    """What to declare, where a field was asked for that a call of another kind has."""
+    if not isinstance(error, AttributeError) or not isinstance(error.obj, tuple(_CALLS.values())):
+        return ""
+    kinds = [
+        kind for kind, call in _CALLS.items() if error.name in {each.name for each in fields(call)}
+    ]
+    said = " or ".join(f'Capabilities(kind="{kind}")' for kind in kinds)
+    return f": a kernel that needs it declares {said}" if kinds else ""
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

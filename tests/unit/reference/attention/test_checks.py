@@ -828,3 +828,12 @@ def test_nan_from_free_slots_has_its_own_words_and_hides_nothing() -> None:
     assert "off by" in off
     for law in (law for law in LAWS if law.applies(problem)):
         assert run_check(law, lets_nan_through, problem).status is Status.PASSED, law.name
+
+
+def test_a_kernel_of_another_kind_is_told_what_to_declare():
+    def merges(batch):
+        batch.part_lse.amax(0)
+
+    (said,) = run_check(TRUTH, merges, AttentionProblem.parse("(q1 k1) d16 b16 fp32")).findings
+    assert said.startswith("raised AttributeError")
+    assert said.endswith(': a kernel that needs it declares Capabilities(kind="merge")')
