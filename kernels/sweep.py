@@ -174,7 +174,8 @@ def seen_of_step(token, step):
     column = token - before
     of_step = (column >= 0) & (column < query_len)
     real = valid[:, None] & of_step[None, :]
-    return tl.load(mask_at[:, None] + column[None, :], mask=real, other=1) != 0
+    sees = tl.load(mask_at[:, None] + column[None, :], mask=real, other=0) != 0
+    return sees | (column < 0)[None, :]
 
 
 @triton.jit

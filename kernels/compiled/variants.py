@@ -41,7 +41,7 @@ _PREFILL: Final = "16x(q512 k1024) h8 g4"
 _LATENT: Final = "16x(q1 k1024) g128 d576"
 _LATENT_PREFILL: Final = "4x(q64 k1024) g128 d576"
 _ALL: Final = "window=100 softcap=30.0 alibi"
-_E4M3: Final = re.compile("kv=e4m3|codec=fp8")
+_E4M3: Final = re.compile("=e4m3|codec=fp8")
 _NO_E4M3: Final = (("sm_80", "e4m3 needs sm_89 or newer"),)
 
 # (name, function of `hosts`, problem)
@@ -60,10 +60,22 @@ _OURS: Final = (
     ("decode bf16, invariant", "invariant_decode", f"{_DECODE} d128 b16 bf16"),
     ("decode bf16, split, sinks", "split_decode", f"{_DECODE} d128 b16 bf16 sinks"),
     ("decode fp16, split, all", "split_decode", f"{_DECODE} d128 b16 fp16 {_ALL}"),
-    ("decode bf16, e4m3-head", "decode", f"{_DECODE} d128 b16 bf16 codec=e4m3-head"),
-    ("decode bf16, e4m3-token-head", "decode", f"{_DECODE} d128 b16 bf16 codec=e4m3-token-head"),
-    ("decode bf16, int8-token-head", "decode", f"{_DECODE} d128 b16 bf16 codec=int8-token-head"),
-    ("decode bf16, int4-token-head", "decode", f"{_DECODE} d128 b16 bf16 codec=int4-token-head"),
+    ("decode bf16, cache e4m3-head", "decode", f"{_DECODE} d128 b16 bf16 codec=e4m3-head"),
+    (
+        "decode bf16, cache e4m3-token-head",
+        "decode",
+        f"{_DECODE} d128 b16 bf16 codec=e4m3-token-head",
+    ),
+    (
+        "decode bf16, cache int8-token-head",
+        "decode",
+        f"{_DECODE} d128 b16 bf16 codec=int8-token-head",
+    ),
+    (
+        "decode bf16, cache int4-token-head",
+        "decode",
+        f"{_DECODE} d128 b16 bf16 codec=int4-token-head",
+    ),
     ("decode bf16, values of 64", "decode", f"{_DECODE} d128 dv=64 b16 bf16"),
     ("decode bf16, chunks", "decode", f"{_DECODE} d128 b16 bf16 chunk=256"),
     ("prefill bf16", "prefill", f"{_PREFILL} d128 b16 bf16"),
