@@ -82,7 +82,7 @@ _OURS: Final = (
     ("prefill bf16, d256", "prefill", f"{_PREFILL} d256 b16 bf16"),
     ("prefill bf16, not causal", "prefill", f"{_PREFILL} d128 b16 bf16 noncausal"),
     ("prefill bf16, all", "prefill", f"{_PREFILL} d128 b16 bf16 {_ALL} sinks"),
-    ("prefill bf16, tree of 8", "prefill", "16x(q8 k1024) h8 g4 d128 b16 bf16 mask=tree"),
+    ("prefill bf16, tree of 64", "prefill", "16x(q64 k1024) h8 g4 d128 b16 bf16 mask=tree"),
     ("prefill bf16, values of 64", "prefill", f"{_PREFILL} d128 dv=64 b16 bf16"),
     ("prefill bf16, chunks", "prefill", f"{_PREFILL} d128 b16 bf16 chunk=256"),
     ("prefill bf16, causal each", "prefill", f"{_PREFILL} d128 b16 bf16 causal-each"),
