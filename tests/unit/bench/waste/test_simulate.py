@@ -133,9 +133,8 @@ def peak_bytes(policy: Policy, times: int) -> int:
     ids=["counts", "prefix", "oracle"],
 )
 def test_memory_does_not_grow_with_the_stream(policy: Policy) -> None:
-    # Both runs are longer than the series of moments. To keep a request takes 100 bytes and more;
-    # what is made once, and as much, is made before.
-    simulate(repeat(fitted("alpaca-fit", num_requests=500), 16), policy, slots=SLOTS)
+    # Both runs are longer than the series of moments. To keep a request takes 100 bytes and more.
+    peak_bytes(policy, 1)
     more_requests = (16 - 8) * 500
     assert peak_bytes(policy, 16) - peak_bytes(policy, 8) < 30 * more_requests
 
