@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import count, islice
+from itertools import count, islice, product
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,6 +55,9 @@ FAR: Final = 0.1
 
 MOST_RUNS: Final = 150
 """Runs of the simulator that a fit may take."""
+
+AFAR: Final = (0.0, -1.2, 1.2)
+"""Where each number of the clock is tried before the search, in powers of e."""
 
 STARTS: Final = (0.7, -0.7, 0.3)
 """How far the corners of each search lie from where the one before ended, in powers of e."""
@@ -317,7 +320,7 @@ def _fit_log(
         return float(np.mean(late**2) + np.mean(slow))
 
     wanted = set(np.flatnonzero(begun)), set(np.flatnonzero(ended))
-    progress.begin("runs to fit the clock", MOST_RUNS)
+    progress.begin("runs to fit the clock", MOST_RUNS + len(AFAR) ** 3)
     time = _nearest(prior.time, loss)
     first, last = serve_stamped(requests, policy, slots=slots, time=time)
     errors = _errors(log, first, last)
@@ -410,11 +413,15 @@ def _nearest(prior: StepTime, loss: Callable[[StepTime], float]) -> StepTime:
             kv_ps_per_token=int(read),
         )
 
-    found = np.zeros(3)
+    def pulled(moved: NDArray[np.float64]) -> float:
+        return loss(clock(moved)) + PULL * float(np.mean(np.square(moved)))
+
+    # A server may be far from its data sheet, and a search begun there end in a clock without base.
+    found = min((np.array(at) for at in product(AFAR, repeat=3)), key=pulled)
     for spread in STARTS:
         # Begun again from where it ended: it may have stuck there.
         found = minimize(
-            lambda moved: loss(clock(moved)) + PULL * float(np.mean(np.square(moved))),
+            pulled,
             found,
             method="Nelder-Mead",
             options={

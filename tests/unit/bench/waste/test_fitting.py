@@ -61,6 +61,35 @@ def test_the_clock_that_made_a_log_is_found_from_its_first_third(tmp_path: Path)
     assert "of 90 requests" in clock.source
 
 
+def test_a_clock_far_from_the_data_sheets_does_not_end_without_a_base(tmp_path: Path) -> None:
+    fast = read_clock("base=7ms,prompt=25us,kv=0.04us").time
+    random = np.random.default_rng(1)
+    prompts = random.integers(20, 1200, 200).tolist()
+    outputs = random.integers(2, 200, 200).tolist()
+    arrivals = np.cumsum(random.exponential(0.0875, 200))
+    arrivals -= arrivals[0]
+    requests = [
+        Request(prompt, output, round(arrival * 1e9))
+        for prompt, output, arrival in zip(prompts, outputs, arrivals, strict=True)
+    ]
+    first, last = serve_stamped(requests, PagedPolicy(), slots=16_000, time=fast)
+    file = tmp_path / "log.jsonl"
+    with file.open("w") as log:
+        for request, arrival, begun, ended in zip(requests, arrivals, first, last, strict=True):
+            row = {
+                "prompt_tokens": request.prompt_tokens,
+                "completion_tokens": request.output_tokens,
+                "arrival_time": arrival,
+                "ttft": begun - arrival,
+                "e2e": ended - arrival,
+            }
+            log.write(json.dumps(row) + "\n")
+    clock = fitted(file, slots=16_000)
+    assert clock.time.step_ns == pytest.approx(fast.step_ns, rel=0.1)
+    assert abs(clock.errors["TPOT p50"]) < 0.06
+    assert abs(clock.errors["makespan"]) < 0.06
+
+
 def test_the_rest_of_a_log_that_went_on_otherwise_shows_in_the_error(tmp_path: Path) -> None:
     file = made_log(tmp_path / "log.jsonl", TRUE)
     rows = [json.loads(line) for line in file.read_text().splitlines()]
