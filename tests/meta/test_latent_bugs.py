@@ -98,6 +98,8 @@ def harness(
 def _with(problem: AttentionProblem, fixed: dict[str, Any]) -> AttentionProblem:
     if fixed.get("block_size", 0) > problem.block_size:
         fixed = {**fixed, "pool": None}
+    # Two tiles of heads are enough, and 128 heads take eight.
+    fixed = {"group_size": min(problem.group_size, 24), **fixed}
     if fixed["codec"]:
         fixed = {**fixed, "kv_dtype": "", "k_scale": 1.0, "v_scale": 1.0}
     return problem.replace(**fixed)

@@ -266,8 +266,16 @@ def test_what_is_no_group_is_refused() -> None:
 def test_what_the_cascade_cannot_do_is_refused() -> None:
     groups = grouped(ONE_GROUP, [SharedPrefix((0, 1), 4)])
     batch = place(make_inputs(ONE_GROUP)).batch
-    with pytest.raises(ValueError, match="window=5: a cascade has no sliding window"):
-        cascade_attention(batch.replace(window=5), groups=groups)
+    one = torch.ones(len(batch.seq_lens), dtype=torch.bool)
+    for word, change in (
+        ("window=5", {"window": 5}),
+        ("chunk=5", {"chunk": 5}),
+        ("query_mask", {"query_mask": one.unsqueeze(1)}),
+        ("causal_of", {"causal_of": one}),
+        ("values of 8 elements", {"out": batch.out[..., :8]}),
+    ):
+        with pytest.raises(ValueError, match=f"{word}: a cascade has none"):
+            cascade_attention(batch.replace(**change), groups=groups)
     with pytest.raises(ValueError, match="groups of 8 sequences for a batch of 3"):
         cascade_attention(batch.replace(seq_lens=batch.seq_lens[:3]), groups=groups)
     elsewhere = replace(groups, prefix_lens=groups.prefix_lens.to("meta"))

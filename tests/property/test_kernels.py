@@ -147,7 +147,7 @@ def test_what_breaks_the_contract_is_refused():
     wrong = {
         "num_splits=0": ({}, {"num_splits": 0}),
         "block_m=1:": ({}, {"tiles": Tiles(block_n=16, block_m=1)}),
-        "same shape and dtype": ({"value_cache": batch.value_cache[1:]}, {}),
+        "same blocks, slots, heads and dtype": ({"value_cache": batch.value_cache[1:]}, {}),
         "not a whole group": ({"key_cache": three_heads, "value_cache": three_heads}, {}),
         "power of two": ({"key_cache": keys[:, :3], "value_cache": keys[:, :3]}, {}),
         "must be 1": ({"key_cache": keys[..., ::2], "value_cache": keys[..., ::2]}, {}),

@@ -25,7 +25,9 @@ def test_a_batch_has_the_strides_of_an_engine(variant):
     for name in tensors:
         tensor = getattr(batch, name)
         assert tensor.data_ptr() % 16 == 0, name
-        assert all(stride % 16 == 0 for stride in tensor.stride()[:-1]), name
+        # Records of codes and a float32 lie at multiples of 4 bytes.
+        unit = 4 if "cache" in name and "token-head" in problem.codec else 16
+        assert all(stride % unit == 0 for stride in tensor.stride()[:-1]), name
         assert tensor.stride(-1) == 1
     assert batch.query.shape == (problem.num_tokens, problem.num_q_heads, problem.head_dim)
     assert batch.block_table.shape[1] * problem.block_size == MAX_CONTEXT
