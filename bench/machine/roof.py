@@ -18,7 +18,11 @@ COPY_BYTES: Final = {"cuda": 2**30, "cpu": 2**28}
 """Least size of what is copied."""
 
 COPY_CACHES: Final = 4
-"""And so many times the last-level cache."""
+"""And so many times the last-level cache,"""
+
+MOST_COPY_BYTES: Final = {"cuda": 2**34, "cpu": 2**29}
+"""but no more than this: a server's CPU may have a cache of 480 MiB, and the kernel of a virtual
+machine can take 2.5 seconds to give a process a GiB. Source and copy together pass 2**30 bytes."""
 
 READ_ROWS: Final = 4096
 """Each is reduced by itself: enough programs for any GPU."""
@@ -48,7 +52,8 @@ class RoofRecord(Record):
 
 def measure_roof(device: Device) -> RoofRecord:
     """Copy, read and multiply."""
-    size = max(COPY_BYTES[device.kind], COPY_CACHES * device.cache_bytes)
+    wanted = max(COPY_BYTES[device.kind], COPY_CACHES * device.cache_bytes)
+    size = min(wanted, MOST_COPY_BYTES[device.kind])
     rates = copy_rates(device, size)
     reads = read_rates(device, size)
     speeds = matrix_rates(device)

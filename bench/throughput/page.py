@@ -178,4 +178,4 @@ def _timed(record: ThroughputRecord) -> Table:
                     others if timed else f"{each.status}: {each.why}",
                 ]
             )
-    return Table.of("Medians over cold inputs", head, rows)
+    return Table.of("Medians over inputs in turn", head, rows)

@@ -45,7 +45,7 @@ def show(record: ThroughputRecord, console: Console) -> None:
 
 def _show_point(point: PointRecord, record: ThroughputRecord, console: Console) -> None:
     say(console, point.name, style="bold")
-    cold = "cold" if point.cold else "not cold: too few fit in memory"
+    cold = "cold" if point.cold else _not_cold(point, record)
     say(
         console,
         f"{point.context_tokens:,} tokens, {point.kv_bytes / 1e6:,.1f} MB of keys and values, "
@@ -59,6 +59,12 @@ def _show_point(point: PointRecord, record: ThroughputRecord, console: Console) 
             line = Text(f"{each.name}: ").append(each.status, style=_STYLES.get(each.status, ""))
             console.print(line.append(f", {each.why}" if each.why else ""), soft_wrap=True)
     console.print()
+
+
+def _not_cold(point: PointRecord, record: ThroughputRecord) -> str:
+    held = f"{point.copies * point.kv_bytes / 2**20:,.0f} MiB"
+    cache = f"{record.cache_bytes / 2**20:,.0f} MiB"
+    return f"not cold: they are {held}, the cache {cache}, and more would take minutes or memory"
 
 
 def _timed(point: PointRecord, first: SubjectRecord) -> Table:
@@ -140,7 +146,7 @@ def _last_lines(record: ThroughputRecord) -> list[Text]:
     if record.points:
         lines.append(
             Text(
-                "ms: median of the rounds, cold cache; GB/s: keys and values, each read once; "
+                "ms: median of the rounds, inputs in turn; GB/s: keys and values, each read once; "
                 "copy, read: as a share of the bandwidth at which the device copied, and read; "
                 "dense: of the dense product; ratio: time over the first subject's, median of the "
                 "rounds' own ratios, with its interval"

@@ -47,8 +47,12 @@ from subjects.process import SubjectProcess
 
 WARM_UP: Final = 2
 
-CPU_BYTES: Final = 3 * 2**30
-"""Most keys and values of a point's copies on a CPU; a contiguous cache takes more than that."""
+CPU_BYTES: Final = 2**28
+"""Most keys and values of a point's copies on a CPU, if that is two of them: a server's CPU may have
+a cache of 480 MiB, and rounds through three times as much take minutes."""
+
+TWO_CPU_BYTES: Final = 3 * 2**30
+"""Most that two copies may take there; a contiguous cache takes more than that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +154,7 @@ class _Run:
             if isinstance(each, Candidate) and not subjects[each.name].why:
                 present[each.name] = each
         copies = copies_that_fit(
-            point, cache_bytes=self.device.cache_bytes, most_bytes=_most_bytes(self.plan.device)
+            point, cache_bytes=self.device.cache_bytes, most_bytes=most_bytes(point, self.device)
         )
         samples = make_samples(point, copies, device=self.plan.device)
         while present and not self.stop.is_set():
@@ -163,7 +167,7 @@ class _Run:
         for name, each in present.items():
             if self.stop.is_set() and not subjects[name].why and not subjects[name].cold_s:
                 subjects[name] = _not_timed(each, "interrupted")
-        return _point_record(point, samples, subjects, self.device.cache_bytes)
+        return _point_record(point, samples, subjects, self.device)
 
     def _before(self, each: Candidate | Absent, point: Point) -> SubjectRecord:
         """What is said of a subject that is not timed; without a reason if it is to be."""
@@ -204,7 +208,8 @@ class _Run:
             "rounds": plan.rounds,
             "warm_up": WARM_UP,
             "seed": plan.seed,
-            "warm": point.kv_bytes <= self.device.cache_bytes,
+            "warm": point.kv_bytes <= self.device.cache_bytes
+            and _is_cold(point, copies, self.device),
         }
         answer = self.child.rounds(
             question, judge=lambda said: self._finding(samples, said), advance=self._advance
@@ -228,7 +233,7 @@ class _Run:
 
 
 def _point_record(
-    point: Point, samples: Sequence[Sample], subjects: dict[str, SubjectRecord], cache_bytes: int
+    point: Point, samples: Sequence[Sample], subjects: dict[str, SubjectRecord], device: Device
 ) -> PointRecord:
     problem, copies = point.problem, len(samples)
     return PointRecord(
@@ -242,7 +247,7 @@ def _point_record(
         kv_bytes=point.kv_bytes,
         flops=point.flops,
         copies=copies,
-        cold=copies * point.kv_bytes >= COLD_FACTOR * cache_bytes,
+        cold=_is_cold(point, copies, device),
         checked=(
             f"after every round: all rows finite, and {len(samples[0].rows):,} of "
             f"{problem.num_tokens:,} rows of each input within the tolerance of float64 "
@@ -252,9 +257,16 @@ def _point_record(
     )
 
 
-def _most_bytes(device: str) -> int:
-    # Peers lay the cache out anew, and a contiguous one is larger: the rest is for them.
-    return torch.cuda.mem_get_info()[0] // 4 if device == "cuda" else CPU_BYTES
+def _is_cold(point: Point, copies: int, device: Device) -> bool:
+    return copies * point.kv_bytes >= COLD_FACTOR * device.cache_bytes
+
+
+def most_bytes(point: Point, device: Device) -> int:
+    """Most that the inputs of a point may take, keys and values counted."""
+    if device.kind == "cuda":
+        # Peers lay the cache out anew, and a contiguous one is larger: the rest is for them.
+        return int(torch.cuda.mem_get_info()[0]) // 4
+    return max(CPU_BYTES, min(2 * point.kv_bytes, TWO_CPU_BYTES))
 
 
 def _not_timed(candidate: Candidate, status: Status, why: str = "") -> SubjectRecord:

@@ -20,8 +20,8 @@ from bench.throughput.bars import judge_bars
 from bench.throughput.candidates import Absent, Candidate, find_candidates
 from bench.throughput.points import Grid, Point
 from bench.throughput.record import ThroughputRecord
-from bench.throughput.run import ThroughputPlan, run_throughput
-from bench.throughput.tensors import make_samples
+from bench.throughput.run import ThroughputPlan, most_bytes, run_throughput
+from bench.throughput.tensors import copies_that_fit, make_samples
 from bench.throughput.worker import CANDIDATE
 from helpers.measuring import SMALL, InAThread, SmallCache
 from paged.attention import paged_attention
@@ -493,6 +493,23 @@ def test_the_roofs_are_measured(monkeypatch):
     assert roof.copy_bytes == 2**20
     assert 0.01 < roof.copy_median_gigabytes_per_s <= roof.copy_gigabytes_per_s < 10_000
     assert 0 < roof.matrix_median_teraflops_per_s <= roof.matrix_teraflops_per_s < 100
+
+
+@pytest.mark.parametrize(
+    ("batch", "cache_bytes", "copies"),
+    [
+        ("1x2048", 2**25, 12),  # of 8 MiB each: cold at last
+        ("1x2048", 480 * 2**20, 32),  # not the 180 that would be
+        ("32x2048", 480 * 2**20, 2),  # 256 MiB each
+        ("32x16384", 2**25, 1),  # 2 GiB
+    ],
+)
+def test_a_large_cache_of_a_cpu_does_not_make_a_point_take_minutes(batch, cache_bytes, copies):
+    device = SmallCache()
+    device.cache_bytes = cache_bytes
+    (point,) = Grid(batches=(batch,)).points()
+    found = copies_that_fit(point, cache_bytes=cache_bytes, most_bytes=most_bytes(point, device))
+    assert found == copies
 
 
 def test_asv_gets_a_series_of_times_and_one_of_bandwidth(run, tmp_path):
