@@ -29,8 +29,9 @@ def main() -> None:
     code: Any = HARNESS_FAILED
     try:
         from bench.commands.app import app
+        from reference.stack import with_stack_room
 
-        app(prog_name="pagedbench")
+        with_stack_room(app)(prog_name="pagedbench")
     except SystemExit as end:
         code = end.code
     except Exception:

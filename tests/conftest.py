@@ -37,9 +37,11 @@ gc.disable()
 import pytest  # noqa: E402 - the environment above has to be set before anything can import triton
 import torch  # noqa: E402
 import typer.testing  # noqa: E402
+from _pytest import runner  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 from helpers import profiles  # noqa: E402
+from reference.stack import with_stack_room  # noqa: E402
 
 torch.set_num_threads(1)
 # Building the commands takes forty milliseconds, running one of them a few: build them once.
@@ -66,6 +68,13 @@ def pytest_configure(config: pytest.Config) -> None:
             "triton was imported before tests/conftest.py could set TRITON_INTERPRET=1: "
             "set it in the environment, or leave out the plugin that imports triton"
         )
+
+
+@pytest.hookimpl(tryfirst=True)
+@with_stack_room
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
+    """As pytest runs a test, a third faster: frames of pytest and Hypothesis lie deep."""
+    return runner.pytest_runtest_protocol(item, nextitem)
 
 
 def pytest_collection_finish() -> None:

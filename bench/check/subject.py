@@ -42,6 +42,7 @@ from reference.attention.contract import (
 )
 from reference.attention.far import NoRoom, no_room_for_copies, room_for
 from reference.attention.raised import said_of
+from reference.stack import with_stack_room
 from subjects.attention.resolve import Subject, resolve_kernel
 from subjects.loading import SubjectError
 
@@ -176,6 +177,7 @@ def introduction_of(subject: Subject) -> dict[str, Any]:
     return {"capabilities": declared, "watchable": watcher() is not None}
 
 
+@with_stack_room
 def main() -> None:
     """Answer until standard input ends."""
     name, device, *file = sys.argv[1:]

@@ -38,6 +38,7 @@ from bench.gate.timers import COPY_BYTES, DEVICE_VARIABLE, device_named, take_tu
 from bench.machine.facts import facts
 from bench.machine.timing import CpuDevice, Device, device_of
 from bench.search.child import answer_questions, listen, open_answers, speak_when_dying
+from reference.stack import with_stack_room
 
 UNTIMED_CALLS: Final = 2
 """Before anything is measured: imports, caches and allocators settle."""
@@ -164,6 +165,7 @@ def describe(device: Device) -> dict[str, Any]:
     }
 
 
+@with_stack_room
 def main() -> None:
     """Answer questions until there are no more."""
     answers = open_answers()

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from reference.errors import BadInput
+from reference.stack import with_stack_room
 
 GRACE_S: Final = 10.0
 """For what is under way on a cluster when nobody wants the rest."""
@@ -38,7 +39,7 @@ def in_processes(
     try:
         with deaf_to(signal.SIGINT, signal.SIGTERM):
             done = Parallel(n_jobs=workers, return_as="generator_unordered")(
-                delayed(call)(*arguments) for arguments in calls
+                delayed(_made)(call, arguments) for arguments in calls
             )
         with closing(done):
             yield from done
@@ -46,6 +47,11 @@ def in_processes(
         # joblib keeps them for the next call. Here there is none, and whoever reads what the
         # command prints waits until nobody holds its output open.
         get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
+
+
+@with_stack_room
+def _made(call: Callable[..., T], arguments: tuple[Any, ...]) -> T:
+    return call(*arguments)
 
 
 def on_ray(

@@ -48,8 +48,8 @@ from subjects.process import SubjectProcess
 WARM_UP: Final = 2
 
 CPU_BYTES: Final = 2**28
-"""Most keys and values of a point's copies on a CPU, if that is two of them: a server's CPU may have
-a cache of 480 MiB, and rounds through three times as much take minutes."""
+"""Most keys and values of a point's copies on a CPU, if that is two of them: a server's CPU may
+have a cache of 480 MiB, and rounds through three times as much take minutes."""
 
 TWO_CPU_BYTES: Final = 3 * 2**30
 """Most that two copies may take there; a contiguous cache takes more than that."""

@@ -48,6 +48,7 @@ from bench.throughput.candidates import Absent, Candidate, Planner, find_candida
 from reference.attention.contract import PagedBatch
 from reference.attention.layout import usual
 from reference.attention.problem import AttentionProblem
+from reference.stack import with_stack_room
 from subjects.loading import SubjectError
 
 Message = dict[str, Any]
@@ -55,6 +56,7 @@ Message = dict[str, Any]
 CANDIDATE = TypeAdapter(Candidate)
 
 
+@with_stack_room
 def main() -> None:
     """Answer until standard input ends."""
     (kind,) = sys.argv[1:]

@@ -34,6 +34,7 @@ from reference.allocator.sight import (
     said,
     truth,
 )
+from reference.stack import with_stack_room
 
 CHECKS: Final[Mapping[str, str]] = {
     "content": "Each live sequence, read through its own table, sees its own prefixes.",
@@ -569,6 +570,7 @@ def run_program(
     return find_fault(factory, program.pool, run, capabilities=capabilities, machine=machine)
 
 
+@with_stack_room
 def find_fault(
     factory: AllocatorFactory,
     pool: Pool,

@@ -57,6 +57,7 @@ from reference.attention.stores import Stored, place_stores
 from reference.attention.tolerance import worst_excess
 from reference.attention.truth import Parts, Truth, attend, parts_of
 from reference.attention.verdict import Status, Verdict
+from reference.stack import with_stack_room
 
 MAX_GROWTH: Final = 5
 """Tokens that the growth law feeds one at a time."""
@@ -235,6 +236,7 @@ def _nan_from_free_slots(subject: Subject, problem: AttentionProblem) -> str:
     return f"out[token {token}, head {head}]"
 
 
+@with_stack_room
 def run_check(
     check: Check,
     kernel: AttentionKernel,

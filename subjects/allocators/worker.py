@@ -37,6 +37,7 @@ from collections.abc import Iterable, Mapping
 from typing import IO, Any, Final
 
 from reference.errors import described
+from reference.stack import with_stack_room
 from subjects.allocators.bytecodes import CountedAllocator
 from subjects.allocators.mixed_stream import STREAMS, serve
 from subjects.loading import SubjectError, load
@@ -183,6 +184,7 @@ def introduction(name: str) -> tuple[Any, dict[str, Any]]:
     return factory, {"capabilities": capabilities, "version": str(getattr(factory, "version", ""))}
 
 
+@with_stack_room
 def main(name: str, time_limit_s: float) -> None:
     """Import the allocator, then fork one process after another to answer questions."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
