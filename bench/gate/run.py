@@ -428,8 +428,11 @@ def _home(sides: Mapping[str, Side]) -> Iterator[Path]:
         )
     with temporary_folder() as folder:
         ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(HOME / "bench", folder / "tree" / "bench", ignore=ignored)
-        yield folder / "tree"
+        home = folder / "tree"
+        shutil.copytree(HOME / "bench", home / "bench", ignore=ignored)
+        (home / "reference").mkdir()
+        shutil.copy(HOME / "reference" / "stack.py", home / "reference")  # see `gate.worker.main`
+        yield home
 
 
 def noise_of(
